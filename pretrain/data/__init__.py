@@ -1,0 +1,1 @@
+"""Corpora: reading sources, preparing shards, ordering, packing and loading batches."""

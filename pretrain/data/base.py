@@ -1,0 +1,62 @@
+"""The batch: ragged sequences that lie end to end in one flat stream.
+
+Holds the type that loaders produce and models consume, not how either works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORED = -100  # a target with this value is not a target
+
+
+class Slots(NamedTuple):
+    """What the loader cuts from the corpus for one micro-batch: B slots of at most `seq_len` tokens each, end to end.
+
+    A slot holds one or more documents (or parts of them), each a sequence of its own; N tokens, S sequences in all.
+    """
+
+    tokens: np.ndarray  # (N,) int64
+    following: np.ndarray  # (N,) int64, the id after each token, IGNORED where a sequence ends and nothing may be learnt
+    offsets: np.ndarray  # (S+1,) int32, where sequences begin
+    slots: np.ndarray  # (B+1,) int64, where slots begin
+    keys: np.ndarray  # (B, 3) int64: source, epoch and index of each slot, what randomness is drawn from
+
+
+@dataclass
+class Batch:
+    """One micro-batch of S sequences, N tokens in all; nothing is padded.
+
+    N is the number of tokens, S the number of sequences (documents, or parts of them).
+    """
+
+    tokens: Tensor  # (N,) int64, all sequences end to end
+    positions: Tensor  # (N,) int64, position inside its sequence
+    offsets: Tensor  # (S+1,) int32, sequence s is tokens[offsets[s]:offsets[s+1]]
+    max_len: int  # longest sequence in tokens, an upper bound is allowed
+    targets: Tensor  # (N,) int64 token targets, or (S, ...) sequence labels; IGNORED = not a target
+    num_targets: int  # targets that count, known on the CPU before the forward pass
+    segments: Tensor | None = None  # (N,) int64 token-type ids
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`; copies from pinned memory do not wait."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, so that `to` can copy while the device computes."""
+        pinned = {
+            field.name: value.pin_memory()
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **pinned)

@@ -1,0 +1,55 @@
+"""The kinds of failure and the process exit code of each.
+
+Holds no handling: `pretrain.__main__` turns an error into its message and exit code.
+"""
+
+
+class HeadwaterError(Exception):
+    """A failure that the user can act on; the message names the thing, its value, the rule and the fix."""
+
+    exit_code = 1
+
+
+class ConfigError(HeadwaterError):
+    """A configuration or an input refused before any process group exists."""
+
+    exit_code = 2
+
+
+class DataError(HeadwaterError):
+    """A corpus, shard or document that cannot be trained on."""
+
+    exit_code = 3
+
+
+class CheckpointError(HeadwaterError):
+    """A checkpoint that is torn, foreign, from the future or of another model."""
+
+    exit_code = 4
+
+
+class NumericalError(HeadwaterError):
+    """Losses or gradients that stayed non-finite for longer than the run allows."""
+
+    exit_code = 5
+
+
+class ResourceError(HeadwaterError):
+    """Disk or memory that ran out."""
+
+    exit_code = 8
+
+
+class Preempted(HeadwaterError):
+    """The run was asked to stop; its checkpoint is written and it wants to be started again."""
+
+    exit_code = 85
+
+
+def check(condition: bool, key: str, value: object, rule: str) -> None:
+    """Raise a `ValueError` that names key, value and rule unless the condition holds.
+
+    Dataclasses call it in `__post_init__`; the entry points report it with exit code 2.
+    """
+    if not condition:
+        raise ValueError(f"{key}={value}: {rule}")

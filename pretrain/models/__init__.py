@@ -1,0 +1,1 @@
+"""Architectures, built from one set of blocks."""

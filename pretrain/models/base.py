@@ -1,0 +1,99 @@
+"""What a model is to the rest of the framework, and the layout that attention reads.
+
+Holds protocols and the ragged layout; blocks, attention kernels and architectures live beside it.
+
+Letters of shapes in this folder: N tokens of the micro-batch, S sequences, D model width, H query heads,
+K key-value heads, E width of one head, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Layout:
+    """Where sequences begin: queries and keys each lie end to end in a flat stream.
+
+    Sequence s owns queries[q_offsets[s]:q_offsets[s+1]] and keys[k_offsets[s]:k_offsets[s+1]]. Under a causal mask
+    the last query of a sequence sees its last key, so that with a cache the queries are the newest positions.
+    """
+
+    q_offsets: Tensor  # (S+1,) int32
+    k_offsets: Tensor  # (S+1,) int32, the same tensor in self-attention
+    max_q: int  # longest query sequence in tokens, an upper bound is allowed
+    max_k: int  # longest key sequence in tokens, an upper bound is allowed
+    _plans: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, offsets: Tensor, max_len: int) -> Layout:
+        """Return the layout of self-attention over sequences at `offsets` (S+1,)."""
+        return cls(q_offsets=offsets, k_offsets=offsets, max_q=max_len, max_k=max_len)
+
+    def plan(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what a backend derives from the offsets, made once and shared by all layers of a forward pass."""
+        if key not in self._plans:
+            self._plans[key] = make()
+        return self._plans[key]
+
+
+class Attend(Protocol):
+    """One attention backend. All backends agree up to floating-point order; one that cannot honour a mask refuses."""
+
+    def __call__(
+        self,
+        q: Tensor,  # (Nq, H, E)
+        k: Tensor,  # (Nk, K, E), K divides H
+        v: Tensor,  # (Nk, K, E)
+        layout: Layout,
+        *,
+        causal: bool,
+        window: int | None = None,  # a query sees at most `window` keys up to itself (and as many after, if not causal)
+        dropout: float = 0.0,  # probability that an attention weight is dropped
+    ) -> Tensor:  # (Nq, H, E)
+        ...
+
+
+class Model(nn.Module):
+    """A network from token ids to final hidden states, built on the meta device and filled by `init_weights`.
+
+    Constructors hold no data: they run under `torch.device("meta")`. `blocks` are where a strategy cuts (shards,
+    checkpoints activations, compiles); the model itself knows nothing of ranks.
+    """
+
+    blocks: nn.ModuleList
+
+    def forward(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """Return the final hidden states (N, D), normalised and ready for the head."""
+        raise NotImplementedError
+
+    def head_weight(self) -> Tensor:
+        """Return the vocabulary projection (V, D), which may be the embedding itself (tied)."""
+        raise NotImplementedError
+
+    def init_weights(self, seed: int) -> None:
+        """Fill every parameter and buffer by the published scheme; the same seed gives the same weights anywhere."""
+        raise NotImplementedError
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the floating-point operations of one token's forward and backward pass at this sequence length."""
+        raise NotImplementedError
+
+
+class ModelConfig(Protocol):
+    """What `run` asks of a model's dataclass."""
+
+    def build(self, *, vocab_size: int, attend: Attend) -> Model:
+        """Return the model; called under `torch.device("meta")`, so nothing is allocated."""
+        ...
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and persistent buffers by name, a tied tensor once, under its first name."""
+    yield from module.named_parameters()
+    persistent = module.state_dict(keep_vars=True).keys()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)

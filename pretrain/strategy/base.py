@@ -1,0 +1,69 @@
+"""What a strategy is: five verbs between the loop and an engine.
+
+Holds the protocol and the fragment, the unit in which any strategy hands its state to a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+WEIGHT = "weight"  # the kind of a fragment that holds fp32 weights; other kinds are the optimizer's own state names
+
+
+class Fragment(NamedTuple):
+    """A run of one flattened tensor: what this rank owns of a weight or of an optimizer moment."""
+
+    name: str  # the parameter's or buffer's name in the trained module
+    kind: str  # WEIGHT, or the optimizer's name of the moment ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    shape: tuple[int, ...]  # of the whole tensor
+    start: int  # the first element, counted in the flattened whole tensor
+    data: Tensor  # (numel,) on any device, fp32 for floating-point tensors
+
+
+ReadFragment = Callable[[str, str, int, int], Tensor]
+"""(name, kind, start, numel) -> (numel,) CPU tensor, whatever rank wrote it."""
+
+
+class Strategy(Protocol):
+    """How one step runs on the hardware. All strategies give the same mathematics."""
+
+    def setup(self, module: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
+        """Take over the module (initialised, on this rank's device) and return the one that the loop calls."""
+        ...
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Return the context of one forward and backward pass; gradients are averaged over ranks in the last one."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of `loss` ()."""
+        ...
+
+    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
+        """Clip, update and clear the gradients; return the global gradient norm before clipping, () on the device.
+
+        Every parameter group's own learning rate is multiplied by `lr_factor`. A non-finite norm means that the
+        update was skipped: weights and moments are as before.
+        """
+        ...
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield what this rank writes of weights, buffers and moments; over all ranks each element comes once."""
+        ...
+
+    def load_fragments(self, read: ReadFragment) -> None:
+        """Fill weights, buffers and moments from a checkpoint that any strategy wrote at any world size."""
+        ...
+
+    def state(self) -> dict[str, float]:
+        """Return the scalars beside the fragments (optimizer updates done, loss scale), equal on all ranks."""
+        ...
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Restore what `state` returned; called before `load_fragments`."""
+        ...
