@@ -22,7 +22,7 @@ class Slots(NamedTuple):
     """
 
     tokens: np.ndarray  # (N,) int64
-    following: np.ndarray  # (N,) int64, the id after each token, IGNORED where a sequence ends and nothing may be learnt
+    following: np.ndarray  # (N,) int64, the id after each token, IGNORED where nothing may be learnt
     offsets: np.ndarray  # (S+1,) int32, where sequences begin
     slots: np.ndarray  # (B+1,) int64, where slots begin
     keys: np.ndarray  # (B, 3) int64: source, epoch and index of each slot, what randomness is drawn from

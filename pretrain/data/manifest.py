@@ -88,7 +88,7 @@ class Manifest:
         try:
             raw = json.loads(path.read_text())
             if raw["format"] != FORMAT:
-                raise DataError(f"{path}: format {raw['format']}, this version reads {FORMAT}; prepare the corpus again")
+                raise DataError(f"{path}: format {raw['format']}; this version reads {FORMAT}, prepare it again")
             splits = {
                 name: Split(shards=[Shard(**shard) for shard in split["shards"]])
                 for name, split in raw.pop("splits").items()
