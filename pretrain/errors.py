@@ -10,7 +10,7 @@ class HeadwaterError(Exception):
     exit_code = 1
 
 
-class ConfigError(HeadwaterError):
+class ConfigError(HeadwaterError, ValueError):
     """A configuration or an input refused before any process group exists."""
 
     exit_code = 2
@@ -47,9 +47,9 @@ class Preempted(HeadwaterError):
 
 
 def check(condition: bool, key: str, value: object, rule: str) -> None:
-    """Raise a `ValueError` that names key, value and rule unless the condition holds.
+    """Raise a `ConfigError` (a `ValueError`) that names key, value and rule unless the condition holds.
 
-    Dataclasses call it in `__post_init__`; the entry points report it with exit code 2.
+    Dataclasses call it in `__post_init__`, so that a refused value never reaches the code behind it.
     """
     if not condition:
-        raise ValueError(f"{key}={value}: {rule}")
+        raise ConfigError(f"{key}={value}: {rule}")

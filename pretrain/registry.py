@@ -5,36 +5,103 @@ Holds how a choice is added and how a composed configuration becomes plain objec
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.errors import ConfigError
 
 T = TypeVar("T")
 
-_nodes: dict[type, tuple[str, str]] = {}  # class -> (group, name)
+_choices: dict[type, tuple[str, str]] = {}  # class -> (group, name)
 
 
 def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
     """Store the decorated dataclass as the choice `name` of a config group, e.g. `model=decoder`."""
 
     def store(node: type[T]) -> type[T]:
-        _nodes[node] = (group, name)
+        _choices[node] = (group, name)
         ConfigStore.instance().store(group=group, name=name, node=node)
         return node
 
     return store
 
 
-def discover(package: ModuleType) -> None:
-    """Import every module of a package, so that adding a file adds its choices."""
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+def discover(*packages: ModuleType) -> None:
+    """Import every module of the packages, so that adding a file adds its choices."""
+    for package in packages:
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
 
-def choice_of(node: type) -> tuple[str, str] | None:
-    """Return (group, name) under which a class was registered, None for one that was not."""
-    return _nodes.get(node)
+def typed(cfg: DictConfig) -> Any:
+    """Return the plain objects that a composed configuration describes.
+
+    Raises `ConfigError` for a value that is missing, refused by its dataclass, or outside the schema: Hydra accepts
+    `+model.foo=1`, and OmegaConf would drop it silently.
+    """
+    try:
+        typed_config = OmegaConf.to_object(cfg)
+        raw = OmegaConf.to_container(cfg, resolve=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(
+            f"{error.full_key}: required and not given; add {error.full_key}=... to the command"
+        ) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {error.msg}") from None
+    for key, siblings in _outside_schema(typed_config, raw, ""):
+        raise ConfigError(f"{key}: no such setting{nearest(key, siblings)}")
+    return typed_config
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" with the known key that is spelt most like `key`, or nothing."""
+    known = list(known)
+    leaf = {name.rpartition(".")[2]: name for name in known}
+    found = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    found = found or [leaf[name] for name in difflib.get_close_matches(key.rpartition(".")[2], leaf, n=1, cutoff=0.6)]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def keys_of(raw: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the leaves of nested dictionaries."""
+    if not isinstance(raw, dict):
+        yield prefix.removesuffix(".")
+        return
+    for key, value in raw.items():
+        yield from keys_of(value, f"{prefix}{key}.")
+
+
+def choices_in(typed_config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key, group, name) of every registered object inside a typed configuration."""
+    if is_dataclass(typed_config) and not isinstance(typed_config, type):
+        if choice := _choices.get(type(typed_config)):
+            yield prefix.removesuffix("."), *choice
+        for field in fields(typed_config):
+            yield from choices_in(getattr(typed_config, field.name), f"{prefix}{field.name}.")
+    elif isinstance(typed_config, dict):
+        for key, value in typed_config.items():
+            yield from choices_in(value, f"{prefix}{key}.")
+
+
+def _outside_schema(typed_config: Any, raw: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the keys of `raw` that no dataclass field took, each with the keys that stand beside it."""
+    if is_dataclass(typed_config) and not isinstance(typed_config, type):
+        known = [field.name for field in fields(typed_config)]
+        siblings = [f"{prefix}{name}" for name in known]
+        yield from ((f"{prefix}{key}", siblings) for key in raw if key not in known)
+        children = {name: getattr(typed_config, name) for name in known}
+    elif isinstance(typed_config, dict):
+        children = typed_config
+    else:
+        return
+    for name, child in children.items():
+        yield from _outside_schema(child, raw.get(name), f"{prefix}{name}.")

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from pretrain.objectives.base import Objective
 
 WEIGHT = "weight"  # the kind of a fragment that holds fp32 weights; other kinds are the optimizer's own state names
 
@@ -19,20 +22,28 @@ class Fragment(NamedTuple):
     """A run of one flattened tensor: what this rank owns of a weight or of an optimizer moment."""
 
     name: str  # the parameter's or buffer's name in the trained module
-    kind: str  # WEIGHT, or the optimizer's name of the moment ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    kind: str  # WEIGHT, or the optimizer's name of the state ("exp_avg", "exp_avg_sq", "momentum_buffer", "step")
     shape: tuple[int, ...]  # of the whole tensor
     start: int  # the first element, counted in the flattened whole tensor
     data: Tensor  # (numel,) on any device, fp32 for floating-point tensors
 
 
-ReadFragment = Callable[[str, str, int, int], Tensor]
-"""(name, kind, start, numel) -> (numel,) CPU tensor, whatever rank wrote it."""
+class Reader(Protocol):
+    """A checkpoint as a strategy sees it: any run of any tensor, whatever rank wrote it."""
+
+    def kinds(self, name: str) -> dict[str, torch.Size]:
+        """Return the kinds stored for a tensor (weight and moments) and the whole shape of each."""
+        ...
+
+    def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
+        """Return elements [start, start + numel) of the flattened tensor, (numel,) on the CPU."""
+        ...
 
 
 class Strategy(Protocol):
     """How one step runs on the hardware. All strategies give the same mathematics."""
 
-    def setup(self, module: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
+    def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         """Take over the module (initialised, on this rank's device) and return the one that the loop calls."""
         ...
 
@@ -56,12 +67,12 @@ class Strategy(Protocol):
         """Yield what this rank writes of weights, buffers and moments; over all ranks each element comes once."""
         ...
 
-    def load_fragments(self, read: ReadFragment) -> None:
+    def load_fragments(self, read: Reader) -> None:
         """Fill weights, buffers and moments from a checkpoint that any strategy wrote at any world size."""
         ...
 
     def state(self) -> dict[str, float]:
-        """Return the scalars beside the fragments (optimizer updates done, loss scale), equal on all ranks."""
+        """Return the scalars beside the fragments (the loss scale), equal on all ranks."""
         ...
 
     def load_state(self, state: dict[str, float]) -> None:

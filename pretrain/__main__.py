@@ -1,0 +1,17 @@
+"""`python -m pretrain`: pretrain a model as the configuration says.
+
+Holds nothing but the door; `pretrain.run` builds and trains.
+"""
+
+from pretrain.config import PretrainConfig
+from pretrain.entry import launch
+
+
+def main(cfg: PretrainConfig) -> None:
+    from pretrain.run import pretrain  # after the configuration is accepted: it imports the engines
+
+    pretrain(cfg)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,58 @@
+"""The root configuration: one field a slice, and the checks that no slice can make alone.
+
+Holds no defaults of the slices: each dataclass lives beside the code that it configures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from pretrain import data, models, objectives, optim, precision, schedule, strategy, tracking
+from pretrain.checkpoint import CheckpointConfig
+from pretrain.data.loader import DataConfig
+from pretrain.evaluate import EvalConfig
+from pretrain.loop import LogConfig, TrainConfig
+from pretrain.registry import discover
+from pretrain.rundir import RunConfig
+from pretrain.strategy.compilation import CompileConfig
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Everything that decides a pretraining run.
+
+    A field typed `Any` is a config group: its object is one of the registered dataclasses of that group, chosen on
+    the command line (`model=gpt2_124m`). The first block decides what is learnt, the second how fast and where.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory
+    seed: int = 1  # of weights, data order, masking and dropout
+    data: DataConfig = MISSING
+    tokenizer: Any = MISSING
+    model: Any = MISSING
+    objective: Any = MISSING
+    optim: Any = MISSING
+    schedule: Any = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    strategy: Any = MISSING
+    precision: Any = MISSING
+    attention: Any = MISSING
+    compile: CompileConfig = MISSING
+    tracker: Any = MISSING
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+def register_choices() -> None:
+    """Fill Hydra's ConfigStore with the root and with every choice of every group."""
+    ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
+    discover(data, models, objectives, strategy)
+
+
+__all__ = ["PretrainConfig", "optim", "precision", "register_choices", "schedule", "tracking"]

@@ -1,0 +1,107 @@
+"""The world of ranks: who we are, sums and small messages over all ranks, and the request to stop.
+
+Holds every collective that the framework calls by itself; gradients are the strategy's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
+
+
+def world_size() -> int:
+    """Return how many ranks torchrun started, 1 without torchrun; needs no process group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return this process's number among all ranks; needs no process group."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. Its methods are collectives: every rank calls them, in the same order."""
+
+    rank: int
+    size: int
+    device: torch.device  # where this rank computes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def sum_ints(self, *values: int) -> list[int]:
+        """Return the sums over ranks, exact. Runs on the CPU: it does not wait for the device."""
+        if self.size == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Return the sum of a small tensor over ranks, on its device."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, message: Any) -> list[Any]:
+        """Return the messages of all ranks in rank order; a message is anything that JSON can hold."""
+        if self.size == 1:
+            return [message]
+        own = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([own.numel()]))
+        longest = max(int(length) for length in lengths)
+        padded = torch.nn.functional.pad(own, (0, longest - own.numel()))
+        messages = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(messages, padded)
+        return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(messages, lengths, strict=True)]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the process group that torchrun describes, and leave it at the end; one process alone needs none."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if world_size() > 1:
+        # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    yield World(rank=rank(), size=world_size(), device=device)
+    if dist.is_initialized():  # after an error nobody waits for peers: torchrun ends them
+        dist.destroy_process_group()
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGUSR1 asked this process to stop. The handler sets a flag and does nothing else."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True

@@ -1,0 +1,83 @@
+"""From a command line to a typed configuration, and from an error to an exit code.
+
+Holds what every Hydra entry point shares; what runs is passed in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from pretrain.config import PretrainConfig, register_choices
+from pretrain.errors import ConfigError, HeadwaterError
+from pretrain.registry import keys_of, nearest, typed
+
+CONFIG = {"version_base": "1.3", "config_path": "pkg://conf", "config_name": "pretrain"}
+
+
+def launch(run: Callable[[PretrainConfig], None]) -> None:
+    """Compose the configuration from the command line, type it, run, and exit with the code of the outcome."""
+    try:
+        composed = compose_command_line()
+        if composed is not None:  # None after --help, --cfg and the like
+            run(typed(composed))
+    except HeadwaterError as error:
+        print(f"{error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def compose_command_line() -> DictConfig | None:
+    """Let Hydra compose `sys.argv`. Hydra starts nothing, writes nothing and handles no error of ours."""
+    register_choices()
+    composed: list[DictConfig] = []
+
+    def keep(cfg: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise ConfigError("--multirun: jobs of a sweep would share one process; start one process for each job")
+        composed.append(cfg)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
+    try:
+        hydra.main(**CONFIG)(keep)()
+    except HydraException as error:
+        raise ConfigError(_explained(str(error))) from None
+    return composed[0] if composed else None
+
+
+def compose(overrides: list[str], config_dir: Path | None = None, config_name: str = "pretrain") -> PretrainConfig:
+    """Compose and type a configuration from Python: the presets, or the `config.yaml` of a run directory."""
+    register_choices()
+    if config_dir is None:
+        context = hydra.initialize_config_module("conf", version_base="1.3")
+    else:
+        context = hydra.initialize_config_dir(str(config_dir.absolute()), version_base="1.3")
+    try:
+        with context:
+            return typed(hydra.compose(config_name, overrides))
+    except HydraException as error:
+        raise ConfigError(_explained(str(error))) from None
+
+
+def _explained(message: str) -> str:
+    """Turn Hydra's message into one that names the key, the rule and the nearest key or choice."""
+    if found := re.search(r"Could not override '([^']+)'", message):
+        key = found[1]
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            known = keys_of(OmegaConf.to_container(hydra.compose("pretrain")))
+        return f"{key}: no such setting{nearest(key, known)}"
+    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+([\w\s./-]+)", message):
+        options = [option for option in found[3].split() if "/" not in option and "=" not in option]
+        choice = found[1].removeprefix(f"{found[2]}/")
+        return f"{found[2]}={choice}: no such choice{nearest(choice, options)} (choices: {', '.join(options)})"
+    return " ".join(line.strip() for line in message.splitlines() if "type=" not in line and line.strip())

@@ -1,0 +1,140 @@
+"""Fragment files: safetensors written as a stream, hashed while they are written, read by slices.
+
+Holds bytes on disk and nothing of steps or ranks. The format is that of the safetensors library, which reads it
+(https://github.com/huggingface/safetensors#format); its writer cannot hash or sync what it writes, so ours does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pretrain.errors import CheckpointError
+from pretrain.strategy.base import WEIGHT, Fragment
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
+_BLOCK = 1 << 24  # bytes hashed or written at a time
+
+
+class Index(TypedDict):
+    """What the manifest needs to know of one fragment file."""
+
+    file: str
+    size: int  # bytes
+    sha256: str
+    fragments: list[tuple[str, str, list[int], str, int, int]]  # name, kind, whole shape, dtype, start, numel
+
+
+def _key(name: str, kind: str, start: int) -> str:
+    return f"{kind}/{name}/{start}"
+
+
+def write_fragments(path: Path, fragments: Iterable[Fragment]) -> Index:
+    """Write fragments as one safetensors file, durably, and return its index. Raises `OSError` as the system does."""
+    kept = list(fragments)
+    header: dict[str, Any] = {}
+    end = 0
+    for fragment in kept:
+        begin, end = end, end + fragment.data.numel() * fragment.data.element_size()
+        header[_key(fragment.name, fragment.kind, fragment.start)] = {
+            "dtype": _DTYPES[fragment.data.dtype],
+            "shape": [fragment.data.numel()],
+            "data_offsets": [begin, end],
+        }
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    pieces = (memoryview(_bytes_of(fragment.data)) for fragment in kept)
+    digest = write_durably(path, len(head).to_bytes(8, "little") + head, pieces)
+    return Index(
+        file=path.name,
+        size=8 + len(head) + end,
+        sha256=digest,
+        fragments=[
+            (f.name, f.kind, list(f.shape), str(f.data.dtype).removeprefix("torch."), f.start, f.data.numel())
+            for f in kept
+        ],
+    )
+
+
+def write_durably(path: Path, head: bytes, pieces: Iterable[memoryview] = ()) -> str:
+    """Write `head` and then `pieces` to a new file, fsync it, and return its SHA-256. Hashing runs beside writing."""
+    digest = hashlib.sha256(head)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
+        file.write(head)
+        for piece in pieces:
+            for begin in range(0, len(piece), _BLOCK):
+                block = piece[begin : begin + _BLOCK]
+                hashed = hasher.submit(digest.update, block)
+                file.write(block)
+                hashed.result()
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes_of(data: Tensor) -> Any:
+    """Return the tensor's bytes as a buffer, copied only if it is not on the CPU."""
+    return data.detach().cpu().contiguous().view(torch.uint8).numpy()
+
+
+class FragmentReader:
+    """The tensors of a committed step, read by name and run of elements; see `Reader` in `strategy.base`."""
+
+    def __init__(self, step: Path, tensors: dict[str, dict[str, Any]]) -> None:
+        self.step = step
+        self.tensors = tensors
+        self.files: dict[str, Any] = {}  # opened (memory-mapped) on first use
+        for name, kinds in tensors.items():
+            for kind, entry in kinds.items():
+                self._check_cover(name, kind, entry)
+
+    def weight_shapes(self) -> dict[str, torch.Size]:
+        """Return the shape of every stored weight and buffer by name."""
+        return {name: torch.Size(kinds[WEIGHT]["shape"]) for name, kinds in self.tensors.items() if WEIGHT in kinds}
+
+    def kinds(self, name: str) -> dict[str, torch.Size]:
+        return {kind: torch.Size(entry["shape"]) for kind, entry in self.tensors[name].items()}
+
+    def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
+        entry = self.tensors[name][kind]
+        out = torch.empty(numel, dtype=getattr(torch, entry["dtype"]))
+        for file, begin, length in entry["fragments"]:
+            low, high = max(start, begin), min(start + numel, begin + length)
+            if low < high:
+                piece = self._open(file).get_slice(_key(name, kind, begin))
+                out[low - start : high - start] = piece[low - begin : high - begin]
+        return out
+
+    def _open(self, file: str) -> Any:
+        if file not in self.files:
+            try:
+                self.files[file] = safe_open(self.step / file, framework="pt")
+            except SafetensorError as error:
+                raise CheckpointError(f"{self.step / file}: not a safetensors file ({error})") from None
+        return self.files[file]
+
+    def _check_cover(self, name: str, kind: str, entry: dict[str, Any]) -> None:
+        """Refuse a tensor whose fragments overlap or leave a gap."""
+        end = 0
+        for _, start, numel in sorted(entry["fragments"], key=lambda fragment: fragment[1]):
+            if start != end:
+                raise CheckpointError(f"{self.step}: {kind} of {name} has a gap or overlap at element {end}")
+            end = start + numel
+        if end != math.prod(entry["shape"]):
+            raise CheckpointError(f"{self.step}: {kind} of {name} ends at element {end} of {math.prod(entry['shape'])}")

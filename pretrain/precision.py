@@ -1,0 +1,63 @@
+"""Numeric precision of the forward and backward pass; weights and moments are fp32 everywhere.
+
+Holds what torch's autocast needs to know. Engines with a precision policy of their own read the dtype.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from pretrain.errors import check
+from pretrain.registry import register
+
+
+@dataclass(kw_only=True)
+class Precision:
+    """The dtype that matrix products and attention run in."""
+
+    dtype: ClassVar[torch.dtype]
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return the context in which the forward pass runs; also usable as a decorator."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Return the loss scaler; a disabled one, which passes everything through, where none is needed."""
+        return torch.amp.GradScaler(device.type, enabled=False)
+
+
+@register("precision", "fp32")
+@dataclass(kw_only=True)
+class FP32(Precision):
+    """Everything in single precision."""
+
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+
+@register("precision", "bf16")
+@dataclass(kw_only=True)
+class BF16(Precision):
+    """bfloat16 by autocast: the range of fp32, so no loss scaling."""
+
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@register("precision", "fp16")
+@dataclass(kw_only=True)
+class FP16(Precision):
+    """float16 by autocast with dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740)."""
+
+    dtype: ClassVar[torch.dtype] = torch.float16
+    initial_scale: float = 65536.0  # factor on the loss at the first step
+    growth_every: int = 2000  # optimizer steps without overflow after which the scale doubles
+
+    def __post_init__(self) -> None:
+        check(self.initial_scale >= 1, "precision.initial_scale", self.initial_scale, "at least 1")
+        check(self.growth_every >= 1, "precision.growth_every", self.growth_every, "at least 1 optimizer step")
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(device.type, init_scale=self.initial_scale, growth_interval=self.growth_every)

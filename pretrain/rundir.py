@@ -1,0 +1,115 @@
+"""The run directory: its place, its lock, its configuration and its record.
+
+Holds what is written once a run; metrics are `tracking`'s, checkpoints `checkpoint`'s.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from pretrain.errors import ConfigError, check
+from pretrain.registry import choices_in
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Where a run lives. The same name again resumes the run."""
+
+    name: str = "pretrain"  # directory name under root: letters, digits, '.', '_' and '-'
+    root: str = "runs"  # directory that holds all runs
+    fresh: bool = False  # refuse to resume: the run directory must not exist yet
+
+    def __post_init__(self) -> None:
+        rule = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        check(_NAME.fullmatch(self.name) is not None, "run.name", self.name, rule)
+
+    @property
+    def directory(self) -> Path:
+        """Return the run directory, the same on every rank and after every requeue."""
+        return Path(self.root) / self.name
+
+
+class RunDirectory:
+    """The directory of one run, held by one process (rank 0) at a time."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock  # held as long as the file is open; the system releases it when the process dies
+        self._record: dict[str, Any] = {}
+
+    @classmethod
+    def claim(cls, cfg: RunConfig) -> RunDirectory:
+        """Create and lock the directory. Raises `ConfigError` if it is taken, not fresh, or not writable."""
+        path = cfg.directory
+        if cfg.fresh and path.exists():
+            raise ConfigError(f"run.fresh=true: {path} exists; choose another run.name, or drop run.fresh to resume it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / "lock").open("a+")
+            if not os.access(path, os.W_OK):
+                raise PermissionError(f"{path} is not writable")
+        except OSError as error:
+            raise ConfigError(f"run.root={cfg.root}: cannot write the run directory ({error})") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"run.name={cfg.name}: {path} is in use by {lock.read().strip()}; wait for it, stop it, "
+                "or choose another run.name"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on host {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        lock.flush()
+        return cls(path, lock)
+
+    def write_config(self, cfg: Any) -> None:
+        """Write `config.yaml`: resolved values under the choices that typed them, itself a Hydra configuration."""
+        defaults: list[Any] = ["pretrain_schema"]
+        for key, group, name in choices_in(cfg):
+            defaults.append({group if key == group else f"{group}@{key}": name})
+        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)}))
+        _replace(self.path / "config.yaml", body)
+
+    def record(self, **entries: Any) -> None:
+        """Add entries to `run.json`."""
+        self._record |= entries
+        _replace(self.path / "run.json", json.dumps(self._record, indent=1) + "\n")
+
+    def log_to_file(self) -> None:
+        """Send the framework's log messages to `log.txt` too."""
+        handler = logging.FileHandler(self.path / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger("pretrain").addHandler(handler)
+
+
+def plain(value: Any) -> Any:
+    """Return a typed configuration as nested dictionaries of plain values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

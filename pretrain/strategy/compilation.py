@@ -1,0 +1,58 @@
+"""torch.compile: how much of the model is compiled.
+
+Holds the choice and its application; strategies call it before they wrap the module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import nn
+
+from pretrain.models.base import Model
+from pretrain.registry import register
+
+
+class Scope(StrEnum):
+    """What one compiled graph spans."""
+
+    none = "none"
+    block = "block"
+    model = "model"
+
+
+@dataclass(kw_only=True)
+class CompileConfig:
+    """Compiles in place, so parameter names stay as they are."""
+
+    scope: Scope = Scope.none  # none, each block by itself (fast to compile, any depth), or the whole model
+    mode: str = "default"  # torch.compile's mode: default, reduce-overhead, max-autotune
+
+    def apply(self, model: Model) -> None:
+        """Mark the model's parts for compilation at their first call."""
+        parts: list[nn.Module] = {Scope.none: [], Scope.block: list(model.blocks), Scope.model: [model]}[self.scope]
+        for part in parts:
+            part.compile(mode=self.mode)
+
+
+@register("compile", "none")
+@dataclass(kw_only=True)
+class CompileNone(CompileConfig):
+    """Run eagerly."""
+
+
+@register("compile", "block")
+@dataclass(kw_only=True)
+class CompileBlock(CompileConfig):
+    """Compile each block by itself."""
+
+    scope: Scope = Scope.block
+
+
+@register("compile", "model")
+@dataclass(kw_only=True)
+class CompileModel(CompileConfig):
+    """Compile the whole model as one graph."""
+
+    scope: Scope = Scope.model

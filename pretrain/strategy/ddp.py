@@ -1,0 +1,119 @@
+"""Data parallelism with whole replicas, through Accelerate: also how one process alone trains.
+
+Holds the strategy; sharded engines have files of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.distributed import World
+from pretrain.errors import check
+from pretrain.models.base import named_tensors
+from pretrain.objectives.base import Objective
+from pretrain.optim import guarded_step
+from pretrain.precision import Precision
+from pretrain.registry import register
+from pretrain.strategy.base import WEIGHT, Fragment, Reader
+from pretrain.strategy.compilation import CompileConfig
+
+
+@register("strategy", "ddp")
+@dataclass(kw_only=True)
+class DDPConfig:
+    """Every rank holds the whole model, its gradients and its moments."""
+
+    bucket_mb: float = 25.0  # gradients are reduced in buckets of this many MiB while the backward pass runs
+    activation_checkpointing: bool = False  # recompute each block in the backward pass instead of keeping its inside
+
+    def __post_init__(self) -> None:
+        check(self.bucket_mb > 0, "strategy.bucket_mb", self.bucket_mb, "above 0 MiB")
+
+    def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> DDP:
+        """Return the strategy for this rank."""
+        return DDP(self, world, precision, compilation)
+
+
+class DDP:
+    """The five verbs over Accelerate's DistributedDataParallel; see `Strategy`."""
+
+    optimizer: Optimizer
+
+    def __init__(self, cfg: DDPConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        self.cfg = cfg
+        self.world = world
+        self.precision = precision
+        self.compilation = compilation
+        self.scaler = precision.scaler(world.device)
+        ddp = DistributedDataParallelKwargs(
+            bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+        # Precision is ours alone: Accelerate would otherwise take one from the environment.
+        self.accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+
+    def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
+        self.module = module
+        self.optimizer = make_optimizer(module)
+        if self.cfg.activation_checkpointing:
+            for block in module.model.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        self.compilation.apply(module.model)
+        module.forward = self.precision.autocast(self.world.device)(module.forward)
+        self.wrapped = self.accelerator.prepare_model(module)
+        return self.wrapped
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(self.scaler.scale(loss))
+
+    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(self.module.parameters(), clip_norm or float("inf"))
+        guarded_step(self.optimizer, norm)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return norm
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Whole tensors, each with its moments from one rank: the one with the fewest bytes so far."""
+        load = [0] * self.world.size
+        for name, tensor in named_tensors(self.module):
+            owner = load.index(min(load))
+            load[owner] += tensor.numel()
+            if owner != self.world.rank:
+                continue
+            kinds = {WEIGHT: tensor.detach(), **self.optimizer.state.get(tensor, {})}
+            for kind, value in kinds.items():
+                yield Fragment(name, kind, tuple(value.shape), 0, value.reshape(-1))
+
+    def load_fragments(self, read: Reader) -> None:
+        for name, tensor in named_tensors(self.module):
+            for kind, shape in read.kinds(name).items():
+                value = read(name, kind, 0, shape.numel()).reshape(shape).to(tensor.device)
+                if kind == WEIGHT:
+                    with torch.no_grad():
+                        tensor.copy_(value)
+                else:
+                    self.optimizer.state[tensor][kind] = value
+
+    def state(self) -> dict[str, float]:
+        return self.scaler.state_dict()
+
+    def load_state(self, state: dict[str, float]) -> None:
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)

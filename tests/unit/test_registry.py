@@ -1,0 +1,72 @@
+"""Configuration: what is refused, how it is named, and that a written config composes back to itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pretrain.entry import compose
+from pretrain.errors import ConfigError
+from pretrain.rundir import RunConfig, RunDirectory, plain
+
+
+def refused(*arguments: str, directory: Path) -> str:
+    """Run the entry point; return its message. It must exit 2 and leave no trace."""
+    command = [sys.executable, "-m", "pretrain", f"run.root={directory}/runs", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=directory)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(directory.iterdir()), "a refused command leaves nothing behind"
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("train.stepz=5", ["train.stepz", "did you mean train.steps?"]),
+        ("trainer.max_steps=5", ["trainer.max_steps", "no such setting"]),
+        ("+train.foo=1", ["train.foo", "no such setting"]),
+        ("+model.dmi=1", ["model.dmi", "no such setting"]),
+        ("optim.lr=fast", ["optim.lr", "fast"]),
+        ("optim.lr=-1", ["optim.lr=-1"]),
+        ("train.steps=0", ["train.steps=0", "at least 1"]),
+        ("model=dmeo", ["model=dmeo", "did you mean demo?"]),
+        ("precision=bf17", ["precision=bf17", "did you mean bf16?"]),
+        ("run.name=../../etc", ["run.name=../../etc"]),
+        ("data=text", ["data.sources.text.paths", "required"]),
+        ("train.batch_size=9", ["train.batch_size=9", "8", "16"]),
+        ("--multirun", ["--multirun"]),
+    ],
+)
+def test_refusals_name_key_value_and_rule(argument, parts, tmp_path):
+    message = refused(argument, "train.micro_batch_size=8", directory=tmp_path)
+    for part in parts:
+        assert part in message
+
+
+def test_compose_refuses_like_the_command_line():
+    with pytest.raises(ConfigError, match="did you mean train.steps"):
+        compose(["train.step=4"])
+
+
+@pytest.mark.parametrize("experiment", ["demo"])
+def test_a_written_config_composes_back_to_itself(experiment, tmp_path):
+    cfg = compose([f"experiment={experiment}", "optim.lr=0.25", f"run.root={tmp_path}", "data.sources.stdlib.weight=2"])
+    directory = RunDirectory.claim(cfg.run)
+    directory.write_config(cfg)
+    again = compose([], config_dir=directory.path, config_name="config")
+    assert again == cfg
+    assert type(again.model) is type(cfg.model)
+    assert plain(again)["optim"]["lr"] == 0.25
+
+
+def test_a_run_directory_is_held_by_one_process(tmp_path):
+    cfg = RunConfig(name="held", root=str(tmp_path))
+    first = RunDirectory.claim(cfg)
+    with pytest.raises(ConfigError, match=r"held is in use by pid \d+ on host"):
+        RunDirectory.claim(cfg)
+    del first
+    RunDirectory.claim(cfg)
+    with pytest.raises(ConfigError, match=r"run.fresh=true: .*held exists"):
+        RunDirectory.claim(RunConfig(name="held", root=str(tmp_path), fresh=True))
