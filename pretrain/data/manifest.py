@@ -6,8 +6,8 @@ A corpus directory holds `manifest.json`, `tokenizer.json` and, per split and sh
 
     train-00000.arrow   Arrow IPC file, one column "tokens" of LargeList<uint16|uint32>, one row a document,
                         in one or more record batches
-    train-00000.crc     little-endian uint32 CRC-32 of each PAGE_BYTES of each batch's values, batch after batch,
-                        the last page of a batch may be shorter
+    train-00000.crc     little-endian uint32 CRC-32s, batch after batch: of each PAGE_BYTES of its values (the last
+                        page may be shorter), then one of all its offsets (int64, documents + 1 of them)
 """
 
 from __future__ import annotations
