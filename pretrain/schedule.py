@@ -1,0 +1,167 @@
+"""Learning-rate schedules: pure functions from the step about to be taken to a multiple of the peak learning rate.
+
+Holds no state and no learning rate: the peak belongs to `optim` and the step to the loop, so resuming needs nothing.
+
+Steps count from 0. A warm-up of W steps rises in a straight line: step s < W takes (s + 1) / (W + 1), so the first step
+already learns and step W is the first at the peak. A decay is aimed at its floor in step `total_steps`, one beyond the
+last, so a floor of 0 wastes no step: falling over D steps, the last one has come (D - 1) / D of the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pretrain.errors import check
+from pretrain.registry import register
+
+Multiplier = Callable[[int], float]
+"""The step about to be taken, counted from 0 -> the share of the peak learning rate that it takes, in [0, 1]."""
+
+
+def cosine_curve(progress: float) -> float:
+    """Half a period of the cosine, from 1 to 0 (Loshchilov & Hutter 2017, SGDR, equation 5 without restarts)."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear_curve(progress: float) -> float:
+    """A straight line from 1 to 0."""
+    return 1.0 - progress
+
+
+def one_minus_sqrt_curve(progress: float) -> float:
+    """From 1 to 0, steep first (Hägele et al. 2024, "Scaling laws ... beyond fixed training durations")."""
+    return 1.0 - math.sqrt(progress)
+
+
+def fall(step: int, *, start: int, end: int, curve: Callable[[float], float], floor: float) -> float:
+    """Return 1 up to step `start`, `floor` from step `end` on, and the curve, scaled to end at the floor, between."""
+    if step >= end:
+        return floor
+    if step <= start:
+        return 1.0
+    return floor + (1.0 - floor) * curve((step - start) / (end - start))
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """What every schedule has: a linear warm-up (Goyal et al. 2017), then a course of its own."""
+
+    warmup_steps: int = 0  # optimizer steps below the peak at the start of the run
+
+    def __post_init__(self) -> None:
+        check(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 (no warm-up) or more")
+
+    def build(self, total_steps: int) -> Multiplier:
+        """Return the multiplier of a run of `total_steps` steps. Raises `ValueError` if its phases do not fit."""
+        check(
+            self.warmup_steps <= total_steps,
+            "schedule.warmup_steps",
+            self.warmup_steps,
+            f"is longer than the run; set it to at most {total_steps} or raise train.steps={total_steps}",
+        )
+
+        def multiplier(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / (self.warmup_steps + 1)
+            return self.after_warmup(step, total_steps)
+
+        return multiplier
+
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        """Return the multiplier of a step that is not below `warmup_steps`."""
+        raise NotImplementedError
+
+
+@register("schedule", "constant")
+@dataclass(kw_only=True)
+class ConstantSchedule(ScheduleConfig):
+    """The peak until the end."""
+
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        return 1.0
+
+
+@register("schedule", "cosine")
+@dataclass(kw_only=True)
+class CosineSchedule(ScheduleConfig):
+    """Half a cosine down to the floor over the rest of the run; a tenth of the peak is the custom since GPT-3."""
+
+    floor: float = 0.1  # share of the peak at the end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_floor(self.floor)
+
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        return fall(step, start=self.warmup_steps, end=total_steps, curve=cosine_curve, floor=self.floor)
+
+
+@register("schedule", "linear")
+@dataclass(kw_only=True)
+class LinearSchedule(ScheduleConfig):
+    """A straight line down to the floor over the rest of the run."""
+
+    floor: float = 0.0  # share of the peak at the end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_floor(self.floor)
+
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        return fall(step, start=self.warmup_steps, end=total_steps, curve=linear_curve, floor=self.floor)
+
+
+class Decay(StrEnum):
+    """The course of a warmup-stable-decay schedule's last phase."""
+
+    linear = "linear"
+    one_minus_sqrt = "one_minus_sqrt"
+
+
+_DECAY_CURVES = {Decay.linear: linear_curve, Decay.one_minus_sqrt: one_minus_sqrt_curve}
+
+
+@register("schedule", "wsd")
+@dataclass(kw_only=True)
+class WsdSchedule(ScheduleConfig):
+    """Warmup, stable, decay (Hu et al. 2024, MiniCPM): the peak until a short decay at the end.
+
+    Everything before the decay is the same for runs of any length, so a checkpoint of the stable phase can be carried
+    on to a longer run.
+    """
+
+    decay_share: float = 0.2  # share of the run's steps that decay, rounded to whole steps
+    decay: Decay = Decay.one_minus_sqrt  # linear or one_minus_sqrt
+    floor: float = 0.0  # share of the peak at the end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0.0 <= self.decay_share <= 1.0, "schedule.decay_share", self.decay_share, "must be between 0 and 1")
+        _check_floor(self.floor)
+
+    def decay_start(self, total_steps: int) -> int:
+        """Return the last step at the peak: the decay reaches from it to the end of the run."""
+        return total_steps - round(self.decay_share * total_steps)
+
+    def build(self, total_steps: int) -> Multiplier:
+        """Return the multiplier of a run of `total_steps` steps. Raises `ValueError` if warm-up and decay overlap."""
+        decay_start = self.decay_start(total_steps)
+        check(
+            self.warmup_steps <= decay_start,
+            "schedule.warmup_steps",
+            self.warmup_steps,
+            f"reaches into the decay, which starts at step {decay_start} (schedule.decay_share={self.decay_share} of "
+            f"train.steps={total_steps}); shorten the warm-up or the decay, or train longer",
+        )
+        return super().build(total_steps)
+
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        curve = _DECAY_CURVES[self.decay]
+        return fall(step, start=self.decay_start(total_steps), end=total_steps, curve=curve, floor=self.floor)
+
+
+def _check_floor(floor: float) -> None:
+    check(0.0 <= floor <= 1.0, "schedule.floor", floor, "is a share of the peak learning rate, between 0 and 1")
