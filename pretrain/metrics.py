@@ -1,0 +1,160 @@
+"""What is measured while a run trains: loss, speed, share of the hardware's peak, memory; and what a loss is worth.
+
+Holds arithmetic and readings only: peaks of devices are in `peaks`, sinks in `tracking`; `loop` decides when to read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MFU_CONVENTION = (
+    "MFU = tokens/s x FLOPs per token (forward and backward, recomputation not counted) / dense peak of the devices, "
+    "as in PaLM, arXiv 2204.02311, appendix B"
+)
+
+
+class Reading(NamedTuple):
+    """What `StepMeter.read` brings to the host, in one transfer."""
+
+    loss: float  # nats per target of the newest step, over the whole global batch
+    grad_norm: float  # global gradient norm of the newest step, before clipping
+    skipped: int  # updates skipped since the previous reading (their gradient norm was not finite)
+    skipped_in_a_row: int  # skipped updates up to the newest step without a good one between, over all readings
+
+
+class StepMeter:
+    """Sums of a step, kept on the device: `add` every micro-batch, `end_step` every step, `read` at log steps.
+
+    Only `read` waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros((), dtype=torch.float64, device=device)  # nll of the step under way, in nats
+        self._skipped = torch.zeros((), dtype=torch.float64, device=device)
+        self._in_a_row = torch.zeros((), dtype=torch.float64, device=device)
+        self._nll = self._sum  # nll of the newest whole step, in nats
+        self._grad_norm = self._sum
+
+    def add(self, nll: Tensor) -> None:
+        """Add the negative log-likelihood () of one micro-batch, in nats, summed over this rank's targets."""
+        self._sum = self._sum + nll.detach()
+
+    def end_step(self, grad_norm: Tensor) -> None:
+        """Close the step with its global gradient norm (); a non-finite one counts as a skipped update."""
+        skipped = (~torch.isfinite(grad_norm)).to(self._skipped)
+        self._skipped = self._skipped + skipped
+        self._in_a_row = (self._in_a_row + 1) * skipped
+        self._nll, self._sum = self._sum, torch.zeros_like(self._sum)
+        self._grad_norm = grad_norm.detach()
+
+    def read(self, num_targets: int, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> Reading:
+        """Return the newest step's values and restart the count of skipped updates.
+
+        `num_targets` is the number of targets in the step's global batch. `sum_over_ranks` maps a () tensor to its
+        sum over data-parallel ranks; with more than one rank every rank calls `read`, because it is a collective.
+        """
+        nll = sum_over_ranks(self._nll)
+        values = torch.stack([value.double() for value in (nll, self._grad_norm, self._skipped, self._in_a_row)])
+        total, grad_norm, skipped, in_a_row = values.tolist()
+        self._skipped = torch.zeros_like(self._skipped)
+        return Reading(total / num_targets, grad_norm, int(skipped), int(in_a_row))
+
+
+class Throughput:
+    """Speed between log lines, from monotonic time and the counts of steps and tokens.
+
+    Call `lap` after `StepMeter.read`, so that the device has finished the steps that the lap counts.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: int,  # steps done at the start, not 0 when a run resumes
+        tokens: int,  # tokens seen at the start by all ranks together
+        flops_per_token: float,  # forward and backward
+        peak_flops: float | None,  # FLOP/s of all devices together, None = unknown
+        clock: Callable[[], float] = time.monotonic,  # seconds
+    ) -> None:
+        self._step, self._tokens = step, tokens
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._clock = clock
+        self._since = clock()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside the block (an evaluation, a checkpoint) out of the lap."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._since += self._clock() - began
+
+    def lap(self, step: int, tokens: int) -> dict[str, float | None]:
+        """Return `tokens_per_s` (all ranks), `step_s` (mean) and `mfu` (0 to 1, None = unknown) since the last lap."""
+        now = self._clock()
+        elapsed, steps, seen = now - self._since, step - self._step, tokens - self._tokens
+        self._since, self._step, self._tokens = now, step, tokens
+        if elapsed <= 0 or steps <= 0:
+            return {"tokens_per_s": None, "step_s": None, "mfu": None}
+        rate = seen / elapsed
+        mfu = rate * self._flops_per_token / self._peak_flops if self._peak_flops else None
+        return {"tokens_per_s": rate, "step_s": elapsed / steps, "mfu": mfu}
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """Return bytes in use by this process: allocated, reserved and peak on CUDA, resident on the CPU.
+
+    `memory_bytes` is always the first of these; empty where the system does not tell.
+    """
+    if device.type == "cuda":
+        return {
+            "memory_bytes": torch.cuda.memory_allocated(device),
+            "memory_reserved_bytes": torch.cuda.memory_reserved(device),
+            "memory_peak_bytes": torch.cuda.max_memory_allocated(device),
+        }
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return {}
+    return {"memory_bytes": pages * os.sysconf("SC_PAGE_SIZE")}
+
+
+def perplexity(nll: float) -> float:
+    """Return exp of a mean negative log-likelihood in nats; infinity where that is beyond a float."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
+
+
+def bits_per_byte(nll: float, num_targets: float, text_bytes: float) -> float:
+    """Return the bits that the model spends on a byte of text, comparable between tokenizers.
+
+    `nll` is the mean over `num_targets` targets in nats; those targets spell `text_bytes` bytes of UTF-8.
+    """
+    return nll * num_targets / text_bytes / math.log(2)
+
+
+def compression_baselines(data: bytes) -> dict[str, float]:
+    """Return the bits per byte that general-purpose compressors reach on `data`; empty for no data.
+
+    One stream over all of it, as `gzip -9` and `xz -9` would write.
+    """
+    if not data:
+        return {}
+    compressed = {
+        "gzip -9": gzip.compress(data, compresslevel=9),
+        "xz -9": lzma.compress(data, preset=9),
+    }
+    return {name: 8 * len(packed) / len(data) for name, packed in compressed.items()}

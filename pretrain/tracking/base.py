@@ -1,0 +1,66 @@
+"""What a sink is, and the tracker that gives every record to all of them.
+
+Holds the protocol and the fan-out; each sink has its own file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+Record = Mapping[str, object]
+"""One line of metrics.jsonl: `step`, `split`, and values that are numbers or None (unknown)."""
+
+
+class Sink(Protocol):
+    """One place that records go to."""
+
+    def log(self, record: Record) -> None:
+        """Take one record; returns soon, whatever the place behind it does."""
+        ...
+
+    def close(self, exit_code: int) -> None:
+        """Finish; `exit_code` is the process's own. Nothing is logged afterwards."""
+        ...
+
+
+class Tracker:
+    """A sink that is all sinks: the truth, whose failures are the run's, and mirrors, whose failures are not.
+
+    A mirror that raises costs one warning and is not asked again.
+    """
+
+    def __init__(self, truth: Sink, mirrors: Iterable[Sink] = ()) -> None:
+        self._truth = truth
+        self._mirrors = list(mirrors)
+
+    def log(self, record: Record) -> None:
+        """Give one record to every sink."""
+        self._truth.log(record)
+        self._reflect(lambda mirror: mirror.log(record))
+
+    def close(self, exit_code: int) -> None:
+        """Finish every sink."""
+        self._truth.close(exit_code)
+        self._reflect(lambda mirror: mirror.close(exit_code))
+
+    def _reflect(self, act: Callable[[Sink], None]) -> None:
+        for mirror in tuple(self._mirrors):
+            try:
+                act(mirror)
+            except Exception as error:
+                self._mirrors.remove(mirror)
+                logger.warning("%s stopped (%s); metrics.jsonl goes on", type(mirror).__name__, error)
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """Return a record's known numbers under the names that dashboards use: `train/loss`, `eval/loss`, ..."""
+    prefix = "eval" if record["split"] == "validation" else record["split"]
+    return {
+        f"{prefix}/{key}": value
+        for key, value in record.items()
+        if key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -1,0 +1,120 @@
+"""What people see while a run trains: a progress bar on a terminal, one line per record elsewhere.
+
+Holds the drawing only; the numbers come with the records.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, TextIO
+
+from pretrain.tracking.base import Record
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+REDRAWS_PER_S = 2
+
+# record key, how its value reads
+_TRAIN = (
+    ("loss", "loss {:.4f}"),
+    ("lr", "lr {:.2e}"),
+    ("grad_norm", "grad norm {:.3g}"),
+    ("tokens_per_s", "{:,.0f} tokens/s"),
+    ("mfu", "MFU {:.1%}"),
+)
+_BAR = tuple(entry for entry in _TRAIN if entry[0] not in ("lr", "grad_norm"))  # a bar has room for less
+_EVALUATION = (
+    ("loss", "loss {:.4f}"),
+    ("perplexity", "perplexity {:.2f}"),
+    ("bits_per_byte", "{:.4f} bits per byte"),
+)
+
+
+class ConsoleSink:
+    """Shows loss, speed, MFU and time left."""
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        start_step: int = 0,  # where a resumed run goes on
+        bar: bool = True,  # False: lines on a terminal too
+        stream: TextIO | None = None,  # None = standard output
+        clock: Callable[[], float] = time.monotonic,  # seconds
+    ) -> None:
+        self._stream = stream or sys.stdout
+        self._total_steps = total_steps
+        self._time_left = _TimeLeft(total_steps, start_step, clock)
+        self._progress = self._open_bar(start_step) if bar and self._stream.isatty() else None
+
+    def log(self, record: Record) -> None:
+        """Show one record: training moves the bar, evaluation stays as a line above it."""
+        step = record["step"]
+        assert isinstance(step, int)
+        if record["split"] != "train":
+            self._print(step, [f"{record['split']}:", *_readable(record, _EVALUATION)])
+            return
+        left = self._time_left.after(step)
+        if self._progress is None:
+            self._print(step, [*_readable(record, _TRAIN), *_warning(record), left])
+        else:
+            values = "  ".join([*_readable(record, _BAR), *_warning(record)])
+            self._progress.update(self._progress.task_ids[0], completed=step, values=values, left=left)
+
+    def close(self, exit_code: int) -> None:
+        """Leave the last state on the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _print(self, step: int, parts: list[str]) -> None:
+        line = "  ".join([f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}", *parts])
+        if self._progress is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _open_bar(self, start_step: int) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        progress = Progress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[left]}", style="progress.remaining"),
+            console=Console(file=self._stream),
+            refresh_per_second=REDRAWS_PER_S,
+            expand=True,
+        )
+        progress.add_task("training", total=self._total_steps, completed=start_step, values="", left="")
+        progress.start()
+        return progress
+
+
+class _TimeLeft:
+    """Time to the last step at the mean pace so far; evaluations and checkpoints count, the warm-up does not."""
+
+    def __init__(self, total_steps: int, start_step: int, clock: Callable[[], float]) -> None:
+        self._total_steps, self._clock = total_steps, clock
+        self._from_step, self._since = start_step, clock()
+        self._warm = False
+
+    def after(self, step: int) -> str:
+        """Return what is left after this many steps, e.g. `0:12:30 left`."""
+        now = self._clock()
+        pace = (now - self._since) / max(step - self._from_step, 1)
+        if not self._warm:  # the first stretch holds imports and compilation: later estimates begin after it
+            self._from_step, self._since, self._warm = step, now, True
+        return f"{timedelta(seconds=round(pace * (self._total_steps - step)))} left"
+
+
+def _readable(record: Record, entries: tuple[tuple[str, str], ...]) -> list[str]:
+    return [text.format(record[key]) for key, text in entries if record.get(key) is not None]
+
+
+def _warning(record: Record) -> list[str]:
+    return [f"{record['skipped']} skipped"] if record.get("skipped") else []

@@ -1,0 +1,86 @@
+"""metrics.jsonl, the truth about a run: one JSON object a line, appended as the run goes.
+
+Holds writing and cutting back; reading for people is in `report`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+from pretrain.errors import CheckpointError, ResourceError
+from pretrain.tracking.base import Record
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class JsonlSink:
+    """Appends records to a file, each on its own line and handed to the system at once.
+
+    NaN and infinities are written as the strings "NaN", "Infinity" and "-Infinity" (the spelling of protobuf's JSON):
+    plain JSON has no such numbers, and null means unknown.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, record: Record) -> None:
+        """Append one line. Raises `ResourceError` when it cannot be written."""
+        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ResourceError(f"{self._path}: cannot be written ({error}); free space there and resume") from error
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps and a torn last line, so that a resumed run writes them again.
+
+        The file is replaced as a whole: a kill at any moment leaves the old lines or the new ones. Raises
+        `CheckpointError` for a line in the middle that is not a record.
+        """
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [
+            line for number, line in enumerate(lines, 1) if line.endswith(b"\n") and self._step(line, number) <= step
+        ]
+        if len(kept) == len(lines):
+            return
+        self._file.close()
+        fresh = self._path.with_name(f".{self._path.name}.tmp")
+        with fresh.open("wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+        _sync_directory(self._path.parent)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def close(self, exit_code: int) -> None:
+        """Make the lines durable and close the file."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _step(self, line: bytes, number: int) -> int:
+        try:
+            return json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{self._path}:{number}: {line[:80]!r} is not a record with a step; mend or delete the line and resume"
+            ) from None
+
+
+def _finite(value: object) -> object:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

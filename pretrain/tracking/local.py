@@ -1,0 +1,46 @@
+"""`tracker=local`: metrics.jsonl and the console, which every run has.
+
+Holds the base of all trackers; those that add a service are in `wandb_sink` and `tensorboard_sink`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.registry import register
+from pretrain.tracking.base import Sink, Tracker
+from pretrain.tracking.console import ConsoleSink
+from pretrain.tracking.jsonl import METRICS_FILE, JsonlSink
+
+
+@register("tracker", "local")
+@dataclass(kw_only=True)
+class TrackerConfig:
+    """Where the numbers of a run go. Credentials are never fields: services read them from their own environment."""
+
+    progress: bool = True  # a progress bar where standard output is a terminal; False: lines there too
+
+    def build(
+        self,
+        *,
+        run_dir: Path,
+        run_name: str,
+        total_steps: int,
+        config: Mapping[str, object],
+        start_step: int = 0,
+    ) -> Tracker:
+        """Open every sink; called on one rank only, which holds the lock of `run_dir`.
+
+        `config` is the run's whole configuration as plain values; services get it without its secrets. `start_step`
+        is the step that a run resumes from, 0 for one that begins: lines of later steps leave metrics.jsonl.
+        """
+        truth = JsonlSink(run_dir / METRICS_FILE)
+        truth.truncate_after(start_step or -1)  # a run that begins writes the lines of step 0 again, too
+        console = ConsoleSink(total_steps=total_steps, start_step=start_step, bar=self.progress)
+        return Tracker(truth, [console, *self.services(run_dir, run_name, config, start_step)])
+
+    def services(self, run_dir: Path, run_name: str, config: Mapping[str, object], start_step: int) -> list[Sink]:
+        """Return the sinks that a tracker adds to the console and metrics.jsonl."""
+        return []

@@ -1,0 +1,39 @@
+"""Taking secrets out of a configuration before it leaves the process.
+
+Holds the patterns; who writes configurations calls `redacted`.
+"""
+
+from __future__ import annotations
+
+import re
+
+REDACTED = "<redacted>"
+
+# Whole words of a key, so that `tokenizer` and `num_tokens` stay; special tokens of a vocabulary stay, too.
+_SECRET_KEY = re.compile(r"(?<![a-z])(key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_SPECIAL_TOKEN = re.compile(r"(?<![a-z])(bos|eos|unk|pad|cls|sep|mask|end|start)_token$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"(?<=://)[^/@\s]+(?=@)"  # user:password@ in a URL
+    r"|\bhf_[A-Za-z0-9]{20,}"  # Hugging Face
+    r"|\b(?:gh[oprsu]_|github_pat_)\w{20,}"  # GitHub
+    r"|\bwandb_v\d+_\w{20,}"  # W&B
+    r"|\bAKIA[A-Z0-9]{16}\b"  # AWS
+)
+
+
+def redacted(value: object, key: str = "") -> object:
+    """Return plain values (dicts, lists, scalars) with secrets replaced, by the name of their key or by their look."""
+    if isinstance(value, dict):
+        return {name: redacted(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item, key) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if _SECRET_KEY.search(key) and not _SPECIAL_TOKEN.search(key):
+        return REDACTED
+    return _SECRET_VALUE.sub(REDACTED, value)
+
+
+def looks_secret(value: str) -> bool:
+    """Whether a value has the look of a credential; 40 hexadecimal digits are W&B's classic API key."""
+    return bool(_SECRET_VALUE.search(value) or re.fullmatch(r"(local-)?[0-9a-f]{40}", value))

@@ -1,0 +1,45 @@
+"""`tracker=tensorboard`: event files in the run directory, in addition to metrics.jsonl and the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from pretrain.errors import ConfigError
+from pretrain.registry import register
+from pretrain.tracking.base import Record, Sink, scalars
+from pretrain.tracking.local import TrackerConfig
+
+FLUSH_S = 10  # seconds until a written event is on disk
+
+
+@register("tracker", "tensorboard")
+@dataclass(kw_only=True)
+class TensorBoardConfig(TrackerConfig):
+    """Event files under `<run>/tensorboard`; show them with `tensorboard --logdir`."""
+
+    def __post_init__(self) -> None:
+        if find_spec("tensorboard") is None:
+            raise ConfigError('tracker=tensorboard: the package is not installed; pip install "headwater[tensorboard]"')
+
+    def services(self, run_dir: Path, run_name: str, config: Mapping[str, object], start_step: int) -> list[Sink]:
+        return [TensorBoardSink(run_dir / "tensorboard", start_step)]
+
+
+class TensorBoardSink:
+    """Writes scalars; events of steps after `start_step` that a killed run left are marked as void."""
+
+    def __init__(self, directory: Path, start_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # A run that begins also voids step 0, which an earlier start may have written.
+        self._writer = SummaryWriter(directory, purge_step=start_step + 1 if start_step else 0, flush_secs=FLUSH_S)
+
+    def log(self, record: Record) -> None:
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self, exit_code: int) -> None:
+        self._writer.close()
