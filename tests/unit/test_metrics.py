@@ -51,7 +51,7 @@ def test_step_meter_equals_a_loop_over_floats(steps, read_every):
         if number % read_every == 0:
             reading = meter.read(num_targets=7)
             assert reading.loss == pytest.approx(math.fsum(micro_batches) / 7, rel=1e-12)
-            assert reading.grad_norm == norm or math.isnan(norm) and math.isnan(reading.grad_norm)
+            assert reading.grad_norm == norm or (math.isnan(norm) and math.isnan(reading.grad_norm))
             assert (reading.skipped, reading.skipped_in_a_row) == (skipped, in_a_row)
             skipped = 0
 

@@ -1,0 +1,94 @@
+"""What the console shows, in a pipe and on a real (pseudo) terminal."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+
+from pretrain.tracking.console import ConsoleSink
+
+TRAIN = {
+    "split": "train",
+    "loss": 3.21456,
+    "lr": 3e-4,
+    "grad_norm": 1.234,
+    "tokens_per_s": 12345.6,
+    "tokens": 1,
+    "skipped": 0,
+}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_plain_lines_with_time_left():
+    clock, stream = Clock(), io.StringIO()
+    sink = ConsoleSink(total_steps=1000, start_step=100, stream=stream, clock=clock)
+    clock.now = 100  # the first 10 steps took 100 s, compilation included
+    sink.log({"step": 110, **TRAIN, "mfu": None})
+    clock.now = 120  # the next 20 took 20 s
+    sink.log({"step": 130, **TRAIN, "mfu": 0.4123, "skipped": 2})
+    sink.log(
+        {"step": 130, "split": "validation", "loss": 3.0, "perplexity": 20.0855, "bits_per_byte": 1.44, "tokens": 9}
+    )
+    sink.close(0)
+    assert stream.getvalue().splitlines() == [
+        "step  110/1000  loss 3.2146  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  2:28:20 left",
+        "step  130/1000  loss 3.2146  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  MFU 41.2%  2 skipped  0:14:30 left",
+        "step  130/1000  validation:  loss 3.0000  perplexity 20.09  1.4400 bits per byte",
+    ]
+
+
+SHOW = """
+from pretrain.tracking.console import ConsoleSink
+sink = ConsoleSink(total_steps=20)
+common = {"split": "train", "loss": 2.5, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 54321.0, "mfu": 0.5, "tokens": 1}
+sink.log({"step": 10, **common})
+sink.log({"step": 10, "split": "validation", "loss": 3.0, "perplexity": 20.1, "bits_per_byte": 1.44, "tokens": 9})
+sink.log({"step": 20, **common})
+sink.close(0)
+"""
+
+
+def on_terminal(program):
+    """Return what a program writes to a terminal of 120 columns."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm-256color"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux's end of file on a pseudo-terminal
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    assert process.wait() == 0, shown
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+def test_bar_on_a_terminal():
+    shown = on_terminal(SHOW)
+    assert "━" in shown
+    assert re.search(r"20/20\s+loss 2.5000  54,321 tokens/s  MFU 50.0%\s+0:00:00 left", shown)
+    assert "step 10/20  validation:  loss 3.0000  perplexity 20.10  1.4400 bits per byte" in shown
+
+
+def test_lines_on_a_terminal_when_asked_for():
+    shown = on_terminal(SHOW.replace("total_steps=20", "total_steps=20, bar=False"))
+    assert "━" not in shown
+    assert "step 20/20  loss 2.5000  lr 1.00e-03" in shown
+
+
+def test_rich_is_not_imported_without_a_terminal():
+    program = SHOW + "\nimport sys; sys.exit('rich' in sys.modules or 'wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0

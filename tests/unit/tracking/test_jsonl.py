@@ -1,0 +1,95 @@
+"""metrics.jsonl stays the record of one uninterrupted run, whatever kills it."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.errors import CheckpointError, ResourceError
+from pretrain.tracking.jsonl import JsonlSink
+
+STEPS = 12
+
+
+def records():
+    """Yield the records of a run with training lines at every step and an evaluation every fourth."""
+    for step in range(STEPS + 1):
+        if step:
+            yield {"step": step, "split": "train", "loss": 10 / 3 / step, "tokens": step * 64, "mfu": None}
+        if step % 4 == 0:
+            yield {"step": step, "split": "validation", "loss": 3.5 / (1 + step), "tokens": step * 64}
+
+
+def write(path, after=-1):
+    sink = JsonlSink(path)
+    sink.truncate_after(after)
+    for record in records():
+        if record["step"] > after:
+            sink.log(record)
+    sink.close(0)
+
+
+@given(killed_at=st.integers(0, 10_000), resumed=st.integers(0, STEPS))
+def test_kill_at_any_byte_then_resume_equals_never_killed(killed_at, resumed):
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder, "whole.jsonl"), Path(folder, "killed.jsonl")
+        write(whole)
+        text = whole.read_bytes()
+        # The checkpoint resumed from is older than the kill: all its lines are there.
+        durable = sum(len(line) for line in text.splitlines(True) if json.loads(line)["step"] <= resumed)
+        killed.write_bytes(text[: durable + killed_at % (len(text) - durable + 1)])
+        write(killed, after=resumed)
+        assert killed.read_bytes() == text
+
+
+def test_lines_are_plain_json_and_readable_at_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.log({"step": 1, "split": "train", "loss": math.nan, "grad_norm": math.inf, "lr": -math.inf, "mfu": None})
+    line = json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN as a bare word is not JSON
+    assert line == {"step": 1, "split": "train", "loss": "NaN", "grad_norm": "Infinity", "lr": "-Infinity", "mfu": None}
+    assert math.isnan(float(line["loss"])) and float(line["grad_norm"]) == math.inf
+
+
+def test_floats_come_back_bit_for_bit(tmp_path):
+    losses = [0.1 + 0.2, 1 / 3, 2**-1074, 1.7976931348623157e308]
+    sink = JsonlSink(tmp_path / "m")
+    for step, loss in enumerate(losses):
+        sink.log({"step": step, "loss": loss})
+    assert [json.loads(line)["loss"] for line in (tmp_path / "m").read_text().splitlines()] == losses
+
+
+def test_nothing_to_drop_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "m"
+    write(path)
+    inode = path.stat().st_ino
+    JsonlSink(path).truncate_after(STEPS)
+    assert path.stat().st_ino == inode
+
+
+def test_a_left_over_temporary_file_is_harmless(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path)
+    (tmp_path / ".metrics.jsonl.tmp").write_text("half of a killed truncation")
+    write(path, after=5)
+    whole = tmp_path / "whole"
+    write(whole)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_foreign_line_in_the_middle_is_refused_by_name(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\ngarbage\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: b'garbage"):
+        JsonlSink(path).truncate_after(1)
+    assert path.read_text().count("\n") == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk_is_a_resource_error():
+    with pytest.raises(ResourceError, match="free space"):
+        JsonlSink(Path("/dev/full")).log({"step": 1})

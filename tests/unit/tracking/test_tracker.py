@@ -1,0 +1,177 @@
+"""The fan-out, its configuration, and what leaves the process."""
+
+import json
+import logging
+import threading
+
+import pytest
+from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+import pretrain.tracking.tensorboard_sink
+from pretrain.errors import ConfigError
+from pretrain.tracking.background import BackgroundSink
+from pretrain.tracking.base import Tracker, scalars
+from pretrain.tracking.local import TrackerConfig
+from pretrain.tracking.redaction import redacted
+from pretrain.tracking.tensorboard_sink import TensorBoardConfig
+from pretrain.tracking.wandb_sink import WandbConfig, WandbMode
+
+
+class Memory:
+    """A sink that keeps what it gets."""
+
+    def __init__(self):
+        self.records, self.exit_code = [], None
+
+    def log(self, record):
+        self.records.append(record)
+
+    def close(self, exit_code):
+        self.exit_code = exit_code
+
+
+class Broken:
+    """A sink that fails at everything."""
+
+    def log(self, record):
+        raise OSError("gone")
+
+    def close(self, exit_code):
+        raise OSError("gone")
+
+
+def test_a_broken_mirror_costs_one_warning_and_nothing_else(caplog):
+    truth, good = Memory(), Memory()
+    tracker = Tracker(truth, [Broken(), good])
+    for step in range(3):
+        tracker.log({"step": step, "split": "train"})
+    tracker.close(85)
+    assert len(truth.records) == len(good.records) == 3
+    assert truth.exit_code == good.exit_code == 85
+    assert [record.message for record in caplog.records] == ["Broken stopped (gone); metrics.jsonl goes on"]
+
+
+def test_a_broken_truth_fails_the_run():
+    with pytest.raises(OSError, match="gone"):
+        Tracker(Broken(), [Memory()]).log({"step": 1, "split": "train"})
+
+
+def test_build_writes_lines_and_a_resumed_run_continues_them(tmp_path, capsys):
+    def run(start, end):
+        tracker = TrackerConfig().build(run_dir=tmp_path, run_name="r", total_steps=6, config={}, start_step=start)
+        for step in range(start, end + 1):
+            if step > start or start == 0:
+                tracker.log({"step": step, "split": "train", "loss": 1.0 * step, "tokens": step})
+        tracker.close(0)
+
+    run(0, 2)  # killed before any checkpoint, so begun again
+    run(0, 5)
+    run(3, 6)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
+    assert "step 6/6  loss 6.0000" in capsys.readouterr().out
+
+
+def test_background_sink_delivers_in_order_and_closes():
+    memory = Memory()
+    sink = BackgroundSink("mirror", lambda: memory, close_timeout_s=30)
+    for step in range(100):
+        sink.log({"step": step})
+    sink.close(5)
+    assert [record["step"] for record in memory.records] == list(range(100))
+    assert memory.exit_code == 5
+
+
+def test_background_sink_that_hangs_holds_up_nothing(caplog):
+    release = threading.Event()
+    sink = BackgroundSink("mirror", lambda: release.wait() and Memory(), close_timeout_s=0.05, capacity=3)
+    for step in range(10):
+        sink.log({"step": step})
+    sink.close(0)
+    release.set()
+    assert [record.message for record in caplog.records] == [
+        "mirror did not finish within 0.05 s; training and metrics.jsonl are not affected"
+    ]
+
+
+def test_background_sink_that_fails_warns_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        sink = BackgroundSink("mirror", Broken, close_timeout_s=30)
+        for step in range(10):
+            sink.log({"step": step})
+        sink.close(0)
+        sink.log({"step": 11})
+    assert [record.message for record in caplog.records] == [
+        "mirror stopped: gone; training and metrics.jsonl are not affected"
+    ]
+
+
+def test_scalars_are_named_by_split_and_unknown_values_left_out():
+    record = {"step": 3, "split": "validation", "loss": 1.5, "mfu": None, "note": "text", "tokens": 7, "flag": True}
+    assert scalars(record) == {"eval/loss": 1.5, "eval/tokens": 7}
+    assert scalars({"step": 3, "split": "train", "loss": 1.5}) == {"train/loss": 1.5}
+
+
+def test_redaction_takes_secrets_and_nothing_else():
+    config = {
+        "tracker": {"project": "p", "api_key": "abc", "WANDB_API_KEY": "abc"},
+        "data": {
+            "tokenizer": "bpe",
+            "num_tokens": 5,
+            "eos_token": "<|endoftext|>",
+            "hub": [{"hf_token": "x", "url": "https://me:pass@host/data"}, "hf_" + "a1B2" * 8],
+            "password": "",
+            "revision": "0123456789abcdef0123456789abcdef01234567",
+        },
+        "keys": ["left alone"],
+        "secret": ["one", "two"],
+    }
+    assert redacted(config) == {
+        "tracker": {"project": "p", "api_key": "<redacted>", "WANDB_API_KEY": "<redacted>"},
+        "data": {
+            "tokenizer": "bpe",
+            "num_tokens": 5,
+            "eos_token": "<|endoftext|>",
+            "hub": [{"hf_token": "<redacted>", "url": "https://<redacted>@host/data"}, "<redacted>"],
+            "password": "",
+            "revision": "0123456789abcdef0123456789abcdef01234567",
+        },
+        "keys": ["left alone"],
+        "secret": ["<redacted>", "<redacted>"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"entity": "0123456789" * 4}, "tracker.entity=<redacted>: looks like a credential; set WANDB_API_KEY"),
+        ({"tags": ["a", "hf_" + "a1B2" * 8]}, r"tracker.tags\[1\]=<redacted>"),
+        ({"project": ""}, "tracker.project="),
+        ({"init_timeout_s": 0.0}, "tracker.init_timeout_s=0.0: must be positive"),
+    ],
+)
+def test_bad_wandb_fields_are_refused_and_secrets_not_repeated(fields, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        WandbConfig(**fields)
+    assert "0123456789" not in str(refused.value) and "a1B2" not in str(refused.value)
+
+
+def test_every_choice_composes_into_its_class():
+    ConfigStore.instance().store(name="tracker_root", node={"defaults": ["_self_", {"tracker": "local"}]})
+    with initialize(version_base="1.3", config_path=None):
+        for overrides, expected in [
+            ([], TrackerConfig()),
+            (["tracker=tensorboard", "tracker.progress=false"], TensorBoardConfig(progress=False)),
+            (["tracker=wandb", "tracker.wandb_mode=offline"], WandbConfig(wandb_mode=WandbMode.offline)),
+        ]:
+            config = compose("tracker_root", overrides)
+            assert OmegaConf.to_object(config.tracker) == expected
+
+
+def test_a_missing_tensorboard_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr(pretrain.tracking.tensorboard_sink, "find_spec", lambda name: None)
+    config = OmegaConf.structured(TensorBoardConfig)
+    with pytest.raises(ConfigError, match=r'pip install "headwater\[tensorboard\]"'):
+        OmegaConf.to_object(config)
