@@ -1,0 +1,42 @@
+"""The default backend: flash where the device and the precision allow it, sdpa elsewhere.
+
+Holds the choice only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pretrain.models.attention.flash import HALF, available, make_flash
+from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.base import Attend, Layout
+from pretrain.registry import register
+
+
+@register("attention", "auto")
+@dataclass(kw_only=True)
+class AutoConfig:
+    """`attention=auto`: the fastest backend that can run what it is asked."""
+
+    def build(self) -> Attend:
+        """Return the backend."""
+        if not available():
+            return sdpa
+        flash = make_flash()
+
+        def auto(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            layout: Layout,
+            *,
+            causal: bool,
+            window: int | None = None,
+            dropout: float = 0.0,
+        ) -> Tensor:
+            fits = q.is_cuda and q.dtype in HALF and dropout == 0.0
+            return (flash if fits else sdpa)(q, k, v, layout, causal=causal, window=window, dropout=dropout)
+
+        return auto

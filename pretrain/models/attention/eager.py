@@ -1,0 +1,54 @@
+"""Attention written out, one sequence at a time: the reference that every other backend is tested against.
+
+Not for training: it stores all attention weights and loops over sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.models.attention.ragged import lengths, visible
+from pretrain.models.base import Attend, Layout
+from pretrain.registry import register
+
+
+@register("attention", "eager")
+@dataclass(kw_only=True)
+class EagerConfig:
+    """`attention=eager`: any device and precision, slow."""
+
+    def build(self) -> Attend:
+        """Return the backend."""
+        return eager
+
+
+def eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    *,
+    causal: bool,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return softmax(q kᵀ / sqrt(E)) v of each sequence, (Nq, H, E), computed in fp32 or better (see `Attend`)."""
+    q_lengths, k_lengths = lengths(layout)
+    sequences = zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True)
+    return torch.cat([_one_sequence(*qkv, causal=causal, window=window, dropout=dropout) for qkv in sequences])
+
+
+def _one_sequence(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None, dropout: float) -> Tensor:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    group = q.shape[1] // k.shape[1]  # query heads that share one key-value head
+    heads_first = (q, k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1))
+    query, key, value = (x.to(dtype).transpose(0, 1) for x in heads_first)
+    scores = query @ key.transpose(1, 2) * q.shape[-1] ** -0.5
+    q_length, k_length = (torch.tensor([len(x)], device=q.device) for x in (q, k))
+    hidden = ~visible(q_length, k_length, len(q), len(k), causal, window)
+    weights = F.dropout(scores.masked_fill(hidden, float("-inf")).softmax(dim=-1), dropout)
+    return (weights @ value).transpose(0, 1).to(q.dtype)

@@ -1,0 +1,81 @@
+"""Attention through torch's variable-length flash attention: ragged on the GPU, no padding anywhere.
+
+Holds no kernel: `torch.nn.attention.activate_flash_attention_impl` swaps FlashAttention-2 for 3 or 4 where installed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import ConfigError
+from pretrain.models.base import Attend, Layout
+from pretrain.registry import register
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@register("attention", "flash")
+@dataclass(kw_only=True)
+class FlashConfig:
+    """`attention=flash`: CUDA devices from sm80 (A100) in bf16 or fp16, no attention dropout."""
+
+    def build(self) -> Attend:
+        """Return the backend; raise `ConfigError` where no CUDA device can run it."""
+        if not available():
+            raise ConfigError(
+                "attention=flash: needs a CUDA device of compute capability 8.0 or newer; use attention=sdpa"
+            )
+        return make_flash()
+
+
+def available() -> bool:
+    """Return whether this process sees a CUDA device that the kernel supports."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def make_flash() -> Attend:
+    """Return the backend without asking for a device."""
+    from torch.nn.attention.varlen import varlen_attn  # pulls in torch._dynamo
+
+    # torch 2.11 takes grouped heads as they are, later versions want to be told.
+    grouped_option: dict[str, Any] = (
+        {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    )
+
+    def flash(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        *,
+        causal: bool,
+        window: int | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        if not q.is_cuda or q.dtype not in HALF:
+            found = f"{q.dtype} on {q.device}"
+            raise ConfigError(f"attention=flash: computes in bf16 or fp16 on CUDA, not {found}; use attention=sdpa")
+        if dropout > 0:
+            raise ConfigError(f"model.attention_dropout={dropout}: attention=flash has none; use 0 or attention=sdpa")
+        # The kernel's window counts the keys beside the query itself; -1 is no limit.
+        behind = -1 if window is None else window - 1
+        out = varlen_attn(
+            q,
+            k,
+            v,
+            layout.q_offsets,
+            layout.k_offsets,
+            layout.max_q,
+            layout.max_k,
+            window_size=(behind, 0 if causal else behind),
+            **(grouped_option if q.shape[1] != k.shape[1] else {}),
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    return flash

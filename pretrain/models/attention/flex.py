@@ -1,0 +1,89 @@
+"""Attention through torch's flex_attention: the whole stream as one sequence under a block mask of documents.
+
+Holds no kernel: torch.compile generates one for the mask. Its backward exists on the GPU only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pretrain.errors import ConfigError
+from pretrain.models.base import Attend, Layout
+from pretrain.registry import register
+
+Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
+
+
+@register("attention", "flex")
+@dataclass(kw_only=True)
+class FlexConfig:
+    """`attention=flex`: CUDA devices in any precision, no attention dropout; compiles on first use."""
+
+    def build(self) -> Attend:
+        """Return the backend; raise `ConfigError` without a CUDA device."""
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "attention=flex: needs a CUDA device (torch has no backward of it on CPU); use attention=sdpa"
+            )
+        return make_flex()
+
+
+def make_flex() -> Attend:
+    """Return the backend without asking for a device."""
+    from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention  # pulls in torch._dynamo
+
+    compiled = torch.compile(flex_attention)
+
+    def flex(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        *,
+        causal: bool,
+        window: int | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        if not q.is_cuda:
+            raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")
+        if dropout > 0:
+            raise ConfigError(f"model.attention_dropout={dropout}: attention=flex has none; use 0 or attention=sdpa")
+
+        def make_mask() -> BlockMask:
+            mask = document_mask(layout, len(q), len(k), causal, window)
+            return create_block_mask(mask, None, None, len(q), len(k), device=q.device, _compile=True)
+
+        block_mask = layout.plan(("flex", causal, window), make_mask)
+        query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        out = compiled(query, key, value, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        return out.squeeze(0).transpose(0, 1)
+
+    return flex
+
+
+def document_mask(layout: Layout, num_q: int, num_k: int, causal: bool, window: int | None) -> Seen:
+    """Return flex_attention's mask function over the flat streams of `num_q` queries and `num_k` keys."""
+
+    def owner_and_position(offsets: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        row = torch.arange(num, device=offsets.device, dtype=offsets.dtype)
+        owner = torch.searchsorted(offsets, row, right=True) - 1
+        # Counted back from the end of the sequence, where the last query meets the last key.
+        return owner, row - offsets[owner + 1]
+
+    q_owner, q_position = owner_and_position(layout.q_offsets, num_q)
+    k_owner, k_position = owner_and_position(layout.k_offsets, num_k)
+
+    def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        behind = q_position[q] - k_position[k]
+        mask = q_owner[q] == k_owner[k]
+        if causal:
+            mask = mask & (behind >= 0)
+        if window is not None:
+            mask = mask & (behind.abs() < window)
+        return mask
+
+    return seen

@@ -1,0 +1,61 @@
+"""Causal language modelling: predict the token that follows each token.
+
+Holds the objective and its dataclass; the loss itself is in `cross_entropy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.data.base import Batch, Slots
+from pretrain.errors import check
+from pretrain.models.base import Layout, Model
+from pretrain.objectives.base import Loss, Objective
+from pretrain.objectives.cross_entropy import linear_cross_entropy
+from pretrain.registry import register
+
+
+@register("objective", "causal_lm")
+@dataclass(kw_only=True)
+class CausalLMConfig:
+    """`objective=causal_lm`."""
+
+    z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in PaLM; 0 is off
+    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
+
+    def __post_init__(self) -> None:
+        check(self.z_loss >= 0, "objective.z_loss", self.z_loss, "must not be negative; 0 is off")
+        chunk = self.chunk_tokens
+        check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
+
+    def build(self, model: Model) -> CausalLM:
+        """Return the module that is trained."""
+        return CausalLM(self, model)
+
+    def examples(self, slots: Slots) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens (N,) and, as targets (N,), the token after each."""
+        return slots.tokens, slots.following
+
+
+class CausalLM(Objective):
+    """A model and the loss of its next-token predictions."""
+
+    def __init__(self, config: CausalLMConfig, model: Model) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the sums over the batch's targets; the head runs only on rows that have one."""
+        hidden = self.model(batch.tokens, batch.positions, Layout.of(batch.offsets, batch.max_len))
+        total, nll = linear_cross_entropy(
+            hidden,
+            self.model.head_weight(),
+            batch.targets,
+            num_targets=batch.num_targets,
+            z_loss=self.config.z_loss,
+            chunk_tokens=self.config.chunk_tokens,
+        )
+        return Loss(total, nll)
