@@ -1,0 +1,234 @@
+"""Reading a prepared corpus: one split as one stream of token ids, memory-mapped and verified.
+
+Holds opening, checking and random access; what the files look like is in `manifest`, how the stream is cut in
+`packing`. Free of torch.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pretrain.data.manifest import PAGE_BYTES, Manifest, Shard
+from pretrain.errors import DataError
+
+_MAGIC = b"ARROW1"  # how an Arrow IPC file begins and ends
+_DTYPES = ("uint16", "uint32")
+_REPAIR = "the file is damaged or was altered; delete the corpus directory and prepare it again"
+
+
+@dataclass(slots=True)
+class _Block:
+    """One record batch: zero-copy views of its mapped buffers and where it lies."""
+
+    path: Path
+    values: np.ndarray  # (tokens,) uint16 or uint32
+    offsets: np.ndarray  # (documents+1,) int64, where its documents begin in `values`
+    crcs: np.ndarray  # (pages+1,) uint32, of each page of `values`, then of `offsets`
+    position: int  # byte offset of `values` in the file
+    checked: bool = False  # whether `offsets` were compared with their checksum
+
+
+class Corpus:
+    """One split of a prepared corpus: `num_tokens` ids, document after document, addressed by position.
+
+    Opening reads sizes and metadata only. The first read that touches a page of PAGE_BYTES checks all of it against
+    its CRC-32 and against the vocabulary before an id of it is returned; so are the document offsets of a record batch.
+    """
+
+    def __init__(self, manifest: Manifest, blocks: list[_Block], text_bytes: int) -> None:
+        """Join record batches into one stream. Use `open`."""
+        self.manifest = manifest
+        self.text_bytes = text_bytes  # UTF-8 bytes of the source text
+        self._blocks = blocks
+        self._block_starts = np.cumsum([0, *(len(block.values) for block in blocks)], dtype=np.int64)  # (blocks+1,)
+        self._page_tokens = PAGE_BYTES // np.dtype(manifest.dtype).itemsize
+        self._block_pages = np.cumsum([0, *(len(block.crcs) - 1 for block in blocks)])  # (blocks+1,) first page of each
+        self._verified = np.zeros(self._block_pages[-1], dtype=bool)  # pages that were checked
+        self.num_tokens = int(self._block_starts[-1])
+        self.num_documents = sum(len(block.offsets) - 1 for block in blocks)
+
+    @classmethod
+    def open(cls, directory: Path, split: str) -> Corpus:
+        """Map the shards of a split. Raises `DataError` for files that are not what the manifest says."""
+        manifest = Manifest.load(directory)
+        if split not in manifest.splits:
+            raise DataError(f"{directory / 'manifest.json'}: no split {split!r}, only {sorted(manifest.splits)}")
+        if manifest.dtype not in _DTYPES:
+            raise DataError(f"{directory / 'manifest.json'}: dtype {manifest.dtype!r}, must be {' or '.join(_DTYPES)}")
+        parts = manifest.splits[split]
+        blocks = [block for shard in parts.shards for block in _open_shard(directory, shard, manifest.dtype)]
+        return cls(manifest, blocks, parts.text_bytes)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Return the ids (length,) int64 from a position of the stream. Raises `DataError` for damaged pages."""
+        assert start >= 0 and length >= 0 and start + length <= self.num_tokens
+        tokens = np.empty(length, dtype=np.int64)
+        if length:
+            self.copy(np.array([start]), np.array([length]), tokens, np.array([0]))
+        return tokens
+
+    def copy(self, starts: np.ndarray, lengths: np.ndarray, into: np.ndarray, at: np.ndarray) -> None:
+        """Copy P ranges of the stream: `lengths[p]` >= 1 ids from position `starts[p]` to `into[at[p]:]`.
+
+        All are (P,) int64 but `into`, (N,) int64. Raises `DataError` naming file and byte for a damaged page or an
+        id outside the vocabulary.
+        """
+        if not len(starts):
+            return
+        owner, number, begin, end = self._split(starts, starts + lengths)
+        target = at[owner] + begin + (self._block_starts[number] - starts[owner])
+        self._verify_pages(number, begin, end)
+        ranges = zip(number.tolist(), begin.tolist(), end.tolist(), target.tolist(), strict=True)
+        for block, first, last, position in ranges:
+            into[position : position + last - first] = self._blocks[block].values[first:last]
+
+    def boundaries(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where documents end in P ranges of the stream, and how many end in each (P,), both int64.
+
+        The end of a document is the position after its last token; range p is starts[p] < position <= ends[p], never
+        empty. A document without tokens repeats the position before it.
+        """
+        owner, number, begin, end = self._split(starts, ends)
+        found, counts = [], []
+        for block, inside in zip(number.tolist(), np.stack([begin, end], axis=1), strict=True):
+            offsets = self._checked_offsets(block)
+            lower, upper = offsets.searchsorted(inside, side="right").tolist()
+            found.append(offsets[lower:upper] + self._block_starts[block])
+            counts.append(upper - lower)
+        per_range = np.bincount(owner, weights=counts, minlength=len(starts)).astype(np.int64)
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64), per_range
+
+    def document_lengths(self) -> np.ndarray:
+        """Return the tokens of every document of the split (num_documents,) int64, in order."""
+        lengths = [np.diff(self._checked_offsets(block)) for block in range(len(self._blocks))]
+        return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
+
+    def _split(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Cut ranges of the stream, none of them empty, at the borders of blocks.
+
+        Returns for each part the range that it belongs to, its block, and its begin and end inside the block.
+        """
+        first = np.searchsorted(self._block_starts, starts, side="right") - 1
+        last = np.searchsorted(self._block_starts, ends, side="left") - 1
+        parts = last - first + 1
+        owner = np.repeat(np.arange(len(starts)), parts)
+        number = concatenated_ranges(first, parts)
+        begin = np.maximum(starts[owner], self._block_starts[number]) - self._block_starts[number]
+        end = np.minimum(ends[owner], self._block_starts[number + 1]) - self._block_starts[number]
+        return owner, number, begin, end
+
+    def _verify_pages(self, number: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
+        """Check the pages that the parts touch and that were not checked before."""
+        first = self._block_pages[number] + begin // self._page_tokens
+        last = self._block_pages[number] + (end - 1) // self._page_tokens
+        pages = concatenated_ranges(first, last - first + 1)
+        for page in np.unique(pages[~self._verified[pages]]).tolist():
+            block = int(np.searchsorted(self._block_pages, page, side="right")) - 1
+            self._verify_page(self._blocks[block], page - int(self._block_pages[block]))
+            self._verified[page] = True
+
+    def _verify_page(self, block: _Block, page: int) -> None:
+        start = page * self._page_tokens
+        values = block.values[start : start + self._page_tokens]
+        found, expected = zlib.crc32(values.data), int(block.crcs[page])
+        if found != expected:
+            raise DataError(
+                f"{block.path}: bytes {block.position + start * values.itemsize} to "
+                f"{block.position + (start + len(values)) * values.itemsize} have CRC-32 {found:08x}, "
+                f"expected {expected:08x}; {_REPAIR}"
+            )
+        if values.max() >= self.manifest.vocab_size:
+            token = start + int(np.argmax(values >= self.manifest.vocab_size))
+            raise DataError(
+                f"{block.path}: id {block.values[token]} at byte {block.position + token * values.itemsize}; "
+                f"ids must be below the vocabulary size {self.manifest.vocab_size}; "
+                "the corpus was made with another tokenizer, prepare it again"
+            )
+
+    def _checked_offsets(self, number: int) -> np.ndarray:
+        """Return the offsets of a block, which are checked when they are first needed."""
+        block = self._blocks[number]
+        if not block.checked:
+            found, expected = zlib.crc32(block.offsets.data), int(block.crcs[-1])
+            if found != expected:
+                raise DataError(
+                    f"{block.path}: document offsets have CRC-32 {found:08x}, expected {expected:08x}; {_REPAIR}"
+                )
+            block.checked = True
+        return block.offsets
+
+
+def concatenated_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return starts[0], starts[0]+1, ... (counts[0] of them), then those of starts[1], and so on, as int64."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
+def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
+    """Map one Arrow file and its checksums; return its record batches that hold tokens."""
+    path = directory / shard.file
+    _check_size(path, shard.size)
+    whole = pa.memory_map(str(path)).read_buffer()  # a view: nothing is read
+    head, tail = whole[: len(_MAGIC)].to_pybytes(), whole[-len(_MAGIC) :].to_pybytes()
+    if head != _MAGIC or tail != _MAGIC:
+        raise DataError(f"{path}: begins with {head} and ends with {tail}, expected {_MAGIC} both times; {_REPAIR}")
+    try:
+        reader = pa.ipc.open_file(whole)
+        _check_schema(path, reader.schema, dtype)
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        views = [_views(path, whole, batch, dtype) for batch in batches]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Arrow IPC file ({error}); {_REPAIR}") from None
+
+    _check_equal(path, "documents", sum(len(offsets) - 1 for _, offsets, _ in views), shard.documents)
+    _check_equal(path, "tokens", sum(len(values) for values, _, _ in views), shard.tokens)
+    checksums = [-(-values.nbytes // PAGE_BYTES) + 1 for values, _, _ in views]
+    crc_path = path.with_suffix(".crc")
+    _check_size(crc_path, sum(checksums) * np.dtype("<u4").itemsize)
+    crcs = np.memmap(crc_path, dtype="<u4", mode="r") if checksums else np.empty(0, dtype="<u4")
+    per_batch = np.split(crcs, np.cumsum(checksums))[:-1]
+    return [
+        _Block(path, values, offsets, own, position)
+        for (values, offsets, position), own in zip(views, per_batch, strict=True)
+    ]
+
+
+def _views(path: Path, whole: pa.Buffer, batch: pa.RecordBatch, dtype: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the ids and offsets of a record batch as views of the mapped file, and where in it the ids lie."""
+    column = batch.column(0)
+    if column.null_count or column.values.null_count:
+        raise DataError(f"{path}: holds nulls; {_REPAIR}")
+    values = column.values.to_numpy(zero_copy_only=True)
+    offsets = column.offsets.to_numpy(zero_copy_only=True)
+    position = values.__array_interface__["data"][0] - whole.address
+    if len(values) and not 0 <= position <= whole.size - values.nbytes:
+        raise DataError(f"{path}: record batches are compressed, they must be plain; prepare the corpus again")
+    if offsets[0] != 0 or offsets[-1] != len(values):
+        raise DataError(f"{path}: offsets run from {offsets[0]} to {offsets[-1]}, not 0 to {len(values)}; {_REPAIR}")
+    return values, offsets, position
+
+
+def _check_schema(path: Path, schema: pa.Schema, dtype: str) -> None:
+    found = ", ".join(
+        f"{field.name}: large_list<{field.type.value_type}>"
+        if pa.types.is_large_list(field.type)
+        else f"{field.name}: {field.type}"
+        for field in schema
+    )
+    _check_equal(path, "columns", found, f"tokens: large_list<{dtype}>")
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.exists():
+        raise DataError(f"{path}: not there, the manifest names it; delete the corpus directory and prepare it again")
+    _check_equal(path, "bytes", path.stat().st_size, expected)
+
+
+def _check_equal(path: Path, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise DataError(f"{path}: {what} {found}, expected {expected}; {_REPAIR}")

@@ -1,0 +1,229 @@
+"""Batches of training and held-out text, built ahead of the step that needs them.
+
+Holds the data configuration, the batches and the thread that builds them; which tokens are in a slot is in `stream`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+
+from pretrain.data.base import IGNORED, Batch, Slots
+from pretrain.data.packing import Packing
+from pretrain.data.preparation import PrepareConfig
+from pretrain.data.sources import SourceConfig
+from pretrain.data.stream import HeldOut, Source, TrainStream
+from pretrain.errors import check
+from pretrain.registry import register
+
+Examples = Callable[[Slots], tuple[np.ndarray, np.ndarray]]
+"""Slots -> input tokens (N,) and targets (N,): what `ObjectiveConfig.examples` does."""
+
+_LOCATED = 1024  # slots whose place in the corpora is computed at a time, because few and many cost the same
+
+
+@register("data", "packed")
+@dataclass(kw_only=True)
+class DataConfig:
+    """What text is learnt from and how it is cut into sequences."""
+
+    seq_len: int = 1024  # tokens in a slot, the longest context that is trained
+    packing: Packing = (
+        Packing.concat
+    )  # how documents come into slots: concat cuts the stream, best_fit keeps them whole
+    isolate_documents: bool = True  # each document in a slot is a sequence of its own: attention and positions restart
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name; more than one are mixed by weight
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)  # how text becomes a corpus of token ids
+
+    def __post_init__(self) -> None:
+        check(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2 tokens")
+        check(len(self.sources) > 0, "data.sources", self.sources, "at least one source, e.g. data=stdlib")
+
+    def train_stream(self, corpora: dict[str, Path], seed: int) -> TrainStream:
+        """Open the training splits of prepared corpora, by source name. Raises `DataError` for damaged ones."""
+        names = sorted(self.sources)  # the order on the command line must not matter
+        return TrainStream(
+            self._open(corpora, "train"),
+            [self.sources[name].weight for name in names],
+            seed=seed,
+            isolate=self.isolate_documents,
+        )
+
+    def held_out(self, corpora: dict[str, Path]) -> HeldOut:
+        """Open the validation splits of prepared corpora, by source name. Raises `DataError` for damaged ones."""
+        return HeldOut(self._open(corpora, "validation"), isolate=self.isolate_documents)
+
+    def _open(self, corpora: dict[str, Path], split: str) -> list[Source]:
+        return [
+            Source.open(name, corpora[name], split, seq_len=self.seq_len, packing=self.packing)
+            for name in sorted(self.sources)
+        ]
+
+
+def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Return how many micro-batches each rank runs in a step. Raises `ValueError` if they do not come out even."""
+    together = micro_batch_size * world_size
+    lower = max(batch_size // together, 1) * together
+    check(
+        batch_size % together == 0,
+        "train.batch_size",
+        batch_size,
+        f"must be a multiple of train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}; "
+        f"the nearest are {lower} and {lower + together}",
+    )
+    return batch_size // together
+
+
+def build_batch(slots: Slots, examples: Examples) -> Batch:
+    """Return the micro-batch (N tokens, S sequences) that an objective makes of slots."""
+    tokens, targets = examples(slots)
+    lengths = np.diff(slots.offsets)
+    positions = np.arange(len(tokens)) - np.repeat(slots.offsets[:-1].astype(np.int64), lengths)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        offsets=torch.from_numpy(slots.offsets),
+        max_len=int(lengths.max()),
+        targets=torch.from_numpy(targets),
+        num_targets=int(np.count_nonzero(targets != IGNORED)),
+    )
+
+
+class StepLoader:
+    """Iterates over the optimizer steps `start_step` to `num_steps - 1`, a list of this rank's micro-batches each.
+
+    Step s holds the sequence numbers from s * batch_size up to (s + 1) * batch_size, whatever the number of ranks and
+    the size of micro-batches; rank r takes the r-th of `world_size` equal runs of them. A thread builds up to `depth`
+    steps ahead. Its errors are raised at the step that they belong to. The thread ends with `close`, at the end of a
+    `with` block, or when nobody holds the loader any more.
+    """
+
+    def __init__(
+        self,
+        stream: TrainStream,
+        examples: Examples,
+        *,
+        batch_size: int,  # sequences in a step, over all ranks
+        micro_batch_size: int,  # sequences
+        rank: int,
+        world_size: int,
+        start_step: int,
+        num_steps: int,  # of the whole run
+        pin: bool,  # page-lock the batches, for copies to a GPU that do not wait
+        depth: int = 2,  # steps
+    ) -> None:
+        micro_batches_per_step(batch_size, micro_batch_size, world_size)
+        per_rank = batch_size // world_size
+        own_first = rank * per_rank
+
+        def build() -> Iterator[list[Batch]]:
+            at_a_time = max(1, _LOCATED // per_rank)
+            for first in range(start_step, num_steps, at_a_time):
+                steps = np.arange(first, min(first + at_a_time, num_steps))
+                numbers = steps[:, None] * batch_size + own_first + np.arange(per_rank)
+                for keys in stream.locate(numbers.reshape(-1)).reshape(-1, per_rank, 3):
+                    micros = [keys[at : at + micro_batch_size] for at in range(0, per_rank, micro_batch_size)]
+                    batches = [build_batch(stream.read(micro), examples) for micro in micros]
+                    yield [batch.pin_memory() for batch in batches] if pin else batches
+
+        self._ready = _Ahead(depth)
+        self._thread = threading.Thread(target=self._ready.fill, args=(build(),), name="loader", daemon=True)
+        self._close = weakref.finalize(self, _stop, self._ready, self._thread)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        if not self._close.alive:
+            raise StopIteration
+        return self._ready.take()
+
+    def __enter__(self) -> StepLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread and drop what it built. Doing it twice is harmless."""
+        self._close()
+
+
+class _Ahead:
+    """Steps built by one thread and taken by another, at most `depth` of them waiting."""
+
+    def __init__(self, depth: int) -> None:
+        self._room = threading.Semaphore(depth)
+        self._items: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
+        self._stopped = False
+
+    def fill(self, steps: Iterator[list[Batch]]) -> None:
+        """Build until the steps end, one fails or `stop` is called; the end is a StopIteration in the queue."""
+        while self._room.acquire() and not self._stopped:
+            try:
+                self._items.put(next(steps))
+            except BaseException as error:
+                self._items.put(error)
+                return
+
+    def take(self) -> list[Batch]:
+        """Return the next step, waiting for it, or raise what ended the thread."""
+        item = self._items.get()
+        if isinstance(item, BaseException):
+            self._items.put(item)  # for whoever asks again
+            raise item
+        self._room.release()
+        return item
+
+    def stop(self) -> None:
+        """Let `fill` return after the step that it is at."""
+        self._stopped = True
+        self._room.release()
+
+
+def _stop(ready: _Ahead, thread: threading.Thread) -> None:
+    ready.stop()
+    thread.join()
+
+
+def evaluation_batches(
+    held_out: HeldOut,
+    examples: Examples,
+    *,
+    micro_batch_size: int,  # slots
+    rank: int,
+    world_size: int,
+    max_slots: int = 0,  # 0 = all; fewer are spread evenly over all sources
+) -> Iterator[Batch]:
+    """Yield this rank's share of the held-out slots, each slot on exactly one rank.
+
+    All ranks get the same number of batches, because sharded engines communicate in every forward pass: a rank that
+    has nothing left yields a batch without targets.
+    """
+    total = held_out.num_slots
+    num_slots = min(total, max_slots) if max_slots else total
+    chosen = np.arange(num_slots) * total // max(num_slots, 1)
+    for first in range(0, num_slots, micro_batch_size * world_size):
+        start = first + rank * micro_batch_size
+        own = chosen[start : start + micro_batch_size]
+        yield build_batch(held_out.slots(own), examples) if len(own) else _no_targets()
+
+
+def _no_targets() -> Batch:
+    """Return a batch of one sequence of one token, which counts nothing."""
+    return Batch(
+        tokens=torch.zeros(1, dtype=torch.int64),
+        positions=torch.zeros(1, dtype=torch.int64),
+        offsets=torch.tensor([0, 1], dtype=torch.int32),
+        max_len=1,
+        targets=torch.full((1,), IGNORED, dtype=torch.int64),
+        num_targets=0,
+    )

@@ -1,0 +1,207 @@
+"""From sequence numbers to slots of tokens: training and held-out streams as pure functions.
+
+Holds how sources, order and packing come together; batches and the thread that builds them are in `loader`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pretrain.data.base import IGNORED, Slots
+from pretrain.data.corpus import Corpus
+from pretrain.data.manifest import Manifest
+from pretrain.data.mixture import BLOCK, Mixture
+from pretrain.data.order import Permutation
+from pretrain.data.packing import Packer, Packing, Pieces, pack
+from pretrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of one corpus, cut into slots."""
+
+    name: str
+    corpus: Corpus
+    packer: Packer
+    seq_len: int  # tokens
+    packing: Packing
+
+    @classmethod
+    def open(cls, name: str, directory: Path, split: str, *, seq_len: int, packing: Packing) -> Source:
+        """Open the split `train` for training (full slots with `concat`), any other for complete coverage."""
+        corpus = Corpus.open(directory, split)
+        return cls(name, corpus, pack(packing, corpus, seq_len, partial=split != "train"), seq_len, packing)
+
+
+class TrainStream:
+    """The endless training data: slot number g is a pure function of (seed, g), whoever asks and in whatever order."""
+
+    def __init__(self, sources: Sequence[Source], weights: list[float], *, seed: int, isolate: bool) -> None:
+        """Interleave sources by weight (shares of slots).
+
+        Raises `DataError` for a source that has no slot to give and for corpora of different tokenizers.
+        """
+        for source in sources:
+            if not source.packer.num_slots:
+                raise DataError(
+                    f"data.sources.{source.name}: {source.corpus.num_tokens} training tokens, fewer than one slot of "
+                    f"data.seq_len={source.seq_len}; lower data.seq_len or add text"
+                )
+        self.sources = sources
+        self.vocab_size = _shared_vocabulary(sources)
+        self._mixture = Mixture(weights, [source.packer.num_slots for source in sources])
+        self._seed = seed
+        self._reader = _Reader(sources, isolate=isolate)
+        seen = [(source.name, source.corpus.manifest.fingerprint, source.seq_len, source.packing) for source in sources]
+        text = json.dumps([seen, weights, isolate])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()  # what a resume must find unchanged, as the seed
+
+    @property
+    def manifest(self) -> Manifest:
+        """What all sources have in common: vocabulary and document frame (`prepare` sees to it)."""
+        return self.sources[0].corpus.manifest
+
+    @property
+    def num_slots(self) -> dict[str, int]:
+        """Slots in one epoch of each source."""
+        return {source.name: source.packer.num_slots for source in self.sources}
+
+    def epochs(self, num_slots: int) -> dict[str, float]:
+        """Return how often each source is seen when training draws `num_slots` slots."""
+        shares = self._mixture.quotas / BLOCK
+        return {
+            source.name: float(share) * num_slots / source.packer.num_slots
+            for source, share in zip(self.sources, shares, strict=True)
+        }
+
+    def locate(self, numbers: np.ndarray) -> np.ndarray:
+        """Return source, epoch and slot (B, 3) int64 of sequence numbers (B,) int64."""
+        sources, epochs, indices = self._mixture.locate(numbers)
+        keys = np.stack([sources, epochs, indices], axis=1)
+        for source, epoch in dict.fromkeys(zip(sources.tolist(), epochs.tolist(), strict=True)):
+            drawn = (sources == source) & (epochs == epoch)
+            size = self.sources[source].packer.num_slots
+            shuffle = Permutation(size, seed=self._seed, source=source, epoch=epoch)
+            keys[drawn, 2] = shuffle(indices[drawn])
+        return keys
+
+    def read(self, keys: np.ndarray) -> Slots:
+        """Return the slots that `locate` named, in order. Raises `DataError` for damaged data."""
+        return self._reader.read(keys)
+
+    def slots(self, numbers: np.ndarray) -> Slots:
+        """Return the slots with these sequence numbers (B,) int64, in order. Raises `DataError` for damaged data."""
+        return self.read(self.locate(numbers))
+
+
+class HeldOut:
+    """The validation splits of all sources, one after another: each target of each split lies in exactly one slot."""
+
+    def __init__(self, sources: Sequence[Source], *, isolate: bool) -> None:
+        """Join sources; `Source.open` of a validation split keeps partial slots."""
+        self._reader = _Reader(sources, isolate=isolate)
+        self._firsts = np.cumsum([0, *(source.packer.num_slots for source in sources)])
+        self.num_slots = int(self._firsts[-1])
+        self.num_targets = sum(_num_targets(source.corpus) for source in sources)
+        self.text_bytes = sum(source.corpus.text_bytes for source in sources)  # UTF-8 bytes of the source text
+
+    def slots(self, numbers: np.ndarray) -> Slots:
+        """Return slots (B,) int64, all in range(num_slots). Raises `DataError` for damaged data."""
+        sources = np.searchsorted(self._firsts, numbers, side="right") - 1
+        return self._reader.read(np.stack([sources, np.zeros_like(sources), numbers - self._firsts[sources]], axis=1))
+
+
+class _Layout(NamedTuple):
+    """The pieces of a micro-batch, each with its source and its place in the flat batch."""
+
+    sources: np.ndarray  # (P,) int64
+    pieces: Pieces  # of all sources, in batch order
+    at: np.ndarray  # (P+1,) int64, where pieces begin in the batch
+
+
+class _Reader:
+    """Reads slots of several sources into one flat micro-batch."""
+
+    def __init__(self, sources: Sequence[Source], *, isolate: bool) -> None:
+        self._sources = sources
+        self._isolate = isolate
+
+    def read(self, keys: np.ndarray) -> Slots:
+        layout = self._lay_out(keys)
+        tokens, following = self._read_tokens(layout)
+        firsts = np.concatenate([[0], np.cumsum(layout.pieces.counts)])
+        slots = layout.at[firsts]
+        offsets = layout.at if self._isolate else slots
+        return Slots(tokens, following, offsets.astype(np.int32), slots, keys)
+
+    def _lay_out(self, keys: np.ndarray) -> _Layout:
+        """Return the pieces of slots (B, 3) in the order of the slots, whatever sources they come from."""
+        present = dict.fromkeys(keys[:, 0].tolist())
+        places = [np.flatnonzero(keys[:, 0] == source) for source in present]
+        parts = [
+            self._sources[source].packer.pieces(keys[rows, 2]) for source, rows in zip(present, places, strict=True)
+        ]
+        slot = np.concatenate([np.repeat(rows, part.counts) for rows, part in zip(places, parts, strict=True)])
+        in_order = np.argsort(slot, kind="stable")
+        starts, lengths, closed = (np.concatenate(column)[in_order] for column in list(zip(*parts, strict=True))[:3])
+        at = np.concatenate([[0], np.cumsum(lengths)])
+        counts = np.bincount(slot, minlength=len(keys))
+        return _Layout(keys[slot[in_order], 0], Pieces(starts, lengths, closed, counts), at)
+
+    def _read_tokens(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens (N,) of the pieces and the id that follows each in its document's stream (N,)."""
+        starts, lengths, closed, _ = layout.pieces
+        num_tokens = layout.at[-1]
+        after = np.empty_like(starts)  # what follows the last token of each piece
+        tokens = np.empty(num_tokens + len(starts), dtype=np.int64)  # the ids of the pieces, then some of `after`
+        for source in dict.fromkeys(layout.sources.tolist()):
+            corpus = self._sources[source].corpus
+            own = np.flatnonzero(layout.sources == source)
+            after[own] = _after_document(corpus)
+            cut = own[~closed[own]]  # the document goes on after the piece: one more token is read
+            corpus.copy(
+                np.concatenate([starts[own], starts[cut] + lengths[cut]]),
+                np.concatenate([lengths[own], np.ones_like(cut)]),
+                tokens,
+                np.concatenate([layout.at[own], num_tokens + cut]),
+            )
+            after[cut] = tokens[num_tokens + cut]
+        following = tokens[1 : num_tokens + 1].copy()
+        following[layout.at[1:] - 1] = after
+        return tokens[:num_tokens], following
+
+
+def _shared_vocabulary(sources: Sequence[Source]) -> int:
+    """Return the vocabulary size of corpora that were made with one tokenizer."""
+    first = sources[0]
+    for source in sources[1:]:
+        own, other = source.corpus.manifest.tokenizer_sha256, first.corpus.manifest.tokenizer_sha256
+        if own != other:
+            raise DataError(
+                f"data.sources.{source.name}: made with tokenizer {own[:12]}, data.sources.{first.name} with "
+                f"{other[:12]}; sources of one mixture need one tokenizer, prepare them again"
+            )
+    return first.corpus.manifest.vocab_size
+
+
+def _after_document(corpus: Corpus) -> int:
+    """Return the target after a document's last token.
+
+    If documents end without an id of their own, the separator that leads the next one marks the end (GPT-2's
+    <|endoftext|>) and is learnt as such, also after the last document. Otherwise nothing follows.
+    """
+    manifest = corpus.manifest
+    return manifest.prefix[0] if manifest.prefix and not manifest.suffix else IGNORED
+
+
+def _num_targets(corpus: Corpus) -> int:
+    if _after_document(corpus) != IGNORED:
+        return corpus.num_tokens
+    return corpus.num_tokens - int(np.count_nonzero(corpus.document_lengths()))
