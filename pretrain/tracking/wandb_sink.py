@@ -105,7 +105,7 @@ class WandbSink:
             self._run = init(settings.wandb_mode.value if settings.wandb_mode else None)
         except wandb.Error as error:
             reason = str(error).splitlines()[0]
-            logger.warning("W&B did not answer (%s): recording offline, send it later with `wandb sync`", reason)
+            logger.warning("W&B did not start (%s): recording offline, `wandb sync` sends it later", reason)
             wandb.teardown()  # the failed start still holds the run's id
             self._run = init("offline")
         if self._run.url:
