@@ -92,17 +92,6 @@ class Checkpoints:
             self.failures = 0
             self._prune()
 
-    def newest(self) -> Path | None:
-        """Return the newest step whose every file verifies, None if there is none; what is passed over is said."""
-        steps = sorted((path for path in self.directory.glob("step-*") if _STEP.fullmatch(path.name)), reverse=True)
-        for path in self.world.gather([path.name for path in steps])[0]:  # rank 0's view, so that all agree
-            problems = [problem for problem in self.world.gather(self._problem(self.directory / path)) if problem]
-            if not problems:
-                return self.directory / path
-            if self.world.is_first:
-                log.warning("checkpoint %s is passed over: %s", path, "; ".join(problems))
-        return None
-
     def _write_own(self, temporary: Path, strategy: Strategy) -> Index:
         temporary.mkdir(exist_ok=True)
         name = f"fragments-{self.world.rank:05d}-of-{self.world.size:05d}.safetensors"
@@ -146,19 +135,35 @@ class Checkpoints:
         for path in steps[: -self.cfg.keep]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _problem(self, path: Path) -> str | None:
-        """Return what is wrong with this rank's share of a step's files, None if nothing is."""
-        try:
-            files = sorted(load_manifest(path)["files"].items())
-            for name, expected in files[self.world.rank :: self.world.size]:
-                size = (path / name).stat().st_size
-                if size != expected["size"]:
-                    return f"{name}: {size} bytes, the manifest says {expected['size']}"
-                if hash_file(path / name) != expected["sha256"]:
-                    return f"{name}: its SHA-256 is not the manifest's"
-        except (OSError, CheckpointError) as error:
-            return str(error)
-        return None
+
+def newest_step(directory: Path, world: World) -> Path | None:
+    """Return the newest step whose every file verifies, None if there is none; what is passed over is said.
+
+    A collective: ranks share the hashing and choose the same step.
+    """
+    steps = sorted((path.name for path in directory.glob("step-*") if _STEP.fullmatch(path.name)), reverse=True)
+    for name in world.gather(steps)[0]:  # rank 0's view, so that all agree
+        problems = [problem for problem in world.gather(_problem(directory / name, world)) if problem]
+        if not problems:
+            return directory / name
+        if world.is_first:
+            log.warning("checkpoint %s is passed over: %s", name, "; ".join(problems))
+    return None
+
+
+def _problem(step: Path, world: World) -> str | None:
+    """Return what is wrong with this rank's share of a step's files, None if nothing is."""
+    try:
+        files = sorted(load_manifest(step)["files"].items())
+        for name, expected in files[world.rank :: world.size]:
+            size = (step / name).stat().st_size
+            if size != expected["size"]:
+                return f"{name}: {size} bytes, the manifest says {expected['size']}"
+            if hash_file(step / name) != expected["sha256"]:
+                return f"{name}: its SHA-256 is not the manifest's"
+    except (OSError, CheckpointError) as error:
+        return str(error)
+    return None
 
 
 def load_manifest(step: Path) -> dict[str, Any]:

@@ -11,40 +11,44 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from pretrain import data, models, objectives, optim, precision, schedule, strategy, tracking
+from pretrain import data, models, objectives, strategy, tracking
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.data.loader import DataConfig
+from pretrain.data.tokenizer import TokenizerConfig
 from pretrain.evaluate import EvalConfig
 from pretrain.loop import LogConfig, TrainConfig
+from pretrain.precision import Precision
 from pretrain.registry import discover
 from pretrain.rundir import RunConfig
+from pretrain.schedule import ScheduleConfig
 from pretrain.strategy.compilation import CompileConfig
+from pretrain.tracking.local import TrackerConfig
 
 
 @dataclass(kw_only=True)
 class PretrainConfig:
     """Everything that decides a pretraining run.
 
-    A field typed `Any` is a config group: its object is one of the registered dataclasses of that group, chosen on
-    the command line (`model=gpt2_124m`). The first block decides what is learnt, the second how fast and where.
+    A field without a default is a config group: one of its registered dataclasses is chosen on the command line
+    (`model=gpt2_124m`). The first block decides what is learnt, the second how fast and where.
     """
 
     run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory
     seed: int = 1  # of weights, data order, masking and dropout
     data: DataConfig = MISSING
-    tokenizer: Any = MISSING
+    tokenizer: TokenizerConfig = MISSING
     model: Any = MISSING
     objective: Any = MISSING
     optim: Any = MISSING
-    schedule: Any = MISSING
+    schedule: ScheduleConfig = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     strategy: Any = MISSING
-    precision: Any = MISSING
+    precision: Precision = MISSING
     attention: Any = MISSING
     compile: CompileConfig = MISSING
-    tracker: Any = MISSING
+    tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -52,7 +56,4 @@ class PretrainConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
-    discover(data, models, objectives, strategy)
-
-
-__all__ = ["PretrainConfig", "optim", "precision", "register_choices", "schedule", "tracking"]
+    discover(data, models, objectives, strategy, tracking)

@@ -40,6 +40,11 @@ class World:
     size: int
     device: torch.device  # where this rank computes
 
+    @classmethod
+    def alone(cls) -> World:
+        """Return the world of a single process on the CPU."""
+        return cls(rank=0, size=1, device=torch.device("cpu"))
+
     @property
     def is_first(self) -> bool:
         """Whether this rank writes what is written once."""

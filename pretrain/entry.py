@@ -76,8 +76,8 @@ def _explained(message: str) -> str:
         with hydra.initialize_config_module("conf", version_base="1.3"):
             known = keys_of(OmegaConf.to_container(hydra.compose("pretrain")))
         return f"{key}: no such setting{nearest(key, known)}"
-    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+([\w\s./-]+)", message):
-        options = [option for option in found[3].split() if "/" not in option and "=" not in option]
+    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
+        options = found[3].split()
         choice = found[1].removeprefix(f"{found[2]}/")
         return f"{found[2]}={choice}: no such choice{nearest(choice, options)} (choices: {', '.join(options)})"
     return " ".join(line.strip() for line in message.splitlines() if "type=" not in line and line.strip())

@@ -5,7 +5,7 @@ Holds the measurement; when it happens is the loop's business, where it goes `tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from pretrain.data.base import Batch
 from pretrain.distributed import World
 from pretrain.errors import check
+from pretrain.metrics import bits_per_byte, perplexity
 
 
 @dataclass(kw_only=True)
@@ -29,19 +30,29 @@ class EvalConfig:
         check(self.max_slots >= 0, "eval.max_slots", self.max_slots, "0 (all) or a number of slots")
 
 
-@torch.no_grad()
-def evaluate(module: nn.Module, batches: Iterable[Batch], world: World) -> float:
-    """Return the mean negative log-likelihood in nats a target, over all ranks' batches.
+@dataclass
+class Evaluator:
+    """Measures a module on the same held-out batches again and again. A collective: every rank calls it."""
 
-    Every rank must bring the same number of batches (sharded engines communicate in the forward pass); a batch
-    without targets counts nothing.
-    """
-    module.eval()
-    nll = torch.zeros((), dtype=torch.float64, device=world.device)
-    targets = 0
-    for batch in batches:
-        nll += module(batch.to(world.device)).nll
-        targets += batch.num_targets
-    module.train()
-    [targets] = world.sum_ints(targets)
-    return world.sum_tensor(nll).item() / targets
+    module: nn.Module
+    batches: Callable[[], Iterable[Batch]]  # this rank's batches, as many on every rank; anew at each call
+    bytes_per_target: float  # UTF-8 bytes of held-out text that a target stands for, on average
+    world: World
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Return `loss` in nats a target, `perplexity` and `bits_per_byte`, over all ranks' batches.
+
+        A batch without targets counts nothing. Bits per byte are exact when the whole split is evaluated.
+        """
+        self.module.eval()
+        nll = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        targets = 0
+        for batch in self.batches():
+            nll += self.module(batch.to(self.world.device)).nll
+            targets += batch.num_targets
+        self.module.train()
+        [targets] = self.world.sum_ints(targets)
+        loss = self.world.sum_tensor(nll).item() / targets
+        bits = bits_per_byte(loss, num_targets=1, text_bytes=self.bytes_per_target)
+        return {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits}

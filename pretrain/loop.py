@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -52,18 +53,22 @@ class TrainState:
 
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # targets learnt from
+    step_targets: int = 0  # targets of the newest step, over all ranks
 
 
-@dataclass
-class Hooks:
+class Hooks(Protocol):
     """What the loop calls when it is due. All ranks call each hook at the same step."""
 
-    log: Callable[[TrainState], None]
-    evaluate: Callable[[TrainState], None]
-    save: Callable[[TrainState], None]
+    meter: StepMeter
     log_every: int  # optimizer steps, as the next two
     evaluate_every: int  # 0 = never
     save_every: int
+
+    def log(self, state: TrainState) -> None: ...
+
+    def evaluate(self, state: TrainState) -> None: ...
+
+    def save(self, state: TrainState) -> None: ...
 
 
 def train(
@@ -76,7 +81,6 @@ def train(
     cfg: TrainConfig,
     seed: int,
     world: World,
-    meter: StepMeter,
     hooks: Hooks,
     stop: StopRequest,
 ) -> None:
@@ -93,11 +97,12 @@ def train(
             with strategy.micro_step(last=number == len(micro_batches)):
                 loss = module(batch.to(world.device))
                 strategy.backward(loss.total * (world.size / targets))
-            meter.add(loss.nll)
+            hooks.meter.add(loss.nll)
         norm = strategy.step(schedule(state.step), cfg.clip_norm)
         state.step += 1
         state.tokens += targets
-        meter.end_step(norm)
+        state.step_targets = targets
+        hooks.meter.end_step(norm)
 
         last = state.step == cfg.steps
         if last or state.step % hooks.log_every == 0:

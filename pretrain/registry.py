@@ -36,9 +36,9 @@ def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
 
 
 def discover(*packages: ModuleType) -> None:
-    """Import every module of the packages, so that adding a file adds its choices."""
+    """Import every module below the packages, so that adding a file adds its choices."""
     for package in packages:
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
 
 

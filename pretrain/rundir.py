@@ -90,11 +90,23 @@ class RunDirectory:
         self._record |= entries
         _replace(self.path / "run.json", json.dumps(self._record, indent=1) + "\n")
 
-    def log_to_file(self) -> None:
-        """Send the framework's log messages to `log.txt` too."""
+    def start_log(self) -> None:
+        """Send the framework's messages to standard error and, with the time, to `log.txt`."""
+        logger = logging.getLogger("pretrain")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(logging.StreamHandler())
         handler = logging.FileHandler(self.path / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger("pretrain").addHandler(handler)
+        logger.addHandler(handler)
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return `run.json` of a run directory. Raises `ConfigError` for a directory that is none."""
+    path = run / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable ({error}); name a run directory such as runs/demo") from None
 
 
 def plain(value: Any) -> Any:

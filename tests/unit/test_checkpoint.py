@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from toys import ALONE, ToyObjective, take_step, toy_strategy
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, load_state, restore, restore_weights
+from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, load_state, newest_step, restore, restore_weights
 from pretrain.errors import CheckpointError, ResourceError
 from pretrain.optim import MuonConfig
 
@@ -52,7 +52,7 @@ def test_what_is_restored_is_what_was_saved_and_the_next_step_is_equal(tmp_path,
     checkpoints.save(3, strategy, {"tokens": 33})
 
     other, resumed = toy_strategy(optim=optim)
-    restore(checkpoints.newest(), other, resumed)
+    restore(newest_step(checkpoints.directory, ALONE), other, resumed)
     assert_same(state_of(module, strategy), state_of(other, resumed))
     assert other.model.head.weight is other.model.embedding.weight
     take_step(module, strategy, 9)
@@ -63,13 +63,13 @@ def test_what_is_restored_is_what_was_saved_and_the_next_step_is_equal(tmp_path,
 def test_weights_alone(trained):
     module, _, checkpoints = trained
     other = ToyObjective()
-    restore_weights(checkpoints.newest(), other)
+    restore_weights(newest_step(checkpoints.directory, ALONE), other)
     assert_same(module.state_dict(), other.state_dict())
 
 
 def test_the_files_are_plain_safetensors_and_json(trained):
     module, strategy, checkpoints = trained
-    step = checkpoints.newest()
+    step = newest_step(checkpoints.directory, ALONE)
     [file] = step.glob("*.safetensors")
     tensors = load_file(file)
     weight = module.model.blocks[0].weight
@@ -119,13 +119,13 @@ DAMAGE = {
 def test_a_damaged_step_is_passed_over_by_name(trained, damage, caplog):
     _, _, checkpoints = trained
     DAMAGE[damage](checkpoints.directory / "step-00000003")
-    assert checkpoints.newest() == checkpoints.directory / "step-00000002"
+    assert newest_step(checkpoints.directory, ALONE) == checkpoints.directory / "step-00000002"
     assert "step-00000003 is passed over" in caplog.text
 
 
 def test_a_step_that_claims_tensors_with_gaps_is_refused(trained):
     _, _, checkpoints = trained
-    step = checkpoints.newest()
+    step = newest_step(checkpoints.directory, ALONE)
 
     def shorten(manifest):
         manifest["tensors"]["model.embedding.weight"]["weight"]["fragments"][0][2] -= 1
@@ -141,7 +141,7 @@ def test_another_architecture_is_listed(trained):
     module.model.blocks.append(torch.nn.Linear(5, 4))
     module.model.blocks[0].bias = torch.nn.Parameter(torch.zeros(6))
     with pytest.raises(CheckpointError) as refusal:
-        restore(checkpoints.newest(), module, strategy)
+        restore(newest_step(checkpoints.directory, ALONE), module, strategy)
     for part in ("missing model.blocks.1.bias (4,)", "model.blocks.0.bias is (5,), the model's (6,)", "3 tensors differ"):
         assert part in str(refusal.value)
 
@@ -158,7 +158,7 @@ def test_saving_a_step_again_replaces_it(trained):
     shutil.rmtree(checkpoints.directory / "step-00000003" )
     (checkpoints.directory / "step-00000003").mkdir()
     checkpoints.save(3, strategy, {"tokens": 5})
-    assert load_state(checkpoints.newest())["tokens"] == 5
+    assert load_state(newest_step(checkpoints.directory, ALONE))["tokens"] == 5
 
 
 # A save of a process whose n-th call of one system function is its last: kill -9 at every phase of the protocol.
@@ -210,8 +210,8 @@ def test_killed_at_every_phase_of_a_save(tmp_path, function, call, survivor):
     assert done.returncode == -9, done.stderr
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), ALONE)
     assert not list(tmp_path.glob(".tmp-*")), "what the kill left is cleaned"
-    assert load_state(checkpoints.newest())["tokens"] == 11 * survivor
-    restore(checkpoints.newest(), *toy_strategy())
+    assert load_state(newest_step(checkpoints.directory, ALONE))["tokens"] == 11 * survivor
+    restore(newest_step(checkpoints.directory, ALONE), *toy_strategy())
 
 
 FULL_DISK = """

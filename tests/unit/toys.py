@@ -12,7 +12,7 @@ from pretrain.precision import FP32
 from pretrain.strategy.compilation import CompileConfig
 from pretrain.strategy.ddp import DDP, DDPConfig
 
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+ALONE = World.alone()
 
 
 class ToyModel(Model):

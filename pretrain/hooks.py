@@ -1,0 +1,65 @@
+"""What happens at log, evaluation and checkpoint steps of a run.
+
+Holds the glue between measurements, sinks and checkpoints; the loop decides when, `run` builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.checkpoint import Checkpoints
+from pretrain.distributed import World
+from pretrain.errors import NumericalError
+from pretrain.evaluate import Evaluator
+from pretrain.loop import TrainState
+from pretrain.metrics import StepMeter, Throughput, memory
+from pretrain.strategy.base import Strategy
+from pretrain.tracking.base import Tracker
+
+
+@dataclass(kw_only=True)
+class RunHooks:
+    """The hooks of a pretraining run; see `Hooks` in `loop`. Methods are collectives, rank 0 alone has a tracker."""
+
+    log_every: int  # optimizer steps
+    evaluate_every: int  # optimizer steps, 0 = never
+    save_every: int  # optimizer steps
+    max_skipped: int  # optimizer steps in a row without an update that the run survives
+    world: World
+    strategy: Strategy
+    meter: StepMeter
+    throughput: Throughput
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    tracker: Tracker | None
+    learning_rate: Callable[[int], float]  # of the step about to be taken, counted from 0
+    fingerprints: dict[str, Any]  # what a resume must find unchanged
+
+    def log(self, state: TrainState) -> None:
+        """Read the meter and write a training record. Raises `NumericalError` if updates are skipped on and on."""
+        reading = self.meter.read(state.step_targets, self.world.sum_tensor)
+        if self.tracker:
+            record = {"step": state.step, "split": "train", "loss": reading.loss, "tokens": state.tokens}
+            record |= {"lr": self.learning_rate(state.step - 1), "grad_norm": reading.grad_norm}
+            record |= self.throughput.lap(state.step, state.tokens) | memory(self.world.device)
+            self.tracker.log(record | {"skipped": reading.skipped})
+        if reading.skipped_in_a_row > self.max_skipped:
+            raise NumericalError(
+                f"step {state.step}: {reading.skipped_in_a_row} updates in a row skipped for a non-finite gradient "
+                f"(train.max_skipped={self.max_skipped}); weights are as before them. Lower optim.lr, or use "
+                "precision=bf16, and start again: the run resumes from its newest checkpoint"
+            )
+
+    def evaluate(self, state: TrainState) -> None:
+        """Measure the held-out loss and write a validation record."""
+        with self.throughput.paused():
+            measured = self.evaluator()
+        if self.tracker:
+            self.tracker.log({"step": state.step, "split": "validation", "tokens": state.tokens, **measured})
+
+    def save(self, state: TrainState) -> None:
+        """Commit a checkpoint."""
+        with self.throughput.paused():
+            self.checkpoints.save(state.step, self.strategy, {"tokens": state.tokens, "resume": self.fingerprints})

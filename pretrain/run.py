@@ -1,0 +1,214 @@
+"""The composition root: build everything that a configuration names, resume, train.
+
+Holds no algorithm and no policy: one line a part, in the order in which parts need each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
+from pretrain.config import PretrainConfig
+from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
+from pretrain.data.preparation import prepare
+from pretrain.data.stream import HeldOut, TrainStream
+from pretrain.distributed import StopRequest, World, joined, rank, world_size
+from pretrain.errors import DataError, HeadwaterError
+from pretrain.evaluate import Evaluator
+from pretrain.hooks import RunHooks
+from pretrain.loop import TrainState, train
+from pretrain.metrics import StepMeter, Throughput
+from pretrain.objectives.base import Objective
+from pretrain.peaks import peak_flops
+from pretrain.rundir import RunDirectory, plain
+from pretrain.strategy.base import Strategy
+from pretrain.summary import num_parameters, summary, versions
+from pretrain.tracking.base import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(cfg: PretrainConfig) -> None:
+    """Pretrain as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
+    micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, world_size())
+    cfg.schedule.build(cfg.train.steps)  # refuses what does not fit, before anything exists
+    stop = StopRequest()
+    if rank() > 0:
+        _pretrain(cfg, None, stop)
+        return
+    directory = RunDirectory.claim(cfg.run)
+    directory.start_log()
+    directory.write_config(cfg)
+    directory.record(name=cfg.run.name, versions=versions(), exit=None)
+    code = 1
+    try:
+        _pretrain(cfg, directory, stop)
+        code = 0
+    except HeadwaterError as error:
+        code = error.exit_code
+        raise
+    finally:
+        directory.record(exit=code)
+
+
+def build_module(cfg: PretrainConfig, vocab_size: int, device: torch.device) -> Objective:
+    """Return the model inside its objective: born on the meta device, then filled in place on `device`."""
+    with torch.device("meta"):
+        module = cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
+    module.to_empty(device=device)
+    module.model.init_weights(cfg.seed)
+    return module
+
+
+def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopRequest) -> None:
+    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
+    stream = cfg.data.train_stream(corpora, cfg.seed)
+    held_out = cfg.data.held_out(corpora)
+    schedule = cfg.schedule.build(cfg.train.steps)
+    with joined() as world:
+        module = build_module(cfg, stream.manifest.vocab_size, world.device)
+        strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
+        wrapped = strategy.setup(module, cfg.optim.build)
+        checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
+        fingerprints = {"corpus": stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
+        state = _resume(checkpoints.directory, module, strategy, fingerprints, world)
+        flops = module.model.flops_per_token(cfg.data.seq_len)
+        hooks = RunHooks(
+            log_every=cfg.log.every,
+            evaluate_every=cfg.eval.every if held_out.num_slots else 0,
+            save_every=cfg.checkpoint.every,
+            max_skipped=cfg.train.max_skipped,
+            world=world,
+            strategy=strategy,
+            meter=StepMeter(world.device),
+            throughput=_throughput(cfg, state, flops, world),
+            evaluator=_evaluator(cfg, wrapped, held_out, world),
+            checkpoints=checkpoints,
+            tracker=_tracker(cfg, directory, state) if directory else None,
+            learning_rate=lambda step: cfg.optim.lr * schedule(step),
+            fingerprints=fingerprints,
+        )
+        if directory:
+            _introduce(cfg, directory, module, corpora, stream, held_out, world)
+        with _steps(cfg, stream, state, world) as steps:
+            if state.step == 0 and hooks.evaluate_every and cfg.eval.at_start:
+                hooks.evaluate(state)
+            train(
+                wrapped,
+                strategy,
+                steps,
+                schedule,
+                state,
+                cfg=cfg.train,
+                seed=cfg.seed,
+                world=world,
+                hooks=hooks,
+                stop=stop,
+            )
+
+
+def _resume(
+    directory: Path, module: Objective, strategy: Strategy, fingerprints: dict[str, Any], world: World
+) -> TrainState:
+    """Fill the module and the strategy from the newest checkpoint, if there is one, and return where the run stands."""
+    newest = newest_step(directory, world)
+    if newest is None:
+        return TrainState()
+    saved = load_state(newest)
+    for key, value in fingerprints.items():
+        if saved["resume"].get(key) != value:
+            raise DataError(
+                f"{newest}: {key} was {saved['resume'].get(key)} and is now {value}; the order of the data follows "
+                "from it, so this would be another run: restore it, or choose another run.name"
+            )
+    restore(newest, module, strategy)
+    log.info("resuming from %s", newest)
+    return TrainState(step=saved["step"], tokens=saved["tokens"])
+
+
+def _throughput(cfg: PretrainConfig, state: TrainState, flops_per_token: float, world: World) -> Throughput:
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    peak = peak_flops(name, cfg.precision.dtype)
+    total = peak * world.size if peak else None
+    return Throughput(step=state.step, tokens=state.tokens, flops_per_token=flops_per_token, peak_flops=total)
+
+
+def _evaluator(cfg: PretrainConfig, wrapped: nn.Module, held_out: HeldOut, world: World) -> Evaluator:
+    batches = partial(
+        evaluation_batches,
+        held_out,
+        cfg.objective.examples,
+        micro_batch_size=cfg.train.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        max_slots=cfg.eval.max_slots,
+    )
+    bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1)
+    return Evaluator(module=wrapped, batches=batches, bytes_per_target=bytes_per_target, world=world)
+
+
+def _tracker(cfg: PretrainConfig, directory: RunDirectory, state: TrainState) -> Tracker:
+    return cfg.tracker.build(
+        run_dir=directory.path,
+        run_name=cfg.run.name,
+        total_steps=cfg.train.steps,
+        config=plain(cfg),
+        start_step=state.step,
+    )
+
+
+def _steps(cfg: PretrainConfig, stream: TrainStream, state: TrainState, world: World) -> StepLoader:
+    return StepLoader(
+        stream,
+        cfg.objective.examples,
+        batch_size=cfg.train.batch_size,
+        micro_batch_size=cfg.train.micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        start_step=state.step,
+        num_steps=cfg.train.steps,
+        pin=world.device.type == "cuda",
+    )
+
+
+def _introduce(
+    cfg: PretrainConfig,
+    directory: RunDirectory,
+    module: Objective,
+    corpora: dict[str, Path],
+    stream: TrainStream,
+    held_out: HeldOut,
+    world: World,
+) -> None:
+    """Say what the run is about to do, and keep what reports and samples will ask for."""
+    parameters = num_parameters(module)
+    flops = module.model.flops_per_token(cfg.data.seq_len)
+    shutil.copyfile(next(iter(corpora.values())) / "tokenizer.json", directory.path / "tokenizer.json")
+    directory.record(
+        parameters=parameters,
+        flops_per_token=flops,
+        host=socket.gethostname(),
+        ranks=world.size,
+        corpora={name: str(path) for name, path in corpora.items()},
+        vocab_size=stream.manifest.vocab_size,
+        document_frame=[stream.manifest.prefix, stream.manifest.suffix],
+    )
+    log.info(
+        summary(
+            parameters=parameters,
+            flops_per_token=flops,
+            seq_len=cfg.data.seq_len,
+            train=cfg.train,
+            world=world,
+            stream=stream,
+            held_out=held_out,
+        )
+    )

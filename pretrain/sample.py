@@ -1,0 +1,88 @@
+"""`python -m pretrain.sample RUN`: let a pretrained model continue a prompt.
+
+Holds the command line and the loading of a run; sampling itself is in `generate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from pretrain.checkpoint import newest_step, restore_weights
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.distributed import World
+from pretrain.entry import compose
+from pretrain.errors import CheckpointError, ConfigError, HeadwaterError
+from pretrain.generate import generate
+from pretrain.objectives.base import Objective
+from pretrain.run import build_module
+from pretrain.rundir import read_record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        sample(options)
+    except HeadwaterError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def load_run(run: Path) -> Objective:
+    """Return a run's module with the weights of its newest verified checkpoint, on the CPU."""
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
+    cfg = compose([], config_dir=run, config_name="config")
+    step = newest_step(run / "checkpoints", World.alone())
+    if step is None:
+        raise CheckpointError(f"{run / 'checkpoints'}: no step verifies; train first, or longer than checkpoint.every")
+    module = build_module(cfg, read_record(run)["vocab_size"], torch.device("cpu"))
+    restore_weights(step, module)
+    return module.eval()
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Print the continuations, each after the prompt that it follows."""
+    model = load_run(options.run).model
+    prefix, suffix = read_record(options.run)["document_frame"]
+    tokenizer = load_tokenizer(options.run / "tokenizer.json")
+    prompt = torch.tensor([prefix + tokenizer.encode(options.prompt, add_special_tokens=False).ids])
+    drawn = generate(
+        model,
+        prompt.repeat(options.samples, 1),
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        generator=torch.Generator().manual_seed(options.seed),
+        stop_id=(suffix or prefix)[0],
+    )
+    for continuation in torch.stack(list(drawn), dim=1).tolist():
+        print(options.prompt + tokenizer.decode(continuation), end="\n\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
+    parser.add_argument("--prompt", default="", help="text to continue; without one the model begins a document")
+    parser.add_argument("--max-tokens", type=int, default=128, help="tokens to add at most (default %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest (default %(default)s)")
+    parser.add_argument("--top-k", type=int, default=None, help="draw from the k likeliest tokens only")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="draw from the likeliest tokens that hold this share of the probability (default %(default)s)",
+    )
+    parser.add_argument("--samples", type=int, default=1, help="continuations (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same text (default %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

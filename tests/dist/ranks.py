@@ -1,0 +1,57 @@
+"""Starts real processes: ranks of a function over gloo, and whole runs under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.multiprocessing as mp
+
+FAST = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def on_ranks(size: int, function: Callable[..., None], *arguments: object) -> None:
+    """Call `function(world, *arguments)` on `size` ranks over gloo; an exception on any of them fails the caller."""
+    mp.spawn(_enter, args=(size, free_port(), function, arguments), nprocs=size)
+
+
+def _enter(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+    from pretrain.distributed import joined
+
+    os.environ |= FAST | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with joined() as world:
+        function(world, *arguments)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(*overrides: str, ranks: int = 1) -> list[str]:
+    """Return the command line of a pretraining run."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    return [sys.executable, *torchrun, "-m", "pretrain", *overrides]
+
+
+def run(*overrides: str, ranks: int = 1, code: int = 0, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run to the end and check the exit code."""
+    done = subprocess.run(
+        command(*overrides, ranks=ranks), capture_output=True, text=True, cwd=cwd, env=os.environ | FAST, timeout=280
+    )
+    assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def column(run_directory: Path, key: str, split: str = "train") -> dict[int, object]:
+    """Return one column of `metrics.jsonl` by step."""
+    rows = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if row["split"] == split]
+    assert len(steps) == len(set(steps)), "no step is logged twice"
+    return {row["step"]: row[key] for row in rows if row["split"] == split}

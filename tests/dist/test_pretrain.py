@@ -1,0 +1,237 @@
+"""Whole runs in real processes: killed and resumed, on one rank and on several, stopped by signals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from ranks import FAST, column, command, run
+from safetensors.torch import load_file
+
+from pretrain.checkpoint import load_manifest, load_state
+
+WORDS = "time year people way day man thing woman life child world school state family student group country".split()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder with a text of 400 uneven paragraphs, prepared once for all tests."""
+    folder = tmp_path_factory.mktemp("place")
+    draw = random.Random(5)
+    paragraphs = [" ".join(draw.choices(WORDS, k=draw.randint(1, 90))) for _ in range(400)]
+    (folder / "text.txt").write_text("\n\n".join(paragraphs))
+    run(*tiny("first", "train.steps=1"), cwd=folder)
+    return folder
+
+
+def tiny(name: str, *more: str) -> list[str]:
+    """Return the overrides of a run that takes seconds."""
+    return [
+        f"run.name={name}",
+        "data=text",
+        "data.sources.text.paths=[text.txt]",
+        "data.sources.text.documents=blank_line",
+        "data.prepare.held_out=0.1",
+        "data.seq_len=32",
+        "tokenizer.vocab_size=300",
+        "model=decoder",
+        "model.layers=2",
+        "model.width=32",
+        "model.heads=4",
+        "train.steps=24",
+        "train.batch_size=8",
+        "train.micro_batch_size=8",
+        "log.every=1",
+        "eval.every=8",
+        "checkpoint.every=5",
+        "schedule.warmup_steps=3",
+        *more,
+    ]
+
+
+def final_weights(directory: Path) -> dict:
+    step = max((directory / "checkpoints").glob("step-*"))
+    merged = {}
+    for file in sorted(step.glob("*.safetensors")):
+        merged |= load_file(file)
+    return merged
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    assert column(first, "loss") == column(second, "loss")
+    assert column(first, "grad_norm") == column(second, "grad_norm")
+    assert column(first, "loss", "validation") == column(second, "loss", "validation")
+    one, other = final_weights(first), final_weights(second)
+    assert one.keys() == other.keys()
+    assert all(one[key].equal(other[key]) for key in one)
+
+
+def assert_close_runs(first: Path, second: Path, tolerance: float) -> None:
+    one, other = column(first, "loss"), column(second, "loss")
+    assert one.keys() == other.keys()
+    assert max(abs(one[step] - other[step]) for step in one) <= tolerance
+    assert column(first, "tokens") == column(second, "tokens")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(place) -> Path:
+    run(*tiny("uninterrupted", "model.dropout=0.1"), cwd=place)
+    return place / "runs" / "uninterrupted"
+
+
+def kill_when(condition, *overrides: str, cwd: Path) -> bool:
+    """Start a run and kill -9 it as soon as the condition holds; False if it ended before."""
+    process = subprocess.Popen(
+        command(*overrides), cwd=cwd, env=os.environ | FAST, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        if condition():
+            process.kill()
+            process.wait()
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def test_a_run_leaves_what_it_promises(uninterrupted):
+    record = json.loads((uninterrupted / "run.json").read_text())
+    assert record["exit"] == 0
+    assert record["parameters"] == 300 * 32 + 32 * 32 + 2 * (4 * 32 * 32 + 4 * 32 + 8 * 32 * 32 + 5 * 32 + 4 * 32) + 2 * 32
+    assert sorted(column(uninterrupted, "loss")) == list(range(1, 25))
+    assert sorted(column(uninterrupted, "loss", "validation")) == [0, 8, 16, 24]
+    steps = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
+    assert steps == ["step-00000020", "step-00000024"]
+    assert (uninterrupted / "tokenizer.json").exists()
+    lines = (uninterrupted / "metrics.jsonl").read_text().splitlines()
+    training = json.loads(lines[-2])
+    assert {"step", "split", "loss", "tokens", "lr", "grad_norm", "tokens_per_s", "mfu"} <= training.keys()
+    losses = column(uninterrupted, "loss", "validation")
+    assert losses[24] < losses[0] - 0.5, "it learns"
+
+
+def test_killed_five_times_and_resumed_equals_never_interrupted(place, uninterrupted):
+    overrides = tiny("killed", "model.dropout=0.1")
+    directory = place / "runs" / "killed"
+    metrics = directory / "metrics.jsonl"
+    logged = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    saving = lambda: any((directory / "checkpoints").glob(".tmp-*"))
+    kills = [lambda: logged() > 3, lambda: logged() > 9, saving, lambda: logged() > 14, saving]
+    for condition in kills:
+        assert kill_when(condition, *overrides, cwd=place), "each kill must hit a living run"
+    run(*overrides, cwd=place)
+    assert_equal_runs(uninterrupted, directory)
+
+
+def test_sigterm_saves_at_the_next_step_and_exits_85(place, uninterrupted):
+    overrides = tiny("stopped", "model.dropout=0.1", "checkpoint.every=1000")
+    process = subprocess.Popen(command(*overrides), cwd=place, env=os.environ | FAST)
+    metrics = place / "runs" / "stopped" / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 4):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 85
+    [step] = (place / "runs" / "stopped" / "checkpoints").glob("step-*")
+    last = max(column(place / "runs" / "stopped", "loss"))
+    assert load_state(step)["step"] == last < 24, "saved at the step boundary, nothing done after it"
+    assert json.loads((place / "runs" / "stopped" / "run.json").read_text())["exit"] == 85
+    run(*overrides, cwd=place)
+    assert_equal_runs(uninterrupted, place / "runs" / "stopped")
+
+
+@pytest.fixture(scope="session")
+def one_process(place) -> Path:
+    run(*tiny("one", "train.steps=50", "checkpoint.every=50"), cwd=place)
+    return place / "runs" / "one"
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (1, 1), (2, 4), (2, 2), (4, 2)])
+def test_ranks_and_micro_batches_do_not_change_the_run(place, one_process, ranks, micro):
+    name = f"ranks-{ranks}-{micro}"
+    run(*tiny(name, "train.steps=50", "checkpoint.every=50", f"train.micro_batch_size={micro}"), ranks=ranks, cwd=place)
+    assert_close_runs(one_process, place / "runs" / name, 1e-5)
+    files = load_manifest(max((place / "runs" / name / "checkpoints").glob("step-*")))["files"]
+    assert len(files) == ranks + 1
+
+
+def test_another_world_size_carries_a_run_on(place):
+    for name, parts in {"straight": [(1, 40)], "moved": [(2, 15), (4, 30), (1, 40)]}.items():
+        for ranks, steps in parts:
+            run(
+                *tiny(name, "schedule=constant", "train.micro_batch_size=2", f"train.steps={steps}"),
+                ranks=ranks,
+                cwd=place,
+            )
+    assert_close_runs(place / "runs" / "straight", place / "runs" / "moved", 1e-5)
+
+
+def test_one_signal_to_one_of_two_ranks_stops_both_at_the_same_step(place):
+    overrides = tiny("signalled", "train.steps=100000", "checkpoint.every=100000", "eval.every=0")
+    process = subprocess.Popen(command(*overrides, ranks=2), cwd=place, env=os.environ | FAST)
+    directory = place / "runs" / "signalled"
+    metrics = directory / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 4):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = [int(pid) for pid in children(process.pid)]
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGUSR1)
+    process.wait(60)
+    [step] = (directory / "checkpoints").glob("step-*")
+    assert len(load_manifest(step)["files"]) == 3
+    assert json.loads((directory / "run.json").read_text())["exit"] == 85
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_run_in_use_is_refused_by_name(place):
+    overrides = tiny("busy", "train.steps=100000", "eval.every=0")
+    process = subprocess.Popen(command(*overrides), cwd=place, env=os.environ | FAST, stdout=subprocess.DEVNULL)
+    try:
+        while not (place / "runs" / "busy" / "metrics.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        refusal = run(*overrides, code=2, cwd=place).stderr
+        assert f"in use by pid {process.pid}" in refusal
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_data_order_is_refused_on_resume(place, uninterrupted):
+    refusal = run(*tiny("uninterrupted", "model.dropout=0.1", "seed=2", "train.steps=30"), code=3, cwd=place).stderr
+    assert "seed was 1 and is now 2" in refusal
+
+
+def test_another_architecture_is_refused_on_resume(place, uninterrupted):
+    refusal = run(*tiny("uninterrupted", "model.layers=3", "train.steps=30"), code=4, cwd=place).stderr
+    assert "of another architecture" in refusal
+    assert "missing model.blocks.2" in refusal
+
+
+def test_a_run_whose_gradients_stay_broken_stops_with_5(place):
+    broken = tiny("broken", "optim.lr=1e30", "train.clip_norm=null", "train.max_skipped=2", "train.steps=60")
+    refusal = run(*broken, code=5, cwd=place).stderr
+    assert "updates in a row skipped" in refusal
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_as_single_does(place, one_process, precision):
+    run(*tiny(precision, "train.steps=50", "checkpoint.every=50", f"precision={precision}"), cwd=place)
+    single, half = column(one_process, "loss"), column(place / "runs" / precision, "loss")
+    assert abs(single[50] - half[50]) < 0.05
+    assert half[50] < half[1] - 1
+
+
+@pytest.mark.parametrize("override", ["strategy.activation_checkpointing=true", "compile=block", "attention=eager"])
+def test_how_fast_does_not_change_what(place, one_process, override):
+    name = override.split("=")[0].replace(".", "-")
+    run(*tiny(name, "train.steps=50", "checkpoint.every=50", override), cwd=place)
+    assert_close_runs(one_process, place / "runs" / name, 1e-5)
