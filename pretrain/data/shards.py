@@ -47,8 +47,13 @@ class ShardWriter:
         self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), pa.schema([("tokens", kind)]))
 
     def add(self, ids: np.ndarray, text_bytes: int) -> None:
-        """Add a document of ids (n,) that came from `text_bytes` of text."""
-        self._documents.append(ids)
+        """Add a document of ids (n,) that came from `text_bytes` of text. Raises `DataError` for an impossible id."""
+        if len(ids) and ids.max() >= self._vocab_size:
+            raise DataError(
+                f"{self._path}: the tokenizer gave id {ids.max()}; ids must be below its vocabulary size "
+                f"{self._vocab_size}; the tokenizer.json is inconsistent"
+            )
+        self._documents.append(ids.astype(self._dtype))
         self._held_tokens += len(ids)
         self._shard.text_bytes += text_bytes
         if self._held_tokens >= self._batch_tokens:
@@ -76,13 +81,7 @@ class ShardWriter:
 
     def _write_batch(self) -> None:
         offsets = np.cumsum([0, *map(len, self._documents)], dtype=np.int64)  # (documents+1,)
-        ids = np.concatenate(self._documents)
-        if len(ids) and ids.max() >= self._vocab_size:
-            raise DataError(
-                f"{self._path}: the tokenizer gave id {ids.max()}; ids must be below its vocabulary size "
-                f"{self._vocab_size}; the tokenizer.json is inconsistent"
-            )
-        values = ids.astype(self._dtype)
+        values = np.concatenate(self._documents)
         self._crcs += batch_checksums(values, offsets)
         column = pa.LargeListArray.from_arrays(offsets, values)
         self._writer.write_batch(pa.record_batch([column], names=["tokens"]))
@@ -129,9 +128,9 @@ def write_durably(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def sync_directory(directory: Path) -> None:
-    """Put the names in a directory on disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Put a file, or the names in a directory, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -43,6 +43,17 @@ class ReadyTokenizer(TokenizerConfig, ABC):
     """A tokenizer that exists."""
 
     @abstractmethod
+    def files(self) -> list[Path]:
+        """Name the files that it is read from."""
+
+    def contents(self) -> list[bytes]:
+        """Read its files. Raises `ConfigError` for one that cannot be read."""
+        try:
+            return [path.read_bytes() for path in self.files()]
+        except OSError as error:
+            raise ConfigError(f"tokenizer.path: cannot be read ({error}); correct it") from None
+
+    @abstractmethod
     def to_json(self) -> str:
         """Return it as the text of a `tokenizer.json`. Raises `ConfigError` for files that are none."""
 
@@ -104,11 +115,14 @@ class TokenizerFile(ReadyTokenizer):
     def __post_init__(self) -> None:
         check(bool(self.path), "tokenizer.path", repr(self.path), "name a tokenizer.json")
 
-    def to_json(self) -> str:
+    def files(self) -> list[Path]:
         path = Path(self.path).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path
+        return [path / "tokenizer.json" if path.is_dir() else path]
+
+    def to_json(self) -> str:
+        [content] = self.contents()
         try:
-            serialized = path.read_text(encoding="utf-8")
+            serialized = content.decode()
             Tokenizer.from_str(serialized)
         except Exception as error:  # the library raises nothing more specific
             raise ConfigError(f"tokenizer.path={self.path}: not a readable tokenizer.json ({error})") from None
@@ -126,13 +140,16 @@ class Gpt2Tokenizer(ReadyTokenizer):
     def __post_init__(self) -> None:
         check(bool(self.path), "tokenizer.path", repr(self.path), "name the directory of vocab.json and merges.txt")
 
-    def to_json(self) -> str:
+    def files(self) -> list[Path]:
         directory = Path(self.path).expanduser()
+        return [directory / "vocab.json", directory / "merges.txt"]
+
+    def to_json(self) -> str:
+        vocabulary, merges = self.files()
         try:
-            model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+            model = models.BPE.from_file(str(vocabulary), str(merges))
         except Exception as error:  # the library raises nothing more specific
-            rule = "needs a readable vocab.json and merges.txt"
-            raise ConfigError(f"tokenizer.path={self.path}: {rule} ({error})") from None
+            raise ConfigError(f"tokenizer.path={self.path}: not GPT-2's files ({error}); correct it") from None
         tokenizer = _byte_level(model)
         tokenizer.add_special_tokens(self.special_tokens)
         return tokenizer.to_str(pretty=True)

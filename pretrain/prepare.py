@@ -1,0 +1,102 @@
+"""`python -m pretrain.prepare`: turn the sources of a configuration into corpora, and say what they hold.
+
+Holds nothing but the door; `pretrain.data.preparation` does the work.
+
+Typing a whole configuration needs torch, preparing does not: the process that has typed it hands the plan to a fresh
+one that takes its place and never imports torch, which leaves 200 MB free. Worker processes import this module too, so
+its top imports nothing of weight.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretrain.config import PretrainConfig
+    from pretrain.data.manifest import Manifest
+
+_PLAN = "--plan="  # followed by the file descriptor of a plan
+
+
+def hand_over(cfg: PretrainConfig) -> None:
+    """Become a fresh process that prepares what the configuration names."""
+    plan = {
+        "sources": {name: _packed(source) for name, source in cfg.data.sources.items()},
+        "tokenizer": _packed(cfg.tokenizer),
+        "prepare": _packed(cfg.data.prepare),
+    }
+    with tempfile.TemporaryFile("w+") as file:
+        json.dump(plan, file)
+        file.flush()
+        os.set_inheritable(file.fileno(), True)
+        os.execv(sys.executable, [sys.executable, "-m", "pretrain.prepare", f"{_PLAN}{file.fileno()}"])
+
+
+def carry_out(plan: dict[str, Any]) -> None:
+    """Prepare what is not prepared yet, verify it if asked to, and print what the corpora hold."""
+    from pretrain.data.manifest import Manifest
+    from pretrain.data.preparation import prepare, verify
+
+    sources = {name: _unpacked(source) for name, source in plan["sources"].items()}
+    cfg = _unpacked(plan["prepare"])
+    for name, directory in prepare(sources, _unpacked(plan["tokenizer"]), cfg).items():
+        manifest = verify(directory) if cfg.verify else Manifest.load(directory)
+        print(summary(name, directory, manifest), flush=True)
+
+
+def summary(name: str, directory: Path, manifest: Manifest) -> str:
+    """Return what a corpus holds: a line for each split, one for the tokenizer, one for what was left out."""
+    lines = [f"{name}: {directory}"]
+    for split, part in manifest.splits.items():
+        stored = sum(shard.size for shard in part.shards)
+        lines.append(
+            f"  {split:<10}  {part.documents:,} documents, {part.text_bytes:,} bytes of text, {part.tokens:,} tokens "
+            f"in {len(part.shards)} shards of {stored:,} bytes"
+        )
+    tokenizer = f"{manifest.vocab_size:,} tokens ({manifest.dtype}), SHA-256 {manifest.tokenizer_sha256:.16}"
+    left_out = ", ".join(f"{reason} {count:,}" for reason, count in manifest.skipped.items()) or "nothing"
+    return "\n".join([*lines, f"  tokenizer   {tokenizer}", f"  left out or mended: {left_out}"])
+
+
+def _packed(config: Any) -> dict[str, Any]:
+    """Return a configuration dataclass as JSON values, with its class."""
+    from pretrain.data.preparation import plain_values
+
+    return {"module": type(config).__module__, "class": type(config).__name__, "values": plain_values(config)}
+
+
+def _unpacked(packed: dict[str, Any]) -> Any:
+    """Return the configuration dataclass that `_packed` took apart."""
+    from omegaconf import OmegaConf
+
+    kind = getattr(importlib.import_module(packed["module"]), packed["class"])
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), packed["values"]))
+
+
+def main() -> None:
+    """Type the configuration of the command line, or carry out the plan that was made of one."""
+    from pretrain.errors import HeadwaterError
+
+    if not sys.argv[-1].startswith(_PLAN):
+        from pretrain.entry import launch
+
+        launch(hand_over)
+        return
+    with os.fdopen(int(sys.argv[-1].removeprefix(_PLAN))) as file:
+        file.seek(0)
+        plan = json.load(file)
+    try:
+        carry_out(plan)
+    except HeadwaterError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
