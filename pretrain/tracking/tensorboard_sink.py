@@ -1,4 +1,7 @@
-"""`tracker=tensorboard`: event files in the run directory, in addition to metrics.jsonl and the console."""
+"""`tracker=tensorboard`: event files in the run directory, in addition to metrics.jsonl and the console.
+
+Holds everything that knows of TensorBoard.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ class TensorBoardConfig(TrackerConfig):
             raise ConfigError('tracker=tensorboard: the package is not installed; pip install "headwater[tensorboard]"')
 
     def services(self, run_dir: Path, run_name: str, config: Mapping[str, object], start_step: int) -> list[Sink]:
+        """Open an event file."""
         return [TensorBoardSink(run_dir / "tensorboard", start_step)]
 
 
@@ -38,8 +42,10 @@ class TensorBoardSink:
         self._writer = SummaryWriter(directory, purge_step=start_step + 1 if start_step else 0, flush_secs=FLUSH_S)
 
     def log(self, record: Record) -> None:
+        """Write one event for each known number."""
         for name, value in scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
     def close(self, exit_code: int) -> None:
+        """Write what is pending and close the file."""
         self._writer.close()

@@ -63,6 +63,8 @@ class WandbConfig(TrackerConfig):
             check(getattr(self, name) > 0, f"tracker.{name}", getattr(self, name), "must be positive, in seconds")
 
     def services(self, run_dir: Path, run_name: str, config: Mapping[str, object], start_step: int) -> list[Sink]:
+        """Start W&B in a thread, so that neither its import nor its server delays the first step."""
+
         def make() -> WandbSink:
             return WandbSink(self, run_dir, run_name, redacted(dict(config)))
 
@@ -114,9 +116,11 @@ class WandbSink:
         self._run.define_metric("*", step_metric=STEP)
 
     def log(self, record: Record) -> None:
+        """Add one row to the run's history."""
         self._run.log({STEP: record["step"], **scalars(record)})
 
     def close(self, exit_code: int) -> None:
+        """Wait for the upload, for a limited time; W&B shows the run as failed unless the exit code is 0."""
         self._run.finish(exit_code=exit_code)
 
 

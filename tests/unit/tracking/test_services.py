@@ -123,7 +123,7 @@ BLACK_HOLE = """
     import logging, pathlib, sys
     from pretrain.tracking.wandb_sink import WandbConfig, WandbMode
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    config = WandbConfig(wandb_mode=WandbMode.online, init_timeout_s=1, finish_timeout_s=20)
+    config = WandbConfig(wandb_mode=WandbMode.online, init_timeout_s=3, finish_timeout_s=20)
     tracker = config.build(run_dir=pathlib.Path(sys.argv[1]), run_name="r", total_steps=200, config={})
     for step in range(1, 201):
         tracker.log({"step": step, "split": "train", "loss": 1 / step, "tokens": step})

@@ -98,7 +98,7 @@ def test_background_sink_that_hangs_holds_up_nothing(caplog):
 
 def test_background_sink_that_fails_warns_once(caplog):
     with caplog.at_level(logging.WARNING):
-        sink = BackgroundSink("mirror", Broken, close_timeout_s=30)
+        sink = BackgroundSink("mirror", Broken, close_timeout_s=30, capacity=3)
         for step in range(10):
             sink.log({"step": step})
         sink.close(0)
