@@ -6,6 +6,7 @@ Holds opening, checking and random access; what the files look like is in `manif
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,18 @@ class _Block:
     """One record batch: zero-copy views of its mapped buffers and where it lies."""
 
     path: Path
+    file: mmap.mmap
     values: np.ndarray  # (tokens,) uint16 or uint32
     offsets: np.ndarray  # (documents+1,) int64, where its documents begin in `values`
     crcs: np.ndarray  # (pages+1,) uint32, of each page of `values`, then of `offsets`
     position: int  # byte offset of `values` in the file
     checked: bool = False  # whether `offsets` were compared with their checksum
+
+    def prefetch(self, view: np.ndarray) -> None:
+        """Ask the system to read a part of `values` or `offsets` from disk, without waiting for it."""
+        begin = self.position + _address(view) - _address(self.values)
+        aligned = begin - begin % mmap.PAGESIZE
+        self.file.madvise(mmap.MADV_WILLNEED, aligned, begin + view.nbytes - aligned)
 
 
 class Corpus:
@@ -127,15 +135,20 @@ class Corpus:
         first = self._block_pages[number] + begin // self._page_tokens
         last = self._block_pages[number] + (end - 1) // self._page_tokens
         pages = concatenated_ranges(first, last - first + 1)
-        for page in np.unique(pages[~self._verified[pages]]).tolist():
-            block = int(np.searchsorted(self._block_pages, page, side="right")) - 1
-            self._verify_page(self._blocks[block], page - int(self._block_pages[block]))
-            self._verified[page] = True
+        new = np.unique(pages[~self._verified[pages]])
+        owners = np.searchsorted(self._block_pages, new, side="right") - 1
+        firsts = (new - self._block_pages[owners]) * self._page_tokens
+        places = [(self._blocks[block], first) for block, first in zip(owners.tolist(), firsts.tolist(), strict=True)]
+        for block, start in places:  # all at once: a disk serves many reads in the time of one
+            block.prefetch(block.values[start : start + self._page_tokens])
+        for block, start in places:
+            self._verify_page(block, start)
+        self._verified[new] = True
 
-    def _verify_page(self, block: _Block, page: int) -> None:
-        start = page * self._page_tokens
+    def _verify_page(self, block: _Block, start: int) -> None:
+        """Check the page that begins with token `start` of a block."""
         values = block.values[start : start + self._page_tokens]
-        found, expected = zlib.crc32(values.data), int(block.crcs[page])
+        found, expected = zlib.crc32(values.data), int(block.crcs[start // self._page_tokens])
         if found != expected:
             raise DataError(
                 f"{block.path}: bytes {block.position + start * values.itemsize} to "
@@ -154,6 +167,7 @@ class Corpus:
         """Return the offsets of a block, which are checked when they are first needed."""
         block = self._blocks[number]
         if not block.checked:
+            block.prefetch(block.offsets)
             found, expected = zlib.crc32(block.offsets.data), int(block.crcs[-1])
             if found != expected:
                 raise DataError(
@@ -173,7 +187,10 @@ def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
     """Map one Arrow file and its checksums; return its record batches that hold tokens."""
     path = directory / shard.file
     _check_size(path, shard.size)
-    whole = pa.memory_map(str(path)).read_buffer()  # a view: nothing is read
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch megabytes for each slot of some kilobytes
+    whole = pa.py_buffer(mapped)
     head, tail = whole[: len(_MAGIC)].to_pybytes(), whole[-len(_MAGIC) :].to_pybytes()
     if head != _MAGIC or tail != _MAGIC:
         raise DataError(f"{path}: begins with {head} and ends with {tail}, expected {_MAGIC} both times; {_REPAIR}")
@@ -182,7 +199,7 @@ def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
         _check_schema(path, reader.schema, dtype)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         views = [_views(path, whole, batch, dtype) for batch in batches]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable Arrow IPC file ({error}); {_REPAIR}") from None
 
     _check_equal(path, "documents", sum(len(offsets) - 1 for _, offsets, _ in views), shard.documents)
@@ -193,7 +210,7 @@ def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
     crcs = np.memmap(crc_path, dtype="<u4", mode="r") if checksums else np.empty(0, dtype="<u4")
     per_batch = np.split(crcs, np.cumsum(checksums))[:-1]
     return [
-        _Block(path, values, offsets, own, position)
+        _Block(path, mapped, values, offsets, own, position)
         for (values, offsets, position), own in zip(views, per_batch, strict=True)
     ]
 
@@ -203,14 +220,19 @@ def _views(path: Path, whole: pa.Buffer, batch: pa.RecordBatch, dtype: str) -> t
     column = batch.column(0)
     if column.null_count or column.values.null_count:
         raise DataError(f"{path}: holds nulls; {_REPAIR}")
-    values = column.values.to_numpy(zero_copy_only=True)
-    offsets = column.offsets.to_numpy(zero_copy_only=True)
-    position = values.__array_interface__["data"][0] - whole.address
+    # Not `to_numpy`: it would import pandas where that is installed.
+    values, offsets = (
+        np.frombuffer(array.buffers()[1], dtype=kind, count=len(array), offset=array.offset * np.dtype(kind).itemsize)
+        for array, kind in ((column.values, dtype), (column.offsets, "int64"))
+    )
+    position = _address(values) - whole.address
     if len(values) and not 0 <= position <= whole.size - values.nbytes:
         raise DataError(f"{path}: record batches are compressed, they must be plain; prepare the corpus again")
-    if offsets[0] != 0 or offsets[-1] != len(values):
-        raise DataError(f"{path}: offsets run from {offsets[0]} to {offsets[-1]}, not 0 to {len(values)}; {_REPAIR}")
     return values, offsets, position
+
+
+def _address(view: np.ndarray) -> int:
+    return view.__array_interface__["data"][0]
 
 
 def _check_schema(path: Path, schema: pa.Schema, dtype: str) -> None:
