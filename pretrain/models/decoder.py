@@ -130,6 +130,11 @@ class Decoder(Model):
             x = block(x, layout, tables, caches[layer] if caches else None)
         return self.final_norm(x)
 
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the model has vectors for; None where positions are computed."""
+        return self.config.max_seq_len if self.config.positions is Positions.learned else None
+
     def head_weight(self) -> Tensor:
         """Return the vocabulary projection (V, D): the embedding itself where tied."""
         return self.embedding.weight if self.config.tie_embeddings else self.head.weight

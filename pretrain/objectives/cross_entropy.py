@@ -86,17 +86,15 @@ def _sums_and_gradients(
         for start in range(0, len(hidden), chunk_tokens):
             chunk, target = hidden[start : start + chunk_tokens], targets[start : start + chunk_tokens, None]
             logits = torch.mm(chunk, weight.t(), out=buffer[: len(chunk)]).to(wide)
-            logit = logits.gather(1, target)
-            log_softmax = torch.log_softmax(logits, dim=1, out=logits)
-            log_likelihood = log_softmax.gather(1, target)
-            log_normaliser = logit - log_likelihood
-            nll -= log_likelihood.sum()
+            logit, largest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+            softmax = torch.softmax(logits, dim=1, out=logits)
+            # The likeliest token's probability is exp(largest - log_normaliser), and at least 1/V.
+            log_normaliser = largest - softmax.amax(dim=1, keepdim=True).log()
+            nll += (log_normaliser - logit).sum()
             penalty += z_loss * log_normaliser.square().sum()
             if not any(wanted):
                 continue
-            gradient = log_softmax.exp_()
-            if z_loss:
-                gradient *= 1 + 2 * z_loss * log_normaliser
+            gradient = softmax.mul_(1 + 2 * z_loss * log_normaliser) if z_loss else softmax
             gradient = gradient.scatter_add_(1, target, gradient.new_full((1, 1), -1.0).expand_as(target)).to(compute)
             if hidden_grad is not None:
                 torch.mm(gradient, weight, out=hidden_grad[start : start + chunk_tokens])

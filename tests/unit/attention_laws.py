@@ -1,0 +1,87 @@
+"""The laws that every attention backend keeps, for any device and precision; used by tests/unit and tests/gpu."""
+
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from pretrain.models.attention.eager import eager
+from pretrain.models.base import Attend, Layout
+
+# (query lengths, key lengths or None for self-attention)
+CASES = [
+    ([6], None),
+    ([5, 5, 5], None),
+    ([1, 7, 3, 7, 7, 30], None),
+    ([200, 100, 100, 1, 150], None),
+    ([0, 4, 0, 2], None),
+    ([1, 1, 1], [4, 4, 4]),  # decoding with a cache, one common length
+    ([1, 3, 2], [7, 3, 9]),  # decoding with a cache, several positions at once
+    ([2, 2], [9, 9]),
+    ([3, 50], [40, 50]),
+]
+MASKS = [(True, None), (True, 3), (True, 1), (True, 1000), (False, None), (False, 3)]  # (causal, window)
+HEADS = [(4, 4), (4, 2), (4, 1)]  # (query heads, key-value heads)
+
+
+def offsets(lengths: list[int], device: str = "cpu") -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def layout(q_lengths: list[int], k_lengths: list[int] | None = None, device: str = "cpu") -> Layout:
+    if k_lengths is None:
+        return Layout.of(offsets(q_lengths, device), max(q_lengths))
+    return Layout(offsets(q_lengths, device), offsets(k_lengths, device), max(q_lengths), max(k_lengths))
+
+
+def random_qkv(q_tokens: int, k_tokens: int, heads: tuple[int, int], device: str, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(q_tokens + k_tokens)
+    shapes = ((q_tokens, heads[0], 16), (k_tokens, heads[1], 16), (k_tokens, heads[1], 16))
+    drawn = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    return [x.requires_grad_() for x in drawn]
+
+
+def check_agrees_with_eager(
+    attend: Attend,
+    case: tuple[list[int], list[int] | None],
+    mask: tuple[bool, int | None],
+    heads: tuple[int, int],
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = 1e-5,
+) -> None:
+    """Values and gradients equal those of the reference."""
+    (q_lengths, k_lengths), (causal, window) = case, mask
+    inputs = random_qkv(sum(q_lengths), sum(k_lengths or q_lengths), heads, device, dtype)
+    results = []
+    for backend in (eager, attend):
+        out = backend(*inputs, layout(q_lengths, k_lengths, device), causal=causal, window=window)
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        results.append((out, *torch.autograd.grad(out, inputs, upstream)))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def check_isolates_sequences(
+    attend: Attend,
+    mask: tuple[bool, int | None],
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = 1e-5,
+) -> None:
+    """A sequence in a pack gets what it gets alone, and passes exactly no gradient to its neighbours."""
+    lengths, (causal, window) = [9, 1, 40, 7, 7, 130], mask
+    q, k, v = random_qkv(sum(lengths), sum(lengths), (4, 2), device, dtype)
+    packed = attend(q, k, v, layout(lengths, device=device), causal=causal, window=window)
+    ends = offsets(lengths).tolist()
+    for start, end in pairwise(ends):
+        own = slice(start, end)
+        alone = attend(q[own], k[own], v[own], layout([end - start], device=device), causal=causal, window=window)
+        torch.testing.assert_close(packed[own], alone, atol=tolerance, rtol=tolerance)
+        gradients = torch.autograd.grad(packed[own].float().square().sum(), (q, k, v), retain_graph=True)
+        assert gradients[2][own].any()
+        for gradient in gradients:
+            assert not gradient[:start].any()
+            assert not gradient[end:].any()

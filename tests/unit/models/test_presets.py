@@ -1,0 +1,61 @@
+"""The presets in conf/model compose, build on the meta device, and have the sizes that they promise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from pretrain.models.attention.sdpa import sdpa
+
+PRESETS = Path(__file__).parents[3] / "conf" / "model"
+GPT2 = {
+    "gpt2_124m": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "gpt2_350m": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2_774m": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "gpt2_1558m": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
+LLAMA = {
+    "llama_1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
+    "llama_8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+}
+
+
+def build(name, vocab_size, seq_len):
+    with initialize_config_dir(str(PRESETS.parent), version_base=None):
+        config = OmegaConf.to_object(compose(f"model/{name}", overrides=[f"+data.seq_len={seq_len}"]))
+    with torch.device("meta"):
+        return config["model"].build(vocab_size=vocab_size, attend=sdpa)
+
+
+def num_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", GPT2)
+def test_gpt2_presets_have_the_released_sizes(name):
+    with torch.device("meta"):
+        released = GPT2LMHeadModel(GPT2Config(**GPT2[name]))
+    ours = num_parameters(build(name, 50_257, 1024))
+    assert ours == num_parameters(released)
+    assert f" {ours:,} parameters" in (PRESETS / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", LLAMA)
+def test_llama_presets_have_the_released_sizes(name):
+    shape = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, **LLAMA[name]}
+    with torch.device("meta"):
+        released = LlamaForCausalLM(LlamaConfig(**shape))
+    ours = num_parameters(build(name, 128_256, 8192))
+    assert ours == num_parameters(released)
+    assert f" {ours:,} parameters" in (PRESETS / f"{name}.yaml").read_text()
+
+
+def test_the_demo_is_small():
+    assert num_parameters(build("demo", 8192, 256)) < 20e6
+
+
+def test_every_preset_is_tested():
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"demo", *GPT2, *LLAMA}

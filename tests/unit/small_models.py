@@ -1,0 +1,37 @@
+"""Small decoders and ragged batches for tests of models, objectives and generation."""
+
+import torch
+from attention_laws import offsets
+
+from pretrain.data.base import IGNORED, Batch
+from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.decoder import DecoderConfig, Positions
+from pretrain.models.layers import Activation, Norm
+
+LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
+VOCAB_SIZE = 61
+
+
+def small_decoder(seed=1, attend=sdpa, **fields):
+    """Return a decoder built the way runs build theirs; memory that was not initialised shows as NaN."""
+    fields = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4, **fields}
+    with torch.device("meta"):
+        model = DecoderConfig(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
+    for parameter in model.to_empty(device="cpu").parameters():
+        parameter.data.fill_(float("nan"))
+    model.init_weights(seed)
+    return model
+
+
+def ragged_batch(lengths, seed=3):
+    """Return random documents of these lengths; every token but a document's last predicts its follower."""
+    tokens = torch.randint(VOCAB_SIZE, (sum(lengths),), generator=torch.Generator().manual_seed(seed))
+    end = torch.tensor([IGNORED])
+    return Batch(
+        tokens=tokens,
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        offsets=offsets(lengths),
+        max_len=max(lengths),
+        targets=torch.cat([torch.cat([document[1:], end]) for document in tokens.split(lengths)]),
+        num_targets=sum(lengths) - len(lengths),
+    )
