@@ -14,28 +14,45 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
     from pretrain.data.manifest import Manifest
+    from pretrain.data.preparation import PrepareConfig
+    from pretrain.data.sources import SourceConfig
+    from pretrain.data.tokenizer import TokenizerConfig
 
 _PLAN = "--plan="  # followed by the file descriptor of a plan
 
 
 def hand_over(cfg: PretrainConfig) -> None:
     """Become a fresh process that prepares what the configuration names."""
+    with plan_file(cfg.data.sources, cfg.tokenizer, cfg.data.prepare) as file:
+        os.set_inheritable(file.fileno(), True)
+        os.execv(sys.executable, [sys.executable, *arguments(file)])
+
+
+@contextmanager
+def plan_file(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig) -> Iterator[IO[str]]:
+    """Open a file without a name that says what to prepare."""
     plan = {
-        "sources": {name: _packed(source) for name, source in cfg.data.sources.items()},
-        "tokenizer": _packed(cfg.tokenizer),
-        "prepare": _packed(cfg.data.prepare),
+        "sources": {name: _packed(source) for name, source in sources.items()},
+        "tokenizer": _packed(tokenizer),
+        "prepare": _packed(cfg),
     }
     with tempfile.TemporaryFile("w+") as file:
         json.dump(plan, file)
         file.flush()
-        os.set_inheritable(file.fileno(), True)
-        os.execv(sys.executable, [sys.executable, "-m", "pretrain.prepare", f"{_PLAN}{file.fileno()}"])
+        yield file
+
+
+def arguments(plan: IO[str]) -> list[str]:
+    """Return the arguments with which Python carries out a plan that it inherits."""
+    return ["-m", "pretrain.prepare", f"{_PLAN}{plan.fileno()}"]
 
 
 def carry_out(plan: dict[str, Any]) -> None:

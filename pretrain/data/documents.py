@@ -171,5 +171,5 @@ def _check_length(length: int, file: str, start: int) -> None:
     if length > DOCUMENT_LIMIT:
         raise DataError(
             f"{file}: byte {start}: a document of more than {DOCUMENT_LIMIT} bytes; "
-            "cut the text into shorter documents (source.documents=line or blank_line), or split the file"
+            "cut the text into shorter documents (data.sources.*.documents=line or blank_line), or split the file"
         )

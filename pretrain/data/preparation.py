@@ -265,7 +265,7 @@ def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:
             raise DataError(
                 f"data.prepare.held_out={cfg.held_out}: none of the {total} documents of {name} is in the {split} "
                 "split; choose another fraction (0 for no validation), cut the text into shorter documents "
-                "(source.documents), or add text"
+                "(data.sources.*.documents), or add text"
             )
 
 

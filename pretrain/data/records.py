@@ -53,7 +53,7 @@ class JsonLinesSource(FileSource):
                 # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
                 yield line._replace(data=value.encode(errors="surrogatepass"))
         if fault and not good:
-            raise DataError(f"{fault}; no line after it is better: correct source.field={self.field} or the file")
+            raise DataError(f"{fault}; no line after it is better: correct data.sources.*.field={self.field} or the file")
 
     def _value(self, text: str) -> str:
         try:
@@ -106,11 +106,11 @@ class ParquetSource(FileSource):
 
     def _check_column(self, file: str, schema: pa.Schema) -> None:
         if self.field not in schema.names:
-            raise DataError(f"{file}: no column {self.field!r}; source.field must be one of {sorted(schema.names)}")
+            raise DataError(f"{file}: no column {self.field!r}; data.sources.*.field must be one of {sorted(schema.names)}")
         kind = schema.field(self.field).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
-            raise DataError(f"{file}: column {self.field!r} is {kind}, expected strings; correct source.field")
+            raise DataError(f"{file}: column {self.field!r} is {kind}, expected strings; correct data.sources.*.field")
 
 
 @register("source", "hub")
@@ -126,7 +126,7 @@ class HubSource(ReadableSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(bool(self.path), "source.path", repr(self.path), "name a data set of the hub or a directory")
+        check(bool(self.path), "data.sources.*.path", repr(self.path), "name a data set of the hub or a directory")
 
     def inputs(self) -> list[Input]:
         directory = Path(self.path)
@@ -143,7 +143,7 @@ class HubSource(ReadableSource):
         for row, record in enumerate(stream.shard(stream.num_shards, span.start)):
             place = f"{self.path}, split {self.split}, shard {span.start}"
             if self.field not in record:
-                raise DataError(f"{place}: no column {self.field!r}; source.field must be one of {sorted(record)}")
+                raise DataError(f"{place}: no column {self.field!r}; data.sources.*.field must be one of {sorted(record)}")
             value = record[self.field]
             if isinstance(value, str):
                 yield Raw(value.encode(errors="surrogatepass"), place, row, "row")
@@ -162,7 +162,7 @@ def _hub_stream(path: str, config: str | None, split: str, revision: str | None)
     try:
         return load_dataset(path, config, split=split, revision=revision, streaming=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"source.path={path} (config {config}, split {split}): {error}") from error
+        raise ConfigError(f"data.sources.*.path={path} (config {config}, split {split}): {error}") from error
 
 
 @contextmanager

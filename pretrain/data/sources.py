@@ -51,7 +51,7 @@ class SourceConfig:
     weight: float = 1.0  # share of the training tokens drawn from this source, relative to the other sources
 
     def __post_init__(self) -> None:
-        check(self.weight > 0, "source.weight", self.weight, "must be above 0; leave the source out instead")
+        check(self.weight > 0, "data.sources.*.weight", self.weight, "must be above 0; leave the source out instead")
 
 
 @register("source", "prepared")
@@ -63,7 +63,7 @@ class PreparedSource(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(bool(self.path), "source.path", repr(self.path), "name the directory of a prepared corpus")
+        check(bool(self.path), "data.sources.*.path", repr(self.path), "name the directory of a prepared corpus")
 
 
 @dataclass(kw_only=True)
@@ -121,7 +121,7 @@ class FileSource(ReadableSource, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(bool(self.paths), "source.paths", self.paths, "name at least one file or pattern")
+        check(bool(self.paths), "data.sources.*.paths", self.paths, "name at least one file or pattern")
 
     def inputs(self) -> list[Input]:
         return _match(self.paths)
@@ -186,7 +186,7 @@ def _match(patterns: list[str]) -> list[Input]:
         path = Path(pattern).expanduser()
         files = {match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not match.is_dir()}
         if not files:
-            raise ConfigError(f"source.paths: {pattern} matches no file in {Path.cwd()}; correct the path or pattern")
+            raise ConfigError(f"data.sources.*.paths: {pattern} matches no file in {Path.cwd()}; correct the path or pattern")
         found |= files
     return [file_input(path, path) for path in sorted(found)]
 
