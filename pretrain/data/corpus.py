@@ -106,10 +106,12 @@ class Corpus:
         for block, inside in zip(number.tolist(), np.stack([begin, end], axis=1), strict=True):
             offsets = self._checked_offsets(block)
             lower, upper = offsets.searchsorted(inside, side="right").tolist()
-            found.append(offsets[lower:upper] + self._block_starts[block])
+            found.append(offsets[lower:upper])
             counts.append(upper - lower)
         per_range = np.bincount(owner, weights=counts, minlength=len(starts)).astype(np.int64)
-        return np.concatenate(found) if found else np.empty(0, dtype=np.int64), per_range
+        if not found:
+            return np.empty(0, dtype=np.int64), per_range
+        return np.concatenate(found) + self._block_starts[number].repeat(counts), per_range
 
     def document_lengths(self) -> np.ndarray:
         """Return the tokens of every document of the split (num_documents,) int64, in order."""
@@ -121,10 +123,10 @@ class Corpus:
 
         Returns for each part the range that it belongs to, its block, and its begin and end inside the block.
         """
-        first = np.searchsorted(self._block_starts, starts, side="right") - 1
-        last = np.searchsorted(self._block_starts, ends, side="left") - 1
+        first = self._block_starts.searchsorted(starts, side="right") - 1
+        last = self._block_starts.searchsorted(ends, side="left") - 1
         parts = last - first + 1
-        owner = np.repeat(np.arange(len(starts)), parts)
+        owner = np.arange(len(starts)).repeat(parts)
         number = concatenated_ranges(first, parts)
         begin = np.maximum(starts[owner], self._block_starts[number]) - self._block_starts[number]
         end = np.minimum(ends[owner], self._block_starts[number + 1]) - self._block_starts[number]
@@ -136,7 +138,7 @@ class Corpus:
         last = self._block_pages[number] + (end - 1) // self._page_tokens
         pages = concatenated_ranges(first, last - first + 1)
         new = np.unique(pages[~self._verified[pages]])
-        owners = np.searchsorted(self._block_pages, new, side="right") - 1
+        owners = self._block_pages.searchsorted(new, side="right") - 1
         firsts = (new - self._block_pages[owners]) * self._page_tokens
         places = [(self._blocks[block], first) for block, first in zip(owners.tolist(), firsts.tolist(), strict=True)]
         for block, start in places:  # all at once: a disk serves many reads in the time of one
@@ -179,8 +181,8 @@ class Corpus:
 
 def concatenated_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return starts[0], starts[0]+1, ... (counts[0] of them), then those of starts[1], and so on, as int64."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    ends = counts.cumsum()
+    return np.arange(ends[-1] if len(ends) else 0) + (starts - (ends - counts)).repeat(counts)
 
 
 def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:

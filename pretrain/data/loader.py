@@ -85,7 +85,7 @@ def build_batch(slots: Slots, examples: Examples) -> Batch:
     """Return the micro-batch (N tokens, S sequences) that an objective makes of slots."""
     tokens, targets = examples(slots)
     lengths = np.diff(slots.offsets)
-    positions = np.arange(len(tokens)) - np.repeat(slots.offsets[:-1].astype(np.int64), lengths)
+    positions = np.arange(len(tokens)) - slots.offsets[:-1].astype(np.int64).repeat(lengths)
     return Batch(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),

@@ -65,15 +65,17 @@ class Concat:
         ends = np.minimum(starts + self._seq_len, self._corpus.num_tokens)
         boundaries, found = self._corpus.boundaries(starts, ends)
         # Each slot's pieces end at the boundaries in it and at its own end, which makes an empty piece if both agree.
-        cuts = np.insert(boundaries, np.cumsum(found), ends)
-        last = np.cumsum(found + 1) - 1  # where in `cuts` the slots' own ends are
-        closed = np.ones(len(cuts), dtype=bool)
+        last = (found + 1).cumsum() - 1  # where among all ends the slots' own ends are
+        closed = np.ones(len(boundaries) + len(slots), dtype=bool)
         closed[last] = False
+        cuts = np.empty(len(closed), dtype=np.int64)
+        cuts[closed] = boundaries
+        cuts[last] = ends
         begins = np.empty_like(cuts)
         begins[1:] = cuts[:-1]
         begins[last - found] = starts
         real = cuts > begins
-        slot = np.repeat(np.arange(len(slots)), found + 1)[real]
+        slot = np.arange(len(slots)).repeat(found + 1)[real]
         counts = np.bincount(slot, minlength=len(slots))
         return Pieces(begins[real], (cuts - begins)[real], closed[real], counts)
 

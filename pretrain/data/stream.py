@@ -136,7 +136,7 @@ class _Reader:
     def read(self, keys: np.ndarray) -> Slots:
         layout = self._lay_out(keys)
         tokens, following = self._read_tokens(layout)
-        firsts = np.concatenate([[0], np.cumsum(layout.pieces.counts)])
+        firsts = np.concatenate([[0], layout.pieces.counts.cumsum()])
         slots = layout.at[firsts]
         offsets = layout.at if self._isolate else slots
         return Slots(tokens, following, offsets.astype(np.int32), slots, keys)
@@ -148,12 +148,16 @@ class _Reader:
         parts = [
             self._sources[source].packer.pieces(keys[rows, 2]) for source, rows in zip(present, places, strict=True)
         ]
-        slot = np.concatenate([np.repeat(rows, part.counts) for rows, part in zip(places, parts, strict=True)])
+        slot = np.concatenate([rows.repeat(part.counts) for rows, part in zip(places, parts, strict=True)])
         in_order = np.argsort(slot, kind="stable")
-        starts, lengths, closed = (np.concatenate(column)[in_order] for column in list(zip(*parts, strict=True))[:3])
-        at = np.concatenate([[0], np.cumsum(lengths)])
-        counts = np.bincount(slot, minlength=len(keys))
-        return _Layout(keys[slot[in_order], 0], Pieces(starts, lengths, closed, counts), at)
+        pieces = Pieces(
+            starts=np.concatenate([part.starts for part in parts])[in_order],
+            lengths=np.concatenate([part.lengths for part in parts])[in_order],
+            closed=np.concatenate([part.closed for part in parts])[in_order],
+            counts=np.bincount(slot, minlength=len(keys)),
+        )
+        at = np.concatenate([[0], pieces.lengths.cumsum()])
+        return _Layout(keys[slot[in_order], 0], pieces, at)
 
     def _read_tokens(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens (N,) of the pieces and the id that follows each in its document's stream (N,)."""
