@@ -12,6 +12,7 @@ Needs transformers (`pip install transformers`). Opening a huge corpus is measur
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.rounds import interleaved, machine, medians
+from bench.rounds import machine
 from pretrain.data.base import Slots
 from pretrain.data.loader import DataConfig, StepLoader
 from pretrain.data.manifest import Manifest, Split
@@ -133,8 +134,9 @@ def main() -> None:
                 partial(nanogpt, flat, seq_len, args.batches),
                 partial(collator, flat, seq_len, max(args.batches // 10, 1)),
             ]
-            result = medians(interleaved(dict(zip(CONTESTANTS, contestants, strict=True)), args.rounds))
-            print(f"| {seq_len} | {' | '.join(f'{result[name]:.1f} M/s' for name in CONTESTANTS)} |", flush=True)
+            rounds = [[measure() for measure in contestants] for _ in range(args.rounds)]
+            medians = (statistics.median(figures) for figures in zip(*rounds, strict=True))
+            print(f"| {seq_len} | {' | '.join(f'{median:.1f} M/s' for median in medians)} |", flush=True)
 
 
 if __name__ == "__main__":

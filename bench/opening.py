@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from bench.rounds import machine, run
+from bench.rounds import ROOT, machine
 from pretrain.data.corpus import Corpus
 from pretrain.data.manifest import PAGE_BYTES, Manifest, Shard, Split
 from pretrain.data.order import Permutation
@@ -134,8 +135,8 @@ def main() -> None:
         print(f"| packing | tokens | open, s | last step of {STEP} slots, s | memory added at the highest, MB |")
         print("|---|---|---|---|---|")
         for packing in Packing:
-            told = ["--measure", directory, packing]
-            row = json.loads(run([sys.executable, "-m", "bench.opening", *told], threads=1))
+            command = [sys.executable, "-m", "bench.opening", "--measure", directory, packing]
+            row = json.loads(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout)
             print(
                 f"| {packing} | {row['tokens']:,} | {row['open_s']:.3f} | {row['last_step_s']:.3f} "
                 f"| {row['added_mb']:.0f} |"
