@@ -57,6 +57,8 @@ def typed(cfg: DictConfig) -> Any:
         ) from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {error.msg}") from None
+    except ConfigError as error:
+        raise ConfigError(_with_full_key(cfg, "", str(error))) from None
     for key, siblings in _outside_schema(typed_config, raw, ""):
         raise ConfigError(f"{key}: no such setting{nearest(key, siblings)}")
     return typed_config
@@ -90,6 +92,22 @@ def choices_in(typed_config: Any, prefix: str = "") -> Iterator[tuple[str, str, 
     elif isinstance(typed_config, dict):
         for key, value in typed_config.items():
             yield from choices_in(value, f"{prefix}{key}.")
+
+
+def _with_full_key(cfg: DictConfig, prefix: str, refusal: str) -> str:
+    """Put the whole key into a refusal: an object knows its group ("source.weight"), not its place in the tree."""
+    for name, node in cfg.items_ex(resolve=False):
+        if not isinstance(node, DictConfig):
+            continue
+        key = f"{prefix}{name}"
+        group, _ = _choices.get(OmegaConf.get_type(node) or dict, ("", ""))
+        try:
+            OmegaConf.to_object(node)
+        except ConfigError as error:
+            if group and group != key and str(error) == refusal:
+                return f"{key}{refusal.removeprefix(group)}"
+            return _with_full_key(node, f"{key}.", refusal)
+    return refusal
 
 
 def _outside_schema(typed_config: Any, raw: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:

@@ -56,9 +56,7 @@ class DDP:
         self.precision = precision
         self.compilation = compilation
         self.scaler = precision.scaler(world.device)
-        ddp = DistributedDataParallelKwargs(
-            bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        ddp = DistributedDataParallelKwargs(bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True)
         # Precision is ours alone: Accelerate would otherwise take one from the environment.
         self.accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
 

@@ -24,7 +24,7 @@ def place(tmp_path_factory) -> Path:
     draw = random.Random(5)
     paragraphs = [" ".join(draw.choices(WORDS, k=draw.randint(1, 90))) for _ in range(400)]
     (folder / "text.txt").write_text("\n\n".join(paragraphs))
-    run(*tiny("first", "train.steps=1"), cwd=folder)
+    run(*tiny("first", "train.steps=3"), cwd=folder)
     return folder
 
 
@@ -49,6 +49,7 @@ def tiny(name: str, *more: str) -> list[str]:
         "eval.every=8",
         "checkpoint.every=5",
         "schedule.warmup_steps=3",
+        "optim.lr=3e-3",
         *more,
     ]
 
@@ -171,7 +172,8 @@ def test_another_world_size_carries_a_run_on(place):
 
 
 def test_one_signal_to_one_of_two_ranks_stops_both_at_the_same_step(place):
-    overrides = tiny("signalled", "train.steps=100000", "checkpoint.every=100000", "eval.every=0")
+    endless = ["train.steps=100000", "checkpoint.every=100000", "eval.every=0"]
+    overrides = tiny("signalled", "train.micro_batch_size=4", *endless)
     process = subprocess.Popen(command(*overrides, ranks=2), cwd=place, env=os.environ | FAST)
     directory = place / "runs" / "signalled"
     metrics = directory / "metrics.jsonl"

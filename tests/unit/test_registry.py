@@ -34,7 +34,7 @@ def refused(*arguments: str, directory: Path) -> str:
         ("model=dmeo", ["model=dmeo", "did you mean demo?"]),
         ("precision=bf17", ["precision=bf17", "did you mean bf16?"]),
         ("run.name=../../etc", ["run.name=../../etc"]),
-        ("data=text", ["data.sources.text.paths", "required"]),
+        ("data=text", ["data.sources.text.paths=[]", "at least one"]),
         ("train.batch_size=9", ["train.batch_size=9", "8", "16"]),
         ("--multirun", ["--multirun"]),
     ],
