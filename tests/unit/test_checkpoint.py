@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file
 from toys import ALONE, ToyObjective, take_step, toy_strategy
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, load_state, newest_step, restore, restore_weights
+from pretrain.checkpoint import (
+    CheckpointConfig,
+    Checkpoints,
+    load_manifest,
+    load_state,
+    newest_step,
+    restore,
+    restore_weights,
+)
 from pretrain.errors import CheckpointError, ResourceError
 from pretrain.optim import MuonConfig
 
@@ -142,7 +150,11 @@ def test_another_architecture_is_listed(trained):
     module.model.blocks[0].bias = torch.nn.Parameter(torch.zeros(6))
     with pytest.raises(CheckpointError) as refusal:
         restore(newest_step(checkpoints.directory, ALONE), module, strategy)
-    for part in ("missing model.blocks.1.bias (4,)", "model.blocks.0.bias is (5,), the model's (6,)", "3 tensors differ"):
+    for part in (
+        "missing model.blocks.1.bias (4,)",
+        "model.blocks.0.bias is (5,), the model's (6,)",
+        "3 tensors differ",
+    ):
         assert part in str(refusal.value)
 
 
@@ -155,7 +167,7 @@ def test_retention_keeps_the_newest(trained):
 
 def test_saving_a_step_again_replaces_it(trained):
     module, strategy, checkpoints = trained
-    shutil.rmtree(checkpoints.directory / "step-00000003" )
+    shutil.rmtree(checkpoints.directory / "step-00000003")
     (checkpoints.directory / "step-00000003").mkdir()
     checkpoints.save(3, strategy, {"tokens": 5})
     assert load_state(newest_step(checkpoints.directory, ALONE))["tokens"] == 5
