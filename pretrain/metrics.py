@@ -5,8 +5,6 @@ Holds arithmetic and readings only: peaks of devices are in `peaks`, sinks in `t
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import math
 import os
 import time
@@ -144,17 +142,3 @@ def bits_per_byte(nll: float, num_targets: float, text_bytes: float) -> float:
     `nll` is the mean over `num_targets` targets in nats; those targets spell `text_bytes` bytes of UTF-8.
     """
     return nll * num_targets / text_bytes / math.log(2)
-
-
-def compression_baselines(data: bytes) -> dict[str, float]:
-    """Return the bits per byte that general-purpose compressors reach on `data`; empty for no data.
-
-    One stream over all of it, as `gzip -9` and `xz -9` would write.
-    """
-    if not data:
-        return {}
-    compressed = {
-        "gzip -9": gzip.compress(data, compresslevel=9),
-        "xz -9": lzma.compress(data, preset=9),
-    }
-    return {name: 8 * len(packed) / len(data) for name, packed in compressed.items()}

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
+from pretrain.baselines import baselines
 from pretrain.errors import HeadwaterError
 from pretrain.history import History, Row, load
 
@@ -41,6 +42,8 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     from pretrain.curves import draw
 
     runs = _distinct([load(path) for path in paths])
+    for run in runs:
+        _add_baselines(run)
     out.mkdir(parents=True, exist_ok=True)
     draw(runs, out / FIGURE)
     page = out / PAGE
@@ -119,8 +122,15 @@ def _distinct(runs: list[History]) -> list[History]:
 
 
 def _baselines(run: History) -> dict[str, float]:
-    baselines = run.facts.get("baselines")
-    return baselines if isinstance(baselines, dict) else {}
+    recorded = run.facts.get("baselines")
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _add_baselines(run: History) -> None:
+    """Compress the held-out text where the run's corpora are still at hand."""
+    corpora = run.facts.get("corpora")
+    if isinstance(corpora, dict):
+        run.facts["baselines"] = baselines([Path(path) for path in corpora.values()])
 
 
 def _last(rows: list[Row], key: str) -> float | None:

@@ -197,7 +197,7 @@ def _introduce(
         flops_per_token=flops,
         host=socket.gethostname(),
         ranks=world.size,
-        corpora={name: str(path) for name, path in corpora.items()},
+        corpora={name: str(path.resolve()) for name, path in corpora.items()},
         vocab_size=stream.manifest.vocab_size,
         document_frame=[stream.manifest.prefix, stream.manifest.suffix],
     )

@@ -1,10 +1,6 @@
 """Metrics against arithmetic done another way."""
 
 import math
-import shutil
-import subprocess
-import zlib
-from pathlib import Path
 
 import psutil
 import pytest
@@ -12,11 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.metrics import StepMeter, Throughput, bits_per_byte, compression_baselines, memory, perplexity
+from pretrain.metrics import StepMeter, Throughput, bits_per_byte, memory, perplexity
 from pretrain.peaks import peak_flops
 
 CPU = torch.device("cpu")
-SOURCE = Path(__file__).read_bytes() * 3
 
 
 class Clock:
@@ -175,19 +170,3 @@ def test_bits_per_byte_of_known_models():
     # Three targets of probability 1/2, 1/4, 1/8 spell two bytes: six bits.
     nll = -sum(math.log(p) for p in (1 / 2, 1 / 4, 1 / 8)) / 3
     assert bits_per_byte(nll, 3, 2) == pytest.approx(3)
-
-
-def test_baselines_equal_zlib_and_the_command_line():
-    baselines = compression_baselines(SOURCE)
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    raw = len(deflate.compress(SOURCE) + deflate.flush())
-    assert baselines["gzip -9"] == 8 * (raw + 18) / len(SOURCE)  # 10 bytes of header, 8 of trailer
-    assert list(baselines) == ["gzip -9", "xz -9"]
-    if shutil.which("xz"):
-        xz = subprocess.run(["xz", "-9", "--stdout"], input=SOURCE, capture_output=True, check=True).stdout
-        assert baselines["xz -9"] == pytest.approx(8 * len(xz) / len(SOURCE), rel=0.01)
-    assert baselines["xz -9"] < baselines["gzip -9"] < 8
-
-
-def test_no_baselines_of_nothing():
-    assert compression_baselines(b"") == {}
