@@ -62,7 +62,7 @@ class ReadyTokenizer(TokenizerConfig, ABC):
 class TrainedTokenizer(TokenizerConfig, ABC):
     """A tokenizer that is trained on the corpus it will encode."""
 
-    train_bytes: int = 256 * 2**20  # UTF-8 bytes of text to train on at most, drawn from all of the corpus
+    train_bytes: int = 128 * 2**20  # UTF-8 bytes of text to train on at most, drawn from all of the corpus
 
     @abstractmethod
     def train(self, texts: Iterator[str]) -> str:
