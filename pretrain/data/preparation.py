@@ -2,8 +2,9 @@
 
 Holds the scheduling and the commit; what a worker does with a unit is in `encoding`. Free of torch.
 
-While a corpus is prepared, `<root>/<name>-<key>.partial/` holds `lock`, `units/` (a record for each finished unit) and
-`corpus/` (the shards). When every unit is done, `corpus/` becomes `<root>/<name>-<key>/` by a rename.
+While a corpus is prepared, `<root>/<name>-<key>.partial/` holds `units/` (a record for each finished unit) and
+`corpus/` (the shards); whoever writes there holds the lock `<root>/.locks/<name>-<key>`. When every unit is done,
+`corpus/` becomes `<root>/<name>-<key>/` by a rename.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pretrain.data.encoding import Task, UnitRecord, encode_unit, plan_units, tr
 from pretrain.data.locking import exclusive
 from pretrain.data.manifest import FORMAT, PAGE_BYTES, SPLITS, Manifest, Split
 from pretrain.data.progress import progress_bar
-from pretrain.data.shards import TEMPORARY, sync, verify_shard, write_durably
+from pretrain.data.shards import TEMPORARY, sync, verify_shard, write_durably, writing
 from pretrain.data.sources import Input, PreparedSource, ReadableSource, SourceConfig, Unit
 from pretrain.data.tokenizer import (
     ReadyTokenizer,
@@ -83,6 +84,8 @@ def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: P
             directories[name] = Path(source.path).expanduser()
         elif isinstance(source, ReadableSource):
             readable[name] = source, source.inputs()
+        else:
+            raise ConfigError(f"data.sources.{name}: of no kind; choose one, e.g. +source@data.sources.{name}=text")
     if readable:
         identity = _tokenizer_identity(tokenizer, readable, cfg)
         frame = [tokenizer.prefix, tokenizer.suffix]
@@ -156,7 +159,7 @@ def _tokenizer_file(
 ) -> Path:
     """Return the `tokenizer.json`, trained or copied if this is its first use."""
     path = Path(cfg.root) / f"tokenizer-{identity}.json"
-    with _work_directory(path, "train the tokenizer"):
+    with _work_directory(path, "make the tokenizer") as work:
         if path.exists():
             return path
         if isinstance(tokenizer, ReadyTokenizer):
@@ -177,7 +180,9 @@ def _tokenizer_file(
                     bar.update(0, text_chars.value)
                 serialized = future.result()
                 bar.update(1, text_chars.value)
-        write_durably(path, serialized.encode())
+        finished = work / "tokenizer.json"
+        write_durably(finished, serialized.encode())
+        finished.rename(path)
     return path
 
 
@@ -221,7 +226,8 @@ def _prepare_source(
         )
         _check_splits(name, manifest, cfg)
         write_durably(corpus / "tokenizer.json", tokenizer_path.read_bytes())
-        manifest.save(corpus)
+        with writing(corpus):
+            manifest.save(corpus)
         sync(corpus / "manifest.json")
         sync(corpus)
         corpus.rename(directory)
@@ -301,12 +307,15 @@ def _num_workers(cfg: PrepareConfig) -> int:
 
 @contextmanager
 def _work_directory(target: Path, purpose: str) -> Iterator[Path]:
-    """Hold the lock of `<target>.partial`; when the block has made `target`, the directory goes."""
-    work = target.with_name(f"{target.name}.partial")
+    """Hold the lock of `target` and open `<target>.partial`, which goes when the block has made `target`."""
+    lock = target.parent / ".locks" / target.name  # never removed: who waits must wait for the same file
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
     except OSError as error:
         raise ConfigError(f"data.prepare.root: cannot write {target.parent} ({error}); choose another") from None
-    with exclusive(work / "lock", purpose):
+    with exclusive(lock, purpose):
+        work = target.with_name(f"{target.name}.partial")
+        work.mkdir(exist_ok=True)
         yield work
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work)

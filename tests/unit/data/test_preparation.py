@@ -23,7 +23,7 @@ from pretrain.data.encoding import PIECE_CHARS, encode_documents, is_held_out, p
 from pretrain.data.manifest import PAGE_BYTES, Manifest
 from pretrain.data.preparation import PrepareConfig, prepare, verify
 from pretrain.data.shards import ShardWriter, writing
-from pretrain.data.sources import Cut, PreparedSource, TextSource
+from pretrain.data.sources import Cut, PreparedSource, SourceConfig, TextSource
 from pretrain.data.tokenizer import BpeTokenizer, TokenizerFile
 from pretrain.errors import ConfigError, DataError, ResourceError
 from pretrain.prepare import arguments, plan_file
@@ -66,8 +66,8 @@ def rows(directory: Path, split: str) -> list[list[int]]:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Every file below a directory with the hash of its bytes."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    """Every file below a directory with the hash of its bytes, but locks: they name their last holder."""
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.parent.name != ".locks")
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -269,6 +269,11 @@ def test_corpora_of_different_tokenizers_are_not_mixed(tmp_path, tokenizer):
     assert not list(tmp_path.glob("new-*")), "refused before the work"
     with pytest.raises(DataError, match=r"nowhere/manifest\.json: not there"):
         prepare({"old": PreparedSource(path=str(tmp_path / "nowhere"))}, tokenizer, config(tmp_path))
+
+
+def test_a_source_of_no_kind_is_refused(tmp_path, tokenizer):
+    with pytest.raises(ConfigError, match=r"data\.sources\.web: of no kind; .*\+source@data\.sources\.web=text"):
+        prepare({"web": SourceConfig()}, tokenizer, config(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
