@@ -53,7 +53,8 @@ class JsonLinesSource(FileSource):
                 # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
                 yield line._replace(data=value.encode(errors="surrogatepass"))
         if fault and not good:
-            raise DataError(f"{fault}; no line after it is better: correct data.sources.*.field={self.field} or the file")
+            rule = f"no line after it is better: correct data.sources.*.field={self.field} or the file"
+            raise DataError(f"{fault}; {rule}")
 
     def _value(self, text: str) -> str:
         try:
@@ -106,7 +107,8 @@ class ParquetSource(FileSource):
 
     def _check_column(self, file: str, schema: pa.Schema) -> None:
         if self.field not in schema.names:
-            raise DataError(f"{file}: no column {self.field!r}; data.sources.*.field must be one of {sorted(schema.names)}")
+            rule = f"data.sources.*.field must be one of {sorted(schema.names)}"
+            raise DataError(f"{file}: no column {self.field!r}; {rule}")
         kind = schema.field(self.field).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
@@ -143,7 +145,8 @@ class HubSource(ReadableSource):
         for row, record in enumerate(stream.shard(stream.num_shards, span.start)):
             place = f"{self.path}, split {self.split}, shard {span.start}"
             if self.field not in record:
-                raise DataError(f"{place}: no column {self.field!r}; data.sources.*.field must be one of {sorted(record)}")
+                rule = f"data.sources.*.field must be one of {sorted(record)}"
+                raise DataError(f"{place}: no column {self.field!r}; {rule}")
             value = record[self.field]
             if isinstance(value, str):
                 yield Raw(value.encode(errors="surrogatepass"), place, row, "row")

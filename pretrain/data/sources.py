@@ -186,7 +186,8 @@ def _match(patterns: list[str]) -> list[Input]:
         path = Path(pattern).expanduser()
         files = {match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not match.is_dir()}
         if not files:
-            raise ConfigError(f"data.sources.*.paths: {pattern} matches no file in {Path.cwd()}; correct the path or pattern")
+            rule = f"matches no file, seen from {Path.cwd()}; correct the path or pattern"
+            raise ConfigError(f"data.sources.*.paths: {pattern} {rule}")
         found |= files
     return [file_input(path, path) for path in sorted(found)]
 
