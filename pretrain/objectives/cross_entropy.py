@@ -78,7 +78,8 @@ def _sums_and_gradients(
     compute = torch.get_autocast_dtype(device.type) if autocast else weight_dtype
     wide = torch.promote_types(compute, torch.float32)
     hidden, weight = hidden.to(compute), weight.to(compute)
-    nll, penalty = torch.zeros(2, dtype=wide, device=device)
+    nll = torch.zeros((), dtype=wide, device=device)
+    penalty = torch.zeros_like(nll)
     hidden_grad = torch.empty_like(hidden) if wanted[0] else None
     weight_grad = torch.zeros(weight.shape, dtype=wide, device=device) if wanted[1] else None
     buffer = hidden.new_empty(min(chunk_tokens, len(hidden)), len(weight))

@@ -13,7 +13,7 @@ from pretrain.models.decoder import DecoderConfig, Positions
 from pretrain.models.layers import Norm
 
 pytestmark = pytest.mark.gpu
-BF16 = {"device": "cuda", "dtype": torch.bfloat16, "tolerance": 2e-2}
+BF16 = {"device": "cuda", "dtype": torch.bfloat16, "tolerance": 3e-2}
 FP32 = {"device": "cuda", "dtype": torch.float32, "tolerance": 1e-4}
 NONEMPTY = [case for case in CASES if 0 not in case[0]]
 

@@ -58,16 +58,27 @@ def test_one_token_of_prompt_is_enough_and_one_sample_too():
     assert [token.shape for token in drawn] == [(1,)] * 31
 
 
-def test_ends_when_every_sample_has_stopped():
+def test_a_stopped_sample_goes_on_with_the_stop_token():
     model, prompt = confident(), prompts(3, 5)
-    free = torch.stack(list(generate(model, prompt, max_tokens=20, **GREEDY)), dim=1)
+
+    def drawn(stop_id):
+        generator = torch.Generator().manual_seed(2)
+        return torch.stack(list(generate(model, prompt, max_tokens=20, stop_id=stop_id, generator=generator)), dim=1)
+
+    free = drawn(None)
     stop_id = int(free[0, 3])
-    stopped = torch.stack(list(generate(model, prompt, max_tokens=20, stop_id=stop_id, **GREEDY)), dim=1)
+    stopped = drawn(stop_id)
+    assert stopped[0].tolist() != free[0].tolist()
     for row, whole in zip(stopped.tolist(), free.tolist(), strict=True):
         end = whole.index(stop_id) + 1 if stop_id in whole else len(whole)
         assert row == (whole[:end] + [stop_id] * 20)[: len(row)]
-    alone = list(generate(model, prompt[:1], max_tokens=20, stop_id=stop_id, **GREEDY))
-    assert len(alone) == free[0].tolist().index(stop_id) + 1
+
+
+def test_ends_when_every_sample_has_stopped():
+    model, prompt = confident(), prompts(1, 5)
+    free = [int(token) for token in generate(model, prompt, max_tokens=20, **GREEDY)]
+    stopped = [int(token) for token in generate(model, prompt, max_tokens=20, stop_id=free[3], **GREEDY)]
+    assert stopped == free[: free.index(free[3]) + 1]
 
 
 def test_filters_keep_the_likeliest_tokens():

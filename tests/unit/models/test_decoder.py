@@ -129,6 +129,17 @@ def test_a_window_hides_what_lies_before_it(global_every, reaches):
     assert bool(gradient[:5].any()) == reaches
 
 
+def test_every_nth_layer_is_global_from_the_first_on():
+    config = DecoderConfig(max_seq_len=32, layers=5, window=3, global_every=2)
+    assert [config.layer_window(layer) for layer in range(5)] == [None, 3, None, 3, None]
+
+
+def test_dropout_reaches_both_branches_of_a_block():
+    block, inputs = small_decoder(dropout=0.999).blocks[0], torch.randn(50, 24)
+    kept = torch.isclose(block.train()(inputs, layout([50])), inputs)
+    assert kept.float().mean() > 0.99
+
+
 @pytest.mark.parametrize("field", ["dropout", "attention_dropout"])
 def test_dropout_acts_in_training_only(field):
     model, batch = small_decoder(**{field: 0.5}), ragged_batch([9, 4])
