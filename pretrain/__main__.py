@@ -8,6 +8,7 @@ from pretrain.entry import launch
 
 
 def main(cfg: PretrainConfig) -> None:
+    """Pretrain."""
     from pretrain.run import pretrain  # after the configuration is accepted: it imports the engines
 
     pretrain(cfg)

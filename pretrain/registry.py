@@ -82,6 +82,11 @@ def keys_of(raw: Any, prefix: str = "") -> Iterator[str]:
         yield from keys_of(value, f"{prefix}{key}.")
 
 
+def choices() -> dict[type, tuple[str, str]]:
+    """Return the registered classes, each with its group and name."""
+    return dict(_choices)
+
+
 def choices_in(typed_config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (key, group, name) of every registered object inside a typed configuration."""
     if is_dataclass(typed_config) and not isinstance(typed_config, type):

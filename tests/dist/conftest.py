@@ -1,6 +1,36 @@
-"""Lets tests import the modules that stand beside them."""
+"""Runs that several tests look at; and the modules beside the tests become importable."""
 
+import random
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit")]
+
+from ranks import run, tiny
+
+WORDS = "time year people way day man thing woman life child world school state family student group country".split()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder with a text of 400 uneven paragraphs, prepared once for all tests."""
+    folder = tmp_path_factory.mktemp("place")
+    draw = random.Random(5)
+    paragraphs = [" ".join(draw.choices(WORDS, k=draw.randint(1, 90))) for _ in range(400)]
+    (folder / "text.txt").write_text("\n\n".join(paragraphs))
+    run(*tiny("first", "train.steps=3"), cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(place) -> Path:
+    run(*tiny("uninterrupted", "model.dropout=0.1"), cwd=place)
+    return place / "runs" / "uninterrupted"
+
+
+@pytest.fixture(scope="session")
+def one_process(place) -> Path:
+    run(*tiny("one", "train.steps=50", "checkpoint.every=50"), cwd=place)
+    return place / "runs" / "one"

@@ -55,3 +55,29 @@ def column(run_directory: Path, key: str, split: str = "train") -> dict[int, obj
     steps = [row["step"] for row in rows if row["split"] == split]
     assert len(steps) == len(set(steps)), "no step is logged twice"
     return {row["step"]: row[key] for row in rows if row["split"] == split}
+
+
+def tiny(name: str, *more: str) -> list[str]:
+    """Return the overrides of a run that takes seconds."""
+    return [
+        f"run.name={name}",
+        "data=text",
+        "data.sources.text.paths=[text.txt]",
+        "data.sources.text.documents=blank_line",
+        "data.prepare.held_out=0.1",
+        "data.seq_len=32",
+        "tokenizer.vocab_size=300",
+        "model=decoder",
+        "model.layers=2",
+        "model.width=32",
+        "model.heads=4",
+        "train.steps=24",
+        "train.batch_size=8",
+        "train.micro_batch_size=8",
+        "log.every=1",
+        "eval.every=8",
+        "checkpoint.every=5",
+        "schedule.warmup_steps=3",
+        "optim.lr=3e-3",
+        *more,
+    ]

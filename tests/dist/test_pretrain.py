@@ -2,56 +2,16 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from ranks import FAST, column, command, run
+from ranks import FAST, column, command, run, tiny
 from safetensors.torch import load_file
 
 from pretrain.checkpoint import load_manifest, load_state
-
-WORDS = "time year people way day man thing woman life child world school state family student group country".split()
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory) -> Path:
-    """A folder with a text of 400 uneven paragraphs, prepared once for all tests."""
-    folder = tmp_path_factory.mktemp("place")
-    draw = random.Random(5)
-    paragraphs = [" ".join(draw.choices(WORDS, k=draw.randint(1, 90))) for _ in range(400)]
-    (folder / "text.txt").write_text("\n\n".join(paragraphs))
-    run(*tiny("first", "train.steps=3"), cwd=folder)
-    return folder
-
-
-def tiny(name: str, *more: str) -> list[str]:
-    """Return the overrides of a run that takes seconds."""
-    return [
-        f"run.name={name}",
-        "data=text",
-        "data.sources.text.paths=[text.txt]",
-        "data.sources.text.documents=blank_line",
-        "data.prepare.held_out=0.1",
-        "data.seq_len=32",
-        "tokenizer.vocab_size=300",
-        "model=decoder",
-        "model.layers=2",
-        "model.width=32",
-        "model.heads=4",
-        "train.steps=24",
-        "train.batch_size=8",
-        "train.micro_batch_size=8",
-        "log.every=1",
-        "eval.every=8",
-        "checkpoint.every=5",
-        "schedule.warmup_steps=3",
-        "optim.lr=3e-3",
-        *more,
-    ]
 
 
 def final_weights(directory: Path) -> dict:
@@ -75,13 +35,10 @@ def assert_close_runs(first: Path, second: Path, tolerance: float) -> None:
     one, other = column(first, "loss"), column(second, "loss")
     assert one.keys() == other.keys()
     assert max(abs(one[step] - other[step]) for step in one) <= tolerance
+    one, other = column(first, "loss", "validation"), column(second, "loss", "validation")
+    assert one.keys() == other.keys()
+    assert max(abs(one[step] - other[step]) for step in one) <= tolerance
     assert column(first, "tokens") == column(second, "tokens")
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(place) -> Path:
-    run(*tiny("uninterrupted", "model.dropout=0.1"), cwd=place)
-    return place / "runs" / "uninterrupted"
 
 
 def kill_when(condition, *overrides: str, cwd: Path) -> bool:
@@ -101,7 +58,9 @@ def kill_when(condition, *overrides: str, cwd: Path) -> bool:
 def test_a_run_leaves_what_it_promises(uninterrupted):
     record = json.loads((uninterrupted / "run.json").read_text())
     assert record["exit"] == 0
-    assert record["parameters"] == 300 * 32 + 32 * 32 + 2 * (4 * 32 * 32 + 4 * 32 + 8 * 32 * 32 + 5 * 32 + 4 * 32) + 2 * 32
+    assert (
+        record["parameters"] == 300 * 32 + 32 * 32 + 2 * (4 * 32 * 32 + 4 * 32 + 8 * 32 * 32 + 5 * 32 + 4 * 32) + 2 * 32
+    )
     assert sorted(column(uninterrupted, "loss")) == list(range(1, 25))
     assert sorted(column(uninterrupted, "loss", "validation")) == [0, 8, 16, 24]
     steps = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
@@ -143,12 +102,6 @@ def test_sigterm_saves_at_the_next_step_and_exits_85(place, uninterrupted):
     assert json.loads((place / "runs" / "stopped" / "run.json").read_text())["exit"] == 85
     run(*overrides, cwd=place)
     assert_equal_runs(uninterrupted, place / "runs" / "stopped")
-
-
-@pytest.fixture(scope="session")
-def one_process(place) -> Path:
-    run(*tiny("one", "train.steps=50", "checkpoint.every=50"), cwd=place)
-    return place / "runs" / "one"
 
 
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (1, 1), (2, 4), (2, 2), (4, 2)])

@@ -159,14 +159,14 @@ def test_another_architecture_is_listed(trained):
 
 
 def test_retention_keeps_the_newest(trained):
-    module, strategy, checkpoints = trained
+    _, strategy, checkpoints = trained
     checkpoints.cfg.keep = 2
     checkpoints.save(4, strategy, {})
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["step-00000003", "step-00000004"]
 
 
 def test_saving_a_step_again_replaces_it(trained):
-    module, strategy, checkpoints = trained
+    _, strategy, checkpoints = trained
     shutil.rmtree(checkpoints.directory / "step-00000003")
     (checkpoints.directory / "step-00000003").mkdir()
     checkpoints.save(3, strategy, {"tokens": 5})

@@ -26,6 +26,8 @@ def refused(*arguments: str, directory: Path) -> str:
     [
         ("train.stepz=5", ["train.stepz", "did you mean train.steps?"]),
         ("trainer.max_steps=5", ["trainer.max_steps", "no such setting"]),
+        ("modle=demo", ["modle", "did you mean model?"]),
+        ("model.layers=two", ["model.layers=two", "Integer"]),
         ("+train.foo=1", ["train.foo", "no such setting"]),
         ("+model.dmi=1", ["model.dmi", "no such setting"]),
         ("optim.lr=fast", ["optim.lr", "fast"]),
@@ -45,8 +47,16 @@ def test_refusals_name_key_value_and_rule(argument, parts, tmp_path):
         assert part in message
 
 
+def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
+    (tmp_path / "conf").mkdir()
+    command = [sys.executable, "-m", "pretrain", "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "seq_len" in done.stdout
+
+
 def test_compose_refuses_like_the_command_line():
-    with pytest.raises(ConfigError, match="did you mean train.steps"):
+    with pytest.raises(ConfigError, match=r"did you mean train\.steps"):
         compose(["train.step=4"])
 
 

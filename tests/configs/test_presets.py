@@ -1,0 +1,60 @@
+"""Every preset composes, builds on the meta device at its published size, and its arithmetic comes out even."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.data.loader import micro_batches_per_step
+from pretrain.entry import compose
+from pretrain.models.attention.sdpa import sdpa
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+# Parameters as published: GPT-2's four sizes (Radford et al. 2019, as released), Llama 3.2 1B and Llama 3.1 8B.
+PUBLISHED = {
+    "gpt2_124m": 124_439_808,
+    "gpt2_350m": 354_823_168,
+    "gpt2_774m": 774_030_080,
+    "gpt2_1558m": 1_557_611_200,
+    "llama_1b": 1_235_814_400,
+    "llama_8b": 8_030_261_248,
+}
+
+
+def test_the_promised_presets_are_there():
+    assert {"demo", *PUBLISHED} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_preset(name):
+    cfg = compose([f"experiment={name}"])
+    with torch.device("meta"):
+        model = cfg.model.build(vocab_size=cfg.tokenizer.vocab_size, attend=sdpa)
+        module = cfg.objective.build(model)
+    count = sum(parameter.numel() for parameter in module.parameters())
+    assert count == PUBLISHED.get(name, count)
+    assert all(parameter.is_meta for parameter in module.parameters())
+    groups = cfg.optim.build(module).param_groups
+    assert sum(parameter.numel() for group in groups for parameter in group["params"]) == count
+    factors = [cfg.schedule.build(cfg.train.steps)(step) for step in (0, cfg.train.steps - 1)]
+    assert all(0 < factor < 1 for factor in factors), "each warms up and decays"
+    for ranks in (1, 8, 64) if name in PUBLISHED else (1, 2):
+        micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, ranks)
+    assert cfg.run.name == name
+
+
+@pytest.mark.parametrize(
+    "group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+)
+def test_every_file_of_every_group_composes(group):
+    for file in (CONF / group).glob("*.yaml"):
+        required = {
+            "hub": ["data.sources.hub.path=x"],
+            "prepared": ["data.sources.prepared.path=x"],
+            "text": ["data.sources.text.paths=[x]"],
+            "jsonl": ["data.sources.jsonl.paths=[x]"],
+            "parquet": ["data.sources.parquet.paths=[x]"],
+        }.get(file.stem, [])
+        compose([f"{group}={file.stem}", *required])

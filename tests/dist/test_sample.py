@@ -1,0 +1,58 @@
+"""Sampling and reporting from a run directory, by the commands that a user types."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pretrain.data.tokenizer import load_tokenizer
+
+
+def module(name: str, *arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", name, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_samples_begin_with_the_prompt_and_follow_the_seed(place, uninterrupted):
+    options = ["--prompt", "time year", "--max-tokens", "12", "--samples", "2", "--seed", "7"]
+    first = module("pretrain.sample", "runs/uninterrupted", *options, cwd=place).stdout
+    assert first.count("time year") >= 2
+    assert first == module("pretrain.sample", "runs/uninterrupted", *options, cwd=place).stdout
+    other = module("pretrain.sample", "runs/uninterrupted", *options[:-1], "8", cwd=place).stdout
+    assert other != first
+
+
+def test_greedy_samples_are_the_model_s_own_choice(place, uninterrupted):
+    import torch
+
+    from pretrain.models.base import Layout
+    from pretrain.sample import load_run
+
+    options = ["--prompt", "people way", "--max-tokens", "5", "--temperature", "0"]
+    printed = module("pretrain.sample", "runs/uninterrupted", *options, cwd=place).stdout
+    model = load_run(place / "runs" / "uninterrupted").model
+    tokenizer = load_tokenizer(place / "runs" / "uninterrupted" / "tokenizer.json")
+    ids = [tokenizer.token_to_id("<|endoftext|>"), *tokenizer.encode("people way").ids]
+    begin = len(ids)
+    for _ in range(5):
+        layout = Layout.of(torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
+        hidden = model(torch.tensor(ids), torch.arange(len(ids)), layout)
+        ids.append(int((hidden[-1] @ model.head_weight().T).argmax()))
+    assert printed.strip() == ("people way" + tokenizer.decode(ids[begin:])).strip()
+
+
+def test_what_is_no_run_is_refused_by_name(place):
+    for name in ("pretrain.sample", "pretrain.report"):
+        refusal = module(name, "runs/nowhere", cwd=place, code=2).stderr
+        assert "runs/nowhere" in refusal
+        assert "Traceback" not in refusal
+
+
+def test_a_report_shows_compressors_beside_the_model(place, uninterrupted):
+    module("pretrain.report", "runs/uninterrupted", "--out", "page", cwd=place)
+    page = (place / "page" / "report.md").read_text()
+    assert "gzip -9" in page
+    assert "xz -9" in page
+    assert (place / "page" / "curves.png").read_bytes().startswith(b"\x89PNG")
