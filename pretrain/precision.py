@@ -5,7 +5,6 @@ Holds what torch's autocast needs to know. Engines with a precision policy of th
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +20,7 @@ class Precision:
 
     dtype: ClassVar[torch.dtype]
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+    def autocast(self, device: torch.device) -> torch.autocast:
         """Return the context in which the forward pass runs; also usable as a decorator."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 

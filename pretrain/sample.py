@@ -17,6 +17,7 @@ from pretrain.distributed import World
 from pretrain.entry import compose
 from pretrain.errors import CheckpointError, ConfigError, HeadwaterError
 from pretrain.generate import generate
+from pretrain.models.decoder import Decoder
 from pretrain.objectives.base import Objective
 from pretrain.run import build_module
 from pretrain.rundir import read_record
@@ -49,6 +50,8 @@ def load_run(run: Path) -> Objective:
 def sample(options: argparse.Namespace) -> None:
     """Print the continuations, each after the prompt that it follows."""
     model = load_run(options.run).model
+    if not isinstance(model, Decoder):
+        raise ConfigError(f"{options.run}: its model is a {type(model).__name__}; only decoders generate text")
     prefix, suffix = read_record(options.run)["document_frame"]
     tokenizer = load_tokenizer(options.run / "tokenizer.json")
     prompt = torch.tensor([prefix + tokenizer.encode(options.prompt, add_special_tokens=False).ids])
@@ -67,7 +70,7 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description="Let a pretrained model continue a prompt.")
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
     parser.add_argument("--prompt", default="", help="text to continue; without one the model begins a document")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens to add at most (default %(default)s)")

@@ -32,7 +32,7 @@ from pretrain.strategy.compilation import CompileConfig
 class DDPConfig:
     """Every rank holds the whole model, its gradients and its moments."""
 
-    bucket_mb: float = 25.0  # gradients are reduced in buckets of this many MiB while the backward pass runs
+    bucket_mb: int = 25  # gradients are reduced in buckets of this many MiB while the backward pass runs
     activation_checkpointing: bool = False  # recompute each block in the backward pass instead of keeping its inside
 
     def __post_init__(self) -> None:
