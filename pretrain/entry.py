@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -24,7 +25,7 @@ from pretrain.distributed import world_size
 from pretrain.errors import ConfigError, HeadwaterError
 from pretrain.registry import keys_of, nearest, typed
 
-CONFIG = {"version_base": "1.3", "config_path": "pkg://conf", "config_name": "pretrain"}
+CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 
 
 def launch(run: Callable[[PretrainConfig], None]) -> None:
@@ -59,36 +60,36 @@ def compose_command_line() -> DictConfig | None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
     try:
-        hydra.main(**CONFIG)(keep)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")(keep)()
     except HydraException as error:
-        raise ConfigError(_explained(str(error))) from None
+        raise ConfigError(_explained(error)) from None
     return composed[0] if composed else None
 
 
 def compose(overrides: list[str], config_dir: Path | None = None, config_name: str = "pretrain") -> PretrainConfig:
     """Compose and type a configuration from Python: the presets, or the `config.yaml` of a run directory."""
     register_choices()
-    if config_dir is None:
-        context = hydra.initialize_config_module("conf", version_base="1.3")
-    else:
-        context = hydra.initialize_config_dir(str(config_dir.absolute()), version_base="1.3")
     try:
-        with context:
+        with hydra.initialize_config_dir(str((config_dir or CONF).absolute()), version_base="1.3"):
             return typed(hydra.compose(config_name, overrides))
     except HydraException as error:
-        raise ConfigError(_explained(str(error))) from None
+        raise ConfigError(_explained(error)) from None
 
 
-def _explained(message: str) -> str:
-    """Turn Hydra's message into one that names the key, the rule and the nearest key or choice."""
+def _explained(error: HydraException) -> str:
+    """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice."""
+    message = str(error)
     if found := re.search(r"Could not override '([^']+)'", message):
         key = found[1]
         GlobalHydra.instance().clear()
-        with hydra.initialize_config_module("conf", version_base="1.3"):
-            known = keys_of(OmegaConf.to_container(hydra.compose("pretrain")))
-        return f"{key}: no such setting{nearest(key, known)}"
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = OmegaConf.to_container(hydra.compose("pretrain"))
+        groups = ["experiment", *(field.name for field in fields(PretrainConfig))] if "." not in key else []
+        return f"{key}: no such setting{nearest(key, [*groups, *keys_of(composed)])}"
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
         options = found[3].split()
         choice = found[1].removeprefix(f"{found[2]}/")
         return f"{found[2]}={choice}: no such choice{nearest(choice, options)} (choices: {', '.join(options)})"
+    if found := re.search(r"Error merging override (\S+)", message):
+        return f"{found[1]}: {str(error.__cause__).splitlines()[0]}"
     return " ".join(line.strip() for line in message.splitlines() if "type=" not in line and line.strip())

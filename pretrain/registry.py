@@ -100,17 +100,16 @@ def choices_in(typed_config: Any, prefix: str = "") -> Iterator[tuple[str, str, 
 
 
 def _with_full_key(cfg: DictConfig, prefix: str, refusal: str) -> str:
-    """Put the whole key into a refusal: an object knows its group ("source.weight"), not its place in the tree."""
+    """Put the whole key into a refusal: one of several objects knows its place ("data.sources.*"), not its name."""
     for name, node in cfg.items_ex(resolve=False):
         if not isinstance(node, DictConfig):
             continue
         key = f"{prefix}{name}"
-        group, _ = _choices.get(OmegaConf.get_type(node) or dict, ("", ""))
         try:
             OmegaConf.to_object(node)
         except ConfigError as error:
-            if group and group != key and str(error) == refusal:
-                return f"{key}{refusal.removeprefix(group)}"
+            if str(error) == refusal and refusal.startswith(f"{prefix}*"):
+                return f"{key}{refusal.removeprefix(f'{prefix}*')}"
             return _with_full_key(node, f"{key}.", refusal)
     return refusal
 
