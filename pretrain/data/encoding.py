@@ -27,8 +27,8 @@ from pretrain.data.tokenizer import TokenizerFacts, TrainedTokenizer, load_token
 from pretrain.data.workers import watched
 
 # The tokenizers library holds about 100 bytes for each byte of text that it encodes at a time.
-BATCH_CHARS = 2**16  # characters encoded at a time
-PIECE_CHARS = 2**17  # a document of more than twice as many is encoded in pieces
+BATCH_CHARS = 2**15  # characters encoded at a time
+PIECE_CHARS = 2**16  # a document of more than twice as many is encoded in pieces
 SMALLEST_UNIT, LARGEST_UNIT = 2**20, 2**27  # bytes of input
 UNITS = 64  # that a corpus is cut into, between those sizes
 
