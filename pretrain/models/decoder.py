@@ -38,10 +38,10 @@ class DecoderConfig:
     heads: int = 12  # query heads, H
     kv_heads: int | None = None  # key-value heads, K; null: as many as heads
     mlp_width: int | None = None  # hidden width of the MLP; null: 4 * width
-    norm: Norm = Norm.layernorm  # layernorm | rmsnorm
+    norm: Norm = Norm.layernorm  # before each branch and after the last block: layernorm or rmsnorm
     norm_eps: float = 1e-5  # added to the variance
-    activation: Activation = Activation.gelu_tanh  # gelu | gelu_tanh | swiglu
-    positions: Positions = Positions.learned  # learned | sinusoidal | rotary
+    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh or swiglu
+    positions: Positions = Positions.learned  # how it knows where a token stands: learned, sinusoidal or rotary
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     bias: bool = True  # biases in projections and layer norms
     tie_embeddings: bool = True  # the head is the embedding
@@ -49,7 +49,7 @@ class DecoderConfig:
     global_every: int | None = None  # with a window, layers 0, n, 2n, ... see all keys; null: none does
     dropout: float = 0.0  # probability, of embeddings and residual branches
     attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
-    init: Init = Init.gpt2  # gpt2 | olmo2
+    init: Init = Init.gpt2  # scheme of the initial weights: gpt2 or olmo2
     init_std: float = 0.02  # standard deviation of initial matrices
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from pretrain.registry import register
 @register("objective", "causal_lm")
 @dataclass(kw_only=True)
 class CausalLMConfig:
-    """`objective=causal_lm`."""
+    """`objective=causal_lm`: predict the token that follows, inside its document."""
 
     z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in PaLM; 0 is off
     chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU

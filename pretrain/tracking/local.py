@@ -20,7 +20,7 @@ from pretrain.tracking.jsonl import METRICS_FILE, JsonlSink
 class TrackerConfig:
     """Where the numbers of a run go. Credentials are never fields: services read them from their own environment."""
 
-    progress: bool = True  # a progress bar where standard output is a terminal; False: lines there too
+    progress: bool = True  # a progress bar where standard output is a terminal; false: lines there too
 
     def build(
         self,

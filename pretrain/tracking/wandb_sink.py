@@ -45,10 +45,10 @@ class WandbConfig(TrackerConfig):
     """Which W&B project a run belongs to. The API key comes from WANDB_API_KEY or `wandb login`, never from here."""
 
     project: str = "headwater"  # W&B project that runs are listed under
-    entity: str | None = None  # user or team; None = the account's default
+    entity: str | None = None  # user or team; null = the account's default
     group: str | None = None  # runs that W&B shows together
     tags: list[str] = field(default_factory=list)  # labels to filter runs by
-    wandb_mode: WandbMode | None = None  # None = as the environment's WANDB_MODE says, else online
+    wandb_mode: WandbMode | None = None  # null = as the environment's WANDB_MODE says, else online
     init_timeout_s: float = 30.0  # seconds to wait for the server at the start; then the run is recorded offline
     finish_timeout_s: float = 30.0  # seconds to wait for the upload at the end
 
