@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import secrets
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 from torch import nn
 
 from pretrain.distributed import World
+from pretrain.durable import sync
 from pretrain.errors import CheckpointError, ResourceError, check
 from pretrain.fragments import FragmentReader, Index, hash_file, write_durably, write_fragments
 from pretrain.models.base import named_tensors
@@ -109,12 +109,12 @@ class Checkpoints:
                 entry["fragments"].append([index["file"], start, numel])
         manifest = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
         write_durably(temporary / "manifest.json", json.dumps(manifest).encode())
-        _fsync_directory(temporary)
+        sync(temporary)
         final = self.directory / f"step-{step:08d}"
         if final.exists():  # the same step, not verified or written again after a resume
             final.rename(temporary.with_name(f"{temporary.name}-replaced"))
         temporary.rename(final)
-        _fsync_directory(self.directory)
+        sync(self.directory)
         shutil.rmtree(temporary.with_name(f"{temporary.name}-replaced"), ignore_errors=True)
 
     def _failed(self, step: int, temporary: Path, problems: list[str]) -> None:
@@ -222,11 +222,3 @@ def _same_architecture(step: Path, module: nn.Module, reader: FragmentReader) ->
     if differences:
         shown = "; ".join(sorted(differences)[:8]) + (" ..." if len(differences) > 8 else "")
         raise CheckpointError(f"{step}: of another architecture, {len(differences)} tensors differ: {shown}")
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

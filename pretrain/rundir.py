@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from pretrain.durable import replace
 from pretrain.errors import ConfigError, check
 from pretrain.registry import choices_in
 
@@ -83,12 +84,12 @@ class RunDirectory:
         for key, group, name in choices_in(cfg):
             defaults.append({group if key == group else f"{group}@{key}": name})
         body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)}))
-        _replace(self.path / "config.yaml", body)
+        replace(self.path / "config.yaml", [body.encode()])
 
     def record(self, **entries: Any) -> None:
         """Add entries to `run.json`."""
         self._record |= entries
-        _replace(self.path / "run.json", json.dumps(self._record, indent=1) + "\n")
+        replace(self.path / "run.json", [json.dumps(self._record, indent=1).encode(), b"\n"])
 
     def start_log(self) -> None:
         """Send the framework's messages to standard error and, with the time, to `log.txt`."""
@@ -118,10 +119,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(entry) for entry in value]
     return value.name if isinstance(value, Enum) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -70,7 +70,8 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description="Let a pretrained model continue a prompt.")
+    description = "Let a pretrained model continue a prompt."
+    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=description)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
     parser.add_argument("--prompt", default="", help="text to continue; without one the model begins a document")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens to add at most (default %(default)s)")

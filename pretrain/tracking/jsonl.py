@@ -10,6 +10,7 @@ import math
 import os
 from pathlib import Path
 
+from pretrain.durable import replace
 from pretrain.errors import CheckpointError, ResourceError
 from pretrain.tracking.base import Record
 
@@ -49,13 +50,7 @@ class JsonlSink:
         if len(kept) == len(lines):
             return
         self._file.close()
-        fresh = self._path.with_name(f".{self._path.name}.tmp")
-        with fresh.open("wb") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        _sync_directory(self._path.parent)
+        replace(self._path, kept)
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, exit_code: int) -> None:
@@ -76,11 +71,3 @@ def _finite(value: object) -> object:
     if not isinstance(value, float) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
