@@ -21,10 +21,11 @@ from tokenizers import Tokenizer
 
 from pretrain.data.documents import OnInvalid, Problems
 from pretrain.data.manifest import SPLITS, Shard
-from pretrain.data.shards import ShardWriter, sync, write_durably
+from pretrain.data.shards import ShardWriter, write_durably
 from pretrain.data.sources import Input, ReadableSource, Unit
 from pretrain.data.tokenizer import TokenizerFacts, TrainedTokenizer, load_tokenizer
 from pretrain.data.workers import watched
+from pretrain.durable import sync
 
 # The tokenizers library holds about 100 bytes for each byte of text that it encodes at a time.
 BATCH_CHARS = 2**15  # characters encoded at a time

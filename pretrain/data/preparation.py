@@ -29,7 +29,7 @@ from pretrain.data.encoding import Task, UnitRecord, encode_unit, plan_units, tr
 from pretrain.data.locking import exclusive
 from pretrain.data.manifest import FORMAT, PAGE_BYTES, SPLITS, Manifest, Split
 from pretrain.data.progress import progress_bar
-from pretrain.data.shards import TEMPORARY, sync, verify_shard, write_durably, writing
+from pretrain.data.shards import TEMPORARY, verify_shard, write_durably, writing
 from pretrain.data.sources import Input, PreparedSource, ReadableSource, SourceConfig, Unit
 from pretrain.data.tokenizer import (
     ReadyTokenizer,
@@ -40,6 +40,7 @@ from pretrain.data.tokenizer import (
     tokenizer_sha256,
 )
 from pretrain.data.workers import worker_pool
+from pretrain.durable import sync
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import choices_in
 

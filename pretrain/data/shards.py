@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pretrain.data.manifest import PAGE_BYTES, Shard
+from pretrain.durable import replace
 from pretrain.errors import DataError, ResourceError
 
 TEMPORARY = "tmp-"  # files whose names begin so are not finished
@@ -120,21 +121,8 @@ def verify_shard(directory: Path, shard: Shard) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file so that it has its name only when all of it is on disk."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
-    with writing(path), temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a directory, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with writing(path):
+        replace(path, [data], prefix=TEMPORARY)
 
 
 @contextmanager

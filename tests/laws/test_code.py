@@ -47,7 +47,13 @@ ALLOWED = {
         "pretrain.registry",
         "pretrain.errors",
     },
-    "pretrain.data.": {"pretrain.data", "pretrain.distributed", "pretrain.registry", "pretrain.errors"},
+    "pretrain.data.": {
+        "pretrain.data",
+        "pretrain.distributed",
+        "pretrain.durable",
+        "pretrain.registry",
+        "pretrain.errors",
+    },
     "pretrain.strategy.": {
         "pretrain.strategy",
         "pretrain.models.base",
