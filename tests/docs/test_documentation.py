@@ -1,0 +1,140 @@
+"""The documentation is true: its commands run, its tables are the code's, its links lead somewhere.
+
+Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it.
+Two things are not as for a reader. README.md and docs/extending.md begin in a clone of the repository, and get a copy of
+the working tree, whose `.venv` is the environment of the tests. And `make` runs as `make -n`: it finds the target and
+expands its commands without carrying them out, because they install packages and train for minutes.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import errors
+from pretrain.entry import compose
+from pretrain.models.attention.sdpa import sdpa
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXECUTED = [page for page in PAGES if "```bash" in page.read_text()]
+IN_A_CLONE = {"README.md", "extending.md"}
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "runs", "corpora")
+
+PREAMBLE = """
+make() { command make -n "$@" > listed; }
+"""
+
+
+def blocks(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the bash blocks of a page, each with the number of its first line."""
+    lines = page.read_text().splitlines()
+    number = 0
+    while number < len(lines):
+        if lines[number] == "```bash":
+            end = lines.index("```", number)
+            yield number + 2, lines[number + 1 : end]
+            number = end
+        number += 1
+
+
+def commands(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """Join the lines of a block into whole commands, each with the offset of its first line; bash says what is whole."""
+    start = 0
+    for end in range(1, len(lines) + 1):
+        command = "\n".join(lines[start:end])
+        checked = subprocess.run(["bash", "-n"], input=command, capture_output=True, text=True, check=False)
+        if checked.returncode == 0 and not checked.stderr:  # an open heredoc is only warned of
+            yield start, command
+            start = end
+    assert start == len(lines), f"not a whole command: {lines[start:]}"
+
+
+def script(page: Path) -> str:
+    """Return one shell script of all commands of a page, which stops at the first with another exit code than said."""
+    parts = [PREAMBLE]
+    for first, lines in blocks(page):
+        for offset, command in commands(lines):
+            said = re.search(r"# exits with (\d+)", command.splitlines()[-1])
+            expected = said[1] if said else "0"
+            complaint = f"{page.name}:{first + offset}: exited with $code, not with {expected}"
+            parts.append(f'{command}\ncode=$?; [ $code = {expected} ] || {{ echo "{complaint}" >&2; exit 1; }}\n')
+    return "\n".join(parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
+def test_every_command_runs(page, tmp_path):
+    place = tmp_path / "place"
+    if page.name in IN_A_CLONE:
+        shutil.copytree(ROOT, place, ignore=LEFT_OUT)
+        (place / ".venv").symlink_to(sys.prefix)
+    else:
+        place.mkdir()
+    binaries = str(Path(sys.executable).parent)
+    env = os.environ | {
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "2",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        done = subprocess.run(
+            ["bash", "-c", script(page)], cwd=place, env=env, stdout=output, stderr=output, check=False
+        )
+    assert done.returncode == 0, log.read_text()[-4000:]
+
+
+def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\nfalse    # exits with 1\ncat > file <<'X'\n# exits with 7\nX\necho 'a\nb'\n\nfalse\ntouch late\n```\n"
+    )
+    done = subprocess.run(["bash", "-c", script(page)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "page.md:9: exited with 1, not with 0\n"
+    assert (tmp_path / "file").read_text() == "# exits with 7\n"
+    assert not (tmp_path / "late").exists()
+
+
+def test_the_tables_of_settings_are_those_of_the_code():
+    command = [sys.executable, "-c", "import settings; print(settings.with_tables(settings.PAGE.read_text()), end='')"]
+    written = subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True).stdout
+    assert written == (ROOT / "docs" / "configuration.md").read_text(), "run: python docs/settings.py"
+    rows = [line for line in written.splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert not [row for row in rows if row.endswith("|  |")], "every setting has a meaning"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in link]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_presets_are_described_as_they_are():
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGES[0].read_text(), re.M
+    )
+    assert {name for name, *_ in rows} == {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+    for name, *figures in rows:
+        cfg = compose([f"experiment={name}"])
+        with torch.device("meta"):
+            model = cfg.model.build(vocab_size=cfg.tokenizer.vocab_size, attend=sdpa)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        tokens = cfg.train.batch_size * cfg.data.seq_len
+        expected = [parameters, cfg.tokenizer.vocab_size, cfg.data.seq_len, tokens, cfg.train.steps]
+        assert [int(figure.replace(",", "")) for figure in figures] == expected
+
+
+def test_every_exit_code_is_described():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    described = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "training.md").read_text(), re.M)
+    assert {int(code) for code in described} == {0} | {kind.exit_code for kind in kinds}
