@@ -18,7 +18,7 @@ from pretrain.models.attention.ragged import lengths, visible
 from pretrain.models.base import Attend, Layout
 from pretrain.registry import register
 
-LONG_RUN_TOKENS = 64  # mean length of a piece from which calling the kernel piece by piece beats copying into buckets
+LONG_RUN_TOKENS = 32  # mean length of a piece from which calling the kernel piece by piece beats copying into buckets
 BUCKET_SLACK = 0.25  # share of a bucket's longest sequence that padding may add to a shorter one
 
 
