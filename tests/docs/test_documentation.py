@@ -1,9 +1,9 @@
 """The documentation is true: its commands run, its tables are the code's, its links lead somewhere.
 
 Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it.
-Two things are not as for a reader. README.md and docs/extending.md begin in a clone of the repository, and get a copy of
-the working tree, whose `.venv` is the environment of the tests. And `make` runs as `make -n`: it finds the target and
-expands its commands without carrying them out, because they install packages and train for minutes.
+Two things are not as for a reader. README.md and docs/extending.md begin in a clone of the repository, and get a copy
+of the working tree, whose `.venv` is the environment of the tests. And `make` runs as `make -n`: it finds the target
+and expands its commands without carrying them out, because they install packages and train for minutes.
 """
 
 import os
@@ -27,10 +27,6 @@ EXECUTED = [page for page in PAGES if "```bash" in page.read_text()]
 IN_A_CLONE = {"README.md", "extending.md"}
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "runs", "corpora")
 
-PREAMBLE = """
-make() { command make -n "$@" > listed; }
-"""
-
 
 def blocks(page: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the bash blocks of a page, each with the number of its first line."""
@@ -45,20 +41,21 @@ def blocks(page: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def commands(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Join the lines of a block into whole commands, each with the offset of its first line; bash says what is whole."""
+    """Join the lines of a block into commands, each with the offset of its first line; bash says what is whole."""
     start = 0
     for end in range(1, len(lines) + 1):
         command = "\n".join(lines[start:end])
         checked = subprocess.run(["bash", "-n"], input=command, capture_output=True, text=True, check=False)
         if checked.returncode == 0 and not checked.stderr:  # an open heredoc is only warned of
-            yield start, command
+            if command.strip():
+                yield start, command
             start = end
     assert start == len(lines), f"not a whole command: {lines[start:]}"
 
 
 def script(page: Path) -> str:
     """Return one shell script of all commands of a page, which stops at the first with another exit code than said."""
-    parts = [PREAMBLE]
+    parts = ['make() { command make -n "$@" > listed; }']
     for first, lines in blocks(page):
         for offset, command in commands(lines):
             said = re.search(r"# exits with (\d+)", command.splitlines()[-1])
@@ -80,14 +77,13 @@ def test_every_command_runs(page, tmp_path):
     binaries = str(Path(sys.executable).parent)
     env = os.environ | {
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "2",
         "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",  # threads that wait for each other on a busy machine are slower than one
     }
     log = tmp_path / "log"
     with log.open("w") as output:
-        done = subprocess.run(
-            ["bash", "-c", script(page)], cwd=place, env=env, stdout=output, stderr=output, check=False
-        )
+        shell = ["bash", "-c", script(page)]
+        done = subprocess.run(shell, cwd=place, env=env, stdout=output, stderr=output, check=False)
     assert done.returncode == 0, log.read_text()[-4000:]
 
 
