@@ -33,7 +33,7 @@ from pretrain.models.base import named_tensors
 from pretrain.strategy.base import WEIGHT, Strategy
 
 FORMAT = 1
-_STEP = re.compile(r"step-(\d{8,})")
+_STEP = re.compile(r"step-\d{8}")
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Checkpoints:
         A failed write keeps the steps before it and lets training go on; `ResourceError` after `max_failures` in a row.
         """
         [nonce, *_] = self.world.gather(secrets.token_hex(4))
-        temporary = self.directory / f".tmp-step-{step:08d}-{nonce}"
+        temporary = self.directory / f".tmp-{_name(step)}-{nonce}"
         try:
             index = self._write_own(temporary, strategy)
             problem = None
@@ -90,7 +90,7 @@ class Checkpoints:
             self._failed(step, temporary, problems)
         else:
             self.failures = 0
-            self._prune()
+            self._prune(step)
 
     def _write_own(self, temporary: Path, strategy: Strategy) -> Index:
         temporary.mkdir(exist_ok=True)
@@ -110,7 +110,7 @@ class Checkpoints:
         manifest = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
         write_durably(temporary / "manifest.json", json.dumps(manifest).encode())
         sync(temporary)
-        final = self.directory / f"step-{step:08d}"
+        final = self.directory / _name(step)
         if final.exists():  # the same step, not verified or written again after a resume
             final.rename(temporary.with_name(f"{temporary.name}-replaced"))
         temporary.rename(final)
@@ -128,12 +128,17 @@ class Checkpoints:
                 "the same command again: it resumes from the newest committed step"
             )
 
-    def _prune(self) -> None:
+    def _prune(self, committed: int) -> None:
+        """Delete old steps. A later one than the newest commit was passed over on resume, and counts for nothing."""
         if not self.world.is_first:
             return
-        steps = sorted(path for path in self.directory.glob("step-*") if _STEP.fullmatch(path.name))
-        for path in steps[: -self.cfg.keep]:
-            shutil.rmtree(path, ignore_errors=True)
+        names = sorted(path.name for path in self.directory.glob("step-*") if _STEP.fullmatch(path.name))
+        for name in [name for name in names if name <= _name(committed)][: -self.cfg.keep]:
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def newest_step(directory: Path, world: World) -> Path | None:

@@ -165,6 +165,14 @@ def test_retention_keeps_the_newest(trained):
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["step-00000003", "step-00000004"]
 
 
+def test_retention_never_prefers_a_damaged_later_step(trained):
+    _, strategy, checkpoints = trained
+    DAMAGE["flipped bit"](checkpoints.directory / "step-00000003")
+    checkpoints.cfg.keep = 1
+    checkpoints.save(2, strategy, {"tokens": 22})
+    assert newest_step(checkpoints.directory, ALONE) == checkpoints.directory / "step-00000002"
+
+
 def test_saving_a_step_again_replaces_it(trained):
     _, strategy, checkpoints = trained
     shutil.rmtree(checkpoints.directory / "step-00000003")
