@@ -15,8 +15,11 @@ from pretrain import data, models, objectives, strategy, tracking
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.data.loader import DataConfig
 from pretrain.data.tokenizer import TokenizerConfig
+from pretrain.errors import check
 from pretrain.evaluate import EvalConfig
 from pretrain.loop import LogConfig, TrainConfig
+from pretrain.models.attention.flash import HALF, FlashConfig
+from pretrain.models.attention.flex import FlexConfig
 from pretrain.precision import Precision
 from pretrain.registry import discover
 from pretrain.rundir import RunConfig
@@ -51,6 +54,15 @@ class PretrainConfig:
     tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attention, FlashConfig):
+            rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
+            check(self.precision.dtype in HALF, "precision", str(self.precision.dtype), rule)
+        if isinstance(self.attention, FlashConfig | FlexConfig):
+            dropout = self.model.attention_dropout
+            rule = "attention=flash and attention=flex have no dropout of weights; set 0, or attention=sdpa"
+            check(dropout == 0, "model.attention_dropout", dropout, rule)
 
 
 def register_choices() -> None:

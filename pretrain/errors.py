@@ -3,6 +3,11 @@
 Holds no handling: `pretrain.__main__` turns an error into its message and exit code.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class HeadwaterError(Exception):
     """A failure that the user can act on; the message names the thing, its value, the rule and the fix."""
@@ -53,3 +58,17 @@ def check(condition: bool, key: str, value: object, rule: str) -> None:
     """
     if not condition:
         raise ConfigError(f"{key}={value}: {rule}")
+
+
+@contextmanager
+def exit_code_to(report: Callable[[int], None]) -> Iterator[None]:
+    """Call `report` with the exit code that the outcome of the block stands for; errors pass through."""
+    code = 1  # a bug, unless something better is known
+    try:
+        yield
+        code = 0
+    except HeadwaterError as error:
+        code = error.exit_code
+        raise
+    finally:
+        report(code)

@@ -21,7 +21,7 @@ from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_p
 from pretrain.data.preparation import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed import StopRequest, World, joined, rank, world_size
-from pretrain.errors import DataError, HeadwaterError
+from pretrain.errors import DataError, exit_code_to
 from pretrain.evaluate import Evaluator
 from pretrain.hooks import RunHooks
 from pretrain.loop import TrainState, train
@@ -48,15 +48,8 @@ def pretrain(cfg: PretrainConfig) -> None:
     directory.start_log()
     directory.write_config(cfg)
     directory.record(name=cfg.run.name, versions=versions(), exit=None)
-    code = 1
-    try:
+    with exit_code_to(lambda code: directory.record(exit=code)):
         _pretrain(cfg, directory, stop)
-        code = 0
-    except HeadwaterError as error:
-        code = error.exit_code
-        raise
-    finally:
-        directory.record(exit=code)
 
 
 def build_module(cfg: PretrainConfig, vocab_size: int, device: torch.device) -> Objective:
@@ -81,6 +74,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         fingerprints = {"corpus": stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
         state = _resume(checkpoints.directory, module, strategy, fingerprints, world)
         flops = module.model.flops_per_token(cfg.data.seq_len)
+        tracker = _tracker(cfg, directory, state) if directory else None
         hooks = RunHooks(
             log_every=cfg.log.every,
             evaluate_every=cfg.eval.every if held_out.num_slots else 0,
@@ -92,13 +86,13 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
             throughput=_throughput(cfg, state, flops, world),
             evaluator=_evaluator(cfg, wrapped, held_out, world),
             checkpoints=checkpoints,
-            tracker=_tracker(cfg, directory, state) if directory else None,
+            tracker=tracker,
             learning_rate=lambda step: cfg.optim.lr * schedule(step),
             fingerprints=fingerprints,
         )
         if directory:
             _introduce(cfg, directory, module, corpora, stream, held_out, world)
-        with _steps(cfg, stream, state, world) as steps:
+        with _steps(cfg, stream, state, world) as steps, exit_code_to(tracker.close if tracker else lambda code: None):
             if state.step == 0 and hooks.evaluate_every and cfg.eval.at_start:
                 hooks.evaluate(state)
             train(

@@ -39,6 +39,7 @@ def refused(*arguments: str, directory: Path) -> str:
         ("data=text", ["data.sources.text.paths=[]", "at least one"]),
         ("train.batch_size=9", ["train.batch_size=9", "8", "16"]),
         ("--multirun", ["--multirun"]),
+        ("attention=flash", ["precision", "precision=bf16"]),
     ],
 )
 def test_refusals_name_key_value_and_rule(argument, parts, tmp_path):
