@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from pretrain.entry import compose
 from pretrain.models.attention.sdpa import sdpa
 
 PRESETS = Path(__file__).parents[3] / "conf" / "model"
@@ -24,10 +23,9 @@ LLAMA = {
 
 
 def build(name, vocab_size, seq_len):
-    with initialize_config_dir(str(PRESETS.parent), version_base=None):
-        config = OmegaConf.to_object(compose(f"model/{name}", overrides=[f"+data.seq_len={seq_len}"]))
+    config = compose([f"model={name}", f"data.seq_len={seq_len}"])
     with torch.device("meta"):
-        return config["model"].build(vocab_size=vocab_size, attend=sdpa)
+        return config.model.build(vocab_size=vocab_size, attend=sdpa)
 
 
 def num_parameters(model):
