@@ -21,7 +21,7 @@ from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_p
 from pretrain.data.preparation import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed import StopRequest, World, joined, rank, world_size
-from pretrain.errors import DataError, exit_code_to
+from pretrain.errors import CheckpointError, DataError, exit_code_to
 from pretrain.evaluate import Evaluator
 from pretrain.hooks import RunHooks
 from pretrain.loop import TrainState, train
@@ -71,7 +71,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
         wrapped = strategy.setup(module, cfg.optim.build)
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
-        fingerprints = {"corpus": stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
+        fingerprints = _fingerprints(cfg, stream)
         state = _resume(checkpoints.directory, module, strategy, fingerprints, world)
         flops = module.model.flops_per_token(cfg.data.seq_len)
         tracker = _tracker(cfg, directory, state) if directory else None
@@ -109,6 +109,13 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
             )
 
 
+def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> dict[str, Any]:
+    """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
+    order = {"corpus": stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
+    network = {f"model.{key}": value for key, value in plain(cfg.model).items() if "dropout" not in key}
+    return {**order, **network, "optim": type(cfg.optim).__name__}
+
+
 def _resume(
     directory: Path, module: Objective, strategy: Strategy, fingerprints: dict[str, Any], world: World
 ) -> TrainState:
@@ -119,9 +126,10 @@ def _resume(
     saved = load_state(newest)
     for key, value in fingerprints.items():
         if saved["resume"].get(key) != value:
-            raise DataError(
-                f"{newest}: {key} was {saved['resume'].get(key)} and is now {value}; the order of the data follows "
-                "from it, so this would be another run: restore it, or choose another run.name"
+            kind = CheckpointError if key.startswith(("model.", "optim")) else DataError
+            raise kind(
+                f"{newest}: {key} was {saved['resume'].get(key)} and is now {value}, which would make it another run; "
+                "restore it, or choose another run.name"
             )
     restore(newest, module, strategy)
     log.info("resuming from %s", newest)
