@@ -88,6 +88,11 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def paired_ratio(one: list[float], other: list[float]) -> float:
+    """Return the median over the rounds of how many times longer `one` took than `other` in the same round."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
 def environment(threads: int) -> dict[str, str]:
     """Return the environment of every contestant: the same threads, no network, nobody's settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "ACCELERATE_"))}

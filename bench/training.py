@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from bench.contestants import Arena, Contestant, Workload
-from bench.rounds import interleaved, machine, medians
+from bench.rounds import interleaved, machine, medians, paired_ratio
 from bench.same_function import check_same_function
 
 WORKLOAD = Workload(layers=6, width=384, heads=6)  # 17.0M parameters
@@ -44,10 +44,10 @@ def main() -> None:
     middle = medians(seconds)
     print(f"{WORKLOAD}, {args.threads} threads, medians of {args.rounds} interleaved steps")
     print(machine("torch", "transformers"))
-    print(f"{'':<26}{'tokens/s':>10}{'slowest':>10}{'fastest':>10}   times Headwater's speed over this")
+    print(f"{'':<26}{'tokens/s':>10}{'slowest':>10}{'fastest':>10}   Headwater's speed over this one's")
     for name, one in named.items():
         speeds = [WORKLOAD.step_tokens / taken for taken in (middle[name], max(seconds[name]), min(seconds[name]))]
-        ratio = f"{middle[name] / middle[one.counterpart]:.2f}" if one.counterpart in middle else ""
+        ratio = f"{paired_ratio(seconds[name], seconds[one.counterpart]):.2f}" if one.counterpart in seconds else ""
         print(f"{name:<26}" + "".join(f"{speed:>10,.0f}" for speed in speeds) + f"   {ratio}")
 
 
