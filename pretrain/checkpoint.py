@@ -66,10 +66,11 @@ class Checkpoints:
                 shutil.rmtree(torn)
         world.barrier()
 
-    def save(self, step: int, strategy: Strategy, state: dict[str, Any]) -> None:
+    def save(self, step: int, strategy: Strategy, state: dict[str, Any], *, required: bool = False) -> None:
         """Commit the strategy's weights and moments and `state` (plain values) as `step`.
 
-        A failed write keeps the steps before it and lets training go on; `ResourceError` after `max_failures` in a row.
+        A failed write keeps the steps before it and lets training go on. Raises `ResourceError` after `max_failures`
+        in a row, and at once for a step that is `required`: the last one, or that of a run which is asked to stop.
         """
         [nonce, *_] = self.world.gather(secrets.token_hex(4))
         temporary = self.directory / f".tmp-{_name(step)}-{nonce}"
@@ -87,7 +88,7 @@ class Checkpoints:
                 problems = [f"commit: {error}"]
         [problems, *_] = self.world.gather(problems)
         if problems:
-            self._failed(step, temporary, problems)
+            self._failed(step, temporary, problems, required)
         else:
             self.failures = 0
             self._prune(step)
@@ -117,15 +118,15 @@ class Checkpoints:
         sync(self.directory)
         shutil.rmtree(temporary.with_name(f"{temporary.name}-replaced"), ignore_errors=True)
 
-    def _failed(self, step: int, temporary: Path, problems: list[str]) -> None:
+    def _failed(self, step: int, temporary: Path, problems: list[str], required: bool) -> None:
         self.failures += 1
         if self.world.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
             log.warning("saving step %d failed (%s); the step before it stays", step, "; ".join(problems))
-        if self.failures >= self.cfg.max_failures:
+        if required or self.failures >= self.cfg.max_failures:
             raise ResourceError(
-                f"{self.directory}: {self.failures} saves in a row failed ({problems[0]}); free space there and start "
-                "the same command again: it resumes from the newest committed step"
+                f"{self.directory}: step {step} could not be saved ({problems[0]}), failure {self.failures} in a row; "
+                "free space there and start the same command again: it resumes from the newest committed step"
             )
 
     def _prune(self, committed: int) -> None:

@@ -59,7 +59,8 @@ class RunHooks:
         if self.tracker:
             self.tracker.log({"step": state.step, "split": "validation", "tokens": state.tokens, **measured})
 
-    def save(self, state: TrainState) -> None:
-        """Commit a checkpoint."""
+    def save(self, state: TrainState, *, required: bool) -> None:
+        """Commit a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
+        progress = {"tokens": state.tokens, "resume": self.fingerprints}
         with self.throughput.paused():
-            self.checkpoints.save(state.step, self.strategy, {"tokens": state.tokens, "resume": self.fingerprints})
+            self.checkpoints.save(state.step, self.strategy, progress, required=required)

@@ -68,7 +68,7 @@ class Hooks(Protocol):
 
     def evaluate(self, state: TrainState) -> None: ...
 
-    def save(self, state: TrainState) -> None: ...
+    def save(self, state: TrainState, *, required: bool) -> None: ...  # required: no later save could make up for it
 
 
 def train(
@@ -110,6 +110,6 @@ def train(
         if hooks.evaluate_every and (last or state.step % hooks.evaluate_every == 0):
             hooks.evaluate(state)
         if last or stops or state.step % hooks.save_every == 0:
-            hooks.save(state)
+            hooks.save(state, required=last or bool(stops))
         if stops and not last:
             raise Preempted(f"stopped as asked at step {state.step}, saved; the same command resumes")

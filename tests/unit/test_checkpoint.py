@@ -248,10 +248,12 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # files cannot grow beyond this: writes fail as on a full disk
 checkpoints.save(2, strategy, {})
 print("training went on", flush=True)
-try:
-    checkpoints.save(3, strategy, {})
-except Exception as error:
-    print(type(error).__name__, error, flush=True)
+for step, required in ((3, False), (4, True)):
+    try:
+        checkpoints.save(step, strategy, {}, required=required)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    checkpoints.failures = 0
 """
 
 
@@ -260,7 +262,9 @@ def test_a_full_disk_keeps_the_old_step_and_stops_after_repeated_failures(tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
     assert "training went on" in done.stdout, done.stderr
     assert ResourceError.__name__ in done.stdout
-    assert "2 saves in a row failed" in done.stdout
+    assert "step 3 could not be saved" in done.stdout
+    assert "failure 2 in a row" in done.stdout
+    assert "step 4 could not be saved" in done.stdout, "the last save must not fail in silence"
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
