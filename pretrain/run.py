@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 def pretrain(cfg: PretrainConfig) -> None:
     """Pretrain as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
     micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, world_size())
-    cfg.schedule.build(cfg.train.steps)  # refuses what does not fit, before anything exists
+    cfg.schedule.build(cfg.train.steps)  # refuses what does not fit, before anything exists; so does the next
+    cfg.attention.build()
     stop = StopRequest()
     if rank() > 0:
         _pretrain(cfg, None, stop)
         return
     directory = RunDirectory.claim(cfg.run)
     directory.start_log()
-    directory.write_config(cfg)
     directory.record(name=cfg.run.name, versions=versions(), exit=None)
     with exit_code_to(lambda code: directory.record(exit=code)):
         _pretrain(cfg, directory, stop)
@@ -193,6 +193,7 @@ def _introduce(
     """Say what the run is about to do, and keep what reports and samples will ask for."""
     parameters = num_parameters(module)
     flops = module.model.flops_per_token(cfg.data.seq_len)
+    directory.write_config(cfg)  # not before the resume is accepted: a refused one leaves the run as it was
     shutil.copyfile(next(iter(corpora.values())) / "tokenizer.json", directory.path / "tokenizer.json")
     directory.record(
         parameters=parameters,

@@ -23,6 +23,7 @@ from pretrain.durable import replace
 from pretrain.errors import ConfigError, check
 from pretrain.registry import choices_in
 
+RECORD_FILE = "run.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -50,7 +51,7 @@ class RunDirectory:
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
         self._lock = lock  # held as long as the file is open; the system releases it when the process dies
-        self._record: dict[str, Any] = {}
+        self._record: dict[str, Any] = read_record(path) if (path / RECORD_FILE).exists() else {}
 
     @classmethod
     def claim(cls, cfg: RunConfig) -> RunDirectory:
@@ -89,7 +90,7 @@ class RunDirectory:
     def record(self, **entries: Any) -> None:
         """Add entries to `run.json`."""
         self._record |= entries
-        replace(self.path / "run.json", [json.dumps(self._record, indent=1).encode(), b"\n"])
+        replace(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
 
     def start_log(self) -> None:
         """Send the framework's messages to standard error and, with the time, to `log.txt`."""
@@ -103,7 +104,7 @@ class RunDirectory:
 
 def read_record(run: Path) -> dict[str, Any]:
     """Return `run.json` of a run directory. Raises `ConfigError` for a directory that is none."""
-    path = run / "run.json"
+    path = run / RECORD_FILE
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

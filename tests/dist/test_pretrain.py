@@ -161,8 +161,12 @@ def test_a_run_in_use_is_refused_by_name(place):
 
 
 def test_another_data_order_is_refused_on_resume(place, uninterrupted):
+    config, record = uninterrupted / "config.yaml", uninterrupted / "run.json"
+    before, facts = config.read_text(), json.loads(record.read_text())
     refusal = run(*tiny("uninterrupted", "model.dropout=0.1", "seed=2", "train.steps=30"), code=3, cwd=place).stderr
     assert "seed was 1 and is now 2" in refusal
+    assert config.read_text() == before, "a refused command leaves the run as it was"
+    assert json.loads(record.read_text()) == facts | {"exit": 3}
 
 
 @pytest.mark.parametrize(
