@@ -38,7 +38,7 @@ def load_run(run: Path) -> Objective:
     """Return a run's module with the weights of its newest verified checkpoint, on the CPU."""
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
-    cfg = compose([], config_dir=run, config_name="config")
+    cfg = compose(["attention=sdpa"], config_dir=run, config_name="config")  # flash and flex need a GPU
     step = newest_step(run / "checkpoints", World.alone())
     if step is None:
         raise CheckpointError(f"{run / 'checkpoints'}: no step verifies; train first, or longer than checkpoint.every")
@@ -63,7 +63,7 @@ def sample(options: argparse.Namespace) -> None:
         top_k=options.top_k,
         top_p=options.top_p,
         generator=torch.Generator().manual_seed(options.seed),
-        stop_id=(suffix or prefix)[0],
+        stop_id=next(iter(suffix or prefix), None),  # none where documents have no frame
     )
     for continuation in torch.stack(list(drawn), dim=1).tolist():
         print(options.prompt + tokenizer.decode(continuation), end="\n\n")

@@ -1,5 +1,7 @@
 """Sampling and reporting from a run directory, by the commands that a user types."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,18 @@ def test_greedy_samples_are_the_model_s_own_choice(place, uninterrupted):
         hidden = model(torch.tensor(ids), torch.arange(len(ids)), layout)
         ids.append(int((hidden[-1] @ model.head_weight().T).argmax()))
     assert printed.strip() == ("people way" + tokenizer.decode(ids[begin:])).strip()
+
+
+def test_a_run_of_a_gpu_is_sampled_without_one(place, uninterrupted):
+    run = place / "runs" / "of-a-gpu"
+    shutil.copytree(uninterrupted, run)
+    config = (run / "config.yaml").read_text()
+    assert "- attention: auto\n" in config
+    (run / "config.yaml").write_text(config.replace("- attention: auto\n", "- attention: flex\n"))
+    record = json.loads((run / "run.json").read_text()) | {"document_frame": [[], []]}
+    (run / "run.json").write_text(json.dumps(record))  # nor does sampling want a frame of documents
+    options = ["--prompt", "time year", "--max-tokens", "5"]
+    assert module("pretrain.sample", "runs/of-a-gpu", *options, cwd=place).stdout.startswith("time year")
 
 
 def test_what_is_no_run_is_refused_by_name(place):
