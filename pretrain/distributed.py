@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pretrain.errors import check
+
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
 
 
@@ -91,6 +93,8 @@ def joined() -> Iterator[World]:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
+        rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"
+        check(local_rank < torch.cuda.device_count(), "LOCAL_RANK", local_rank, rule)
         torch.cuda.set_device(device)
     if world_size() > 1:
         # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU.

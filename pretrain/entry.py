@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed import world_size
@@ -61,7 +62,7 @@ def compose_command_line() -> DictConfig | None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")(keep)()
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         raise ConfigError(_explained(error)) from None
     return composed[0] if composed else None
 
@@ -72,11 +73,11 @@ def compose(overrides: list[str], config_dir: Path | None = None, config_name: s
     try:
         with hydra.initialize_config_dir(str((config_dir or CONF).absolute()), version_base="1.3"):
             return typed(hydra.compose(config_name, overrides))
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         raise ConfigError(_explained(error)) from None
 
 
-def _explained(error: HydraException) -> str:
+def _explained(error: HydraException | YAMLError) -> str:
     """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice."""
     message = str(error)
     if found := re.search(r"Could not override '([^']+)'", message):

@@ -10,8 +10,11 @@ from enum import StrEnum
 
 from torch import nn
 
+from pretrain.errors import check
 from pretrain.models.base import Model
 from pretrain.registry import register
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 
 
 class Scope(StrEnum):
@@ -27,7 +30,10 @@ class CompileConfig:
     """Compiles in place, so parameter names stay as they are."""
 
     scope: Scope = Scope.none  # none, each block by itself (fast to compile, any depth), or the whole model
-    mode: str = "default"  # torch.compile's mode: default, reduce-overhead, max-autotune
+    mode: str = "default"  # torch.compile's: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs
+
+    def __post_init__(self) -> None:
+        check(self.mode in MODES, "compile.mode", self.mode, f"choose one of {', '.join(MODES)}")
 
     def apply(self, model: Model) -> None:
         """Mark the model's parts for compilation at their first call."""

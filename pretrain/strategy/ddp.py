@@ -50,6 +50,7 @@ class DDP:
 
     def __init__(self, cfg: DDPConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.utils import GradientAccumulationPlugin
 
         self.cfg = cfg
         self.world = world
@@ -57,8 +58,14 @@ class DDP:
         self.compilation = compilation
         self.scaler = precision.scaler(world.device)
         ddp = DistributedDataParallelKwargs(bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True)
-        # Precision is ours alone: Accelerate would otherwise take one from the environment.
-        self.accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        # These are ours alone: Accelerate would otherwise take them from the environment.
+        self.accelerator = Accelerator(
+            cpu=world.device.type == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            kwargs_handlers=[ddp],
+        )
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         self.module = module

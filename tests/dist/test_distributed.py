@@ -1,7 +1,11 @@
 """Collectives over real gloo ranks."""
 
+import pytest
 import torch
 from ranks import on_ranks
+
+from pretrain.distributed import joined
+from pretrain.errors import ConfigError
 
 
 def check_collectives(world):
@@ -15,3 +19,11 @@ def check_collectives(world):
 
 def test_sums_and_messages_over_three_ranks():
     on_ranks(3, check_collectives)
+
+
+def test_more_ranks_than_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="LOCAL_RANK=2: .* one of the 2 CUDA devices"), joined():
+        raise AssertionError("not reached")

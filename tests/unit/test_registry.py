@@ -1,5 +1,6 @@
 """Configuration: what is refused, how it is named, and that a written config composes back to itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from pretrain.rundir import RunConfig, RunDirectory, plain
 def refused(*arguments: str, directory: Path) -> str:
     """Run the entry point; return its message. It must exit 2 and leave no trace."""
     command = [sys.executable, "-m", "pretrain", f"run.root={directory}/runs", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=directory)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=directory, env=env)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert not list(directory.iterdir()), "a refused command leaves nothing behind"
@@ -40,6 +42,8 @@ def refused(*arguments: str, directory: Path) -> str:
         ("train.batch_size=9", ["train.batch_size=9", "8", "16"]),
         ("--multirun", ["--multirun"]),
         ("attention=flash", ["precision", "precision=bf16"]),
+        ("attention=flex", ["attention=flex", "CUDA device", "attention=sdpa"]),
+        ("compile.mode=fastest", ["compile.mode=fastest", "max-autotune"]),
     ],
 )
 def test_refusals_name_key_value_and_rule(argument, parts, tmp_path):
@@ -59,6 +63,12 @@ def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
 def test_compose_refuses_like_the_command_line():
     with pytest.raises(ConfigError, match=r"did you mean train\.steps"):
         compose(["train.step=4"])
+
+
+def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path):
+    (tmp_path / "broken.yaml").write_text("train:\n  steps: 5\n seed: [1\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        compose([], config_dir=tmp_path, config_name="broken")
 
 
 @pytest.mark.parametrize("experiment", ["demo"])

@@ -36,6 +36,18 @@ def test_a_step_equals_torch_by_hand():
         torch.testing.assert_close(value, reference.state_dict()[name], rtol=1e-5, atol=1e-7)
 
 
+def test_the_environment_of_accelerate_does_not_change_gradients(monkeypatch):
+    gradients = []
+    for variables in ({}, {"GRADIENT_ACCUMULATION_STEPS": "4", "MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "EAGER"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        module, strategy = toy_strategy()
+        strategy.backward(strategy.wrapped(toy_batch(1)).total)
+        assert strategy.wrapped is module
+        gradients.append(module.model.blocks[0].weight.grad)
+    assert torch.equal(*gradients)
+
+
 def test_accumulation_adds_gradients_and_a_step_clears_them():
     module, strategy = toy_strategy()
     for number in (1, 2):
