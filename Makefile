@@ -16,7 +16,7 @@ setup: .venv/ready  ## create .venv and install everything
 
 demo: setup  ## prepare, pretrain, evaluate, sample and report on the embedded corpus: minutes on two cores
 	$(BIN)/python -m pretrain experiment=demo
-	$(BIN)/python -m pretrain.sample runs/demo --prompt "def read(self, "
+	$(BIN)/python -m pretrain.sample runs/demo --prompt "class Queue"
 	$(BIN)/python -m pretrain.report runs/demo
 
 test: setup lint  ## the fast tests
