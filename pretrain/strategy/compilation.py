@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import nn
 
 from pretrain.errors import check
@@ -36,10 +37,10 @@ class CompileConfig:
         check(self.mode in MODES, "compile.mode", self.mode, f"choose one of {', '.join(MODES)}")
 
     def apply(self, model: Model) -> None:
-        """Mark the model's parts for compilation at their first call."""
+        """Mark the model's parts for compilation at their first call; recomputation is wrapped around them later."""
         parts: list[nn.Module] = {Scope.none: [], Scope.block: list(model.blocks), Scope.model: [model]}[self.scope]
         for part in parts:
-            part.compile(mode=self.mode)
+            part.forward = torch.compile(part.forward, mode=self.mode)
 
 
 @register("compile", "none")

@@ -70,10 +70,10 @@ class DDP:
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         self.module = module
         self.optimizer = make_optimizer(module)
+        self.compilation.apply(module.model)  # first: around `checkpoint` it would find nothing to compile
         if self.cfg.activation_checkpointing:
             for block in module.model.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        self.compilation.apply(module.model)
         module.forward = self.precision.autocast(self.world.device)(module.forward)
         self.wrapped = self.accelerator.prepare_model(module)
         return self.wrapped

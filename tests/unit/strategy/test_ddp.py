@@ -8,7 +8,7 @@ from toys import ALONE, ToyObjective, take_step, toy_batch, toy_strategy
 
 from pretrain.optim import AdamWConfig, MuonConfig
 from pretrain.precision import BF16, FP16, FP32
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.compilation import CompileBlock, CompileConfig, CompileModel
 from pretrain.strategy.ddp import DDPConfig
 
 
@@ -134,3 +134,22 @@ def test_recomputation_changes_memory_not_gradients():
         gradients.append({name: parameter.grad.clone() for name, parameter in module.named_parameters()})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("compilation", [CompileBlock(), CompileModel()])
+def test_what_is_to_be_compiled_is_compiled(compilation, recompute):
+    from torch._dynamo import reset
+    from torch._dynamo.utils import counters
+
+    reset()
+    counters.clear()
+    torch.manual_seed(3)
+    module = ToyObjective()
+    names = list(module.state_dict())
+    cfg = DDPConfig(activation_checkpointing=recompute)
+    strategy = cfg.build(world=ALONE, precision=FP32(), compilation=compilation)
+    strategy.setup(module, AdamWConfig().build)
+    strategy.backward(module(toy_batch(5)).total)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert list(module.state_dict()) == names
