@@ -145,15 +145,22 @@ def _name(step: int) -> str:
 def newest_step(directory: Path, world: World) -> Path | None:
     """Return the newest step whose every file verifies, None if there is none; what is passed over is said.
 
-    A collective: ranks share the hashing and choose the same step.
+    A collective: ranks share the hashing and choose the same step. Raises `CheckpointError` if there are steps and all
+    are damaged: beginning again must not happen by itself.
     """
-    steps = sorted((path.name for path in directory.glob("step-*") if _STEP.fullmatch(path.name)), reverse=True)
-    for name in world.gather(steps)[0]:  # rank 0's view, so that all agree
+    own = sorted((path.name for path in directory.glob("step-*") if _STEP.fullmatch(path.name)), reverse=True)
+    [steps, *_] = world.gather(own)  # rank 0's view, so that all agree
+    for name in steps:
         problems = [problem for problem in world.gather(_problem(directory / name, world)) if problem]
         if not problems:
             return directory / name
         if world.is_first:
             log.warning("checkpoint %s is passed over: %s", name, "; ".join(problems))
+    if steps:
+        raise CheckpointError(
+            f"{directory}: none of its {len(steps)} steps verifies (the log says why); restore one, or move them away "
+            "to begin again from step 0"
+        )
     return None
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.errors import check
+from pretrain.errors import Preempted, check
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
 
@@ -105,12 +105,19 @@ def joined() -> Iterator[World]:
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGUSR1 asked this process to stop. The handler sets a flag and does nothing else."""
+    """Whether SIGTERM or SIGUSR1 asked this process to stop.
+
+    While training is under way the handler sets a flag and does nothing else; before, when there is nothing to save, it
+    raises `Preempted` at once.
+    """
 
     def __init__(self) -> None:
         self.received = False
+        self.training = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        if not self.training:
+            raise Preempted("stopped as asked before the first step; the same command begins again")

@@ -53,7 +53,7 @@ class TrainState:
 
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # targets learnt from
-    step_targets: int = 0  # targets of the newest step, over all ranks
+    step_targets: int = 1  # targets of the newest step, over all ranks, at least 1
 
 
 class Hooks(Protocol):
@@ -91,20 +91,20 @@ def train(
     """
     for micro_batches in steps:
         torch.manual_seed(hash((seed, state.step, world.rank)))  # dropout: a function of the step, so resume is exact
-        own_targets = sum(batch.num_targets for batch in micro_batches)
-        targets, stops = world.sum_ints(own_targets, int(stop.received))
+        [targets] = world.sum_ints(sum(batch.num_targets for batch in micro_batches))
         for number, batch in enumerate(micro_batches, start=1):
             with strategy.micro_step(last=number == len(micro_batches)):
                 loss = module(batch.to(world.device))
-                strategy.backward(loss.total * (world.size / targets))
+                strategy.backward(loss.total * (world.size / max(targets, 1)))
             hooks.meter.add(loss.nll)
         norm = strategy.step(schedule(state.step), cfg.clip_norm)
         state.step += 1
         state.tokens += targets
-        state.step_targets = targets
+        state.step_targets = max(targets, 1)
         hooks.meter.end_step(norm)
 
         last = state.step == cfg.steps
+        [stops] = world.sum_ints(int(stop.received))
         if last or state.step % hooks.log_every == 0:
             hooks.log(state)
         if hooks.evaluate_every and (last or state.step % hooks.evaluate_every == 0):

@@ -18,10 +18,10 @@ from torch import nn
 from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
-from pretrain.data.preparation import prepare
+from pretrain.data.preparation import list_inputs, prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed import StopRequest, World, joined, rank, world_size
-from pretrain.errors import CheckpointError, DataError, exit_code_to
+from pretrain.errors import CheckpointError, DataError, check, exit_code_to
 from pretrain.evaluate import Evaluator
 from pretrain.hooks import RunHooks
 from pretrain.loop import TrainState, train
@@ -41,6 +41,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, world_size())
     cfg.schedule.build(cfg.train.steps)  # refuses what does not fit, before anything exists; so does the next
     cfg.attention.build()
+    list_inputs(cfg.data.sources)
     stop = StopRequest()
     if rank() > 0:
         _pretrain(cfg, None, stop)
@@ -72,6 +73,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         wrapped = strategy.setup(module, cfg.optim.build)
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
         fingerprints = _fingerprints(cfg, stream)
+        _check_agreement(fingerprints, world)
         state = _resume(checkpoints.directory, module, strategy, fingerprints, world)
         flops = module.model.flops_per_token(cfg.data.seq_len)
         tracker = _tracker(cfg, directory, state) if directory else None
@@ -95,6 +97,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         with _steps(cfg, stream, state, world) as steps, exit_code_to(tracker.close if tracker else lambda code: None):
             if state.step == 0 and hooks.evaluate_every and cfg.eval.at_start:
                 hooks.evaluate(state)
+            stop.training = True
             train(
                 wrapped,
                 strategy,
@@ -114,6 +117,14 @@ def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> dict[str, Any]:
     order = {"corpus": stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
     network = {f"model.{key}": value for key, value in plain(cfg.model).items() if "dropout" not in key}
     return {**order, **network, "optim": type(cfg.optim).__name__}
+
+
+def _check_agreement(fingerprints: dict[str, Any], world: World) -> None:
+    """Refuse ranks that would train on other data or another network than rank 0 (node-local files, say)."""
+    first, *others = world.gather(fingerprints)
+    for number, other in enumerate(others, start=1):
+        for key in first:
+            check(other.get(key) == first[key], key, other.get(key), f"rank 0 has {first[key]}, rank {number} has not")
 
 
 def _resume(

@@ -70,6 +70,11 @@ class PrepareConfig:
         )
 
 
+def list_inputs(sources: dict[str, SourceConfig]) -> dict[str, list[Input]]:
+    """Return the input files of every source that is still text. Raises `ConfigError` for one that has none."""
+    return {name: source.inputs() for name, source in sources.items() if isinstance(source, ReadableSource)}
+
+
 def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig) -> dict[str, Path]:
     """Return the corpus directory of each source, in their order; prepare what is not prepared yet.
 

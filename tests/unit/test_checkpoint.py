@@ -131,6 +131,14 @@ def test_a_damaged_step_is_passed_over_by_name(trained, damage, caplog):
     assert "step-00000003 is passed over" in caplog.text
 
 
+def test_nothing_begins_again_by_itself_when_every_step_is_damaged(trained):
+    _, _, checkpoints = trained
+    for step in checkpoints.directory.iterdir():
+        DAMAGE["flipped bit"](step)
+    with pytest.raises(CheckpointError, match="none of its 3 steps verifies"):
+        newest_step(checkpoints.directory, ALONE)
+
+
 def test_a_step_that_claims_tensors_with_gaps_is_refused(trained):
     _, _, checkpoints = trained
     step = newest_step(checkpoints.directory, ALONE)

@@ -41,13 +41,14 @@ def refused(*arguments: str, directory: Path) -> str:
         ("data=text", ["data.sources.text.paths=[]", "at least one"]),
         ("train.batch_size=9", ["train.batch_size=9", "8", "16"]),
         ("--multirun", ["--multirun"]),
+        ("+source@data.sources.more=text data.sources.more.paths=[nowhere.txt]", ["nowhere.txt matches no file"]),
         ("attention=flash", ["precision", "precision=bf16"]),
         ("attention=flex", ["attention=flex", "CUDA device", "attention=sdpa"]),
         ("compile.mode=fastest", ["compile.mode=fastest", "max-autotune"]),
     ],
 )
 def test_refusals_name_key_value_and_rule(argument, parts, tmp_path):
-    message = refused(argument, "train.micro_batch_size=8", directory=tmp_path)
+    message = refused(*argument.split(), "train.micro_batch_size=8", directory=tmp_path)
     for part in parts:
         assert part in message
 

@@ -36,7 +36,8 @@ class AutoConfig:
             window: int | None = None,
             dropout: float = 0.0,
         ) -> Tensor:
-            fits = q.is_cuda and q.dtype in HALF and dropout == 0.0
+            # FlashAttention-2 takes heads of multiples of 8, up to 256 wide.
+            fits = q.is_cuda and q.dtype in HALF and dropout == 0.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
             return (flash if fits else sdpa)(q, k, v, layout, causal=causal, window=window, dropout=dropout)
 
         return auto
