@@ -24,7 +24,7 @@ from yaml import YAMLError
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed import world_size
 from pretrain.errors import ConfigError, HeadwaterError
-from pretrain.registry import keys_of, nearest, typed
+from pretrain.registry import flattened, nearest, typed
 
 CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 
@@ -86,7 +86,7 @@ def _explained(error: HydraException | YAMLError) -> str:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             composed = OmegaConf.to_container(hydra.compose("pretrain"))
         groups = ["experiment", *(field.name for field in fields(PretrainConfig))] if "." not in key else []
-        return f"{key}: no such setting{nearest(key, [*groups, *keys_of(composed)])}"
+        return f"{key}: no such setting{nearest(key, [*groups, *flattened(composed)])}"
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
         options = found[3].split()
         choice = found[1].removeprefix(f"{found[2]}/")

@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from pretrain.errors import ConfigError
+from pretrain.rundir import read_config
 from pretrain.tracking.jsonl import METRICS_FILE
 
 Row = dict[str, float]
@@ -51,7 +48,7 @@ def load(path: Path) -> History:
         path=path,
         train=train,
         evaluation=evaluation,
-        config=_config(path / "config.yaml"),
+        config=read_config(path),
         facts=facts,
     )
 
@@ -81,20 +78,3 @@ def _facts(path: Path) -> dict[str, object]:
     if not isinstance(facts, dict):
         raise ConfigError(f"{path}: holds no JSON object; mend or delete it")
     return facts
-
-
-def _config(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(_flat(OmegaConf.to_container(OmegaConf.load(path), resolve=False)))
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); mend or delete it") from None
-
-
-def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
-        yield prefix, value

@@ -73,13 +73,11 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def keys_of(raw: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of the leaves of nested dictionaries."""
+def flattened(raw: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested dictionaries by their dotted keys."""
     if not isinstance(raw, dict):
-        yield prefix.removesuffix(".")
-        return
-    for key, value in raw.items():
-        yield from keys_of(value, f"{prefix}{key}.")
+        return {prefix.removesuffix("."): raw}
+    return {key: leaf for name, value in raw.items() for key, leaf in flattened(value, f"{prefix}{name}.").items()}
 
 
 def choices() -> dict[type, tuple[str, str]]:

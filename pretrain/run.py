@@ -74,7 +74,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
         fingerprints = _fingerprints(cfg, stream)
         _check_agreement(fingerprints, world)
-        state = _resume(checkpoints.directory, module, strategy, fingerprints, world)
+        state = _resume(cfg, checkpoints, module, strategy, fingerprints, world)
         flops = module.model.flops_per_token(cfg.data.seq_len)
         tracker = _tracker(cfg, directory, state) if directory else None
         hooks = RunHooks(
@@ -114,7 +114,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
 
 def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> dict[str, Any]:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
-    order = {"corpus": stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
+    order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
     network = {f"model.{key}": value for key, value in plain(cfg.model).items() if "dropout" not in key}
     return {**order, **network, "optim": type(cfg.optim).__name__}
 
@@ -123,25 +123,32 @@ def _check_agreement(fingerprints: dict[str, Any], world: World) -> None:
     """Refuse ranks that would train on other data or another network than rank 0 (node-local files, say)."""
     first, *others = world.gather(fingerprints)
     for number, other in enumerate(others, start=1):
-        for key in first:
-            check(other.get(key) == first[key], key, other.get(key), f"rank 0 has {first[key]}, rank {number} has not")
+        for key in first | other:
+            rule = f"so on rank {number}, but {first.get(key)} on rank 0; give all ranks the same files and settings"
+            check(other.get(key) == first.get(key), key, other.get(key), rule)
 
 
 def _resume(
-    directory: Path, module: Objective, strategy: Strategy, fingerprints: dict[str, Any], world: World
+    cfg: PretrainConfig,
+    checkpoints: Checkpoints,
+    module: Objective,
+    strategy: Strategy,
+    fingerprints: dict[str, Any],
+    world: World,
 ) -> TrainState:
     """Fill the module and the strategy from the newest checkpoint, if there is one, and return where the run stands."""
-    newest = newest_step(directory, world)
+    newest = newest_step(checkpoints.directory, world)
     if newest is None:
         return TrainState()
     saved = load_state(newest)
-    for key, value in fingerprints.items():
-        if saved["resume"].get(key) != value:
+    for key in fingerprints | saved["resume"]:
+        before, now = saved["resume"].get(key), fingerprints.get(key)
+        if before != now:
             kind = CheckpointError if key.startswith(("model.", "optim")) else DataError
-            raise kind(
-                f"{newest}: {key} was {saved['resume'].get(key)} and is now {value}, which would make it another run; "
-                "restore it, or choose another run.name"
-            )
+            rule = "which would make it another run; restore it, or choose another run.name"
+            raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}")
+    rule = f"{newest} is past it; raise it to go on, or choose another run.name"
+    check(saved["step"] <= cfg.train.steps, "train.steps", cfg.train.steps, rule)
     restore(newest, module, strategy)
     log.info("resuming from %s", newest)
     return TrainState(step=saved["step"], tokens=saved["tokens"])
@@ -204,6 +211,8 @@ def _introduce(
     """Say what the run is about to do, and keep what reports and samples will ask for."""
     parameters = num_parameters(module)
     flops = module.model.flops_per_token(cfg.data.seq_len)
+    for change in directory.changes(cfg):
+        log.info("changed since the run's last start: %s", change)
     directory.write_config(cfg)  # not before the resume is accepted: a refused one leaves the run as it was
     shutil.copyfile(next(iter(corpora.values())) / "tokenizer.json", directory.path / "tokenizer.json")
     directory.record(

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pretrain.durable import replace
 from pretrain.errors import ConfigError, check
-from pretrain.registry import choices_in
+from pretrain.registry import choices_in, flattened
 
 RECORD_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -42,7 +45,7 @@ class RunConfig:
     @property
     def directory(self) -> Path:
         """Return the run directory, the same on every rank and after every requeue."""
-        return Path(self.root) / self.name
+        return Path(self.root).expanduser() / self.name
 
 
 class RunDirectory:
@@ -79,13 +82,18 @@ class RunDirectory:
         lock.flush()
         return cls(path, lock)
 
+    def changes(self, cfg: Any) -> list[str]:
+        """Name each setting whose value is not that of the run's last start, with both values."""
+        before, now = read_config(self.path), flattened(plain(cfg))
+        return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
+
     def write_config(self, cfg: Any) -> None:
         """Write `config.yaml`: resolved values under the choices that typed them, itself a Hydra configuration."""
         defaults: list[Any] = ["pretrain_schema"]
         for key, group, name in choices_in(cfg):
             defaults.append({group if key == group else f"{group}@{key}": name})
         body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)}))
-        replace(self.path / "config.yaml", [body.encode()])
+        replace(self.path / CONFIG_FILE, [body.encode()])
 
     def record(self, **entries: Any) -> None:
         """Add entries to `run.json`."""
@@ -109,6 +117,17 @@ def read_record(run: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable ({error}); name a run directory such as runs/demo") from None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Return the values of a run's `config.yaml` by dotted key, none without one. Raises `ConfigError` if damaged."""
+    path = run / CONFIG_FILE
+    if not path.exists():
+        return {}
+    try:
+        return flattened(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); mend or delete it") from None
 
 
 def plain(value: Any) -> Any:

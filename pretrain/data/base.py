@@ -41,6 +41,7 @@ class Batch:
     max_len: int  # longest sequence in tokens, an upper bound is allowed
     targets: Tensor  # (N,) int64 token targets, or (S, ...) sequence labels; IGNORED = not a target
     num_targets: int  # targets that count, known on the CPU before the forward pass
+    lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
     segments: Tensor | None = None  # (N,) int64 token-type ids
 
     def to(self, device: torch.device) -> Batch:

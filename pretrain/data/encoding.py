@@ -33,7 +33,7 @@ PIECE_CHARS = 2**16  # a document of more than twice as many is encoded in piece
 SMALLEST_UNIT, LARGEST_UNIT = 2**20, 2**27  # bytes of input
 UNITS = 64  # that a corpus is cut into, between those sizes
 
-# Between these characters all usual pre-tokenizers begin a new word, so a cut there changes no id.
+# Between these characters usual pre-tokenizers begin a new word, so a cut there changes no id; `cuttable` tries it.
 _CUT = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
 
 
@@ -175,7 +175,7 @@ def encode_documents(
     """Yield each text with its ids (n,) uint32, prefix and suffix included; memory is bounded by the longest text."""
     frame = np.array(prefix, dtype=np.uint32), np.array(suffix, dtype=np.uint32)
     parts = [frame[0]]
-    for batch in _batches(texts):
+    for batch in _batches(texts, cut=cuttable(tokenizer)):
         encodings = tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
         for (_, text), encoding in zip(batch, encodings, strict=True):
             parts.append(np.array(encoding.ids, dtype=np.uint32))
@@ -184,13 +184,22 @@ def encode_documents(
                 parts = [frame[0]]
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, str | None]]]:
+def cuttable(tokenizer: Tokenizer) -> bool:
+    """Say whether pieces of a text have the ids of the whole: not if a tokenizer marks where a text begins (Llama)."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return all(ids(left + right) == ids(left) + ids(right) for left, right in (("in", " two"), ("in\n", "two")))
+
+
+def _batches(texts: Iterable[str], *, cut: bool) -> Iterator[list[tuple[str, str | None]]]:
     """Group pieces of about BATCH_CHARS in all; the last piece of each text stands with the text, others with None."""
     batch: list[tuple[str, str | None]] = []
     size = 0
     for text in texts:
         length = 0
-        for piece in pieces(text):
+        for piece in pieces(text) if cut else [text]:
             length += len(piece)
             batch.append((piece, text if length == len(text) else None))
             size += len(piece)

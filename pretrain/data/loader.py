@@ -93,6 +93,7 @@ def build_batch(slots: Slots, examples: Examples) -> Batch:
         max_len=int(lengths.max()),
         targets=torch.from_numpy(targets),
         num_targets=int(np.count_nonzero(targets != IGNORED)),
+        lengths=lengths.tolist(),
     )
 
 
@@ -226,4 +227,5 @@ def _no_targets() -> Batch:
         max_len=1,
         targets=torch.full((1,), IGNORED, dtype=torch.int64),
         num_targets=0,
+        lengths=[1],
     )

@@ -97,7 +97,7 @@ def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: P
         frame = [tokenizer.prefix, tokenizer.suffix]
         for name, (source, inputs) in readable.items():
             key = _key(_source_identity(source, inputs), identity, frame, *_settings(cfg))
-            directories[name] = Path(cfg.root) / f"{name}-{key}"
+            directories[name] = Path(cfg.root).expanduser() / f"{name}-{key}"
         missing = [name for name in readable if not (directories[name] / "manifest.json").exists()]
         if missing:
             path = _tokenizer_file(tokenizer, identity, readable, cfg)
@@ -164,7 +164,7 @@ def _tokenizer_file(
     cfg: PrepareConfig,
 ) -> Path:
     """Return the `tokenizer.json`, trained or copied if this is its first use."""
-    path = Path(cfg.root) / f"tokenizer-{identity}.json"
+    path = Path(cfg.root).expanduser() / f"tokenizer-{identity}.json"
     with _work_directory(path, "make the tokenizer") as work:
         if path.exists():
             return path

@@ -52,9 +52,11 @@ class JsonLinesSource(FileSource):
                 good += 1
                 # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
                 yield line._replace(data=value.encode(errors="surrogatepass"))
-        if fault and not good:
-            rule = f"no line after it is better: correct data.sources.*.field={self.field} or the file"
-            raise DataError(f"{fault}; {rule}")
+        if fault and not good and problems.policy is not OnInvalid.skip:
+            raise DataError(
+                f"{fault}; no line after it is better: correct data.sources.*.field={self.field} or the file, or leave "
+                "such files out with data.prepare.on_invalid=skip"
+            )
 
     def _value(self, text: str) -> str:
         try:

@@ -5,12 +5,10 @@ Holds how sources, order and packing come together; batches and the thread that 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,14 +57,25 @@ class TrainStream:
         self._mixture = Mixture(weights, [source.packer.num_slots for source in sources])
         self._seed = seed
         self._reader = _Reader(sources, isolate=isolate)
-        seen = [(source.name, source.corpus.manifest.fingerprint, source.seq_len, source.packing) for source in sources]
-        text = json.dumps([seen, weights, isolate])
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()  # what a resume must find unchanged, as the seed
+        self._weights = weights
+        self._isolate = isolate
 
     @property
     def manifest(self) -> Manifest:
         """What all sources have in common: vocabulary and document frame (`prepare` sees to it)."""
         return self.sources[0].corpus.manifest
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides which tokens a slot holds, beside the seed: a setting or a part of it -> its plain value."""
+        first = self.sources[0]
+        seen: dict[str, Any] = {"tokenizer": self.manifest.tokenizer_sha256[:16]}
+        seen |= {"data.seq_len": first.seq_len, "data.packing": first.packing.value}
+        seen |= {"data.isolate_documents": self._isolate}
+        for source, weight in zip(self.sources, self._weights, strict=True):
+            key = f"data.sources.{source.name}"
+            seen |= {f"the corpus of {key}": source.corpus.manifest.fingerprint[:16], f"{key}.weight": weight}
+        return seen
 
     @property
     def num_slots(self) -> dict[str, int]:

@@ -27,12 +27,14 @@ class Layout:
     k_offsets: Tensor  # (S+1,) int32, the same tensor in self-attention
     max_q: int  # longest query sequence in tokens, an upper bound is allowed
     max_k: int  # longest key sequence in tokens, an upper bound is allowed
+    q_lengths: list[int] | None = None  # (S,) tokens of each; None: who needs them reads the offsets from the device
+    k_lengths: list[int] | None = None
     _plans: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, offsets: Tensor, max_len: int) -> Layout:
-        """Return the layout of self-attention over sequences at `offsets` (S+1,)."""
-        return cls(q_offsets=offsets, k_offsets=offsets, max_q=max_len, max_k=max_len)
+    def of(cls, offsets: Tensor, max_len: int, lengths: list[int] | None = None) -> Layout:
+        """Return the layout of self-attention over sequences at `offsets` (S+1,), of `lengths` if they are known."""
+        return cls(offsets, offsets, max_len, max_len, lengths, lengths)
 
     def plan(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what a backend derives from the offsets, made once and shared by all layers of a forward pass."""

@@ -49,7 +49,8 @@ class CausalLM(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         """Return the sums over the batch's targets; the head runs only on rows that have one."""
-        hidden = self.model(batch.tokens, batch.positions, Layout.of(batch.offsets, batch.max_len))
+        layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
+        hidden = self.model(batch.tokens, batch.positions, layout)
         total, nll = linear_cross_entropy(
             hidden,
             self.model.head_weight(),

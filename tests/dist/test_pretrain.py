@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -104,6 +106,20 @@ def test_sigterm_saves_at_the_next_step_and_exits_85(place, uninterrupted):
     assert_equal_runs(uninterrupted, place / "runs" / "stopped")
 
 
+def test_sigterm_before_the_first_step_exits_85_and_the_run_can_begin_again(place):
+    overrides = tiny("early", "seed=9", "train.steps=2")
+    process = subprocess.Popen(command(*overrides), cwd=place, env=os.environ | FAST)
+    record = place / "runs" / "early" / "run.json"
+    while not record.exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 85
+    assert json.loads(record.read_text())["exit"] == 85
+    assert not (place / "runs" / "early" / "metrics.jsonl").exists(), "there was nothing to save"
+    run(*overrides, cwd=place)
+
+
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (1, 1), (2, 4), (2, 2), (4, 2)])
 def test_ranks_and_micro_batches_do_not_change_the_run(place, one_process, ranks, micro):
     name = f"ranks-{ranks}-{micro}"
@@ -160,11 +176,30 @@ def test_a_run_in_use_is_refused_by_name(place):
         process.wait()
 
 
-def test_another_data_order_is_refused_on_resume(place, uninterrupted):
+def test_ranks_that_would_train_on_different_data_are_refused(place):
+    torchrun = command(ranks=2)[: command(ranks=2).index("pretrain") - 1]
+    own_seed = f'exec "$0" -m pretrain {shlex.join(tiny("torn", "train.micro_batch_size=4"))} seed=$RANK'
+    process = [*torchrun, "--no-python", "bash", "-c", own_seed, sys.executable]
+    done = subprocess.run(process, capture_output=True, text=True, cwd=place, env=os.environ | FAST, timeout=60)
+    assert "seed=1: so on rank 1, but 0 on rank 0" in done.stderr
+    assert json.loads((place / "runs" / "torn" / "run.json").read_text())["exit"] == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "refusal"),
+    [
+        ("seed=2", "seed was 1 and is now 2"),
+        ("data.seq_len=16", "data.seq_len was 32 and is now 16"),
+        ("data.isolate_documents=false", "data.isolate_documents was True and is now False"),
+        ("data.prepare.held_out=0.2", "the corpus of data.sources.text was"),
+        ("tokenizer.vocab_size=299", "tokenizer was"),
+    ],
+)
+def test_another_data_order_is_refused_on_resume(place, uninterrupted, override, refusal):
     config, record = uninterrupted / "config.yaml", uninterrupted / "run.json"
     before, facts = config.read_text(), json.loads(record.read_text())
-    refusal = run(*tiny("uninterrupted", "model.dropout=0.1", "seed=2", "train.steps=30"), code=3, cwd=place).stderr
-    assert "seed was 1 and is now 2" in refusal
+    overrides = tiny("uninterrupted", "model.dropout=0.1", "train.steps=30", override)
+    assert refusal in run(*overrides, code=3, cwd=place).stderr
     assert config.read_text() == before, "a refused command leaves the run as it was"
     assert json.loads(record.read_text()) == facts | {"exit": 3}
 
@@ -182,6 +217,19 @@ def test_another_network_is_refused_on_resume(place, uninterrupted, override, re
     assert refusal in run(*overrides, code=4, cwd=place).stderr
 
 
+def test_fewer_steps_than_taken_are_refused(place, uninterrupted):
+    refusal = run(*tiny("uninterrupted", "model.dropout=0.1", "train.steps=23"), code=2, cwd=place).stderr
+    assert "train.steps=23: " in refusal and "step-00000024 is past it" in refusal
+
+
+def test_a_resumed_run_says_which_settings_changed(place, tmp_path):
+    where = f"run.root={tmp_path}"
+    run(*tiny("changed", "train.steps=3", where), cwd=place)
+    again = run(*tiny("changed", "train.steps=4", "objective.z_loss=1e-4", where), cwd=place).stderr
+    changes = [line.split("last start: ")[1] for line in again.splitlines() if "last start" in line]
+    assert changes == ["objective.z_loss: 0.0 -> 0.0001", "train.steps: 3 -> 4"]
+
+
 def test_a_run_whose_gradients_stay_broken_stops_with_5(place):
     broken = tiny("broken", "optim.lr=1e30", "train.clip_norm=null", "train.max_skipped=2", "train.steps=60")
     refusal = run(*broken, code=5, cwd=place).stderr
@@ -196,8 +244,12 @@ def test_half_precision_learns_as_single_does(place, one_process, precision):
     assert half[50] < half[1] - 1
 
 
-@pytest.mark.parametrize("override", ["strategy.activation_checkpointing=true", "compile=block", "attention=eager"])
-def test_how_fast_does_not_change_what(place, one_process, override):
-    name = override.split("=")[0].replace(".", "-")
-    run(*tiny(name, "train.steps=50", "checkpoint.every=50", override), cwd=place)
+@pytest.mark.parametrize(
+    ("override", "ranks"),
+    [("strategy.activation_checkpointing=true", 1), ("compile=block", 1), ("compile=block", 2), ("attention=eager", 1)],
+)
+def test_how_fast_does_not_change_what(place, one_process, override, ranks):
+    name = f"{override.split('=')[0].replace('.', '-')}-{ranks}"
+    more = ["train.steps=50", "checkpoint.every=50", "train.micro_batch_size=4", override]
+    run(*tiny(name, *more), ranks=ranks, cwd=place)
     assert_close_runs(one_process, place / "runs" / name, 1e-5)

@@ -1,12 +1,9 @@
-"""Lets the GPU tests import the laws that stand beside the unit tests, and skips them without a CUDA device."""
+"""Marks the GPU tests, and skips them without a CUDA device."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,9 @@ from pretrain.models.base import Layout
 
 
 def lengths(layout: Layout) -> tuple[list[int], list[int]]:
-    """Return the lengths in tokens of every sequence's queries and keys, read back from the device once a batch."""
+    """Return the lengths in tokens of every sequence's queries and keys, read from the device if nobody knows them."""
+    if layout.q_lengths is not None and layout.k_lengths is not None:
+        return layout.q_lengths, layout.k_lengths
 
     def read() -> tuple[list[int], list[int]]:
         q_lengths = layout.q_offsets.diff().tolist()

@@ -77,7 +77,7 @@ def _mask(q_lengths: list[int], k_lengths: list[int], causal: bool, window: int 
             return _Mask(None, True)
         if len(set(k_lengths)) == 1 and (not causal or max(q_lengths) == 1):
             return _Mask(None, False)
-    q, k = (torch.tensor(x, device=device) for x in (q_lengths, k_lengths))
+    q, k = (torch.tensor(x).to(device, non_blocking=True) for x in (q_lengths, k_lengths))
     return _Mask(visible(q, k, max(q_lengths), max(k_lengths), causal, window).unsqueeze(1), False)
 
 
@@ -156,4 +156,4 @@ def _copy(pieces: list[list[int]], sizes: list[int], device: torch.device) -> _C
     flat_rows, is_real = torch.cat(rows), torch.cat(real)
     back = torch.empty(sum(sizes), dtype=torch.int64)
     back[flat_rows[is_real]] = is_real.nonzero().squeeze(1)
-    return _Copy(flat_rows.to(device), back.to(device))
+    return _Copy(flat_rows.to(device, non_blocking=True), back.to(device, non_blocking=True))

@@ -78,6 +78,7 @@ def test_a_batch_says_what_it_holds(data):
     batch = build_batch(slots, causal)
     lengths = np.diff(slots.offsets).tolist()
     assert batch.positions.tolist() == [place for length in lengths for place in range(length)]
+    assert batch.lengths == lengths
     assert batch.max_len == max(lengths) <= 16
     assert batch.num_targets == int((batch.targets != IGNORED).sum())
     assert batch.tokens.dtype == batch.positions.dtype == batch.targets.dtype == torch.int64

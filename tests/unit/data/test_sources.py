@@ -222,6 +222,7 @@ def test_a_misspelt_field_is_refused_and_not_counted_away(tmp_path):
     path.write_text('{"content": "a"}\n' * 5)
     with pytest.raises(DataError, match=r"web\.jsonl: byte 0: no field 'text', there are \['content'\]"):
         read(JsonLinesSource(paths=[str(path)]))
+    assert read(JsonLinesSource(paths=[str(path)]), on_invalid=OnInvalid.skip) == ([], {"missing_field": 5})
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])

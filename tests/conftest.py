@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "unit")]
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("dist", "unit")]
 
 from ranks import run, tiny
 

@@ -1,0 +1,54 @@
+"""Training on a CUDA device: the host never waits between log steps, and a whole run learns what a CPU learns."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+from looped import STEPS, TARGETS, take_steps
+from ranks import FAST, column, command, tiny
+
+from pretrain.distributed import World
+from pretrain.models.attention.flash import FlashConfig
+from pretrain.models.attention.sdpa import sdpa
+from pretrain.optim import AdamWConfig
+from pretrain.precision import BF16, FP16, FP32
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize(
+    ("precision", "attention"), [(FP32(), "sdpa"), (BF16(), "sdpa"), (BF16(), "flash"), (FP16(), "flash")]
+)
+def test_the_host_never_waits_between_log_steps(precision, attention):
+    attend = FlashConfig().build() if attention == "flash" else sdpa
+    world = World(rank=0, size=1, device=torch.device("cuda", 0))
+    take_steps(world, AdamWConfig(), precision, attend, pin=True)  # handles and caches of libraries come into being
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        state, asked = take_steps(world, AdamWConfig(), precision, attend, pin=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.tokens == STEPS * 2 * TARGETS
+    assert asked == [f"log {STEPS}", f"save {STEPS} True"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tolerance"),
+    [
+        (["precision=fp32", "attention=sdpa"], 1e-3),
+        (["precision=fp32", "attention=flex"], 1e-2),
+        (["precision=bf16"], 0.05),
+        (["precision=fp16"], 0.05),
+        (["precision=bf16", "compile=block"], 0.05),
+        (["precision=bf16", "strategy.activation_checkpointing=true"], 0.05),
+    ],
+    ids=" ".join,
+)
+def test_a_run_learns_what_it_learns_on_a_cpu(place, one_process, overrides, tolerance):
+    name = "-".join(overrides).replace("=", "-")
+    environment = {key: value for key, value in (os.environ | FAST).items() if key != "CUDA_VISIBLE_DEVICES"}
+    run = command(*tiny(name, "train.steps=50", "checkpoint.every=50", *overrides))
+    subprocess.run(run, cwd=place, env=environment, check=True, timeout=280)
+    cpu, gpu = column(one_process, "loss"), column(place / "runs" / name, "loss")
+    assert max(abs(cpu[step] - gpu[step]) for step in range(1, 51)) <= tolerance

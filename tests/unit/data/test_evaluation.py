@@ -1,0 +1,70 @@
+"""Evaluation: loss, perplexity and bits per byte beside sums over documents written out in plain Python."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from corpora import write_corpus
+from torch import nn
+
+from pretrain.data.base import IGNORED, Batch
+from pretrain.data.loader import DataConfig, evaluation_batches
+from pretrain.data.packing import Packing
+from pretrain.data.sources import PreparedSource
+from pretrain.distributed import World
+from pretrain.evaluate import Evaluator
+from pretrain.objectives.base import Loss
+
+VOCABULARY, END = 23, 7
+
+
+class Bigrams(nn.Module):
+    """Predicts the next token from the last one alone, with probabilities that dropout would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        logits = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        self.log_probabilities = 3 * logits.log_softmax(1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, batch: Batch) -> Loss:
+        rows = self.dropout(self.log_probabilities)[batch.tokens]
+        nll = nn.functional.nll_loss(rows, batch.targets, reduction="sum", ignore_index=IGNORED)
+        return Loss(nll, nll)
+
+
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize("micro_batch_size", [1, 5])
+def test_every_held_out_byte_is_paid_for_once(tmp_path, packing, micro_batch_size):
+    draw = random.Random(2)
+    documents = [[END, *draw.choices(range(8, VOCABULARY), k=draw.randrange(1, 40))] for _ in range(31)]
+    path = write_corpus(tmp_path / "c", [[END] * 90], documents, vocab_size=VOCABULARY, prefix=[END])
+    cfg = DataConfig(seq_len=16, packing=packing, sources={"only": PreparedSource(path=str(path))})
+    held_out = cfg.held_out({"only": path})
+    module = Bigrams()
+    evaluator = Evaluator(
+        module=module,
+        batches=lambda: evaluation_batches(
+            held_out,
+            lambda slots: (slots.tokens, slots.following),
+            micro_batch_size=micro_batch_size,
+            rank=0,
+            world_size=1,
+        ),
+        bytes_per_target=held_out.text_bytes / held_out.num_targets,
+        world=World.alone(),
+    )
+
+    table = module.log_probabilities.tolist()
+    paid = [-table[token][after] for row in documents for token, after in itertools.pairwise([*row, END])]
+    text_bytes = 4 * sum(map(len, documents))  # as `corpora` writes it
+    expected = {
+        "loss": math.fsum(paid) / len(paid),
+        "perplexity": math.exp(math.fsum(paid) / len(paid)),
+        "bits_per_byte": math.fsum(paid) / math.log(2) / text_bytes,
+    }
+    assert evaluator() == pytest.approx(expected, rel=1e-12)
+    assert evaluator() == pytest.approx(expected, rel=1e-12), "it begins anew each time"
+    assert module.training, "dropout is on again for the next step"
