@@ -34,12 +34,14 @@ class World:
         return TrainStream(self.train, WEIGHTS, seed=seed, isolate=isolate)
 
 
-def make_world(tmp_path, frame=FRAMES[0], packing=Packing.concat) -> World:
+def make_world(tmp_path, frame=FRAMES[0], packing=Packing.concat, lowest_id=100) -> World:
     prefix, suffix = frame
     draw = random.Random(3)
     corpora, rows = [], []
     for number, longest in enumerate((30, 9)):
-        texts = [[draw.randrange(100, 900) for _ in range(draw.randrange(1, longest))] for _ in range(40 + number)]
+        texts = [
+            [draw.randrange(lowest_id, 900) for _ in range(draw.randrange(1, longest))] for _ in range(40 + number)
+        ]
         rows.append([[*prefix, *text, *suffix] for text in texts])
         corpora.append(
             write_corpus(
@@ -152,8 +154,8 @@ def test_what_the_summary_shows(tmp_path):
 
 
 def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):
-    def fingerprint(folder, weights=(0.6, 0.4), isolate=True, seq_len=SEQ_LEN, packing=Packing.concat):
-        world = make_world(tmp_path / folder, packing=packing)
+    def fingerprint(folder, weights=(0.6, 0.4), isolate=True, seq_len=SEQ_LEN, packing=Packing.concat, lowest_id=100):
+        world = make_world(tmp_path / folder, packing=packing, lowest_id=lowest_id)
         sources = [
             Source.open(source.name, tmp_path / folder / f"corpus-{number}", "train", seq_len=seq_len, packing=packing)
             for number, source in enumerate(world.train)
@@ -165,6 +167,8 @@ def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):
     assert changed(fingerprint("b")) == []
     weights = ["data.sources.first.weight", "data.sources.second.weight"]
     assert changed(fingerprint("c", weights=(0.5, 0.5))) == weights
+    corpora = ["the corpus of data.sources.first", "the corpus of data.sources.second"]
+    assert changed(fingerprint("g", lowest_id=101)) == corpora
     assert changed(fingerprint("d", isolate=False)) == ["data.isolate_documents"]
     assert changed(fingerprint("e", seq_len=8)) == ["data.seq_len"]
     assert changed(fingerprint("f", packing=Packing.best_fit)) == ["data.packing"]
