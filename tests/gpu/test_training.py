@@ -43,7 +43,7 @@ def test_the_host_never_waits_between_log_steps(precision, attention):
         (["precision=bf16", "compile=block"], 0.05),
         (["precision=bf16", "strategy.activation_checkpointing=true"], 0.05),
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_a_run_learns_what_it_learns_on_a_cpu(place, one_process, overrides, tolerance):
     name = "-".join(overrides).replace("=", "-")
