@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pretrain.distributed import World
@@ -206,24 +207,32 @@ def load_state(step: Path) -> dict[str, Any]:
     return json.loads((step / "state.json").read_bytes())
 
 
-def restore(step: Path, module: nn.Module, strategy: Strategy) -> None:
+Shapes = dict[str, torch.Size]
+"""The whole shape of every tensor of a module by name, known before a strategy cuts them."""
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """Return the shapes of a module's parameters and persistent buffers, tied ones once."""
+    return {name: tensor.shape for name, tensor in named_tensors(module)}
+
+
+def restore(step: Path, shapes: Shapes, strategy: Strategy) -> None:
     """Fill weights and moments from a verified step. Raises `CheckpointError` if it is of another architecture."""
     reader = FragmentReader(step, load_manifest(step)["tensors"])
-    _same_architecture(step, module, reader)
+    _same_architecture(step, shapes, reader)
     strategy.load_state(load_state(step)["strategy"])
     strategy.load_fragments(reader)
 
 
 def restore_weights(step: Path, module: nn.Module) -> None:
-    """Fill the weights alone, in one process, from a step of any strategy at any world size."""
+    """Fill the weights of a whole module, in one process, from a step of any strategy at any world size."""
     reader = FragmentReader(step, load_manifest(step)["tensors"])
-    _same_architecture(step, module, reader)
+    _same_architecture(step, shapes_of(module), reader)
     for name, tensor in named_tensors(module):
         tensor.data.copy_(reader(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
 
 
-def _same_architecture(step: Path, module: nn.Module, reader: FragmentReader) -> None:
-    wanted = {name: tensor.shape for name, tensor in named_tensors(module)}
+def _same_architecture(step: Path, wanted: Shapes, reader: FragmentReader) -> None:
     stored = reader.weight_shapes()
     differences = [f"missing {name} {tuple(wanted[name])}" for name in wanted.keys() - stored.keys()]
     differences += [f"extra {name} {tuple(stored[name])}" for name in stored.keys() - wanted.keys()]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
+from pretrain.checkpoint import Checkpoints, Shapes, load_state, newest_step, restore, shapes_of
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
 from pretrain.data.preparation import list_inputs, prepare
@@ -24,13 +24,14 @@ from pretrain.distributed import StopRequest, World, joined, rank, world_size
 from pretrain.errors import CheckpointError, DataError, check, exit_code_to
 from pretrain.evaluate import Evaluator
 from pretrain.hooks import RunHooks
+from pretrain.initial import InitialWeights
 from pretrain.loop import TrainState, train
 from pretrain.metrics import StepMeter, Throughput
 from pretrain.objectives.base import Objective
 from pretrain.peaks import peak_flops
 from pretrain.rundir import RunDirectory, plain
 from pretrain.strategy.base import Strategy
-from pretrain.summary import num_parameters, summary, versions
+from pretrain.summary import ModelSize, summary, versions
 from pretrain.tracking.base import Tracker
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,10 @@ def pretrain(cfg: PretrainConfig) -> None:
         _pretrain(cfg, directory, stop)
 
 
-def build_module(cfg: PretrainConfig, vocab_size: int, device: torch.device) -> Objective:
-    """Return the model inside its objective: born on the meta device, then filled in place on `device`."""
+def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
+    """Return the model inside its objective, on the meta device: shapes without memory."""
     with torch.device("meta"):
-        module = cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
-    module.to_empty(device=device)
-    module.model.init_weights(cfg.seed)
-    return module
+        return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
 
 
 def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopRequest) -> None:
@@ -68,14 +66,15 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
     held_out = cfg.data.held_out(corpora)
     schedule = cfg.schedule.build(cfg.train.steps)
     with joined() as world:
-        module = build_module(cfg, stream.manifest.vocab_size, world.device)
+        module = build_module(cfg, stream.manifest.vocab_size)
+        size = ModelSize.of(module, cfg.data.seq_len)
+        initial, shapes = InitialWeights(module, cfg.seed), shapes_of(module)
         strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
         wrapped = strategy.setup(module, cfg.optim.build)
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
         fingerprints = _fingerprints(cfg, stream)
         _check_agreement(fingerprints, world)
-        state = _resume(cfg, checkpoints, module, strategy, fingerprints, world)
-        flops = module.model.flops_per_token(cfg.data.seq_len)
+        state = _resume(cfg, checkpoints, shapes, initial, strategy, fingerprints, world)
         tracker = _tracker(cfg, directory, state) if directory else None
         hooks = RunHooks(
             log_every=cfg.log.every,
@@ -85,7 +84,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
             world=world,
             strategy=strategy,
             meter=StepMeter(world.device),
-            throughput=_throughput(cfg, state, flops, world),
+            throughput=_throughput(cfg, state, size.flops_per_token, world),
             evaluator=_evaluator(cfg, wrapped, held_out, world),
             checkpoints=checkpoints,
             tracker=tracker,
@@ -93,7 +92,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
             fingerprints=fingerprints,
         )
         if directory:
-            _introduce(cfg, directory, module, corpora, stream, held_out, world)
+            _introduce(cfg, directory, size, corpora, stream, held_out, world)
         with _steps(cfg, stream, state, world) as steps, exit_code_to(tracker.close if tracker else lambda code: None):
             if state.step == 0 and hooks.evaluate_every and cfg.eval.at_start:
                 hooks.evaluate(state)
@@ -131,14 +130,16 @@ def _check_agreement(fingerprints: dict[str, Any], world: World) -> None:
 def _resume(
     cfg: PretrainConfig,
     checkpoints: Checkpoints,
-    module: Objective,
+    shapes: Shapes,
+    initial: InitialWeights,
     strategy: Strategy,
     fingerprints: dict[str, Any],
     world: World,
 ) -> TrainState:
-    """Fill the module and the strategy from the newest checkpoint, if there is one, and return where the run stands."""
+    """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
     newest = newest_step(checkpoints.directory, world)
     if newest is None:
+        strategy.load_fragments(initial)
         return TrainState()
     saved = load_state(newest)
     for key in fingerprints | saved["resume"]:
@@ -149,7 +150,7 @@ def _resume(
             raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}")
     rule = f"{newest} is past it; raise it to go on, or choose another run.name"
     check(saved["step"] <= cfg.train.steps, "train.steps", cfg.train.steps, rule)
-    restore(newest, module, strategy)
+    restore(newest, shapes, strategy)
     log.info("resuming from %s", newest)
     return TrainState(step=saved["step"], tokens=saved["tokens"])
 
@@ -202,22 +203,20 @@ def _steps(cfg: PretrainConfig, stream: TrainStream, state: TrainState, world: W
 def _introduce(
     cfg: PretrainConfig,
     directory: RunDirectory,
-    module: Objective,
+    size: ModelSize,
     corpora: dict[str, Path],
     stream: TrainStream,
     held_out: HeldOut,
     world: World,
 ) -> None:
     """Say what the run is about to do, and keep what reports and samples will ask for."""
-    parameters = num_parameters(module)
-    flops = module.model.flops_per_token(cfg.data.seq_len)
     for change in directory.changes(cfg):
         log.info("changed since the run's last start: %s", change)
     directory.write_config(cfg)  # not before the resume is accepted: a refused one leaves the run as it was
     shutil.copyfile(next(iter(corpora.values())) / "tokenizer.json", directory.path / "tokenizer.json")
     directory.record(
-        parameters=parameters,
-        flops_per_token=flops,
+        parameters=size.parameters,
+        flops_per_token=size.flops_per_token,
         host=socket.gethostname(),
         ranks=world.size,
         corpora={name: str(path.resolve()) for name, path in corpora.items()},
@@ -226,8 +225,7 @@ def _introduce(
     )
     log.info(
         summary(
-            parameters=parameters,
-            flops_per_token=flops,
+            size=size,
             seq_len=cfg.data.seq_len,
             train=cfg.train,
             world=world,

@@ -42,7 +42,7 @@ def load_run(run: Path) -> Objective:
     step = newest_step(run / "checkpoints", World.alone())
     if step is None:
         raise CheckpointError(f"{run / 'checkpoints'}: no step verifies; train first, or longer than checkpoint.every")
-    module = build_module(cfg, read_record(run)["vocab_size"], torch.device("cpu"))
+    module = build_module(cfg, read_record(run)["vocab_size"]).to_empty(device="cpu")
     restore_weights(step, module)
     return module.eval()
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-
-from torch import nn
+from typing import NamedTuple
 
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed import World
 from pretrain.loop import TrainConfig
 from pretrain.metrics import MFU_CONVENTION
+from pretrain.objectives.base import Objective
 
 _LIBRARIES = ("torch", "accelerate", "deepspeed", "hydra-core", "tokenizers", "pyarrow")
 _BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two AdamW moments
@@ -24,15 +24,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
-def num_parameters(module: nn.Module) -> int:
-    """Return the number of trainable parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+class ModelSize(NamedTuple):
+    """What a model costs, known before a strategy cuts it."""
+
+    parameters: int  # tied ones once
+    flops_per_token: float  # forward and backward
+
+    @classmethod
+    def of(cls, module: Objective, seq_len: int) -> ModelSize:
+        """Measure a module on the meta device, for sequences of `seq_len` tokens."""
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        return cls(parameters, module.model.flops_per_token(seq_len))
 
 
 def summary(
     *,
-    parameters: int,
-    flops_per_token: float,  # forward and backward
+    size: ModelSize,
     seq_len: int,  # tokens in a slot
     train: TrainConfig,
     world: World,
@@ -49,12 +56,12 @@ def summary(
         for source in stream.sources
     ]
     rows = {
-        "model": f"{parameters:,} parameters, {flops_per_token:.3g} FLOPs a token (forward and backward)",
-        "memory": f"{parameters * _BYTES_PER_PARAMETER / 2**20:,.0f} MiB of weights, gradients and moments a rank",
+        "model": f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)",
+        "memory": f"{size.parameters * _BYTES_PER_PARAMETER / 2**20:,.0f} MiB of weights, gradients and moments a rank",
         "step": f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro_batches} micro-batches of "
         f"{train.micro_batch_size} on each of {world.size} ranks ({world.device.type})",
         "run": f"{train.steps:,} steps, {train.steps * tokens:,} tokens, "
-        f"{train.steps * tokens * flops_per_token:.3g} FLOPs",
+        f"{train.steps * tokens * size.flops_per_token:.3g} FLOPs",
         "corpus": "; ".join(corpus),
         "held out": f"{held_out.num_targets:,} tokens, {held_out.text_bytes:,} bytes of text",
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),

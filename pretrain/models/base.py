@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from pretrain.models.initialise import Initial
+
 
 @dataclass
 class Layout:
@@ -61,7 +63,7 @@ class Attend(Protocol):
 
 
 class Model(nn.Module):
-    """A network from token ids to final hidden states, built on the meta device and filled by `init_weights`.
+    """A network from token ids to final hidden states, built on the meta device and filled by a strategy.
 
     Constructors hold no data: they run under `torch.device("meta")`. `blocks` are where a strategy cuts (shards,
     checkpoints activations, compiles); the model itself knows nothing of ranks.
@@ -77,8 +79,8 @@ class Model(nn.Module):
         """Return the vocabulary projection (V, D), which may be the embedding itself (tied)."""
         raise NotImplementedError
 
-    def init_weights(self, seed: int) -> None:
-        """Fill every parameter and buffer by the published scheme; the same seed gives the same weights anywhere."""
+    def initial(self, name: str) -> Initial:
+        """Return how the parameter or buffer of that name begins, by the published scheme."""
         raise NotImplementedError
 
     def flops_per_token(self, seq_len: int) -> float:

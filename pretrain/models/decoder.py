@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Attend, Layout, Model
-from pretrain.models.initialise import Init, initialise
+from pretrain.models.initialise import Init, Initial, scheme
 from pretrain.models.layers import MLP, Activation, Attention, Block, KeyValueCache, Norm, make_norm, rotary, sinusoids
 from pretrain.registry import register
 
@@ -91,7 +91,7 @@ class DecoderConfig:
         return None if self.global_every is not None and layer % self.global_every == 0 else self.window
 
     def build(self, *, vocab_size: int, attend: Attend) -> Decoder:
-        """Return the model; call it under `torch.device("meta")`, then `to_empty` and `init_weights`."""
+        """Return the model; call it under `torch.device("meta")`."""
         return Decoder(self, vocab_size=vocab_size, attend=attend)
 
 
@@ -139,11 +139,11 @@ class Decoder(Model):
         """Return the vocabulary projection (V, D): the embedding itself where tied."""
         return self.embedding.weight if self.config.tie_embeddings else self.head.weight
 
-    def init_weights(self, seed: int) -> None:
-        """Fill every parameter by the configured scheme (see `Init`); there are no buffers."""
+    def initial(self, name: str) -> Initial:
+        """Return how a parameter begins by the configured scheme (see `Init`); there are no buffers."""
         residual = ("attention.out.weight", "mlp.down.weight")
-        scheme, std, layers = self.config.init, self.config.init_std, self.config.layers
-        initialise(self, seed=seed, scheme=scheme, std=std, residual=residual, layers=layers)
+        ndim, std, layers = self.get_parameter(name).ndim, self.config.init_std, self.config.layers
+        return scheme(self.config.init, name, ndim=ndim, std=std, residual=residual, layers=layers)
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the floating-point operations of one token, forward and backward (PaLM, appendix B, 2022).

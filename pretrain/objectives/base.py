@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.data.base import Batch, Slots
 from pretrain.models.base import Model
+from pretrain.models.initialise import Initial
 
 
 class Loss(NamedTuple):
@@ -28,6 +29,10 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         raise NotImplementedError
+
+    def initial(self, name: str) -> Initial:
+        """Return how the tensor of that name begins; an objective with parameters beside `model` answers for them."""
+        return self.model.initial(name.removeprefix("model."))
 
 
 class ObjectiveConfig(Protocol):

@@ -44,7 +44,11 @@ class Strategy(Protocol):
     """How one step runs on the hardware. All strategies give the same mathematics."""
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
-        """Take over the module (initialised, on this rank's device) and return the one that the loop calls."""
+        """Take over a module that is on the meta device and return the one that the loop calls.
+
+        Memory comes into being for what this rank holds, never for a whole model that is sharded. Its values are
+        undefined until `load_fragments`.
+        """
         ...
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
@@ -68,7 +72,10 @@ class Strategy(Protocol):
         ...
 
     def load_fragments(self, read: Reader) -> None:
-        """Fill weights, buffers and moments from a checkpoint that any strategy wrote at any world size."""
+        """Fill weights, buffers and moments from a checkpoint that any strategy wrote at any world size.
+
+        Also from initial or released weights, which have no moments: those begin at zero.
+        """
         ...
 
     def state(self) -> dict[str, float]:

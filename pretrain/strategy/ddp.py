@@ -68,6 +68,8 @@ class DDP:
         )
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            module.to_empty(device=self.world.device)
         self.module = module
         self.optimizer = make_optimizer(module)
         self.compilation.apply(module.model)  # first: around `checkpoint` it would find nothing to compile

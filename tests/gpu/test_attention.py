@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attention_laws import CASES, HEADS, MASKS, check_agrees_with_eager, check_isolates_sequences, layout, random_qkv
+from small_models import filled
 
 from pretrain.errors import ConfigError
 from pretrain.models.attention.auto import AutoConfig
@@ -71,7 +72,7 @@ def test_a_decoder_trains_alike_with_every_backend(config):
     def hidden(attend, autocast):
         with torch.device("meta"):
             model = DecoderConfig(max_seq_len=256, **shape).build(vocab_size=97, attend=attend)
-        model.to_empty(device="cuda").init_weights(1)
+        filled(model, 1, "cuda")
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
             out = model(tokens, positions, layout(lengths, device="cuda"))
         out.float().square().mean().backward()

@@ -43,6 +43,7 @@ ALLOWED = {
     "pretrain.objectives.": {
         "pretrain.objectives",
         "pretrain.models.base",
+        "pretrain.models.initialise",
         "pretrain.data.base",
         "pretrain.registry",
         "pretrain.errors",

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from pretrain.data.base import IGNORED, Batch
 from pretrain.distributed import World
+from pretrain.initial import InitialWeights
 from pretrain.loop import TrainConfig, TrainState, train
 from pretrain.metrics import StepMeter
 from pretrain.models.base import Attend
@@ -44,10 +45,10 @@ def take_steps(
     with torch.device("meta"):
         model = DecoderConfig(max_seq_len=max(LENGTHS), width=16, layers=2, heads=2).build(vocab_size=31, attend=attend)
         module = CausalLMConfig().build(model)
-    module.to_empty(device=world.device)
-    model.init_weights(1)
+    initial = InitialWeights(module, 1)
     strategy = DDPConfig().build(world=world, precision=precision, compilation=CompileConfig())
     wrapped = strategy.setup(module, optim.build)
+    strategy.load_fragments(initial)
     asked: list[str] = []
     hooks = SimpleNamespace(
         meter=StepMeter(world.device),

@@ -6,6 +6,7 @@ from attention_laws import offsets
 from pretrain.data.base import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig, Positions
+from pretrain.models.initialise import draw
 from pretrain.models.layers import Activation, Norm
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
@@ -13,13 +14,20 @@ VOCAB_SIZE = 61
 
 
 def small_decoder(seed=1, attend=sdpa, **fields):
-    """Return a decoder built the way runs build theirs; memory that was not initialised shows as NaN."""
+    """Return a decoder built the way runs build theirs."""
     fields = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4, **fields}
     with torch.device("meta"):
         model = DecoderConfig(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
-    for parameter in model.to_empty(device="cpu").parameters():
-        parameter.data.fill_(float("nan"))
-    model.init_weights(seed)
+    return filled(model, seed)
+
+
+def filled(model, seed, device="cpu"):
+    """Fill a model the way `InitialWeights` does, tensor by tensor."""
+    for name, parameter in model.to_empty(device=device).named_parameters():
+        drawn = draw(
+            model.initial(name), seed=seed, name=name, start=0, numel=parameter.numel(), total=parameter.numel()
+        )
+        parameter.data.copy_(drawn.reshape(parameter.shape))
     return model
 
 

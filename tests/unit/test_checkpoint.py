@@ -20,6 +20,7 @@ from pretrain.checkpoint import (
     newest_step,
     restore,
     restore_weights,
+    shapes_of,
 )
 from pretrain.errors import CheckpointError, ResourceError
 from pretrain.optim import MuonConfig
@@ -60,7 +61,7 @@ def test_what_is_restored_is_what_was_saved_and_the_next_step_is_equal(tmp_path,
     checkpoints.save(3, strategy, {"tokens": 33})
 
     other, resumed = toy_strategy(optim=optim)
-    restore(newest_step(checkpoints.directory, ALONE), other, resumed)
+    restore(newest_step(checkpoints.directory, ALONE), shapes_of(other), resumed)
     assert_same(state_of(module, strategy), state_of(other, resumed))
     assert other.model.head.weight is other.model.embedding.weight
     take_step(module, strategy, 9)
@@ -148,7 +149,7 @@ def test_a_step_that_claims_tensors_with_gaps_is_refused(trained):
 
     edit_manifest(step, shorten)
     with pytest.raises(CheckpointError, match=r"weight of model.embedding.weight ends at element 34 of 35"):
-        restore(step, *toy_strategy())
+        restore(step, shapes_of(ToyObjective()), toy_strategy()[1])
 
 
 def test_another_architecture_is_listed(trained):
@@ -157,7 +158,7 @@ def test_another_architecture_is_listed(trained):
     module.model.blocks.append(torch.nn.Linear(5, 4))
     module.model.blocks[0].bias = torch.nn.Parameter(torch.zeros(6))
     with pytest.raises(CheckpointError) as refusal:
-        restore(newest_step(checkpoints.directory, ALONE), module, strategy)
+        restore(newest_step(checkpoints.directory, ALONE), shapes_of(module), strategy)
     for part in (
         "missing model.blocks.1.bias (4,)",
         "model.blocks.0.bias is (5,), the model's (6,)",
@@ -239,7 +240,7 @@ def test_killed_at_every_phase_of_a_save(tmp_path, function, call, survivor):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(), ALONE)
     assert not list(tmp_path.glob(".tmp-*")), "what the kill left is cleaned"
     assert load_state(newest_step(checkpoints.directory, ALONE))["tokens"] == 11 * survivor
-    restore(newest_step(checkpoints.directory, ALONE), *toy_strategy())
+    restore(newest_step(checkpoints.directory, ALONE), shapes_of(ToyObjective()), toy_strategy()[1])
 
 
 FULL_DISK = """

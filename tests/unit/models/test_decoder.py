@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.models.attention.eager import eager
 from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig, Positions
-from pretrain.models.initialise import Init
+from pretrain.models.initialise import CHUNK, Init, Initial, draw
 from pretrain.models.layers import rotary, rotate, sinusoids
 from pretrain.objectives.causal_lm import CausalLMConfig
 
@@ -65,6 +65,15 @@ def test_initial_weights_depend_on_seed_and_name_alone():
     assert not any(torch.equal(first[name], other[name]) for name in matrices)
     name = "blocks.{}.attention.qkv.weight"
     assert not torch.equal(first[name.format(0)], first[name.format(1)])
+
+
+def test_a_part_of_a_tensor_has_the_values_of_the_whole():
+    total = 2 * CHUNK + 4711  # the last chunk is a short one
+    whole = draw(Initial(mean=1.0, std=2.0), seed=3, name="w", start=0, numel=total, total=total)
+    assert whole.mean().item() == pytest.approx(1.0, abs=0.01) and whole.std().item() == pytest.approx(2.0, rel=0.01)
+    for start, numel in [(0, 7), (CHUNK - 3, 6), (5, 2 * CHUNK), (total - 9, 9), (CHUNK, 0)]:
+        part = draw(Initial(mean=1.0, std=2.0), seed=3, name="w", start=start, numel=numel, total=total)
+        assert torch.equal(part, whole[start : start + numel])
 
 
 @pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False}, {**LLAMA, "kv_heads": 2, "mlp_width": 40}])
