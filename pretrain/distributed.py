@@ -104,6 +104,13 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def ensure_group(world: World) -> None:
+    """Start a process group of one where there is none: engines that shard ask for a group even alone."""
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
 class StopRequest:
     """Whether SIGTERM or SIGUSR1 asked this process to stop.
 
