@@ -1,7 +1,7 @@
 """Checkpoints: named flat fragments, hashed and committed atomically, without pickle.
 
-Holds saving, verifying, choosing and pruning. What a fragment is, and who owns it, is the strategy's business; the
-bytes on disk are `fragments`'.
+Holds saving, choosing, verifying and restoring steps. What a fragment is, and who owns it, is the strategy's business;
+the bytes on disk are `fragments`', the moves of directories `commit`'s.
 
 A committed step is a directory with one fragment file a rank, `state.json` and `manifest.json`:
 
@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import secrets
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,25 +27,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from pretrain.commit import FORMAT, commit, prune, step_name, step_names
 from pretrain.distributed import World
-from pretrain.durable import sync
 from pretrain.errors import CheckpointError, ResourceError, check
-from pretrain.fragments import FragmentReader, Index, hash_file, write_durably, write_fragments
+from pretrain.fragments import FragmentReader, Index, hash_file, write_fragments
 from pretrain.models.base import named_tensors
-from pretrain.strategy.base import WEIGHT, Strategy
-
-FORMAT = 1
-_STEP = re.compile(r"step-\d{8}")
+from pretrain.staging import Staging
+from pretrain.strategy.base import WEIGHT, Fragment, Strategy
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """How often a run is saved, and how many steps stay on disk."""
+    """How often a run is saved, how, and how many steps stay on disk."""
 
     every: int = 1000  # optimizer steps; the last step is always saved
     keep: int = 2  # newest committed steps that stay; older ones are deleted after the next commit
+    asynchronous: bool = False  # copy what is saved into host memory and write while training goes on
     max_failures: int = 3  # saves in a row that may fail (a full disk, say) before the run stops with exit code 8
 
     def __post_init__(self) -> None:
@@ -53,14 +53,38 @@ class CheckpointConfig:
         check(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "at least 1")
 
 
+_Answer = tuple[Index | None, str | None]
+"""What a phase of a save brought on one rank, and what went wrong there."""
+
+
+@dataclass
+class _Save:
+    """A save under way, as one rank sees it."""
+
+    step: int
+    required: bool
+    temporary: Path
+    state: bytes  # of state.json
+    phase: Future[_Answer]  # in the background: writing this rank's fragments, or the commit
+    committing: bool = False  # all ranks have written; rank 0 commits, the others have nothing to do
+
+
 class Checkpoints:
-    """The committed steps of one run, under `directory`. Every method is a collective: all ranks call it."""
+    """The committed steps of one run, under `directory`. All ranks call its methods, at the same step.
+
+    A save has two phases, which a background thread of each rank runs: writing the fragments, then the commit. Between
+    them ranks have to agree. They do so in `settle`, in the thread that trains: collectives of saving and of training
+    can never meet, and every rank learns of a failure at the same step.
+    """
 
     def __init__(self, directory: Path, cfg: CheckpointConfig, world: World) -> None:
         self.directory = directory
         self.cfg = cfg
         self.world = world
         self.failures = 0
+        self.under_way: _Save | None = None  # one at most
+        self._staging = Staging()
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         if world.is_first:
             directory.mkdir(parents=True, exist_ok=True)
             for torn in directory.glob(".tmp-*"):
@@ -68,79 +92,90 @@ class Checkpoints:
         world.barrier()
 
     def save(self, step: int, strategy: Strategy, state: dict[str, Any], *, required: bool = False) -> None:
-        """Commit the strategy's weights and moments and `state` (plain values) as `step`.
+        """Save the strategy's weights and moments and `state` (plain values), as they are now, as `step`.
+
+        Waits for the save before, if it is not done. Returns once the step is committed if it is `required` (the last
+        one, or that of a run which is asked to stop) or saving is not asynchronous, else as soon as the values are
+        copied; `settle` does the rest. Raises what `settle` raises.
+        """
+        self.settle(wait=True)
+        [nonce, *_] = self.world.gather(secrets.token_hex(4))
+        temporary = self.directory / f".tmp-{step_name(step)}-{nonce}"
+        body = json.dumps({**state, "strategy": strategy.state(), "step": step}, indent=1).encode()
+        fragments = list(strategy.fragments())
+        wait = required or not self.cfg.asynchronous
+        if not wait:
+            fragments = self._staging.copy(fragments)
+        written = self._background.submit(self._write_own, temporary, fragments)
+        self.under_way = _Save(step, required, temporary, body, written)
+        if wait:
+            self.settle(wait=True)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Carry a save under way on, as far as all ranks are ready for it, or to its end; cheap if there is none.
 
         A failed write keeps the steps before it and lets training go on. Raises `ResourceError` after `max_failures`
-        in a row, and at once for a step that is `required`: the last one, or that of a run which is asked to stop.
+        in a row, and at once for a save that was `required`.
         """
-        [nonce, *_] = self.world.gather(secrets.token_hex(4))
-        temporary = self.directory / f".tmp-{_name(step)}-{nonce}"
-        try:
-            index = self._write_own(temporary, strategy)
-            problem = None
-        except OSError as error:
-            index, problem = None, f"rank {self.world.rank}: {error}"
-        answers = self.world.gather([index, problem])
+        while self.under_way and (wait or self._all_ready(self.under_way)):
+            self._advance(self.under_way)
+
+    def close(self) -> None:
+        """End the background thread after what it is at. Not a collective: after an error peers may be gone.
+
+        A save that needs no peers any more is completed; among several ranks, one whose fragments are still being
+        written is lost.
+        """
+        if self.world.size == 1:
+            with suppress(ResourceError):  # it is in the log; the error that ends the run matters more
+                self.settle(wait=True)
+        self._background.shutdown()
+
+    def _all_ready(self, save: _Save) -> bool:
+        [ready] = self.world.sum_ints(int(save.phase.done()))
+        return ready == self.world.size
+
+    def _advance(self, save: _Save) -> None:
+        """Wait for the phase that a save is at, and start the next one, or end the save."""
+        answers = self.world.gather(save.phase.result())
         problems = [problem for _, problem in answers if problem]
-        if self.world.is_first and not problems:
-            try:
-                self._commit(step, temporary, [index for index, _ in answers], {**state, "strategy": strategy.state()})
-            except OSError as error:
-                problems = [f"commit: {error}"]
-        [problems, *_] = self.world.gather(problems)
         if problems:
-            self._failed(step, temporary, problems, required)
-        else:
+            self.under_way = None
+            self._failed(save, problems)
+        elif save.committing:
+            self.under_way = None
             self.failures = 0
-            self._prune(step)
+        else:
+            save.committing = True
+            save.phase = self._background.submit(self._commit, save, [index for index, _ in answers])
 
-    def _write_own(self, temporary: Path, strategy: Strategy) -> Index:
-        temporary.mkdir(exist_ok=True)
+    def _write_own(self, temporary: Path, fragments: list[Fragment]) -> _Answer:
         name = f"fragments-{self.world.rank:05d}-of-{self.world.size:05d}.safetensors"
-        return write_fragments(temporary / name, strategy.fragments())
+        try:
+            temporary.mkdir(exist_ok=True)
+            return write_fragments(temporary / name, fragments), None
+        except OSError as error:
+            return None, f"rank {self.world.rank}: {error}"
 
-    def _commit(self, step: int, temporary: Path, indices: list[Index], state: dict[str, Any]) -> None:
-        body = json.dumps({**state, "step": step}, indent=1).encode()
-        digest = write_durably(temporary / "state.json", body)
-        files = {"state.json": {"size": len(body), "sha256": digest}}
-        files |= {index["file"]: {"size": index["size"], "sha256": index["sha256"]} for index in indices}
-        tensors: dict[str, dict[str, Any]] = {}
-        for index in indices:
-            for name, kind, shape, dtype, start, numel in index["fragments"]:
-                entry = tensors.setdefault(name, {}).setdefault(kind, {"shape": shape, "dtype": dtype, "fragments": []})
-                entry["fragments"].append([index["file"], start, numel])
-        manifest = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
-        write_durably(temporary / "manifest.json", json.dumps(manifest).encode())
-        sync(temporary)
-        final = self.directory / _name(step)
-        if final.exists():  # the same step, not verified or written again after a resume
-            final.rename(temporary.with_name(f"{temporary.name}-replaced"))
-        temporary.rename(final)
-        sync(self.directory)
-        shutil.rmtree(temporary.with_name(f"{temporary.name}-replaced"), ignore_errors=True)
+    def _commit(self, save: _Save, indices: list[Index]) -> _Answer:
+        if self.world.is_first:
+            try:
+                commit(save.temporary, save.step, save.state, indices)
+            except OSError as error:
+                return None, f"commit: {error}"
+            prune(self.directory, save.step, self.cfg.keep)
+        return None, None
 
-    def _failed(self, step: int, temporary: Path, problems: list[str], required: bool) -> None:
+    def _failed(self, save: _Save, problems: list[str]) -> None:
         self.failures += 1
         if self.world.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            log.warning("saving step %d failed (%s); the step before it stays", step, "; ".join(problems))
-        if required or self.failures >= self.cfg.max_failures:
+            shutil.rmtree(save.temporary, ignore_errors=True)
+            log.warning("saving step %d failed (%s); the step before it stays", save.step, "; ".join(problems))
+        if save.required or self.failures >= self.cfg.max_failures:
             raise ResourceError(
-                f"{self.directory}: step {step} could not be saved ({problems[0]}), failure {self.failures} in a row; "
-                "free space there and start the same command again: it resumes from the newest committed step"
+                f"{self.directory}: step {save.step} could not be saved ({problems[0]}), failure {self.failures} in a "
+                "row; free space there and start the same command again: it resumes from the newest committed step"
             )
-
-    def _prune(self, committed: int) -> None:
-        """Delete old steps. A later one than the newest commit was passed over on resume, and counts for nothing."""
-        if not self.world.is_first:
-            return
-        names = sorted(path.name for path in self.directory.glob("step-*") if _STEP.fullmatch(path.name))
-        for name in [name for name in names if name <= _name(committed)][: -self.cfg.keep]:
-            shutil.rmtree(self.directory / name, ignore_errors=True)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def newest_step(directory: Path, world: World) -> Path | None:
@@ -149,8 +184,7 @@ def newest_step(directory: Path, world: World) -> Path | None:
     A collective: ranks share the hashing and choose the same step. Raises `CheckpointError` if there are steps and all
     are damaged: beginning again must not happen by itself.
     """
-    own = sorted((path.name for path in directory.glob("step-*") if _STEP.fullmatch(path.name)), reverse=True)
-    [steps, *_] = world.gather(own)  # rank 0's view, so that all agree
+    [steps, *_] = world.gather(step_names(directory)[::-1])  # rank 0's view, so that all agree
     for name in steps:
         problems = [problem for problem in world.gather(_problem(directory / name, world)) if problem]
         if not problems:
@@ -163,6 +197,20 @@ def newest_step(directory: Path, world: World) -> Path | None:
             "to begin again from step 0"
         )
     return None
+
+
+def saved_step(directory: Path, world: World, number: int | None = None) -> Path:
+    """Return the newest verified step, or that of a number. Raises `CheckpointError` if there is none. A collective."""
+    if number is None:
+        newest = newest_step(directory, world)
+        if newest is None:
+            raise CheckpointError(f"{directory}: no step is saved there; train first, or longer than checkpoint.every")
+        return newest
+    step = directory / step_name(number)
+    problems = [problem for problem in world.gather(_problem(step, world)) if problem]
+    if problems:
+        raise CheckpointError(f"{step}: {'; '.join(problems)}; name another step, or none for the newest")
+    return step
 
 
 def _problem(step: Path, world: World) -> str | None:
@@ -219,7 +267,7 @@ def shapes_of(module: nn.Module) -> Shapes:
 def restore(step: Path, shapes: Shapes, strategy: Strategy) -> None:
     """Fill weights and moments from a verified step. Raises `CheckpointError` if it is of another architecture."""
     reader = FragmentReader(step, load_manifest(step)["tensors"])
-    _same_architecture(step, shapes, reader)
+    check_architecture(step, shapes, reader.weight_shapes())
     strategy.load_state(load_state(step)["strategy"])
     strategy.load_fragments(reader)
 
@@ -227,13 +275,13 @@ def restore(step: Path, shapes: Shapes, strategy: Strategy) -> None:
 def restore_weights(step: Path, module: nn.Module) -> None:
     """Fill the weights of a whole module, in one process, from a step of any strategy at any world size."""
     reader = FragmentReader(step, load_manifest(step)["tensors"])
-    _same_architecture(step, shapes_of(module), reader)
+    check_architecture(step, shapes_of(module), reader.weight_shapes())
     for name, tensor in named_tensors(module):
         tensor.data.copy_(reader(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
 
 
-def _same_architecture(step: Path, wanted: Shapes, reader: FragmentReader) -> None:
-    stored = reader.weight_shapes()
+def check_architecture(source: Path, wanted: Shapes, stored: Shapes) -> None:
+    """Raise `CheckpointError` that lists the differences unless a checkpoint holds the tensors of a module."""
     differences = [f"missing {name} {tuple(wanted[name])}" for name in wanted.keys() - stored.keys()]
     differences += [f"extra {name} {tuple(stored[name])}" for name in stored.keys() - wanted.keys()]
     differences += [
@@ -243,4 +291,4 @@ def _same_architecture(step: Path, wanted: Shapes, reader: FragmentReader) -> No
     ]
     if differences:
         shown = "; ".join(sorted(differences)[:8]) + (" ..." if len(differences) > 8 else "")
-        raise CheckpointError(f"{step}: of another architecture, {len(differences)} tensors differ: {shown}")
+        raise CheckpointError(f"{source}: of another architecture, {len(differences)} tensors differ: {shown}")

@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,6 +25,7 @@ from pretrain.strategy.base import WEIGHT, Fragment
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 _BLOCK = 1 << 24  # bytes hashed or written at a time
+_AHEAD = 8  # blocks that writing may be ahead of hashing: each is a slice of host memory that must stay until then
 
 
 class Index(TypedDict):
@@ -69,14 +71,16 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> Index:
 def write_durably(path: Path, head: bytes, pieces: Iterable[memoryview] = ()) -> str:
     """Write `head` and then `pieces` to a new file, fsync it, and return its SHA-256. Hashing runs beside writing."""
     digest = hashlib.sha256(head)
+    hashing: deque[Future[None]] = deque()
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
         file.write(head)
         for piece in pieces:
             for begin in range(0, len(piece), _BLOCK):
                 block = piece[begin : begin + _BLOCK]
-                hashed = hasher.submit(digest.update, block)
+                hashing.append(hasher.submit(digest.update, block))
                 file.write(block)
-                hashed.result()
+                if len(hashing) > _AHEAD:
+                    hashing.popleft().result()
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
@@ -90,7 +94,7 @@ def hash_file(path: Path) -> str:
 
 def _bytes_of(data: Tensor) -> Any:
     """Return the tensor's bytes as a buffer, copied only if it is not on the CPU."""
-    return data.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return data.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
 
 
 class FragmentReader:

@@ -46,6 +46,7 @@ class RunHooks:
             record |= self.throughput.lap(state.step, state.tokens) | memory(self.world.device)
             self.tracker.log(record | {"skipped": reading.skipped})
         if reading.skipped_in_a_row > self.max_skipped:
+            self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
             raise NumericalError(
                 f"step {state.step}: {reading.skipped_in_a_row} updates in a row skipped for a non-finite gradient "
                 f"(train.max_skipped={self.max_skipped}); weights are as before them. Lower optim.lr, or use "
@@ -60,7 +61,12 @@ class RunHooks:
             self.tracker.log({"step": state.step, "split": "validation", "tokens": state.tokens, **measured})
 
     def save(self, state: TrainState, *, required: bool) -> None:
-        """Commit a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
+        """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
         progress = {"tokens": state.tokens, "resume": self.fingerprints}
         with self.throughput.paused():
             self.checkpoints.save(state.step, self.strategy, progress, required=required)
+
+    def settle(self) -> None:
+        """Carry a save that is being written on. Raises `ResourceError` as `save` does."""
+        with self.throughput.paused():
+            self.checkpoints.settle()

@@ -70,6 +70,8 @@ class Hooks(Protocol):
 
     def save(self, state: TrainState, *, required: bool) -> None: ...  # required: no later save could make up for it
 
+    def settle(self) -> None: ...  # at every step: what saves have left to do, or failed at, since they returned
+
 
 def train(
     module: nn.Module,
@@ -105,6 +107,7 @@ def train(
 
         last = state.step == cfg.steps
         [stops] = world.sum_ints(int(stop.received))
+        hooks.settle()
         if last or state.step % hooks.log_every == 0:
             hooks.log(state)
         if hooks.evaluate_every and (last or state.step % hooks.evaluate_every == 0):

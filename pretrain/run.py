@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pretrain.loop import TrainState, train
 from pretrain.metrics import StepMeter, Throughput
 from pretrain.objectives.base import Objective
 from pretrain.peaks import peak_flops
+from pretrain.released import starting_weights
 from pretrain.rundir import RunDirectory, plain
 from pretrain.strategy.base import Strategy
 from pretrain.summary import ModelSize, summary, versions
@@ -93,7 +95,11 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         )
         if directory:
             _introduce(cfg, directory, size, corpora, stream, held_out, world)
-        with _steps(cfg, stream, state, world) as steps, exit_code_to(tracker.close if tracker else lambda code: None):
+        with (
+            _steps(cfg, stream, state, world) as steps,
+            exit_code_to(tracker.close if tracker else lambda code: None),
+            closing(checkpoints),
+        ):
             if state.step == 0 and hooks.evaluate_every and cfg.eval.at_start:
                 hooks.evaluate(state)
             stop.training = True
@@ -139,7 +145,8 @@ def _resume(
     """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
     newest = newest_step(checkpoints.directory, world)
     if newest is None:
-        strategy.load_fragments(initial)
+        given = cfg.init_from and starting_weights(Path(cfg.init_from).expanduser(), shapes, cfg.model, world)
+        strategy.load_fragments(given or initial)
         return TrainState()
     saved = load_state(newest)
     for key in fingerprints | saved["resume"]:

@@ -57,6 +57,7 @@ def take_steps(
         save_every=1000,
         log=lambda state: asked.append(f"log {state.step}"),
         save=lambda state, required: asked.append(f"save {state.step} {required}"),
+        settle=lambda: None,
     )
     steps = [[micro_batch(2 * step), micro_batch(2 * step + 1)] for step in range(STEPS)]
     if pin:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import ALONE, ToyObjective, take_step, toy_strategy
+from toys import ALONE, ToyObjective, assert_same, state_of, take_step, toy_strategy
 
 from pretrain.checkpoint import (
     CheckpointConfig,
@@ -30,25 +30,11 @@ from pretrain.optim import MuonConfig
 def trained(tmp_path):
     """Three committed steps of a toy run."""
     module, strategy = toy_strategy()
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=3), ALONE)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=3, asynchronous=False), ALONE)
     for step in (1, 2, 3):
         take_step(module, strategy, seed=step)
         checkpoints.save(step, strategy, {"tokens": 11 * step})
     return module, strategy, checkpoints
-
-
-def state_of(module, strategy):
-    moments = {
-        (name, kind): value
-        for name, parameter in module.named_parameters()
-        for kind, value in strategy.optimizer.state[parameter].items()
-    }
-    return {**dict(module.state_dict()), **moments}
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("optim", [None, MuonConfig(lr=1e-2)])
@@ -57,7 +43,7 @@ def test_what_is_restored_is_what_was_saved_and_the_next_step_is_equal(tmp_path,
     for seed in range(3):
         take_step(module, strategy, seed)
     module.model.scale.fill_(2.5)
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), ALONE)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(asynchronous=False), ALONE)
     checkpoints.save(3, strategy, {"tokens": 33})
 
     other, resumed = toy_strategy(optim=optim)
@@ -190,57 +176,85 @@ def test_saving_a_step_again_replaces_it(trained):
     assert load_state(newest_step(checkpoints.directory, ALONE))["tokens"] == 5
 
 
-# A save of a process whose n-th call of one system function is its last: kill -9 at every phase of the protocol.
+# Processes that save, each of which dies at the n-th call of one function: kill -9 at every phase of the protocol.
+# They are forks of one that has imported everything; arguments are a folder and the list of cases.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import pretrain.checkpoint, pretrain.fragments
 from toys import ALONE, take_step, toy_strategy
 from pretrain.checkpoint import CheckpointConfig, Checkpoints
 
-directory, function, last_call = sys.argv[1], sys.argv[2], int(sys.argv[3])
-module, strategy = toy_strategy()
-checkpoints = Checkpoints(Path(directory), CheckpointConfig(), ALONE)
-take_step(module, strategy, 1)
-checkpoints.save(1, strategy, {"tokens": 11})
-take_step(module, strategy, 2)
-owner = {"fsync": os, "rename": Path, "mkdir": Path}[function]
-real, calls = getattr(owner, function), 0
+def die_at(owner, function, last_call):
+    real, calls = getattr(owner, function), 0
 
-def last(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == last_call:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **options)
+    def counted(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == last_call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
 
-setattr(owner, function, last)
-checkpoints.save(2, strategy, {"tokens": 22})
-print("committed", flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+    setattr(owner, function, counted)
+
+def save(directory, asynchronous, function, last_call):
+    module, strategy = toy_strategy()
+    checkpoints = Checkpoints(directory, CheckpointConfig(asynchronous=asynchronous), ALONE)
+    take_step(module, strategy, 1)
+    checkpoints.save(1, strategy, {"tokens": 11}, required=True)
+    take_step(module, strategy, 2)
+    die_at({"fsync": os, "rename": Path, "mkdir": Path, "_bytes_of": pretrain.fragments}[function], function, last_call)
+    checkpoints.save(2, strategy, {"tokens": 22})
+    take_step(module, strategy, 3)
+    checkpoints.settle(wait=True)
+    os._exit(0)
+
+toy_strategy()  # what engines import on first use
+for number, case in enumerate(json.loads(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        save(Path(sys.argv[1], str(number)), *case)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
+PHASES = [
+    ("mkdir", 1, 1),  # before anything is written
+    ("_bytes_of", 4, 1),  # in the middle of the fragment file
+    ("fsync", 1, 1),  # the fragment file is written, not synced
+    ("fsync", 2, 1),  # fragments are there, the state is not synced
+    ("fsync", 3, 1),  # the manifest is written, not synced
+    ("rename", 1, 1),  # everything is there, not renamed
+    ("fsync", 5, 2),  # renamed, the parent directory not synced
+    ("fsync", 99, 2),  # after the commit
+]
+CASES = [(asynchronous, *phase) for asynchronous in (False, True) for phase in PHASES]
 
-@pytest.mark.parametrize(
-    ("function", "call", "survivor"),
-    [
-        ("mkdir", 1, 1),  # before anything is written
-        ("fsync", 1, 1),  # the fragment file is written, not synced
-        ("fsync", 2, 1),  # fragments are there, the state is not synced
-        ("fsync", 3, 1),  # the manifest is written, not synced
-        ("rename", 1, 1),  # everything is there, not renamed
-        ("fsync", 5, 2),  # renamed, the parent directory not synced
-        ("fsync", 99, 2),  # after the commit
-    ],
-)
-def test_killed_at_every_phase_of_a_save(tmp_path, function, call, survivor):
-    command = [sys.executable, "-c", KILLED, str(tmp_path), function, str(call)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
-    assert done.returncode == -9, done.stderr
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), ALONE)
-    assert not list(tmp_path.glob(".tmp-*")), "what the kill left is cleaned"
-    assert load_state(newest_step(checkpoints.directory, ALONE))["tokens"] == 11 * survivor
-    restore(newest_step(checkpoints.directory, ALONE), shapes_of(ToyObjective()), toy_strategy()[1])
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with the directory of checkpoints that each case left, by its number."""
+    place = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLED, str(place), json.dumps([case[:3] for case in CASES])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=240)
+    codes = [0 if call == 99 else -9 for _, _, call, _ in CASES]
+    assert [int(line) for line in done.stdout.split()] == codes, done.stderr
+    return place
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case)) for case in CASES])
+def test_killed_at_every_phase_of_a_save(killed, number):
+    survivor = CASES[number][3]
+    checkpoints = Checkpoints(killed / str(number), CheckpointConfig(), ALONE)
+    assert not list(checkpoints.directory.glob(".tmp-*")), "what the kill left is cleaned"
+    newest = newest_step(checkpoints.directory, ALONE)
+    assert load_state(newest)["tokens"] == 11 * survivor
+
+    module, strategy = toy_strategy()
+    for step in range(1, survivor + 1):
+        take_step(module, strategy, step)
+    other, resumed = toy_strategy()
+    restore(newest, shapes_of(other), resumed)
+    assert_same(state_of(module, strategy), state_of(other, resumed))
 
 
 FULL_DISK = """
@@ -251,23 +265,27 @@ from pretrain.checkpoint import CheckpointConfig, Checkpoints
 
 module, strategy = toy_strategy()
 take_step(module, strategy, 1)
-checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig(max_failures=2), ALONE)
-checkpoints.save(1, strategy, {"tokens": 11})
+cfg = CheckpointConfig(asynchronous=sys.argv[2] == "True", max_failures=2)
+checkpoints = Checkpoints(Path(sys.argv[1]), cfg, ALONE)
+checkpoints.save(1, strategy, {"tokens": 11}, required=True)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # files cannot grow beyond this: writes fail as on a full disk
 checkpoints.save(2, strategy, {})
+checkpoints.settle(wait=True)
 print("training went on", flush=True)
 for step, required in ((3, False), (4, True)):
     try:
         checkpoints.save(step, strategy, {}, required=required)
+        checkpoints.settle(wait=True)
     except Exception as error:
         print(type(error).__name__, error, flush=True)
     checkpoints.failures = 0
 """
 
 
-def test_a_full_disk_keeps_the_old_step_and_stops_after_repeated_failures(tmp_path):
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_keeps_the_old_step_and_stops_after_repeated_failures(tmp_path, asynchronous):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(asynchronous)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
     assert "training went on" in done.stdout, done.stderr
     assert ResourceError.__name__ in done.stdout

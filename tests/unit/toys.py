@@ -69,3 +69,18 @@ def take_step(module: ToyObjective, strategy: DDP, seed: int, factor: float = 1.
     with strategy.micro_step(last=True):
         strategy.backward(module(batch).total * factor / batch.num_targets)
     return strategy.step(1.0, 1.0)
+
+
+def state_of(module: ToyObjective, strategy: DDP) -> dict[object, torch.Tensor]:
+    """Return weights, buffers and moments, not copied."""
+    moments = {
+        (name, kind): value
+        for name, parameter in module.named_parameters()
+        for kind, value in strategy.optimizer.state[parameter].items()
+    }
+    return {**module.state_dict(), **moments}
+
+
+def assert_same(first: dict[object, torch.Tensor], second: dict[object, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
