@@ -77,6 +77,13 @@ def compose(overrides: list[str], config_dir: Path | None = None, config_name: s
         raise ConfigError(_explained(error)) from None
 
 
+def compose_run(run: Path) -> PretrainConfig:
+    """Compose and type the configuration of a run directory, for looking at its model on the CPU."""
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
+    return compose(["attention=sdpa"], config_dir=run, config_name="config")  # flash and flex need a GPU
+
+
 def _explained(error: HydraException | YAMLError) -> str:
     """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice."""
     message = str(error)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint import newest_step, restore_weights
+from pretrain.checkpoint import restore_weights, saved_step
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.distributed import World
-from pretrain.entry import compose
-from pretrain.errors import CheckpointError, ConfigError, HeadwaterError
+from pretrain.entry import compose_run
+from pretrain.errors import ConfigError, HeadwaterError
 from pretrain.generate import generate
 from pretrain.models.decoder import Decoder
 from pretrain.objectives.base import Objective
@@ -36,14 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def load_run(run: Path) -> Objective:
     """Return a run's module with the weights of its newest verified checkpoint, on the CPU."""
-    if not (run / "config.yaml").exists():
-        raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
-    cfg = compose(["attention=sdpa"], config_dir=run, config_name="config")  # flash and flex need a GPU
-    step = newest_step(run / "checkpoints", World.alone())
-    if step is None:
-        raise CheckpointError(f"{run / 'checkpoints'}: no step verifies; train first, or longer than checkpoint.every")
+    cfg = compose_run(run)
     module = build_module(cfg, read_record(run)["vocab_size"]).to_empty(device="cpu")
-    restore_weights(step, module)
+    restore_weights(saved_step(run / "checkpoints", World.alone()), module)
     return module.eval()
 
 

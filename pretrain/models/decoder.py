@@ -86,6 +86,11 @@ class DecoderConfig:
         """Key-value heads, K."""
         return self.heads if self.kv_heads is None else self.kv_heads
 
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of the MLP; a gated one has two projections of it."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
     def layer_window(self, layer: int) -> int | None:
         """Return the window of a layer in tokens, None where it sees all keys."""
         return None if self.global_every is not None and layer % self.global_every == 0 else self.window
@@ -122,7 +127,7 @@ class Decoder(Model):
         if config.positions is Positions.learned:
             x = x + self.position_embedding(positions)
         elif config.positions is Positions.sinusoidal:
-            x = x * config.width**0.5 + sinusoids(positions, config.width)
+            x = x * config.width**0.5 + sinusoids(positions, config.width).to(x.dtype)
         x = F.dropout(x, config.dropout, self.training)
         rotated = config.positions is Positions.rotary
         tables = rotary(positions, config.head_width, config.rope_theta) if rotated else None
@@ -169,10 +174,9 @@ def _block(config: DecoderConfig, layer: int, attend: Attend) -> Block:
         window=config.layer_window(layer),
         attend=attend,
     )
-    hidden = 4 * config.width if config.mlp_width is None else config.mlp_width
     return Block(
         norm=lambda: make_norm(config.norm, config.width, config.norm_eps, config.bias),
         attention=attention,
-        mlp=MLP(width=config.width, hidden=hidden, activation=config.activation, bias=config.bias),
+        mlp=MLP(width=config.width, hidden=config.hidden_width, activation=config.activation, bias=config.bias),
         dropout=config.dropout,
     )

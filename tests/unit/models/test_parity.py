@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from pretrain.data.base import IGNORED
 from pretrain.models.base import Layout
+from pretrain.models.hub import family_for
 from pretrain.models.layers import Activation
 from pretrain.objectives.causal_lm import CausalLMConfig
 
@@ -34,32 +35,6 @@ def gpt2(config):
     )
 
 
-def gpt2_as_ours(theirs, read):
-    """Return our names and layouts of what `read` gives for each parameter: itself or its gradient."""
-    body = theirs.transformer
-    ours = {
-        "embedding.weight": read(body.wte.weight),
-        "position_embedding.weight": read(body.wpe.weight),
-        "final_norm.weight": read(body.ln_f.weight),
-        "final_norm.bias": read(body.ln_f.bias),
-    }
-    for i, block in enumerate(body.h):
-        norms = {"attention_norm": block.ln_1, "mlp_norm": block.ln_2}
-        projections = {
-            "attention.qkv": block.attn.c_attn,
-            "attention.out": block.attn.c_proj,
-            "mlp.up": block.mlp.c_fc,
-            "mlp.down": block.mlp.c_proj,
-        }
-        for name, module in (norms | projections).items():
-            weight = read(module.weight)
-            ours[f"blocks.{i}.{name}.weight"] = weight.T if name in projections else weight  # Conv1D is transposed
-            ours[f"blocks.{i}.{name}.bias"] = read(module.bias)
-    if not theirs.config.tie_word_embeddings:
-        ours["head.weight"] = read(theirs.lm_head.weight)
-    return ours
-
-
 def llama(config):
     return LlamaForCausalLM(
         LlamaConfig(
@@ -77,31 +52,19 @@ def llama(config):
     )
 
 
-def llama_as_ours(theirs, read):
+def as_ours(config, theirs, read):
     """Return our names and layouts of what `read` gives for each parameter: itself or its gradient."""
-    body = theirs.model
-    ours = {"embedding.weight": read(body.embed_tokens.weight), "final_norm.weight": read(body.norm.weight)}
-    for i, layer in enumerate(body.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        parts = {
-            "attention_norm": [layer.input_layernorm],
-            "mlp_norm": [layer.post_attention_layernorm],
-            "attention.qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
-            "attention.out": [attention.o_proj],
-            "mlp.up": [mlp.gate_proj, mlp.up_proj],
-            "mlp.down": [mlp.down_proj],
-        }
-        for name, modules in parts.items():
-            ours[f"blocks.{i}.{name}.weight"] = torch.cat([read(module.weight) for module in modules])
-    if not theirs.config.tie_word_embeddings:
-        ours["head.weight"] = read(theirs.lm_head.weight)
-    return ours
+    pieces = {}
+    for part in family_for(config).parts(config, VOCAB_SIZE):
+        tensor = read(theirs.get_parameter(part.theirs))
+        pieces.setdefault(part.ours, []).append(tensor.T if part.transposed else tensor)
+    return {name: torch.cat(parts) for name, parts in pieces.items()}
 
 
-def check_parity(ours, theirs, as_ours):
+def check_parity(ours, theirs):
     for parameter in theirs.parameters():  # norms and biases away from 1 and 0 as well
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-    ours.load_state_dict(as_ours(theirs, lambda parameter: parameter.detach()))
+    ours.load_state_dict(as_ours(ours.config, theirs, lambda parameter: parameter.detach()))
     batch = ragged_batch(LENGTHS)
 
     hidden = ours(batch.tokens, batch.positions, Layout.of(batch.offsets, batch.max_len))
@@ -114,7 +77,7 @@ def check_parity(ours, theirs, as_ours):
 
     loss.backward()
     expected_loss.backward()
-    expected_gradients = as_ours(theirs, lambda parameter: parameter.grad)
+    expected_gradients = as_ours(ours.config, theirs, lambda parameter: parameter.grad)
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
@@ -131,7 +94,7 @@ def check_parity(ours, theirs, as_ours):
 )
 def test_equals_gpt2(fields):
     ours = small_decoder(**fields)
-    check_parity(ours, gpt2(ours.config), gpt2_as_ours)
+    check_parity(ours, gpt2(ours.config))
 
 
 @pytest.mark.parametrize(
@@ -145,4 +108,4 @@ def test_equals_gpt2(fields):
 )
 def test_equals_llama(fields):
     ours = small_decoder(**LLAMA, **fields)
-    check_parity(ours, llama(ours.config), llama_as_ours)
+    check_parity(ours, llama(ours.config))

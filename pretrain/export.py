@@ -1,0 +1,149 @@
+"""`python -m pretrain.export RUN`: write a run's weights as a directory that `transformers` loads.
+
+Holds the command line and the directory; weight files are `huggingface`'s, names and settings `models/hub`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import check_architecture, load_manifest, load_state, saved_step, shapes_of
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.distributed import World
+from pretrain.durable import sync
+from pretrain.entry import compose_run
+from pretrain.errors import ConfigError, HeadwaterError, ResourceError
+from pretrain.fragments import FragmentReader, write_durably
+from pretrain.huggingface import DTYPES, write_weights
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.hub import family_for
+from pretrain.run import build_module
+from pretrain.rundir import read_record
+
+RECORD_FILE = "export.json"  # of which step an export is; `transformers` does not read it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        print(export(options))
+    except HeadwaterError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def export(options: argparse.Namespace) -> Path:
+    """Export as the command line says and return the directory. Raises `ConfigError` for what has no counterpart."""
+    cfg, record = compose_run(options.run), read_record(options.run)
+    if not isinstance(cfg.model, DecoderConfig):
+        raise ConfigError(f"{options.run}: its model is a {type(cfg.model).__name__}; only decoders are exported")
+    vocab_size = record["vocab_size"]
+    family = family_for(cfg.model)
+    parts = list(family.parts(cfg.model, vocab_size))
+    step = saved_step(options.run / "checkpoints", World.alone(), options.step)
+    reader = FragmentReader(step, load_manifest(step)["tensors"])
+    check_architecture(step, shapes_of(build_module(cfg, vocab_size)), reader.weight_shapes())
+    origin = {"run": record["name"], "step": load_state(step)["step"], "dtype": options.dtype}
+    out = (options.out or options.run / "export").absolute()
+    _check_place(out, origin["step"], options.overwrite)
+    with _replacing(out) as directory:
+        max_bytes = options.shard_mb * 1_000_000
+        write_weights(directory, parts, reader, dtype=DTYPES[options.dtype], max_bytes=max_bytes)
+        shutil.copyfile(options.run / "tokenizer.json", directory / "tokenizer.json")
+        network = family.theirs(cfg.model, vocab_size)
+        _describe(directory, network, cfg.model.max_seq_len, record["document_frame"], options.dtype)
+        _write_json(directory / RECORD_FILE, origin)
+    return out
+
+
+def _check_place(out: Path, step: int, overwrite: bool) -> None:
+    """Refuse to replace what is no export, and, unless asked to, an export of another step."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        found = json.loads((out / RECORD_FILE).read_bytes())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"--out={out}: exists and is no export; name another directory") from None
+    if found != step and not overwrite:
+        raise ConfigError(f"--out={out}: holds step {found}, not {step}; --overwrite replaces it, or name another")
+
+
+@contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """Give a directory to fill, which takes the place of `directory` when it is complete and on disk."""
+    temporary = directory.with_name(f".tmp-{directory.name}-{secrets.token_hex(4)}")
+    old = temporary.with_name(f"{temporary.name}-replaced")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        for torn in directory.parent.glob(f".tmp-{directory.name}-*"):
+            shutil.rmtree(torn)
+        temporary.mkdir()
+        yield temporary
+        sync(temporary)
+        if directory.exists():
+            directory.rename(old)
+        temporary.rename(directory)
+        sync(directory.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (ResourceError if full else ConfigError)(f"{directory}: cannot be exported ({error})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _describe(
+    directory: Path, network: dict[str, Any], max_tokens: int, frame: tuple[list[int], list[int]], dtype: str
+) -> None:
+    """Write what `transformers` reads beside weights and tokenizer.json: settings, and the tokens around a document."""
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    prefix, suffix = frame
+    begin = next(iter(prefix), None)
+    end = next(iter(suffix or prefix), None)  # where nothing ends a document, the beginning of the next one does
+    special = {"bos_token_id": begin, "eos_token_id": end}
+    tokens = {"bos_token": begin, "eos_token": end}
+    written = {key: tokenizer.id_to_token(token) for key, token in tokens.items() if token is not None}
+    _write_json(directory / "config.json", {**network, **special, "dtype": str(DTYPES[dtype]).removeprefix("torch.")})
+    _write_json(directory / "generation_config.json", special)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens}
+    _write_json(directory / "tokenizer_config.json", {**about, "clean_up_tokenization_spaces": False, **written})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_durably(path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Write the weights of a run as a directory that Hugging Face transformers loads."
+    parser = argparse.ArgumentParser(prog="python -m pretrain.export", description=description)
+    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
+    parser.add_argument("--step", type=int, default=None, help="a saved step (default: the newest that verifies)")
+    parser.add_argument("--out", type=Path, default=None, help="directory to write (default: RUN/export)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights (default %(default)s)")
+    parser.add_argument(
+        "--shard-mb", type=_megabytes, default=5000, help="size of a weight file at most (default %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an export of another step")
+    return parser
+
+
+def _megabytes(text: str) -> int:
+    size = int(text)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{size}: at least 1 MB")
+    return size
+
+
+if __name__ == "__main__":
+    sys.exit(main())

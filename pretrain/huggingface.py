@@ -1,0 +1,200 @@
+"""Hugging Face checkpoints: weights written as a stream, and read by slices.
+
+Holds files and nothing of runs; which tensor of theirs lies where in ours is `models/hub`'s to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pretrain.errors import CheckpointError, NumericalError
+from pretrain.fragments import write_durably
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.hub import Family, Part, family_of
+from pretrain.strategy.base import WEIGHT, Reader
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_WHOLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_RUN = 1 << 20  # elements read and written at a time; `write_durably` may hold several of them
+
+
+def write_weights(
+    directory: Path, parts: list[Part], read: Reader, *, dtype: torch.dtype, max_bytes: int, prefix: str = "model."
+) -> None:
+    """Write the tensors of a reader, whose names begin with `prefix`, durably into one safetensors file or several.
+
+    A file holds at most `max_bytes`, unless one tensor alone has more. What is held in memory is a part of a tensor,
+    or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
+    """
+    groups = _split(parts, max_bytes // dtype.itemsize)
+    files = {
+        _WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
+        for number, group in enumerate(groups, start=1)
+    }
+    for name, group in files.items():
+        pieces = (_buffer(part, piece, dtype) for part in group for piece in _pieces(part, read, prefix))
+        write_durably(directory / name, _header(group, dtype), pieces)
+    if len(groups) > 1:
+        index = {
+            "metadata": {"total_size": sum(part.numel for part in parts) * dtype.itemsize},
+            "weight_map": {part.theirs: name for name, group in files.items() for part in group},
+        }
+        write_durably(directory / _INDEX, json.dumps(index, indent=1).encode())
+
+
+def _split(parts: list[Part], max_elements: int) -> list[list[Part]]:
+    """Cut the list into runs of at most so many elements, at least one tensor each."""
+    groups: list[list[Part]] = [[]]
+    size = 0
+    for part in parts:
+        if groups[-1] and size + part.numel > max_elements:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += part.numel
+    return groups
+
+
+def _header(parts: list[Part], dtype: torch.dtype) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for part in parts:
+        begin, end = end, end + part.numel * dtype.itemsize
+        header[part.theirs] = {"dtype": _NAMES[dtype], "shape": part.their_shape, "data_offsets": [begin, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
+def _pieces(part: Part, read: Reader, prefix: str) -> Iterator[Tensor]:
+    """Yield the elements of a tensor in the order of its file."""
+    name = prefix + part.ours
+    if part.transposed:
+        yield read(name, WEIGHT, part.start, part.numel).reshape(part.shape).T
+        return
+    for begin in range(part.start, part.start + part.numel, _RUN):
+        yield read(name, WEIGHT, begin, min(_RUN, part.start + part.numel - begin))
+
+
+def _buffer(part: Part, piece: Tensor, dtype: torch.dtype) -> memoryview:
+    converted = piece.to(dtype).contiguous()
+    if dtype is torch.float16 and not converted.isfinite().all():
+        raise NumericalError(f"{part.theirs}: holds values that are no finite fp16 numbers (65504 at most); use bf16")
+    array: Any = converted.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+class HuggingFaceWeights:
+    """The weights of a Hugging Face directory under our names, read by slices; see `Reader` in `strategy.base`."""
+
+    config: DecoderConfig  # of the network whose weights these are
+
+    def __init__(self, directory: Path, prefix: str = "model.") -> None:
+        """Read names and shapes, not weights. Raises `CheckpointError` for files that are not of the architecture
+        that `config.json` describes, and `ConfigError` for an architecture that we do not have.
+        """
+        self.directory = directory
+        theirs = _read_json(directory / "config.json")
+        family = family_of(theirs)
+        try:
+            self.config = family.ours(theirs)
+            parts = list(family.parts(self.config, theirs["vocab_size"]))
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise CheckpointError(
+                f"{directory / 'config.json'}: not that of a {family.model_type} ({error!r})"
+            ) from None
+        self._opened: dict[str, Any] = {}  # memory-mapped on first use
+        self._file_of = self._locate()
+        self._parts: dict[str, list[Part]] = {}
+        for part in _as_stored(parts, family, self._file_of):
+            self._parts.setdefault(prefix + part.ours, []).append(part)
+        self._check(family)
+
+    def weight_shapes(self) -> dict[str, torch.Size]:
+        """Return the shape of every weight by our name."""
+        return {
+            name: torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
+            for name, parts in self._parts.items()
+        }
+
+    def kinds(self, name: str) -> dict[str, torch.Size]:
+        return {WEIGHT: self.weight_shapes()[name]}
+
+    def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
+        out = torch.empty(numel, dtype=torch.float32)
+        for part in self._parts[name]:
+            low, high = max(start, part.start), min(start + numel, part.start + part.numel)
+            if low >= high:
+                continue
+            columns = math.prod(part.shape[1:])
+            first, last = (low - part.start) // columns, -((part.start - high) // columns)
+            stored = self._slice(part.theirs)
+            rows = (stored[:, first:last].T if part.transposed else stored[first:last]).reshape(-1)
+            skipped = low - part.start - first * columns
+            out[low - start : high - start] = rows[skipped : skipped + high - low]
+        return out
+
+    def _locate(self) -> dict[str, str]:
+        """Return the file of every stored tensor."""
+        if (self.directory / _INDEX).exists():
+            located = _read_json(self.directory / _INDEX).get("weight_map", {})
+            for file in set(located.values()):
+                if Path(file).name != file:
+                    raise CheckpointError(f"{self.directory / _INDEX}: lists {file!r}, which is no file beside it")
+            return located
+        if not (self.directory / _WHOLE).exists():
+            raise CheckpointError(f"{self.directory}: no {_WHOLE}; only safetensors are read, convert what is there")
+        return dict.fromkeys(self._open(_WHOLE).keys(), _WHOLE)
+
+    def _check(self, family: Family) -> None:
+        """Refuse tensors that are missing, of another shape, or not known to the architecture."""
+        parts = {part.theirs: part for own in self._parts.values() for part in own}
+        problems = [f"missing {name} {part.their_shape}" for name, part in parts.items() if name not in self._file_of]
+        for name in self._file_of:
+            tied = name == "lm_head.weight" and self.config.tie_embeddings
+            if name not in parts and not tied and not name.endswith(family.derived):
+                problems.append(f"extra {name}")
+            elif name in parts and (found := tuple(self._slice(name).get_shape())) != parts[name].their_shape:
+                problems.append(f"{name} is {found}, not {parts[name].their_shape}")
+        if problems:
+            shown = "; ".join(sorted(problems)[:8]) + (" ..." if len(problems) > 8 else "")
+            rule = "its weights are not those that its config.json describes"
+            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {shown}")
+
+    def _slice(self, name: str) -> Any:
+        return self._open(self._file_of[name]).get_slice(name)
+
+    def _open(self, file: str) -> Any:
+        if file not in self._opened:
+            try:
+                self._opened[file] = safe_open(self.directory / file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.directory / file}: not a readable safetensors file ({error})") from None
+        return self._opened[file]
+
+
+def _as_stored(parts: list[Part], family: Family, names: dict[str, str]) -> list[Part]:
+    """Return the parts under the names of the files: a checkpoint of the body alone lacks the family's prefix."""
+    if any(name.startswith(family.prefix) for name in names):
+        return parts
+    return [part._replace(theirs=part.theirs.removeprefix(family.prefix)) for part in parts]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return content

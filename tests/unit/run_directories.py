@@ -1,0 +1,57 @@
+"""Run directories as `pretrain` leaves them, made in a moment: an untrained model, saved as one step."""
+
+import json
+from pathlib import Path
+
+from small_models import LLAMA
+from toys import ALONE
+
+from pretrain.checkpoint import CheckpointConfig, Checkpoints
+from pretrain.data.tokenizer import BpeTokenizer, describe
+from pretrain.entry import compose
+from pretrain.initial import InitialWeights
+from pretrain.run import build_module
+from pretrain.rundir import RunDirectory, plain
+
+TEXTS = ["the time of the year", "people and the world", "a way of life, a state of the world", "school time"] * 20
+GPT2_SETTINGS = ["model.init_std=0.3"]
+LLAMA_SETTINGS = [
+    *(f"model.{key}={getattr(value, 'value', value)}" for key, value in LLAMA.items()),
+    "model.init_std=0.3",
+]
+
+
+def make_run(path: Path, *overrides: str, vocab_size: int = 280, step: int = 7, seed: int = 1) -> Path:
+    """Return a run directory with weights drawn wide (`model.init_std`), so that logits say something."""
+    cfg = compose(
+        [
+            "model=decoder",
+            "data.seq_len=32",
+            "model.width=24",
+            "model.layers=2",
+            "model.heads=4",
+            f"run.root={path.parent}",
+            f"run.name={path.name}",
+            f"seed={seed}",
+            *overrides,
+        ]
+    )
+    run = RunDirectory.claim(cfg.run)
+    run.write_config(cfg)
+    tokenizer = path / "tokenizer.json"
+    tokenizer.write_text(BpeTokenizer(vocab_size=min(vocab_size, 280)).train(iter(TEXTS)))
+    facts = describe(tokenizer, BpeTokenizer())
+    run.record(name=path.name, vocab_size=vocab_size, document_frame=[facts.prefix, facts.suffix])
+    module = build_module(cfg, vocab_size)
+    initial = InitialWeights(module, cfg.seed)
+    strategy = cfg.strategy.build(world=ALONE, precision=cfg.precision, compilation=cfg.compile)
+    strategy.setup(module, cfg.optim.build)
+    strategy.load_fragments(initial)
+    network = {f"model.{key}": value for key, value in plain(cfg.model).items()}
+    checkpoints = Checkpoints(path / "checkpoints", CheckpointConfig(), ALONE)
+    checkpoints.save(step, strategy, {"tokens": 0, "resume": network}, required=True)
+    return path
+
+
+def json_of(path: Path) -> dict:
+    return json.loads(path.read_text())

@@ -1,0 +1,146 @@
+"""Hugging Face checkpoints: what is read is what `transformers` wrote, by slices; what does not fit is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from small_models import LLAMA, VOCAB_SIZE, small_decoder
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.huggingface import HuggingFaceWeights, write_weights
+from pretrain.models.hub import family_for
+from pretrain.strategy.base import WEIGHT
+
+FIELDS = {
+    "gpt2": {"layers": 1},
+    "gpt2, untied": {"layers": 1, "tie_embeddings": False, "mlp_width": 40},
+    "llama": {**LLAMA, "layers": 1, "kv_heads": 2},
+    "llama, untied": {**LLAMA, "layers": 1, "kv_heads": 1, "tie_embeddings": False, "mlp_width": 56},
+}
+
+
+class InMemory:
+    """A reader of a module's own tensors."""
+
+    def __init__(self, module):
+        self.tensors = {f"model.{name}": parameter.detach() for name, parameter in module.named_parameters()}
+
+    def kinds(self, name):
+        return {WEIGHT: self.tensors[name].shape}
+
+    def __call__(self, name, kind, start, numel):
+        return self.tensors[name].reshape(-1)[start : start + numel]
+
+
+def write(directory, model, max_bytes=10**9, dtype=torch.float32):
+    directory.mkdir()
+    family = family_for(model.config)
+    (directory / "config.json").write_text(json.dumps(family.theirs(model.config, VOCAB_SIZE)))
+    parts = list(family.parts(model.config, VOCAB_SIZE))
+    write_weights(directory, parts, InMemory(model), dtype=dtype, max_bytes=max_bytes)
+    return directory
+
+
+@pytest.fixture(scope="module", params=FIELDS)
+def written(request, tmp_path_factory):
+    """A model, and the directory that it was written to in several files."""
+    model = small_decoder(**FIELDS[request.param])
+    directory = write(tmp_path_factory.mktemp("written") / "model", model, max_bytes=10_000)
+    assert len(list(directory.glob("*.safetensors"))) > 2
+    return InMemory(model), HuggingFaceWeights(directory)
+
+
+def test_there_and_back_is_the_identity(written):
+    ours, read = written
+    assert read.weight_shapes() == {name: tensor.shape for name, tensor in ours.tensors.items()}
+    for name, tensor in ours.tensors.items():
+        assert read.kinds(name) == {WEIGHT: tensor.shape}
+        assert torch.equal(read(name, WEIGHT, 0, tensor.numel()), tensor.reshape(-1))
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_any_run_of_any_tensor(written, data):
+    ours, read = written
+    name = data.draw(st.sampled_from(sorted(ours.tensors)))
+    total = ours.tensors[name].numel()
+    start = data.draw(st.integers(0, total))
+    numel = data.draw(st.integers(0, total - start))
+    assert torch.equal(read(name, WEIGHT, start, numel), ours(name, WEIGHT, start, numel))
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+@pytest.mark.parametrize("form", ["one file", "several files", "the body alone", "half precision"])
+def test_what_transformers_writes_is_read(tmp_path, fields, form):
+    config = small_decoder(**fields).config
+    body = form == "the body alone"
+    if body and not config.tie_embeddings:
+        config.tie_embeddings = True  # the body has no head of its own
+    theirs = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**family_for(config).theirs(config, VOCAB_SIZE)),
+        dtype=torch.bfloat16 if form == "half precision" else torch.float32,
+    )
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter)
+    kept = theirs.base_model if body else theirs
+    kept.save_pretrained(tmp_path, max_shard_size="10KB" if form == "several files" else "1GB")
+    assert (tmp_path / "model.safetensors").exists() != (form == "several files")
+    read = HuggingFaceWeights(tmp_path)
+    for part in family_for(config).parts(config, VOCAB_SIZE):
+        tensor = theirs.get_parameter(part.theirs).detach().float()
+        expected = (tensor.T if part.transposed else tensor).reshape(-1)
+        assert torch.equal(read(f"model.{part.ours}", WEIGHT, part.start, part.numel), expected)
+
+
+def rewrite(directory, change):
+    """Change the tensors of a directory of one file."""
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def test_stored_masks_and_stored_tied_heads_are_no_surprise(tmp_path):
+    directory = write(tmp_path / "model", small_decoder())
+    rewrite(directory, lambda tensors: tensors.update({"transformer.h.0.attn.bias": torch.ones(3)}))
+    rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"].clone()}))
+    HuggingFaceWeights(directory)
+
+
+DAMAGE = {
+    "missing transformer.wpe.weight (32, 24)": lambda d: rewrite(d, lambda t: t.pop("transformer.wpe.weight")),
+    "extra transformer.wxe.weight": lambda d: rewrite(d, lambda t: t.update({"transformer.wxe.weight": torch.ones(1)})),
+    "transformer.wpe.weight is (2, 2), not (32, 24)": lambda d: rewrite(
+        d, lambda t: t.update({"transformer.wpe.weight": torch.ones(2, 2)})
+    ),
+    "no model.safetensors; only safetensors are read": lambda d: (d / "model.safetensors").unlink(),
+    "not a readable safetensors file": lambda d: (d / "model.safetensors").write_bytes(b"torn"),
+    "lists '../model.safetensors', which is no file beside it": lambda d: (
+        d / "model.safetensors.index.json"
+    ).write_text('{"weight_map": {"transformer.wte.weight": "../model.safetensors"}}'),
+    "config.json: cannot be read": lambda d: (d / "config.json").write_text("{"),
+    "config.json: not that of a gpt2 (KeyError('n_embd'))": lambda d: (d / "config.json").write_text(
+        '{"model_type": "gpt2", "n_positions": 32}'
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGE)
+def test_what_does_not_fit_is_refused_by_name(tmp_path, problem):
+    directory = write(tmp_path / "model", small_decoder())
+    DAMAGE[problem](directory)
+    with pytest.raises(CheckpointError) as refused:
+        HuggingFaceWeights(directory)
+    assert problem in str(refused.value)
+
+
+def test_an_architecture_that_is_not_ours_is_refused(tmp_path):
+    directory = write(tmp_path / "model", small_decoder())
+    (directory / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ConfigError, match="model_type=t5"):
+        HuggingFaceWeights(directory)
+    shutil.rmtree(directory)
