@@ -44,7 +44,7 @@ class CheckpointConfig:
 
     every: int = 1000  # optimizer steps; the last step is always saved
     keep: int = 2  # newest committed steps that stay; older ones are deleted after the next commit
-    asynchronous: bool = False  # copy what is saved into host memory and write while training goes on
+    asynchronous: bool = True  # copy what a rank saves into host memory, and write it while training goes on
     max_failures: int = 3  # saves in a row that may fail (a full disk, say) before the run stops with exit code 8
 
     def __post_init__(self) -> None:
