@@ -55,9 +55,8 @@ def starting_weights(source: Path, shapes: Shapes, model: Any, world: World) -> 
         reader = FragmentReader(step, load_manifest(step)["tensors"])
         settings = {key.removeprefix("model."): value for key, value in load_state(step)["resume"].items()}
     else:
-        raise ConfigError(
-            f"init_from={source}: no config.json (Hugging Face) and no checkpoints (a run) in it; name one"
-        )
+        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
+        raise ConfigError(f"init_from={source}: {rule}")
     check_architecture(source, shapes, reader.weight_shapes())
     _check_settings(source, settings, plain(model))
     return WeightsOnly(reader)

@@ -1,0 +1,51 @@
+"""Runs that begin with the weights of others, on one rank and on two."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from ranks import column, run, tiny
+
+from pretrain.export import main
+
+
+@pytest.fixture(scope="module")
+def exported(uninterrupted) -> Path:
+    assert main([str(uninterrupted)]) == 0
+    return uninterrupted / "export"
+
+
+@pytest.mark.parametrize(("source", "ranks"), [("run", 1), ("run", 2), ("export", 1), ("export", 2)])
+def test_a_run_begins_where_its_source_ended(place, uninterrupted, exported, source, ranks):
+    name = f"from-{source}-{ranks}"
+    folder = {"run": uninterrupted, "export": exported}[source].relative_to(place)
+    more = ["train.steps=4", "train.micro_batch_size=4", f"init_from={folder}"]
+    run(*tiny(name, *more), ranks=ranks, cwd=place)
+    losses = column(place / "runs" / name, "loss", "validation")
+    assert losses[0] == pytest.approx(column(uninterrupted, "loss", "validation")[24], abs=1e-6)
+    assert column(place / "runs" / name, "loss")[1] < column(uninterrupted, "loss")[1] - 0.5
+
+
+def test_a_resumed_run_asks_for_its_source_no_more(place, uninterrupted):
+    overrides = tiny("resumed", "train.steps=4", "init_from=source")
+    shutil.copytree(uninterrupted, place / "source")
+    run(*overrides, cwd=place)
+    shutil.rmtree(place / "source")
+    run(*overrides, "train.steps=6", cwd=place)
+    assert sorted(column(place / "runs" / "resumed", "loss")) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("source", "override", "code", "refusal"),
+    [
+        ("", "model.width=64", 4, "model.blocks.0.attention.out.weight is (32, 32), the model's (64, 64)"),
+        ("/export", "model.heads=2", 4, "model.heads is 2, that of"),
+        ("/log.txt", "model.heads=4", 2, "log.txt: neither config.json (Hugging Face) nor checkpoints (a run) in it"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(place, exported, source, override, code, refusal):
+    done = run(*tiny("refused", f"init_from=runs/uninterrupted{source}", override), code=code, cwd=place)
+    assert refusal in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((place / "runs" / "refused" / "run.json").read_text())["exit"] == code
