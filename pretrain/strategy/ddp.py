@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from pretrain.distributed import World
 from pretrain.errors import check
@@ -23,24 +21,29 @@ from pretrain.objectives.base import Objective
 from pretrain.optim import guarded_step
 from pretrain.precision import Precision
 from pretrain.registry import register
-from pretrain.strategy.base import WEIGHT, Fragment, Reader
+from pretrain.strategy.base import WEIGHT, Fragment, Memory, Reader
 from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.recomputation import RecomputationConfig
 
 
 @register("strategy", "ddp")
 @dataclass(kw_only=True)
-class DDPConfig:
+class DDPConfig(RecomputationConfig):
     """Every rank holds the whole model, its gradients and its moments."""
 
     bucket_mb: int = 25  # gradients are reduced in buckets of this many MiB while the backward pass runs
-    activation_checkpointing: bool = False  # recompute each block in the backward pass instead of keeping its inside
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.bucket_mb > 0, "strategy.bucket_mb", self.bucket_mb, "above 0 MiB")
 
     def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> DDP:
         """Return the strategy for this rank."""
         return DDP(self, world, precision, compilation)
+
+    def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
+        """Predict what a rank holds; see `StrategyConfig`. The precision changes activations alone."""
+        return Memory(4 * parameters, 4 * parameters, 8 * parameters)
 
 
 class DDP:
@@ -73,12 +76,13 @@ class DDP:
         self.module = module
         self.optimizer = make_optimizer(module)
         self.compilation.apply(module.model)  # first: around `checkpoint` it would find nothing to compile
-        if self.cfg.activation_checkpointing:
-            for block in module.model.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        self.cfg.recompute(module.model, self.compilation)
         module.forward = self.precision.autocast(self.world.device)(module.forward)
-        self.wrapped = self.accelerator.prepare_model(module)
+        self.wrapped = self._wrap(module)
         return self.wrapped
+
+    def _wrap(self, module: Objective) -> nn.Module:
+        return self.accelerator.prepare_model(module)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)

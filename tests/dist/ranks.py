@@ -18,8 +18,11 @@ def on_ranks(size: int, function: Callable[..., None], *arguments: object) -> No
 
 
 def _enter(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+    import torch
+
     from pretrain.distributed import joined
 
+    torch.set_num_threads(1)  # the variable below comes too late where the caller's modules import torch
     os.environ |= FAST | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with joined() as world:

@@ -245,7 +245,7 @@ def test_half_precision_learns_as_single_does(place, one_process, precision):
 
 @pytest.mark.parametrize(
     ("override", "ranks"),
-    [("strategy.activation_checkpointing=true", 1), ("compile=block", 1), ("compile=block", 2), ("attention=eager", 1)],
+    [("strategy.activation_checkpointing=full", 1), ("compile=block", 1), ("compile=block", 2), ("attention=eager", 1)],
 )
 def test_how_fast_does_not_change_what(place, one_process, override, ranks):
     name = f"{override.split('=')[0].replace('.', '-')}-{ranks}"

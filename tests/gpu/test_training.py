@@ -41,7 +41,7 @@ def test_the_host_never_waits_between_log_steps(precision, attention):
         (["precision=bf16"], 0.05),
         (["precision=fp16"], 0.05),
         (["precision=bf16", "compile=block"], 0.05),
-        (["precision=bf16", "strategy.activation_checkpointing=true"], 0.05),
+        (["precision=bf16", "strategy.activation_checkpointing=full"], 0.05),
     ],
     ids=str,
 )

@@ -1,0 +1,184 @@
+"""Sharded data parallelism through torch's FSDP2: each rank holds a part of every weight, gradient and moment.
+
+Holds the strategy; torch's `fully_shard` gathers the weights of a block before they are used and reduces gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from pretrain.distributed import World, ensure_group
+from pretrain.errors import check
+from pretrain.models.base import named_tensors
+from pretrain.objectives.base import Objective
+from pretrain.optim import MuonWithAdamW, guarded_step
+from pretrain.precision import Precision
+from pretrain.registry import register
+from pretrain.strategy.base import WEIGHT, Fragment, Reader
+from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.recomputation import RecomputationConfig
+
+
+@register("strategy", "fsdp2")
+@dataclass(kw_only=True)
+class FSDP2Config(RecomputationConfig):
+    """Every rank holds a part of the weights, gradients and moments (torch's FSDP2, also HSDP)."""
+
+    shard_ranks: int | None = None  # ranks that hold one replica between them (HSDP: those of a node); null: all
+    reshard_after_forward: bool = True  # free a block's weights between its passes (ZeRO-3); false: keep them (ZeRO-2)
+    reduce_every_micro_batch: bool = False  # accumulate a rank's part of the gradients, not whole ones: less memory
+    cpu_offload: bool = False  # weights, gradients and moments lie in host memory, where the optimizer works, too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranks = self.shard_ranks
+        check(ranks is None or ranks >= 1, "strategy.shard_ranks", ranks, "at least 1, or null for all ranks")
+
+    def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> FSDP2:
+        """Return the strategy for this rank. Raises `ConfigError` if the ranks do not fall into whole replicas."""
+        ranks = self.shard_ranks or world.size
+        rule = f"must divide the number of ranks, {world.size}; null shards over all of them"
+        check(world.size % ranks == 0, "strategy.shard_ranks", ranks, rule)
+        return FSDP2(self, world, precision, compilation)
+
+
+class FSDP2:
+    """The five verbs over `fully_shard`; see `Strategy`.
+
+    Parameters are DTensors cut along their first dimension: fp32, of which FSDP2 gathers copies in the precision of
+    the forward pass, so that nothing needs autocast. Unlike under autocast the residual stream has that precision too;
+    norms, the softmax and the loss compute in fp32 inside their kernels.
+    """
+
+    optimizer: Optimizer
+
+    def __init__(self, cfg: FSDP2Config, world: World, precision: Precision, compilation: CompileConfig) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        self.cfg = cfg
+        self.world = world
+        self.precision = precision
+        self.compilation = compilation
+        self.scaler = precision.scaler(world.device)
+        ensure_group(world)
+        shard = cfg.shard_ranks or world.size
+        axes = {"replicate": world.size // shard, "shard": shard} if shard < world.size else {"shard": shard}
+        self.mesh = init_device_mesh(world.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+
+    def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
+        from torch.distributed.fsdp import (
+            CPUOffloadPolicy,
+            FSDPModule,
+            MixedPrecisionPolicy,
+            OffloadPolicy,
+            fully_shard,
+        )
+
+        self.compilation.apply(module.model)
+        self.cfg.recompute(module.model, self.compilation)
+        half = self.precision.dtype != torch.float32
+        # Inputs keep their precision: those of a block include the angles of rotary positions.
+        policy = MixedPrecisionPolicy(self.precision.dtype, torch.float32, cast_forward_inputs=False) if half else None
+        pin = self.world.device.type == "cuda"
+        options = {
+            "mesh": self.mesh,
+            "mp_policy": policy or MixedPrecisionPolicy(),
+            "offload_policy": CPUOffloadPolicy(pin_memory=pin) if self.cfg.cpu_offload else OffloadPolicy(),
+        }
+        again = self.cfg.reshard_after_forward
+        self.sharded = [fully_shard(block, reshard_after_forward=again, **options) for block in module.model.blocks]
+        # The rest is one group, gathered while the objective runs: the head's weight is used outside of its module.
+        self.sharded.append(fully_shard(module, reshard_after_forward=False, **options))
+        module.to_empty(device="cpu" if self.cfg.cpu_offload else self.world.device)
+        assert isinstance(module, FSDPModule)
+        self.module = module
+        self.tensors = list(named_tensors(module))  # now, for a gathered module shows the gathered tensors instead
+        self.optimizer = make_optimizer(module)
+        rule = "orthogonalises whole matrices, of which strategy=fsdp2 holds parts; use optim=adamw, or strategy=ddp"
+        check(not isinstance(self.optimizer, MuonWithAdamW), "optim", "muon", rule)
+        return module
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        self.module.set_requires_gradient_sync(last or self.cfg.reduce_every_micro_batch)
+        if not self.cfg.reshard_after_forward:
+            self.module.set_reshard_after_backward(last)  # weights change only after the last backward pass
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor
+        self.scaler.unscale_(self.optimizer)
+        norm = self._gradient_norm()
+        clip_grads_with_norm_(self.module.parameters(), clip_norm or float("inf"), norm)
+        guarded_step(self.optimizer, norm)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return norm.to(self.world.device)
+
+    def _gradient_norm(self) -> Tensor:
+        """Return the norm of the whole gradient: ranks of a replica hold disjoint parts, replicas the same ones."""
+        parts = [self._part(tensor.grad).data for _, tensor in self.tensors if tensor.grad is not None]
+        squared = get_total_norm(parts).square()
+        dist.all_reduce(squared, group=self.mesh.get_group("shard"))
+        return squared.sqrt()
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's part of each tensor, from the first replica; what is not cut comes from rank 0."""
+        first_replica = self.world.rank < self.mesh["shard"].size()
+        for name, tensor in self.tensors:
+            kinds = {WEIGHT: tensor.detach(), **self.optimizer.state.get(tensor, {})}
+            for kind, value in kinds.items():
+                part = self._part(value)
+                if (first_replica and part.data.numel()) if part.cut else self.world.is_first:
+                    yield Fragment(name, kind, tuple(value.shape), part.start, part.data.reshape(-1))
+
+    def load_fragments(self, read: Reader) -> None:
+        for gathered in self.sharded:
+            gathered.reshard()  # an evaluation leaves them so
+        self.optimizer.state.clear()
+        for name, tensor in self.tensors:
+            for kind, shape in read.kinds(name).items():
+                value = tensor.detach()
+                if kind != WEIGHT:
+                    alike = shape == tensor.shape  # or a count of steps
+                    value = torch.empty_like(value) if alike else torch.empty(shape, device=tensor.device)
+                    self.optimizer.state[tensor][kind] = value
+                part = self._part(value)
+                part.data.copy_(read(name, kind, part.start, part.data.numel()).view_as(part.data))
+
+    def _part(self, tensor: Tensor) -> _Part:
+        """Return what this rank holds of a tensor; rows are dealt out as `torch.chunk` does."""
+        from torch.distributed.tensor import DTensor
+
+        if not isinstance(tensor, DTensor):
+            return _Part(tensor, 0, cut=False)
+        shard = self.mesh["shard"]
+        first_row = min(shard.get_local_rank() * -(-tensor.shape[0] // shard.size()), tensor.shape[0])
+        return _Part(tensor.to_local(), first_row * tensor.shape[1:].numel(), cut=True)
+
+    def state(self) -> dict[str, float]:
+        return self.scaler.state_dict()
+
+    def load_state(self, state: dict[str, float]) -> None:
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)
+
+
+class _Part(NamedTuple):
+    """What one rank holds of a tensor."""
+
+    data: Tensor  # whole rows of it, none for the last ranks of a small tensor; shares the tensor's memory
+    start: int  # the first element, counted in the flattened whole tensor
+    cut: bool  # False: every rank holds the whole tensor
