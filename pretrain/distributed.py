@@ -108,7 +108,8 @@ def ensure_group(world: World) -> None:
     """Start a process group of one where there is none: engines that shard ask for a group even alone."""
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 class StopRequest:

@@ -233,6 +233,7 @@ def _introduce(
     log.info(
         summary(
             size=size,
+            memory=cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision),
             seq_len=cfg.data.seq_len,
             train=cfg.train,
             world=world,

@@ -14,9 +14,9 @@ from pretrain.distributed import World
 from pretrain.loop import TrainConfig
 from pretrain.metrics import MFU_CONVENTION
 from pretrain.objectives.base import Objective
+from pretrain.strategy.base import Memory
 
 _LIBRARIES = ("torch", "accelerate", "deepspeed", "hydra-core", "tokenizers", "pyarrow")
-_BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two AdamW moments
 
 
 def versions() -> dict[str, str]:
@@ -40,6 +40,7 @@ class ModelSize(NamedTuple):
 def summary(
     *,
     size: ModelSize,
+    memory: Memory,
     seq_len: int,  # tokens in a slot
     train: TrainConfig,
     world: World,
@@ -57,7 +58,8 @@ def summary(
     ]
     rows = {
         "model": f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)",
-        "memory": f"{size.parameters * _BYTES_PER_PARAMETER / 2**20:,.0f} MiB of weights, gradients and moments a rank",
+        "memory": f"{sum(memory) / 2**20:,.0f} MiB a rank: weights {memory.weights / 2**20:,.0f}, gradients "
+        f"{memory.gradients / 2**20:,.0f}, optimizer {memory.optimizer / 2**20:,.0f}; activations come on top",
         "step": f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro_batches} micro-batches of "
         f"{train.micro_batch_size} on each of {world.size} ranks ({world.device.type})",
         "run": f"{train.steps:,} steps, {train.steps * tokens:,} tokens, "

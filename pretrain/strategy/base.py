@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pretrain.distributed import World
 from pretrain.objectives.base import Objective
+from pretrain.precision import Precision
+from pretrain.strategy.compilation import CompileConfig
 
 WEIGHT = "weight"  # the kind of a fragment that holds fp32 weights; other kinds are the optimizer's own state names
 
@@ -37,6 +40,26 @@ class Reader(Protocol):
 
     def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
         """Return elements [start, start + numel) of the flattened tensor, (numel,) on the CPU."""
+        ...
+
+
+class Memory(NamedTuple):
+    """Bytes that a rank holds at the end of a backward pass, activations and communication buffers apart."""
+
+    weights: float  # that compute
+    gradients: float
+    optimizer: float  # moments, and fp32 weights beside those that compute
+
+
+class StrategyConfig(Protocol):
+    """What `run` asks of a strategy's dataclass."""
+
+    def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
+        """Return the strategy for this rank. Raises `ConfigError` for what the ranks or the device cannot do."""
+        ...
+
+    def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
+        """Predict what a rank will hold of a model of so many parameters under AdamW."""
         ...
 
 

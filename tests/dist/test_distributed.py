@@ -25,5 +25,5 @@ def test_more_ranks_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ConfigError, match="LOCAL_RANK=2: .* one of the 2 CUDA devices"), joined():
+    with pytest.raises(ConfigError, match=r"LOCAL_RANK=2: .* one of the 2 CUDA devices"), joined():
         raise AssertionError("not reached")

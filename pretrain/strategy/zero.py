@@ -1,0 +1,129 @@
+"""ZeRO (Rajbhandari et al. 2020) through DeepSpeed: moments, gradients and parameters sharded over the ranks.
+
+Holds the configuration and the dictionary that DeepSpeed is told; the verbs are in `zero_engine`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pretrain.distributed import World, ensure_group
+from pretrain.errors import check
+from pretrain.precision import FP16, Precision
+from pretrain.registry import register
+from pretrain.strategy.base import Memory
+from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.recomputation import RecomputationConfig
+
+if TYPE_CHECKING:
+    from pretrain.strategy.base import Strategy
+
+
+class Offload(StrEnum):
+    """Where shards live between their uses."""
+
+    none = "none"  # on the device that computes
+    cpu = "cpu"  # in the host's memory
+
+
+@register("strategy", "zero")
+@dataclass(kw_only=True)
+class ZeROConfig(RecomputationConfig):
+    """`strategy=zero0` to `zero3` set the stage: what is sharded over the ranks."""
+
+    stage: int = 2  # 0 nothing, 1 moments and fp32 weights, 2 gradients as well, 3 parameters as well
+    overlap: bool = True  # reduce gradients while the backward pass runs
+    reduce_bucket: int = 50_000_000  # gradient elements that are reduced at a time
+    gather_bucket: int = 50_000_000  # elements that are gathered at a time: after a step, or ahead in stage 3
+    live_parameters: int = 1_000_000_000  # stage 3: gathered elements that may stay on a rank at once
+    persistent_below: int = 10_000  # stage 3: parameters of fewer elements stay whole on every rank
+    offload_optimizer: Offload = Offload.none  # none or cpu: moments and fp32 weights, updated there
+    offload_parameters: Offload = Offload.none  # none or cpu: stage 3 only
+    hpz_ranks: int = 1  # ZeRO++, stage 3: ranks of a node that keep a second copy of parameters among them; 1 is off
+    quantized_weights: bool = False  # ZeRO++, stage 3 on GPUs: gather parameters in int8
+    quantized_gradients: bool = False  # ZeRO++, stage 3 on GPUs: reduce gradients in int4 and int8
+    log_dictionary: bool = False  # log what DeepSpeed is told
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.stage in range(4), "strategy.stage", self.stage, "choose 0, 1, 2 or 3")
+        for key in ("reduce_bucket", "gather_bucket", "live_parameters", "hpz_ranks"):
+            check(getattr(self, key) >= 1, f"strategy.{key}", getattr(self, key), "must be at least 1")
+        check(self.persistent_below >= 0, "strategy.persistent_below", self.persistent_below, "0 (none) or more")
+        rule = "needs strategy=zero3, because only stage 3 shards parameters"
+        for key in ("offload_parameters", "hpz_ranks", "quantized_weights", "quantized_gradients"):
+            off = getattr(self, key) in (Offload.none, 1, False)
+            check(off or self.stage == 3, f"strategy.{key}", getattr(self, key), rule)
+        offloads = self.offload_optimizer is not Offload.none
+        check(not offloads or self.stage > 0, "strategy.offload_optimizer", "cpu", "needs a stage of 1 or more")
+
+    def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
+        """Return the strategy for this rank. Raises `ConfigError` for what the device cannot do."""
+        on_gpu = world.device.type == "cuda"
+        rule = "DeepSpeed has no fp16 on a CPU; use bf16 or fp32, or strategy=ddp"
+        check(on_gpu or not isinstance(precision, FP16), "precision", "fp16", rule)
+        for key in ("quantized_weights", "quantized_gradients"):
+            check(on_gpu or not getattr(self, key), f"strategy.{key}", True, "needs GPUs")
+        rule = f"must divide the {world.size} ranks"
+        check(world.size % self.hpz_ranks == 0, "strategy.hpz_ranks", self.hpz_ranks, rule)
+        from pretrain.strategy.zero_engine import ReplicatedZeRO, ShardedZeRO
+
+        ensure_group(world)
+        strategy = ShardedZeRO if self.stage else ReplicatedZeRO
+        return strategy(self, world, precision, compilation)
+
+    def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
+        """Predict what a rank holds; see `StrategyConfig`. Gradients of sharded stages are added up in fp32."""
+        if self.stage == 0:
+            return Memory(4 * parameters, 4 * parameters, 8 * parameters)
+        computing = precision.dtype.itemsize
+        shard = parameters / ranks
+        gradients = 4 * shard * (2 if self.offload_optimizer is Offload.cpu else 1)  # there and where they arise
+        if self.stage == 1 and computing == 2:
+            gradients = (2 + 4) * parameters  # in half precision as they come, and their sum
+        return Memory(computing * (shard if self.stage == 3 else parameters), gradients, 12 * shard)
+
+    def dictionary(self, precision: Precision) -> dict[str, Any]:
+        """Return DeepSpeed's configuration; batch sizes are the loop's business, hence ones."""
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            "overlap_comm": self.overlap,
+            "reduce_bucket_size": self.reduce_bucket,
+            "allgather_bucket_size": self.gather_bucket,
+            "stage3_prefetch_bucket_size": self.gather_bucket,
+            "stage3_max_live_parameters": self.live_parameters,
+            "stage3_max_reuse_distance": self.live_parameters,
+            "stage3_param_persistence_threshold": self.persistent_below,
+            "zero_hpz_partition_size": self.hpz_ranks,
+            "zero_quantized_weights": self.quantized_weights,
+            "zero_quantized_gradients": self.quantized_gradients,
+            "memory_efficient_linear": False,  # it would replace torch's linear for the whole process
+        }
+        for key, where in (("offload_optimizer", self.offload_optimizer), ("offload_param", self.offload_parameters)):
+            if where is not Offload.none:
+                zero[key] = {"device": where.value, "pin_memory": torch.cuda.is_available()}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "steps_per_print": None,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on the CPU, too
+            "zero_optimization": zero,
+            **(_precision(precision) if self.stage else {}),
+        }
+
+
+def _precision(precision: Precision) -> dict[str, Any]:
+    """Half-precision weights beside fp32 ones in the optimizer's shards; gradients are added up in fp32."""
+    if precision.dtype == torch.float32:
+        return {}
+    accumulation = {"data_types": {"grad_accum_dtype": "fp32"}}
+    if isinstance(precision, FP16):
+        scale_power = max(0, round(precision.initial_scale).bit_length() - 1)
+        scaling = {"initial_scale_power": scale_power, "loss_scale_window": precision.growth_every, "hysteresis": 1}
+        return {"fp16": {"enabled": True, **scaling}, **accumulation}
+    return {"bf16": {"enabled": True, "check_grad_overflow": True}, **accumulation}

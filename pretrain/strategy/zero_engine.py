@@ -1,0 +1,197 @@
+"""The five verbs over a DeepSpeed engine.
+
+Holds what DeepSpeed must be asked and where it keeps its shards; its configuration is in `zero`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pretrain.distributed import World
+from pretrain.errors import check
+from pretrain.models.base import named_tensors
+from pretrain.objectives.base import Objective
+from pretrain.precision import FP16, Precision
+from pretrain.strategy.base import WEIGHT, Fragment, Reader
+from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.ddp import DDP
+from pretrain.strategy.zero import ZeROConfig
+from pretrain.strategy.zero_shards import Part, part_of_flat_group, part_of_parameter
+
+log = logging.getLogger(__name__)
+
+
+def _deepspeed(world: World) -> Any:
+    """Import DeepSpeed for the device at hand, quiet, and without kernels that it would compile first."""
+    os.environ.setdefault("DS_ACCELERATOR", world.device.type)
+    os.environ.setdefault("LOCAL_RANK", "0")  # it reads them from the environment alone
+    import deepspeed
+
+    deepspeed.logger.setLevel(logging.WARNING)
+    # It calls collectives by the names that torch 2.13 renames; each of them would warn at every call.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # On a CPU it compiles a shared-memory all-reduce for a minute before the first use; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class ShardedZeRO:
+    """Stages 1 to 3; see `Strategy`."""
+
+    def __init__(self, cfg: ZeROConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
+        self.cfg = cfg
+        self.world = world
+        self.precision = precision
+        self.compilation = compilation
+        self.dictionary = cfg.dictionary(precision)
+        if cfg.log_dictionary and world.is_first:
+            log.info("DeepSpeed is told %s", json.dumps(self.dictionary))
+
+    def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
+        deepspeed = _deepspeed(self.world)
+        optimizer = make_optimizer(module)  # while parameters have their own shapes
+        rule = "needs whole matrices; use optim=adamw, or strategy=ddp"
+        check(isinstance(optimizer, torch.optim.AdamW), "optim", type(optimizer).__name__, rule)
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
+        self.compilation.apply(module.model)
+        self.cfg.recompute(module.model, self.compilation)
+        if self.cfg.stage == 3:
+            self._be_born_sharded(deepspeed, module)
+        else:
+            module.to_empty(device=self.world.device)
+        born = dict(module.named_parameters())
+        for group in optimizer.param_groups:
+            group["params"] = [born[names[parameter]] for parameter in group["params"]]
+        self.module, self.optimizer = module, optimizer
+        self.engine, self.zero, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=self.dictionary, dist_init_required=False
+        )
+        return self.engine
+
+    def _be_born_sharded(self, deepspeed: Any, module: Objective) -> None:
+        """Give memory to one block or layer at a time, and leave each with this rank's shard before the next."""
+        module.to(self.precision.dtype)
+        layers = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
+        for part in (*module.model.blocks, *layers):
+            if next(part.parameters()).is_meta:
+                part.to_empty(device=self.world.device)
+                deepspeed.zero.Init(module=part, config_dict_or_path=self.dictionary)
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        self.engine.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor
+        self.zero.clip_grad = clip_norm or 0.0
+        self.engine.step()
+        return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's part of every tensor with its moments; a scalar comes from the rank that holds the first part."""
+        for name, tensor in named_tensors(self.module):
+            shape = tuple(self.shapes[name])
+            if not isinstance(tensor, nn.Parameter):
+                if self.world.is_first:
+                    yield Fragment(name, WEIGHT, shape, 0, tensor.reshape(-1))
+            elif part := self._part(tensor):
+                yield Fragment(name, WEIGHT, shape, part.start, part.of(part.shard))
+                for kind, value in self.optimizer.state.get(part.shard, {}).items():
+                    if value.shape == part.shard.shape:
+                        yield Fragment(name, kind, shape, part.start, part.of(value))
+                    elif part.start == 0:
+                        yield Fragment(name, kind, (), 0, value.reshape(-1))
+
+    def load_fragments(self, read: Reader) -> None:
+        with torch.no_grad(), self._published():
+            for name, tensor in named_tensors(self.module):
+                if not isinstance(tensor, nn.Parameter):
+                    tensor.copy_(read(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
+                elif part := self._part(tensor):
+                    self._load_part(name, part, read)
+                    if self.cfg.stage == 3:
+                        _compute_copy(tensor)[: part.numel].copy_(part.of(part.shard))
+
+    def _load_part(self, name: str, part: Part, read: Reader) -> None:
+        state = self.optimizer.state
+        for kind, shape in read.kinds(name).items():
+            if kind == WEIGHT:
+                part.of(part.shard).copy_(read(name, WEIGHT, part.start, part.numel))
+            elif shape:
+                moment = state[part.shard].setdefault(kind, torch.zeros_like(part.shard))
+                part.of(moment).copy_(read(name, kind, part.start, part.numel))
+            else:
+                state[part.shard][kind] = read(name, kind, 0, 1).reshape(()).to(part.shard.device)
+
+    def _part(self, parameter: nn.Parameter) -> Part | None:
+        if self.cfg.stage == 3:
+            return part_of_parameter(self.zero, parameter, self.world.rank)
+        return part_of_flat_group(self.optimizer, parameter)
+
+    @contextmanager
+    def _published(self) -> Iterator[None]:
+        """After the block, the weights that compute are those of the shards, on every rank."""
+        whole = self.zero.persistent_parameters if self.cfg.stage == 3 else []
+        if whole:
+            whole[0].partition(whole)
+        yield
+        if whole:
+            whole[0].all_gather(whole)
+        if self.cfg.stage < 3:
+            self.zero.update_lp_params()
+
+    def state(self) -> dict[str, float]:
+        if not isinstance(self.precision, FP16):
+            return {}
+        scaler = self.zero.loss_scaler
+        return {"scale": scaler.cur_scale, "_growth_tracker": scaler.cur_iter - scaler.last_overflow_iter - 1}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        if state and isinstance(self.precision, FP16):
+            scaler = self.zero.loss_scaler
+            scaler.cur_scale = state["scale"]
+            scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["_growth_tracker"])
+
+
+def _compute_copy(parameter: nn.Parameter) -> Tensor:
+    """Return this rank's shard of the weights that compute under stage 3, padded."""
+    return parameter.ds_tensor.data  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class ReplicatedZeRO(DDP):
+    """Stage 0: whole replicas whose gradients DeepSpeed averages, with autocast and loss scaling as under ddp."""
+
+    def __init__(self, cfg: ZeROConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
+        self.cfg = cfg
+        self.world = world
+        self.precision = precision
+        self.compilation = compilation
+        self.scaler = precision.scaler(world.device)
+
+    def _wrap(self, module: Objective) -> nn.Module:
+        self.engine, *_ = _deepspeed(self.world).initialize(
+            model=module, optimizer=self.optimizer, config=self.cfg.dictionary(self.precision), dist_init_required=False
+        )
+        return self.engine
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        self.engine.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(self.scaler.scale(loss), scale_wrt_gas=False)

@@ -1,0 +1,163 @@
+"""One small training run in plain torch, and the same run under any strategy: what every strategy must reproduce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, shapes_of
+from pretrain.data.base import IGNORED, Batch
+from pretrain.distributed import World
+from pretrain.fragments import FragmentReader
+from pretrain.initial import InitialWeights
+from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.decoder import DecoderConfig
+from pretrain.objectives.base import Objective
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.optim import AdamWConfig
+from pretrain.precision import FP32, Precision
+from pretrain.strategy.base import Strategy
+from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.ddp import DDPConfig
+from pretrain.strategy.fsdp2 import FSDP2Config
+from pretrain.strategy.zero import Offload, ZeROConfig
+
+VOCABULARY, SEED, CLIP = 53, 7, 0.5
+SEQUENCES = 12  # in a global batch: 1, 2, 3 and 4 ranks divide it
+OPTIM = AdamWConfig(lr=1e-2)
+
+
+def build() -> Objective:
+    """Return a module on the meta device: tied embeddings, grouped heads, 7,733 parameters, which is a prime."""
+    config = DecoderConfig(max_seq_len=13, width=20, layers=2, heads=4, kv_heads=2, mlp_width=47)
+    with torch.device("meta"):
+        return CausalLMConfig().build(config.build(vocab_size=VOCABULARY, attend=sdpa))
+
+
+def sequences(step: int) -> list[Tensor]:
+    """Return the documents of a global batch, 1 to 13 tokens each."""
+    draw = torch.Generator().manual_seed(1000 + step)
+    lengths = torch.randint(1, 14, (SEQUENCES,), generator=draw).tolist()
+    return [torch.randint(VOCABULARY, (length,), generator=draw) for length in lengths]
+
+
+def pack(documents: list[Tensor]) -> Batch:
+    """Join documents into a batch in which each token but a document's last predicts its follower."""
+    lengths = [len(document) for document in documents]
+    end = torch.tensor([IGNORED])
+    targets = torch.cat([torch.cat([document[1:], end]) for document in documents])
+    return Batch(
+        tokens=torch.cat(documents),
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        offsets=torch.tensor([0, *lengths]).cumsum(0).int(),
+        max_len=max(lengths),
+        targets=targets,
+        num_targets=int((targets != IGNORED).sum()),
+        lengths=lengths,
+    )
+
+
+def schedule(step: int) -> float:
+    return 1.0 / (1 + step)
+
+
+@dataclass
+class Course:
+    """What a run did: a loss in nats a target and a gradient norm for every step."""
+
+    losses: list[float]
+    norms: list[float]
+
+
+def reference(steps: int) -> tuple[Course, dict[str, Tensor]]:
+    """Train in one process with nothing but torch, whole batches at a time; return the course and the weights."""
+    module = build().to_empty(device="cpu")
+    initial = InitialWeights(module, SEED)
+    for name, parameter in module.named_parameters():
+        parameter.data.copy_(initial(name, "weight", 0, parameter.numel()).reshape(parameter.shape))
+    optimizer = OPTIM.build(module)
+    course = Course([], [])
+    for step in range(steps):
+        batch = pack(sequences(step))
+        loss = module(batch).total / batch.num_targets
+        loss.backward()
+        course.losses.append(loss.item())
+        course.norms.append(torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP).item())
+        for group in optimizer.param_groups:
+            group["lr"] = OPTIM.lr * schedule(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return course, {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def start(
+    world: World, cfg, precision: Precision | None = None, make=build
+) -> tuple[Objective, torch.nn.Module, Strategy]:
+    """Return a module under a strategy with its initial weights, and what the loop calls."""
+    module = make()
+    initial = InitialWeights(module, SEED)
+    strategy = cfg.build(world=world, precision=precision or FP32(), compilation=CompileConfig())
+    wrapped = strategy.setup(module, OPTIM.build)
+    strategy.load_fragments(initial)
+    return module, wrapped, strategy
+
+
+def train(world: World, wrapped, strategy: Strategy, steps: range, micro: int, factor: float = 1.0) -> Course:
+    """Take this rank's share of the global batches in micro-batches of `micro` sequences."""
+    course = Course([], [])
+    share = SEQUENCES // world.size
+    for step in steps:
+        documents = sequences(step)
+        own = documents[world.rank * share : (world.rank + 1) * share]
+        batches = [pack(own[at : at + micro]) for at in range(0, share, micro)]
+        [targets] = world.sum_ints(sum(batch.num_targets for batch in batches))
+        nll = torch.zeros((), dtype=torch.float64)
+        for number, batch in enumerate(batches, start=1):
+            with strategy.micro_step(last=number == len(batches)):
+                loss = wrapped(batch)
+                strategy.backward(loss.total * (factor * world.size / targets))
+            nll += loss.nll
+        course.norms.append(strategy.step(schedule(step), CLIP).item())
+        course.losses.append(world.sum_tensor(nll).item() / targets)
+    return course
+
+
+def save(world: World, strategy: Strategy, directory: Path, step: int) -> Path:
+    """Commit a checkpoint and return its directory."""
+    Checkpoints(directory, CheckpointConfig(), world).save(step, strategy, {}, required=True)
+    return directory / f"step-{step:08d}"
+
+
+SHAPES = shapes_of(build())
+SMALL = {"reduce_bucket": 1000, "gather_bucket": 700, "persistent_below": 50}  # several buckets, some parameters whole
+OFFLOAD = {"offload_optimizer": Offload.cpu, "offload_parameters": Offload.cpu}
+
+
+def strategies(ranks: int) -> dict[str, Any]:
+    """Return every strategy that the equivalence laws hold for, by a name to report."""
+    return {
+        "ddp": DDPConfig(),
+        "zero0": ZeROConfig(stage=0, **SMALL),
+        "zero1": ZeROConfig(stage=1, **SMALL),
+        "zero2": ZeROConfig(stage=2, **SMALL),
+        "zero2+offload": ZeROConfig(stage=2, offload_optimizer=Offload.cpu, **SMALL),
+        "zero3": ZeROConfig(stage=3, **SMALL),
+        "zero3+offload": ZeROConfig(stage=3, **OFFLOAD, **SMALL),
+        "fsdp2": FSDP2Config(),
+        "hsdp": FSDP2Config(shard_ranks=2 if ranks % 2 == 0 else 1),
+    }
+
+
+def stored(step: Path) -> dict[str, Tensor]:
+    """Return every tensor of a checkpoint, whole, by kind and name."""
+    tensors = load_manifest(step)["tensors"]
+    read = FragmentReader(step, tensors)
+    return {
+        f"{kind} {name}": read(name, kind, 0, shape.numel()).reshape(shape)
+        for name in tensors
+        for kind, shape in read.kinds(name).items()
+    }

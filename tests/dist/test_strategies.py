@@ -1,0 +1,100 @@
+"""Every strategy takes the steps that plain torch takes, on any number of ranks, and resumes what any other saved."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from equivalence import SEQUENCES, SHAPES, reference, save, start, stored, strategies, train
+from ranks import on_ranks
+
+from pretrain.checkpoint import restore
+from pretrain.precision import BF16
+
+STEPS, MOVED_AFTER = 20, 5
+
+
+def check_steps(world, folder, expected, weights):
+    for name, cfg in strategies(world.size).items():
+        for micro in (1, SEQUENCES // world.size):
+            _, wrapped, strategy = start(world, cfg)
+            course = train(world, wrapped, strategy, range(STEPS), micro)
+            assert course.losses == pytest.approx(expected.losses, abs=1e-5), (name, world.size, micro)
+            assert course.norms == pytest.approx(expected.norms, rel=1e-4), (name, world.size, micro)
+        tensors = stored(save(world, strategy, folder / name, STEPS))
+        assert {key for key in tensors if key.startswith("weight ")} == {f"weight {name}" for name in SHAPES}
+        for key, value in weights.items():
+            torch.testing.assert_close(tensors[f"weight {key}"], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_strategy_takes_the_steps_of_plain_torch(tmp_path, ranks):
+    on_ranks(ranks, check_steps, tmp_path, *reference(STEPS))
+
+
+def check_bf16(world, expected):
+    for name, cfg in strategies(world.size).items():
+        _, wrapped, strategy = start(world, cfg, BF16())
+        course = train(world, wrapped, strategy, range(STEPS), 2)
+        assert course.losses == pytest.approx(expected.losses, abs=0.05), name
+
+
+def test_every_strategy_follows_in_bf16(tmp_path):
+    expected, _ = reference(STEPS)
+    on_ranks(2, check_bf16, expected)
+
+
+def check_skips(world, folder):
+    for name, cfg in strategies(world.size).items():
+        _, wrapped, strategy = start(world, cfg)
+        train(world, wrapped, strategy, range(2), 2)
+        before = stored(save(world, strategy, folder / name, 2))
+        [norm] = train(world, wrapped, strategy, range(2, 3), 2, factor=float("nan")).norms
+        assert norm != norm or norm == float("inf"), name
+        after = stored(save(world, strategy, folder / name, 3))
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before), name
+        train(world, wrapped, strategy, range(2, 3), 2)
+        again = stored(save(world, strategy, folder / name, 4))
+        assert not torch.equal(before["weight model.embedding.weight"], again["weight model.embedding.weight"]), name
+
+
+def test_a_step_with_a_broken_gradient_changes_nothing(tmp_path):
+    on_ranks(2, check_skips, tmp_path)
+
+
+def moves() -> list[tuple[str, int, str, int]]:
+    """Every strategy to every other and itself, each time to another number of ranks; each number occurs both ways."""
+    names = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+    counts = itertools.cycle(itertools.permutations((1, 2, 3, 4), 2))
+    pairs = itertools.product(names, names)
+    return [(one, before, other, after) for one, other in pairs for before, after in [next(counts)]]
+
+
+def write_all(world, folder):
+    for name in sorted({one for one, ranks, _, _ in moves() if ranks == world.size}):
+        _, wrapped, strategy = start(world, strategies(world.size)[name])
+        train(world, wrapped, strategy, range(MOVED_AFTER), 1)
+        save(world, strategy, folder / f"{name}-{world.size}", MOVED_AFTER)
+
+
+def read_all(world, folder, expected):
+    for one, before, other, after in moves():
+        if after != world.size:
+            continue
+        label = f"{one} on {before} ranks to {other} on {after}"
+        step = folder / f"{one}-{before}" / f"step-{MOVED_AFTER:08d}"
+        _, wrapped, strategy = start(world, strategies(world.size)[other])
+        restore(step, SHAPES, strategy)
+        source, moved = stored(step), stored(save(world, strategy, folder / label, MOVED_AFTER))
+        assert source.keys() == moved.keys(), label
+        assert all(torch.equal(source[key], moved[key]) for key in source), label
+        course = train(world, wrapped, strategy, range(MOVED_AFTER, MOVED_AFTER + 10), 1)
+        assert course.losses == pytest.approx(expected.losses[MOVED_AFTER:], abs=1e-5), label
+
+
+def test_any_strategy_resumes_what_any_other_saved_on_any_number_of_ranks(tmp_path: Path):
+    expected, _ = reference(MOVED_AFTER + 10)
+    for ranks in (1, 2, 3, 4):
+        on_ranks(ranks, write_all, tmp_path)
+    for ranks in (1, 2, 3, 4):
+        on_ranks(ranks, read_all, tmp_path, expected)
