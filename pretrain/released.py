@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import Shapes, check_architecture, load_manifest, load_state, saved_step
+from pretrain.data.tokenizer import tokenizer_sha256
 from pretrain.distributed import World
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.fragments import FragmentReader
@@ -21,9 +22,10 @@ from pretrain.rundir import plain
 from pretrain.strategy.base import WEIGHT, Reader
 
 # Settings that change what the same weights compute. Some make another network of them; with the others a trained
-# network may sensibly go on (a longer context wants another rope_theta), so that is only said.
-_NETWORK = ("heads", "norm", "activation", "positions")
-_TUNABLE = ("norm_eps", "rope_theta", "window", "global_every")
+# network may sensibly go on (a longer context wants another rope_theta), so that is only said. Two files of one
+# tokenizer may hash differently, so that is only said, too.
+_NETWORK = ("model.heads", "model.norm", "model.activation", "model.positions")
+_TUNABLE = ("model.norm_eps", "model.rope_theta", "model.window", "model.global_every", "tokenizer")
 
 log = logging.getLogger(__name__)
 
@@ -41,31 +43,35 @@ class WeightsOnly:
         return self._read(name, kind, start, numel)
 
 
-def starting_weights(source: Path, shapes: Shapes, model: Any, world: World) -> WeightsOnly:
+def starting_weights(source: Path, shapes: Shapes, settings: dict[str, Any], world: World) -> WeightsOnly:
     """Return the weights in `source`: of a run's newest verified step, or of a Hugging Face directory. A collective.
 
-    `shapes` are those of the module that they are for, `model` is its configuration. Raises `ConfigError` for a
-    directory that is neither, `CheckpointError` for one whose weights do not fit.
+    `shapes` are those of the module that they are for; `settings` are what a run keeps to recognise itself: those of
+    the model (`model.heads`) and the hash of the `tokenizer`, 16 digits. Raises `ConfigError` for a directory that is
+    neither, `CheckpointError` for one whose weights do not fit.
     """
     if (source / "config.json").is_file():
         reader = HuggingFaceWeights(source)
-        settings = plain(reader.config)
+        theirs = {f"model.{key}": value for key, value in plain(reader.config).items()}
+        if (source / "tokenizer.json").is_file():
+            theirs["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
     elif (source / "checkpoints").is_dir():
         step = saved_step(source / "checkpoints", world)
         reader = FragmentReader(step, load_manifest(step)["tensors"])
-        settings = {key.removeprefix("model."): value for key, value in load_state(step)["resume"].items()}
+        theirs = load_state(step)["resume"]
     else:
         rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
         raise ConfigError(f"init_from={source}: {rule}")
     check_architecture(source, shapes, reader.weight_shapes())
-    _check_settings(source, settings, plain(model))
+    _check_settings(source, theirs, settings)
+    log.info("starting from the weights in %s", source)
     return WeightsOnly(reader)
 
 
 def _check_settings(source: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     for key in _NETWORK + _TUNABLE:
         if theirs.get(key) != ours.get(key):
-            difference = f"model.{key} is {ours.get(key)}, that of {source} {theirs.get(key)}"
+            difference = f"{key} is {ours.get(key)}, that of {source} {theirs.get(key)}"
             if key in _NETWORK:
-                raise CheckpointError(f"{difference}; its weights mean nothing there, set model.{key} alike")
+                raise CheckpointError(f"{difference}; its weights mean nothing there, set {key} alike")
             log.warning("init_from: %s", difference)

@@ -145,7 +145,7 @@ def _resume(
     """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
     newest = newest_step(checkpoints.directory, world)
     if newest is None:
-        given = cfg.init_from and starting_weights(Path(cfg.init_from).expanduser(), shapes, cfg.model, world)
+        given = cfg.init_from and starting_weights(Path(cfg.init_from).expanduser(), shapes, fingerprints, world)
         strategy.load_fragments(given or initial)
         return TrainState()
     saved = load_state(newest)

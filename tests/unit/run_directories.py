@@ -6,7 +6,7 @@ from pathlib import Path
 from small_models import LLAMA
 from toys import ALONE
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints
+from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_state
 from pretrain.data.tokenizer import BpeTokenizer, describe
 from pretrain.entry import compose
 from pretrain.initial import InitialWeights
@@ -47,10 +47,16 @@ def make_run(path: Path, *overrides: str, vocab_size: int = 280, step: int = 7, 
     strategy = cfg.strategy.build(world=ALONE, precision=cfg.precision, compilation=cfg.compile)
     strategy.setup(module, cfg.optim.build)
     strategy.load_fragments(initial)
-    network = {f"model.{key}": value for key, value in plain(cfg.model).items()}
+    known = {f"model.{key}": value for key, value in plain(cfg.model).items()} | {"tokenizer": facts.sha256[:16]}
     checkpoints = Checkpoints(path / "checkpoints", CheckpointConfig(), ALONE)
-    checkpoints.save(step, strategy, {"tokens": 0, "resume": network}, required=True)
+    checkpoints.save(step, strategy, {"tokens": 0, "resume": known}, required=True)
     return path
+
+
+def settings_of(run: Path) -> dict:
+    """Return what a run keeps to recognise itself."""
+    [step] = (run / "checkpoints").glob("step-*")
+    return load_state(step)["resume"]
 
 
 def json_of(path: Path) -> dict:

@@ -102,7 +102,10 @@ def test_the_tokenizer_gives_the_same_ids_and_knows_the_ends_of_documents(small)
     for text in ("the time of the year", " two  spaces\n\tand tabs ", "Fête – ça va? 漢字 🙂", ""):
         assert theirs(text)["input_ids"] == ours.encode(text).ids
         assert theirs.decode(theirs(text)["input_ids"]) == text
+    characters = theirs("<|endoftext|>", split_special_tokens=True)["input_ids"]
+    assert characters == ours.encode("<|endoftext|>").ids, "text is only text, as in training"
     end = ours.token_to_id("<|endoftext|>")
+    assert theirs("<|endoftext|>")["input_ids"] == [end]
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (end, end, 32)
     generation = GenerationConfig.from_pretrained(small / "export")
     assert (generation.bos_token_id, generation.eos_token_id) == (end, end)

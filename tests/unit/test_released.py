@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, make_run
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, make_run, settings_of
 from toys import ALONE, take_step, toy_strategy
 from transformers import AutoModelForCausalLM
 
 from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step, shapes_of
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.entry import compose_run
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.fragments import FragmentReader
@@ -19,7 +18,6 @@ from pretrain.generate import generate
 from pretrain.huggingface import HuggingFaceWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
-from pretrain.models.layers import Activation
 from pretrain.released import WeightsOnly, starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
@@ -44,14 +42,15 @@ def run(tmp_path):
     return make_run(tmp_path / "run", *LLAMA_SETTINGS, "model.kv_heads=2", "model.tie_embeddings=false")
 
 
-def test_a_run_and_its_export_are_the_same_weights(run):
+def test_a_run_and_its_export_are_the_same_weights(run, caplog):
     assert main([str(run)]) == 0
-    module, model = load_run(run), compose_run(run).model
+    module = load_run(run)
     for source in (run, run / "export"):
-        read = starting_weights(source, shapes_of(module), model, ALONE)
+        read = starting_weights(source, shapes_of(module), settings_of(run), ALONE)
         for name, tensor in module.named_parameters():
             assert read.kinds(name) == {WEIGHT: tensor.shape}
             assert torch.equal(read(name, WEIGHT, 3, 5), tensor.detach().reshape(-1)[3:8])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"], "nothing differs"
 
 
 @pytest.mark.parametrize("export", [False, True])
@@ -72,35 +71,31 @@ def test_weights_that_do_not_fit_are_refused(run, tmp_path, export, settings, re
     other = make_run(tmp_path / "other", *like, *settings)
     with pytest.raises(CheckpointError) as refused:
         source = run / "export" if export else run
-        starting_weights(source, shapes_of(load_run(other)), compose_run(other).model, ALONE)
+        starting_weights(source, shapes_of(load_run(other)), settings_of(other), ALONE)
     assert refusal in str(refused.value)
     assert str(run) in str(refused.value)
 
 
 def test_gelus_are_told_apart(tmp_path):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
-    model = compose_run(run).model
-    model.activation = Activation.gelu
+    settings = settings_of(run) | {"model.activation": "gelu"}
     with pytest.raises(CheckpointError, match=r"model.activation is gelu, that of .* gelu_tanh"):
-        starting_weights(run, shapes_of(load_run(run)), model, ALONE)
+        starting_weights(run, shapes_of(load_run(run)), settings, ALONE)
 
 
 @pytest.mark.parametrize("export", [False, True])
 def test_what_may_change_is_said(run, caplog, export):
     main([str(run)])
-    model = compose_run(run).model
-    model.rope_theta, model.window = 5e5, 9
-    starting_weights(run / "export" if export else run, shapes_of(load_run(run)), model, ALONE)
-    said = [record.getMessage() for record in caplog.records]
-    assert [line.split(", that of")[0] for line in said] == [
-        "init_from: model.rope_theta is 500000.0",
-        "init_from: model.window is 9",
-    ]
+    changed = {"model.rope_theta": 5e5, "model.window": 9, "tokenizer": "another"}
+    settings = settings_of(run) | changed
+    starting_weights(run / "export" if export else run, shapes_of(load_run(run)), settings, ALONE)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.split(", that of")[0] for line in said] == [f"init_from: {key} is {changed[key]}" for key in changed]
 
 
 def test_what_is_neither_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere: neither config.json"):
-        starting_weights(tmp_path / "nowhere", shapes_of(load_run(run)), compose_run(run).model, ALONE)
+        starting_weights(tmp_path / "nowhere", shapes_of(load_run(run)), settings_of(run), ALONE)
 
 
 @pytest.mark.shared_data
