@@ -23,7 +23,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim import MuonWithAdamW, guarded_step
 from pretrain.precision import Precision
 from pretrain.registry import register
-from pretrain.strategy.base import WEIGHT, Fragment, Reader
+from pretrain.strategy.base import WEIGHT, Fragment, Memory, Reader
 from pretrain.strategy.compilation import CompileConfig
 from pretrain.strategy.recomputation import RecomputationConfig
 
@@ -35,7 +35,7 @@ class FSDP2Config(RecomputationConfig):
 
     shard_ranks: int | None = None  # ranks that hold one replica between them (HSDP: those of a node); null: all
     reshard_after_forward: bool = True  # free a block's weights between its passes (ZeRO-3); false: keep them (ZeRO-2)
-    reduce_every_micro_batch: bool = False  # accumulate a rank's part of the gradients, not whole ones: less memory
+    accumulate_whole_gradients: bool = False  # reduce in the last micro-batch only: less traffic, 4 bytes a parameter
     cpu_offload: bool = False  # weights, gradients and moments lie in host memory, where the optimizer works, too
 
     def __post_init__(self) -> None:
@@ -49,6 +49,11 @@ class FSDP2Config(RecomputationConfig):
         rule = f"must divide the number of ranks, {world.size}; null shards over all of them"
         check(world.size % ranks == 0, "strategy.shard_ranks", ranks, rule)
         return FSDP2(self, world, precision, compilation)
+
+    def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
+        """Predict what a rank holds; see `StrategyConfig`. Blocks are gathered one or two at a time, on top of it."""
+        held = parameters / (self.shard_ranks or ranks)
+        return Memory(4 * held, 4 * held, 8 * held)
 
 
 class FSDP2:
@@ -108,7 +113,9 @@ class FSDP2:
         return module
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        self.module.set_requires_gradient_sync(last or self.cfg.reduce_every_micro_batch)
+        # Otherwise a rank adds up its part alone, and replicas (HSDP) add up theirs once.
+        self.module.set_requires_gradient_sync(last or not self.cfg.accumulate_whole_gradients)
+        self.module.set_requires_all_reduce(last)
         if not self.cfg.reshard_after_forward:
             self.module.set_reshard_after_backward(last)  # weights change only after the last backward pass
         return nullcontext()

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from ranks import column, on_ranks, run, tiny
 from small_models import LLAMA, VOCAB_SIZE, ragged_batch
-from toys import ToyObjective
+from toys import ToyObjective, take_step
 
 from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step, restore, shapes_of
 from pretrain.distributed import World
@@ -19,7 +19,7 @@ from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.optim import AdamWConfig, MuonConfig
 from pretrain.precision import BF16, FP16, FP32
 from pretrain.strategy.base import WEIGHT
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.compilation import CompileBlock, CompileConfig
 from pretrain.strategy.ddp import DDPConfig
 from pretrain.strategy.fsdp2 import FSDP2Config
 from pretrain.strategy.recomputation import Recompute
@@ -124,14 +124,15 @@ def check_one_rank(world):
         built(world, FSDP2Config(), TIED_GPT, optim=MuonConfig())
     for fields in (TIED_GPT, GROUPED_LLAMA):
         check_steps(world, FSDP2Config(), fields, reference(fields))
+    check_compiled_blocks(world)
 
 
 def check_two_ranks(world):
     expected = reference(GROUPED_LLAMA)
     for cfg in (
         FSDP2Config(),
+        FSDP2Config(reshard_after_forward=False, accumulate_whole_gradients=True),
         FSDP2Config(reshard_after_forward=False),
-        FSDP2Config(reduce_every_micro_batch=True),
         FSDP2Config(cpu_offload=True),
         FSDP2Config(activation_checkpointing=Recompute.full),
         FSDP2Config(activation_checkpointing=Recompute.selective, activation_checkpointing_every=2),
@@ -228,16 +229,36 @@ def evaluate(wrapped):
     wrapped(micro_batches(0)[0])
 
 
-def check_tied_weights_and_buffers(world):
-    """A weight that two modules share comes once, and a buffer comes along."""
+def toy(world, compilation):
+    """Return a strategy around the toy, and the toy's values before it was cut."""
     torch.manual_seed(3)
     module = ToyObjective()
     values = {name: value.detach().clone() for name, value in named_tensors(module)}
-    strategy = FSDP2Config().build(world=world, precision=FP32(), compilation=CompileConfig())
+    strategy = FSDP2Config().build(world=world, precision=FP32(), compilation=compilation)
     strategy.setup(module, ADAMW.build)
     strategy.load_fragments(Values(values))
+    return strategy, values
+
+
+def check_tied_weights_and_buffers(world):
+    """A weight that two modules share comes once, and a buffer comes along."""
+    strategy, values = toy(world, CompileConfig())
     assert_same({(name, WEIGHT): value for name, value in values.items()}, state_of(strategy, world))
-    assert module.model.head.weight is module.model.embedding.weight
+    assert strategy.module.model.head.weight is strategy.module.model.embedding.weight
+
+
+def check_compiled_blocks(world):
+    """Compiled blocks really are compiled, keep their names and give the gradients of others."""
+    from torch._dynamo.utils import counters
+
+    norms = []
+    for compilation in (CompileConfig(), CompileBlock()):
+        assert not counters["stats"]["unique_graphs"]
+        strategy, values = toy(world, compilation)
+        norms.append(take_step(strategy.module, strategy, 1).item())
+        assert {name for name, kind in state_of(strategy, world) if kind == WEIGHT} == values.keys()
+    assert counters["stats"]["unique_graphs"] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-6)
 
 
 class Values:
