@@ -1,7 +1,7 @@
 """Every strategy begins with weights alone, on another number of ranks than they were saved by."""
 
 import torch
-from equivalence import SHAPES, STRATEGIES, save, start, stored, train
+from equivalence import SHAPES, save, start, stored, strategies, train
 from ranks import on_ranks
 
 from pretrain.checkpoint import load_manifest
@@ -10,7 +10,7 @@ from pretrain.released import WeightsOnly
 
 
 def write_source(world, folder):
-    _, wrapped, strategy = start(world, STRATEGIES["ddp"])
+    _, wrapped, strategy = start(world, strategies(world.size)["ddp"])
     train(world, wrapped, strategy, range(2), 1)
     save(world, strategy, folder / "source", 2)
 
@@ -18,7 +18,7 @@ def write_source(world, folder):
 def read_weights(world, folder):
     step = folder / "source" / "step-00000002"
     source = stored(step)
-    for name, cfg in STRATEGIES.items():
+    for name, cfg in strategies(world.size).items():
         _, _, strategy = start(world, cfg)
         strategy.load_fragments(WeightsOnly(FragmentReader(step, load_manifest(step)["tensors"])))
         begun = stored(save(world, strategy, folder / name, 0))
