@@ -17,7 +17,7 @@ from pretrain.precision import FP16, Precision
 from pretrain.registry import register
 from pretrain.strategy.base import Memory
 from pretrain.strategy.compilation import CompileConfig
-from pretrain.strategy.recomputation import RecomputationConfig
+from pretrain.strategy.recomputation import RecomputationConfig, Recompute
 
 if TYPE_CHECKING:
     from pretrain.strategy.base import Strategy
@@ -58,6 +58,9 @@ class ZeROConfig(RecomputationConfig):
         for key in ("offload_parameters", "hpz_ranks", "quantized_weights", "quantized_gradients"):
             off = getattr(self, key) in (Offload.none, 1, False)
             check(off or self.stage == 3, f"strategy.{key}", getattr(self, key), rule)
+        selective = self.activation_checkpointing is Recompute.selective
+        rule = "keeps operators' results while stage 3 frees their weights; set full"
+        check(not (selective and self.stage == 3), "strategy.activation_checkpointing", "selective", rule)
         offloads = self.offload_optimizer is not Offload.none
         check(not offloads or self.stage > 0, "strategy.offload_optimizer", "cpu", "needs a stage of 1 or more")
 

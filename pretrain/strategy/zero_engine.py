@@ -83,10 +83,13 @@ class ShardedZeRO:
         """Give memory to one block or layer at a time, and leave each with this rank's shard before the next."""
         module.to(self.precision.dtype)
         layers = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
+        groups = deepspeed.utils.groups
         for part in (*module.model.blocks, *layers):
             if next(part.parameters()).is_meta:
                 part.to_empty(device=self.world.device)
-                deepspeed.zero.Init(module=part, config_dict_or_path=self.dictionary)
+                # The group of ZeRO++ is made by the first call, and made once in a process.
+                group = groups._get_zero_param_intra_parallel_group() if self.cfg.hpz_ranks > 1 else None
+                deepspeed.zero.Init(module=part, config_dict_or_path=self.dictionary, zero_param_parallel_group=group)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -152,7 +155,9 @@ class ShardedZeRO:
         yield
         if whole:
             whole[0].all_gather(whole)
-        if self.cfg.stage < 3:
+        if self.cfg.stage == 3:
+            self.zero.invalidate_secondary_tensor()  # the copies of ZeRO++
+        else:
             self.zero.update_lp_params()
 
     def state(self) -> dict[str, float]:

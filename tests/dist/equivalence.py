@@ -24,6 +24,7 @@ from pretrain.strategy.base import Strategy
 from pretrain.strategy.compilation import CompileConfig
 from pretrain.strategy.ddp import DDPConfig
 from pretrain.strategy.fsdp2 import FSDP2Config
+from pretrain.strategy.recomputation import Recompute
 from pretrain.strategy.zero import Offload, ZeROConfig
 
 VOCABULARY, SEED, CLIP = 53, 7, 0.5
@@ -148,6 +149,9 @@ def strategies(ranks: int) -> dict[str, Any]:
         "zero3": ZeROConfig(stage=3, **SMALL),
         "zero3+offload": ZeROConfig(stage=3, **OFFLOAD, **SMALL),
         "fsdp2": FSDP2Config(),
+        "fsdp2+recompute": FSDP2Config(activation_checkpointing=Recompute.selective),
+        "zero3+recompute": ZeROConfig(stage=3, activation_checkpointing=Recompute.full, **SMALL),
+        "zero3+hpz": ZeROConfig(stage=3, hpz_ranks=2 if ranks % 2 == 0 else 1, **SMALL),
         "hsdp": FSDP2Config(shard_ranks=2 if ranks % 2 == 0 else 1),
     }
 
