@@ -25,7 +25,7 @@ from pretrain.strategy.base import WEIGHT, Fragment
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 _BLOCK = 1 << 24  # bytes hashed or written at a time
-_AHEAD = 8  # blocks that writing may be ahead of hashing: each is a slice of host memory that must stay until then
+_AHEAD = 64  # blocks that writing may be ahead of hashing: the disk is at work early, 1 GiB of copies is held at most
 
 
 class Index(TypedDict):

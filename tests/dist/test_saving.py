@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from ranks import FAST, command, on_ranks, run, tiny
+from safetensors.torch import load_file
 from test_pretrain import assert_equal_runs, children
 
 from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step
@@ -136,3 +137,18 @@ def test_two_ranks_killed_while_they_save_and_resumed_equal_never_interrupted(pl
     run(*two("torn"), ranks=2, cwd=place)
     assert_equal_runs(place / "runs" / "whole", directory)
     assert not list((directory / "checkpoints").glob(".tmp-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+def test_every_strategy_hands_over_what_a_copy_keeps(place, strategy):
+    saved = []
+    for asynchronous in ("true", "false"):
+        name = f"{strategy}-{asynchronous}"
+        choice = [f"strategy={strategy}", f"checkpoint.asynchronous={asynchronous}", "checkpoint.every=10"]
+        run(*tiny(name, "train.micro_batch_size=4", *choice), ranks=2, cwd=place)
+        files = sorted((place / "runs" / name / "checkpoints" / "step-00000020").glob("*.safetensors"))
+        saved.append({(file.name, key): value for file in files for key, value in load_file(file).items()})
+    first, second = saved
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
