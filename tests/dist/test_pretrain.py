@@ -129,14 +129,12 @@ def test_ranks_and_micro_batches_do_not_change_the_run(place, one_process, ranks
     assert len(files) == ranks + 1
 
 
-def test_another_world_size_carries_a_run_on(place):
-    for name, parts in {"straight": [(1, 40)], "moved": [(2, 15), (4, 30), (1, 40)]}.items():
-        for ranks, steps in parts:
-            run(
-                *tiny(name, "schedule=constant", "train.micro_batch_size=2", f"train.steps={steps}"),
-                ranks=ranks,
-                cwd=place,
-            )
+def test_another_world_size_and_strategy_carry_a_run_on(place):
+    moves = [("ddp", 2, 15), ("zero3", 4, 25), ("fsdp2", 2, 30), ("zero1", 1, 40)]
+    for name, parts in {"straight": [("ddp", 1, 40)], "moved": moves}.items():
+        for strategy, ranks, steps in parts:
+            more = ["schedule=constant", "train.micro_batch_size=2", f"train.steps={steps}", f"strategy={strategy}"]
+            run(*tiny(name, *more), ranks=ranks, cwd=place)
     assert_close_runs(place / "runs" / "straight", place / "runs" / "moved", 1e-5)
 
 
@@ -245,10 +243,11 @@ def test_half_precision_learns_as_single_does(place, one_process, precision):
 
 @pytest.mark.parametrize(
     ("override", "ranks"),
-    [("strategy.activation_checkpointing=full", 1), ("compile=block", 1), ("compile=block", 2), ("attention=eager", 1)],
+    [("strategy.activation_checkpointing=full", 1), ("compile=block", 1), ("compile=block", 2), ("attention=eager", 1)]
+    + [(f"strategy={strategy}", 2) for strategy in ("zero2", "zero3", "fsdp2")],
 )
 def test_how_fast_does_not_change_what(place, one_process, override, ranks):
-    name = f"{override.split('=')[0].replace('.', '-')}-{ranks}"
+    name = f"{override.replace('=', '-')}-{ranks}"
     more = ["train.steps=50", "checkpoint.every=50", "train.micro_batch_size=4", override]
     run(*tiny(name, *more), ranks=ranks, cwd=place)
     assert_close_runs(one_process, place / "runs" / name, 1e-5)

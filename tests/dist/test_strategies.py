@@ -62,6 +62,21 @@ def test_a_step_with_a_broken_gradient_changes_nothing(tmp_path):
     on_ranks(2, check_skips, tmp_path)
 
 
+def check_resume(world, folder):
+    for name, cfg in strategies(world.size).items():
+        _, wrapped, strategy = start(world, cfg)
+        train(world, wrapped, strategy, range(2), 2)
+        step = save(world, strategy, folder / name, 2)
+        straight = train(world, wrapped, strategy, range(2, 5), 2)
+        _, wrapped, strategy = start(world, cfg)
+        restore(step, SHAPES, strategy)
+        assert train(world, wrapped, strategy, range(2, 5), 2) == straight, f"{name}: not bit for bit"
+
+
+def test_a_resumed_run_equals_one_never_interrupted_bit_for_bit(tmp_path):
+    on_ranks(2, check_resume, tmp_path)
+
+
 def moves() -> list[tuple[str, int, str, int]]:
     """Every strategy to every other and itself, each time to another number of ranks; each number occurs both ways."""
     names = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]

@@ -42,6 +42,11 @@ def test_the_host_never_waits_between_log_steps(precision, attention):
         (["precision=fp16"], 0.05),
         (["precision=bf16", "compile=block"], 0.05),
         (["precision=bf16", "strategy.activation_checkpointing=full"], 0.05),
+        *(
+            ([f"precision={precision}", f"strategy={strategy}"], 0.05)
+            for precision in ("bf16", "fp16")
+            for strategy in ("zero2", "zero3", "fsdp2")
+        ),
     ],
     ids=str,
 )
