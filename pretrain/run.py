@@ -51,8 +51,8 @@ def pretrain(cfg: PretrainConfig) -> None:
         return
     directory = RunDirectory.claim(cfg.run)
     directory.start_log()
-    directory.record(name=cfg.run.name, versions=versions(), exit=None)
     with exit_code_to(lambda code: directory.record(exit=code)):
+        directory.record(name=cfg.run.name, versions=versions(), exit=None)
         _pretrain(cfg, directory, stop)
 
 

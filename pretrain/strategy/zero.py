@@ -88,7 +88,10 @@ class ZeROConfig(RecomputationConfig):
         gradients = 4 * shard * (2 if self.offload_optimizer is Offload.cpu else 1)  # there and where they arise
         if self.stage == 1 and computing == 2:
             gradients = (2 + 4) * parameters  # in half precision as they come, and their sum
-        return Memory(computing * (shard if self.stage == 3 else parameters), gradients, 12 * shard)
+        held = shard if self.stage == 3 else parameters
+        if self.hpz_ranks > 1:
+            held += parameters / self.hpz_ranks
+        return Memory(computing * held, gradients, 12 * shard)
 
     def dictionary(self, precision: Precision) -> dict[str, Any]:
         """Return DeepSpeed's configuration; batch sizes are the loop's business, hence ones."""

@@ -16,7 +16,7 @@ STEPS, MOVED_AFTER = 20, 5
 
 def check_steps(world, folder, expected, weights):
     for name, cfg in strategies(world.size).items():
-        for micro in (1, SEQUENCES // world.size):
+        for micro in (1,) if "+" in name else (1, SEQUENCES // world.size):
             _, wrapped, strategy = start(world, cfg)
             course = train(world, wrapped, strategy, range(STEPS), micro)
             assert course.losses == pytest.approx(expected.losses, abs=1e-5), (name, world.size, micro)
@@ -27,7 +27,7 @@ def check_steps(world, folder, expected, weights):
             torch.testing.assert_close(tensors[f"weight {key}"], value, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_strategy_takes_the_steps_of_plain_torch(tmp_path, ranks):
     on_ranks(ranks, check_steps, tmp_path, *reference(STEPS))
 
@@ -107,6 +107,7 @@ def read_all(world, folder, expected):
         assert course.losses == pytest.approx(expected.losses[MOVED_AFTER:], abs=1e-5), label
 
 
+@pytest.mark.slow
 def test_any_strategy_resumes_what_any_other_saved_on_any_number_of_ranks(tmp_path: Path):
     expected, _ = reference(MOVED_AFTER + 10)
     for ranks in (1, 2, 3, 4):
