@@ -54,10 +54,15 @@ class ZeROConfig(RecomputationConfig):
         for key in ("reduce_bucket", "gather_bucket", "live_parameters", "hpz_ranks"):
             check(getattr(self, key) >= 1, f"strategy.{key}", getattr(self, key), "must be at least 1")
         check(self.persistent_below >= 0, "strategy.persistent_below", self.persistent_below, "0 (none) or more")
+        sharded_only = {
+            "offload_parameters": self.offload_parameters is not Offload.none,
+            "hpz_ranks": self.hpz_ranks > 1,
+            "quantized_weights": self.quantized_weights,
+            "quantized_gradients": self.quantized_gradients,
+        }
         rule = "needs strategy=zero3, because only stage 3 shards parameters"
-        for key in ("offload_parameters", "hpz_ranks", "quantized_weights", "quantized_gradients"):
-            off = getattr(self, key) in (Offload.none, 1, False)
-            check(off or self.stage == 3, f"strategy.{key}", getattr(self, key), rule)
+        for key, asked in sharded_only.items():
+            check(not asked or self.stage == 3, f"strategy.{key}", getattr(self, key), rule)
         selective = self.activation_checkpointing is Recompute.selective
         rule = "keeps operators' results while stage 3 frees their weights; set full"
         check(not (selective and self.stage == 3), "strategy.activation_checkpointing", "selective", rule)
