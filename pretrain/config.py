@@ -21,7 +21,7 @@ from pretrain.loop import LogConfig, TrainConfig
 from pretrain.models.attention.flash import HALF, FlashConfig
 from pretrain.models.attention.flex import FlexConfig
 from pretrain.precision import Precision
-from pretrain.registry import discover
+from pretrain.registry import choices, discover
 from pretrain.rundir import RunConfig
 from pretrain.schedule import ScheduleConfig
 from pretrain.strategy.compilation import CompileConfig
@@ -57,6 +57,9 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        rule = "updates whole matrices, of which this strategy gives a rank parts; use optim=adamw, or strategy=ddp"
+        _, optim = choices()[type(self.optim)]
+        check(not (self.optim.whole_matrices and self.strategy.shards), "optim", optim, rule)
         if isinstance(self.attention, FlashConfig):
             rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
             check(self.precision.dtype in HALF, "precision", str(self.precision.dtype), rule)

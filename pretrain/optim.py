@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ def partition(module: nn.Module) -> Partition:
 class OptimConfig(Protocol):
     """What `run` asks of an optimizer's dataclass."""
 
+    whole_matrices: ClassVar[bool]  # whether an update needs all of a matrix on one rank
+
     def build(self, module: nn.Module) -> Optimizer:
         """Return the optimizer of the module's trainable parameters."""
         ...
@@ -69,6 +71,7 @@ class OptimConfig(Protocol):
 class AdamWConfig:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), torch's fused kernel."""
 
+    whole_matrices: ClassVar[bool] = False
     lr: float = 6e-4  # peak learning rate
     beta1: float = 0.9  # decay of the first moment, per step
     beta2: float = 0.95  # decay of the second moment, per step
@@ -104,6 +107,7 @@ class AdjustLr(StrEnum):
 class MuonConfig:
     """Muon (Jordan et al. 2024) for the matrices of blocks; AdamW for embeddings, heads, biases and norms."""
 
+    whole_matrices: ClassVar[bool] = True
     lr: float = 6e-4  # peak learning rate of Muon
     momentum: float = 0.95  # decay of the momentum, per step
     nesterov: bool = True  # look one step ahead along the momentum

@@ -54,6 +54,11 @@ class Memory(NamedTuple):
 class StrategyConfig(Protocol):
     """What `run` asks of a strategy's dataclass."""
 
+    @property
+    def shards(self) -> bool:
+        """Whether a rank's optimizer sees parts of matrices."""
+        ...
+
     def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
         """Return the strategy for this rank. Raises `ConfigError` for what the ranks or the device cannot do."""
         ...

@@ -41,6 +41,11 @@ class DDPConfig(RecomputationConfig):
         """Return the strategy for this rank."""
         return DDP(self, world, precision, compilation)
 
+    @property
+    def shards(self) -> bool:
+        """Whether a rank's optimizer sees parts of matrices."""
+        return False
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. The precision changes activations alone."""
         return Memory(4 * parameters, 4 * parameters, 8 * parameters)

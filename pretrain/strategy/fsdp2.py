@@ -20,7 +20,7 @@ from pretrain.distributed import World, ensure_group
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim import MuonWithAdamW, guarded_step
+from pretrain.optim import guarded_step
 from pretrain.precision import Precision
 from pretrain.registry import register
 from pretrain.strategy.base import WEIGHT, Fragment, Memory, Reader
@@ -49,6 +49,11 @@ class FSDP2Config(RecomputationConfig):
         rule = f"must divide the number of ranks, {world.size}; null shards over all of them"
         check(world.size % ranks == 0, "strategy.shard_ranks", ranks, rule)
         return FSDP2(self, world, precision, compilation)
+
+    @property
+    def shards(self) -> bool:
+        """Whether a rank's optimizer sees parts of matrices."""
+        return True
 
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. Blocks are gathered one or two at a time, on top of it."""
@@ -108,8 +113,6 @@ class FSDP2:
         self.module = module
         self.tensors = list(named_tensors(module))  # now, for a gathered module shows the gathered tensors instead
         self.optimizer = make_optimizer(module)
-        rule = "orthogonalises whole matrices, of which strategy=fsdp2 holds parts; use optim=adamw, or strategy=ddp"
-        check(not isinstance(self.optimizer, MuonWithAdamW), "optim", "muon", rule)
         return module
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:

@@ -84,6 +84,11 @@ class ZeROConfig(RecomputationConfig):
         strategy = ShardedZeRO if self.stage else ReplicatedZeRO
         return strategy(self, world, precision, compilation)
 
+    @property
+    def shards(self) -> bool:
+        """Whether a rank's optimizer sees parts of matrices."""
+        return self.stage > 0
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. Gradients of sharded stages are added up in fp32."""
         if self.stage == 0:

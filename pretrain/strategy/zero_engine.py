@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretrain.distributed import World
-from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.precision import FP16, Precision
@@ -60,8 +59,6 @@ class ShardedZeRO:
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         deepspeed = _deepspeed(self.world)
         optimizer = make_optimizer(module)  # while parameters have their own shapes
-        rule = "needs whole matrices; use optim=adamw, or strategy=ddp"
-        check(isinstance(optimizer, torch.optim.AdamW), "optim", type(optimizer).__name__, rule)
         names = {parameter: name for name, parameter in module.named_parameters()}
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
         self.compilation.apply(module.model)
