@@ -29,7 +29,7 @@ from pretrain.strategy.zero import Offload, ZeROConfig
 
 VOCABULARY, SEED, CLIP = 53, 7, 0.5
 SEQUENCES = 12  # in a global batch: 1, 2, 3 and 4 ranks divide it
-OPTIM = AdamWConfig(lr=1e-2)
+OPTIM = AdamWConfig(lr=3e-3)
 
 
 def build() -> Objective:
