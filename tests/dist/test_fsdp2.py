@@ -31,6 +31,8 @@ STEPS, PER_STEP, CLIP = 3, 12, 0.5  # optimizer steps, micro-batches in each ove
 LR_FACTORS = [0.5, 1.0, 0.75]
 ADAMW = AdamWConfig(lr=2e-3)
 
+pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
+
 
 def objective(fields):
     with torch.device("meta"):

@@ -13,6 +13,8 @@ from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.precision import BF16, FP32
 
+pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
+
 
 def large():
     """0.9 million parameters, so that nothing else that a rank holds matters."""

@@ -17,6 +17,8 @@ from pretrain.errors import ResourceError
 from pretrain.fragments import FragmentReader
 from pretrain.strategy.base import WEIGHT, Fragment
 
+pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
+
 ROWS = 1000  # of each rank; 16,000 bytes a fragment
 
 

@@ -11,6 +11,8 @@ from ranks import on_ranks
 from pretrain.checkpoint import restore
 from pretrain.precision import BF16
 
+pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
+
 STEPS, MOVED_AFTER = 20, 5
 
 

@@ -1,5 +1,6 @@
 """Every strategy begins with weights alone, on another number of ranks than they were saved by."""
 
+import pytest
 import torch
 from equivalence import SHAPES, save, start, stored, strategies, train
 from ranks import on_ranks
@@ -7,6 +8,8 @@ from ranks import on_ranks
 from pretrain.checkpoint import load_manifest
 from pretrain.fragments import FragmentReader
 from pretrain.released import WeightsOnly
+
+pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 
 
 def write_source(world, folder):
