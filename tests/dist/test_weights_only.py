@@ -9,7 +9,7 @@ from pretrain.checkpoint import load_manifest
 from pretrain.fragments import FragmentReader
 from pretrain.released import WeightsOnly
 
-pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # s; many processes on few cores
 
 
 def write_source(world, folder):
