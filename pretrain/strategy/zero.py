@@ -5,6 +5,8 @@ Holds the configuration and the dictionary that DeepSpeed is told; the verbs are
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,9 @@ from pretrain.strategy.recomputation import RecomputationConfig, Recompute
 
 if TYPE_CHECKING:
     from pretrain.strategy.base import Strategy
+
+
+log = logging.getLogger(__name__)
 
 
 class Offload(StrEnum):
@@ -81,6 +86,8 @@ class ZeROConfig(RecomputationConfig):
         from pretrain.strategy.zero_engine import ReplicatedZeRO, ShardedZeRO
 
         ensure_group(world)
+        if self.log_dictionary and world.is_first:
+            log.info("DeepSpeed is told %s", json.dumps(self.dictionary(precision)))
         strategy = ShardedZeRO if self.stage else ReplicatedZeRO
         return strategy(self, world, precision, compilation)
 

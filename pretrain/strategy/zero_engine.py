@@ -5,7 +5,6 @@ Holds what DeepSpeed must be asked and where it keeps its shards; its configurat
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -26,8 +25,6 @@ from pretrain.strategy.compilation import CompileConfig
 from pretrain.strategy.ddp import DDP
 from pretrain.strategy.zero import ZeROConfig
 from pretrain.strategy.zero_shards import Part, part_of_flat_group, part_of_parameter
-
-log = logging.getLogger(__name__)
 
 
 def _deepspeed(world: World) -> Any:
@@ -53,8 +50,6 @@ class ShardedZeRO:
         self.precision = precision
         self.compilation = compilation
         self.dictionary = cfg.dictionary(precision)
-        if cfg.log_dictionary and world.is_first:
-            log.info("DeepSpeed is told %s", json.dumps(self.dictionary))
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         deepspeed = _deepspeed(self.world)

@@ -59,6 +59,14 @@ def test_deepspeed_is_told_what_the_settings_say():
     assert not {"bf16", "fp16"} & ZeROConfig(stage=0).dictionary(BF16()).keys(), "stage 0 computes under autocast"
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_the_dictionary_is_shown_on_request_at_every_stage(stage, caplog):
+    with caplog.at_level("INFO", logger="pretrain"):
+        build({"stage": stage, "log_dictionary": True})
+    [shown] = [message for message in caplog.messages if message.startswith("DeepSpeed is told")]
+    assert f'"stage": {stage}' in shown
+
+
 @pytest.mark.parametrize(("scale", "power"), [(1.0, 0), (65536.0, 16), (40000.0, 15)])
 def test_the_first_loss_scale_is_the_power_of_two_below(scale, power):
     told = ZeROConfig(stage=2).dictionary(FP16(initial_scale=scale, growth_every=30))["fp16"]
