@@ -91,6 +91,11 @@ class Checkpoints:
                 shutil.rmtree(torn)
         world.barrier()
 
+    @property
+    def staged_bytes(self) -> int:
+        """Host memory that this rank keeps for copies of what it saves."""
+        return self._staging.nbytes
+
     def save(self, step: int, strategy: Strategy, state: dict[str, Any], *, required: bool = False) -> None:
         """Save the strategy's weights and moments and `state` (plain values), as they are now, as `step`.
 

@@ -34,6 +34,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def device_type() -> str:
+    """Return where the ranks compute, "cuda" or "cpu"; needs no process group and starts nothing on a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class World:
     """This process among its peers. Its methods are collectives: every rank calls them, in the same order."""
@@ -90,7 +95,7 @@ class World:
 def joined() -> Iterator[World]:
     """Join the process group that torchrun describes, and leave it at the end; one process alone needs none."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device_type() == "cuda"
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"

@@ -14,8 +14,9 @@ from pretrain.distributed import World
 from pretrain.errors import NumericalError
 from pretrain.evaluate import Evaluator
 from pretrain.loop import TrainState
+from pretrain.memory import compare, storages
 from pretrain.metrics import StepMeter, Throughput, memory
-from pretrain.strategy.base import Strategy
+from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Tracker
 
 
@@ -36,6 +37,7 @@ class RunHooks:
     tracker: Tracker | None
     learning_rate: Callable[[int], float]  # of the step about to be taken, counted from 0
     fingerprints: dict[str, Any]  # what a resume must find unchanged
+    predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def log(self, state: TrainState) -> None:
         """Read the meter and write a training record. Raises `NumericalError` if updates are skipped on and on."""
@@ -45,6 +47,7 @@ class RunHooks:
             record |= {"lr": self.learning_rate(state.step - 1), "grad_norm": reading.grad_norm}
             record |= self.throughput.lap(state.step, state.tokens) | memory(self.world.device)
             self.tracker.log(record | {"skipped": reading.skipped})
+            self._check_memory()
         if reading.skipped_in_a_row > self.max_skipped:
             self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
             raise NumericalError(
@@ -52,6 +55,11 @@ class RunHooks:
                 f"(train.max_skipped={self.max_skipped}); weights are as before them. Lower optim.lr, or use "
                 "precision=bf16, and start again: the run resumes from its newest checkpoint"
             )
+
+    def _check_memory(self) -> None:
+        if self.predicted:
+            compare(sum(storages().values()) - self.checkpoints.staged_bytes, self.predicted)
+            self.predicted = None
 
     def evaluate(self, state: TrainState) -> None:
         """Measure the held-out loss and write a validation record."""

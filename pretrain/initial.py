@@ -22,6 +22,11 @@ class InitialWeights:
         self._tensors = {name: (tensor.shape, module.initial(name)) for name, tensor in named_tensors(module)}
         self._seed = seed
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The whole shape of every tensor, by name."""
+        return {name: shape for name, (shape, _) in self._tensors.items()}
+
     def kinds(self, name: str) -> dict[str, torch.Size]:
         return {WEIGHT: self._tensors[name][0]}
 

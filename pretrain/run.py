@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain.checkpoint import Checkpoints, Shapes, load_state, newest_step, restore, shapes_of
+from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
 from pretrain.data.preparation import list_inputs, prepare
 from pretrain.data.stream import HeldOut, TrainStream
-from pretrain.distributed import StopRequest, World, joined, rank, world_size
+from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import CheckpointError, DataError, check, exit_code_to
 from pretrain.evaluate import Evaluator
 from pretrain.hooks import RunHooks
@@ -32,7 +32,7 @@ from pretrain.objectives.base import Objective
 from pretrain.peaks import peak_flops
 from pretrain.released import starting_weights
 from pretrain.rundir import RunDirectory, plain
-from pretrain.strategy.base import Strategy
+from pretrain.strategy.base import Memory, Strategy
 from pretrain.summary import ModelSize, summary, versions
 from pretrain.tracking.base import Tracker
 
@@ -44,6 +44,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, world_size())
     cfg.schedule.build(cfg.train.steps)  # refuses what does not fit, before anything exists; so does the next
     cfg.attention.build()
+    cfg.strategy.check_machine(ranks=world_size(), device_type=device_type(), precision=cfg.precision)
     list_inputs(cfg.data.sources)
     stop = StopRequest()
     if rank() > 0:
@@ -70,13 +71,14 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
     with joined() as world:
         module = build_module(cfg, stream.manifest.vocab_size)
         size = ModelSize.of(module, cfg.data.seq_len)
-        initial, shapes = InitialWeights(module, cfg.seed), shapes_of(module)
+        predicted = cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision)
+        initial = InitialWeights(module, cfg.seed)
         strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
         wrapped = strategy.setup(module, cfg.optim.build)
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
         fingerprints = _fingerprints(cfg, stream)
         _check_agreement(fingerprints, world)
-        state = _resume(cfg, checkpoints, shapes, initial, strategy, fingerprints, world)
+        state = _resume(cfg, checkpoints, initial, strategy, fingerprints)
         tracker = _tracker(cfg, directory, state) if directory else None
         hooks = RunHooks(
             log_every=cfg.log.every,
@@ -92,9 +94,10 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
             tracker=tracker,
             learning_rate=lambda step: cfg.optim.lr * schedule(step),
             fingerprints=fingerprints,
+            predicted=predicted,
         )
         if directory:
-            _introduce(cfg, directory, size, corpora, stream, held_out, world)
+            _introduce(cfg, directory, size, predicted, corpora, stream, held_out, world)
         with (
             _steps(cfg, stream, state, world) as steps,
             exit_code_to(tracker.close if tracker else lambda code: None),
@@ -136,13 +139,12 @@ def _check_agreement(fingerprints: dict[str, Any], world: World) -> None:
 def _resume(
     cfg: PretrainConfig,
     checkpoints: Checkpoints,
-    shapes: Shapes,
     initial: InitialWeights,
     strategy: Strategy,
     fingerprints: dict[str, Any],
-    world: World,
 ) -> TrainState:
     """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
+    shapes, world = initial.shapes, checkpoints.world
     newest = newest_step(checkpoints.directory, world)
     if newest is None:
         given = cfg.init_from and starting_weights(Path(cfg.init_from).expanduser(), shapes, fingerprints, world)
@@ -211,6 +213,7 @@ def _introduce(
     cfg: PretrainConfig,
     directory: RunDirectory,
     size: ModelSize,
+    predicted: Memory,
     corpora: dict[str, Path],
     stream: TrainStream,
     held_out: HeldOut,
@@ -233,7 +236,7 @@ def _introduce(
     log.info(
         summary(
             size=size,
-            memory=cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision),
+            memory=predicted,
             seq_len=cfg.data.seq_len,
             train=cfg.train,
             world=world,

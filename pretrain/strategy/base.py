@@ -59,8 +59,12 @@ class StrategyConfig(Protocol):
         """Whether a rank's optimizer sees parts of matrices."""
         ...
 
+    def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
+        """Raise `ConfigError` for what so many ranks on devices of a type ("cpu", "cuda") cannot do; needs no group."""
+        ...
+
     def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
-        """Return the strategy for this rank. Raises `ConfigError` for what the ranks or the device cannot do."""
+        """Return the strategy for this rank."""
         ...
 
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:

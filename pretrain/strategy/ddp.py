@@ -37,6 +37,9 @@ class DDPConfig(RecomputationConfig):
         super().__post_init__()
         check(self.bucket_mb > 0, "strategy.bucket_mb", self.bucket_mb, "above 0 MiB")
 
+    def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
+        """See `StrategyConfig`: replicas run everywhere."""
+
     def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> DDP:
         """Return the strategy for this rank."""
         return DDP(self, world, precision, compilation)

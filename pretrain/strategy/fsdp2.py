@@ -43,11 +43,13 @@ class FSDP2Config(RecomputationConfig):
         ranks = self.shard_ranks
         check(ranks is None or ranks >= 1, "strategy.shard_ranks", ranks, "at least 1, or null for all ranks")
 
+    def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
+        """Refuse ranks that do not fall into whole replicas; see `StrategyConfig`."""
+        rule = f"must divide the number of ranks, {ranks}; null shards over all of them"
+        check(ranks % (self.shard_ranks or ranks) == 0, "strategy.shard_ranks", self.shard_ranks, rule)
+
     def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> FSDP2:
-        """Return the strategy for this rank. Raises `ConfigError` if the ranks do not fall into whole replicas."""
-        ranks = self.shard_ranks or world.size
-        rule = f"must divide the number of ranks, {world.size}; null shards over all of them"
-        check(world.size % ranks == 0, "strategy.shard_ranks", ranks, rule)
+        """Return the strategy for this rank."""
         return FSDP2(self, world, precision, compilation)
 
     @property

@@ -74,15 +74,17 @@ class ZeROConfig(RecomputationConfig):
         offloads = self.offload_optimizer is not Offload.none
         check(not offloads or self.stage > 0, "strategy.offload_optimizer", "cpu", "needs a stage of 1 or more")
 
-    def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
-        """Return the strategy for this rank. Raises `ConfigError` for what the device cannot do."""
-        on_gpu = world.device.type == "cuda"
+    def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
+        """Refuse what DeepSpeed cannot do there; see `StrategyConfig`."""
+        on_gpu = device_type == "cuda"
         rule = "DeepSpeed has no fp16 on a CPU; use bf16 or fp32, or strategy=ddp"
         check(on_gpu or not isinstance(precision, FP16), "precision", "fp16", rule)
         for key in ("quantized_weights", "quantized_gradients"):
             check(on_gpu or not getattr(self, key), f"strategy.{key}", True, "needs GPUs")
-        rule = f"must divide the {world.size} ranks"
-        check(world.size % self.hpz_ranks == 0, "strategy.hpz_ranks", self.hpz_ranks, rule)
+        check(ranks % self.hpz_ranks == 0, "strategy.hpz_ranks", self.hpz_ranks, f"must divide the {ranks} ranks")
+
+    def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
+        """Return the strategy for this rank."""
         from pretrain.strategy.zero_engine import ReplicatedZeRO, ShardedZeRO
 
         ensure_group(world)

@@ -295,8 +295,7 @@ def test_a_whole_run_learns_what_one_process_learns(place, one_process):
 
 
 def test_ranks_that_do_not_fall_into_replicas_are_refused():
-    world = World(rank=0, size=4, device=torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"strategy.shard_ranks=3: must divide the number of ranks, 4"):
-        FSDP2Config(shard_ranks=3).build(world=world, precision=FP32(), compilation=CompileConfig())
+        FSDP2Config(shard_ranks=3).check_machine(ranks=4, device_type="cpu", precision=FP32())
     with pytest.raises(ConfigError, match=r"strategy.shard_ranks=0: at least 1"):
         FSDP2Config(shard_ranks=0)

@@ -1,13 +1,11 @@
 """Memory: what a rank holds of weights, gradients and moments is what its strategy predicts."""
 
-import gc
-import warnings
-
 import pytest
 import torch
 from equivalence import SEQUENCES, start, strategies, train
 from ranks import on_ranks
 
+from pretrain.memory import storages
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
@@ -23,40 +21,32 @@ def large():
         return CausalLMConfig().build(config.build(vocab_size=1009, attend=sdpa))
 
 
-def storages() -> dict[int, int]:
-    """Return the bytes of every storage that a tensor in this process refers to."""
-    gc.collect()
-    found: dict[int, int] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # looking at an object may warn that it is deprecated
-        tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
-        for tensor in tensors:
-            for part in (tensor, tensor.grad if tensor.is_leaf else None):
-                if part is not None and not part.is_meta:
-                    local = part.to_local() if hasattr(part, "to_local") else part
-                    found[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
-    return found
-
-
 def check_memory(world, precision):
     parameters = sum(parameter.numel() for parameter in large().parameters())
     for name, cfg in strategies(world.size).items():
         if name == "zero2+offload":
             continue  # DeepSpeed frees some gradients later than it could: up to 13 % more at this size
         before = storages()
+
+        def held(before=before):
+            return sum(size for at, size in storages().items() if before.get(at) != size)
+
         _, wrapped, strategy = start(world, cfg, precision, large)
         train(world, wrapped, strategy, range(1), SEQUENCES // world.size)
-        held = []
+        with_gradients = []
         take_step = strategy.step
 
-        def measured(*options, take_step=take_step, before=before, held=held):
-            held.append(sum(size for at, size in storages().items() if before.get(at) != size))
+        def measured(*options, take_step=take_step, held=held, with_gradients=with_gradients):
+            with_gradients.append(held())
             return take_step(*options)
 
         strategy.step = measured
         train(world, wrapped, strategy, range(1, 2), SEQUENCES // world.size)
-        predicted = sum(cfg.memory(parameters, ranks=world.size, precision=precision))
-        assert held == [pytest.approx(predicted, rel=0.05)], (name, world.size, held[0] / parameters)
+        predicted = cfg.memory(parameters, ranks=world.size, precision=precision)
+        label = (name, world.size, with_gradients[0] / parameters, held() / parameters)
+        assert with_gradients == [pytest.approx(sum(predicted), rel=0.05)], label
+        between_steps = 0.95 * (predicted.weights + predicted.optimizer), 1.05 * sum(predicted)
+        assert between_steps[0] < held() < between_steps[1], label
 
 
 @pytest.mark.parametrize("precision", [FP32(), BF16()])

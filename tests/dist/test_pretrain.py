@@ -233,6 +233,17 @@ def test_a_run_whose_gradients_stay_broken_stops_with_5(place):
     assert "updates in a row skipped" in refusal
 
 
+def test_what_the_machine_cannot_do_is_refused_before_anything_is_made(place, tmp_path):
+    refused = tiny("half", "strategy=zero2", "precision=fp16", f"run.root={tmp_path}")
+    assert "precision=fp16: DeepSpeed has no fp16 on a CPU" in run(*refused, code=2, cwd=place).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_compares_its_memory_with_the_prediction(place, uninterrupted):
+    log = (uninterrupted / "log.txt").read_text()
+    assert "memory after the first steps: tensors of" in log and "the prediction is wrong" not in log
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_as_single_does(place, one_process, precision):
     run(*tiny(precision, "train.steps=50", "checkpoint.every=50", f"precision={precision}"), cwd=place)

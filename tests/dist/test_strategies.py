@@ -47,9 +47,10 @@ def check_bf16(world, expected):
         assert course.losses == pytest.approx(expected.losses, abs=0.05), name
 
 
-def test_every_strategy_follows_in_bf16(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_strategy_follows_in_bf16(ranks):
     expected, _ = reference(STEPS)
-    on_ranks(2, check_bf16, expected)
+    on_ranks(ranks, check_bf16, expected)
 
 
 def check_skips(world, folder):

@@ -1,10 +1,8 @@
 """The configuration of ZeRO: refusals by name, and what DeepSpeed is told. Its steps are tested over real ranks."""
 
 import pytest
-import torch
 from toys import ALONE
 
-from pretrain.distributed import World
 from pretrain.errors import ConfigError
 from pretrain.precision import BF16, FP16, FP32
 from pretrain.strategy.compilation import CompileConfig
@@ -33,17 +31,15 @@ def test_what_does_not_fit_is_refused_by_name(fields, refusal):
         ZeROConfig(**fields)
 
 
-def build(fields, precision=None, world=ALONE):
-    return ZeROConfig(**fields).build(world=world, precision=precision or FP32(), compilation=CompileConfig())
-
-
-def test_what_the_device_or_the_ranks_cannot_do_is_refused_before_anything_starts():
+def test_what_the_device_or_the_ranks_cannot_do_is_refused():
     with pytest.raises(ConfigError, match=r"precision=fp16: DeepSpeed has no fp16 on a CPU"):
-        build({"stage": 2}, FP16())
+        ZeROConfig(stage=2).check_machine(ranks=2, device_type="cpu", precision=FP16())
+    ZeROConfig(stage=2).check_machine(ranks=2, device_type="cuda", precision=FP16())
+    quantized = ZeROConfig(stage=3, quantized_gradients=True)
     with pytest.raises(ConfigError, match=r"strategy\.quantized_gradients=True: needs GPUs"):
-        build({"stage": 3, "quantized_gradients": True})
+        quantized.check_machine(ranks=2, device_type="cpu", precision=FP32())
     with pytest.raises(ConfigError, match=r"strategy\.hpz_ranks=4: must divide the 6 ranks"):
-        build({"stage": 3, "hpz_ranks": 4}, world=World(rank=0, size=6, device=torch.device("cpu")))
+        ZeROConfig(stage=3, hpz_ranks=4).check_machine(ranks=6, device_type="cpu", precision=FP32())
 
 
 def test_deepspeed_is_told_what_the_settings_say():
@@ -62,7 +58,8 @@ def test_deepspeed_is_told_what_the_settings_say():
 @pytest.mark.parametrize("stage", [0, 2])
 def test_the_dictionary_is_shown_on_request_at_every_stage(stage, caplog):
     with caplog.at_level("INFO", logger="pretrain"):
-        build({"stage": stage, "log_dictionary": True})
+        cfg = ZeROConfig(stage=stage, log_dictionary=True)
+        cfg.build(world=ALONE, precision=FP32(), compilation=CompileConfig())
     [shown] = [message for message in caplog.messages if message.startswith("DeepSpeed is told")]
     assert f'"stage": {stage}' in shown
 

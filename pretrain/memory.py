@@ -1,0 +1,49 @@
+"""What tensors of this process take up, against what its strategy predicted.
+
+Holds the measurement and the comparison; the formulas are the strategies' own.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+
+import torch
+
+from pretrain.strategy.base import Memory
+
+TOLERANCE = 0.1  # of the prediction: communication buffers and the batches that wait
+UNMENTIONED = 64 * 2**20  # bytes of difference that no user needs to hear of
+
+log = logging.getLogger(__name__)
+
+
+def storages() -> dict[int, int]:
+    """Return address and bytes of every storage, on any device, that a tensor known to Python refers to."""
+    gc.collect()
+    found: dict[int, int] = {}
+    # By type, for asking objects for their class makes some of them warn or import.
+    for tensor in [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]:
+        for part in (tensor, tensor.grad if tensor.is_leaf else None):
+            if part is not None and not part.is_meta:
+                storage = (part.to_local() if hasattr(part, "to_local") else part).untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+def compare(held: int, predicted: Memory) -> None:
+    """Log what a rank holds between two steps, in bytes of tensors, beside the prediction; warn if they are far apart.
+
+    Between steps gradients may lie or be freed, so the prediction is a range.
+    """
+    least, most = predicted.weights + predicted.optimizer, sum(predicted)
+    text = f"memory after the first steps: tensors of {_mib(held)} MiB a rank, predicted {_mib(least)} to {_mib(most)}"
+    distance = max(least - held, held - most)
+    if distance > max(TOLERANCE * most, UNMENTIONED):
+        log.warning("%s (gradients freed or kept): other tensors are alive, or the prediction is wrong", text)
+    else:
+        log.info("%s (gradients freed or kept)", text)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f}"

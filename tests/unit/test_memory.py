@@ -1,0 +1,41 @@
+"""The memory of tensors against what was allocated, and the words about it."""
+
+import logging
+
+import pytest
+import torch
+
+from pretrain.memory import compare, storages
+from pretrain.strategy.base import Memory
+
+MIB = 2**20
+
+
+def test_storages_are_counted_once_each_with_their_gradients():
+    before = storages()
+    weight = torch.ones(300, 7, requires_grad=True)
+    views = [weight.detach(), weight[3:5].detach()]
+    weight.sum().backward()
+    meta = torch.empty(10**9, device="meta")
+    new = {at: size for at, size in storages().items() if before.get(at) != size}
+    assert weight.grad is not None and len(views) == 2 and meta.is_meta
+    assert new[weight.untyped_storage().data_ptr()] == 300 * 7 * 4
+    assert new[weight.grad.untyped_storage().data_ptr()] == 300 * 7 * 4
+    assert sum(new.values()) == 2 * 300 * 7 * 4
+
+
+@pytest.mark.parametrize(
+    ("held", "level"),
+    [(1200, "INFO"), (1600, "INFO"), (1600 + 159, "INFO"), (1600 + 161, "WARNING"), (1200 - 161, "WARNING")],
+)
+def test_only_what_is_far_from_the_prediction_is_a_warning(caplog, held, level):
+    caplog.set_level(logging.INFO)
+    compare(held * MIB, Memory(400 * MIB, 400 * MIB, 800 * MIB))
+    [record] = caplog.records
+    assert record.levelname == level
+    assert f"tensors of {held:,} MiB a rank, predicted 1,200 to 1,600" in record.message
+
+
+def test_small_models_do_not_warn(caplog):
+    compare(63 * MIB, Memory(4, 4, 8))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
