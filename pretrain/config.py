@@ -57,8 +57,13 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        names = choices()
+        _, objective = names[type(self.objective)]
+        sides = "to the left only" if self.model.causal else "to both sides"
+        rule = f"does not fit model={names[type(self.model)][1]}, whose tokens look {sides}; choose another of either"
+        check(self.objective.causal == self.model.causal, "objective", objective, rule)
         rule = "updates whole matrices, of which this strategy gives a rank parts; use optim=adamw, or strategy=ddp"
-        _, optim = choices()[type(self.optim)]
+        _, optim = names[type(self.optim)]
         check(not (self.optim.whole_matrices and self.strategy.shards), "optim", optim, rule)
         if isinstance(self.attention, FlashConfig):
             rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"

@@ -36,23 +36,27 @@ class Evaluator:
 
     module: nn.Module
     batches: Callable[[], Iterable[Batch]]  # this rank's batches, as many on every rank; anew at each call
-    bytes_per_target: float  # UTF-8 bytes of held-out text that a target stands for, on average
+    bytes_per_target: float | None  # UTF-8 bytes of held-out text that a target stands for, on average, if it does
     world: World
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Return `loss` in nats a target, `perplexity` and `bits_per_byte`, over all ranks' batches.
+        """Return `loss` in nats a target, `perplexity`, `accuracy` and `bits_per_byte`, over all ranks' batches.
 
-        A batch without targets counts nothing. Bits per byte are exact when the whole split is evaluated.
+        A batch without targets counts nothing. Accuracy is the share of targets that the model holds likeliest. Bits
+        per byte are exact when the whole split is evaluated.
         """
         self.module.eval()
-        nll = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         targets = 0
         for batch in self.batches():
-            nll += self.module(batch.to(self.world.device)).nll
+            measured = self.module(batch.to(self.world.device))
+            sums += torch.stack([measured.nll, measured.correct])
             targets += batch.num_targets
         self.module.train()
         [targets] = self.world.sum_ints(targets)
-        loss = self.world.sum_tensor(nll).item() / targets
-        bits = bits_per_byte(loss, num_targets=1, text_bytes=self.bytes_per_target)
-        return {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits}
+        loss, accuracy = (self.world.sum_tensor(sums) / targets).tolist()
+        found = {"loss": loss, "perplexity": perplexity(loss), "accuracy": accuracy}
+        if self.bytes_per_target is not None:
+            found["bits_per_byte"] = bits_per_byte(loss, num_targets=1, text_bytes=self.bytes_per_target)
+        return found

@@ -52,7 +52,7 @@ class TrainState:
     """Where a run stands. Data, masks, dropout and learning rate are functions of `step` and of the configuration."""
 
     step: int = 0  # optimizer steps taken
-    tokens: int = 0  # targets learnt from
+    tokens: int = 0  # tokens that went through the model
     step_targets: int = 1  # targets of the newest step, over all ranks, at least 1
 
 
@@ -93,7 +93,8 @@ def train(
     """
     for micro_batches in steps:
         torch.manual_seed(hash((seed, state.step, world.rank)))  # dropout: a function of the step, so resume is exact
-        [targets] = world.sum_ints(sum(batch.num_targets for batch in micro_batches))
+        counts = [(batch.num_targets, len(batch.tokens)) for batch in micro_batches]
+        targets, tokens = world.sum_ints(*map(sum, zip(*counts, strict=True)))
         for number, batch in enumerate(micro_batches, start=1):
             with strategy.micro_step(last=number == len(micro_batches)):
                 loss = module(batch.to(world.device))
@@ -101,7 +102,7 @@ def train(
             hooks.meter.add(loss.nll)
         norm = strategy.step(schedule(state.step), cfg.clip_norm)
         state.step += 1
-        state.tokens += targets
+        state.tokens += tokens
         state.step_targets = max(targets, 1)
         hooks.meter.end_step(norm)
 

@@ -18,9 +18,11 @@ from torch import nn
 
 from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
 from pretrain.config import PretrainConfig
+from pretrain.data.base import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
 from pretrain.data.preparation import list_inputs, prepare
 from pretrain.data.stream import HeldOut, TrainStream
+from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import CheckpointError, DataError, check, exit_code_to
 from pretrain.evaluate import Evaluator
@@ -68,6 +70,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
     stream = cfg.data.train_stream(corpora, cfg.seed)
     held_out = cfg.data.held_out(corpora)
     schedule = cfg.schedule.build(cfg.train.steps)
+    examples = cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed)
     with joined() as world:
         module = build_module(cfg, stream.manifest.vocab_size)
         size = ModelSize.of(module, cfg.data.seq_len)
@@ -89,7 +92,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
             strategy=strategy,
             meter=StepMeter(world.device),
             throughput=_throughput(cfg, state, size.flops_per_token, world),
-            evaluator=_evaluator(cfg, wrapped, held_out, world),
+            evaluator=_evaluator(cfg, wrapped, held_out, examples, world),
             checkpoints=checkpoints,
             tracker=tracker,
             learning_rate=lambda step: cfg.optim.lr * schedule(step),
@@ -99,7 +102,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         if directory:
             _introduce(cfg, directory, size, predicted, corpora, stream, held_out, world)
         with (
-            _steps(cfg, stream, state, world) as steps,
+            _steps(cfg, stream, examples, state, world) as steps,
             exit_code_to(tracker.close if tracker else lambda code: None),
             closing(checkpoints),
         ):
@@ -171,17 +174,19 @@ def _throughput(cfg: PretrainConfig, state: TrainState, flops_per_token: float, 
     return Throughput(step=state.step, tokens=state.tokens, flops_per_token=flops_per_token, peak_flops=total)
 
 
-def _evaluator(cfg: PretrainConfig, wrapped: nn.Module, held_out: HeldOut, world: World) -> Evaluator:
+def _evaluator(
+    cfg: PretrainConfig, wrapped: nn.Module, held_out: HeldOut, examples: Examples, world: World
+) -> Evaluator:
     batches = partial(
         evaluation_batches,
         held_out,
-        cfg.objective.examples,
+        examples,
         micro_batch_size=cfg.train.micro_batch_size,
         rank=world.rank,
         world_size=world.size,
         max_slots=cfg.eval.max_slots,
     )
-    bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1)
+    bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if cfg.objective.covers_text else None
     return Evaluator(module=wrapped, batches=batches, bytes_per_target=bytes_per_target, world=world)
 
 
@@ -195,10 +200,10 @@ def _tracker(cfg: PretrainConfig, directory: RunDirectory, state: TrainState) ->
     )
 
 
-def _steps(cfg: PretrainConfig, stream: TrainStream, state: TrainState, world: World) -> StepLoader:
+def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: TrainState, world: World) -> StepLoader:
     return StepLoader(
         stream,
-        cfg.objective.examples,
+        examples,
         batch_size=cfg.train.batch_size,
         micro_batch_size=cfg.train.micro_batch_size,
         rank=world.rank,

@@ -34,7 +34,7 @@ class ModelSize(NamedTuple):
     def of(cls, module: Objective, seq_len: int) -> ModelSize:
         """Measure a module on the meta device, for sequences of `seq_len` tokens."""
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        return cls(parameters, module.model.flops_per_token(seq_len))
+        return cls(parameters, module.flops_per_token(seq_len))
 
 
 def summary(

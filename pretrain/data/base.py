@@ -5,6 +5,7 @@ Holds the type that loaders produce and models consume, not how either works.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -28,6 +29,32 @@ class Slots(NamedTuple):
     keys: np.ndarray  # (B, 3) int64: source, epoch and index of each slot, what randomness is drawn from
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What an objective needs to know of a tokenizer of V ids."""
+
+    special: np.ndarray  # (V,) bool, ids that stand for no text: [CLS], [MASK], <|endoftext|>
+    starts_word: np.ndarray  # (V,) bool, ids that begin a word, whatever is before them
+    ends_word: np.ndarray  # (V,) bool, ids after which a word begins, whatever follows
+    mask: int | None  # the id that hides a token; None: this tokenizer has none
+    prefix: list[int]  # ids before each document
+    suffix: list[int]  # ids after each document
+
+
+class Inputs(NamedTuple):
+    """What an objective makes of slots: N tokens in S sequences, perhaps other ones than the slots have."""
+
+    tokens: np.ndarray  # (N,) int64, what the model sees
+    targets: np.ndarray  # (N,) int64, IGNORED where nothing is predicted
+    offsets: np.ndarray  # (S+1,) int32, where sequences begin
+    segments: np.ndarray | None = None  # (N,) int64 token-type ids
+    labels: np.ndarray | None = None  # (S,) int64, one a sequence, IGNORED = none
+
+
+Examples = Callable[[Slots], Inputs]
+"""A pure function of the slots and their keys: what `ObjectiveConfig.examples` returns."""
+
+
 @dataclass
 class Batch:
     """One micro-batch of S sequences, N tokens in all; nothing is padded.
@@ -39,10 +66,11 @@ class Batch:
     positions: Tensor  # (N,) int64, position inside its sequence
     offsets: Tensor  # (S+1,) int32, sequence s is tokens[offsets[s]:offsets[s+1]]
     max_len: int  # longest sequence in tokens, an upper bound is allowed
-    targets: Tensor  # (N,) int64 token targets, or (S, ...) sequence labels; IGNORED = not a target
+    targets: Tensor  # (N,) int64 token targets; IGNORED = not a target
     num_targets: int  # targets that count, known on the CPU before the forward pass
     lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
     segments: Tensor | None = None  # (N,) int64 token-type ids
+    labels: Tensor | None = None  # (S,) int64, one a sequence; IGNORED = none
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; copies from pinned memory do not wait."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,16 +15,13 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from pretrain.data.base import IGNORED, Batch, Slots
+from pretrain.data.base import IGNORED, Batch, Examples, Slots
 from pretrain.data.packing import Packing
 from pretrain.data.preparation import PrepareConfig
 from pretrain.data.sources import SourceConfig
 from pretrain.data.stream import HeldOut, Source, TrainStream
 from pretrain.errors import check
 from pretrain.registry import register
-
-Examples = Callable[[Slots], tuple[np.ndarray, np.ndarray]]
-"""Slots -> input tokens (N,) and targets (N,): what `ObjectiveConfig.examples` does."""
 
 _LOCATED = 1024  # slots whose place in the corpora is computed at a time, because few and many cost the same
 
@@ -83,17 +80,19 @@ def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: i
 
 def build_batch(slots: Slots, examples: Examples) -> Batch:
     """Return the micro-batch (N tokens, S sequences) that an objective makes of slots."""
-    tokens, targets = examples(slots)
-    lengths = np.diff(slots.offsets)
-    positions = np.arange(len(tokens)) - slots.offsets[:-1].astype(np.int64).repeat(lengths)
+    made = examples(slots)
+    lengths = np.diff(made.offsets)
+    positions = np.arange(len(made.tokens)) - made.offsets[:-1].astype(np.int64).repeat(lengths)
     return Batch(
-        tokens=torch.from_numpy(tokens),
+        tokens=torch.from_numpy(made.tokens),
         positions=torch.from_numpy(positions),
-        offsets=torch.from_numpy(slots.offsets),
+        offsets=torch.from_numpy(made.offsets),
         max_len=int(lengths.max()),
-        targets=torch.from_numpy(targets),
-        num_targets=int(np.count_nonzero(targets != IGNORED)),
+        targets=torch.from_numpy(made.targets),
+        num_targets=int(np.count_nonzero(made.targets != IGNORED)),
         lengths=lengths.tolist(),
+        segments=None if made.segments is None else torch.from_numpy(made.segments),
+        labels=None if made.labels is None else torch.from_numpy(made.labels),
     )
 
 

@@ -88,8 +88,33 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
+class EncoderModel(Model):
+    """A network that sees each token from both sides, with a head of its own for hidden tokens."""
+
+    def forward(self, tokens: Tensor, positions: Tensor, layout: Layout, segments: Tensor | None = None) -> Tensor:
+        """Return the final hidden states (N, D); `segments` (N,) are token-type ids, all 0 where None."""
+        raise NotImplementedError
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """Return what the vocabulary projection multiplies, (M, D), for the hidden states of chosen tokens (M, D)."""
+        raise NotImplementedError
+
+    def head_bias(self) -> Tensor:
+        """Return what is added to the logits, (V,)."""
+        raise NotImplementedError
+
+    def flops_per_token(self, seq_len: int, head_share: float = 1.0) -> float:
+        """Return the operations of one token as above, where a share of the tokens goes through the head."""
+        raise NotImplementedError
+
+
 class ModelConfig(Protocol):
     """What `run` asks of a model's dataclass."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees the tokens before it only; else the model is an `EncoderModel`."""
+        ...
 
     def build(self, *, vocab_size: int, attend: Attend) -> Model:
         """Return the model; called under `torch.device("meta")`, so nothing is allocated."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,16 +14,19 @@ from torch import Tensor, nn
 from pretrain.errors import check
 from pretrain.models.base import Attend, Layout, Model
 from pretrain.models.initialise import Init, Initial, scheme
-from pretrain.models.layers import MLP, Activation, Attention, Block, KeyValueCache, Norm, make_norm, rotary, sinusoids
+from pretrain.models.layers import (
+    MLP,
+    Activation,
+    Attention,
+    Block,
+    KeyValueCache,
+    Norm,
+    Positions,
+    make_norm,
+    rotary,
+    sinusoids,
+)
 from pretrain.registry import register
-
-
-class Positions(StrEnum):
-    """How the model knows where a token stands."""
-
-    learned = "learned"  # one vector a position, added to the embedding (GPT-2)
-    sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017)
-    rotary = "rotary"  # queries and keys rotated (Llama)
 
 
 @register("model", "decoder")
@@ -40,7 +42,7 @@ class DecoderConfig:
     mlp_width: int | None = None  # hidden width of the MLP; null: 4 * width
     norm: Norm = Norm.layernorm  # before each branch and after the last block: layernorm or rmsnorm
     norm_eps: float = 1e-5  # added to the variance
-    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh or swiglu
+    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh, swiglu or geglu
     positions: Positions = Positions.learned  # how it knows where a token stands: learned, sinusoidal or rotary
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     bias: bool = True  # biases in projections and layer norms
@@ -49,7 +51,7 @@ class DecoderConfig:
     global_every: int | None = None  # with a window, layers 0, n, 2n, ... see all keys; null: none does
     dropout: float = 0.0  # probability, of embeddings and residual branches
     attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
-    init: Init = Init.gpt2  # scheme of the initial weights: gpt2 or olmo2
+    init: Init = Init.gpt2  # scheme of the initial weights: gpt2, olmo2, bert or modernbert
     init_std: float = 0.02  # standard deviation of initial matrices
 
     def __post_init__(self) -> None:
@@ -75,6 +77,11 @@ class DecoderConfig:
             self.global_every,
             "means something only beside model.window; set it or leave this null",
         )
+
+    @property
+    def causal(self) -> bool:
+        """Tokens see those before them only."""
+        return True
 
     @property
     def head_width(self) -> int:
@@ -175,8 +182,9 @@ def _block(config: DecoderConfig, layer: int, attend: Attend) -> Block:
         attend=attend,
     )
     return Block(
-        norm=lambda: make_norm(config.norm, config.width, config.norm_eps, config.bias),
+        attention_norm=make_norm(config.norm, config.width, config.norm_eps, config.bias),
         attention=attention,
+        mlp_norm=make_norm(config.norm, config.width, config.norm_eps, config.bias),
         mlp=MLP(width=config.width, hidden=config.hidden_width, activation=config.activation, bias=config.bias),
         dropout=config.dropout,
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.init import trunc_normal_
 
 CHUNK = 1 << 20  # elements drawn by one generator, so that a part of a tensor costs what it holds
 
@@ -20,6 +21,11 @@ class Init(StrEnum):
 
     gpt2 = "gpt2"  # projections into the residual stream shrunk by 1/sqrt(2 L) (Radford et al. 2019)
     olmo2 = "olmo2"  # one standard deviation for all, steadier in Llama-like models (Walsh et al. 2024)
+    bert = "bert"  # one standard deviation for all, nothing beyond two of them (Devlin et al. 2019)
+    modernbert = "modernbert"  # shrunk like gpt2's, nothing beyond two deviations (Warner et al. 2024)
+
+
+SHRUNK, CUT = (Init.gpt2, Init.modernbert), (Init.bert, Init.modernbert)
 
 
 class Initial(NamedTuple):
@@ -27,14 +33,15 @@ class Initial(NamedTuple):
 
     mean: float = 0.0
     std: float = 0.0
+    cut: bool = False  # draw anew what lies more than two standard deviations from the mean
 
 
 def scheme(init: Init, name: str, *, ndim: int, std: float, residual: tuple[str, ...], layers: int) -> Initial:
     """Return how a parameter begins; names that end in one of `residual` are projections into the residual stream."""
     if ndim == 1:
         return Initial(mean=0.0 if name.endswith("bias") else 1.0)
-    shrunk = init is Init.gpt2 and name.endswith(residual)
-    return Initial(std=std / (2 * layers) ** 0.5 if shrunk else std)
+    shrunk = init in SHRUNK and name.endswith(residual)
+    return Initial(std=std / (2 * layers) ** 0.5 if shrunk else std, cut=init in CUT)
 
 
 def draw(initial: Initial, *, seed: int, name: str, start: int, numel: int, total: int) -> Tensor:
@@ -50,9 +57,16 @@ def draw(initial: Initial, *, seed: int, name: str, start: int, numel: int, tota
         first = chunk * CHUNK
         size = min(CHUNK, total - first)
         low, high = max(start, first), min(start + numel, first + size)
-        drawn = torch.empty(size).normal_(initial.mean, initial.std, generator=_generator(seed, name, chunk))
+        drawn = _normal(initial, size, _generator(seed, name, chunk))
         values[low - start : high - start] = drawn[low - first : high - first]
     return values
+
+
+def _normal(initial: Initial, size: int, generator: torch.Generator) -> Tensor:
+    mean, std, cut = initial
+    if not cut:
+        return torch.empty(size).normal_(mean, std, generator=generator)
+    return trunc_normal_(torch.empty(size), mean, std, mean - 2 * std, mean + 2 * std, generator=generator)
 
 
 def _generator(seed: int, name: str, chunk: int) -> torch.Generator:

@@ -6,7 +6,6 @@ Letters of shapes: see `models/base.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 
 import torch
@@ -31,6 +30,26 @@ class Activation(StrEnum):
     gelu = "gelu"  # Hendrycks and Gimpel 2016, exact
     gelu_tanh = "gelu_tanh"  # its tanh approximation, as GPT-2 uses it
     swiglu = "swiglu"  # Shazeer 2020: silu(gate) * up
+    geglu = "geglu"  # Shazeer 2020: gelu(gate) * up
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a second projection, which is multiplied by the nonlinearity of the first."""
+        return self in (Activation.swiglu, Activation.geglu)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the nonlinearity alone, element by element."""
+        if self is Activation.swiglu:
+            return F.silu(x)
+        return F.gelu(x, approximate="tanh" if self is Activation.gelu_tanh else "none")
+
+
+class Positions(StrEnum):
+    """How a model knows where a token stands."""
+
+    learned = "learned"  # one vector a position, added to the embedding (GPT-2, BERT)
+    sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); decoders only
+    rotary = "rotary"  # queries and keys rotated (Llama, ModernBERT)
 
 
 def make_norm(kind: Norm, width: int, eps: float, bias: bool) -> nn.Module:
@@ -120,31 +139,32 @@ class KeyValueCache:
 
 
 class MLP(nn.Module):
-    """Two projections around a nonlinearity; SwiGLU fuses its gate and its up projection, in that order."""
+    """Two projections around a nonlinearity; a gated one fuses its gate and its up projection, in that order."""
 
     def __init__(self, *, width: int, hidden: int, activation: Activation, bias: bool) -> None:
         super().__init__()
         self.activation = activation
-        gated = activation is Activation.swiglu
-        self.up = nn.Linear(width, 2 * hidden if gated else hidden, bias=bias)
+        self.up = nn.Linear(width, 2 * hidden if activation.gated else hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, D) to (N, D)."""
         up = self.up(x)
-        if self.activation is Activation.swiglu:
+        if self.activation.gated:
             gate, up = up.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * up)
-        return self.down(F.gelu(up, approximate="tanh" if self.activation is Activation.gelu_tanh else "none"))
+            return self.down(self.activation(gate) * up)
+        return self.down(self.activation(up))
 
 
 class Block(nn.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, *, norm: Callable[[], nn.Module], attention: Attention, mlp: MLP, dropout: float) -> None:
+    def __init__(
+        self, *, attention_norm: nn.Module, attention: Attention, mlp_norm: nn.Module, mlp: MLP, dropout: float
+    ) -> None:
         super().__init__()
-        self.attention_norm, self.attention = norm(), attention
-        self.mlp_norm, self.mlp = norm(), mlp
+        self.attention_norm, self.attention = attention_norm, attention
+        self.mlp_norm, self.mlp = mlp_norm, mlp
         self.dropout = dropout  # of both residual branches
 
     def forward(
@@ -154,3 +174,15 @@ class Block(nn.Module):
         mixed = self.attention(self.attention_norm(x), layout, tables, cache)
         x = x + F.dropout(mixed, self.dropout, self.training)
         return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+
+
+class PostNormBlock(Block):
+    """One post-norm layer (Vaswani et al. 2017): norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def forward(
+        self, x: Tensor, layout: Layout, tables: Rotary | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Map the residual stream (N, D) to the next one."""
+        mixed = self.attention(x, layout, tables, cache)
+        x = self.attention_norm(x + F.dropout(mixed, self.dropout, self.training))
+        return self.mlp_norm(x + F.dropout(self.mlp(x), self.dropout, self.training))

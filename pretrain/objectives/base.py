@@ -5,12 +5,12 @@ Holds the protocol only; each objective has its own file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
-from pretrain.data.base import Batch, Slots
+from pretrain.data.base import Batch, Examples, Vocabulary
 from pretrain.models.base import Model
 from pretrain.models.initialise import Initial
 
@@ -20,6 +20,7 @@ class Loss(NamedTuple):
 
     total: Tensor  # () fp32, what is minimised, summed over targets; carries the graph
     nll: Tensor  # () fp32, negative log-likelihood in nats alone, summed over targets, detached
+    correct: Tensor  # () targets whose own logit is the largest, detached
 
 
 class Objective(nn.Module):
@@ -30,6 +31,10 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         raise NotImplementedError
 
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the floating-point operations of a token's forward and backward pass in sequences of that length."""
+        return self.model.flops_per_token(seq_len)
+
     def initial(self, name: str) -> Initial:
         """Return how the tensor of that name begins; an objective with parameters beside `model` answers for them."""
         return self.model.initial(name.removeprefix("model."))
@@ -38,10 +43,25 @@ class Objective(nn.Module):
 class ObjectiveConfig(Protocol):
     """What `run` asks of an objective's dataclass."""
 
+    @property
+    def causal(self) -> bool:
+        """Whether it trains a model whose tokens see those before them only."""
+        ...
+
+    @property
+    def covers_text(self) -> bool:
+        """Whether its targets spell the text once, so that its loss can be told in bits per byte."""
+        ...
+
     def build(self, model: Model) -> Objective:
         """Return the module that is trained."""
         ...
 
-    def examples(self, slots: Slots) -> tuple[np.ndarray, np.ndarray]:
-        """Return input tokens (N,) and targets (N,), both int64; a pure function of the slots and their keys."""
+    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
+        """Return what turns slots into inputs: a pure function of the slots, their keys and the seed.
+
+        `vocabulary` reads that of the corpus, which takes a while: call it if it is needed.
+
+        Raises `ConfigError` for a tokenizer that the objective cannot work with.
+        """
         ...

@@ -5,11 +5,10 @@ Holds the objective and its dataclass; the loss itself is in `cross_entropy`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from pretrain.data.base import Batch, Slots
+from pretrain.data.base import Batch, Examples, Inputs, Vocabulary
 from pretrain.errors import check
 from pretrain.models.base import Layout, Model
 from pretrain.objectives.base import Loss, Objective
@@ -30,13 +29,23 @@ class CausalLMConfig:
         chunk = self.chunk_tokens
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
+    @property
+    def causal(self) -> bool:
+        """A token that saw its follower would have nothing to predict."""
+        return True
+
+    @property
+    def covers_text(self) -> bool:
+        """Every token of the text is a target once."""
+        return True
+
     def build(self, model: Model) -> CausalLM:
         """Return the module that is trained."""
         return CausalLM(self, model)
 
-    def examples(self, slots: Slots) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens (N,) and, as targets (N,), the token after each."""
-        return slots.tokens, slots.following
+    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
+        """Return what takes the tokens of slots as they are and the token after each as its target."""
+        return lambda slots: Inputs(slots.tokens, slots.following, slots.offsets)
 
 
 class CausalLM(Objective):
@@ -51,12 +60,13 @@ class CausalLM(Objective):
         """Return the sums over the batch's targets; the head runs only on rows that have one."""
         layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
         hidden = self.model(batch.tokens, batch.positions, layout)
-        total, nll = linear_cross_entropy(
-            hidden,
-            self.model.head_weight(),
-            batch.targets,
-            num_targets=batch.num_targets,
-            z_loss=self.config.z_loss,
-            chunk_tokens=self.config.chunk_tokens,
+        return Loss(
+            *linear_cross_entropy(
+                hidden,
+                self.model.head_weight(),
+                batch.targets,
+                num_targets=batch.num_targets,
+                z_loss=self.config.z_loss,
+                chunk_tokens=self.config.chunk_tokens,
+            )
         )
-        return Loss(total, nll)

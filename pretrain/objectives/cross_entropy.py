@@ -27,67 +27,97 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     num_targets: int,
+    bias: Tensor | None = None,
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return (total, nll), both () fp32, summed over the targets that count.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (total, nll, correct), all () fp32, summed over the targets that count.
 
-    `hidden` (N, D) times `weight` (V, D) transposed are the logits; `targets` (N,) int64 hold `num_targets` entries
-    that are not IGNORED, and only their rows are projected. `nll` is the negative log-likelihood in nats, detached.
-    `total` adds `z_loss` times the squared log of the softmax's normaliser (PaLM, section 5, 2022) and carries the
-    graph, for one backward pass. Products run in the autocast precision, everything else in fp32.
+    `hidden` (N, D) times `weight` (V, D) transposed, plus `bias` (V,), are the logits; `targets` (N,) int64 hold
+    `num_targets` entries that are not IGNORED, and only their rows are projected. `nll` is the negative log-likelihood
+    in nats, `correct` the number of targets whose own logit is the largest, both detached. `total` adds `z_loss` times
+    the squared log of the softmax's normaliser (PaLM, section 5, 2022) and carries the graph, for one backward pass.
+    Products run in the autocast precision, everything else in fp32.
     """
-    if num_targets < targets.shape[0]:
-        # The count is known, so that finding the rows does not wait for the device.
-        rows = torch.nonzero_static(targets != IGNORED, size=num_targets).squeeze(1)
-        hidden, targets = hidden.index_select(0, rows), targets.index_select(0, rows)
+    hidden, targets = rows_with_targets(hidden, targets, num_targets)
     if chunk_tokens is None:
         budget = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else DEVICE_CHUNK_BYTES
         chunk_tokens = max(1, budget // (4 * weight.shape[0]))
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, chunk_tokens)
-    total, nll, _, _ = _sums_and_gradients(hidden, weight, targets, z_loss, chunk_tokens, (False, False))
-    return total, nll
+    trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
+    if torch.is_grad_enabled() and trained:
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, z_loss, chunk_tokens)
+    sums, _ = _sums_and_gradients(hidden, weight, bias, targets, z_loss, chunk_tokens, (False, False, False))
+    return sums
+
+
+def rows_with_targets(hidden: Tensor, targets: Tensor, num_targets: int) -> tuple[Tensor, Tensor]:
+    """Return the rows (M, D) of `hidden` (N, D) whose target is not IGNORED, and these targets (M,).
+
+    Their number is known, so that finding them does not wait for the device.
+    """
+    if num_targets == targets.shape[0]:
+        return hidden, targets
+    rows = torch.nonzero_static(targets != IGNORED, size=num_targets).squeeze(1)
+    return hidden.index_select(0, rows), targets.index_select(0, rows)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk_tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[:2]
-        total, nll, *ctx.gradients = _sums_and_gradients(hidden, weight, targets, z_loss, chunk_tokens, wanted)
-        ctx.mark_non_differentiable(nll)
-        return total, nll
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        z_loss: float,
+        chunk_tokens: int,
+    ) -> _Sums:
+        wanted = ctx.needs_input_grad[:3]
+        sums, ctx.gradients = _sums_and_gradients(hidden, weight, bias, targets, z_loss, chunk_tokens, wanted)
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # Scaled in place, for the weight's gradient may be the largest tensor of the step: so only once.
         assert ctx.gradients is not None, "the gradients of this loss were used up by an earlier backward pass"
-        hidden_grad, weight_grad = (None if g is None else g.mul_(grads[0]) for g in ctx.gradients)
+        scaled = [None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients]
         ctx.gradients = None
-        return hidden_grad, weight_grad, None, None, None
+        return *scaled, None, None, None
+
+
+_Sums = tuple[Tensor, Tensor, Tensor]  # total, nll and correct, () each
 
 
 def _sums_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk_tokens: int, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return total and nll as above, and the total's gradients (M, D) and (V, D) as far as `wanted`."""
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    z_loss: float,
+    chunk_tokens: int,
+    wanted: tuple[bool, ...],
+) -> tuple[_Sums, list[Tensor | None]]:
+    """Return the sums, and the total's gradients (M, D), (V, D) and (V,) as far as `wanted`."""
     device, hidden_dtype, weight_dtype = hidden.device, hidden.dtype, weight.dtype
     autocast = torch.is_autocast_enabled(device.type)
     compute = torch.get_autocast_dtype(device.type) if autocast else weight_dtype
     wide = torch.promote_types(compute, torch.float32)
     hidden, weight = hidden.to(compute), weight.to(compute)
     nll = torch.zeros((), dtype=wide, device=device)
-    penalty = torch.zeros_like(nll)
+    penalty, correct = torch.zeros_like(nll), torch.zeros_like(nll)
     hidden_grad = torch.empty_like(hidden) if wanted[0] else None
     weight_grad = torch.zeros(weight.shape, dtype=wide, device=device) if wanted[1] else None
+    bias_grad = torch.zeros(len(weight), dtype=wide, device=device) if wanted[2] else None
     buffer = hidden.new_empty(min(chunk_tokens, len(hidden)), len(weight))
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(hidden), chunk_tokens):
             chunk, target = hidden[start : start + chunk_tokens], targets[start : start + chunk_tokens, None]
             logits = torch.mm(chunk, weight.t(), out=buffer[: len(chunk)]).to(wide)
+            if bias is not None:
+                logits += bias
             logit, largest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+            correct += (logit == largest).sum()
             softmax = torch.softmax(logits, dim=1, out=logits)
             # The likeliest token's probability is exp(largest - log_normaliser), and at least 1/V.
             log_normaliser = largest - softmax.amax(dim=1, keepdim=True).log()
@@ -96,7 +126,10 @@ def _sums_and_gradients(
             if not any(wanted):
                 continue
             gradient = softmax.mul_(1 + 2 * z_loss * log_normaliser) if z_loss else softmax
-            gradient = gradient.scatter_add_(1, target, gradient.new_full((1, 1), -1.0).expand_as(target)).to(compute)
+            gradient = gradient.scatter_add_(1, target, gradient.new_full((1, 1), -1.0).expand_as(target))
+            if bias_grad is not None:
+                bias_grad += gradient.sum(dim=0)
+            gradient = gradient.to(compute)
             if hidden_grad is not None:
                 torch.mm(gradient, weight, out=hidden_grad[start : start + chunk_tokens])
             if weight_grad is not None and compute == wide:
@@ -105,4 +138,5 @@ def _sums_and_gradients(
                 weight_grad += gradient.t() @ chunk
     hidden_grad = None if hidden_grad is None else hidden_grad.to(hidden_dtype)
     weight_grad = None if weight_grad is None else weight_grad.to(weight_dtype)
-    return nll + penalty, nll, hidden_grad, weight_grad
+    bias_grad = None if bias_grad is None or bias is None else bias_grad.to(bias.dtype)
+    return (nll + penalty, nll, correct), [hidden_grad, weight_grad, bias_grad]

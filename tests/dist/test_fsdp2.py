@@ -14,7 +14,8 @@ from pretrain.fragments import FragmentReader
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import named_tensors
-from pretrain.models.decoder import DecoderConfig, Positions
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.optim import AdamWConfig
 from pretrain.precision import BF16, FP16, FP32

@@ -10,8 +10,8 @@ from pretrain.models.attention.auto import AutoConfig
 from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.flex import FlexConfig
 from pretrain.models.attention.sdpa import SdpaConfig
-from pretrain.models.decoder import DecoderConfig, Positions
-from pretrain.models.layers import Norm
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.layers import Norm, Positions
 
 pytestmark = pytest.mark.gpu
 BF16 = {"device": "cuda", "dtype": torch.bfloat16, "tolerance": 3e-2}

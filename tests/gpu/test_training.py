@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from looped import STEPS, TARGETS, take_steps
+from looped import LENGTHS, STEPS, TARGETS, take_steps
 from ranks import FAST, column, command, tiny
 
 from pretrain.distributed import World
@@ -29,7 +29,7 @@ def test_the_host_never_waits_between_log_steps(precision, attention):
         state, asked = take_steps(world, AdamWConfig(), precision, attend, pin=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert state.tokens == STEPS * 2 * TARGETS
+    assert (state.tokens, state.step_targets) == (STEPS * 2 * sum(LENGTHS), 2 * TARGETS)
     assert asked == [f"log {STEPS}", f"save {STEPS} True"]
 
 

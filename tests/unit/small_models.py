@@ -5,9 +5,9 @@ from attention_laws import offsets
 
 from pretrain.data.base import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.decoder import DecoderConfig, Positions
+from pretrain.models.decoder import DecoderConfig
 from pretrain.models.initialise import draw
-from pretrain.models.layers import Activation, Norm
+from pretrain.models.layers import Activation, Norm, Positions
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
 VOCAB_SIZE = 61

@@ -8,7 +8,7 @@ from small_models import LLAMA, VOCAB_SIZE, small_decoder
 from pretrain.generate import generate, sample
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.decoder import Positions
+from pretrain.models.layers import Positions
 
 GREEDY = {"temperature": 0.0}
 SEEDED = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from looped import STEPS, TARGETS, take_steps
+from looped import LENGTHS, STEPS, TARGETS, take_steps
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ALONE
@@ -38,7 +38,7 @@ class NoLists(TorchFunctionMode):
 def test_nothing_is_read_back_between_log_steps(precision):
     with NoReads(), NoLists():
         state, asked = take_steps(ALONE, AdamWConfig(), precision, sdpa)
-    assert state.tokens == STEPS * 2 * TARGETS
+    assert (state.tokens, state.step_targets) == (STEPS * 2 * sum(LENGTHS), 2 * TARGETS)
     assert asked == [f"log {STEPS}", f"save {STEPS} True"], "the last save must not fail in silence"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.errors import ConfigError
-from pretrain.models.decoder import DecoderConfig, Positions
+from pretrain.models.decoder import DecoderConfig
 from pretrain.models.hub.base import Family, Part
 from pretrain.models.hub.gpt2 import GPT2
 from pretrain.models.hub.llama import Llama, Mistral
+from pretrain.models.layers import Positions
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2(), Llama(), Mistral())}
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.errors import check
-from pretrain.models.decoder import DecoderConfig, Positions
+from pretrain.models.decoder import DecoderConfig
 from pretrain.models.hub.base import Family, Part, expect, require
-from pretrain.models.layers import Activation, Norm
+from pretrain.models.layers import Activation, Norm, Positions
 
 _ACTIVATIONS = {Activation.gelu_tanh: "gelu_new", Activation.gelu: "gelu"}
 

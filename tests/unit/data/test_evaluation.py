@@ -9,7 +9,7 @@ import torch
 from corpora import write_corpus
 from torch import nn
 
-from pretrain.data.base import IGNORED, Batch
+from pretrain.data.base import IGNORED, Batch, Inputs
 from pretrain.data.loader import DataConfig, evaluation_batches
 from pretrain.data.packing import Packing
 from pretrain.data.sources import PreparedSource
@@ -32,7 +32,7 @@ class Bigrams(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         rows = self.dropout(self.log_probabilities)[batch.tokens]
         nll = nn.functional.nll_loss(rows, batch.targets, reduction="sum", ignore_index=IGNORED)
-        return Loss(nll, nll)
+        return Loss(nll, nll, (rows.argmax(1) == batch.targets).sum())
 
 
 @pytest.mark.parametrize("packing", Packing)
@@ -48,7 +48,7 @@ def test_every_held_out_byte_is_paid_for_once(tmp_path, packing, micro_batch_siz
         module=module,
         batches=lambda: evaluation_batches(
             held_out,
-            lambda slots: (slots.tokens, slots.following),
+            lambda slots: Inputs(slots.tokens, slots.following, slots.offsets),
             micro_batch_size=micro_batch_size,
             rank=0,
             world_size=1,
@@ -58,11 +58,14 @@ def test_every_held_out_byte_is_paid_for_once(tmp_path, packing, micro_batch_siz
     )
 
     table = module.log_probabilities.tolist()
-    paid = [-table[token][after] for row in documents for token, after in itertools.pairwise([*row, END])]
+    pairs = [pair for row in documents for pair in itertools.pairwise([*row, END])]
+    paid = [-table[token][after] for token, after in pairs]
+    hits = [max(table[token]) == table[token][after] for token, after in pairs]
     text_bytes = 4 * sum(map(len, documents))  # as `corpora` writes it
     expected = {
         "loss": math.fsum(paid) / len(paid),
         "perplexity": math.exp(math.fsum(paid) / len(paid)),
+        "accuracy": sum(hits) / len(hits),
         "bits_per_byte": math.fsum(paid) / math.log(2) / text_bytes,
     }
     assert evaluator() == pytest.approx(expected, rel=1e-12)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from corpora import write_corpus
 
-from pretrain.data.base import IGNORED, Batch, Slots
+from pretrain.data.base import IGNORED, Batch, Inputs, Slots
 from pretrain.data.loader import (
     DataConfig,
     StepLoader,
@@ -28,8 +28,8 @@ from pretrain.errors import DataError
 Sequence = tuple[tuple[int, int], ...]  # (token, target) pairs
 
 
-def causal(slots: Slots) -> tuple[np.ndarray, np.ndarray]:
-    return slots.tokens, slots.following
+def causal(slots: Slots) -> Inputs:
+    return Inputs(slots.tokens, slots.following, slots.offsets)
 
 
 @pytest.fixture(params=list(Packing))
@@ -90,13 +90,18 @@ def test_a_batch_says_what_it_holds(data):
 def test_targets_are_what_the_objective_makes_of_slots(data):
     stream, _ = data
 
-    def every_third(slots: Slots) -> tuple[np.ndarray, np.ndarray]:
+    def every_third(slots: Slots) -> Inputs:
         targets = np.where(np.arange(len(slots.tokens)) % 3, IGNORED, slots.tokens)
-        return np.zeros_like(slots.tokens), targets
+        segments, labels = np.arange(len(targets)), np.arange(len(slots.slots) - 1)
+        return Inputs(np.zeros_like(slots.tokens), targets, slots.slots.astype(np.int32), segments, labels)
 
-    batch = build_batch(stream.slots(np.arange(4)), every_third)
+    slots = stream.slots(np.arange(4))
+    batch = build_batch(slots, every_third)
     assert batch.num_targets == -(-len(batch.tokens) // 3)
     assert batch.tokens.sum() == 0
+    assert batch.offsets.tolist() == slots.slots.tolist() and batch.lengths == np.diff(slots.slots).tolist()
+    assert batch.positions[batch.offsets[:-1].long()].tolist() == [0] * 4
+    assert batch.segments.tolist() == list(range(len(batch.tokens))) and batch.labels.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (1, 1), (2, 4), (2, 2), (4, 1), (8, 1)])

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.attention.eager import eager
 from pretrain.models.base import Layout
-from pretrain.models.decoder import DecoderConfig, Positions
+from pretrain.models.decoder import DecoderConfig
 from pretrain.models.initialise import CHUNK, Init, Initial, draw
-from pretrain.models.layers import rotary, rotate, sinusoids
+from pretrain.models.layers import Positions, rotary, rotate, sinusoids
 from pretrain.objectives.causal_lm import CausalLMConfig
 
 

@@ -18,9 +18,15 @@ def test_the_targets_are_the_following_tokens():
         slots=np.array([0, 4]),
         keys=np.array([[0, 0, 0]]),
     )
-    tokens, targets = CausalLMConfig().examples(slots)
-    assert tokens.tolist() == [5, 6, 7, 8]
-    assert targets.tolist() == [6, IGNORED, 8, 9]
+    made = CausalLMConfig().examples(no_vocabulary, seed=1)(slots)
+    assert made.tokens.tolist() == [5, 6, 7, 8]
+    assert made.targets.tolist() == [6, IGNORED, 8, 9]
+    assert made.offsets.tolist() == [0, 2, 4]
+    assert made.segments is None and made.labels is None
+
+
+def no_vocabulary():
+    raise AssertionError("the causal objective has no use for it")
 
 
 @pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, **LLAMA}])
@@ -34,6 +40,7 @@ def test_the_loss_is_the_sum_over_targets(fields, z_loss):
     penalty = logits.logsumexp(dim=1)[batch.targets != IGNORED].square().sum()
     torch.testing.assert_close(loss.nll, nll)
     torch.testing.assert_close(loss.total, nll + z_loss * penalty)
+    assert loss.correct == (logits.argmax(dim=1) == batch.targets).sum()
 
 
 def test_a_batch_in_two_halves_sums_to_the_whole():

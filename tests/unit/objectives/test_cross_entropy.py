@@ -21,10 +21,11 @@ def inputs(num_tokens, dtype=torch.float64, ignored=()):
     return hidden, weight, targets
 
 
-def reference(hidden, weight, targets, z_loss=0.0):
-    logits = hidden @ weight.T
+def reference(hidden, weight, targets, z_loss=0.0, bias=None):
+    logits = hidden @ weight.T + (0 if bias is None else bias)
     nll = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-    return nll + z_loss * logits.logsumexp(1)[targets != IGNORED].square().sum(), nll
+    penalty = logits.logsumexp(1)[targets != IGNORED].square().sum()
+    return nll + z_loss * penalty, nll, (logits.argmax(1) == targets).sum()
 
 
 def chunked(hidden, weight, targets, **options):
@@ -39,21 +40,25 @@ def chunked(hidden, weight, targets, **options):
     z_loss=st.sampled_from([0.0, 0.3]),
     chunk_tokens=st.sampled_from([None, 1, 4, 23]),
     upstream=st.sampled_from([1.0, -0.7, 1e-3]),
+    biased=st.booleans(),
 )
-def test_values_and_gradients(num_tokens, ignored, z_loss, chunk_tokens, upstream):
+def test_values_and_gradients(num_tokens, ignored, z_loss, chunk_tokens, upstream, biased):
     hidden, weight, targets = inputs(num_tokens, ignored=[i for i in ignored if i < num_tokens])
-    total, nll = chunked(hidden, weight, targets, z_loss=z_loss, chunk_tokens=chunk_tokens)
-    expected, expected_nll = reference(hidden, weight, targets, z_loss)
+    bias = torch.randn(VOCAB_SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) if biased else None
+    learnt = (hidden, weight) if bias is None else (hidden, weight, bias.requires_grad_())
+    total, nll, correct = chunked(hidden, weight, targets, bias=bias, z_loss=z_loss, chunk_tokens=chunk_tokens)
+    expected, expected_nll, expected_correct = reference(hidden, weight, targets, z_loss, bias)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(nll, expected_nll)
-    found = torch.autograd.grad(total * upstream, (hidden, weight))
-    for gradient, wanted in zip(found, torch.autograd.grad(expected * upstream, (hidden, weight)), strict=True):
+    assert correct == expected_correct
+    found = torch.autograd.grad(total * upstream, learnt)
+    for gradient, wanted in zip(found, torch.autograd.grad(expected * upstream, learnt), strict=True):
         torch.testing.assert_close(gradient, wanted)
 
 
 def test_nll_carries_no_graph_and_no_z_loss():
     hidden, weight, targets = inputs(7)
-    total, nll = chunked(hidden, weight, targets, z_loss=1.0)
+    total, nll, _ = chunked(hidden, weight, targets, z_loss=1.0)
     assert total.requires_grad
     assert not nll.requires_grad
     assert total > nll
@@ -61,7 +66,7 @@ def test_nll_carries_no_graph_and_no_z_loss():
 
 def test_without_any_target_the_loss_is_zero_and_so_are_the_gradients():
     hidden, weight, targets = inputs(3, ignored=[0, 1, 2])
-    total, nll = chunked(hidden, weight, targets)
+    total, nll, _ = chunked(hidden, weight, targets)
     total.backward()
     assert total == nll == 0
     assert not hidden.grad.any()
@@ -102,7 +107,7 @@ def test_a_tied_weight_gets_both_gradients():
 def test_evaluation_computes_no_gradient(context):
     hidden, weight, targets = inputs(5)
     with context():
-        total, nll = chunked(hidden, weight, targets)
+        total, nll, _ = chunked(hidden, weight, targets)
     assert not total.requires_grad
     torch.testing.assert_close(nll, reference(hidden, weight, targets)[1].detach())
 
@@ -121,7 +126,7 @@ def test_huge_logits_stay_finite():
 def test_autocast_multiplies_in_half_precision_and_sums_in_fp32(dtype):
     hidden, weight, targets = inputs(50, torch.float32)
     with torch.autocast("cpu", dtype=dtype):
-        total, nll = chunked(hidden, weight, targets, chunk_tokens=16)
+        total, nll, _ = chunked(hidden, weight, targets, chunk_tokens=16)
     rounded = [x.detach().to(dtype).float().requires_grad_() for x in (hidden, weight)]
     expected = reference(*rounded, targets)[0]
     assert total.dtype == nll.dtype == torch.float32
