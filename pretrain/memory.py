@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from contextlib import suppress
 
 import torch
 
@@ -24,10 +25,11 @@ def storages() -> dict[int, int]:
     found: dict[int, int] = {}
     # By type, for asking objects for their class makes some of them warn or import.
     for tensor in [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]:
-        for part in (tensor, tensor.grad if tensor.is_leaf else None):
-            if part is not None and not part.is_meta:
+        for part in (tensor, tensor.grad) if tensor.is_leaf and tensor.grad is not None else (tensor,):
+            with suppress(RuntimeError):  # sparse tensors, and stand-ins while torch compiles, have no storage to see
                 storage = (part.to_local() if hasattr(part, "to_local") else part).untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
+                if storage.device.type != "meta":
+                    found[storage.data_ptr()] = storage.nbytes()
     return found
 
 
