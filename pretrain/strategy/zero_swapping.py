@@ -30,10 +30,11 @@ def load_async_io(deepspeed: Any, key: str) -> None:
     rule = "needs DeepSpeed's async_io, which cannot be compiled here"
     if not builder.is_compatible():
         raise ConfigError(f"{key}=nvme: {rule}: there is no libaio; install libaio-dev, or set cpu")
+    log.info("%s=nvme: DeepSpeed's async_io is loaded, and compiled for minutes if this is its first use", key)
     try:
         builder.load()
-    except (RuntimeError, OSError, ImportError) as error:
-        fix = "install libaio-dev, g++ and ninja, or set cpu"
+    except Exception as error:  # of a compiler that is missing, too old, or without CUDA's headers
+        fix = "install libaio-dev, g++ and ninja, and with GPUs the CUDA toolkit, or set cpu"
         raise ConfigError(f"{key}=nvme: {rule} ({error}); {fix}") from None
 
 
@@ -44,9 +45,11 @@ def claim(folder: Path, rank: int) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / f"rank{rank}.lock", os.O_RDWR | os.O_CREAT)  # never closed
+        # Never closed; opened past the page cache, which not every file system can do, because DeepSpeed's files are.
+        lock = os.open(folder / f"rank{rank}.lock", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
     except OSError as error:
-        raise ConfigError(f"strategy.nvme_path={folder}: cannot be written ({error}); name another folder") from None
+        rule = f"must be writable, on a file system with direct I/O ({error}); name another folder"
+        raise ConfigError(f"strategy.nvme_path={folder}: {rule}") from None
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: it may build a strategy again
     except OSError:
@@ -57,7 +60,8 @@ def claim(folder: Path, rank: int) -> None:
 def stored(zero: Any, shard: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the values of a shard, its weights and moments, with those that are out mapped from their files.
 
-    Pages are read when they are used and take no memory of the process. The values stay until the next step.
+    Pages are read when they are used and are the system's cache, not memory of the process. They are those that
+    DeepSpeed wrote last: Linux drops the pages of what is written past its cache. The values stay until the next step.
     """
     swapper = getattr(zero, "optimizer_swapper", None)  # stages 1 and 2 know of none
     swapped = swapper.swap_params_info.get(shard.ds_id) if swapper else None  # pyright: ignore[reportAttributeAccessIssue]

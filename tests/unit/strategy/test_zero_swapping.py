@@ -46,5 +46,5 @@ def test_a_folder_is_refused_while_another_process_keeps_the_shards_of_the_rank_
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"strategy\.nvme_path=.*file: cannot be written .*; name another folder"):
+    with pytest.raises(ConfigError, match=r"strategy\.nvme_path=.*file: must be writable, .*; name another folder"):
         claim(tmp_path / "file", 0)
