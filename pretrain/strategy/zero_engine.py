@@ -53,8 +53,8 @@ class ShardedZeRO:
         self.precision = precision
         self.compilation = compilation
         self.dictionary = cfg.dictionary(precision)
-        for key in cfg.swapped:
-            swapping.load_async_io(_deepspeed(world), key)
+        if cfg.swapped:
+            swapping.load_async_io(_deepspeed(world), cfg.swapped[0])
             swapping.claim(Path(cfg.nvme_path), world.rank)
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
@@ -64,9 +64,6 @@ class ShardedZeRO:
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
         self.compilation.apply(module.model)
         self.cfg.recompute(module.model, self.compilation)
-        if self.cfg.offload_parameters is Offload.nvme:
-            largest = max(shape.numel() for shape in self.shapes.values())
-            self.dictionary["zero_optimization"]["offload_param"]["buffer_size"] = -(-largest // self.world.size)
         if self.cfg.stage == 3:
             self._be_born_sharded(deepspeed, module)
         else:
@@ -83,6 +80,9 @@ class ShardedZeRO:
     def _be_born_sharded(self, deepspeed: Any, module: Objective) -> None:
         """Give memory to one block or layer at a time, and leave each with this rank's shard before the next."""
         module.to(self.precision.dtype)
+        if self.cfg.offload_parameters is Offload.nvme:  # else each of five buffers had 100 million elements
+            largest = max(shape.numel() for shape in self.shapes.values())
+            self.dictionary["zero_optimization"]["offload_param"]["buffer_size"] = -(-largest // self.world.size)
         layers = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
         groups = deepspeed.utils.groups
         swapper = None  # one for all parts: its buffers are locked memory
