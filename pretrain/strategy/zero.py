@@ -33,6 +33,7 @@ class Offload(StrEnum):
 
     none = "none"  # on the device that computes
     cpu = "cpu"  # in the host's memory
+    nvme = "nvme"  # in files on a disk
 
 
 @register("strategy", "zero")
@@ -44,10 +45,14 @@ class ZeROConfig(RecomputationConfig):
     overlap: bool = True  # reduce gradients while the backward pass runs
     reduce_bucket: int = 50_000_000  # gradient elements that are reduced at a time
     gather_bucket: int = 50_000_000  # elements that are gathered at a time: after a step, or ahead in stage 3
-    live_parameters: int = 1_000_000_000  # stage 3: gathered elements that may stay on a rank at once
+    live_parameters: int = 1_000_000_000  # stage 3: gathered elements that may stay on a rank; unless they lie on NVMe
     persistent_below: int = 10_000  # stage 3: parameters of fewer elements stay whole on every rank
-    offload_optimizer: Offload = Offload.none  # none or cpu: moments and fp32 weights, updated there
-    offload_parameters: Offload = Offload.none  # none or cpu: stage 3 only
+    offload_optimizer: Offload = Offload.none  # none, cpu, nvme (stage 3): moments and fp32 weights, updated by the CPU
+    offload_parameters: Offload = Offload.none  # none, cpu or nvme: stage 3 only
+    nvme_path: str = ""  # folder on a local NVMe disk for what is offloaded there; a run needs it to itself
+    nvme_threads: int = 1  # that read or write one tensor
+    nvme_queue: int = 8  # requests that each of them keeps under way
+    sub_group: int = 100_000_000  # stage 3: elements, or a few more, of a shard that are updated or read at a time
     hpz_ranks: int = 1  # ZeRO++, stage 3: ranks of a node that keep a second copy of parameters among them; 1 is off
     quantized_weights: bool = False  # ZeRO++, stage 3 on GPUs: gather parameters in int8
     quantized_gradients: bool = False  # ZeRO++, stage 3 on GPUs: reduce gradients in int4 and int8
@@ -56,7 +61,8 @@ class ZeROConfig(RecomputationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.stage in range(4), "strategy.stage", self.stage, "choose 0, 1, 2 or 3")
-        for key in ("reduce_bucket", "gather_bucket", "live_parameters", "hpz_ranks"):
+        positive = ("reduce_bucket", "gather_bucket", "live_parameters", "sub_group", "nvme_threads", "nvme_queue")
+        for key in (*positive, "hpz_ranks"):
             check(getattr(self, key) >= 1, f"strategy.{key}", getattr(self, key), "must be at least 1")
         check(self.persistent_below >= 0, "strategy.persistent_below", self.persistent_below, "0 (none) or more")
         sharded_only = {
@@ -72,7 +78,17 @@ class ZeROConfig(RecomputationConfig):
         rule = "keeps operators' results while stage 3 frees their weights; set full"
         check(not (selective and self.stage == 3), "strategy.activation_checkpointing", "selective", rule)
         offloads = self.offload_optimizer is not Offload.none
-        check(not offloads or self.stage > 0, "strategy.offload_optimizer", "cpu", "needs a stage of 1 or more")
+        check(
+            not offloads or self.stage > 0,
+            "strategy.offload_optimizer",
+            self.offload_optimizer,
+            "needs a stage of 1 or more",
+        )
+        for key in self.swapped:
+            check(self.stage == 3, key, "nvme", "needs strategy=zero3, whose shards alone DeepSpeed can swap")
+            check(bool(self.nvme_path), key, "nvme", "needs strategy.nvme_path, a folder on a local NVMe disk")
+        copied = self.hpz_ranks > 1 and self.offload_parameters is Offload.nvme
+        check(not copied, "strategy.hpz_ranks", self.hpz_ranks, "must be 1 with offload_parameters=nvme")
 
     def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
         """Refuse what DeepSpeed cannot do there; see `StrategyConfig`."""
@@ -98,6 +114,12 @@ class ZeROConfig(RecomputationConfig):
         """Whether a rank's optimizer sees parts of matrices."""
         return self.stage > 0
 
+    @property
+    def swapped(self) -> list[str]:
+        """The settings that keep something on NVMe."""
+        keys = ("offload_optimizer", "offload_parameters")
+        return [f"strategy.{key}" for key in keys if getattr(self, key) is Offload.nvme]
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. Gradients of sharded stages are added up in fp32."""
         if self.stage == 0:
@@ -110,19 +132,27 @@ class ZeROConfig(RecomputationConfig):
         held = shard if self.stage == 3 else parameters
         if self.hpz_ranks > 1:
             held += parameters / self.hpz_ranks
-        return Memory(computing * held, gradients, 12 * shard)
+        if self.offload_parameters is Offload.nvme:
+            held = min(parameters, ranks * self.sub_group)  # DeepSpeed's buffer is larger than what it writes from it
+        optimizer = 12 * shard
+        if self.offload_optimizer is Offload.nvme:
+            optimizer = 16 * min(shard, self.sub_group)  # weights, two moments and gradients of one sub-group
+        return Memory(computing * held, gradients, optimizer)
 
     def dictionary(self, precision: Precision) -> dict[str, Any]:
         """Return DeepSpeed's configuration; batch sizes are the loop's business, hence ones."""
+        # A parameter that stays gathered keeps a buffer of those that NVMe is read into, and there are five.
+        live = 1 if self.offload_parameters is Offload.nvme else self.live_parameters
         zero: dict[str, Any] = {
             "stage": self.stage,
             "overlap_comm": self.overlap,
             "reduce_bucket_size": self.reduce_bucket,
             "allgather_bucket_size": self.gather_bucket,
             "stage3_prefetch_bucket_size": self.gather_bucket,
-            "stage3_max_live_parameters": self.live_parameters,
-            "stage3_max_reuse_distance": self.live_parameters,
+            "stage3_max_live_parameters": live,
+            "stage3_max_reuse_distance": live,
             "stage3_param_persistence_threshold": self.persistent_below,
+            "sub_group_size": self.sub_group,
             "zero_hpz_partition_size": self.hpz_ranks,
             "zero_quantized_weights": self.quantized_weights,
             "zero_quantized_gradients": self.quantized_gradients,
@@ -131,6 +161,10 @@ class ZeROConfig(RecomputationConfig):
         for key, where in (("offload_optimizer", self.offload_optimizer), ("offload_param", self.offload_parameters)):
             if where is not Offload.none:
                 zero[key] = {"device": where.value, "pin_memory": torch.cuda.is_available()}
+            if where is Offload.nvme:
+                zero[key]["nvme_path"] = self.nvme_path
+        if self.offload_parameters is Offload.nvme:
+            zero["offload_param"]["max_in_cpu"] = 0  # it would fill the host's memory first
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -138,6 +172,7 @@ class ZeROConfig(RecomputationConfig):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on the CPU, too
             "zero_optimization": zero,
+            "aio": {"intra_op_parallelism": self.nvme_threads, "queue_depth": self.nvme_queue},
             **(_precision(precision) if self.stage else {}),
         }
 

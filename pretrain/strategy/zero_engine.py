@@ -5,11 +5,13 @@ Holds what DeepSpeed must be asked and where it keeps its shards; its configurat
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +22,11 @@ from pretrain.distributed import World
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.precision import FP16, Precision
+from pretrain.strategy import zero_swapping as swapping
 from pretrain.strategy.base import WEIGHT, Fragment, Reader
 from pretrain.strategy.compilation import CompileConfig
 from pretrain.strategy.ddp import DDP
-from pretrain.strategy.zero import ZeROConfig
+from pretrain.strategy.zero import Offload, ZeROConfig
 from pretrain.strategy.zero_shards import Part, part_of_flat_group, part_of_parameter
 
 
@@ -50,6 +53,9 @@ class ShardedZeRO:
         self.precision = precision
         self.compilation = compilation
         self.dictionary = cfg.dictionary(precision)
+        if cfg.swapped:
+            swapping.load_async_io(_deepspeed(world), cfg.swapped[0])
+            swapping.claim(Path(cfg.nvme_path), world.rank)
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         deepspeed = _deepspeed(self.world)
@@ -74,14 +80,19 @@ class ShardedZeRO:
     def _be_born_sharded(self, deepspeed: Any, module: Objective) -> None:
         """Give memory to one block or layer at a time, and leave each with this rank's shard before the next."""
         module.to(self.precision.dtype)
+        if self.cfg.offload_parameters is Offload.nvme:  # else each of five buffers had 100 million elements
+            largest = max(shape.numel() for shape in self.shapes.values())
+            self.dictionary["zero_optimization"]["offload_param"]["buffer_size"] = -(-largest // self.world.size)
         layers = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
         groups = deepspeed.utils.groups
+        swapper = None  # one for all parts: its buffers are locked memory
         for part in (*module.model.blocks, *layers):
             if next(part.parameters()).is_meta:
                 part.to_empty(device=self.world.device)
                 # The group of ZeRO++ is made by the first call, and made once in a process.
                 group = groups._get_zero_param_intra_parallel_group() if self.cfg.hpz_ranks > 1 else None
-                deepspeed.zero.Init(module=part, config_dict_or_path=self.dictionary, zero_param_parallel_group=group)
+                options = {"zero_param_parallel_group": group, "param_swapper": swapper}
+                swapper = deepspeed.zero.Init(part, config_dict_or_path=self.dictionary, **options).param_swapper
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -99,28 +110,26 @@ class ShardedZeRO:
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's part of every tensor with its moments; a scalar comes from the rank that holds the first part."""
-        for name, tensor in named_tensors(self.module):
-            shape = tuple(self.shapes[name])
-            if not isinstance(tensor, nn.Parameter):
-                if self.world.is_first:
-                    yield Fragment(name, WEIGHT, shape, 0, tensor.reshape(-1))
-            elif part := self._part(tensor):
-                yield Fragment(name, WEIGHT, shape, part.start, part.of(part.shard))
-                for kind, value in self.optimizer.state.get(part.shard, {}).items():
-                    if value.shape == part.shard.shape:
-                        yield Fragment(name, kind, shape, part.start, part.of(value))
-                    elif part.start == 0:
-                        yield Fragment(name, kind, (), 0, value.reshape(-1))
+        if self.world.is_first:
+            for name, buffer in self._buffers():
+                yield Fragment(name, WEIGHT, tuple(buffer.shape), 0, buffer.reshape(-1))
+        for parts in self._parts().values():
+            shard = parts[0][1].shard
+            values = swapping.stored(self.zero, shard, {WEIGHT: shard, **self.optimizer.state.get(shard, {})})
+            for (name, part), (kind, value) in itertools.product(parts, values.items()):
+                if value.shape == values[WEIGHT].shape:
+                    yield Fragment(name, kind, tuple(self.shapes[name]), part.start, part.of(value))
+                elif part.start == 0:
+                    yield Fragment(name, kind, (), 0, value.reshape(-1))
 
     def load_fragments(self, read: Reader) -> None:
         with torch.no_grad(), self._published():
-            for name, tensor in named_tensors(self.module):
-                if not isinstance(tensor, nn.Parameter):
-                    tensor.copy_(read(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
-                elif part := self._part(tensor):
-                    self._load_part(name, part, read)
-                    if self.cfg.stage == 3:
-                        _compute_copy(tensor)[: part.numel].copy_(part.of(part.shard))
+            for name, buffer in self._buffers():
+                buffer.copy_(read(name, WEIGHT, 0, buffer.numel()).reshape(buffer.shape))
+            for group, parts in self._parts().items():
+                with swapping.updated(self.zero, group) if self.cfg.stage == 3 else nullcontext():
+                    for name, part in parts:
+                        self._load_part(name, part, read)
 
     def _load_part(self, name: str, part: Part, read: Reader) -> None:
         state = self.optimizer.state
@@ -132,6 +141,17 @@ class ShardedZeRO:
                 part.of(moment).copy_(read(name, kind, part.start, part.numel))
             else:
                 state[part.shard][kind] = read(name, kind, 0, 1).reshape(()).to(part.shard.device)
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, tensor) for name, tensor in named_tensors(self.module) if not isinstance(tensor, nn.Parameter))
+
+    def _parts(self) -> dict[int, list[tuple[str, Part]]]:
+        """This rank's parts of the parameters, with their names, by the shard that they are in."""
+        parts: dict[int, list[tuple[str, Part]]] = {}
+        for name, tensor in named_tensors(self.module):
+            if isinstance(tensor, nn.Parameter) and (part := self._part(tensor)):
+                parts.setdefault(part.group, []).append((name, part))
+        return parts
 
     def _part(self, parameter: nn.Parameter) -> Part | None:
         if self.cfg.stage == 3:
@@ -163,11 +183,6 @@ class ShardedZeRO:
             scaler = self.zero.loss_scaler
             scaler.cur_scale = state["scale"]
             scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["_growth_tracker"])
-
-
-def _compute_copy(parameter: nn.Parameter) -> Tensor:
-    """Return this rank's shard of the weights that compute under stage 3, padded."""
-    return parameter.ds_tensor.data  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ReplicatedZeRO(DDP):

@@ -16,6 +16,7 @@ class Part(NamedTuple):
 
     start: int
     numel: int
+    group: int  # DeepSpeed's number of the shard among this rank's
     shard: Tensor  # (elements,) fp32; the optimizer's state is kept by it, moments have its shape
     offset: int  # where the part begins in the shard
 
@@ -31,7 +32,7 @@ def part_of_flat_group(optimizer: Optimizer, parameter: nn.Parameter) -> Part | 
         return None
     [shard] = optimizer.param_groups[mapping.param_group_index]["params"]
     whole, own = mapping.lp_fragment_address, mapping.hp_fragment_address
-    return Part(whole.start, whole.numel, shard, own.start)
+    return Part(whole.start, whole.numel, mapping.param_group_index, shard, own.start)
 
 
 def part_of_parameter(zero: Any, parameter: nn.Parameter, rank: int) -> Part | None:
@@ -39,4 +40,4 @@ def part_of_parameter(zero: Any, parameter: nn.Parameter, rank: int) -> Part | N
     group, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
     start = rank * padded
     numel = min(padded, parameter.ds_numel - start)  # pyright: ignore[reportAttributeAccessIssue]
-    return Part(start, numel, zero.fp32_partitioned_groups_flat[group], offset) if numel > 0 else None
+    return Part(start, numel, group, zero.fp32_partitioned_groups_flat[group], offset) if numel > 0 else None

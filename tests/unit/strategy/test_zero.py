@@ -20,6 +20,18 @@ from pretrain.strategy.zero import Offload, ZeROConfig
         ({"stage": 1, "hpz_ranks": 8}, r"strategy\.hpz_ranks=8: needs strategy=zero3"),
         ({"stage": 2, "quantized_weights": True}, r"strategy\.quantized_weights=True: needs strategy=zero3"),
         ({"stage": 0, "offload_optimizer": Offload.cpu}, r"strategy\.offload_optimizer=cpu: needs a stage of 1"),
+        ({"sub_group": 0}, r"strategy\.sub_group=0: must be at least 1"),
+        ({"nvme_threads": 0}, r"strategy\.nvme_threads=0: must be at least 1"),
+        ({"stage": 2, "offload_optimizer": Offload.nvme}, r"strategy\.offload_optimizer=nvme: needs strategy=zero3"),
+        ({"stage": 3, "offload_optimizer": Offload.nvme}, r"strategy\.offload_optimizer=nvme: .* strategy\.nvme_path"),
+        (
+            {"stage": 3, "offload_parameters": Offload.nvme},
+            r"strategy\.offload_parameters=nvme: .* strategy\.nvme_path",
+        ),
+        (
+            {"stage": 3, "offload_parameters": Offload.nvme, "nvme_path": "disk", "hpz_ranks": 2},
+            r"strategy\.hpz_ranks=2: must be 1 with offload_parameters=nvme",
+        ),
         (
             {"stage": 3, "activation_checkpointing": Recompute.selective},
             r"strategy\.activation_checkpointing=selective: .* set full",
@@ -53,6 +65,24 @@ def test_deepspeed_is_told_what_the_settings_say():
     assert told["data_types"] == {"grad_accum_dtype": "fp32"}
     assert not {"bf16", "fp16"} & cfg.dictionary(FP32()).keys()
     assert not {"bf16", "fp16"} & ZeROConfig(stage=0).dictionary(BF16()).keys(), "stage 0 computes under autocast"
+
+
+def test_deepspeed_is_told_where_to_swap_and_to_free_its_buffers_at_once():
+    nvme = {"offload_optimizer": Offload.nvme, "offload_parameters": Offload.nvme, "nvme_path": "/disk"}
+    told = ZeROConfig(stage=3, sub_group=9, nvme_threads=2, nvme_queue=3, **nvme).dictionary(FP32())
+    zero = told["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "nvme", "pin_memory": False, "nvme_path": "/disk"}
+    assert zero["offload_param"] == {"device": "nvme", "pin_memory": False, "nvme_path": "/disk", "max_in_cpu": 0}
+    assert (zero["sub_group_size"], zero["stage3_max_live_parameters"], zero["stage3_max_reuse_distance"]) == (9, 1, 1)
+    assert told["aio"] == {"intra_op_parallelism": 2, "queue_depth": 3}
+
+
+def test_on_nvme_a_rank_holds_a_sub_group_of_the_optimizer():
+    nvme = {"offload_optimizer": Offload.nvme, "nvme_path": "/disk", "sub_group": 100}
+    assert ZeROConfig(stage=3, **nvme).memory(8000, ranks=4, precision=BF16()) == (2 * 2000, 4 * 2000, 16 * 100)
+    cfg = ZeROConfig(stage=3, offload_parameters=Offload.nvme, **nvme)
+    assert cfg.memory(8000, ranks=4, precision=BF16()) == (2 * 400, 4 * 2000, 16 * 100)
+    assert cfg.memory(80, ranks=4, precision=FP32()) == (4 * 80, 4 * 20, 16 * 20), "less than a sub-group"
 
 
 @pytest.mark.parametrize("stage", [0, 2])
