@@ -24,6 +24,7 @@ from pretrain.models.layers import (
     Positions,
     PostNormBlock,
     Rotary,
+    activate,
     make_norm,
     rotary,
 )
@@ -200,7 +201,7 @@ class Transform(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (M, D) to (M, D)."""
-        return self.norm(self.activation(self.dense(hidden)))
+        return self.norm(activate(self.activation, self.dense(hidden)))
 
 
 class Head(nn.Module):

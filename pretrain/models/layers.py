@@ -37,12 +37,6 @@ class Activation(StrEnum):
         """Whether the MLP has a second projection, which is multiplied by the nonlinearity of the first."""
         return self in (Activation.swiglu, Activation.geglu)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply the nonlinearity alone, element by element."""
-        if self is Activation.swiglu:
-            return F.silu(x)
-        return F.gelu(x, approximate="tanh" if self is Activation.gelu_tanh else "none")
-
 
 class Positions(StrEnum):
     """How a model knows where a token stands."""
@@ -50,6 +44,13 @@ class Positions(StrEnum):
     learned = "learned"  # one vector a position, added to the embedding (GPT-2, BERT)
     sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); decoders only
     rotary = "rotary"  # queries and keys rotated (Llama, ModernBERT)
+
+
+def activate(kind: Activation, x: Tensor) -> Tensor:
+    """Apply the nonlinearity alone, element by element; of a gated one, that of its gate."""
+    if kind is Activation.swiglu:
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if kind is Activation.gelu_tanh else "none")
 
 
 def make_norm(kind: Norm, width: int, eps: float, bias: bool) -> nn.Module:
@@ -152,8 +153,8 @@ class MLP(nn.Module):
         up = self.up(x)
         if self.activation.gated:
             gate, up = up.chunk(2, dim=-1)
-            return self.down(self.activation(gate) * up)
-        return self.down(self.activation(up))
+            return self.down(activate(self.activation, gate) * up)
+        return self.down(activate(self.activation, up))
 
 
 class Block(nn.Module):
