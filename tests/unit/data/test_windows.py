@@ -166,6 +166,9 @@ def test_any_number_of_ranks_reads_the_same_windows(tmp_path, world_size):
     sources = {name: PreparedSource(path=str(path)) for name, path in corpora.items()}
     cfg = DataConfig(seq_len=16, packing=Packing.windows, stride=4, sources=sources)
     stream, held_out = cfg.train_stream(corpora, seed=3), cfg.held_out(corpora)
+    assert stream.fingerprint["data.stride"] == 4
+    apart = DataConfig(seq_len=16, packing=Packing.windows, sources=sources).held_out(corpora)
+    assert held_out.num_targets == apart.num_targets and held_out.num_slots > apart.num_slots
     size = {"batch_size": 6, "world_size": world_size, "num_steps": 40, "pin": False}
     shares = []
     for rank in range(world_size):
