@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from bench.rounds import machine
-from pretrain.data.base import Slots
+from pretrain.data.base import Inputs, Slots
 from pretrain.data.loader import DataConfig, StepLoader
 from pretrain.data.manifest import Manifest, Split
 from pretrain.data.packing import Packing
@@ -34,7 +34,8 @@ from pretrain.data.sources import PreparedSource
 BATCH_TOKENS = 8192  # in a micro-batch, whatever the length of a sequence
 DOCUMENT = 500  # tokens in the average document
 VOCABULARY = 16_384
-CONTESTANTS = ("headwater concat", "headwater best_fit", "nanoGPT get_batch", "transformers collator")
+PACKINGS = [f"headwater {packing}" for packing in Packing]
+CONTESTANTS = (*PACKINGS, "nanoGPT get_batch", "transformers collator")
 
 
 def write_corpus(directory: Path, tokens: int) -> Path:
@@ -77,8 +78,8 @@ def speed(tokens_of_batches: Iterator[int], batches: int) -> float:
 def headwater(directory: Path, packing: Packing, seq_len: int, batches: int, runs: Iterator[int]) -> float:
     """Run the loader over steps that it has not read before, as long as the corpus has them."""
 
-    def causal(slots: Slots) -> tuple[np.ndarray, np.ndarray]:
-        return slots.tokens, slots.following
+    def causal(slots: Slots) -> Inputs:
+        return Inputs(slots.tokens, slots.following, slots.offsets)
 
     cfg = DataConfig(seq_len=seq_len, packing=packing, sources={"bench": PreparedSource(path=str(directory))})
     stream = cfg.train_stream({"bench": directory}, seed=1)
@@ -129,8 +130,7 @@ def main() -> None:
         flat = write_corpus(Path(directory), args.tokens)
         for seq_len in (256, 1024):
             contestants: list[Callable[[], float]] = [
-                partial(headwater, Path(directory), Packing.concat, seq_len, args.batches, count()),
-                partial(headwater, Path(directory), Packing.best_fit, seq_len, args.batches, count()),
+                *(partial(headwater, Path(directory), packing, seq_len, args.batches, count()) for packing in Packing),
                 partial(nanogpt, flat, seq_len, args.batches),
                 partial(collator, flat, seq_len, max(args.batches // 10, 1)),
             ]

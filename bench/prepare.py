@@ -32,7 +32,7 @@ from bench.rounds import ROOT, machine
 from pretrain.data.documents import OnInvalid, Problems
 from pretrain.data.manifest import Manifest
 from pretrain.data.sources import StdlibSource
-from pretrain.data.tokenizer import BpeTokenizer
+from pretrain.data.tokenization.bpe import BpeTokenizer
 
 PEER = ROOT / "bench" / "peers" / "map_and_group.py"
 VOCABULARY = 16_384

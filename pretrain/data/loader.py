@@ -32,15 +32,20 @@ class DataConfig:
     """What text is learnt from and how it is cut into sequences."""
 
     seq_len: int = 1024  # tokens in a slot, the longest context that is trained
-    packing: Packing = (
-        Packing.concat
-    )  # how documents come into slots: concat cuts the stream, best_fit keeps them whole
+    packing: Packing = Packing.concat  # concat cuts the stream; best_fit and windows keep documents whole
+    stride: int = 0  # tokens of text that neighbouring windows of a long document share, with packing=windows
     isolate_documents: bool = True  # each document in a slot is a sequence of its own: attention and positions restart
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name; more than one are mixed by weight
     prepare: PrepareConfig = field(default_factory=PrepareConfig)  # how text becomes a corpus of token ids
 
     def __post_init__(self) -> None:
         check(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2 tokens")
+        check(self.stride >= 0, "data.stride", self.stride, "0 (windows share nothing) or a number of tokens")
+        windows = self.packing is Packing.windows
+        rule = "only windows overlap; choose data.packing=windows, or 0"
+        check(windows or not self.stride, "data.stride", self.stride, rule)
+        rule = "data.packing=windows makes each window a sequence of its own; set true, or choose another packing"
+        check(self.isolate_documents or not windows, "data.isolate_documents", self.isolate_documents, rule)
         check(len(self.sources) > 0, "data.sources", self.sources, "at least one source, e.g. data=stdlib")
 
     def train_stream(self, corpora: dict[str, Path], seed: int) -> TrainStream:
@@ -59,7 +64,7 @@ class DataConfig:
 
     def _open(self, corpora: dict[str, Path], split: str) -> list[Source]:
         return [
-            Source.open(name, corpora[name], split, seq_len=self.seq_len, packing=self.packing)
+            Source.open(name, corpora[name], split, seq_len=self.seq_len, packing=self.packing, stride=self.stride)
             for name in sorted(self.sources)
         ]
 

@@ -30,12 +30,14 @@ class Source:
     packer: Packer
     seq_len: int  # tokens
     packing: Packing
+    stride: int  # tokens that neighbouring windows share
 
     @classmethod
-    def open(cls, name: str, directory: Path, split: str, *, seq_len: int, packing: Packing) -> Source:
+    def open(cls, name: str, directory: Path, split: str, *, seq_len: int, packing: Packing, stride: int = 0) -> Source:
         """Open the split `train` for training (full slots with `concat`), any other for complete coverage."""
         corpus = Corpus.open(directory, split)
-        return cls(name, corpus, pack(packing, corpus, seq_len, partial=split != "train"), seq_len, packing)
+        packer = pack(packing, corpus, seq_len, stride=stride, partial=split != "train")
+        return cls(name, corpus, packer, seq_len, packing, stride)
 
 
 class TrainStream:
@@ -72,6 +74,8 @@ class TrainStream:
         seen: dict[str, Any] = {"tokenizer": self.manifest.tokenizer_sha256[:16]}
         seen |= {"data.seq_len": first.seq_len, "data.packing": first.packing.value}
         seen |= {"data.isolate_documents": self._isolate}
+        if first.packing is Packing.windows:
+            seen |= {"data.stride": first.stride}
         for source, weight in zip(self.sources, self._weights, strict=True):
             key = f"data.sources.{source.name}"
             seen |= {f"the corpus of {key}": source.corpus.manifest.fingerprint[:16], f"{key}.weight": weight}
@@ -147,7 +151,7 @@ class _Reader:
         tokens, following = self._read_tokens(layout)
         firsts = np.concatenate([[0], layout.pieces.counts.cumsum()])
         slots = layout.at[firsts]
-        offsets = layout.at if self._isolate else slots
+        offsets = np.concatenate([layout.at[:-1][layout.pieces.opens], slots[-1:]]) if self._isolate else slots
         return Slots(tokens, following, offsets.astype(np.int32), slots, keys)
 
     def _lay_out(self, keys: np.ndarray) -> _Layout:
@@ -163,6 +167,8 @@ class _Reader:
             starts=np.concatenate([part.starts for part in parts])[in_order],
             lengths=np.concatenate([part.lengths for part in parts])[in_order],
             closed=np.concatenate([part.closed for part in parts])[in_order],
+            opens=np.concatenate([part.opens for part in parts])[in_order],
+            context=np.concatenate([part.context for part in parts])[in_order],
             counts=np.bincount(slot, minlength=len(keys)),
         )
         at = np.concatenate([[0], pieces.lengths.cumsum()])
@@ -170,7 +176,7 @@ class _Reader:
 
     def _read_tokens(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens (N,) of the pieces and the id that follows each in its document's stream (N,)."""
-        starts, lengths, closed, _ = layout.pieces
+        starts, lengths, closed, _, context, _ = layout.pieces
         num_tokens = layout.at[-1]
         after = np.empty_like(starts)  # what follows the last token of each piece
         tokens = np.empty(num_tokens + len(starts), dtype=np.int64)  # the ids of the pieces, then some of `after`
@@ -178,7 +184,7 @@ class _Reader:
             corpus = self._sources[source].corpus
             own = np.flatnonzero(layout.sources == source)
             after[own] = _after_document(corpus)
-            cut = own[~closed[own]]  # the document goes on after the piece: one more token is read
+            cut = own[~(closed | context)[own]]  # the document goes on after the piece: one more token is read
             corpus.copy(
                 np.concatenate([starts[own], starts[cut] + lengths[cut]]),
                 np.concatenate([lengths[own], np.ones_like(cut)]),
@@ -188,6 +194,8 @@ class _Reader:
             after[cut] = tokens[num_tokens + cut]
         following = tokens[1 : num_tokens + 1].copy()
         following[layout.at[1:] - 1] = after
+        for piece in context.nonzero()[0].tolist():  # what follows these tokens is learnt elsewhere
+            following[layout.at[piece] : layout.at[piece + 1]] = IGNORED
         return tokens[:num_tokens], following
 
 

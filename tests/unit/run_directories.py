@@ -7,7 +7,8 @@ from small_models import LLAMA
 from toys import ALONE
 
 from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_state
-from pretrain.data.tokenizer import BpeTokenizer, describe
+from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.data.tokenizer import describe
 from pretrain.entry import compose
 from pretrain.initial import InitialWeights
 from pretrain.run import build_module

@@ -10,7 +10,7 @@ import pytest
 from pretrain.baselines import baselines, compression_baselines, held_out_text
 from pretrain.data.preparation import PrepareConfig, prepare
 from pretrain.data.sources import Cut, TextSource
-from pretrain.data.tokenizer import BpeTokenizer
+from pretrain.data.tokenization.bpe import BpeTokenizer
 
 SOURCE = Path(__file__).read_bytes() * 3
 

@@ -9,7 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from preparing import story
 
-from pretrain.data.tokenizer import BpeTokenizer, TokenizerFile
+from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.data.tokenization.ready import TokenizerFile
 
 
 @pytest.fixture(scope="session")

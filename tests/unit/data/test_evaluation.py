@@ -35,13 +35,13 @@ class Bigrams(nn.Module):
         return Loss(nll, nll, (rows.argmax(1) == batch.targets).sum())
 
 
-@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize(("packing", "stride"), [*((packing, 0) for packing in Packing), (Packing.windows, 5)])
 @pytest.mark.parametrize("micro_batch_size", [1, 5])
-def test_every_held_out_byte_is_paid_for_once(tmp_path, packing, micro_batch_size):
+def test_every_held_out_byte_is_paid_for_once(tmp_path, packing, stride, micro_batch_size):
     draw = random.Random(2)
     documents = [[END, *draw.choices(range(8, VOCABULARY), k=draw.randrange(1, 40))] for _ in range(31)]
     path = write_corpus(tmp_path / "c", [[END] * 90], documents, vocab_size=VOCABULARY, prefix=[END])
-    cfg = DataConfig(seq_len=16, packing=packing, sources={"only": PreparedSource(path=str(path))})
+    cfg = DataConfig(seq_len=16, packing=packing, stride=stride, sources={"only": PreparedSource(path=str(path))})
     held_out = cfg.held_out({"only": path})
     module = Bigrams()
     evaluator = Evaluator(

@@ -32,7 +32,7 @@ def causal(slots: Slots) -> Inputs:
     return Inputs(slots.tokens, slots.following, slots.offsets)
 
 
-@pytest.fixture(params=list(Packing))
+@pytest.fixture(params=[*((packing, 0) for packing in Packing), (Packing.windows, 5)])
 def data(request, tmp_path) -> tuple[TrainStream, HeldOut]:
     """The streams of a mixture of two small corpora."""
     draw = random.Random(0)
@@ -47,7 +47,8 @@ def data(request, tmp_path) -> tuple[TrainStream, HeldOut]:
         for name in ("one", "two")
     }
     sources = {name: PreparedSource(path=str(path), weight=2.0) for name, path in corpora.items()}
-    cfg = DataConfig(seq_len=16, packing=request.param, sources=sources)
+    packing, stride = request.param
+    cfg = DataConfig(seq_len=16, packing=packing, stride=stride, sources=sources)
     return cfg.train_stream(corpora, seed=3), cfg.held_out(corpora)
 
 
@@ -259,7 +260,16 @@ def test_the_order_of_sources_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"seq_len": 1}, "data.seq_len=1: at least 2 tokens"), ({"sources": {}}, "data.sources={}: at least one source")],
+    [
+        ({"seq_len": 1}, "data.seq_len=1: at least 2 tokens"),
+        ({"sources": {}}, "data.sources={}: at least one source"),
+        ({"packing": Packing.windows, "stride": -1}, "data.stride=-1: 0"),
+        ({"packing": Packing.best_fit, "stride": 4}, "data.stride=4: only windows overlap"),
+        (
+            {"packing": Packing.windows, "isolate_documents": False},
+            "data.isolate_documents=False: data.packing=windows",
+        ),
+    ],
 )
 def test_configurations_that_cannot_be_trained_on(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.corpus import Corpus
-from pretrain.data.packing import BestFit, Concat, Packing, Pieces, pack, place
+from pretrain.data.packing import BestFit, Concat, Packing, Pieces, pack
+from pretrain.data.placement import place
 
 Piece = tuple[int, int, bool]  # start, length, whether its document ends with it
 

@@ -16,7 +16,8 @@ from pretrain.data.encoding import PIECE_CHARS, cuttable, encode_documents, is_h
 from pretrain.data.manifest import Manifest
 from pretrain.data.preparation import prepare, verify
 from pretrain.data.sources import Cut, PreparedSource, TextSource
-from pretrain.data.tokenizer import BpeTokenizer, TokenizerFile
+from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.data.tokenization.ready import TokenizerFile
 from pretrain.errors import DataError
 
 

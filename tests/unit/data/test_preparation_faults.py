@@ -17,7 +17,7 @@ from pretrain.data.manifest import PAGE_BYTES, Manifest
 from pretrain.data.preparation import PrepareConfig, prepare, verify
 from pretrain.data.shards import ShardWriter, writing
 from pretrain.data.sources import Cut, PreparedSource, SourceConfig, TextSource
-from pretrain.data.tokenizer import BpeTokenizer
+from pretrain.data.tokenization.bpe import BpeTokenizer
 from pretrain.errors import ConfigError, DataError, ResourceError
 
 

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pretrain.data.tokenizer import (
-    BpeTokenizer,
-    Gpt2Tokenizer,
-    TokenizerConfig,
-    TokenizerFile,
-    describe,
-    load_tokenizer,
-    tokenizer_sha256,
-)
+from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.data.tokenization.ready import Gpt2Tokenizer, TokenizerFile
+from pretrain.data.tokenizer import TokenizerConfig, describe, load_tokenizer, tokenizer_sha256
 from pretrain.errors import ConfigError, DataError
 
 TEXTS = [f"def function_{number}(argument): return argument + {number}\n" for number in range(300)]
