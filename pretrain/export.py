@@ -24,7 +24,6 @@ from pretrain.entry import compose_run
 from pretrain.errors import ConfigError, HeadwaterError, ResourceError
 from pretrain.fragments import FragmentReader, write_durably
 from pretrain.huggingface import DTYPES, write_weights
-from pretrain.models.decoder import DecoderConfig
 from pretrain.models.hub import family_for
 from pretrain.run import build_module
 from pretrain.rundir import read_record
@@ -46,8 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
 def export(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for what has no counterpart."""
     cfg, record = compose_run(options.run), read_record(options.run)
-    if not isinstance(cfg.model, DecoderConfig):
-        raise ConfigError(f"{options.run}: its model is a {type(cfg.model).__name__}; only decoders are exported")
     vocab_size = record["vocab_size"]
     family = family_for(cfg.model)
     parts = list(family.parts(cfg.model, vocab_size))

@@ -77,13 +77,13 @@ def test_configurations_of_older_versions_are_understood():
     [
         ({"model_type": "bloom"}, "model_type=bloom: not an architecture of ours; there are gpt2, llama, mistral"),
         (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx=True has no"),
-        (GPT2Config(activation_function="relu").to_dict(), "activation_function=relu: ours are"),
+        (GPT2Config(activation_function="relu").to_dict(), "activation_function=relu has no counterpart in model=decoder (there are gelu_new, gelu"),
         (LlamaConfig(attention_bias=True).to_dict(), "attention_bias=True has no counterpart"),
         (LlamaConfig(hidden_act="gelu").to_dict(), "hidden_act=gelu has no counterpart"),
         (LlamaConfig(head_dim=64).to_dict(), "head_dim=64 has no counterpart"),
         (
             LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}).to_dict(),
-            "rope_type=linear: has no counterpart",
+            "rope_type=linear has no counterpart",
         ),
         ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling={'type': 'linear'} has no"),
     ],
