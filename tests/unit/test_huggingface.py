@@ -176,9 +176,7 @@ def test_a_part_of_a_head_is_no_body_alone(tmp_path):
     directory = write(tmp_path / "model", small_encoder())
     rewrite(directory, lambda tensors: renamed(tensors, lambda name: name.removeprefix("bert.")))
     rewrite(directory, lambda tensors: tensors.pop("cls.predictions.transform.dense.bias"))
-    with pytest.raises(
-        CheckpointError, match=r"differ: missing cls.predictions.transform.dense.bias \(24,\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"differ: missing cls.predictions.transform.dense.bias \(24,\)"):
         HuggingFaceWeights(directory)
 
 

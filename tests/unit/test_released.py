@@ -9,18 +9,24 @@ from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, make_run, settings_of
 from toys import ALONE, take_step, toy_strategy
 from transformers import AutoModelForCausalLM
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step, shapes_of
+from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.fragments import FragmentReader
 from pretrain.generate import generate
 from pretrain.huggingface import HuggingFaceWeights
+from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
-from pretrain.released import WeightsOnly, starting_weights
+from pretrain.released import StartingWeights, starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
+
+
+def begin(source, module, settings):
+    """Return what a run of this module and these settings would begin with."""
+    return starting_weights(str(source), InitialWeights(module, 1), settings, ALONE)
 
 
 def test_moments_stay_behind(tmp_path):
@@ -32,7 +38,7 @@ def test_moments_stay_behind(tmp_path):
     assert len(reader.kinds("model.embedding.weight")) > 1
 
     _, begun = toy_strategy()
-    begun.load_fragments(WeightsOnly(reader))
+    begun.load_fragments(StartingWeights(reader, reader))
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in begun.module.state_dict().items())
     assert not begun.optimizer.state
 
@@ -46,7 +52,7 @@ def test_a_run_and_its_export_are_the_same_weights(run, caplog):
     assert main([str(run)]) == 0
     module = load_run(run)
     for source in (run, run / "export"):
-        read = starting_weights(source, shapes_of(module), settings_of(run), ALONE)
+        read = begin(source, module, settings_of(run))
         for name, tensor in module.named_parameters():
             assert read.kinds(name) == {WEIGHT: tensor.shape}
             assert torch.equal(read(name, WEIGHT, 3, 5), tensor.detach().reshape(-1)[3:8])
@@ -71,7 +77,7 @@ def test_weights_that_do_not_fit_are_refused(run, tmp_path, export, settings, re
     other = make_run(tmp_path / "other", *like, *settings)
     with pytest.raises(CheckpointError) as refused:
         source = run / "export" if export else run
-        starting_weights(source, shapes_of(load_run(other)), settings_of(other), ALONE)
+        begin(source, load_run(other), settings_of(other))
     assert refusal in str(refused.value)
     assert str(run) in str(refused.value)
 
@@ -80,7 +86,7 @@ def test_gelus_are_told_apart(tmp_path):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
     settings = settings_of(run) | {"model.activation": "gelu"}
     with pytest.raises(CheckpointError, match=r"model.activation is gelu, that of .* gelu_tanh"):
-        starting_weights(run, shapes_of(load_run(run)), settings, ALONE)
+        begin(run, load_run(run), settings)
 
 
 @pytest.mark.parametrize("export", [False, True])
@@ -88,14 +94,14 @@ def test_what_may_change_is_said(run, caplog, export):
     main([str(run)])
     changed = {"model.rope_theta": 5e5, "model.window": 9, "tokenizer": "another"}
     settings = settings_of(run) | changed
-    starting_weights(run / "export" if export else run, shapes_of(load_run(run)), settings, ALONE)
+    begin(run / "export" if export else run, load_run(run), settings)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [line.split(", that of")[0] for line in said] == [f"init_from: {key} is {changed[key]}" for key in changed]
 
 
 def test_what_is_neither_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere: neither config.json"):
-        starting_weights(tmp_path / "nowhere", shapes_of(load_run(run)), settings_of(run), ALONE)
+        begin(tmp_path / "nowhere", load_run(run), settings_of(run))
 
 
 @pytest.mark.shared_data
