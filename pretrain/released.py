@@ -34,8 +34,8 @@ _TUNABLE = (
     *(f"model.{key}" for key in ("norm_eps", "rope_theta", "local_rope_theta", "window", "global_every")),
     "tokenizer",
 )
+_MODEL = "model."  # of names; tensors of objectives have others, and come and go with them
 _VOCABULARY = ("model.embedding.weight", "model.head.weight", "model.head.bias")  # a row a token
-Source = HuggingFaceWeights | FragmentReader
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +46,22 @@ class StartingWeights:
     Elements beyond those of the source, rows of new tokens and tensors that it lacks, begin as in a run without one.
     """
 
-    def __init__(self, source: Source, initial: Reader) -> None:
+    def __init__(self, source: Reader, held: Shapes, initial: Reader) -> None:
+        """Read what is `held` by the source, of shapes there, from it."""
         self._source, self._initial = source, initial
-        self._held = {name: shape.numel() for name, shape in source.weight_shapes().items()}
+        self._held = {name: shape.numel() for name, shape in held.items()}
 
     def kinds(self, name: str) -> dict[str, torch.Size]:
         return {WEIGHT: self._initial.kinds(name)[WEIGHT]}
 
     def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
         held = min(max(self._held.get(name, 0) - start, 0), numel)
+        if not held:
+            return self._initial(name, kind, start, numel)
+        known = self._source(name, kind, start, held)
         if held == numel:
-            return self._source(name, kind, start, numel)
-        new = self._initial(name, kind, start + held, numel - held)
-        return torch.cat([self._source(name, kind, start, held), new]) if held else new
+            return known
+        return torch.cat([known, self._initial(name, kind, start + held, numel - held)])
 
 
 def starting_weights(
@@ -71,34 +74,42 @@ def starting_weights(
     the model (`model.heads`) and the hash of the `tokenizer`, 16 digits. Raises `ConfigError` for what is neither,
     `CheckpointError` for weights that do not fit.
 
-    Tensors with a row a token may have another number of rows. Rows of more tokens are new; fewer are taken only if
-    what is left out are rows beyond the ids of the source's own tokenizer.
+    Tensors of an objective, and the head where a source has none, may be new. Tensors with a row a token may have
+    another number of rows: rows of more tokens are new, and fewer are taken if what is left out are rows beyond the ids
+    of the source's own tokenizer.
     """
     source = Path(init_from).expanduser()
     if not source.exists() and HUB_NAME.fullmatch(init_from):
         source = fetch(init_from, world)
-    absent: list[str] = []
-    if (source / "config.json").is_file():
-        reader = HuggingFaceWeights(source)
-        absent = reader.absent
-        theirs = {f"model.{key}": value for key, value in plain(reader.config).items()}
-        if (source / "tokenizer.json").is_file():
-            theirs["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
-    elif (source / "checkpoints").is_dir():
-        step = saved_step(source / "checkpoints", world)
-        reader = FragmentReader(step, load_manifest(step)["tensors"])
-        theirs = load_state(step)["resume"]
-    else:
-        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
-        raise ConfigError(f"init_from={init_from}: {rule}")
+    reader, theirs = _opened(source, world)
+    headless = reader.absent if isinstance(reader, HuggingFaceWeights) else []
     wanted, stored = initial.shapes, reader.weight_shapes()
-    begun = _resized(source, wanted, stored) | {name: wanted[name] for name in absent if name in wanted}
-    check_architecture(source, wanted, {**stored, **begun})
+    held = {name: shape for name, shape in stored.items() if name.startswith(_MODEL) or wanted.get(name) == shape}
+    new = [name for name in wanted if name not in held and (name in headless or not name.startswith(_MODEL))]
+    begun = {name: wanted[name] for name in new} | _resized(source, wanted, held)
+    check_architecture(source, wanted, {**held, **begun})
     _check_settings(source, theirs, settings)
     log.info("starting from the weights in %s", source)
-    if absent:
-        log.warning("init_from: %s has no %s; they begin with initial values", source, ", ".join(absent))
-    return StartingWeights(reader, initial)
+    if new:
+        log.warning("init_from: %s has no %s; they begin with initial values", source, ", ".join(new))
+    if left := stored.keys() - held.keys():
+        log.warning("init_from: this run has no %s of %s", ", ".join(sorted(left)), source)
+    return StartingWeights(reader, held, initial)
+
+
+def _opened(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentReader, dict[str, Any]]:
+    """Return the weights of a source and the settings that they were trained with."""
+    if (source / "config.json").is_file():
+        reader = HuggingFaceWeights(source)
+        settings = {f"model.{key}": value for key, value in plain(reader.config).items()}
+        if (source / "tokenizer.json").is_file():
+            settings["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
+        return reader, settings
+    if (source / "checkpoints").is_dir():
+        step = saved_step(source / "checkpoints", world)
+        return FragmentReader(step, load_manifest(step)["tensors"]), load_state(step)["resume"]
+    rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
+    raise ConfigError(f"init_from={source}: {rule}")
 
 
 def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:

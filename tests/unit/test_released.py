@@ -38,7 +38,7 @@ def test_moments_stay_behind(tmp_path):
     assert len(reader.kinds("model.embedding.weight")) > 1
 
     _, begun = toy_strategy()
-    begun.load_fragments(StartingWeights(reader, reader))
+    begun.load_fragments(StartingWeights(reader, reader.weight_shapes(), reader))
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in begun.module.state_dict().items())
     assert not begun.optimizer.state
 
