@@ -1,6 +1,5 @@
 """What a run does not find in the weights it starts from begins as in a run without them, and is said by name."""
 
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
