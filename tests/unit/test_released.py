@@ -1,24 +1,15 @@
 """A run may begin with the weights of another or of a Hugging Face directory; what does not fit is refused."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, make_run, settings_of
 from toys import ALONE, take_step, toy_strategy
-from transformers import AutoModelForCausalLM
 
 from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step
-from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.fragments import FragmentReader
-from pretrain.generate import generate
-from pretrain.huggingface import HuggingFaceWeights
 from pretrain.initial import InitialWeights
-from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import Layout
 from pretrain.released import StartingWeights, starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
@@ -102,28 +93,3 @@ def test_what_may_change_is_said(run, caplog, export):
 def test_what_is_neither_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere: neither config.json"):
         begin(tmp_path / "nowhere", load_run(run), settings_of(run))
-
-
-@pytest.mark.shared_data
-@pytest.mark.skipif("HEADWATER_DATA" not in os.environ, reason="HEADWATER_DATA names no folder of real data")
-def test_a_released_model_tells_its_documented_story():
-    """Stories260K of the llama2.c project, a Llama with grouped-query attention and a tied head."""
-    directory = Path(os.environ["HEADWATER_DATA"]) / "stories260k" / "hf"
-    read = HuggingFaceWeights(directory, prefix="")
-    with torch.device("meta"):
-        model = read.config.build(vocab_size=512, attend=sdpa)
-    model.to_empty(device="cpu").eval()
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(read(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))
-
-    theirs = AutoModelForCausalLM.from_pretrained(directory)
-    tokens = torch.randint(512, (200,), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        hidden = model(tokens, torch.arange(200), Layout.of(torch.tensor([0, 200], dtype=torch.int32), 200))
-        torch.testing.assert_close(hidden @ model.head_weight().T, theirs(tokens[None]).logits[0], atol=2e-5, rtol=1e-5)
-
-    drawn = generate(model, torch.tensor([[1]]), max_tokens=200, temperature=0)
-    told = load_tokenizer(directory / "tokenizer.json").decode(torch.stack(list(drawn), dim=1)[0].tolist())
-    assert told.strip().startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in")
-    page = (directory.parent / "stories260K.md").read_text()
-    assert told.strip()[:400] in page
