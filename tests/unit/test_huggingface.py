@@ -1,11 +1,11 @@
 """Hugging Face checkpoints: what is read is what `transformers` wrote, by slices; what does not fit is refused."""
 
-import json
 import re
 import shutil
 
 import pytest
 import torch
+from hugging_face_directories import InMemory, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -13,7 +13,7 @@ from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, sma
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.huggingface import HuggingFaceWeights, write_weights
+from pretrain.huggingface import HuggingFaceWeights
 from pretrain.models.hub import family_for
 from pretrain.strategy.base import WEIGHT
 
@@ -33,28 +33,6 @@ FIELDS = {
 def small_model(name):
     build = small_decoder if name.startswith(("gpt2", "llama")) else small_encoder
     return build(**FIELDS[name])
-
-
-class InMemory:
-    """A reader of a module's own tensors."""
-
-    def __init__(self, module):
-        self.tensors = {f"model.{name}": parameter.detach() for name, parameter in module.named_parameters()}
-
-    def kinds(self, name):
-        return {WEIGHT: self.tensors[name].shape}
-
-    def __call__(self, name, kind, start, numel):
-        return self.tensors[name].reshape(-1)[start : start + numel]
-
-
-def write(directory, model, max_bytes=10**9, dtype=torch.float32):
-    directory.mkdir()
-    family = family_for(model.config)
-    (directory / "config.json").write_text(json.dumps(family.theirs(model.config, VOCAB_SIZE)))
-    parts = list(family.parts(model.config, VOCAB_SIZE))
-    write_weights(directory, parts, InMemory(model), dtype=dtype, max_bytes=max_bytes)
-    return directory
 
 
 @pytest.fixture(scope="module", params=FIELDS)

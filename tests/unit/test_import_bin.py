@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
+from hugging_face_directories import InMemory, write
 from safetensors.torch import load_file
 from small_models import VOCAB_SIZE, small_encoder
-from test_huggingface import InMemory, write
 
 from pretrain.huggingface import HuggingFaceWeights
 from pretrain.import_bin import main

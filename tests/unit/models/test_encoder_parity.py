@@ -1,16 +1,21 @@
-"""The encoder equals transformers' BERT, RoBERTa, DistilBERT and ModernBERT: theirs padded, ours ragged."""
+"""The encoder equals BERT, RoBERTa, DistilBERT and ModernBERT of transformers: theirs padded, ours ragged."""
+
+from itertools import count
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hugging_face_directories import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import DISTILBERT, MODERNBERT, ROBERTA, VOCAB_SIZE, ragged_batch, small_encoder
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from pretrain.huggingface import HuggingFaceWeights
 from pretrain.models.base import Layout
 from pretrain.models.hub import family_for
 from pretrain.models.layers import Activation
+from pretrain.strategy.base import WEIGHT
 
 PAD = 1  # RoBERTa's; no document holds it
 GELUS = [Activation.gelu, Activation.gelu_tanh]
@@ -79,7 +84,7 @@ def padded(flat, lengths, value):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_equals_transformers(name):
+def test_equals_transformers(tmp_path, name):
     @settings(max_examples=12, deadline=None)
     @given(encoders(name), lengths_of_documents)
     def check(fields, lengths):
@@ -88,8 +93,18 @@ def test_equals_transformers(name):
         theirs = counterpart(ours.config)
         ours.load_state_dict(as_ours(ours.config, theirs, lambda parameter: parameter.detach()))
         check_parity(ours, theirs, lengths)
+        check_identity(ours, tmp_path / str(next(number)))
 
+    number = count()
     check()
+
+
+def check_identity(ours, directory):
+    """What is exported and read again is the same, bit for bit."""
+    read = HuggingFaceWeights(write(directory, ours, max_bytes=5_000))
+    assert read.weight_shapes() == {f"model.{name}": parameter.shape for name, parameter in ours.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(read(f"model.{name}", WEIGHT, 0, parameter.numel()), parameter.detach().reshape(-1))
 
 
 def check_parity(ours, theirs, lengths):
