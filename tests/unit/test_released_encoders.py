@@ -1,5 +1,7 @@
 """What a run does not find in the weights it starts from begins as in a run without them, and is said by name."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -124,7 +126,21 @@ def test_tensors_of_the_objective_come_along_or_begin_anew(source, tmp_path, cap
     assert said(caplog) == [f"init_from: {source / 'export'} has no own.weight; they begin with initial values"]
 
 
-def test_other_token_types_are_told_from_other_weights(source, tmp_path):
+def test_a_name_on_the_hub_is_its_files(source, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--org--name"
+    shutil.copytree(source / "export", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    module = module_of(source, tmp_path, ROWS)
+    read = starting_weights("org/name", InitialWeights(module, SEED), settings_of(source), ALONE)
+    name = "model.embedding.weight"
+    assert torch.equal(whole(read, name, module), load_run(source).get_parameter(name))
+
+
+def test_other_orders_are_told_from_other_weights(source, tmp_path):
     module = module_of(source, tmp_path, ROWS)
     changed = settings_of(source) | {"model.order": "pre"}
     with pytest.raises(CheckpointError, match=r"model.order is pre, that of .* post"):
