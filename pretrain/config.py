@@ -41,7 +41,7 @@ class PretrainConfig:
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     model: Any = MISSING
-    init_from: str | None = None  # run or Hugging Face directory whose weights a new run begins with; null: random ones
+    init_from: str | None = None  # run, Hugging Face directory or hub name of the first weights; null: random ones
     objective: Any = MISSING
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from pretrain.checkpoint import check_architecture, load_manifest, load_state, saved_step, shapes_of
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.distributed import World
@@ -24,11 +26,12 @@ from pretrain.entry import compose_run
 from pretrain.errors import ConfigError, HeadwaterError, ResourceError
 from pretrain.fragments import FragmentReader, write_durably
 from pretrain.huggingface import DTYPES, write_weights
-from pretrain.models.decoder import DecoderConfig
 from pretrain.models.hub import family_for
 from pretrain.run import build_module
 from pretrain.rundir import read_record
 
+# Tokens of encoders by what `transformers` calls them; those around a document are the run's own record.
+_ROLES = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "unk": ("[UNK]", "<unk>")}
 RECORD_FILE = "export.json"  # of which step an export is; `transformers` does not read it
 
 
@@ -46,14 +49,21 @@ def main(arguments: list[str] | None = None) -> int:
 def export(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for what has no counterpart."""
     cfg, record = compose_run(options.run), read_record(options.run)
-    if not isinstance(cfg.model, DecoderConfig):
-        raise ConfigError(f"{options.run}: its model is a {type(cfg.model).__name__}; only decoders are exported")
     vocab_size = record["vocab_size"]
     family = family_for(cfg.model)
     parts = list(family.parts(cfg.model, vocab_size))
+    network = family.theirs(cfg.model, vocab_size)
+    tokenizer = load_tokenizer(options.run / "tokenizer.json")
+    special = _special(tokenizer, record["document_frame"], cfg.model.causal)
+    if (needed := network.get("pad_token_id")) is not None and needed != special["pad"]:
+        rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
+        raise ConfigError(f"model.position_offset={needed + 1}: {rule}; that of tokenizer.json is {special['pad']}")
     step = saved_step(options.run / "checkpoints", World.alone(), options.step)
     reader = FragmentReader(step, load_manifest(step)["tensors"])
-    check_architecture(step, shapes_of(build_module(cfg, vocab_size)), reader.weight_shapes())
+    shapes = shapes_of(build_module(cfg, vocab_size))
+    check_architecture(step, shapes, reader.weight_shapes())
+    if beside := [name for name in shapes if not name.startswith("model.")]:
+        print(f"left out, as {family.architecture} has no place for them: {', '.join(beside)}", file=sys.stderr)
     origin = {"run": record["name"], "step": load_state(step)["step"], "dtype": options.dtype}
     out = (options.out or options.run / "export").absolute()
     _check_place(out, origin["step"], options.overwrite)
@@ -61,8 +71,12 @@ def export(options: argparse.Namespace) -> Path:
         max_bytes = options.shard_mb * 1_000_000
         write_weights(directory, parts, reader, dtype=DTYPES[options.dtype], max_bytes=max_bytes)
         shutil.copyfile(options.run / "tokenizer.json", directory / "tokenizer.json")
-        network = family.theirs(cfg.model, vocab_size)
-        _describe(directory, network, cfg.model.max_seq_len, record["document_frame"], options.dtype)
+        ids = {f"{role}_token_id": token for role, token in special.items()}
+        dtype = str(DTYPES[options.dtype]).removeprefix("torch.")
+        _write_json(directory / "config.json", {**network, **ids, "dtype": dtype})
+        if cfg.model.causal:
+            _write_json(directory / "generation_config.json", ids)
+        _write_json(directory / "tokenizer_config.json", _tokenizer_config(cfg.model, tokenizer, special))
         _write_json(directory / RECORD_FILE, origin)
     return out
 
@@ -103,21 +117,32 @@ def _replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _describe(
-    directory: Path, network: dict[str, Any], max_tokens: int, frame: tuple[list[int], list[int]], dtype: str
-) -> None:
-    """Write what `transformers` reads beside weights and tokenizer.json: settings, and the tokens around a document."""
-    tokenizer = load_tokenizer(directory / "tokenizer.json")
+def _special(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], causal: bool) -> dict[str, int | None]:
+    """Return the ids of special tokens by the names that `transformers` has for what they do."""
     prefix, suffix = frame
     begin = next(iter(prefix), None)
-    end = next(iter(suffix or prefix), None)  # where nothing ends a document, the beginning of the next one does
-    special = {"bos_token_id": begin, "eos_token_id": end}
-    tokens = {"bos_token": begin, "eos_token": end}
-    written = {key: tokenizer.id_to_token(token) for key, token in tokens.items() if token is not None}
-    _write_json(directory / "config.json", {**network, **special, "dtype": str(DTYPES[dtype]).removeprefix("torch.")})
-    _write_json(directory / "generation_config.json", special)
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens}
-    _write_json(directory / "tokenizer_config.json", {**about, "clean_up_tokenization_spaces": False, **written})
+    if causal:
+        return {"bos": begin, "eos": next(iter(suffix or prefix), None)}  # what ends a document, or begins the next one
+    known = {
+        role: next((token for name in names if (token := tokenizer.token_to_id(name)) is not None), None)
+        for role, names in _ROLES.items()
+    }
+    end = next(iter(suffix), None)
+    return {"bos": begin, "eos": end, "cls": begin, "sep": end, **known}
+
+
+def _tokenizer_config(model: Any, tokenizer: Tokenizer, special: dict[str, int | None]) -> dict[str, Any]:
+    """Return what `transformers` reads beside tokenizer.json."""
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.max_seq_len,
+        "clean_up_tokenization_spaces": False,
+    }
+    if not model.causal:
+        segments = ["token_type_ids"] if model.token_types > 1 else []
+        about["model_input_names"] = ["input_ids", *segments, "attention_mask"]
+    tokens = {role: tokenizer.id_to_token(token) for role, token in special.items() if token is not None}
+    return about | {f"{role}_token": token for role, token in tokens.items()}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ Holds files and nothing of runs; which tensor of theirs lies where in ours is `m
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from torch import Tensor
 
 from pretrain.errors import CheckpointError, NumericalError
 from pretrain.fragments import write_durably
-from pretrain.models.decoder import DecoderConfig
-from pretrain.models.hub import Family, Part, family_of
+from pretrain.models.hub import Part, Tensors, family_of
 from pretrain.strategy.base import WEIGHT, Reader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHOWN = 8  # names in a message
 _RUN = 1 << 20  # elements read and written at a time; `write_durably` may hold several of them
+
+log = logging.getLogger(__name__)
 
 
 def write_weights(
@@ -97,7 +100,8 @@ def _buffer(part: Part, piece: Tensor, dtype: torch.dtype) -> memoryview:
 class HuggingFaceWeights:
     """The weights of a Hugging Face directory under our names, read by slices; see `Reader` in `strategy.base`."""
 
-    config: DecoderConfig  # of the network whose weights these are
+    config: Any  # our model's, of the network whose weights these are
+    absent: list[str]  # names of what a checkpoint of the body alone lacks: the head
 
     def __init__(self, directory: Path, prefix: str = "model.") -> None:
         """Read names and shapes, not weights. Raises `CheckpointError` for files that are not of the architecture
@@ -115,10 +119,14 @@ class HuggingFaceWeights:
             ) from None
         self._opened: dict[str, Any] = {}  # memory-mapped on first use
         self._file_of = self._locate()
+        self._stored = _by_todays_names(self._file_of, parts, family.tensors)
+        absent = _absent(parts, family.tensors.prefix, self._stored)
+        self.absent = sorted({prefix + part.ours for part in absent})
         self._parts: dict[str, list[Part]] = {}
-        for part in _as_stored(parts, family, self._file_of):
-            self._parts.setdefault(prefix + part.ours, []).append(part)
-        self._check(family)
+        for part in parts:
+            if part not in absent:
+                self._parts.setdefault(prefix + part.ours, []).append(part)
+        self._check(family.tensors)
 
     def weight_shapes(self) -> dict[str, torch.Size]:
         """Return the shape of every weight by our name."""
@@ -138,7 +146,7 @@ class HuggingFaceWeights:
                 continue
             columns = math.prod(part.shape[1:])
             first, last = (low - part.start) // columns, -((part.start - high) // columns)
-            stored = self._slice(part.theirs)
+            stored = self._slice(self._stored[part.theirs])
             rows = (stored[:, first:last].T if part.transposed else stored[first:last]).reshape(-1)
             skipped = low - part.start - first * columns
             out[low - start : high - start] = rows[skipped : skipped + high - low]
@@ -156,20 +164,25 @@ class HuggingFaceWeights:
             raise CheckpointError(f"{self.directory}: no {_WHOLE}; only safetensors are read, convert what is there")
         return dict.fromkeys(self._open(_WHOLE).keys(), _WHOLE)
 
-    def _check(self, family: Family) -> None:
+    def _check(self, tensors: Tensors) -> None:
         """Refuse tensors that are missing, of another shape, or not known to the architecture."""
         parts = {part.theirs: part for own in self._parts.values() for part in own}
-        problems = [f"missing {name} {part.their_shape}" for name, part in parts.items() if name not in self._file_of]
-        for name in self._file_of:
-            tied = name == "lm_head.weight" and self.config.tie_embeddings
-            if name not in parts and not tied and not name.endswith(family.derived):
-                problems.append(f"extra {name}")
-            elif name in parts and (found := tuple(self._slice(name).get_shape())) != parts[name].their_shape:
-                problems.append(f"{name} is {found}, not {parts[name].their_shape}")
+        repeated = tensors.repeated if self.config.tie_embeddings else ()
+        problems = [f"missing {name} {part.their_shape}" for name, part in parts.items() if name not in self._stored]
+        unused = []
+        for name, stored in self._stored.items():
+            if name in parts:
+                if (found := tuple(self._slice(stored).get_shape())) != parts[name].their_shape:
+                    problems.append(f"{stored} is {found}, not {parts[name].their_shape}")
+            elif name.startswith(tensors.unused):
+                unused.append(stored)
+            elif name not in repeated and not name.endswith(tensors.derived):
+                problems.append(f"extra {stored}")
         if problems:
-            shown = "; ".join(sorted(problems)[:8]) + (" ..." if len(problems) > 8 else "")
             rule = "its weights are not those that its config.json describes"
-            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {shown}")
+            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {_listed(problems)}")
+        if unused:
+            log.info("%s: no part of our model and left alone: %s", self.directory, ", ".join(sorted(unused)))
 
     def _slice(self, name: str) -> Any:
         return self._open(self._file_of[name]).get_slice(name)
@@ -183,11 +196,27 @@ class HuggingFaceWeights:
         return self._opened[file]
 
 
-def _as_stored(parts: list[Part], family: Family, names: dict[str, str]) -> list[Part]:
-    """Return the parts under the names of the files: a checkpoint of the body alone lacks the family's prefix."""
-    if any(name.startswith(family.prefix) for name in names):
-        return parts
-    return [part._replace(theirs=part.theirs.removeprefix(family.prefix)) for part in parts]
+def _by_todays_names(names: Iterable[str], parts: list[Part], tensors: Tensors) -> dict[str, str]:
+    """Return the name of every tensor in the files by the name that the family gives it today."""
+    body_alone = not any(name.startswith(tensors.prefix) for name in names)
+    outside = {part.theirs for part in parts} | set(tensors.repeated)
+    stored = {}
+    for name in names:
+        today = next((name.removesuffix(old) + new for old, new in tensors.older.items() if name.endswith(old)), name)
+        in_body = body_alone and today not in outside and not today.startswith(tensors.unused)
+        stored[tensors.prefix + today if in_body else today] = name
+    return stored
+
+
+def _absent(parts: list[Part], prefix: str, stored: dict[str, str]) -> set[Part]:
+    """Return the parts of the head if a checkpoint holds the body alone, whose names then lack the prefix."""
+    head = {part for part in parts if not part.theirs.startswith(prefix)}
+    some = any(part.theirs in stored for part in head) or any(name.startswith(prefix) for name in stored.values())
+    return set() if some else head
+
+
+def _listed(problems: list[str]) -> str:
+    return "; ".join(sorted(problems)[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weights to start from: those of another run, or of a Hugging Face directory, without moments.
+"""Weights to start from: those of another run, or of a Hugging Face checkpoint, without moments.
 
 Holds what a run may start from and the refusal of what does not fit; how weights are read is the readers' own.
 """
@@ -6,6 +6,7 @@ Holds what a run may start from and the refusal of what does not fit; how weight
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +14,134 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import Shapes, check_architecture, load_manifest, load_state, saved_step
-from pretrain.data.tokenizer import tokenizer_sha256
+from pretrain.data.tokenizer import load_tokenizer, tokenizer_sha256
 from pretrain.distributed import World
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.fetch import HUB_NAME, fetch
 from pretrain.fragments import FragmentReader
 from pretrain.huggingface import HuggingFaceWeights
+from pretrain.initial import InitialWeights
 from pretrain.rundir import plain
 from pretrain.strategy.base import WEIGHT, Reader
 
 # Settings that change what the same weights compute. Some make another network of them; with the others a trained
 # network may sensibly go on (a longer context wants another rope_theta), so that is only said. Two files of one
 # tokenizer may hash differently, so that is only said, too.
-_NETWORK = ("model.heads", "model.norm", "model.activation", "model.positions")
-_TUNABLE = ("model.norm_eps", "model.rope_theta", "model.window", "model.global_every", "tokenizer")
+_NETWORK = tuple(
+    f"model.{key}" for key in ("heads", "norm", "order", "activation", "positions", "position_offset", "token_types")
+)
+_TUNABLE = (
+    *(f"model.{key}" for key in ("norm_eps", "rope_theta", "local_rope_theta", "window", "global_every")),
+    "tokenizer",
+)
+_MODEL = "model."  # of names; tensors of objectives have others, and come and go with them
+_VOCABULARY = ("model.embedding.weight", "model.head.weight", "model.head.bias")  # a row a token
 
 log = logging.getLogger(__name__)
 
 
-class WeightsOnly:
-    """A checkpoint without its moments, which begin at zero; see `Reader` in `strategy.base`."""
+class StartingWeights:
+    """The weights of a source without its moments; see `Reader` in `strategy.base`.
 
-    def __init__(self, read: Reader) -> None:
-        self._read = read
+    Elements beyond those of the source, rows of new tokens and tensors that it lacks, begin as in a run without one.
+    """
+
+    def __init__(self, source: Reader, held: Shapes, initial: Reader) -> None:
+        """Read what is `held` by the source, of shapes there, from it."""
+        self._source, self._initial = source, initial
+        self._held = {name: shape.numel() for name, shape in held.items()}
 
     def kinds(self, name: str) -> dict[str, torch.Size]:
-        return {WEIGHT: self._read.kinds(name)[WEIGHT]}
+        return {WEIGHT: self._initial.kinds(name)[WEIGHT]}
 
     def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
-        return self._read(name, kind, start, numel)
+        held = min(max(self._held.get(name, 0) - start, 0), numel)
+        if not held:
+            return self._initial(name, kind, start, numel)
+        known = self._source(name, kind, start, held)
+        if held == numel:
+            return known
+        return torch.cat([known, self._initial(name, kind, start + held, numel - held)])
 
 
-def starting_weights(source: Path, shapes: Shapes, settings: dict[str, Any], world: World) -> WeightsOnly:
-    """Return the weights in `source`: of a run's newest verified step, or of a Hugging Face directory. A collective.
+def starting_weights(
+    init_from: str, initial: InitialWeights, settings: dict[str, Any], world: World
+) -> StartingWeights:
+    """Return the weights to start from: those of a run's newest verified step, or of a Hugging Face checkpoint.
 
-    `shapes` are those of the module that they are for; `settings` are what a run keeps to recognise itself: those of
-    the model (`model.heads`) and the hash of the `tokenizer`, 16 digits. Raises `ConfigError` for a directory that is
-    neither, `CheckpointError` for one whose weights do not fit.
+    A collective. `init_from` is the directory of either, or the name `org/name` of a checkpoint on the hub. `initial`
+    are the weights of the module that they are for; `settings` are what a run keeps to recognise itself: those of
+    the model (`model.heads`) and the hash of the `tokenizer`, 16 digits. Raises `ConfigError` for what is neither,
+    `CheckpointError` for weights that do not fit.
+
+    Tensors of an objective, and the head where a source has none, may be new. Tensors with a row a token may have
+    another number of rows: rows of more tokens are new, and fewer are taken if what is left out are rows beyond the ids
+    of the source's own tokenizer.
     """
-    if (source / "config.json").is_file():
-        reader = HuggingFaceWeights(source)
-        theirs = {f"model.{key}": value for key, value in plain(reader.config).items()}
-        if (source / "tokenizer.json").is_file():
-            theirs["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
-    elif (source / "checkpoints").is_dir():
-        step = saved_step(source / "checkpoints", world)
-        reader = FragmentReader(step, load_manifest(step)["tensors"])
-        theirs = load_state(step)["resume"]
-    else:
-        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
-        raise ConfigError(f"init_from={source}: {rule}")
-    check_architecture(source, shapes, reader.weight_shapes())
+    source = Path(init_from).expanduser()
+    if not source.exists() and HUB_NAME.fullmatch(init_from):
+        source = fetch(init_from, world)
+    reader, theirs = _opened(source, world)
+    headless = reader.absent if isinstance(reader, HuggingFaceWeights) else []
+    wanted, stored = initial.shapes, reader.weight_shapes()
+    held = {name: shape for name, shape in stored.items() if name.startswith(_MODEL) or wanted.get(name) == shape}
+    new = [name for name in wanted if name not in held and (name in headless or not name.startswith(_MODEL))]
+    begun = {name: wanted[name] for name in new} | _resized(source, wanted, held)
+    check_architecture(source, wanted, {**held, **begun})
     _check_settings(source, theirs, settings)
     log.info("starting from the weights in %s", source)
-    return WeightsOnly(reader)
+    if new:
+        log.warning("init_from: %s has no %s; they begin with initial values", source, ", ".join(new))
+    if left := stored.keys() - held.keys():
+        log.warning("init_from: this run has no %s of %s", ", ".join(sorted(left)), source)
+    return StartingWeights(reader, held, initial)
+
+
+def _opened(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentReader, dict[str, Any]]:
+    """Return the weights of a source and the settings that they were trained with."""
+    if (source / "config.json").is_file():
+        reader = HuggingFaceWeights(source)
+        settings = {f"model.{key}": value for key, value in plain(reader.config).items()}
+        if (source / "tokenizer.json").is_file():
+            settings["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
+        return reader, settings
+    if (source / "checkpoints").is_dir():
+        step = saved_step(source / "checkpoints", world)
+        return FragmentReader(step, load_manifest(step)["tensors"]), load_state(step)["resume"]
+    rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
+    raise ConfigError(f"init_from={source}: {rule}")
+
+
+def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:
+    """Return the shapes that tensors with a row a token take, where the source has another number of tokens."""
+    resized = {
+        name: wanted[name]
+        for name in _VOCABULARY
+        if name in wanted and name in stored and stored[name] != wanted[name] and stored[name][1:] == wanted[name][1:]
+    }
+    for name, shape in resized.items():
+        rows, needed = stored[name][0], shape[0]
+        if needed > rows:
+            log.warning("init_from: rows %d to %d of %s are new and begin with initial values", rows, needed - 1, name)
+            continue
+        used = _ids(source / "tokenizer.json")
+        if needed < used:
+            rule = (
+                f"{used} of which its tokenizer.json uses"
+                if used <= rows
+                else "and no tokenizer.json says which it uses"
+            )
+            fix = f"tokens are not taken away; set tokenizer=file tokenizer.path={source}"
+            raise CheckpointError(f"{source}: {name} has rows for {rows} tokens, {rule}, the model {needed}; {fix}")
+        log.warning("init_from: rows %d to %d of %s stand for no token and are left out", needed, rows - 1, name)
+    return resized
+
+
+def _ids(tokenizer: Path) -> float:
+    """Return the largest id of a tokenizer, plus 1; infinity for a tokenizer that is not there."""
+    if not tokenizer.is_file():
+        return math.inf
+    return max(load_tokenizer(tokenizer).get_vocab(with_added_tokens=True).values()) + 1
 
 
 def _check_settings(source: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

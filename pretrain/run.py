@@ -147,10 +147,10 @@ def _resume(
     fingerprints: dict[str, Any],
 ) -> TrainState:
     """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
-    shapes, world = initial.shapes, checkpoints.world
+    world = checkpoints.world
     newest = newest_step(checkpoints.directory, world)
     if newest is None:
-        given = cfg.init_from and starting_weights(Path(cfg.init_from).expanduser(), shapes, fingerprints, world)
+        given = cfg.init_from and starting_weights(cfg.init_from, initial, fingerprints, world)
         strategy.load_fragments(given or initial)
         return TrainState()
     saved = load_state(newest)
@@ -162,7 +162,7 @@ def _resume(
             raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}")
     rule = f"{newest} is past it; raise it to go on, or choose another run.name"
     check(saved["step"] <= cfg.train.steps, "train.steps", cfg.train.steps, rule)
-    restore(newest, shapes, strategy)
+    restore(newest, initial.shapes, strategy)
     log.info("resuming from %s", newest)
     return TrainState(step=saved["step"], tokens=saved["tokens"])
 

@@ -7,7 +7,7 @@ from ranks import on_ranks
 
 from pretrain.checkpoint import load_manifest
 from pretrain.fragments import FragmentReader
-from pretrain.released import WeightsOnly
+from pretrain.released import StartingWeights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # s; many processes on few cores
 
@@ -23,7 +23,8 @@ def read_weights(world, folder):
     source = stored(step)
     for name, cfg in strategies(world.size).items():
         _, _, strategy = start(world, cfg)
-        strategy.load_fragments(WeightsOnly(FragmentReader(step, load_manifest(step)["tensors"])))
+        reader = FragmentReader(step, load_manifest(step)["tensors"])
+        strategy.load_fragments(StartingWeights(reader, reader.weight_shapes(), reader))
         begun = stored(save(world, strategy, folder / name, 0))
         for tensor in SHAPES:
             assert torch.equal(begun[f"weight {tensor}"], source[f"weight {tensor}"]), (name, tensor)

@@ -1,18 +1,19 @@
 """Hugging Face checkpoints: what is read is what `transformers` wrote, by slices; what does not fit is refused."""
 
-import json
+import re
 import shutil
 
 import pytest
 import torch
+from hugging_face_directories import InMemory, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small_models import LLAMA, VOCAB_SIZE, small_decoder
-from transformers import AutoConfig, AutoModelForCausalLM
+from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, small_decoder, small_encoder
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.huggingface import HuggingFaceWeights, write_weights
+from pretrain.huggingface import HuggingFaceWeights
 from pretrain.models.hub import family_for
 from pretrain.strategy.base import WEIGHT
 
@@ -21,36 +22,24 @@ FIELDS = {
     "gpt2, untied": {"layers": 1, "tie_embeddings": False, "mlp_width": 40},
     "llama": {**LLAMA, "layers": 1, "kv_heads": 2},
     "llama, untied": {**LLAMA, "layers": 1, "kv_heads": 1, "tie_embeddings": False, "mlp_width": 56},
+    "bert": {"layers": 2},
+    "roberta": {**ROBERTA, "layers": 1},
+    "distilbert": {**DISTILBERT, "layers": 1},
+    "modernbert": {**MODERNBERT, "layers": 2, "window": 3, "global_every": 2},
+    "modernbert, untied": {**MODERNBERT, "layers": 1, "bias": True, "tie_embeddings": False},
 }
 
 
-class InMemory:
-    """A reader of a module's own tensors."""
-
-    def __init__(self, module):
-        self.tensors = {f"model.{name}": parameter.detach() for name, parameter in module.named_parameters()}
-
-    def kinds(self, name):
-        return {WEIGHT: self.tensors[name].shape}
-
-    def __call__(self, name, kind, start, numel):
-        return self.tensors[name].reshape(-1)[start : start + numel]
-
-
-def write(directory, model, max_bytes=10**9, dtype=torch.float32):
-    directory.mkdir()
-    family = family_for(model.config)
-    (directory / "config.json").write_text(json.dumps(family.theirs(model.config, VOCAB_SIZE)))
-    parts = list(family.parts(model.config, VOCAB_SIZE))
-    write_weights(directory, parts, InMemory(model), dtype=dtype, max_bytes=max_bytes)
-    return directory
+def small_model(name):
+    build = small_decoder if name.startswith(("gpt2", "llama")) else small_encoder
+    return build(**FIELDS[name])
 
 
 @pytest.fixture(scope="module", params=FIELDS)
 def written(request, tmp_path_factory):
     """A model, and the directory that it was written to in several files."""
-    model = small_decoder(**FIELDS[request.param])
-    directory = write(tmp_path_factory.mktemp("written") / "model", model, max_bytes=10_000)
+    model = small_model(request.param)
+    directory = write(tmp_path_factory.mktemp("written") / "model", model, max_bytes=8_000)
     assert len(list(directory.glob("*.safetensors"))) > 2
     return InMemory(model), HuggingFaceWeights(directory)
 
@@ -74,24 +63,27 @@ def test_any_run_of_any_tensor(written, data):
     assert torch.equal(read(name, WEIGHT, start, numel), ours(name, WEIGHT, start, numel))
 
 
-@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+@pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("form", ["one file", "several files", "the body alone", "half precision"])
-def test_what_transformers_writes_is_read(tmp_path, fields, form):
-    config = small_decoder(**fields).config
+def test_what_transformers_writes_is_read(tmp_path, name, form):
+    config = small_model(name).config
     body = form == "the body alone"
-    if body and not config.tie_embeddings:
-        config.tie_embeddings = True  # the body has no head of its own
-    theirs = AutoModelForCausalLM.from_config(
+    theirs = (AutoModelForCausalLM if config.causal else AutoModelForMaskedLM).from_config(
         AutoConfig.for_model(**family_for(config).theirs(config, VOCAB_SIZE)),
         dtype=torch.bfloat16 if form == "half precision" else torch.float32,
     )
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter)
     kept = theirs.base_model if body else theirs
-    kept.save_pretrained(tmp_path, max_shard_size="10KB" if form == "several files" else "1GB")
+    kept.save_pretrained(tmp_path, max_shard_size="8KB" if form == "several files" else "1GB")
     assert (tmp_path / "model.safetensors").exists() != (form == "several files")
     read = HuggingFaceWeights(tmp_path)
-    for part in family_for(config).parts(config, VOCAB_SIZE):
+    parts = list(family_for(config).parts(config, VOCAB_SIZE))
+    head = [part for part in parts if not part.theirs.startswith(theirs.base_model_prefix)]
+    assert read.absent == (sorted(f"model.{part.ours}" for part in head) if body else [])
+    for part in parts:
+        if body and part in head:
+            continue
         tensor = theirs.get_parameter(part.theirs).detach().float()
         expected = (tensor.T if part.transposed else tensor).reshape(-1)
         assert torch.equal(read(f"model.{part.ours}", WEIGHT, part.start, part.numel), expected)
@@ -109,6 +101,61 @@ def test_stored_masks_and_stored_tied_heads_are_no_surprise(tmp_path):
     rewrite(directory, lambda tensors: tensors.update({"transformer.h.0.attn.bias": torch.ones(3)}))
     rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"].clone()}))
     HuggingFaceWeights(directory)
+
+
+def renamed(tensors, change):
+    """Change the names of tensors in place."""
+    for name in list(tensors):
+        tensors[change(name)] = tensors.pop(name)
+
+
+OLD_FILES = {
+    "gamma and beta": lambda t: renamed(t, lambda name: re.sub("Norm.weight$", "Norm.gamma", name)),
+    "no prefix, but a head": lambda t: renamed(t, lambda name: name.removeprefix("bert.")),
+    "both": lambda t: renamed(
+        t,
+        lambda name: name.removeprefix("bert.").replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"),
+    ),
+    "position ids": lambda t: t.update({"bert.embeddings.position_ids": torch.arange(32)[None]}),
+    "repeated tensors": lambda t: t.update(
+        {
+            "cls.predictions.decoder.weight": t["bert.embeddings.word_embeddings.weight"].clone(),
+            "cls.predictions.decoder.bias": t["cls.predictions.bias"].clone(),
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OLD_FILES.values(), ids=OLD_FILES)
+def test_old_files_of_bert_hold_the_same(tmp_path, change, caplog):
+    model = small_encoder()
+    directory = write(tmp_path / "model", model)
+    rewrite(directory, change)
+    read, ours = HuggingFaceWeights(directory), InMemory(model)
+    assert not read.absent
+    for name, tensor in ours.tensors.items():
+        assert torch.equal(read(name, WEIGHT, 0, tensor.numel()), tensor.reshape(-1))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_heads_that_are_not_ours_are_named(tmp_path, caplog, prefix):
+    directory = write(tmp_path / "model", small_encoder())
+    others = {f"{prefix}pooler.dense.bias": torch.ones(3), "cls.seq_relationship.weight": torch.ones(2, 24)}
+    rewrite(directory, lambda tensors: renamed(tensors, lambda name: name.replace("bert.", prefix)))
+    rewrite(directory, lambda tensors: tensors.update(others))
+    with caplog.at_level("INFO"):
+        HuggingFaceWeights(directory)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.endswith(f"left alone: {', '.join(sorted(others))}")
+
+
+def test_a_part_of_a_head_is_no_body_alone(tmp_path):
+    directory = write(tmp_path / "model", small_encoder())
+    rewrite(directory, lambda tensors: renamed(tensors, lambda name: name.removeprefix("bert.")))
+    rewrite(directory, lambda tensors: tensors.pop("cls.predictions.transform.dense.bias"))
+    with pytest.raises(CheckpointError, match=r"differ: missing cls.predictions.transform.dense.bias \(24,\)"):
+        HuggingFaceWeights(directory)
 
 
 DAMAGE = {

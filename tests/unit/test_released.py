@@ -1,26 +1,23 @@
 """A run may begin with the weights of another or of a Hugging Face directory; what does not fit is refused."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, make_run, settings_of
 from toys import ALONE, take_step, toy_strategy
-from transformers import AutoModelForCausalLM
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step, shapes_of
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.fragments import FragmentReader
-from pretrain.generate import generate
-from pretrain.huggingface import HuggingFaceWeights
-from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import Layout
-from pretrain.released import WeightsOnly, starting_weights
+from pretrain.initial import InitialWeights
+from pretrain.released import StartingWeights, starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
+
+
+def begin(source, module, settings):
+    """Return what a run of this module and these settings would begin with."""
+    return starting_weights(str(source), InitialWeights(module, 1), settings, ALONE)
 
 
 def test_moments_stay_behind(tmp_path):
@@ -32,7 +29,7 @@ def test_moments_stay_behind(tmp_path):
     assert len(reader.kinds("model.embedding.weight")) > 1
 
     _, begun = toy_strategy()
-    begun.load_fragments(WeightsOnly(reader))
+    begun.load_fragments(StartingWeights(reader, reader.weight_shapes(), reader))
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in begun.module.state_dict().items())
     assert not begun.optimizer.state
 
@@ -46,7 +43,7 @@ def test_a_run_and_its_export_are_the_same_weights(run, caplog):
     assert main([str(run)]) == 0
     module = load_run(run)
     for source in (run, run / "export"):
-        read = starting_weights(source, shapes_of(module), settings_of(run), ALONE)
+        read = begin(source, module, settings_of(run))
         for name, tensor in module.named_parameters():
             assert read.kinds(name) == {WEIGHT: tensor.shape}
             assert torch.equal(read(name, WEIGHT, 3, 5), tensor.detach().reshape(-1)[3:8])
@@ -71,7 +68,7 @@ def test_weights_that_do_not_fit_are_refused(run, tmp_path, export, settings, re
     other = make_run(tmp_path / "other", *like, *settings)
     with pytest.raises(CheckpointError) as refused:
         source = run / "export" if export else run
-        starting_weights(source, shapes_of(load_run(other)), settings_of(other), ALONE)
+        begin(source, load_run(other), settings_of(other))
     assert refusal in str(refused.value)
     assert str(run) in str(refused.value)
 
@@ -80,7 +77,7 @@ def test_gelus_are_told_apart(tmp_path):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
     settings = settings_of(run) | {"model.activation": "gelu"}
     with pytest.raises(CheckpointError, match=r"model.activation is gelu, that of .* gelu_tanh"):
-        starting_weights(run, shapes_of(load_run(run)), settings, ALONE)
+        begin(run, load_run(run), settings)
 
 
 @pytest.mark.parametrize("export", [False, True])
@@ -88,36 +85,11 @@ def test_what_may_change_is_said(run, caplog, export):
     main([str(run)])
     changed = {"model.rope_theta": 5e5, "model.window": 9, "tokenizer": "another"}
     settings = settings_of(run) | changed
-    starting_weights(run / "export" if export else run, shapes_of(load_run(run)), settings, ALONE)
+    begin(run / "export" if export else run, load_run(run), settings)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [line.split(", that of")[0] for line in said] == [f"init_from: {key} is {changed[key]}" for key in changed]
 
 
 def test_what_is_neither_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere: neither config.json"):
-        starting_weights(tmp_path / "nowhere", shapes_of(load_run(run)), settings_of(run), ALONE)
-
-
-@pytest.mark.shared_data
-@pytest.mark.skipif("HEADWATER_DATA" not in os.environ, reason="HEADWATER_DATA names no folder of real data")
-def test_a_released_model_tells_its_documented_story():
-    """Stories260K of the llama2.c project, a Llama with grouped-query attention and a tied head."""
-    directory = Path(os.environ["HEADWATER_DATA"]) / "stories260k" / "hf"
-    read = HuggingFaceWeights(directory, prefix="")
-    with torch.device("meta"):
-        model = read.config.build(vocab_size=512, attend=sdpa)
-    model.to_empty(device="cpu").eval()
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(read(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))
-
-    theirs = AutoModelForCausalLM.from_pretrained(directory)
-    tokens = torch.randint(512, (200,), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        hidden = model(tokens, torch.arange(200), Layout.of(torch.tensor([0, 200], dtype=torch.int32), 200))
-        torch.testing.assert_close(hidden @ model.head_weight().T, theirs(tokens[None]).logits[0], atol=2e-5, rtol=1e-5)
-
-    drawn = generate(model, torch.tensor([[1]]), max_tokens=200, temperature=0)
-    told = load_tokenizer(directory / "tokenizer.json").decode(torch.stack(list(drawn), dim=1)[0].tolist())
-    assert told.strip().startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in")
-    page = (directory.parent / "stories260K.md").read_text()
-    assert told.strip()[:400] in page
+        begin(tmp_path / "nowhere", load_run(run), settings_of(run))

@@ -1,30 +1,40 @@
-"""Hugging Face layouts of our models: one file a family, names and configuration both ways."""
+"""Hugging Face families: names and configuration both ways, one file a family.
+
+Holds the choice among them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pretrain.errors import ConfigError
-from pretrain.models.decoder import DecoderConfig
-from pretrain.models.hub.base import Family, Part
+from pretrain.models.hub.base import Family, Part, Tensors
+from pretrain.models.hub.bert import Bert
+from pretrain.models.hub.distilbert import DistilBert
 from pretrain.models.hub.gpt2 import GPT2
 from pretrain.models.hub.llama import Llama, Mistral
-from pretrain.models.layers import Positions
+from pretrain.models.hub.modernbert import ModernBert
+from pretrain.models.hub.roberta import Roberta
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2(), Llama(), Mistral())}
+_ALL: tuple[Family, ...] = (GPT2(), Llama(), Mistral(), Bert(), Roberta(), DistilBert(), ModernBert())
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
-def family_for(config: DecoderConfig) -> Family:
-    """Return the family whose models compute what a decoder of this configuration computes, setting for setting.
+def family_for(config: Any) -> Family:
+    """Return the family whose models compute what a model of this configuration computes, setting for setting.
 
-    Raises `ConfigError` that names the first setting without a counterpart.
+    Raises `ConfigError` for a model that has none; it names the first setting without a counterpart in the family that
+    comes nearest.
     """
-    if config.positions is Positions.rotary:
-        family = FAMILIES["llama" if config.window is None else "mistral"]
-    else:
-        family = FAMILIES["gpt2"]
-    family.check(config)
-    return family
+    differences = {family: list(family.differences(config)) for family in _ALL if isinstance(config, family.kind)}
+    if not differences:
+        raise ConfigError(
+            f"{type(config).__name__}: has no counterpart among {', '.join(FAMILIES)}; it is not exported"
+        )
+    nearest = min(differences, key=lambda family: len(differences[family]))
+    for difference in differences[nearest]:
+        raise ConfigError(f"{difference}; this model cannot be exported")
+    return nearest
 
 
 def family_of(theirs: dict[str, Any]) -> Family:
@@ -35,4 +45,4 @@ def family_of(theirs: dict[str, Any]) -> Family:
     return FAMILIES[found]
 
 
-__all__ = ["FAMILIES", "Family", "Part", "family_for", "family_of"]
+__all__ = ["FAMILIES", "Family", "Part", "Tensors", "family_for", "family_of"]

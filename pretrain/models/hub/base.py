@@ -1,18 +1,28 @@
 """What a Hugging Face family is: where each of its tensors lies in ours, and its configuration both ways.
 
-Holds the contract; families have files of their own, reading and writing checkpoints is not done here.
+Holds the tables' meaning; families have files of their own, reading and writing checkpoints is not done here.
 """
 
 from __future__ import annotations
 
 import json
-import math
+from abc import ABC
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from math import prod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
 
 from pretrain.errors import ConfigError
+from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
+from pretrain.models.encoder import EncoderConfig
+from pretrain.models.layers import Activation
+from pretrain.registry import choices
+
+Config = DecoderConfig | EncoderConfig
 
 
 class Part(NamedTuple):
@@ -30,12 +40,12 @@ class Part(NamedTuple):
     @property
     def numel(self) -> int:
         """Elements of the tensor."""
-        return math.prod(self.shape)
+        return prod(self.shape)
 
     @property
     def start(self) -> int:
         """First element, counted in our flattened tensor."""
-        return self.row * math.prod(self.shape[1:])
+        return self.row * prod(self.shape[1:])
 
     @property
     def their_shape(self) -> tuple[int, ...]:
@@ -43,47 +53,118 @@ class Part(NamedTuple):
         return self.shape[::-1] if self.transposed else self.shape
 
 
-class Family(Protocol):
-    """A Hugging Face architecture that some of our decoders are."""
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """Where the tensors of a family's checkpoints lie in ours."""
 
-    model_type: str  # in config.json
-    architecture: str  # the class in transformers
+    names: dict[str, str | tuple[str, ...]]  # of our modules and theirs, # for a layer; several are rows in that order
     prefix: str  # of the body's names; checkpoints of the body alone lack it
-    derived: tuple[str, ...]  # endings of stored tensors that follow from the configuration: masks, frequencies
+    transposes_blocks: bool = False  # the matrices of its blocks have rows as columns
+    older: dict[str, str] = field(default_factory=dict)  # endings of names in old files, and what they are today
+    derived: tuple[str, ...] = ()  # endings of stored tensors that follow from the configuration: masks, frequencies
+    repeated: tuple[str, ...] = ()  # stored tensors that others hold already, where embeddings are tied
+    unused: tuple[str, ...] = ()  # beginnings of tensors of heads that our models do not have
 
-    def check(self, config: DecoderConfig) -> None:
-        """Raise `ConfigError` that names the first setting which this architecture does not have."""
-        ...
 
-    def parts(self, config: DecoderConfig, vocab_size: int) -> Iterator[Part]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the settings of a family's config.json are among ours."""
+
+    same: dict[str, str]  # keys of config.json, and ours of the same value
+    defaults: dict[str, Any]  # of the keys that a config.json may leave out
+    training: dict[str, str]  # as `same`, for what training alone asks for: written, not read
+    activation_key: str
+    activations: dict[Activation, str]
+    fixed: dict[str, Any]  # ours, with the one value that they have in all of its models
+    computes: dict[str, Any]  # keys of config.json, with the one value that they have in ours; the default there
+
+
+class Family(ABC):
+    """A Hugging Face architecture that some of our models are: two tables, and what tables cannot say as overrides."""
+
+    kind: ClassVar[type[Config]]  # our configuration of its models
+    model_type: ClassVar[str]  # in config.json
+    architecture: ClassVar[str]  # the class in transformers
+    tensors: ClassVar[Tensors]
+    settings: ClassVar[Settings]
+
+    def differences(self, config: Any) -> Iterator[str]:
+        """Yield what this architecture does not have of a configuration of its kind."""
+        known = {key: [value] for key, value in self.settings.fixed.items()}
+        known["activation"] = list(self.settings.activations)
+        for key, values in known.items():
+            if (found := getattr(config, key)) not in values:
+                yield self.lacks(key, found, f"which knows {' and '.join(map(_shown, values))} only")
+
+    def lacks(self, key: str, found: Any, rule: str) -> str:
+        """Return the words for a setting of ours that this architecture does not have."""
+        return f"model.{key}={_shown(found)}: has no counterpart in {self.architecture}, {rule}"
+
+    def parts(self, config: Any, vocab_size: int) -> Iterator[Part]:
         """Yield every tensor, in the order of the model; a tied head is none."""
-        ...
+        with torch.device("meta"):
+            model = config.build(vocab_size=vocab_size, attend=sdpa)
+        for name, parameter in model.named_parameters():
+            module, leaf = name.rsplit(".", 1)
+            layer = module.split(".")[1] if module.startswith("blocks.") else None
+            theirs = self.tensors.names[module if layer is None else module.replace(layer, "#", 1)]
+            fused = [theirs] if isinstance(theirs, str) else theirs
+            transposed = self.tensors.transposes_blocks and layer is not None and parameter.ndim == 2
+            row = 0
+            for their, rows in zip(fused, _rows(len(fused), len(parameter), config.width), strict=True):
+                shape = (rows, *parameter.shape[1:])
+                yield Part(f"{their.replace('#', str(layer))}.{leaf}", name, shape, row, transposed)
+                row += rows
 
-    def theirs(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
-        """Return what `config.json` says of the network, special tokens aside."""
-        ...
+    def theirs(self, config: Any, vocab_size: int) -> dict[str, Any]:
+        """Return what `config.json` says of the network; ids of special tokens only where the network needs them."""
+        config = replace(config, mlp_width=config.hidden_width)
+        settings = self.settings
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "vocab_size": vocab_size,
+            **{their: getattr(config, own) for their, own in (settings.same | settings.training).items()},
+            settings.activation_key: settings.activations[config.activation],
+        }
 
-    def ours(self, theirs: dict[str, Any]) -> DecoderConfig:
+    def ours(self, theirs: dict[str, Any]) -> Any:
         """Return our configuration of the same network. Raises `ConfigError` for a setting that we do not have."""
-        ...
+        settings = self.settings
+        theirs = settings.defaults | theirs
+        self.expect(theirs, **settings.computes)
+        key = settings.activation_key
+        named = {their: own for own, their in settings.activations.items()}
+        if Activation.gelu_tanh in settings.activations:
+            named["gelu_pytorch_tanh"] = Activation.gelu_tanh
+        if theirs[key] not in named:
+            raise self.refusal(key, theirs[key], f"there are {', '.join(named)}")
+        same = {own: theirs[their] for their, own in settings.same.items()}
+        return self.kind(**settings.fixed, **same, activation=named[theirs[key]])
+
+    def expect(self, theirs: dict[str, Any], **wanted: Any) -> None:
+        """Raise `ConfigError` for the first setting of theirs that is there and not what our model has."""
+        for key, value in wanted.items():
+            if theirs.get(key, value) != value:
+                raise self.refusal(key, theirs[key], f"{value} has one")
+
+    def refusal(self, key: str, found: Any, rule: str) -> ConfigError:
+        """Return the error for a setting of theirs that our model does not have."""
+        group, name = choices()[self.kind]
+        return ConfigError(f"config.json: {key}={found} has no counterpart in {group}={name} ({rule})")
+
+    def rope_theta(self, rope: dict[str, Any], default: float) -> float:
+        """Return the base of rotary frequencies. Raises `ConfigError` for frequencies that are scaled."""
+        self.expect(rope, rope_type="default", partial_rotary_factor=1.0)
+        return float(rope.get("rope_theta") or default)
 
 
-def require(config: DecoderConfig, architecture: str, **wanted: Any) -> None:
-    """Raise `ConfigError` for the first setting of a decoder that is not what an architecture has."""
-    for key, value in wanted.items():
-        found = getattr(config, key)
-        if found != value:
-            raise ConfigError(
-                f"model.{key}={_shown(found)}: has no counterpart in {architecture}, which knows {_shown(value)} only; "
-                "this model cannot be exported"
-            )
-
-
-def expect(theirs: dict[str, Any], **wanted: Any) -> None:
-    """Raise `ConfigError` for the first setting of a `config.json` that is there and not what our decoder has."""
-    for key, value in wanted.items():
-        if theirs.get(key, value) != value:
-            raise ConfigError(f"config.json: {key}={theirs[key]} has no counterpart in model=decoder ({value} has)")
+def _rows(fused: int, rows: int, width: int) -> list[int]:
+    """Cut so many rows into tensors: one, gate and up, or queries (as many as the model is wide), keys and values."""
+    if fused == 3:
+        keys = (rows - width) // 2
+        return [width, keys, keys]
+    return [rows // fused] * fused
 
 
 def _shown(value: Any) -> str:

@@ -5,97 +5,80 @@ Holds names and configuration. Rotary pairs are (i, i + E/2) there as here, so q
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from pretrain.errors import check
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.hub.base import Family, Part, expect, require
+from pretrain.models.hub.base import Family, Settings, Tensors
 from pretrain.models.layers import Activation, Norm, Positions
 
 
 class Llama(Family):
     """See `Family`."""
 
+    kind = DecoderConfig
     model_type = "llama"
     architecture = "LlamaForCausalLM"
-    prefix = "model."
-    derived = (".rotary_emb.inv_freq",)
 
-    def check(self, config: DecoderConfig) -> None:
-        self._check_blocks(config)
-        require(config, self.architecture, window=None)
-
-    def _check_blocks(self, config: DecoderConfig) -> None:
-        blocks = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "bias": False}
-        require(config, self.architecture, positions=Positions.rotary, **blocks)
-
-    def parts(self, config: DecoderConfig, vocab_size: int) -> Iterator[Part]:
-        width, hidden = config.width, config.hidden_width
-        queries, keys = config.width, config.num_kv_heads * config.head_width
-        yield Part("model.embed_tokens.weight", "embedding.weight", (vocab_size, width))
-        for layer in range(config.layers):
-            theirs, ours = f"model.layers.{layer}", f"blocks.{layer}"
-            yield Part(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight", (width,))
-            qkv = f"{ours}.attention.qkv.weight"
-            yield Part(f"{theirs}.self_attn.q_proj.weight", qkv, (queries, width))
-            yield Part(f"{theirs}.self_attn.k_proj.weight", qkv, (keys, width), row=queries)
-            yield Part(f"{theirs}.self_attn.v_proj.weight", qkv, (keys, width), row=queries + keys)
-            yield Part(f"{theirs}.self_attn.o_proj.weight", f"{ours}.attention.out.weight", (width, queries))
-            yield Part(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight", (width,))
-            yield Part(f"{theirs}.mlp.gate_proj.weight", f"{ours}.mlp.up.weight", (hidden, width))
-            yield Part(f"{theirs}.mlp.up_proj.weight", f"{ours}.mlp.up.weight", (hidden, width), row=hidden)
-            yield Part(f"{theirs}.mlp.down_proj.weight", f"{ours}.mlp.down.weight", (width, hidden))
-        yield Part("model.norm.weight", "final_norm.weight", (width,))
-        if not config.tie_embeddings:
-            yield Part("lm_head.weight", "head.weight", (vocab_size, width))
+    tensors = Tensors(
+        names={
+            "embedding": "model.embed_tokens",
+            "blocks.#.attention_norm": "model.layers.#.input_layernorm",
+            "blocks.#.attention.qkv": tuple(f"model.layers.#.self_attn.{name}_proj" for name in "qkv"),
+            "blocks.#.attention.out": "model.layers.#.self_attn.o_proj",
+            "blocks.#.mlp_norm": "model.layers.#.post_attention_layernorm",
+            "blocks.#.mlp.up": ("model.layers.#.mlp.gate_proj", "model.layers.#.mlp.up_proj"),
+            "blocks.#.mlp.down": "model.layers.#.mlp.down_proj",
+            "final_norm": "model.norm",
+            "head": "lm_head",
+        },
+        prefix="model.",
+        derived=(".rotary_emb.inv_freq",),
+        repeated=("lm_head.weight",),
+    )
+    settings = Settings(
+        same={
+            "max_position_embeddings": "max_seq_len",
+            "hidden_size": "width",
+            "intermediate_size": "mlp_width",
+            "num_hidden_layers": "layers",
+            "num_attention_heads": "heads",
+            "num_key_value_heads": "kv_heads",
+            "rms_norm_eps": "norm_eps",
+            "tie_word_embeddings": "tie_embeddings",
+        },
+        defaults={
+            "num_key_value_heads": None,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+        },
+        training={"attention_dropout": "attention_dropout", "initializer_range": "init_std"},
+        activation_key="hidden_act",
+        activations={Activation.swiglu: "silu"},
+        fixed={
+            "positions": Positions.rotary,
+            "norm": Norm.rmsnorm,
+            "bias": False,
+            "window": None,
+            "global_every": None,
+        },
+        computes={"attention_bias": False, "mlp_bias": False, "rope_scaling": None, "partial_rotary_factor": 1.0},
+    )
 
     def theirs(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
-            "architectures": [self.architecture],
-            "model_type": self.model_type,
-            "vocab_size": vocab_size,
-            "max_position_embeddings": config.max_seq_len,
-            "hidden_size": config.width,
-            "intermediate_size": config.hidden_width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.num_kv_heads,
+            **super().theirs(replace(config, kv_heads=config.num_kv_heads), vocab_size),
             "head_dim": config.head_width,
-            "hidden_act": "silu",
-            "rms_norm_eps": config.norm_eps,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "rope_theta": config.rope_theta,  # what readers older than transformers 5 look at
-            "tie_word_embeddings": config.tie_embeddings,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "attention_dropout": config.attention_dropout,
-            "initializer_range": config.init_std,
         }
 
     def ours(self, theirs: dict[str, Any]) -> DecoderConfig:
-        expect(theirs, hidden_act="silu", attention_bias=False, mlp_bias=False, rope_scaling=None)
-        expect(theirs, partial_rotary_factor=1.0)
-        width, heads = theirs["hidden_size"], theirs["num_attention_heads"]
-        expect({"head_dim": theirs.get("head_dim") or width // heads}, head_dim=width // heads)
-        rope = theirs.get("rope_parameters") or {}
-        kind = rope.get("rope_type", "default")
-        check(kind == "default", "config.json: rope_type", kind, "has no counterpart in model=decoder (default has)")
-        return DecoderConfig(
-            max_seq_len=theirs["max_position_embeddings"],
-            width=width,
-            layers=theirs["num_hidden_layers"],
-            heads=heads,
-            kv_heads=theirs.get("num_key_value_heads"),
-            mlp_width=theirs["intermediate_size"],
-            norm=Norm.rmsnorm,
-            norm_eps=theirs.get("rms_norm_eps", 1e-6),
-            activation=Activation.swiglu,
-            positions=Positions.rotary,
-            rope_theta=float(rope.get("rope_theta") or theirs.get("rope_theta", 10_000.0)),
-            bias=False,
-            tie_embeddings=theirs.get("tie_word_embeddings", False),
-        )
+        same = super().ours(theirs)
+        self.expect({"head_dim": theirs.get("head_dim") or same.head_width}, head_dim=same.head_width)
+        same.rope_theta = self.rope_theta(theirs.get("rope_parameters") or {}, theirs.get("rope_theta", 10_000.0))
+        return same
 
 
 class Mistral(Llama):
@@ -104,15 +87,10 @@ class Mistral(Llama):
     model_type = "mistral"
     architecture = "MistralForCausalLM"
 
-    def check(self, config: DecoderConfig) -> None:
-        self._check_blocks(config)
-        require(config, self.architecture, global_every=None)
-
-    def theirs(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
-        return {**super().theirs(config, vocab_size), "sliding_window": config.window}
-
-    def ours(self, theirs: dict[str, Any]) -> DecoderConfig:
-        expect(theirs, layer_types=None)
-        same = super().ours(theirs)
-        same.window = theirs.get("sliding_window", 4096)
-        return same
+    settings = replace(
+        Llama.settings,
+        same=Llama.settings.same | {"sliding_window": "window"},
+        defaults=Llama.settings.defaults | {"sliding_window": 4096},
+        fixed={key: value for key, value in Llama.settings.fixed.items() if key != "window"},
+        computes=Llama.settings.computes | {"layer_types": None},
+    )

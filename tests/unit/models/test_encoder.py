@@ -5,33 +5,16 @@ import math
 import pytest
 import torch
 from attention_laws import layout
-from small_models import VOCAB_SIZE, filled, ragged_batch
+from small_models import MODERNBERT, VOCAB_SIZE, ragged_batch, small_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.attention.eager import eager
-from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.initialise import Init
-from pretrain.models.layers import Activation, Positions
+from pretrain.models.layers import Positions
 
-MODERN = {
-    "order": Order.pre,
-    "activation": Activation.geglu,
-    "positions": Positions.rotary,
-    "token_types": 0,
-    "bias": False,
-    "norm_eps": 1e-5,
-}
-KINDS = [{}, {"position_offset": 2, "token_types": 1}, MODERN, {**MODERN, "window": 4, "global_every": 2}]
-
-
-def small_encoder(seed=1, attend=sdpa, **fields):
-    """Return an encoder built the way runs build theirs."""
-    fields = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4, **fields}
-    with torch.device("meta"):
-        model = EncoderConfig(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
-    return filled(model, seed)
+KINDS = [{}, {"position_offset": 2, "token_types": 1}, MODERNBERT, {**MODERNBERT, "window": 4, "global_every": 2}]
 
 
 def hidden(model, batch, segments=None):
@@ -78,7 +61,7 @@ def test_initial_weights_follow_the_scheme(scheme, shrink):
                 assert parameter.std().item() == pytest.approx(0.8796 * std, rel=0.05)
 
 
-@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "token_types": 0}, MODERN])
+@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "token_types": 0}, MODERNBERT])
 def test_flops_are_those_that_torch_counts(fields):
     model, length = small_encoder(attend=eager, **fields), 32
     batch = ragged_batch([length])
@@ -112,7 +95,7 @@ def test_tokens_see_both_sides_of_their_own_document_alone(fields):
 
 
 def test_a_window_reaches_as_far_to_the_right_as_to_the_left():
-    model = small_encoder(**MODERN, layers=1, window=3)
+    model = small_encoder(**MODERNBERT, layers=1, window=3)
     inputs = torch.randn(10, 24)
     with torch.no_grad():
         model.embedding.weight[:10] = inputs
@@ -124,7 +107,7 @@ def test_a_window_reaches_as_far_to_the_right_as_to_the_left():
 
 def test_layers_with_a_window_have_a_rotation_of_their_own():
     batch = ragged_batch([12])
-    sharp = {**MODERN, "init_std": 0.5}  # weights at which attention is far from even
+    sharp = {**MODERNBERT, "init_std": 0.5}  # weights at which attention is far from even
     same = {**sharp, "window": 1000, "global_every": 2, "local_rope_theta": 160_000.0}
     expected = hidden(small_encoder(**sharp), batch)
     torch.testing.assert_close(hidden(small_encoder(**same), batch), expected)

@@ -1,13 +1,17 @@
 """The presets in conf/model compose, build on the meta device, and have the sizes that they promise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import run_directories  # noqa: F401  its objective for encoders without a loss
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pretrain.entry import compose
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.hub import family_of
+from pretrain.models.initialise import Init
 
 PRESETS = Path(__file__).parents[3] / "conf" / "model"
 GPT2 = {
@@ -20,10 +24,24 @@ LLAMA = {
     "llama_1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
     "llama_8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
+LARGE = {"hidden_size": 1024, "num_attention_heads": 16}
+ENCODERS = {
+    "bert_base": {"model_type": "bert"},
+    "bert_large": {"model_type": "bert", **LARGE, "num_hidden_layers": 24, "intermediate_size": 4096},
+    "roberta_base": {
+        "model_type": "roberta",
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+    },
+    "modernbert_base": {"model_type": "modernbert"},
+    "modernbert_large": {"model_type": "modernbert", **LARGE, "num_hidden_layers": 28, "intermediate_size": 2624},
+}
 
 
 def build(name, vocab_size, seq_len):
-    config = compose([f"model={name}", f"data.seq_len={seq_len}"])
+    objective = ["objective=no_loss"] if name in ENCODERS else []
+    config = compose([f"model={name}", f"data.seq_len={seq_len}", *objective])
     with torch.device("meta"):
         return config.model.build(vocab_size=vocab_size, attend=sdpa)
 
@@ -51,9 +69,26 @@ def test_llama_presets_have_the_released_sizes(name):
     assert f" {ours:,} parameters" in (PRESETS / f"{name}.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_presets_are_the_released_networks(name):
+    config = AutoConfig.for_model(**ENCODERS[name])
+    with torch.device("meta"):
+        released = AutoModelForMaskedLM.from_config(config)
+    theirs = config.to_dict()
+    published = family_of(theirs).ours(theirs)
+    model = build(name, config.vocab_size, published.max_seq_len)
+    assert num_parameters(model) == num_parameters(released)
+    assert f" {num_parameters(model):,} parameters" in (PRESETS / f"{name}.yaml").read_text()
+    dropout = 0.0 if "modern" in name else 0.1
+    init = Init.modernbert if "modern" in name else Init.bert
+    assert model.config == replace(published, mlp_width=model.config.mlp_width, dropout=dropout, init=init)
+    assert model.config.hidden_width == published.hidden_width
+    assert model.config.attention_dropout == 0
+
+
 def test_the_demo_is_small():
     assert num_parameters(build("demo", 8192, 256)) < 20e6
 
 
 def test_every_preset_is_tested():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"demo", *GPT2, *LLAMA}
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"demo", *GPT2, *LLAMA, *ENCODERS}

@@ -1,0 +1,114 @@
+"""`python -m pretrain.import_bin DIRECTORY`: write the weights of an old `pytorch_model.bin` as safetensors beside it.
+
+Holds the only place that unpickles, and torch lets nothing but tensors pass there; everything else reads safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from pretrain.durable import replace
+from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, check
+from pretrain.models.hub import FAMILIES
+
+_WHOLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        for path in import_bin(options.directory, options.model_type):
+            print(path)
+    except HeadwaterError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:
+    """Write a safetensors file for each file of weights, complete `config.json`, and return what was written.
+
+    Files so old that `config.json` does not name their architecture need `model_type`. A file is held in memory as a
+    whole. Raises `ConfigError` for a directory without such files, or with safetensors, and `CheckpointError` for a
+    file that holds anything but named tensors.
+    """
+    config = _architecture(directory, model_type)
+    weight_map: dict[str, str] = {}
+    if (directory / _INDEX).is_file():
+        weight_map = json.loads((directory / _INDEX).read_bytes())["weight_map"]
+    files = sorted(set(weight_map.values())) or [_WHOLE]
+    targets = {file: directory / _renamed(Path(file).name) for file in files}
+    for file, target in targets.items():
+        if not (directory / file).is_file():
+            raise ConfigError(f"{directory / file}: is not there; name a directory that holds it")
+        if target.exists():
+            raise ConfigError(f"{target}: exists, and nothing is replaced; start from it, or remove it")
+    for file, target in targets.items():
+        tensors = {  # copies: tied ones share memory, transposed ones have gaps
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in _load(directory / file).items()
+        }
+        replace(target, [save(tensors, metadata={"format": "pt"})])
+    written = list(targets.values())
+    if weight_map:
+        index = {"metadata": {}, "weight_map": {name: _renamed(file) for name, file in weight_map.items()}}
+        written.append(directory / "model.safetensors.index.json")
+        replace(written[-1], [json.dumps(index, indent=1).encode()])
+    if config is not None:
+        written.append(directory / "config.json")
+        replace(written[-1], [json.dumps(config, indent=2).encode() + b"\n"])
+    return written
+
+
+def _architecture(directory: Path, model_type: str | None) -> dict[str, Any] | None:
+    """Return a `config.json` that names its architecture, None if the one that is there does."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{directory / 'config.json'}: cannot be read ({error})") from None
+    named = config.get("model_type")
+    rule = f"config.json does not name its architecture; add --model-type, one of {', '.join(FAMILIES)}"
+    check(bool(named or model_type), "--model-type", model_type, rule)
+    check(
+        not named or model_type in (None, named), "--model-type", model_type, f"config.json says {named}; leave it out"
+    )
+    return None if named else {**config, "model_type": model_type}
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nothing more specific
+        raise CheckpointError(
+            f"{path}: not a file of tensors alone ({(str(error) or repr(error)).splitlines()[0]})"
+        ) from None
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path}: holds a {type(tensors).__name__}, not tensors by name")
+    if others := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{path}: holds more than tensors: {', '.join(others[:8])}")
+    return tensors
+
+
+def _renamed(file: str) -> str:
+    return file.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Write the weights of an old pytorch_model.bin as safetensors beside it."
+    parser = argparse.ArgumentParser(prog="python -m pretrain.import_bin", description=description)
+    parser.add_argument("directory", type=Path, help="a Hugging Face directory: config.json and pytorch_model.bin")
+    parser.add_argument("--model-type", choices=FAMILIES, help="architecture of files older than that setting")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

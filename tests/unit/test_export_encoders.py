@@ -1,0 +1,89 @@
+"""What `transformers` loads from the export of an encoder computes what ours computes, and fills masks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from run_directories import MODERNBERT_SETTINGS, json_of, make_run, word_pieces
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.export import main
+from pretrain.models.base import Layout
+from pretrain.sample import load_run
+
+VOCAB_SIZE = 90
+TEXT = "the time of the [MASK] and the world"
+OURS = {
+    "bert": ["model.init_std=0.3", "model.norm_eps=1e-12"],
+    "roberta": ["model.init_std=0.3", "model.position_offset=2", "model.token_types=1"],
+    "distilbert": ["model.init_std=0.3", "model.token_types=0"],
+    "modernbert": [*MODERNBERT_SETTINGS, "model.window=3", "model.global_every=2", "model.layers=3"],
+}
+
+
+@pytest.fixture(scope="module", params=OURS)
+def run(request, tmp_path_factory):
+    """A run of each family, exported; RoBERTa's padding token must be id 1."""
+    tokenizer = word_pieces("first") if request.param == "roberta" else word_pieces()
+    path = tmp_path_factory.mktemp("runs") / request.param
+    make_run(path, *OURS[request.param], model="encoder", tokenizer=tokenizer, vocab_size=VOCAB_SIZE)
+    assert main([str(path)]) == 0
+    assert json_of(path / "export" / "config.json")["model_type"] == request.param
+    return path
+
+
+def test_transformers_computes_our_logits(run):
+    theirs, report = AutoModelForMaskedLM.from_pretrained(run / "export", output_loading_info=True)
+    assert not any(report.values())
+    tokenizer = AutoTokenizer.from_pretrained(run / "export")
+    texts = [TEXT, "people", "a way of life, a state of the world"]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**inputs).logits[inputs["attention_mask"].bool()]
+        ours = load_run(run).model
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        tokens = inputs["input_ids"][inputs["attention_mask"].bool()]
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+        hidden = ours(tokens, positions, Layout.of(offsets, max(lengths)))
+        logits = F.linear(ours.head_input(hidden), ours.head_weight(), ours.head_bias())
+    assert logits.std() > 0.5, "logits that say something"
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_tokenizer_knows_its_special_tokens(run):
+    theirs, ours = AutoTokenizer.from_pretrained(run / "export"), load_tokenizer(run / "tokenizer.json")
+    config = AutoModelForMaskedLM.from_pretrained(run / "export").config
+    for role in ("cls", "sep", "pad", "mask"):
+        token = f"[{role.upper()}]"
+        assert getattr(theirs, f"{role}_token") == token
+        assert getattr(theirs, f"{role}_token_id") == getattr(config, f"{role}_token_id") == ours.token_to_id(token)
+    assert theirs.unk_token == "[UNK]"
+    assert theirs.model_max_length == 32
+    assert not (run / "export" / "generation_config.json").exists()
+
+
+def test_masks_are_filled(run):
+    export = str(run / "export")
+    [best, *_] = pipeline("fill-mask", model=export, tokenizer=export)(TEXT)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    [place] = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
+    with torch.no_grad():
+        logits = AutoModelForMaskedLM.from_pretrained(export)(**inputs).logits[0, place]
+    assert best["token"] == int(logits.argmax())
+    assert best["score"] == pytest.approx(float(logits.softmax(0).max()), abs=1e-5)
+
+
+def test_what_belongs_to_the_objective_is_left_out_and_said(tmp_path, capsys):
+    run = make_run(tmp_path / "run", model="encoder", tokenizer=word_pieces(), vocab_size=VOCAB_SIZE)
+    assert main([str(run)]) == 0
+    assert "left out, as BertForMaskedLM has no place for them: own.weight" in capsys.readouterr().err
+
+
+def test_the_padding_token_of_roberta_must_be_where_its_positions_begin(tmp_path, capsys):
+    settings = OURS["roberta"]
+    run = make_run(tmp_path / "run", *settings, model="encoder", tokenizer=word_pieces(), vocab_size=VOCAB_SIZE)
+    assert main([str(run)]) == 2
+    assert "model.position_offset=2: RobertaForMaskedLM counts positions" in capsys.readouterr().err
+    assert not (run / "export").exists()

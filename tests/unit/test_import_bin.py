@@ -1,0 +1,111 @@
+"""Old pickles of tensors become safetensors, bit for bit; a pickle of anything else is refused and not run."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from hugging_face_directories import InMemory, write
+from safetensors.torch import load_file
+from small_models import VOCAB_SIZE, small_encoder
+
+from pretrain.huggingface import HuggingFaceWeights
+from pretrain.import_bin import main
+from pretrain.strategy.base import WEIGHT
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A BERT as it was kept in 2019: one pickle with repeated tensors, one of them transposed in memory."""
+    model = small_encoder()
+    directory = write(tmp_path / "old", model)
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
+    name = "bert.encoder.layer.0.output.dense.weight"
+    tensors[name] = tensors[name].T.contiguous().T
+    torch.save(tensors, directory / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    return directory, tensors, model
+
+
+def test_one_file(old, capsys):
+    directory, tensors, model = old
+    assert main([str(directory)]) == 0
+    assert capsys.readouterr().out.split() == [str(directory / "model.safetensors")]
+    written = load_file(directory / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
+    read = HuggingFaceWeights(directory)
+    for name, tensor in InMemory(model).tensors.items():
+        assert torch.equal(read(name, WEIGHT, 0, tensor.numel()), tensor.reshape(-1))
+    assert main([str(directory)]) == 2
+    assert "model.safetensors: exists, and nothing is replaced" in capsys.readouterr().err
+
+
+def test_several_files_with_an_index(old):
+    directory, tensors, model = old
+    names = sorted(tensors)
+    files = {f"pytorch_model-0000{part + 1}-of-00002.bin": names[part::2] for part in (0, 1)}
+    for file, own in files.items():
+        torch.save({name: tensors[name] for name in own}, directory / file)
+    weight_map = {name: file for file, own in files.items() for name in own}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert main([str(directory)]) == 0
+    assert not (directory / "model.safetensors").exists()
+    read = HuggingFaceWeights(directory)
+    for name, tensor in InMemory(model).tensors.items():
+        assert torch.equal(read(name, WEIGHT, 0, tensor.numel()), tensor.reshape(-1))
+
+
+def test_a_configuration_older_than_model_type(old, capsys):
+    directory, _, _ = old
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "model_type"}))
+    assert main([str(directory)]) == 2
+    assert "config.json does not name its architecture; add --model-type, one of gpt2" in capsys.readouterr().err
+    assert not (directory / "model.safetensors").exists()
+    assert main([str(directory), "--model-type", "bert"]) == 0
+    assert json.loads((directory / "config.json").read_text()) == config
+    assert HuggingFaceWeights(directory).weight_shapes()["model.embedding.weight"] == (VOCAB_SIZE, 24)
+    assert main([str(directory), "--model-type", "gpt2"]) == 2
+    assert "--model-type=gpt2: config.json says bert; leave it out" in capsys.readouterr().err
+
+
+class Trap:
+    """What a hostile pickle holds: a call."""
+
+    def __reduce__(self):
+        return open, ("sprung", "w")
+
+
+CONTENTS = {
+    "a call": lambda file: file.write_bytes(pickle.dumps(Trap(), protocol=2)),
+    "a torn file": lambda file: file.write_bytes(file.read_bytes()[:1000]),
+    "a list": lambda file: torch.save([torch.ones(1)], file),
+    "more than tensors": lambda file: torch.save({"model": {"weight": torch.ones(1)}, "step": 3}, file),
+}
+REFUSALS = {
+    "a call": "not a file of tensors alone",
+    "a torn file": "not a file of tensors alone",
+    "a list": "holds a list, not tensors by name",
+    "more than tensors": "holds more than tensors: model, step",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_what_is_not_tensors_alone_is_refused(old, capsys, monkeypatch, content):
+    directory, _, _ = old
+    monkeypatch.chdir(directory)
+    CONTENTS[content](directory / "pytorch_model.bin")
+    assert main([str(directory)]) == 4
+    assert REFUSALS[content] in capsys.readouterr().err
+    assert not (directory / "sprung").exists()
+    assert not list(directory.glob("*.safetensors"))
+
+
+def test_a_directory_without_weights_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "config.json: cannot be read" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert main([str(tmp_path)]) == 2
+    assert "pytorch_model.bin: is not there" in capsys.readouterr().err
