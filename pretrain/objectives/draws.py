@@ -19,7 +19,7 @@ class Use(IntEnum):
 
 
 def uniform(seed: int, use: Use, keys: np.ndarray, counts: np.ndarray, columns: int) -> np.ndarray:
-    """Return numbers in [0, 1), (sum(counts), columns) float64: the first counts[0] rows are those of slot 0, and so on.
+    """Return numbers in [0, 1), (sum(counts), columns) float64: counts[0] rows of slot 0, then those of slot 1, ...
 
     `keys` (B, 3) int64 are source, epoch and index of each slot, `counts` (B,) how many rows it wants. The generator is
     Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), a function of a key and a counter: the
