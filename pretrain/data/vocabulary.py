@@ -98,7 +98,7 @@ def _spelt_out(text: str) -> str:
 
 
 def _edges(text: str) -> Edges:
-    return not _in_word(text[0]), not _in_word(text[-1])
+    return not _in_word(text[0]), not _in_word(text[-1]) and text[-1] != " "  # a space goes with the word after it
 
 
 def _in_word(character: str) -> bool:
