@@ -1,4 +1,4 @@
-"""Small decoders and ragged batches for tests of models, objectives and generation."""
+"""Small decoders, encoders and ragged batches for tests of models, objectives and generation."""
 
 import torch
 from attention_laws import offsets
@@ -6,6 +6,7 @@ from attention_laws import offsets
 from pretrain.data.base import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
+from pretrain.models.encoder import EncoderConfig
 from pretrain.models.initialise import draw
 from pretrain.models.layers import Activation, Norm, Positions
 
@@ -18,6 +19,14 @@ def small_decoder(seed=1, attend=sdpa, **fields):
     fields = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4, **fields}
     with torch.device("meta"):
         model = DecoderConfig(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
+    return filled(model, seed)
+
+
+def small_encoder(seed=1, attend=sdpa, **fields):
+    """Return an encoder built the way runs build theirs."""
+    fields = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4, **fields}
+    with torch.device("meta"):
+        model = EncoderConfig(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
     return filled(model, seed)
 
 
