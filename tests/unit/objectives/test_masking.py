@@ -100,6 +100,22 @@ def test_the_rate_is_the_same_everywhere_in_a_slot(unit):
         assert_share((masked(unit=unit)[1][places] != IGNORED).sum(), len(places), 0.15, 2 * 0.15 * 0.85)
 
 
+def test_slots_begin_in_the_middle_of_spans_and_gaps():
+    """Each word is hidden as often as any other, and so is each pair of neighbours."""
+    num_slots, words, rate = 50_000, 12, 0.5
+    tokens = np.full(num_slots * words, SPECIAL)
+    offsets = np.arange(num_slots + 1) * words
+    keys = np.stack([np.zeros(num_slots, int), np.zeros(num_slots, int), np.arange(num_slots)], axis=1)
+    slots = Slots(tokens, tokens, offsets.astype(np.int32), offsets, keys)
+    hidden = (masked(slots, unit=Unit.spans, rate=rate)[1] != IGNORED).reshape(-1, words)
+    # A span begins with every (mean span + mean gap)-th word, and leaves its neighbour shown.
+    both = rate - rate / float(span_law() @ np.arange(1, 11))
+    for place in range(words):
+        assert_share(hidden[:, place].sum(), num_slots, rate)
+        if place:
+            assert_share((hidden[:, place - 1] & hidden[:, place]).sum(), num_slots, both)
+
+
 @pytest.mark.parametrize("unit", Unit)
 @pytest.mark.parametrize(("mask_share", "random_share"), SPLITS)
 def test_the_split_is_the_configured_one(unit, mask_share, random_share):

@@ -144,6 +144,23 @@ def test_strangers_come_from_every_other_document_alike():
         assert all(abs(shares[other] - 1 / 3) < 5 * math.sqrt(2 / 9 / trials) for other in {0, 1, 2, 3} - {row})
 
 
+def test_strangers_begin_anywhere_alike_whoever_they_are():
+    made = Pairing(Sentences.nsp, vocabulary([1], [2]), 1)(many())
+    place = {token: (number, at) for number in (0, 1, 3) for at, token in enumerate(text(11 + 12 * number, 6))}
+    begun = np.zeros((4, 4, 6))
+    for number, (sequence, label) in enumerate(zip(cut(made), made.labels, strict=True)):
+        other = parts(sequence, [1], [2])[1] if label == APART else []
+        if len(other) == 2:
+            begun[number % 4, *place[other[0]]] += 1
+    assert not begun[:, :, 5].any()
+    for counts in (
+        begun.sum(axis=(0, 1))[:5],
+        *(begun[one, other, :5] for one in (0, 1, 3) for other in {0, 1, 3} - {one}),
+    ):
+        trials = counts.sum()
+        assert trials > 50 and all(abs(count / trials - 0.2) < 5 * math.sqrt(0.16 / trials) for count in counts)
+
+
 @pytest.mark.parametrize("sentences", KINDS)
 def test_parts_begin_with_words(sentences):
     """A part that went on a word would give its place away."""
