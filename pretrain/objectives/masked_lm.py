@@ -40,7 +40,7 @@ class MaskedLMConfig:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     sentences: Sentences = Sentences.none  # none, nsp (next sentence) or sop (sentence order): told by the first token
     sentence_weight: float = 1.0  # of a pair against the masked tokens that are expected in it
-    chunk_tokens: int | None = None  # masked tokens whose logits exist at once; null: 32 MiB on CPU, 1 GiB on a GPU
+    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
     def __post_init__(self) -> None:
         weight, chunk = self.sentence_weight, self.chunk_tokens
@@ -73,7 +73,7 @@ class MaskedLMConfig:
         if known.mask is None:
             raise ConfigError(
                 "objective=masked_lm: this tokenizer has no token that hides others ([MASK] or <mask>); "
-                "choose one that has, such as BERT's"
+                "choose one that has, or name one in tokenizer.special_tokens"
             )
         masking = Masking(self.masking, known, known.mask, seed)
         if not self.pairs:

@@ -55,7 +55,7 @@ class Pairing:
         if not (vocabulary.prefix and vocabulary.suffix):
             raise ConfigError(
                 f"objective.sentences={sentences.value}: pairs need tokens before and after a document, such as [CLS] "
-                "and [SEP], and this tokenizer has not both; set tokenizer.prefix and tokenizer.suffix, or none"
+                "and [SEP], and this tokenizer has not both; set tokenizer.prefix and tokenizer.suffix, or none here"
             )
         self._sentences = sentences
         self._vocabulary = vocabulary
