@@ -62,6 +62,12 @@ class PretrainConfig:
         sides = "to the left only" if self.model.causal else "to both sides"
         rule = f"does not fit model={names[type(self.model)][1]}, whose tokens look {sides}; choose another of either"
         check(self.objective.causal == self.model.causal, "objective", objective, rule)
+        if self.objective.pairs:
+            isolated, token_types = self.data.isolate_documents, self.model.token_types
+            rule = "objective.sentences takes documents apart; set true, or objective.sentences=none"
+            check(isolated, "data.isolate_documents", isolated, rule)
+            rule = "objective.sentences tells two segments apart; set 2 or more, or objective.sentences=none"
+            check(token_types >= 2, "model.token_types", token_types, rule)
         rule = "updates whole matrices, of which this strategy gives a rank parts; use optim=adamw, or strategy=ddp"
         _, optim = names[type(self.optim)]
         check(not (self.optim.whole_matrices and self.strategy.shards), "optim", optim, rule)

@@ -5,47 +5,102 @@ Holds the reading of a `tokenizer.json` for that purpose; encoding text is in `e
 
 from __future__ import annotations
 
+import json
+import re
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 
 from pretrain.data.base import Vocabulary
 from pretrain.data.manifest import Manifest
 from pretrain.data.tokenizer import load_tokenizer
 
 MASKS = ("[MASK]", "<mask>")  # what tokenizers call the token that hides another
-SPACES = ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "\N{LOWER ONE EIGHTH BLOCK}")  # byte-level, SentencePiece
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for one
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of a character that it does not know
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are only a part of a character
+
+Edges = tuple[bool, bool]  # whether a word begins with a token, and whether one ends with it, whatever is beside it
 
 
 def load_vocabulary(corpus: Path) -> Vocabulary:
-    """Read the vocabulary of a prepared corpus. Raises `DataError` for a damaged one."""
+    """Read the vocabulary of a prepared corpus. Raises `DataError` for a damaged one.
+
+    Special are the ids that no text is encoded to: special tokens of the tokenizer, its unknown, its mask and its
+    frame, ids that it has no token for, and WordPiece's tokens that its pre-tokenizer would take apart ("[unused1]").
+
+    A word is what lies between spaces, and punctuation is apart from it, as in BERT. WordPiece says itself which tokens
+    go on a word; for byte-level BPE and SentencePiece's models the characters at the ends of tokens decide. So what is
+    written without spaces (Chinese, say) is a word by its whole sentence, but for WordPiece, which takes it apart.
+    """
     manifest = Manifest.load(corpus)
     tokenizer = load_tokenizer(corpus / "tokenizer.json")
     ids = tokenizer.get_vocab(with_added_tokens=True)
-    special = np.zeros(manifest.vocab_size, dtype=bool)
-    special[[token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]] = True
-    special[manifest.prefix + manifest.suffix] = True
-    starts, ends = np.ones_like(special), np.ones_like(special)
+    mask = next((ids[name] for name in MASKS if name in ids), None)
+    added = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+    no_text = added | {mask, ids.get(_unknown(tokenizer)), *manifest.prefix, *manifest.suffix}
+    special, starts, ends = np.ones((3, manifest.vocab_size), dtype=bool)
+    edges, possible = _edges_by(tokenizer), _possible_by(tokenizer)
     for text, token in ids.items():
-        if not special[token]:
-            starts[token], ends[token] = _edges(tokenizer, text)
+        if token not in no_text and possible(text):
+            special[token] = False
+            starts[token], ends[token] = edges(text)
     return Vocabulary(
         special=special,
         starts_word=starts,
         ends_word=ends,
-        mask=next((ids[name] for name in MASKS if name in ids), None),
+        mask=mask,
         prefix=manifest.prefix,
         suffix=manifest.suffix,
     )
 
 
-def _edges(tokenizer: Tokenizer, text: str) -> tuple[bool, bool]:
-    """Return whether a word begins with this token, and whether one ends with it, whatever stands beside it."""
-    if isinstance(tokenizer.model, models.WordPiece):
-        return not text.startswith(tokenizer.model.continuing_subword_prefix), False
-    return text.startswith(SPACES) or not _in_word(text[0]), not _in_word(text[-1])
+def _unknown(tokenizer: Tokenizer) -> str:
+    """Return the token for what the tokenizer does not know; "" if it has none."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if isinstance(tokenizer.model, models.Unigram):
+        return "" if model["unk_id"] is None else model["vocab"][model["unk_id"]][0]
+    return model.get("unk_token") or ""
+
+
+def _possible_by(tokenizer: Tokenizer) -> Callable[[str], bool]:
+    """Return what tells whether text can be encoded to a token at all."""
+    model, splitter = tokenizer.model, tokenizer.pre_tokenizer
+    if not isinstance(model, models.WordPiece) or splitter is None:
+        return lambda text: True
+    prefix = model.continuing_subword_prefix
+    return lambda text: len(splitter.pre_tokenize_str(text.removeprefix(prefix))) == 1
+
+
+def _edges_by(tokenizer: Tokenizer) -> Callable[[str], Edges]:
+    """Return what tells the edges of a token by its spelling in the vocabulary."""
+    model = tokenizer.model
+    if isinstance(model, models.WordLevel):
+        return lambda text: (True, True)
+    if prefix := getattr(model, "continuing_subword_prefix", None):
+        return lambda text: (not text.startswith(prefix), False)
+    if suffix := getattr(model, "end_of_word_suffix", None):
+        return lambda text: (False, text.endswith(suffix))
+    if '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
+        decoder = decoders.ByteLevel()
+        return lambda text: _edges(decoder.decode([text]))
+    return lambda text: _edges(_spelt_out(text))
+
+
+def _spelt_out(text: str) -> str:
+    """Return the text of one of SentencePiece's tokens."""
+    if byte := _BYTE.fullmatch(text):
+        return bytes.fromhex(byte[1]).decode(errors="replace")
+    return text.replace(_SPACE, " ")
+
+
+def _edges(text: str) -> Edges:
+    return not _in_word(text[0]), not _in_word(text[-1]) and text[-1] != " "  # a space goes with the word after it
 
 
 def _in_word(character: str) -> bool:
-    return character.isalnum() or character not in pre_tokenizers.ByteLevel.alphabet()
+    """Tell letters, their marks and numbers, and parts of characters, from spaces, punctuation and signs."""
+    return character == _UNREADABLE or unicodedata.category(character)[0] in "LMN"

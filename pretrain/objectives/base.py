@@ -53,6 +53,11 @@ class ObjectiveConfig(Protocol):
         """Whether its targets spell the text once, so that its loss can be told in bits per byte."""
         ...
 
+    @property
+    def pairs(self) -> bool:
+        """Whether it makes pairs of documents' parts: sequences with segments 0 and 1."""
+        ...
+
     def build(self, model: Model) -> Objective:
         """Return the module that is trained."""
         ...

@@ -39,6 +39,11 @@ class CausalLMConfig:
         """Every token of the text is a target once."""
         return True
 
+    @property
+    def pairs(self) -> bool:
+        """Documents stay as they are."""
+        return False
+
     def build(self, model: Model) -> CausalLM:
         """Return the module that is trained."""
         return CausalLM(self, model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from pretrain.fragments import FragmentReader
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
+from pretrain.models.encoder import EncoderConfig
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.masked_lm import MaskedLMConfig
+from pretrain.objectives.pairs import Sentences
 from pretrain.optim import AdamWConfig
 from pretrain.precision import FP32, Precision
 from pretrain.strategy.base import Strategy
@@ -37,6 +41,13 @@ def build() -> Objective:
     config = DecoderConfig(max_seq_len=13, width=20, layers=3, heads=4, kv_heads=2, mlp_width=47)
     with torch.device("meta"):
         return CausalLMConfig().build(config.build(vocab_size=VOCABULARY, attend=sdpa))
+
+
+def build_masked(sentences: Sentences = Sentences.nsp) -> Objective:
+    """Return an encoder like BERT on the meta device: a tied embedding, a bias on the logits, perhaps a sentence head."""
+    config = EncoderConfig(max_seq_len=13, width=20, layers=3, heads=4, mlp_width=47)
+    with torch.device("meta"):
+        return MaskedLMConfig(sentences=sentences).build(config.build(vocab_size=VOCABULARY, attend=sdpa))
 
 
 def sequences(step: int) -> list[Tensor]:
@@ -62,6 +73,20 @@ def pack(documents: list[Tensor]) -> Batch:
     )
 
 
+def pack_masked(documents: list[Tensor]) -> Batch:
+    """Join documents, of which a few tokens are targets; some have none, some no label: the text alone decides."""
+    batch = pack(documents)
+    targets = torch.where(batch.tokens % 6 == 1, batch.tokens, IGNORED)
+    labels = torch.tensor([(int(document.sum()) % 3) for document in documents])
+    return replace(
+        batch,
+        targets=targets,
+        num_targets=int((targets != IGNORED).sum()),
+        segments=(batch.positions > 4).long(),
+        labels=labels.where(labels < 2, IGNORED),
+    )
+
+
 def schedule(step: int) -> float:
     return 1.0 / (1 + step)
 
@@ -74,19 +99,21 @@ class Course:
     norms: list[float]
 
 
-def reference(steps: int) -> tuple[Course, dict[str, Tensor]]:
+def reference(
+    steps: int, make: Callable[[], Objective] = build, join: Callable[[list[Tensor]], Batch] = pack
+) -> tuple[Course, dict[str, Tensor]]:
     """Train in one process with nothing but torch, whole batches at a time; return the course and the weights."""
-    module = build().to_empty(device="cpu")
+    module = make().to_empty(device="cpu")
     initial = InitialWeights(module, SEED)
     for name, parameter in module.named_parameters():
         parameter.data.copy_(initial(name, "weight", 0, parameter.numel()).reshape(parameter.shape))
     optimizer = OPTIM.build(module)
     course = Course([], [])
     for step in range(steps):
-        batch = pack(sequences(step))
-        loss = module(batch).total / batch.num_targets
-        loss.backward()
-        course.losses.append(loss.item())
+        batch = join(sequences(step))
+        loss = module(batch)
+        (loss.total / batch.num_targets).backward()
+        course.losses.append(loss.nll.item() / batch.num_targets)
         course.norms.append(torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP).item())
         for group in optimizer.param_groups:
             group["lr"] = OPTIM.lr * schedule(step)
@@ -107,14 +134,16 @@ def start(
     return module, wrapped, strategy
 
 
-def train(world: World, wrapped, strategy: Strategy, steps: range, micro: int, factor: float = 1.0) -> Course:
+def train(
+    world: World, wrapped, strategy: Strategy, steps: range, micro: int, factor: float = 1.0, join=pack
+) -> Course:
     """Take this rank's share of the global batches in micro-batches of `micro` sequences."""
     course = Course([], [])
     share = SEQUENCES // world.size
     for step in steps:
         documents = sequences(step)
         own = documents[world.rank * share : (world.rank + 1) * share]
-        batches = [pack(own[at : at + micro]) for at in range(0, share, micro)]
+        batches = [join(own[at : at + micro]) for at in range(0, share, micro)]
         [targets] = world.sum_ints(sum(batch.num_targets for batch in batches))
         nll = torch.zeros((), dtype=torch.float64)
         for number, batch in enumerate(batches, start=1):

@@ -1,0 +1,160 @@
+"""Masked language modelling (Devlin et al. 2019): predict hidden tokens from both sides, and perhaps tell pairs apart.
+
+Holds the objective and its dataclass. Which tokens are hidden is in `masking`, how pairs are made in `pairs`, the loss
+itself in `cross_entropy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.data.base import IGNORED, Batch, Examples, Inputs, Slots, Vocabulary
+from pretrain.errors import ConfigError, check
+from pretrain.models.base import EncoderModel, Layout, Model
+from pretrain.models.initialise import Initial
+from pretrain.objectives.base import Loss, Objective
+from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
+from pretrain.objectives.masking import Masking, MaskingConfig
+from pretrain.objectives.pairs import Pairing, Sentences
+from pretrain.registry import register
+
+INIT_STD = 0.02  # of the sentence head's matrices, with nothing beyond two of it: as in BERT
+
+
+@register("objective", "masked_lm")
+@dataclass(kw_only=True)
+class MaskedLMConfig:
+    """`objective=masked_lm`: predict hidden tokens; the defaults are RoBERTa's, `sentences=nsp` makes them BERT's.
+
+    The loss of a step is one sum, divided by the masked tokens of the global batch. In it a pair counts as much as
+    `sentence_weight` times the masked tokens that are expected in it. So with 1 the two losses count alike, as in BERT,
+    however long documents are and however a step is divided; the mean over pairs is weighted by their lengths. The
+    losses in the metrics are those of masked tokens alone.
+    """
+
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    sentences: Sentences = Sentences.none  # none, nsp (next sentence) or sop (sentence order): told by the first token
+    sentence_weight: float = 1.0  # of a pair against the masked tokens that are expected in it
+    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
+
+    def __post_init__(self) -> None:
+        weight, chunk = self.sentence_weight, self.chunk_tokens
+        check(weight > 0, "objective.sentence_weight", weight, "above 0; objective.sentences=none turns pairs off")
+        check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
+
+    @property
+    def causal(self) -> bool:
+        """A hidden token is predicted from both sides."""
+        return False
+
+    @property
+    def covers_text(self) -> bool:
+        """Most of the text is no target."""
+        return False
+
+    @property
+    def pairs(self) -> bool:
+        """Only the losses on sentences take documents apart."""
+        return self.sentences is not Sentences.none
+
+    def build(self, model: Model) -> MaskedLM:
+        """Return the module that is trained."""
+        assert isinstance(model, EncoderModel), "a model that is not causal is an EncoderModel"
+        return MaskedLM(self, model)
+
+    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
+        """Return what makes pairs of slots, if so configured, and hides tokens; see `ObjectiveConfig`."""
+        known = vocabulary()
+        if known.mask is None:
+            raise ConfigError(
+                "objective=masked_lm: this tokenizer has no token that hides others ([MASK] or <mask>); "
+                "choose one that has, or name one in tokenizer.special_tokens"
+            )
+        masking = Masking(self.masking, known, known.mask, seed)
+        if not self.pairs:
+            return lambda slots: Inputs(*masking(slots), slots.offsets)
+        pairing = Pairing(self.sentences, known, seed)
+
+        def examples(slots: Slots) -> Inputs:
+            paired = pairing(slots)
+            return Inputs(*masking(paired.slots), paired.slots.offsets, paired.segments, paired.labels)
+
+        return examples
+
+
+class MaskedLM(Objective):
+    """An encoder, the loss of its predictions of hidden tokens, and perhaps a classifier of pairs."""
+
+    def __init__(self, config: MaskedLMConfig, model: EncoderModel) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        if config.pairs:
+            self.sentence_head = SentenceHead(model.head_weight().shape[1])
+
+    @property
+    def encoder(self) -> EncoderModel:
+        """The model, known for what it is."""
+        assert isinstance(self.model, EncoderModel)
+        return self.model
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the sums over the batch's targets; head and vocabulary projection run only on rows that have one.
+
+        Every parameter takes part in every call, also in one without targets: engines wait for each other's gradients.
+        """
+        model = self.encoder
+        layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
+        hidden = model(batch.tokens, batch.positions, layout, batch.segments)
+        rows, targets = rows_with_targets(hidden, batch.targets, batch.num_targets)
+        total, nll, correct = linear_cross_entropy(
+            model.head_input(rows),
+            model.head_weight(),
+            targets,
+            num_targets=batch.num_targets,
+            bias=model.head_bias(),
+            chunk_tokens=self.config.chunk_tokens,
+        )
+        if self.config.pairs:
+            total = total + self._sentence_loss(hidden, batch)
+        return Loss(total, nll, correct)
+
+    def _sentence_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the labels, each weighted by the masked tokens expected in its sequence, ()."""
+        firsts, lengths = batch.offsets[:-1], batch.offsets.diff()
+        labels = torch.full_like(firsts, IGNORED, dtype=torch.int64) if batch.labels is None else batch.labels
+        logits = self.sentence_head(hidden.index_select(0, firsts))
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="none")
+        return self.config.sentence_weight * self.config.masking.rate * (losses * lengths).sum()
+
+    def initial(self, name: str) -> Initial:
+        """Return how a tensor begins: the sentence head as in BERT, the rest as the model says."""
+        if not name.startswith("sentence_head."):
+            return super().initial(name)
+        return Initial(std=INIT_STD, cut=True) if name.endswith("weight") else Initial()
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the operations of a token, forward and backward, of which a share goes through the head.
+
+        The sentence head sees one token of a sequence and is left out.
+        """
+        return self.encoder.flops_per_token(seq_len, head_share=self.config.masking.rate)
+
+
+class SentenceHead(nn.Module):
+    """BERT's pooler and its classifier of pairs: D wide, 2 classes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(width, width)
+        self.classifier = nn.Linear(width, 2)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """Map the hidden states of the first tokens of sequences (S, D) to logits (S, 2)."""
+        return self.classifier(torch.tanh(self.pooler(first)))

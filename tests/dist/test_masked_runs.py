@@ -1,0 +1,76 @@
+"""Whole masked runs in real processes: killed and resumed, on several ranks, refused."""
+
+import json
+import random
+
+import pytest
+from ranks import column, run, tiny
+from test_pretrain import assert_close_runs, assert_equal_runs, kill_when
+from vocabularies import word_piece
+
+WORDS = ["hidden", "tokens", "masking", "whole", "encoder", "sentence", "order", "bidirectional", "often", "training"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a text of 300 uneven paragraphs, in which words come in turn, and a tokenizer like BERT's."""
+    folder = tmp_path_factory.mktemp("masked")
+    draw = random.Random(5)
+    paragraphs = []
+    for _ in range(300):
+        first, length = draw.randrange(len(WORDS)), draw.randint(2, 40)
+        paragraphs.append(" ".join(WORDS[(first + 3 * number) % len(WORDS)] for number in range(length)) + ".")
+    (folder / "text.txt").write_text("\n\n".join(paragraphs))
+    word_piece(paragraphs, 80).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def masked(name: str, *more: str) -> list[str]:
+    """Return the overrides of a masked run that takes seconds."""
+    shared = [override for override in tiny(name) if not override.startswith(("tokenizer.", "model=decoder"))]
+    chosen = ["tokenizer=file", "tokenizer.path=tokenizer.json", "model=encoder", "objective=masked_lm"]
+    return [*shared, *chosen, "data.packing=best_fit", "optim.lr=1e-2", *more]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place):
+    run(*masked("uninterrupted", "objective.sentences=nsp", "model.dropout=0.1"), cwd=place)
+    return place / "runs" / "uninterrupted"
+
+
+def test_a_masked_run_learns_and_says_what_it_can(uninterrupted):
+    losses, accuracy = (column(uninterrupted, key, "validation") for key in ("loss", "accuracy"))
+    assert sorted(losses) == [0, 8, 16, 24]
+    assert losses[24] < losses[0] - 0.5 and accuracy[24] > accuracy[0]
+    rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    assert not [row for row in rows if "bits_per_byte" in row]
+    assert rows[-1]["tokens"] == rows[-2]["tokens"] > 24 * 8 * 25, "tokens that went through the model, not targets"
+
+
+def test_killed_and_resumed_equals_never_interrupted(place, uninterrupted):
+    """Masks, pairs and dropout of a step are functions of the step."""
+    overrides = masked("killed", "objective.sentences=nsp", "model.dropout=0.1")
+    metrics = place / "runs" / "killed" / "metrics.jsonl"
+    logged = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    assert kill_when(lambda: logged() > 12, *overrides, cwd=place), "the kill must hit a living run"
+    run(*overrides, cwd=place)
+    assert_equal_runs(uninterrupted, place / "runs" / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sentences", ["none", "sop"])
+def test_ranks_micro_batches_and_strategies_do_not_change_the_run(place, sentences):
+    more = [f"objective.sentences={sentences}", "objective.masking.unit=spans", "train.batch_size=12"]
+    run(*masked(f"one-{sentences}", *more, "train.micro_batch_size=12"), cwd=place)
+    for ranks, micro, strategy in ((2, 1, "zero3"), (3, 2, "fsdp2"), (2, 3, "ddp")):
+        name = f"{sentences}-{strategy}"
+        run(*masked(name, *more, f"train.micro_batch_size={micro}", f"strategy={strategy}"), ranks=ranks, cwd=place)
+        assert_close_runs(place / "runs" / f"one-{sentences}", place / "runs" / name, 1e-5)
+
+
+def test_refusals_say_what_to_do(place, uninterrupted):
+    overrides = [one for one in masked("refused") if not one.startswith("tokenizer")]
+    done = run(*overrides, "tokenizer=bpe", "tokenizer.vocab_size=300", code=2, cwd=place)
+    assert "objective=masked_lm: this tokenizer has no token that hides others" in done.stderr
+    done = run(*masked("uninterrupted", "objective.sentences=none", "model.dropout=0.1"), code=4, cwd=place)
+    assert "extra sentence_head.pooler.weight (32, 32)" in done.stderr
