@@ -148,24 +148,15 @@ class Windows:
         check(room >= 1, "data.seq_len", seq_len, rule)
         rule = f"must be below {room}: data.seq_len={seq_len} without the {before + after} ids around a document"
         check(stride < room, "data.stride", stride, rule)
-        step = room - stride  # from one window to the next
-        first_tokens = np.cumsum(document_lengths) - document_lengths
-        further = -(-np.maximum(document_lengths - seq_len, 0) // step)  # windows after the first
-        windows = np.where(document_lengths > 0, further + 1, 0)
-        document = np.repeat(np.arange(len(windows)), windows)
-        number = concatenated_ranges(np.zeros_like(windows), windows)
-        inner, closed = number > 0, number == further[document]
-        begins = inner * (before + stride + number * step)  # where in its document what is its own begins
-        ends = np.where(closed, document_lengths[document], before + room + number * step)
-        by_slot, self._firsts = fill(ends - begins + inner * (before + stride) + ~closed * after, seq_len)
-        self.num_slots = len(self._firsts) - 1
-        self._starts, self._lengths = (first_tokens[document] + begins)[by_slot], (ends - begins)[by_slot]
-        self._inner, self._closed = inner[by_slot], closed[by_slot]
+        starts, lengths, inner, closed = _cut_windows(document_lengths, before, room, after, stride)
         # The ids around the last document that is cut serve every window; if none is, they are not asked for.
-        cut = further > 0
-        self._before = int(first_tokens[cut].max(initial=0)), before
-        self._after = int((first_tokens + document_lengths)[cut].max(initial=after)) - after, after
+        self._before = int(starts[~inner & ~closed].max(initial=0)), before
+        self._after = int((starts + lengths)[inner & closed].max(initial=after)) - after, after
         self._stride = stride
+        by_slot, self._firsts = fill(lengths + inner * (before + stride) + ~closed * after, seq_len)
+        self._starts, self._lengths = starts[by_slot], lengths[by_slot]
+        self._inner, self._closed = inner[by_slot], closed[by_slot]
+        self.num_slots = len(self._firsts) - 1
 
     def pieces(self, slots: np.ndarray) -> Pieces:
         """Return the planned windows of slots (B,), longest first: up to four pieces each."""
@@ -193,3 +184,22 @@ class Windows:
             context=~own[real],
             counts=np.bincount(slot, minlength=len(slots)),
         )
+
+
+def _cut_windows(
+    document_lengths: np.ndarray, before: int, room: int, after: int, stride: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return start and length of what is each window's own, whether it is not the first, and whether it is the last.
+
+    A window has room for `room` tokens of text; `before` and `after` are the ids around a document.
+    """
+    step = room - stride  # from one window to the next
+    further = -(-np.maximum(document_lengths - before - room - after, 0) // step)  # windows after the first
+    windows = np.where(document_lengths > 0, further + 1, 0)
+    document = np.repeat(np.arange(len(windows)), windows)
+    number = concatenated_ranges(np.zeros_like(windows), windows)
+    inner, closed = number > 0, number == further[document]
+    skipped = number * step + before
+    begins = np.where(inner, skipped + stride, 0)
+    ends = np.where(closed, document_lengths[document], skipped + room)
+    return (np.cumsum(document_lengths) - document_lengths)[document] + begins, ends - begins, inner, closed
