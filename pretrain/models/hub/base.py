@@ -6,7 +6,6 @@ Holds the tables' meaning; families have files of their own, reading and writing
 from __future__ import annotations
 
 import json
-from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -79,7 +78,7 @@ class Settings:
     computes: dict[str, Any]  # keys of config.json, with the one value that they have in ours; the default there
 
 
-class Family(ABC):
+class Family:
     """A Hugging Face architecture that some of our models are: two tables, and what tables cannot say as overrides."""
 
     kind: ClassVar[type[Config]]  # our configuration of its models
