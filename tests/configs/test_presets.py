@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import run_directories  # noqa: F401  its objective for encoders without a loss
 import torch
 
 from pretrain.data.loader import micro_batches_per_step
@@ -59,5 +58,5 @@ def test_every_file_of_every_group_composes(group):
             "parquet": ["data.sources.parquet.paths=[x]"],
         }.get(file.stem, [])
         if group == "model" and "  - encoder\n" in file.read_text():
-            required = ["objective=no_loss"]
+            required = ["objective=masked_lm"]
         compose([f"{group}={file.stem}", *required])

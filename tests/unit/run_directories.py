@@ -1,22 +1,17 @@
 """Run directories as `pretrain` leaves them, made in a moment: an untrained model, saved as one step."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from small_models import LLAMA, MODERNBERT
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from toys import ALONE
 
 from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_state
 from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.data.tokenization.wordpiece import REQUIRED, WordPieceTokenizer
 from pretrain.data.tokenizer import describe
 from pretrain.entry import compose
 from pretrain.initial import InitialWeights
-from pretrain.models.initialise import Initial
-from pretrain.objectives.base import Objective
-from pretrain.registry import register
 from pretrain.run import build_module
 from pretrain.rundir import RunDirectory, plain
 
@@ -32,37 +27,10 @@ MODERNBERT_SETTINGS = [
 ]
 
 
-@register("objective", "no_loss")
-@dataclass(kw_only=True)
-class NoLossConfig:
-    """An objective for encoders whose weights are only looked at, with a tensor of its own."""
-
-    causal: bool = False  # see `ObjectiveConfig`
-    covers_text: bool = False  # the same
-
-    def build(self, model):
-        objective = Objective()
-        objective.model = model
-        objective.own = torch.nn.Linear(3, 1, bias=False)
-        objective.initial = lambda name: (
-            Initial(std=1.0) if name == "own.weight" else Objective.initial(objective, name)
-        )
-        return objective
-
-
 def word_pieces(*first: str) -> str:
-    """Return a WordPiece tokenizer as BERT's, whose special tokens are the first ids, as JSON."""
-    special = [*first, "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        TEXTS, trainers.WordPieceTrainer(vocab_size=90, special_tokens=special, show_progress=False)
-    )
-    ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
-    return tokenizer.to_str()
+    """Return a tokenizer of 72 ids like BERT's, one more for each of `first`."""
+    special = [*first, *REQUIRED]
+    return WordPieceTokenizer(vocab_size=67 + len(special), special_tokens=special).train(iter(TEXTS))
 
 
 def make_run(
@@ -78,7 +46,7 @@ def make_run(
     cfg = compose(
         [
             f"model={model}",
-            *(["objective=no_loss"] if model == "encoder" else []),
+            *(["objective=masked_lm"] if model == "encoder" else []),
             "data.seq_len=32",
             "model.width=24",
             "model.layers=2",

@@ -3,16 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from run_directories import MODERNBERT_SETTINGS, json_of, make_run, word_pieces
+from run_directories import MODERNBERT_SETTINGS, TEXTS, json_of, make_run, word_pieces
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+from pretrain.data.tokenization.bpe import BpeTokenizer
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.export import main
 from pretrain.models.base import Layout
 from pretrain.sample import load_run
 
-VOCAB_SIZE = 90
-TEXT = "the time of the [MASK] and the world"
+VOCAB_SIZE = 280
+TEXT = "the time of the {} and the world"
+ROBERTA = BpeTokenizer(vocab_size=270, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
 OURS = {
     "bert": ["model.init_std=0.3", "model.norm_eps=1e-12"],
     "roberta": ["model.init_std=0.3", "model.position_offset=2", "model.token_types=1"],
@@ -23,8 +25,8 @@ OURS = {
 
 @pytest.fixture(scope="module", params=OURS)
 def run(request, tmp_path_factory):
-    """A run of each family, exported; RoBERTa's padding token must be id 1."""
-    tokenizer = word_pieces("first") if request.param == "roberta" else word_pieces()
+    """A run of each family, exported."""
+    tokenizer = ROBERTA.train(iter(TEXTS)) if request.param == "roberta" else word_pieces()
     path = tmp_path_factory.mktemp("runs") / request.param
     make_run(path, *OURS[request.param], model="encoder", tokenizer=tokenizer, vocab_size=VOCAB_SIZE)
     assert main([str(path)]) == 0
@@ -36,7 +38,7 @@ def test_transformers_computes_our_logits(run):
     theirs, report = AutoModelForMaskedLM.from_pretrained(run / "export", output_loading_info=True)
     assert not any(report.values())
     tokenizer = AutoTokenizer.from_pretrained(run / "export")
-    texts = [TEXT, "people", "a way of life, a state of the world"]
+    texts = [TEXT.format(tokenizer.mask_token), "people", "a way of life, a state of the world"]
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = theirs(**inputs).logits[inputs["attention_mask"].bool()]
@@ -54,20 +56,22 @@ def test_transformers_computes_our_logits(run):
 def test_the_tokenizer_knows_its_special_tokens(run):
     theirs, ours = AutoTokenizer.from_pretrained(run / "export"), load_tokenizer(run / "tokenizer.json")
     config = AutoModelForMaskedLM.from_pretrained(run / "export").config
-    for role in ("cls", "sep", "pad", "mask"):
-        token = f"[{role.upper()}]"
+    tokens = {role: f"[{role.upper()}]" for role in ("cls", "sep", "pad", "mask", "unk")}
+    if config.model_type == "roberta":
+        tokens = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>", "unk": "<unk>"}
+    for role, token in tokens.items():
         assert getattr(theirs, f"{role}_token") == token
         assert getattr(theirs, f"{role}_token_id") == getattr(config, f"{role}_token_id") == ours.token_to_id(token)
-    assert theirs.unk_token == "[UNK]"
     assert theirs.model_max_length == 32
     assert not (run / "export" / "generation_config.json").exists()
 
 
 def test_masks_are_filled(run):
     export = str(run / "export")
-    [best, *_] = pipeline("fill-mask", model=export, tokenizer=export)(TEXT)
     tokenizer = AutoTokenizer.from_pretrained(export)
-    inputs = tokenizer(TEXT, return_tensors="pt")
+    text = TEXT.format(tokenizer.mask_token)
+    [best, *_] = pipeline("fill-mask", model=export, tokenizer=export)(text)
+    inputs = tokenizer(text, return_tensors="pt")
     [place] = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist()
     with torch.no_grad():
         logits = AutoModelForMaskedLM.from_pretrained(export)(**inputs).logits[0, place]
@@ -76,9 +80,13 @@ def test_masks_are_filled(run):
 
 
 def test_what_belongs_to_the_objective_is_left_out_and_said(tmp_path, capsys):
-    run = make_run(tmp_path / "run", model="encoder", tokenizer=word_pieces(), vocab_size=VOCAB_SIZE)
+    pairs = "objective.sentences=nsp"
+    run = make_run(tmp_path / "run", pairs, model="encoder", tokenizer=word_pieces(), vocab_size=VOCAB_SIZE)
     assert main([str(run)]) == 0
-    assert "left out, as BertForMaskedLM has no place for them: own.weight" in capsys.readouterr().err
+    assert (
+        "left out, as BertForMaskedLM has no place for them: sentence_head.pooler.weight, sent"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_padding_token_of_roberta_must_be_where_its_positions_begin(tmp_path, capsys):

@@ -17,7 +17,9 @@ from pretrain.released import starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
 
+SETTINGS = ["model.init_std=0.3", "model.layers=1", "objective.sentences=nsp"]
 SEED = 5  # of the run that starts; the source's is 1
+CLASSIFIER = "sentence_head.classifier.weight"  # of pairs: the objective's own
 ROWS = 77  # of the source: 72 ids of its tokenizer, and 5 rows for the sake of the hardware
 
 
@@ -25,8 +27,7 @@ ROWS = 77  # of the source: 72 ids of its tokenizer, and 5 rows for the sake of 
 def source(tmp_path_factory):
     """An exported run, and the body of its export as `transformers` writes it."""
     folder = tmp_path_factory.mktemp("source")
-    wide = ["model.init_std=0.3", "model.layers=1"]
-    run = make_run(folder / "run", *wide, model="encoder", tokenizer=word_pieces(), vocab_size=ROWS)
+    run = make_run(folder / "run", *SETTINGS, model="encoder", tokenizer=word_pieces(), vocab_size=ROWS)
     assert main([str(run)]) == 0
     AutoModel.from_pretrained(run / "export").save_pretrained(run / "body")
     return run
@@ -34,8 +35,8 @@ def source(tmp_path_factory):
 
 def module_of(source, folder, rows):
     """Return the module of a run with so many tokens."""
-    wide = ["model.init_std=0.3", "model.layers=1"]
-    return load_run(make_run(folder / f"run-{rows}", *wide, model="encoder", tokenizer=word_pieces(), vocab_size=rows))
+    run = make_run(folder / f"run-{rows}", *SETTINGS, model="encoder", tokenizer=word_pieces(), vocab_size=rows)
+    return load_run(run)
 
 
 def begin(source, module):
@@ -79,7 +80,7 @@ def test_a_vocabulary_of_another_size(source, tmp_path, caplog, rows, export):
 @given(st.data())
 def test_any_run_of_a_grown_tensor(grown, data):
     module, read = grown
-    name = data.draw(st.sampled_from(["model.embedding.weight", "model.head.bias", "own.weight"]))
+    name = data.draw(st.sampled_from(["model.embedding.weight", "model.head.bias", CLASSIFIER]))
     total = module.get_parameter(name).numel()
     start = data.draw(st.integers(0, total))
     numel = data.draw(st.integers(0, total - start))
@@ -109,21 +110,24 @@ def test_tokens_are_not_taken_away(source, tmp_path):
 def test_the_body_alone_leaves_the_head_to_the_run(source, tmp_path, caplog):
     module, theirs = module_of(source, tmp_path, ROWS), load_run(source)
     read, initial = begin(source / "body", module), InitialWeights(module, SEED)
-    new = ("model.transform.", "model.head.", "own.")
+    new = ("model.transform.", "model.head.", "sentence_head.")
     for name, _ in module.named_parameters():
         expected = whole(initial, name, module) if name.startswith(new) else theirs.get_parameter(name)
         assert torch.equal(whole(read, name, module), expected)
     head = "model.transform.dense.weight, model.transform.dense.bias, model.transform.norm.weight"
     [line] = [line for line in said(caplog) if "has no" in line]
-    assert head in line and "model.head.bias" in line and "own.weight" in line
+    assert head in line and "model.head.bias" in line and CLASSIFIER in line
 
 
 def test_tensors_of_the_objective_come_along_or_begin_anew(source, tmp_path, caplog):
     module = module_of(source, tmp_path, ROWS)
-    assert torch.equal(whole(begin(source, module), "own.weight", module), load_run(source).own.weight)
+    assert torch.equal(whole(begin(source, module), CLASSIFIER, module), load_run(source).get_parameter(CLASSIFIER))
     assert not said(caplog)
-    assert not torch.equal(whole(begin(source / "export", module), "own.weight", module), load_run(source).own.weight)
-    assert said(caplog) == [f"init_from: {source / 'export'} has no own.weight; they begin with initial values"]
+    assert not torch.equal(
+        whole(begin(source / "export", module), CLASSIFIER, module), load_run(source).get_parameter(CLASSIFIER)
+    )
+    own = ", ".join(f"sentence_head.{part}.{kind}" for part in ("pooler", "classifier") for kind in ("weight", "bias"))
+    assert said(caplog) == [f"init_from: {source / 'export'} has no {own}; they begin with initial values"]
 
 
 def test_a_name_on_the_hub_is_its_files(source, tmp_path, monkeypatch):

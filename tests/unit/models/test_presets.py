@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import run_directories  # noqa: F401  its objective for encoders without a loss
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -40,7 +39,7 @@ ENCODERS = {
 
 
 def build(name, vocab_size, seq_len):
-    objective = ["objective=no_loss"] if name in ENCODERS else []
+    objective = ["objective=masked_lm"] if name in ENCODERS else []
     config = compose([f"model={name}", f"data.seq_len={seq_len}", *objective])
     with torch.device("meta"):
         return config.model.build(vocab_size=vocab_size, attend=sdpa)
