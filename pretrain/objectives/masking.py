@@ -100,13 +100,10 @@ class Masking:
         begins = word_starts(slots.tokens, slots.offsets, self._vocabulary) & text
         firsts, word = np.flatnonzero(begins), begins.cumsum() - 1
         if unit is Unit.whole_words:
-            hidden = numbers[firsts, 0] < rate
-            chosen = np.flatnonzero(text)
-            chosen = chosen[hidden[word[chosen]]]
+            chosen = _tokens_of(numbers[firsts, 0] < rate, word, text)
             return chosen, chosen
         hidden, first_of_span = _spans(numbers[firsts][:, [0, 3]], firsts.searchsorted(slots.slots), rate)
-        chosen = np.flatnonzero(text)
-        chosen = chosen[hidden[word[chosen]]]
+        chosen = _tokens_of(hidden, word, text)
         return chosen, firsts[first_of_span[word[chosen]]]
 
 
@@ -118,20 +115,24 @@ def word_starts(tokens: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary)
     return begins
 
 
+def _tokens_of(hidden: np.ndarray, word: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Return where the tokens of text (N,) are whose word (N,) is hidden (W,); -1 is a token before any word."""
+    return np.flatnonzero(text & np.append(hidden, False)[word])
+
+
 def _spans(numbers: np.ndarray, slots: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Return which words spans hide (W,) bool, and the first word of the newest span at each (W,).
 
     `numbers` (W, 2) are two a word, `slots` (B+1,) the words at which slots begin. Gaps G and spans L alternate. With
     E[G] = E[L] (1 - rate) / rate a word lies in a span with probability `rate`, if a slot begins as if the process had
-    gone on for ever: inside a span with that probability, whose rest has the law P(L >= r) / E[L] (Feller, volume 2,
-    XI.4), else inside a gap, whose rest is geometric like the whole.
+    gone on for ever: inside a span with that probability, whose rest has the law P(L >= r) / E[L] (Cox, "Renewal
+    theory", 1962, chapter 5), else inside a gap, whose rest is geometric like the whole.
     """
     num_words = len(numbers)
     counts = np.diff(slots)
-    inside = slots[:-1][counts > 0]  # the first word of each slot; gaps and spans of a slot are drawn by its words
-    inside = inside[numbers[inside, 0] < rate]
+    openers = slots[:-1][counts > 0]  # the first word of each slot; each word draws a gap and the span after it
+    inside = openers[numbers[openers, 0] < rate]
     waiting = numbers[:, 0].copy()
-    openers = slots[:-1][counts > 0]
     waiting[openers] = (waiting[openers] - rate) / (1 - rate)  # what is left of the number that was compared
     mean_gap = _MEAN_SPAN * (1 - rate) / rate
     gaps = 1 + np.floor(np.log1p(-np.maximum(waiting, 0)) / math.log1p(-1 / mean_gap)).astype(np.int64)
