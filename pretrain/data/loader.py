@@ -40,7 +40,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2 tokens")
-        check(self.stride >= 0, "data.stride", self.stride, "0 (windows share nothing) or a number of tokens")
+        rule = f"0 (windows share nothing) or a number of tokens below data.seq_len={self.seq_len}"
+        check(0 <= self.stride < self.seq_len, "data.stride", self.stride, rule)
         windows = self.packing is Packing.windows
         rule = "only windows overlap; choose data.packing=windows, or 0"
         check(windows or not self.stride, "data.stride", self.stride, rule)

@@ -264,6 +264,7 @@ def test_the_order_of_sources_does_not_matter(tmp_path):
         ({"seq_len": 1}, "data.seq_len=1: at least 2 tokens"),
         ({"sources": {}}, "data.sources={}: at least one source"),
         ({"packing": Packing.windows, "stride": -1}, "data.stride=-1: 0"),
+        ({"packing": Packing.windows, "seq_len": 16, "stride": 16}, "data.stride=16: 0 .*below data.seq_len=16"),
         ({"packing": Packing.best_fit, "stride": 4}, "data.stride=4: only windows overlap"),
         (
             {"packing": Packing.windows, "isolate_documents": False},
