@@ -23,6 +23,7 @@ LLAMA = {
     "llama_1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
     "llama_8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
+DEMOS = ["demo", "demo_bert"]
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16}
 ENCODERS = {
     "bert_base": {"model_type": "bert"},
@@ -39,7 +40,7 @@ ENCODERS = {
 
 
 def build(name, vocab_size, seq_len):
-    objective = ["objective=masked_lm"] if name in ENCODERS else []
+    objective = ["objective=masked_lm"] if name in [*ENCODERS, "demo_bert"] else []
     config = compose([f"model={name}", f"data.seq_len={seq_len}", *objective])
     with torch.device("meta"):
         return config.model.build(vocab_size=vocab_size, attend=sdpa)
@@ -85,9 +86,10 @@ def test_encoder_presets_are_the_released_networks(name):
     assert model.config.attention_dropout == 0
 
 
-def test_the_demo_is_small():
-    assert num_parameters(build("demo", 8192, 256)) < 20e6
+def test_the_demos_are_small():
+    for name in DEMOS:
+        assert num_parameters(build(name, 8192, 256)) < 20e6
 
 
 def test_every_preset_is_tested():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"demo", *GPT2, *LLAMA, *ENCODERS}
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {*DEMOS, *GPT2, *LLAMA, *ENCODERS}
