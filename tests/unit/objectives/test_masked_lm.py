@@ -7,28 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import VOCAB_SIZE, filled, ragged_batch, small_encoder
+from small_models import MODERNBERT, VOCAB_SIZE, filled, ragged_batch, small_encoder
 
 from pretrain.config import PretrainConfig
 from pretrain.data.base import IGNORED, Slots, Vocabulary
 from pretrain.entry import compose
 from pretrain.errors import ConfigError
 from pretrain.models.base import Layout
-from pretrain.models.encoder import Order
-from pretrain.models.layers import Activation, Positions
 from pretrain.objectives.masked_lm import INIT_STD, MaskedLMConfig
 from pretrain.objectives.masking import MaskingConfig
 from pretrain.objectives.pairs import Sentences
 
-MODERN = {
-    "order": Order.pre,
-    "positions": Positions.rotary,
-    "activation": Activation.geglu,
-    "bias": False,
-    "token_types": 0,
-    "window": 3,
-    "global_every": 2,
-}
+MODERN = {**MODERNBERT, "window": 3, "global_every": 2}
 LENGTHS = [7, 1, 12, 5]
 
 
