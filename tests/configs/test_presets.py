@@ -12,7 +12,8 @@ from pretrain.models.attention.sdpa import sdpa
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
-# Parameters as published: GPT-2's four sizes (Radford et al. 2019, as released), Llama 3.2 1B and Llama 3.1 8B.
+# Parameters as published: GPT-2's four sizes (Radford et al. 2019, as released), Llama 3.2 1B and Llama 3.1 8B,
+# BERT, RoBERTa and ModernBERT with their heads for masked tokens.
 PUBLISHED = {
     "gpt2_124m": 124_439_808,
     "gpt2_350m": 354_823_168,
@@ -20,6 +21,11 @@ PUBLISHED = {
     "gpt2_1558m": 1_557_611_200,
     "llama_1b": 1_235_814_400,
     "llama_8b": 8_030_261_248,
+    "bert_base": 109_514_298,
+    "bert_large": 335_174_458,
+    "roberta_base": 124_697_433,
+    "modernbert_base": 149_655_232,
+    "modernbert_large": 395_881_664,
 }
 
 

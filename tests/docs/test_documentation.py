@@ -66,6 +66,7 @@ def script(page: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # s; a page has up to thirty runs, on few cores that others may use too
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
 def test_every_command_runs(page, tmp_path):
     place = tmp_path / "place"
