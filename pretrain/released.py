@@ -91,9 +91,9 @@ def starting_weights(
     _check_settings(source, theirs, settings)
     log.info("starting from the weights in %s", source)
     if new:
-        log.warning("init_from: %s has no %s; they begin with initial values", source, ", ".join(new))
+        log.info("init_from: %s has no %s; they begin with initial values", source, ", ".join(new))
     if left := stored.keys() - held.keys():
-        log.warning("init_from: this run has no %s of %s", ", ".join(sorted(left)), source)
+        log.info("init_from: this run has no %s of %s", ", ".join(sorted(left)), source)
     return StartingWeights(reader, held, initial)
 
 
@@ -122,7 +122,7 @@ def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:
     for name, shape in resized.items():
         rows, needed = stored[name][0], shape[0]
         if needed > rows:
-            log.warning("init_from: rows %d to %d of %s are new and begin with initial values", rows, needed - 1, name)
+            log.info("init_from: rows %d to %d of %s are new and begin with initial values", rows, needed - 1, name)
             continue
         used = _ids(source / "tokenizer.json")
         if needed < used:
@@ -133,7 +133,7 @@ def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:
             )
             fix = f"tokens are not taken away; set tokenizer=file tokenizer.path={source}"
             raise CheckpointError(f"{source}: {name} has rows for {rows} tokens, {rule}, the model {needed}; {fix}")
-        log.warning("init_from: rows %d to %d of %s stand for no token and are left out", needed, rows - 1, name)
+        log.info("init_from: rows %d to %d of %s stand for no token and are left out", needed, rows - 1, name)
     return resized
 
 

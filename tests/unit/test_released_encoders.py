@@ -23,6 +23,11 @@ CLASSIFIER = "sentence_head.classifier.weight"  # of pairs: the objective's own
 ROWS = 77  # of the source: 72 ids of its tokenizer, and 5 rows for the sake of the hardware
 
 
+@pytest.fixture(autouse=True)
+def everything_is_captured(caplog):
+    caplog.set_level("INFO")  # what rank 0 writes and others do not
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """An exported run, and the body of its export as `transformers` writes it."""
@@ -50,7 +55,7 @@ def whole(read, name, module):
 
 
 def said(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    return [line for line in (record.getMessage() for record in caplog.records) if line.startswith("init_from: ")]
 
 
 @pytest.mark.parametrize("export", [False, True])
