@@ -25,7 +25,7 @@ from pretrain.strategy.base import WEIGHT, Fragment
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 _BLOCK = 1 << 24  # bytes hashed or written at a time
-_AHEAD = 64  # blocks that writing may be ahead of hashing: the disk is at work early, 1 GiB of copies is held at most
+_AHEAD = 64  # blocks that writing may be ahead of hashing: the disk is at work early
 
 
 class Index(TypedDict):
@@ -68,8 +68,11 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> Index:
     )
 
 
-def write_durably(path: Path, head: bytes, pieces: Iterable[memoryview] = ()) -> str:
-    """Write `head` and then `pieces` to a new file, fsync it, and return its SHA-256. Hashing runs beside writing."""
+def write_durably(path: Path, head: bytes, pieces: Iterable[memoryview] = (), *, ahead: int = _AHEAD) -> str:
+    """Write `head` and then `pieces` to a new file, fsync it, and return its SHA-256.
+
+    Hashing runs beside writing, which holds on to the blocks, of 16 MiB or a piece, that it is `ahead` by.
+    """
     digest = hashlib.sha256(head)
     hashing: deque[Future[None]] = deque()
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
@@ -79,7 +82,7 @@ def write_durably(path: Path, head: bytes, pieces: Iterable[memoryview] = ()) ->
                 block = piece[begin : begin + _BLOCK]
                 hashing.append(hasher.submit(digest.update, block))
                 file.write(block)
-                if len(hashing) > _AHEAD:
+                if len(hashing) > ahead:
                     hashing.popleft().result()
         file.flush()
         os.fsync(file.fileno())

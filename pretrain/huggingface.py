@@ -26,7 +26,8 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names in a message
-_RUN = 1 << 20  # elements read and written at a time; `write_durably` may hold several of them
+_RUN = 1 << 20  # elements read and written at a time
+_AHEAD = 4  # of these runs, copies of what is stored, may wait to be hashed
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def write_weights(
     }
     for name, group in files.items():
         pieces = (_buffer(part, piece, dtype) for part in group for piece in _pieces(part, read, prefix))
-        write_durably(directory / name, _header(group, dtype), pieces)
+        write_durably(directory / name, _header(group, dtype), pieces, ahead=_AHEAD)
     if len(groups) > 1:
         index = {
             "metadata": {"total_size": sum(part.numel for part in parts) * dtype.itemsize},
