@@ -34,17 +34,16 @@ def storages() -> dict[int, int]:
 
 
 def compare(held: int, predicted: Memory) -> None:
-    """Log what a rank holds between two steps, in bytes of tensors, beside the prediction; warn if they are far apart.
+    """Log the bytes of tensors that a rank holds between two steps beside the prediction; warn if they are more.
 
-    Between steps gradients may lie or be freed, so the prediction is a range.
+    The prediction is for the end of a backward pass. Between steps gradients, copies and buffers may be freed.
     """
-    least, most = predicted.weights + predicted.optimizer, sum(predicted)
-    text = f"memory after the first steps: tensors of {_mib(held)} MiB a rank, predicted {_mib(least)} to {_mib(most)}"
-    distance = max(least - held, held - most)
-    if distance > max(TOLERANCE * most, UNMENTIONED):
-        log.warning("%s (gradients freed or kept): other tensors are alive, or the prediction is wrong", text)
+    most = sum(predicted)
+    text = f"memory after the first steps: tensors of {_mib(held)} MiB a rank, predicted {_mib(most)} with gradients"
+    if held - most > max(TOLERANCE * most, UNMENTIONED):
+        log.warning("%s; other tensors are alive, or the prediction is wrong", text)
     else:
-        log.info("%s (gradients freed or kept)", text)
+        log.info("%s", text)
 
 
 def _mib(size: float) -> str:
