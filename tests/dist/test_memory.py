@@ -49,6 +49,6 @@ def check_memory(world, precision):
 
 
 @pytest.mark.parametrize("precision", [FP32(), BF16()])
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 4))])
 def test_a_rank_holds_what_its_strategy_predicts(ranks, precision):
     on_ranks(ranks, check_memory, precision)
