@@ -29,9 +29,9 @@ from bench.contestants import PEERS
 from bench.rounds import ROOT, Runner, environment, interleaved, machine
 from pretrain.data.manifest import Manifest
 
-LAYERS, WIDTH, HEADS, SEQ_LEN, VOCABULARY = 6, 384, 6, 512, 16384
+LAYERS, WIDTH, HEADS, SEQ_LEN, VOCABULARY = 6, 384, 6, 512, 12288
 DOCUMENTS, SLOTS, BLOCKS = 32, 8, 8  # in an optimizer step: of the Trainer, of Headwater, of the Trainer's blocks
-LONGEST_CHARS = 1600  # of a document: so that none has more than SEQ_LEN tokens
+LONGEST_CHARS = 1200  # of a document: so that none has more than SEQ_LEN tokens
 WARM_UP = 3  # steps of each contestant that do not count
 DEFAULT = ["headwater", "trainer-padded", "trainer-grouped", "trainer-joined"]
 
@@ -76,7 +76,7 @@ class Arena:
                     ids.append(chunk.flatten().to_numpy())
                     lengths.append(np.diff(chunk.offsets.to_numpy()))
         size = np.concatenate(lengths)
-        assert size.max() <= SEQ_LEN, "a document would be cut in two by one contestant and refused by another"
+        assert size.max() <= SEQ_LEN, f"a document of {size.max()} tokens is a window too many"
         np.savez(self.work / "tokens.npz", ids=np.concatenate(ids), offsets=np.concatenate([[0], size.cumsum()]))
         (self.work / "tokenizer.json").write_bytes((path.parent / "tokenizer.json").read_bytes())
         quartiles = np.percentile(size, [25, 50, 75]).astype(int).tolist()
