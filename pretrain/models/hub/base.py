@@ -23,6 +23,14 @@ from pretrain.registry import choices
 
 Config = DecoderConfig | EncoderConfig
 
+# Keys, or their beginnings, that any config.json may have and that say nothing of what its network computes.
+_SILENT = (
+    *("_", "architectures", "model_type", "vocab_size", "dtype", "torch_dtype", "transformers", "auto_map"),
+    *("use_cache", "return_dict", "output_", "torchscript", "gradient_checkpointing", "chunk_size_feed_forward"),
+    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
+)
+_NOTHING = (None, False, {}, [], "")  # a key with one of these asks for nothing
+
 
 class Part(NamedTuple):
     """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed.
@@ -76,6 +84,8 @@ class Settings:
     activations: dict[Activation, str]
     fixed: dict[str, Any]  # ours, with the one value that they have in all of its models
     computes: dict[str, Any]  # keys of config.json, with the one value that they have in ours; the default there
+    read: tuple[str, ...] = ()  # keys that a family looks at beyond these tables
+    silent: tuple[str, ...] = ()  # keys, or their beginnings, of heads that we do not have and of how to compute
 
 
 class Family:
@@ -132,6 +142,7 @@ class Family:
         settings = self.settings
         theirs = settings.defaults | theirs
         self.expect(theirs, **settings.computes)
+        self._check_known(theirs)
         key = settings.activation_key
         named = {their: own for own, their in settings.activations.items()}
         if Activation.gelu_tanh in settings.activations:
@@ -140,6 +151,15 @@ class Family:
             raise self.refusal(key, theirs[key], f"there are {', '.join(named)}")
         same = {own: theirs[their] for their, own in settings.same.items()}
         return self.kind(**settings.fixed, **same, activation=named[theirs[key]])
+
+    def _check_known(self, theirs: dict[str, Any]) -> None:
+        """Raise `ConfigError` for the first key that nothing here knows: it may change what the network computes."""
+        settings = self.settings
+        known = {*settings.same, *settings.training, *settings.computes, *settings.read, settings.activation_key}
+        for key, value in theirs.items():
+            silent = key.startswith((*_SILENT, *settings.silent)) or key.endswith("_token_id")
+            if key not in known and not silent and value not in _NOTHING:
+                raise self.refusal(key, value, "it is not known, and may change what the network computes")
 
     def expect(self, theirs: dict[str, Any], **wanted: Any) -> None:
         """Raise `ConfigError` for the first setting of theirs that is there and not what our model has."""

@@ -82,6 +82,7 @@ class Bert(Family):
             "add_cross_attention": False,
             "pruned_heads": {},
         },
+        silent=("classifier_dropout", "pooler_", "directionality"),
     )
 
     def differences(self, config: EncoderConfig) -> Iterator[str]:

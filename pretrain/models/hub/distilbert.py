@@ -66,4 +66,5 @@ class DistilBert(Family):
             "sinusoidal_pos_embds": False,  # vectors that are not trained, ours are
             "pruned_heads": {},
         },
+        silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
     )

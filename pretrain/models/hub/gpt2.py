@@ -63,6 +63,7 @@ class GPT2(Family):
         activations={Activation.gelu_tanh: "gelu_new", Activation.gelu: "gelu"},
         fixed={"positions": Positions.learned, "norm": Norm.layernorm, "bias": True, "window": None},
         computes={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        silent=("summary_", "n_ctx", "reorder_and_upcast_attn"),
     )
 
     def differences(self, config: DecoderConfig) -> Iterator[str]:

@@ -63,7 +63,15 @@ class Llama(Family):
             "window": None,
             "global_every": None,
         },
-        computes={"attention_bias": False, "mlp_bias": False, "rope_scaling": None, "partial_rotary_factor": 1.0},
+        computes={
+            "attention_bias": False,
+            "mlp_bias": False,
+            "rope_scaling": None,
+            "rope_interleaved": False,
+            "partial_rotary_factor": 1.0,
+        },
+        read=("head_dim", "rope_parameters", "rope_theta"),
+        silent=("pretraining_tp", "max_sequence_length", "is_llama_config"),
     )
 
     def theirs(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:

@@ -69,6 +69,16 @@ class ModernBert(Family):
         activations={Activation.geglu: "gelu", Activation.swiglu: "silu"},
         fixed={"positions": Positions.rotary, "order": Order.pre, "token_types": 0, "position_offset": 0},
         computes={"classifier_activation": "gelu", "decoder_bias": True, "rope_scaling": None},
+        read=(
+            *_BIASES,
+            *("local_attention", "layer_types", "global_attn_every_n_layers"),
+            *("rope_parameters", "global_rope_theta", "local_rope_theta"),
+        ),
+        silent=(
+            *("classifier_pooling", "classifier_dropout", "sparse_pred", "initializer_cutoff_factor"),
+            *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"),
+            "position_embedding_type",  # the released file has BERT's, of which its code reads nothing
+        ),
     )
 
     def theirs(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:

@@ -136,6 +136,13 @@ def rotary(kind, **more):
             "activation_function=relu has no counterpart in model=decoder (there are gelu_new, gelu",
         ),
         (LlamaConfig(attention_bias=True).to_dict(), "attention_bias=True has no counterpart"),
+        (
+            {**LlamaConfig().to_dict(), "qk_norm": True},
+            "qk_norm=True has no counterpart in model=decoder (it is not known, and may change",
+        ),
+        ({**LlamaConfig().to_dict(), "rope_interleaved": True}, "rope_interleaved=True has no"),
+        ({**BERT, "is_encoder_decoder": True}, "is_encoder_decoder=True has no"),
+        ({**MODERN, "embedding_size": 128}, "embedding_size=128 has no"),
         (LlamaConfig(hidden_act="gelu").to_dict(), "hidden_act=gelu has no counterpart"),
         (LlamaConfig(head_dim=64).to_dict(), "head_dim=64 has no counterpart"),
         (
@@ -194,3 +201,21 @@ def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
 def test_encoders_without_a_counterpart_are_refused_by_name(fields, refusal):
     with pytest.raises(ConfigError, match=re.escape(refusal)):
         family_for(EncoderConfig(max_seq_len=32, **fields))
+
+
+# Keys beside those that transformers writes today, as released files have them.
+RELEASED = [
+    {**GPT2Config().to_dict(), "n_ctx": 1024, "task_specific_params": {"text-generation": {"max_length": 50}}},
+    {**LlamaConfig().to_dict(), "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}},
+    {**BERT, "gradient_checkpointing": False, "position_embedding_type": "absolute", "pooler_fc_size": 768},
+    {**RobertaConfig().to_dict(), "position_embedding_type": "absolute"},
+    {**DistilBertConfig().to_dict(), "tie_weights_": True},
+    {**MODERN, "position_embedding_type": "absolute", "reference_compile": True, "gradient_checkpointing": False},
+]
+
+
+@pytest.mark.parametrize("theirs", RELEASED, ids=lambda theirs: theirs["model_type"])
+def test_keys_that_change_nothing_are_no_reason_to_refuse(theirs):
+    today = {key: value for key, value in theirs.items() if key in AutoConfig.for_model(theirs["model_type"]).to_dict()}
+    assert len(today) < len(theirs)
+    assert family_of(theirs).ours(theirs) == family_of(today).ours(today)
