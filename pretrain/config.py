@@ -62,6 +62,8 @@ class PretrainConfig:
         sides = "to the left only" if self.model.causal else "to both sides"
         rule = f"does not fit model={names[type(self.model)][1]}, whose tokens look {sides}; choose another of either"
         check(self.objective.causal == self.model.causal, "objective", objective, rule)
+        longest, rule = self.model.max_seq_len, "must be at least {}, which is data.seq_len; raise it, or lower that"
+        check(longest >= self.data.seq_len, "model.max_seq_len", longest, rule.format(self.data.seq_len))
         if self.objective.pairs:
             isolated, token_types = self.data.isolate_documents, self.model.token_types
             rule = "objective.sentences takes documents apart; set true, or objective.sentences=none"
@@ -75,7 +77,7 @@ class PretrainConfig:
             rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
             check(self.precision.dtype in HALF, "precision", str(self.precision.dtype), rule)
         if isinstance(self.attention, FlashConfig | FlexConfig):
-            dropout = self.model.attention_dropout
+            dropout = getattr(self.model, "attention_dropout", 0)
             rule = "attention=flash and attention=flex have no dropout of weights; set 0, or attention=sdpa"
             check(dropout == 0, "model.attention_dropout", dropout, rule)
 

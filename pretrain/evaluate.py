@@ -13,7 +13,7 @@ from torch import nn
 
 from pretrain.data.base import Batch
 from pretrain.distributed import World
-from pretrain.errors import check
+from pretrain.errors import DataError, check
 from pretrain.metrics import bits_per_byte, perplexity
 
 
@@ -43,8 +43,8 @@ class Evaluator:
     def __call__(self) -> dict[str, float]:
         """Return `loss` in nats a target, `perplexity`, `accuracy` and `bits_per_byte`, over all ranks' batches.
 
-        A batch without targets counts nothing. Accuracy is the share of targets that the model holds likeliest. Bits
-        per byte are exact when the whole split is evaluated.
+        A batch without targets counts nothing; raises `DataError` if no batch has any. Accuracy is the share of targets
+        that the model holds likeliest. Bits per byte are exact when the whole split is evaluated.
         """
         self.module.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
@@ -55,6 +55,11 @@ class Evaluator:
             targets += batch.num_targets
         self.module.train()
         [targets] = self.world.sum_ints(targets)
+        if not targets:
+            raise DataError(
+                "data.prepare.held_out: nothing in the held-out text is a target, so that its loss is no number; "
+                "hold out more text, or set eval.every=0"
+            )
         loss, accuracy = (self.world.sum_tensor(sums) / targets).tolist()
         found = {"loss": loss, "perplexity": perplexity(loss), "accuracy": accuracy}
         if self.bytes_per_target is not None:

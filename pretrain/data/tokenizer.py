@@ -165,5 +165,7 @@ def _template(tokenizer: Tokenizer) -> tuple[list[str], list[str]] | None:
     """
     framed = tokenizer.encode("text")
     text = [place for place, sequence in enumerate(framed.sequence_ids) if sequence is not None]
+    if not text:  # a tokenizer of something else than letters (DNA, say)
+        return None
     prefix, suffix = framed.tokens[: text[0]], framed.tokens[text[-1] + 1 :]
     return (prefix, suffix) if prefix and suffix else None

@@ -54,8 +54,8 @@ class ShardedZeRO:
         self.compilation = compilation
         self.dictionary = cfg.dictionary(precision)
         if cfg.swapped:
-            swapping.load_async_io(_deepspeed(world), cfg.swapped[0])
             swapping.claim(Path(cfg.nvme_path), world.rank)
+            swapping.load_async_io(_deepspeed(world), cfg.swapped[0])
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         deepspeed = _deepspeed(self.world)

@@ -30,6 +30,7 @@ _BAR = tuple(entry for entry in _TRAIN if entry[0] not in ("lr", "grad_norm"))  
 _EVALUATION = (
     ("loss", "loss {:.4f}"),
     ("perplexity", "perplexity {:.2f}"),
+    ("accuracy", "accuracy {:.1%}"),
     ("bits_per_byte", "{:.4f} bits per byte"),
 )
 

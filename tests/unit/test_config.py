@@ -11,6 +11,7 @@ from pretrain.errors import ConfigError
     [
         (["optim=muon", "strategy=zero1"], r"optim=muon: updates whole matrices"),
         (["optim=muon", "strategy=fsdp2"], r"optim=muon: updates whole matrices"),
+        (["model.max_seq_len=32", "data.seq_len=64"], r"model\.max_seq_len=32: must be at least 64, which is data"),
         (["attention=flash"], r"precision=torch\.float32: attention=flash computes in half precision"),
         (["attention=flex", "model.attention_dropout=0.1"], r"model\.attention_dropout=0\.1: .* no dropout of weights"),
     ],

@@ -174,7 +174,10 @@ class Family:
 
     def rope_theta(self, rope: dict[str, Any], default: float) -> float:
         """Return the base of rotary frequencies. Raises `ConfigError` for frequencies that are scaled."""
-        self.expect(rope, rope_type="default", partial_rotary_factor=1.0)
+        self.expect(rope, rope_type="default", type="default", partial_rotary_factor=1.0)  # `type` in older files
+        for key in sorted(rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}):
+            if rope[key] not in _NOTHING:
+                raise self.refusal(f"rope_parameters.{key}", rope[key], "frequencies are not scaled")
         return float(rope.get("rope_theta") or default)
 
 

@@ -101,6 +101,8 @@ class ModernBert(Family):
         self.expect(dict.fromkeys(_BIASES, False) | theirs, **dict.fromkeys(_BIASES, same.bias))
         every = self._global_every(theirs, same.layers)
         rope = theirs.get("rope_parameters") or {}
+        for key in sorted(rope.keys() - {_GLOBAL, _LOCAL}):
+            raise self.refusal(f"rope_parameters.{key}", rope[key], f"there are {_GLOBAL} and {_LOCAL}")
         everywhere = self.rope_theta(rope.get(_GLOBAL) or {}, theirs.get("global_rope_theta", 160_000.0))
         local = theirs.get("local_rope_theta", 10_000.0) or everywhere
         return replace(

@@ -14,6 +14,7 @@ from pretrain.data.loader import DataConfig, evaluation_batches
 from pretrain.data.packing import Packing
 from pretrain.data.sources import PreparedSource
 from pretrain.distributed import World
+from pretrain.errors import DataError
 from pretrain.evaluate import Evaluator
 from pretrain.objectives.base import Loss
 
@@ -71,3 +72,17 @@ def test_every_held_out_byte_is_paid_for_once(tmp_path, packing, stride, micro_b
     assert evaluator() == pytest.approx(expected, rel=1e-12)
     assert evaluator() == pytest.approx(expected, rel=1e-12), "it begins anew each time"
     assert module.training, "dropout is on again for the next step"
+
+
+def test_held_out_text_without_a_target_is_refused():
+    nothing = Batch(
+        tokens=torch.tensor([3]),
+        positions=torch.tensor([0]),
+        offsets=torch.tensor([0, 1], dtype=torch.int32),
+        max_len=1,
+        targets=torch.tensor([IGNORED]),
+        num_targets=0,
+    )
+    evaluator = Evaluator(module=Bigrams(), batches=lambda: [nothing], bytes_per_target=None, world=World.alone())
+    with pytest.raises(DataError, match=r"data\.prepare\.held_out: nothing in the held-out text is a target"):
+        evaluator()

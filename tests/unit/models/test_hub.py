@@ -149,6 +149,15 @@ def rotary(kind, **more):
             LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}).to_dict(),
             "rope_type=linear has no counterpart",
         ),
+        (
+            {**LlamaConfig().to_dict(), "rope_parameters": {"type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+            "type=linear has no",
+        ),
+        (
+            {**LlamaConfig().to_dict(), "rope_parameters": {"rope_type": "default", "factor": 4.0}},
+            "rope_parameters.factor=4.0 has no",
+        ),
+        ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 has no"),
         ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling={'type': 'linear'} has no"),
         (
             {**BERT, "position_embedding_type": "relative_key"},

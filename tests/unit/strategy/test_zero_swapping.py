@@ -22,6 +22,8 @@ sys.stdin.read()
 
 
 def test_without_a_compiler_and_libaio_a_run_is_refused_before_it_trains(tmp_path, monkeypatch):
+    for name, value in {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)  # DeepSpeed wants them set; other tests must not see them
     monkeypatch.setenv("CC", "false")  # as DeepSpeed finds out: it compiles a program that calls libaio
     cfg = ZeROConfig(stage=3, offload_optimizer=Offload.nvme, nvme_path=str(tmp_path))
     with pytest.raises(ConfigError, match=r"strategy\.offload_optimizer=nvme: .* async_io.*; install libaio-dev"):
