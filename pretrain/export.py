@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from pretrain.checkpoint import check_architecture, load_manifest, load_state, saved_step, shapes_of
 from pretrain.data.tokenizer import load_tokenizer
@@ -70,7 +70,11 @@ def export(options: argparse.Namespace) -> Path:
     with _replacing(out) as directory:
         max_bytes = options.shard_mb * 1_000_000
         write_weights(directory, parts, reader, dtype=DTYPES[options.dtype], max_bytes=max_bytes)
-        shutil.copyfile(options.run / "tokenizer.json", directory / "tokenizer.json")
+        if cfg.model.causal:
+            shutil.copyfile(options.run / "tokenizer.json", directory / "tokenizer.json")
+        else:
+            framing = _framing(tokenizer, record["document_frame"], cfg.model.token_types)
+            write_durably(directory / "tokenizer.json", framing.encode())
         ids = {f"{role}_token_id": token for role, token in special.items()}
         dtype = str(DTYPES[options.dtype]).removeprefix("torch.")
         _write_json(directory / "config.json", {**network, **ids, "dtype": dtype})
@@ -129,6 +133,19 @@ def _special(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], causal: b
     }
     end = next(iter(suffix), None)
     return {"bos": begin, "eos": end, "cls": begin, "sep": end, **known}
+
+
+def _framing(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], token_types: int) -> str:
+    """Return tokenizer.json with the template that training knew, of one text or a pair, whatever it had before."""
+    prefix, suffix = ([name for token in ids if (name := tokenizer.id_to_token(token))] for ids in frame)
+    second = min(token_types, 2) // 2  # the segment of the second text
+    template = {
+        "single": [*prefix, "$A", *suffix],
+        "pair": [*prefix, "$A", *suffix, f"$B:{second}", *(f"{token}:{second}" for token in suffix)],
+    }
+    special = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys([*prefix, *suffix])]
+    tokenizer.post_processor = processors.TemplateProcessing(**template, special_tokens=special)
+    return tokenizer.to_str(pretty=True)
 
 
 def _tokenizer_config(model: Any, tokenizer: Tokenizer, special: dict[str, int | None]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pretrain.errors import ConfigError, DataError, check
 
@@ -27,6 +27,7 @@ FRAMES = (
     (["<|begin_of_text|>"], ["<|end_of_text|>"]),  # Llama 3
     (["<bos>"], ["<eos>"]),  # Gemma
 )
+MASKS = ("[MASK]", "<mask>")  # what tokenizers call the token that hides another
 
 
 @dataclass(kw_only=True)
@@ -120,6 +121,11 @@ def describe(path: Path, cfg: TokenizerConfig) -> TokenizerFacts:
         prefix=prefix,
         suffix=suffix,
     )
+
+
+def special_tokens(names: list[str]) -> list[AddedToken]:
+    """Return special tokens of a byte-level tokenizer. One that hides a word takes the space before it, as words do."""
+    return [AddedToken(name, lstrip=name in MASKS, normalized=False, special=True) for name in names]
 
 
 def byte_level(model: models.Model) -> Tokenizer:

@@ -16,9 +16,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from pretrain.data.base import Vocabulary
 from pretrain.data.manifest import Manifest
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer import MASKS, load_tokenizer
 
-MASKS = ("[MASK]", "<mask>")  # what tokenizers call the token that hides another
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for one
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of a character that it does not know
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are only a part of a character

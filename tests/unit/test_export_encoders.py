@@ -95,3 +95,24 @@ def test_the_padding_token_of_roberta_must_be_where_its_positions_begin(tmp_path
     assert main([str(run)]) == 2
     assert "model.position_offset=2: RobertaForMaskedLM counts positions" in capsys.readouterr().err
     assert not (run / "export").exists()
+
+
+def test_texts_are_framed_as_documents_were(run):
+    """Whatever template the run's own tokenizer.json had, or had not."""
+    theirs, ours = AutoTokenizer.from_pretrained(run / "export"), load_tokenizer(run / "tokenizer.json")
+    prefix, suffix = json_of(run / "run.json")["document_frame"]
+    assert prefix and suffix
+    first, second = (ours.encode(text, add_special_tokens=False).ids for text in ("the world", "a year"))
+    assert theirs("the world").input_ids == [*prefix, *first, *suffix]
+    pair = theirs("the world", "a year")
+    assert pair.input_ids == [*prefix, *first, *suffix, *second, *suffix]
+    if "token_type_ids" in pair:
+        assert pair.token_type_ids == [0] * len([*prefix, *first, *suffix]) + [1] * len([*second, *suffix])
+
+
+def test_a_mask_takes_the_space_before_it(run):
+    """In training it stood for a word with its space."""
+    theirs = AutoTokenizer.from_pretrained(run / "export")
+    hidden, shown = (theirs(f"people and {word}").input_ids for word in (theirs.mask_token, "the"))
+    at = hidden.index(theirs.mask_token_id)
+    assert hidden[:at] == shown[:at]

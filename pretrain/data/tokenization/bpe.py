@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tokenizers import models, pre_tokenizers, trainers
 
-from pretrain.data.tokenizer import TrainedTokenizer, byte_level, check_enough_text
+from pretrain.data.tokenizer import TrainedTokenizer, byte_level, check_enough_text, special_tokens
 from pretrain.errors import check
 from pretrain.registry import register
 
@@ -36,7 +36,7 @@ class BpeTokenizer(TrainedTokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             min_frequency=self.min_frequency,
-            special_tokens=self.special_tokens,
+            special_tokens=special_tokens(self.special_tokens),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from pretrain.data.tokenizer import TrainedTokenizer, byte_level, check_enough_text
+from pretrain.data.tokenizer import TrainedTokenizer, byte_level, check_enough_text, special_tokens
 from pretrain.errors import check
 from pretrain.registry import register
 
@@ -55,7 +55,7 @@ class UnigramTokenizer(TrainedTokenizer):
         check_enough_text(self.vocab_size, len(vocabulary), "pieces")
         ids = {token: number for number, token in enumerate(self.special_tokens)}
         tokenizer = byte_level(models.Unigram(vocabulary, unk_id=ids["<unk>"]))
-        tokenizer.add_special_tokens(self.special_tokens)
+        tokenizer.add_special_tokens(special_tokens(self.special_tokens))
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>",
             pair="<s> $A </s> </s> $B </s>",
