@@ -37,6 +37,8 @@ _TUNABLE = (
 _MODEL = "model."  # of names; tensors of objectives have others, and come and go with them
 _VOCABULARY = ("model.embedding.weight", "model.head.weight", "model.head.bias")  # a row a token
 
+FOREIGN = 0.01  # share of the ids that may stand for other tokens: a few special ones are often renamed
+
 log = logging.getLogger(__name__)
 
 
@@ -65,14 +67,14 @@ class StartingWeights:
 
 
 def starting_weights(
-    init_from: str, initial: InitialWeights, settings: dict[str, Any], world: World
+    init_from: str, initial: InitialWeights, settings: dict[str, Any], world: World, *, tokenizer: Path
 ) -> StartingWeights:
     """Return the weights to start from: those of a run's newest verified step, or of a Hugging Face checkpoint.
 
     A collective. `init_from` is the directory of either, or the name `org/name` of a checkpoint on the hub. `initial`
     are the weights of the module that they are for; `settings` are what a run keeps to recognise itself: those of
-    the model (`model.heads`) and the hash of the `tokenizer`, 16 digits. Raises `ConfigError` for what is neither,
-    `CheckpointError` for weights that do not fit.
+    the model (`model.heads`) and the hash of the `tokenizer`, 16 digits; `tokenizer` is its file. Raises `ConfigError`
+    for what is neither, `CheckpointError` for weights that do not fit.
 
     Tensors of an objective, and the head where a source has none, may be new. Tensors with a row a token may have
     another number of rows: rows of more tokens are new, and fewer are taken if what is left out are rows beyond the ids
@@ -89,6 +91,8 @@ def starting_weights(
     begun = {name: wanted[name] for name in new} | _resized(source, wanted, held)
     check_architecture(source, wanted, {**held, **begun})
     _check_settings(source, theirs, settings)
+    if theirs.get("tokenizer") != settings.get("tokenizer"):
+        _check_ids(source, tokenizer)
     log.info("starting from the weights in %s", source)
     if new:
         log.info("init_from: %s has no %s; they begin with initial values", source, ", ".join(new))
@@ -135,6 +139,25 @@ def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:
             raise CheckpointError(f"{source}: {name} has rows for {rows} tokens, {rule}, the model {needed}; {fix}")
         log.info("init_from: rows %d to %d of %s stand for no token and are left out", needed, rows - 1, name)
     return resized
+
+
+def _check_ids(source: Path, own: Path) -> None:
+    """Raise `CheckpointError` if many ids stand for other tokens than in the source: its embeddings are of those."""
+    if not (source / "tokenizer.json").is_file():
+        return
+    theirs, ours = (
+        {token: text for text, token in load_tokenizer(path).get_vocab(with_added_tokens=True).items()}
+        for path in (source / "tokenizer.json", own)
+    )
+    shared = theirs.keys() & ours.keys()
+    other = [token for token in sorted(shared) if theirs[token] != ours[token]]
+    if len(other) > FOREIGN * len(shared):
+        rule = (
+            f"{len(other)} of {len(shared)} ids stand for other tokens than there, whose weights mean nothing for them"
+        )
+        raise CheckpointError(f"init_from: {rule}; set tokenizer=file tokenizer.path={source}")
+    if other:
+        log.warning("init_from: %d of %d ids stand for other tokens than in %s", len(other), len(shared), source)
 
 
 def _ids(tokenizer: Path) -> float:

@@ -71,6 +71,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
     held_out = cfg.data.held_out(corpora)
     schedule = cfg.schedule.build(cfg.train.steps)
     examples = cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed)
+    tokenizer = next(iter(corpora.values())) / "tokenizer.json"
     with joined() as world:
         module = build_module(cfg, stream.manifest.vocab_size)
         size = ModelSize.of(module, cfg.data.seq_len)
@@ -81,7 +82,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
         fingerprints = _fingerprints(cfg, stream)
         _check_agreement(fingerprints, world)
-        state = _resume(cfg, checkpoints, initial, strategy, fingerprints)
+        state = _resume(cfg, checkpoints, initial, strategy, fingerprints, tokenizer)
         tracker = _tracker(cfg, directory, state) if directory else None
         hooks = RunHooks(
             log_every=cfg.log.every,
@@ -145,12 +146,14 @@ def _resume(
     initial: InitialWeights,
     strategy: Strategy,
     fingerprints: dict[str, Any],
+    tokenizer: Path,
 ) -> TrainState:
     """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
     world = checkpoints.world
     newest = newest_step(checkpoints.directory, world)
     if newest is None:
-        given = cfg.init_from and starting_weights(cfg.init_from, initial, fingerprints, world)
+        source = cfg.init_from
+        given = source and starting_weights(source, initial, fingerprints, world, tokenizer=tokenizer)
         strategy.load_fragments(given or initial)
         return TrainState()
     saved = load_state(newest)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, make_run, settings_of
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, make_run, settings_of
 from toys import ALONE, take_step, toy_strategy
 
 from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step
+from pretrain.data.tokenization.bpe import BpeTokenizer
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.fragments import FragmentReader
@@ -15,9 +16,10 @@ from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
 
 
-def begin(source, module, settings):
-    """Return what a run of this module and these settings would begin with."""
-    return starting_weights(str(source), InitialWeights(module, 1), settings, ALONE)
+def begin(source, module, settings, tokenizer=None):
+    """Return what a run of this module, these settings and this tokenizer (else the source's) would begin with."""
+    tokenizer = tokenizer or source / "tokenizer.json"
+    return starting_weights(str(source), InitialWeights(module, 1), settings, ALONE, tokenizer=tokenizer)
 
 
 def test_moments_stay_behind(tmp_path):
@@ -88,6 +90,15 @@ def test_what_may_change_is_said(run, caplog, export):
     begin(run / "export" if export else run, load_run(run), settings)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [line.split(", that of")[0] for line in said] == [f"init_from: {key} is {changed[key]}" for key in changed]
+
+
+def test_ids_of_other_tokens_are_refused(run, tmp_path):
+    """The same number of ids and the same shapes, but the tokens are those of another text."""
+    backwards = BpeTokenizer(vocab_size=280).train(text[::-1] for text in TEXTS)
+    other = make_run(tmp_path / "other", tokenizer=backwards)
+    changed = settings_of(run) | {"tokenizer": "another"}
+    with pytest.raises(CheckpointError, match=r"of 280 ids stand for other tokens than there.* tokenizer.path=.*run"):
+        begin(run, load_run(run), changed, other / "tokenizer.json")
 
 
 def test_what_is_neither_is_refused(run, tmp_path):

@@ -46,7 +46,9 @@ def module_of(source, folder, rows):
 
 def begin(source, module):
     run = source if (source / "run.json").exists() else source.parent
-    return starting_weights(str(source), InitialWeights(module, SEED), settings_of(run), ALONE)
+    return starting_weights(
+        str(source), InitialWeights(module, SEED), settings_of(run), ALONE, tokenizer=source / "tokenizer.json"
+    )
 
 
 def whole(read, name, module):
@@ -144,7 +146,9 @@ def test_a_name_on_the_hub_is_its_files(source, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     module = module_of(source, tmp_path, ROWS)
-    read = starting_weights("org/name", InitialWeights(module, SEED), settings_of(source), ALONE)
+    read = starting_weights(
+        "org/name", InitialWeights(module, SEED), settings_of(source), ALONE, tokenizer=source / "tokenizer.json"
+    )
     name = "model.embedding.weight"
     assert torch.equal(whole(read, name, module), load_run(source).get_parameter(name))
 
@@ -153,4 +157,4 @@ def test_other_orders_are_told_from_other_weights(source, tmp_path):
     module = module_of(source, tmp_path, ROWS)
     changed = settings_of(source) | {"model.order": "pre"}
     with pytest.raises(CheckpointError, match=r"model.order is pre, that of .* post"):
-        starting_weights(str(source), InitialWeights(module, SEED), changed, ALONE)
+        starting_weights(str(source), InitialWeights(module, SEED), changed, ALONE, tokenizer=source / "tokenizer.json")
