@@ -47,7 +47,7 @@ class RunHooks:
             record |= {"lr": self.learning_rate(state.step - 1), "grad_norm": reading.grad_norm}
             record |= self.throughput.lap(state.step, state.tokens) | memory(self.world.device)
             self.tracker.log(record | {"skipped": reading.skipped})
-            self._check_memory()
+        self._check_memory()
         if reading.skipped_in_a_row > self.max_skipped:
             self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
             raise NumericalError(
@@ -58,7 +58,9 @@ class RunHooks:
 
     def _check_memory(self) -> None:
         if self.predicted:
-            compare(sum(storages().values()) - self.checkpoints.staged_bytes, self.predicted)
+            held = self.world.gather(sum(storages().values()) - self.checkpoints.staged_bytes)
+            if self.world.is_first:
+                compare(max(held), self.predicted)
             self.predicted = None
 
     def evaluate(self, state: TrainState) -> None:

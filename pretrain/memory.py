@@ -34,12 +34,13 @@ def storages() -> dict[int, int]:
 
 
 def compare(held: int, predicted: Memory) -> None:
-    """Log the bytes of tensors that a rank holds between two steps beside the prediction; warn if they are more.
+    """Log the bytes of tensors that the fullest rank holds between two steps beside the prediction; warn above it.
 
     The prediction is for the end of a backward pass. Between steps gradients, copies and buffers may be freed.
     """
     most = sum(predicted)
-    text = f"memory after the first steps: tensors of {_mib(held)} MiB a rank, predicted {_mib(most)} with gradients"
+    measured = f"tensors of {_mib(held)} MiB on the fullest rank"
+    text = f"memory after the first steps: {measured}, predicted {_mib(most)} with gradients"
     if held - most > max(TOLERANCE * most, UNMENTIONED):
         log.warning("%s; other tensors are alive, or the prediction is wrong", text)
     else:

@@ -77,6 +77,9 @@ def _results(runs: Sequence[History]) -> list[list[str]]:
         ("Held-out loss", lambda run: _number(_last(run.evaluation, "loss"))),
         ("Best held-out loss", _best),
         ("Perplexity", lambda run: _number(_last(run.evaluation, "perplexity"), digits=2)),
+        ("Accuracy", lambda run: _percent(_last(run.evaluation, "accuracy"))),
+        ("Loss on sentences", lambda run: _number(_last(run.evaluation, "sentence_loss"))),
+        ("Accuracy on sentences", lambda run: _percent(_last(run.evaluation, "sentence_accuracy"))),
         ("Bits per byte", lambda run: _number(_last(run.evaluation, "bits_per_byte"))),
         ("Bits per byte, first evaluation", lambda run: _number(_first(run.evaluation, "bits_per_byte"))),
     ]

@@ -74,7 +74,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
     tokenizer = next(iter(corpora.values())) / "tokenizer.json"
     with joined() as world:
         module = build_module(cfg, stream.manifest.vocab_size)
-        size = ModelSize.of(module, cfg.data.seq_len)
+        size = ModelSize.of(module, stream.context)
         predicted = cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision)
         initial = InitialWeights(module, cfg.seed)
         strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)

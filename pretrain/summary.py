@@ -31,10 +31,10 @@ class ModelSize(NamedTuple):
     flops_per_token: float  # forward and backward
 
     @classmethod
-    def of(cls, module: Objective, seq_len: int) -> ModelSize:
-        """Measure a module on the meta device, for sequences of `seq_len` tokens."""
+    def of(cls, module: Objective, context: float) -> ModelSize:
+        """Measure a module on the meta device, for tokens in sequences of `context` tokens on average."""
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        return cls(parameters, module.flops_per_token(seq_len))
+        return cls(parameters, module.flops_per_token(context))
 
 
 def summary(

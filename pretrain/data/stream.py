@@ -20,6 +20,8 @@ from pretrain.data.order import Permutation
 from pretrain.data.packing import Packer, Packing, Pieces, pack
 from pretrain.errors import DataError
 
+_SAMPLE = 64  # slots that tell the length of sequences
+
 
 @dataclass(frozen=True)
 class Source:
@@ -85,6 +87,12 @@ class TrainStream:
     def num_slots(self) -> dict[str, int]:
         """Slots in one epoch of each source."""
         return {source.name: source.packer.num_slots for source in self.sources}
+
+    @property
+    def context(self) -> float:
+        """Tokens of the sequence that a token lies in, on average over the first slots: what attention costs by."""
+        lengths = np.diff(self.slots(np.arange(_SAMPLE)).offsets).astype(np.int64)
+        return float((lengths**2).sum() / lengths.sum())
 
     def epochs(self, num_slots: int) -> dict[str, float]:
         """Return how often each source is seen when training draws `num_slots` slots."""

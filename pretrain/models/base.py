@@ -83,7 +83,7 @@ class Model(nn.Module):
         """Return how the parameter or buffer of that name begins, by the published scheme."""
         raise NotImplementedError
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: float) -> float:
         """Return the floating-point operations of one token's forward and backward pass at this sequence length."""
         raise NotImplementedError
 
@@ -103,7 +103,7 @@ class EncoderModel(Model):
         """Return what is added to the logits, (V,)."""
         raise NotImplementedError
 
-    def flops_per_token(self, seq_len: int, head_share: float = 1.0) -> float:
+    def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the operations of one token as above, where a share of the tokens goes through the head."""
         raise NotImplementedError
 

@@ -157,7 +157,7 @@ class Decoder(Model):
         ndim, std, layers = self.get_parameter(name).ndim, self.config.init_std, self.config.layers
         return scheme(self.config.init, name, ndim=ndim, std=std, residual=residual, layers=layers)
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: float) -> float:
         """Return the floating-point operations of one token, forward and backward (PaLM, appendix B, 2022).
 
         6 a parameter of every matrix product (the head's included, tied or not; the embedding's look-up is none),

@@ -176,7 +176,7 @@ class Encoder(EncoderModel):
             self.config.init, name, ndim=parameter.ndim, std=self.config.init_std, residual=residual, layers=layers
         )
 
-    def flops_per_token(self, seq_len: int, head_share: float = 1.0) -> float:
+    def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the operations of one token, forward and backward, by the convention of `Decoder.flops_per_token`.
 
         `head_share` is the share of tokens that the head's transform and the vocabulary projection see.

@@ -21,6 +21,7 @@ class Loss(NamedTuple):
     total: Tensor  # () fp32, what is minimised, summed over targets; carries the graph
     nll: Tensor  # () fp32, negative log-likelihood in nats alone, summed over targets, detached
     correct: Tensor  # () targets whose own logit is the largest, detached
+    labels: Tensor | None = None  # (3,) the same of labels of sequences, detached: nll, how many are right, how many
 
 
 class Objective(nn.Module):
@@ -31,7 +32,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         raise NotImplementedError
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: float) -> float:
         """Return the floating-point operations of a token's forward and backward pass in sequences of that length."""
         return self.model.flops_per_token(seq_len)
 

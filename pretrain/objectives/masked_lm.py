@@ -21,9 +21,10 @@ from pretrain.objectives.base import Loss, Objective
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
 from pretrain.objectives.pairs import Pairing, Sentences
+from pretrain.objectives.pooler import Pooler
 from pretrain.registry import register
 
-INIT_STD = 0.02  # of the sentence head's matrices, with nothing beyond two of it: as in BERT
+INIT_STD = 0.02  # of the matrices that tell pairs apart, with nothing beyond two of it: as in BERT
 
 
 @register("objective", "masked_lm")
@@ -34,7 +35,7 @@ class MaskedLMConfig:
     The loss of a step is one sum, divided by the masked tokens of the global batch. In it a pair counts as much as
     `sentence_weight` times the masked tokens that are expected in it. So with 1 the two losses count alike, as in BERT,
     however long documents are and however a step is divided; the mean over pairs is weighted by their lengths. The
-    losses in the metrics are those of masked tokens alone.
+    losses in the metrics are those of masked tokens alone; evaluations measure the pairs beside them.
     """
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -95,7 +96,9 @@ class MaskedLM(Objective):
         self.config = config
         self.model = model
         if config.pairs:
-            self.sentence_head = SentenceHead(model.head_weight().shape[1])
+            width = model.head_weight().shape[1]
+            self.pooler = Pooler(width)
+            self.sentence_classifier = nn.Linear(width, 2)
 
     @property
     def encoder(self) -> EncoderModel:
@@ -120,41 +123,33 @@ class MaskedLM(Objective):
             bias=model.head_bias(),
             chunk_tokens=self.config.chunk_tokens,
         )
-        if self.config.pairs:
-            total = total + self._sentence_loss(hidden, batch)
-        return Loss(total, nll, correct)
+        if not self.config.pairs:
+            return Loss(total, nll, correct)
+        sentences, labels = self._sentence_loss(hidden, batch)
+        return Loss(total + sentences, nll, correct, labels)
 
-    def _sentence_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Return the cross-entropy of the labels, each weighted by the masked tokens expected in its sequence, ()."""
+    def _sentence_loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of the labels and the sums that `Loss.labels` holds.
+
+        In the first, (), each label is weighted by the masked tokens expected in its sequence.
+        """
         firsts, lengths = batch.offsets[:-1], batch.offsets.diff()
         labels = torch.full_like(firsts, IGNORED, dtype=torch.int64) if batch.labels is None else batch.labels
-        logits = self.sentence_head(hidden.index_select(0, firsts))
+        logits = self.sentence_classifier(self.pooler(hidden.index_select(0, firsts)))
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="none")
-        return self.config.sentence_weight * self.config.masking.rate * (losses * lengths).sum()
+        sums = torch.stack([losses.detach().sum(), (wide.argmax(1) == labels).sum(), (labels != IGNORED).sum()])
+        return self.config.sentence_weight * self.config.masking.rate * (losses * lengths).sum(), sums
 
     def initial(self, name: str) -> Initial:
-        """Return how a tensor begins: the sentence head as in BERT, the rest as the model says."""
-        if not name.startswith("sentence_head."):
+        """Return how a tensor begins: the classifier of pairs as in BERT, the rest as the model says."""
+        if name.startswith("model."):
             return super().initial(name)
         return Initial(std=INIT_STD, cut=True) if name.endswith("weight") else Initial()
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: float) -> float:
         """Return the operations of a token, forward and backward, of which a share goes through the head.
 
-        The sentence head sees one token of a sequence and is left out.
+        The classifier of pairs sees one token of a sequence and is left out.
         """
         return self.encoder.flops_per_token(seq_len, head_share=self.config.masking.rate)
-
-
-class SentenceHead(nn.Module):
-    """BERT's pooler and its classifier of pairs: D wide, 2 classes."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.pooler = nn.Linear(width, width)
-        self.classifier = nn.Linear(width, 2)
-
-    def forward(self, first: Tensor) -> Tensor:
-        """Map the hidden states of the first tokens of sequences (S, D) to logits (S, 2)."""
-        return self.classifier(torch.tanh(self.pooler(first)))

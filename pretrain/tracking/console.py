@@ -31,6 +31,7 @@ _EVALUATION = (
     ("loss", "loss {:.4f}"),
     ("perplexity", "perplexity {:.2f}"),
     ("accuracy", "accuracy {:.1%}"),
+    ("sentence_accuracy", "of sentences {:.1%}"),
     ("bits_per_byte", "{:.4f} bits per byte"),
 )
 

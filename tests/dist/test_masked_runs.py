@@ -73,4 +73,4 @@ def test_refusals_say_what_to_do(place, uninterrupted):
     done = run(*overrides, "tokenizer=bpe", "tokenizer.vocab_size=300", code=2, cwd=place)
     assert "objective=masked_lm: this tokenizer has no token that hides others" in done.stderr
     done = run(*masked("uninterrupted", "objective.sentences=none", "model.dropout=0.1"), code=4, cwd=place)
-    assert "extra sentence_head.pooler.weight (32, 32)" in done.stderr
+    assert "extra pooler.dense.weight (32, 32)" in done.stderr

@@ -37,7 +37,7 @@ def test_only_what_is_far_above_the_prediction_is_a_warning(caplog, held, level)
     compare(held * MIB, Memory(400 * MIB, 400 * MIB, 800 * MIB))
     [record] = caplog.records
     assert record.levelname == level
-    assert f"tensors of {held:,} MiB a rank, predicted 1,600 with gradients" in record.message
+    assert f"tensors of {held:,} MiB on the fullest rank, predicted 1,600 with gradients" in record.message
 
 
 def test_small_models_do_not_warn(caplog):

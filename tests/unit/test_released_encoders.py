@@ -19,7 +19,7 @@ from pretrain.strategy.base import WEIGHT
 
 SETTINGS = ["model.init_std=0.3", "model.layers=1", "objective.sentences=nsp"]
 SEED = 5  # of the run that starts; the source's is 1
-CLASSIFIER = "sentence_head.classifier.weight"  # of pairs: the objective's own
+CLASSIFIER = "sentence_classifier.weight"  # of pairs: the objective's own
 ROWS = 77  # of the source: 72 ids of its tokenizer, and 5 rows for the sake of the hardware
 
 
@@ -117,7 +117,7 @@ def test_tokens_are_not_taken_away(source, tmp_path):
 def test_the_body_alone_leaves_the_head_to_the_run(source, tmp_path, caplog):
     module, theirs = module_of(source, tmp_path, ROWS), load_run(source)
     read, initial = begin(source / "body", module), InitialWeights(module, SEED)
-    new = ("model.transform.", "model.head.", "sentence_head.")
+    new = ("model.transform.", "model.head.", "pooler.", "sentence_classifier.")
     for name, _ in module.named_parameters():
         expected = whole(initial, name, module) if name.startswith(new) else theirs.get_parameter(name)
         assert torch.equal(whole(read, name, module), expected)
@@ -133,7 +133,7 @@ def test_tensors_of_the_objective_come_along_or_begin_anew(source, tmp_path, cap
     assert not torch.equal(
         whole(begin(source / "export", module), CLASSIFIER, module), load_run(source).get_parameter(CLASSIFIER)
     )
-    own = ", ".join(f"sentence_head.{part}.{kind}" for part in ("pooler", "classifier") for kind in ("weight", "bias"))
+    own = ", ".join(f"{part}.{kind}" for part in ("pooler.dense", "sentence_classifier") for kind in ("weight", "bias"))
     assert said(caplog) == [f"init_from: {source / 'export'} has no {own}; they begin with initial values"]
 
 

@@ -74,6 +74,27 @@ def test_every_held_out_byte_is_paid_for_once(tmp_path, packing, stride, micro_b
     assert module.training, "dropout is on again for the next step"
 
 
+def test_labels_of_sequences_count_alike_in_whatever_batch_they_are():
+    answers = iter([(3.0, 1, 4), None, (0.5, 1, 1)])  # nll, right and all labels of a batch
+
+    class Sentences(nn.Module):
+        def forward(self, batch: Batch) -> Loss:
+            sums = next(answers)
+            return Loss(torch.tensor(4.0), torch.tensor(4.0), torch.tensor(1), sums and torch.tensor(sums))
+
+    batches = [targets(2), targets(3), targets(5)]
+    evaluator = Evaluator(module=Sentences(), batches=lambda: batches, bytes_per_target=None, world=World.alone())
+    found = evaluator()
+    assert (found["loss"], found["accuracy"]) == pytest.approx((12 / 10, 3 / 10))
+    assert (found["sentence_loss"], found["sentence_accuracy"]) == pytest.approx((3.5 / 5, 2 / 5))
+
+
+def targets(number: int) -> Batch:
+    ids = torch.arange(number)
+    offsets = torch.tensor([0, number], dtype=torch.int32)
+    return Batch(tokens=ids, positions=ids, offsets=offsets, max_len=number, targets=ids, num_targets=number)
+
+
 def test_held_out_text_without_a_target_is_refused():
     nothing = Batch(
         tokens=torch.tensor([3]),

@@ -165,6 +165,14 @@ def test_what_the_summary_shows(tmp_path):
     assert stream.vocab_size == 50257
 
 
+@pytest.mark.parametrize("isolate", [True, False])
+def test_attention_costs_by_the_sequences_that_tokens_lie_in(tmp_path, isolate):
+    stream = make_world(tmp_path).stream(isolate)
+    lengths = [len(sequence) for number in range(64) for sequence in sequences_of(stream.slots(np.array([number])))]
+    assert stream.context == pytest.approx(sum(length * length for length in lengths) / sum(lengths))
+    assert stream.context == SEQ_LEN if not isolate else 1 < stream.context < 0.9 * SEQ_LEN
+
+
 def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):
     def fingerprint(folder, weights=(0.6, 0.4), isolate=True, lowest_id=100, **cut):
         world = make_world(tmp_path / folder, lowest_id=lowest_id)

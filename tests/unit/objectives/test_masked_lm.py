@@ -39,30 +39,32 @@ def objective(model, **settings):
     with torch.device("meta"):
         module = MaskedLMConfig(**settings).build(model)
     if settings.get("sentences", Sentences.none) is not Sentences.none:
-        module.sentence_head.to_empty(device="cpu")
         draw = torch.Generator().manual_seed(1)
-        for parameter in module.sentence_head.parameters():
-            parameter.data.normal_(0, 0.3, generator=draw)
+        for own in (module.pooler, module.sentence_classifier):
+            own.to_empty(device="cpu")
+            for parameter in own.parameters():
+                parameter.data.normal_(0, 0.3, generator=draw)
     return module
 
 
 def reference(module, batch):
-    """Return the loss from whole logits, and how many targets are the likeliest."""
+    """Return the loss from whole logits, how many targets are the likeliest, and the sums over labels."""
     model = module.model
     hidden = model(batch.tokens, batch.positions, Layout.of(batch.offsets, batch.max_len), batch.segments)
     logits = F.linear(model.head_input(hidden), model.head_weight(), model.head_bias())
     total = F.cross_entropy(logits, batch.targets, ignore_index=IGNORED, reduction="sum")
     nll = total.detach()
+    paid, right = [], 0
     for sequence, label in enumerate(batch.labels.tolist() if module.config.pairs else []):
         if label != IGNORED:
             begin, end = batch.offsets[sequence : sequence + 2].tolist()
-            pooled = torch.tanh(
-                F.linear(hidden[begin], module.sentence_head.pooler.weight, module.sentence_head.pooler.bias)
-            )
-            pair = F.linear(pooled, module.sentence_head.classifier.weight, module.sentence_head.classifier.bias)
+            pooled = torch.tanh(F.linear(hidden[begin], module.pooler.dense.weight, module.pooler.dense.bias))
+            pair = F.linear(pooled, module.sentence_classifier.weight, module.sentence_classifier.bias)
+            paid.append(-pair.log_softmax(0)[label].item())
+            right += int(pair[label] > pair[1 - label])
             expected = module.config.masking.rate * (end - begin)
             total = total - module.config.sentence_weight * expected * pair.log_softmax(0)[label]
-    return total, nll, (logits.argmax(1) == batch.targets).sum()
+    return total, nll, (logits.argmax(1) == batch.targets).sum(), [sum(paid), right, len(paid)]
 
 
 @pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False}, MODERN])
@@ -77,6 +79,8 @@ def test_loss_and_gradients_are_those_of_whole_logits(fields, settings):
     assert loss.total.item() == pytest.approx(expected[0].item(), rel=1e-12)
     assert loss.nll.item() == pytest.approx(expected[1].item(), rel=1e-12)
     assert loss.correct == expected[2]
+    assert (loss.labels is None) is ("sentences" not in settings)
+    assert loss.labels is None or loss.labels.tolist() == pytest.approx(expected[3], rel=1e-12)
     parameters = dict(module.named_parameters())
     found = torch.autograd.grad(loss.total, parameters.values())
     wanted = torch.autograd.grad(expected[0], parameters.values())
@@ -142,13 +146,11 @@ def test_operations_count_the_head_for_the_masked_share():
     assert model.flops_per_token(32) - module.flops_per_token(32) == pytest.approx(6 * 0.7 * head)
 
 
-def test_the_sentence_head_begins_as_in_bert():
+def test_what_tells_pairs_apart_begins_as_in_bert():
     module = objective(small_encoder(), sentences=Sentences.nsp)
     filled(module, seed=3)
-    assert not module.sentence_head.pooler.bias.any() and not module.sentence_head.classifier.bias.any()
-    weights = torch.cat(
-        [module.sentence_head.pooler.weight.flatten(), module.sentence_head.classifier.weight.flatten()]
-    )
+    assert not module.pooler.dense.bias.any() and not module.sentence_classifier.bias.any()
+    weights = torch.cat([module.pooler.dense.weight.flatten(), module.sentence_classifier.weight.flatten()])
     assert weights.abs().max() <= 2 * INIT_STD
     cut = math.sqrt(1 - 2 * 2 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))  # of a normal, at two
     assert weights.std().item() == pytest.approx(INIT_STD * cut, rel=0.1)
