@@ -16,16 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.errors import CheckpointError, NumericalError
+from pretrain.errors import CheckpointError, ConfigError, NumericalError
 from pretrain.fragments import write_durably
-from pretrain.models.hub import Part, Tensors, family_of
+from pretrain.models.hub import Family, Part, Tensors, family_of
 from pretrain.strategy.base import WEIGHT, Reader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names in a message
+_AGAIN = "fetch or write it again"  # the fix of a damaged file
 _RUN = 1 << 20  # elements read and written at a time
 _AHEAD = 4  # of these runs, copies of what is stored, may wait to be hashed
 
@@ -53,7 +54,7 @@ def write_weights(
             "metadata": {"total_size": sum(part.numel for part in parts) * dtype.itemsize},
             "weight_map": {part.theirs: name for name, group in files.items() for part in group},
         }
-        write_durably(directory / _INDEX, json.dumps(index, indent=1).encode())
+        write_durably(directory / INDEX, json.dumps(index, indent=1).encode())
 
 
 def _split(parts: list[Part], max_elements: int) -> list[list[Part]]:
@@ -105,19 +106,11 @@ class HuggingFaceWeights:
     absent: list[str]  # names of what a checkpoint of the body alone lacks: the head
 
     def __init__(self, directory: Path, prefix: str = "model.") -> None:
-        """Read names and shapes, not weights. Raises `CheckpointError` for files that are not of the architecture
-        that `config.json` describes, and `ConfigError` for an architecture that we do not have.
+        """Read names and shapes, not weights. Raises `CheckpointError` for files that are damaged or not of the
+        architecture that `config.json` describes, and `ConfigError` for an architecture that we do not have.
         """
         self.directory = directory
-        theirs = _read_json(directory / "config.json")
-        family = family_of(theirs)
-        try:
-            self.config = family.ours(theirs)
-            parts = list(family.parts(self.config, theirs["vocab_size"]))
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise CheckpointError(
-                f"{directory / 'config.json'}: not that of a {family.model_type} ({error!r})"
-            ) from None
+        family, self.config, parts = _network(directory / "config.json")
         self._opened: dict[str, Any] = {}  # memory-mapped on first use
         self._file_of = self._locate()
         self._stored = _by_todays_names(self._file_of, parts, family.tensors)
@@ -155,15 +148,17 @@ class HuggingFaceWeights:
 
     def _locate(self) -> dict[str, str]:
         """Return the file of every stored tensor."""
-        if (self.directory / _INDEX).exists():
-            located = _read_json(self.directory / _INDEX).get("weight_map", {})
-            for file in set(located.values()):
-                if Path(file).name != file:
-                    raise CheckpointError(f"{self.directory / _INDEX}: lists {file!r}, which is no file beside it")
-            return located
-        if not (self.directory / _WHOLE).exists():
-            raise CheckpointError(f"{self.directory}: no {_WHOLE}; only safetensors are read, convert what is there")
-        return dict.fromkeys(self._open(_WHOLE).keys(), _WHOLE)
+        index = self.directory / INDEX
+        if not index.exists():
+            if not (self.directory / _WHOLE).exists():
+                rule = f"no {_WHOLE}; only safetensors are read, convert what is there"
+                raise CheckpointError(f"{self.directory}: {rule}")
+            return dict.fromkeys(self._open(_WHOLE).keys(), _WHOLE)
+        located = read_index(index)
+        held = {file: set(self._open(file).keys()) for file in set(located.values())}
+        if absent := [f"{name} in {file}" for name, file in located.items() if name not in held[file]]:
+            raise CheckpointError(f"{index}: lists tensors that are not there: {listed(absent)}; {_AGAIN}")
+        return located
 
     def _check(self, tensors: Tensors) -> None:
         """Refuse tensors that are missing, of another shape, or not known to the architecture."""
@@ -181,7 +176,7 @@ class HuggingFaceWeights:
                 problems.append(f"extra {stored}")
         if problems:
             rule = "its weights are not those that its config.json describes"
-            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {_listed(problems)}")
+            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {listed(problems)}")
         if unused:
             log.info("%s: no part of our model and left alone: %s", self.directory, ", ".join(sorted(unused)))
 
@@ -193,7 +188,9 @@ class HuggingFaceWeights:
             try:
                 self._opened[file] = safe_open(self.directory / file, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.directory / file}: not a readable safetensors file ({error})") from None
+                raise CheckpointError(
+                    f"{self.directory / file}: not a readable safetensors file ({error}); {_AGAIN}"
+                ) from None
         return self._opened[file]
 
 
@@ -216,15 +213,42 @@ def _absent(parts: list[Part], prefix: str, stored: dict[str, str]) -> set[Part]
     return set() if some else head
 
 
-def _listed(problems: list[str]) -> str:
-    return "; ".join(sorted(problems)[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")
+def _network(path: Path) -> tuple[Family, Any, list[Part]]:
+    """Return the family, our configuration and the tensors of a `config.json`, which every refusal names."""
+    theirs = read_json(path)
+    try:
+        family = family_of(theirs)
+        config = family.ours(theirs)
+        return family, config, list(family.parts(config, theirs["vocab_size"]))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Values may be of any type and size, and whatever takes them first has its own word for what is wrong.
+        raise CheckpointError(f"{path}: not that of a {theirs.get('model_type')} ({error!r}); {_AGAIN}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of every tensor that an index lists: a file beside it. Raises `CheckpointError` otherwise."""
+    located = read_json(path).get("weight_map")
+    if not isinstance(located, dict) or not all(isinstance(file, str) for file in located.values()):
+        raise CheckpointError(f"{path}: has no weight_map from the names of tensors to those of files; {_AGAIN}")
+    for file in sorted(set(located.values())):
+        if Path(file).name != file or not (path.parent / file).is_file():
+            raise CheckpointError(f"{path}: lists {file!r}, which is no file beside it; {_AGAIN}")
+    return located
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a file of JSON holds. Raises `CheckpointError` for a file that holds none."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
+        raise CheckpointError(f"{path}: not a JSON object; {_AGAIN}")
     return content
+
+
+def listed(problems: list[str]) -> str:
+    """Return the first few of the problems, in the order of the alphabet."""
+    return "; ".join(sorted(problems)[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")

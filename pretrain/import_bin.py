@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pretrain.durable import replace
 from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, check
+from pretrain.huggingface import INDEX, listed, read_index, read_json
 from pretrain.models.hub import FAMILIES
 
-_WHOLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_WHOLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,14 +40,12 @@ def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:
 
     Files so old that `config.json` does not name their architecture need `model_type`. A file is held in memory as a
     whole. Raises `ConfigError` for a directory without such files, or with safetensors, and `CheckpointError` for a
-    file that holds anything but named tensors.
+    file that is damaged or holds anything but named tensors.
     """
     config = _architecture(directory, model_type)
-    weight_map: dict[str, str] = {}
-    if (directory / _INDEX).is_file():
-        weight_map = json.loads((directory / _INDEX).read_bytes())["weight_map"]
+    weight_map = read_index(directory / _OLD_INDEX) if (directory / _OLD_INDEX).is_file() else {}
     files = sorted(set(weight_map.values())) or [_WHOLE]
-    targets = {file: directory / _renamed(Path(file).name) for file in files}
+    targets = {file: directory / _renamed(file) for file in files}
     for file, target in targets.items():
         if not (directory / file).is_file():
             raise ConfigError(f"{directory / file}: is not there; name a directory that holds it")
@@ -57,11 +56,14 @@ def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:
             name: tensor.clone(memory_format=torch.contiguous_format)
             for name, tensor in _load(directory / file).items()
         }
+        if absent := [name for name, place in weight_map.items() if place == file and name not in tensors]:
+            rule = f"lacks tensors that {_OLD_INDEX} lists: {listed(absent)}"
+            raise CheckpointError(f"{directory / file}: {rule}; fetch both again")
         replace(target, [save(tensors, metadata={"format": "pt"})])
     written = list(targets.values())
     if weight_map:
         index = {"metadata": {}, "weight_map": {name: _renamed(file) for name, file in weight_map.items()}}
-        written.append(directory / "model.safetensors.index.json")
+        written.append(directory / INDEX)
         replace(written[-1], [json.dumps(index, indent=1).encode()])
     if config is not None:
         written.append(directory / "config.json")
@@ -71,10 +73,7 @@ def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:
 
 def _architecture(directory: Path, model_type: str | None) -> dict[str, Any] | None:
     """Return a `config.json` that names its architecture, None if the one that is there does."""
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{directory / 'config.json'}: cannot be read ({error})") from None
+    config = read_json(directory / "config.json")
     named = config.get("model_type")
     rule = f"config.json does not name its architecture; add --model-type, one of {', '.join(FAMILIES)}"
     check(bool(named or model_type), "--model-type", model_type, rule)

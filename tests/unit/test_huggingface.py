@@ -1,7 +1,7 @@
 """Hugging Face checkpoints: what is read is what `transformers` wrote, by slices; what does not fit is refused."""
 
+import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, small_decoder, small_encoder
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.huggingface import HuggingFaceWeights
@@ -166,9 +166,9 @@ DAMAGE = {
     ),
     "no model.safetensors; only safetensors are read": lambda d: (d / "model.safetensors").unlink(),
     "not a readable safetensors file": lambda d: (d / "model.safetensors").write_bytes(b"torn"),
-    "lists '../model.safetensors', which is no file beside it": lambda d: (
-        d / "model.safetensors.index.json"
-    ).write_text('{"weight_map": {"transformer.wte.weight": "../model.safetensors"}}'),
+    "model.safetensors: not a readable": lambda d: (d / "model.safetensors").write_bytes(
+        (d / "model.safetensors").read_bytes()[:-1]
+    ),
     "config.json: cannot be read": lambda d: (d / "config.json").write_text("{"),
     "config.json: not that of a gpt2 (KeyError('n_embd'))": lambda d: (d / "config.json").write_text(
         '{"model_type": "gpt2", "n_positions": 32}'
@@ -185,9 +185,76 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, problem):
     assert problem in str(refused.value)
 
 
-def test_an_architecture_that_is_not_ours_is_refused(tmp_path):
-    directory = write(tmp_path / "model", small_decoder())
-    (directory / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ConfigError, match="model_type=t5"):
-        HuggingFaceWeights(directory)
-    shutil.rmtree(directory)
+@pytest.fixture
+def llama(tmp_path):
+    """A Llama as `transformers` writes it, in several files."""
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama", max_shard_size="8KB")
+    assert len(list((tmp_path / "llama").glob("*.safetensors"))) > 2
+    return tmp_path / "llama"
+
+
+def list_in_the_index(directory, name, file):
+    index = directory / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][name] = file
+    index.write_text(json.dumps(content))
+
+
+def first_file(directory):
+    return min(directory.glob("*.safetensors"))
+
+
+DAMAGED_INDEX = {
+    "index.json: cannot be read": lambda d: (d / "model.safetensors.index.json").write_text("{"),
+    "index.json: not a JSON object": lambda d: (d / "model.safetensors.index.json").write_text("[]"),
+    "index.json: has no weight_map from": lambda d: (d / "model.safetensors.index.json").write_text("{}"),
+    "json: has no weight_map from": lambda d: list_in_the_index(d, "lm_head.weight", 3),
+    "index.json: lists '../model.safetensors', which is no file beside it": lambda d: list_in_the_index(
+        d, "lm_head.weight", "../model.safetensors"
+    ),
+    "index.json: lists '..', which is no file beside it": lambda d: list_in_the_index(d, "lm_head.weight", ".."),
+    "-00001-of-00005.safetensors', which is no file beside it; fetch or": lambda d: first_file(d).unlink(),
+    "-00001-of-00005.safetensors: not a readable safetensors file": lambda d: first_file(d).write_bytes(
+        first_file(d).read_bytes()[:-1]
+    ),
+    "index.json: lists tensors that are not there: lm_head.weight in model-0": lambda d: list_in_the_index(
+        d, "lm_head.weight", first_file(d).name
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGED_INDEX)
+def test_a_damaged_directory_of_several_files_is_refused_by_name(llama, problem):
+    HuggingFaceWeights(llama)
+    DAMAGED_INDEX[problem](llama)
+    with pytest.raises(CheckpointError) as refused:
+        HuggingFaceWeights(llama)
+    assert str(refused.value).startswith(f"{llama}/model")
+    assert problem in str(refused.value)
+    assert "fetch or write it again" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "problem"),
+    [
+        (ConfigError, {"model_type": "t5"}, "model_type=t5: not an architecture of ours"),
+        (ConfigError, {"qk_norm": True}, "qk_norm=True has no counterpart in model=decoder"),
+        (ConfigError, {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn has no counterpart"),
+        (ConfigError, {"num_attention_heads": 5}, "model.heads=5: "),
+        (CheckpointError, {"model_type": ["llama"]}, "not that of a ['llama'] (TypeError("),
+        (CheckpointError, {"hidden_size": "24"}, "not that of a llama (TypeError("),
+        (CheckpointError, {"vocab_size": -1}, "not that of a llama (RuntimeError("),
+        (CheckpointError, {"rope_parameters": 3}, "not that of a llama (AttributeError("),
+        (CheckpointError, {"rope_parameters": {"rope_theta": "x"}}, "not that of a llama (ValueError("),
+    ],
+)
+def test_every_refusal_of_a_configuration_names_its_file_once(llama, kind, changed, problem):
+    path = llama / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(kind) as refused:
+        HuggingFaceWeights(llama)
+    assert str(refused.value).startswith(f"{path}: {problem}")
+    assert str(refused.value).count("config.json") == 1

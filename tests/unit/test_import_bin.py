@@ -57,6 +57,33 @@ def test_several_files_with_an_index(old):
         assert torch.equal(read(name, WEIGHT, 0, tensor.numel()), tensor.reshape(-1))
 
 
+def index_of(place, **more):
+    names = ["bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.bias"]
+    return json.dumps({"weight_map": dict.fromkeys(names, place) | more})
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        ("{}", "has no weight_map from the names of tensors to those of files"),
+        ('{"weight_map": ["pytorch_model.bin"]}', "has no weight_map"),
+        (index_of("../old/pytorch_model.bin"), "lists '../old/pytorch_model.bin', which is no file beside it"),
+        (index_of("more/pytorch_model.bin"), "lists 'more/pytorch_model.bin', which is no file beside it"),
+        (index_of("pytorch_model-2.bin"), "lists 'pytorch_model-2.bin', which is no file beside it"),
+        (index_of("pytorch_model.bin", other="pytorch_model.bin"), "lacks tensors that pytorch_model.bin.index.json"),
+    ],
+)
+def test_a_damaged_index_is_refused_by_name(old, capsys, index, problem):
+    directory, _, _ = old
+    (directory / "more").mkdir()
+    (directory / "more" / "pytorch_model.bin").write_bytes((directory / "pytorch_model.bin").read_bytes())
+    (directory / "pytorch_model.bin.index.json").write_text(index)
+    assert main([str(directory)]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith(f"{directory}/pytorch_model.bin") and problem in said
+    assert not list(directory.rglob("*.safetensors"))
+
+
 def test_a_configuration_older_than_model_type(old, capsys):
     directory, _, _ = old
     config = json.loads((directory / "config.json").read_text())
@@ -104,8 +131,11 @@ def test_what_is_not_tensors_alone_is_refused(old, capsys, monkeypatch, content)
 
 
 def test_a_directory_without_weights_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
-    assert "config.json: cannot be read" in capsys.readouterr().err
+    for content in (None, "{", "[]"):
+        if content:
+            (tmp_path / "config.json").write_text(content)
+        assert main([str(tmp_path)]) == 4
+        assert capsys.readouterr().err.startswith(f"{tmp_path}/config.json: ")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert main([str(tmp_path)]) == 2
     assert "pytorch_model.bin: is not there" in capsys.readouterr().err

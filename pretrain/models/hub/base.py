@@ -170,7 +170,7 @@ class Family:
     def refusal(self, key: str, found: Any, rule: str) -> ConfigError:
         """Return the error for a setting of theirs that our model does not have."""
         group, name = choices()[self.kind]
-        return ConfigError(f"config.json: {key}={found} has no counterpart in {group}={name} ({rule})")
+        return ConfigError(f"{key}={found} has no counterpart in {group}={name} ({rule})")
 
     def rope_theta(self, rope: dict[str, Any], default: float) -> float:
         """Return the base of rotary frequencies. Raises `ConfigError` for frequencies that are scaled."""
