@@ -1,6 +1,7 @@
 """`python -m pretrain.export RUN`: write a run's weights as a directory that `transformers` loads.
 
-Holds the command line and the directory; weight files are `huggingface`'s, names and settings `models/hub`'s.
+Holds the command line and the directory; weight files are `huggingface`'s, names and settings `models/hub`'s, and what
+can be exported is `counterpart`'s to say.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 
 from pretrain.checkpoint import check_architecture, load_manifest, load_state, saved_step, shapes_of
+from pretrain.counterpart import counterpart
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.distributed import World
 from pretrain.durable import sync
@@ -26,12 +28,9 @@ from pretrain.entry import compose_run
 from pretrain.errors import ConfigError, HeadwaterError, ResourceError
 from pretrain.fragments import FragmentReader, write_durably
 from pretrain.huggingface import DTYPES, write_weights
-from pretrain.models.hub import family_for
 from pretrain.run import build_module
 from pretrain.rundir import read_record
 
-# Tokens of encoders by what `transformers` calls them; those around a document are the run's own record.
-_ROLES = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "unk": ("[UNK]", "<unk>")}
 RECORD_FILE = "export.json"  # of which step an export is; `transformers` does not read it
 
 
@@ -50,14 +49,9 @@ def export(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for what has no counterpart."""
     cfg, record = compose_run(options.run), read_record(options.run)
     vocab_size = record["vocab_size"]
-    family = family_for(cfg.model)
-    parts = list(family.parts(cfg.model, vocab_size))
-    network = family.theirs(cfg.model, vocab_size)
     tokenizer = load_tokenizer(options.run / "tokenizer.json")
-    special = _special(tokenizer, record["document_frame"], cfg.model.causal)
-    if (needed := network.get("pad_token_id")) is not None and needed != special["pad"]:
-        rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
-        raise ConfigError(f"model.position_offset={needed + 1}: {rule}; that of tokenizer.json is {special['pad']}")
+    family, network, special = counterpart(cfg.model, vocab_size, tokenizer, record["document_frame"])
+    parts = list(family.parts(cfg.model, vocab_size))
     step = saved_step(options.run / "checkpoints", World.alone(), options.step)
     reader = FragmentReader(step, load_manifest(step)["tensors"])
     shapes = shapes_of(build_module(cfg, vocab_size))
@@ -119,20 +113,6 @@ def _replacing(directory: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _special(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], causal: bool) -> dict[str, int | None]:
-    """Return the ids of special tokens by the names that `transformers` has for what they do."""
-    prefix, suffix = frame
-    begin = next(iter(prefix), None)
-    if causal:
-        return {"bos": begin, "eos": next(iter(suffix or prefix), None)}  # what ends a document, or begins the next one
-    known = {
-        role: next((token for name in names if (token := tokenizer.token_to_id(name)) is not None), None)
-        for role, names in _ROLES.items()
-    }
-    end = next(iter(suffix), None)
-    return {"bos": begin, "eos": end, "cls": begin, "sep": end, **known}
 
 
 def _framing(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], token_types: int) -> str:

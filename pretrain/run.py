@@ -18,6 +18,7 @@ from torch import nn
 
 from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
 from pretrain.config import PretrainConfig
+from pretrain.counterpart import warn_without_counterpart
 from pretrain.data.base import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
 from pretrain.data.preparation import list_inputs, prepare
@@ -241,6 +242,7 @@ def _introduce(
         vocab_size=stream.manifest.vocab_size,
         document_frame=[stream.manifest.prefix, stream.manifest.suffix],
     )
+    warn_without_counterpart(cfg.model, directory.path)
     log.info(
         summary(
             size=size,

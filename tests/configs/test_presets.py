@@ -8,6 +8,7 @@ import torch
 from pretrain.data.loader import micro_batches_per_step
 from pretrain.entry import compose
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.hub import family_for
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -49,6 +50,7 @@ def test_preset(name):
     for ranks in (1, 8, 64) if name in PUBLISHED else (1, 2):
         micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, ranks)
     assert cfg.run.name == name
+    family_for(cfg.model)  # every preset can be exported
 
 
 @pytest.mark.parametrize(

@@ -23,17 +23,17 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 def family_for(config: Any) -> Family:
     """Return the family whose models compute what a model of this configuration computes, setting for setting.
 
-    Raises `ConfigError` for a model that has none; it names the first setting without a counterpart in the family that
-    comes nearest.
+    Raises `ConfigError` for a model that has none; it names the settings without a counterpart in the family that comes
+    nearest.
     """
     differences = {family: list(family.differences(config)) for family in _ALL if isinstance(config, family.kind)}
     if not differences:
         raise ConfigError(
-            f"{type(config).__name__}: has no counterpart among {', '.join(FAMILIES)}; it is not exported"
+            f"{type(config).__name__}: has no counterpart among {', '.join(FAMILIES)}: this model cannot be exported"
         )
     nearest = min(differences, key=lambda family: len(differences[family]))
-    for difference in differences[nearest]:
-        raise ConfigError(f"{difference}; this model cannot be exported")
+    if differences[nearest]:
+        raise ConfigError(f"{'; '.join(differences[nearest])}: this model cannot be exported")
     return nearest
 
 

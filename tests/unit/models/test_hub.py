@@ -201,6 +201,10 @@ def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
             "activation=geglu: has no counterpart in BertForMaskedLM, which knows gelu and",
         ),
         ({"order": Order.pre}, "model.order=pre: has no counterpart in BertForMaskedLM"),
+        (
+            {"order": Order.pre, "window": 4},
+            "which knows post only; model.window=4: has no counterpart in BertForMaskedLM, which knows null only: this",
+        ),
         ({**ROBERTA, "bias": False}, "model.bias=false: has no counterpart in RobertaForMaskedLM"),
         ({**ROBERTA, "token_types": 0}, "model.token_types=0: has no counterpart in RobertaForMaskedLM"),
         ({**MODERNBERT, "activation": Activation.gelu}, "model.activation=gelu: has no counterpart in ModernBertFor"),

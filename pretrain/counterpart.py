@@ -1,0 +1,67 @@
+"""The Hugging Face counterpart of a run: its family, its `config.json`, its special tokens, or why there is none.
+
+Holds what is known before anything is trained, so that a run can say at its start what `export` will say at its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.errors import ConfigError
+from pretrain.models.hub import Family, family_for
+from pretrain.rundir import read_record
+
+# Tokens of encoders by what `transformers` calls them; those around a document are the run's own record.
+_ROLES = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "unk": ("[UNK]", "<unk>")}
+
+log = logging.getLogger(__name__)
+
+
+class Counterpart(NamedTuple):
+    """What `transformers` needs to know of a run to compute what its model computes."""
+
+    family: Family
+    network: dict[str, Any]  # of config.json: what it says of the network
+    special: dict[str, int | None]  # ids of special tokens by the names that `transformers` has for what they do
+
+
+def counterpart(model: Any, vocab_size: int, tokenizer: Tokenizer, frame: tuple[list[int], list[int]]) -> Counterpart:
+    """Return the counterpart of a model whose documents have these ids before and after them.
+
+    Raises `ConfigError` for what has none; it names every setting that is in the way.
+    """
+    family = family_for(model)
+    network = family.theirs(model, vocab_size)
+    special = _special(tokenizer, frame, model.causal)
+    if (needed := network.get("pad_token_id")) is not None and needed != special["pad"]:
+        rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
+        raise ConfigError(f"model.position_offset={needed + 1}: {rule}; that of tokenizer.json is {special['pad']}")
+    return Counterpart(family, network, special)
+
+
+def warn_without_counterpart(model: Any, run: Path) -> None:
+    """Say why the model of a run cannot be exported, if so, before it is paid for."""
+    record, tokenizer = read_record(run), load_tokenizer(run / "tokenizer.json")
+    try:
+        counterpart(model, record["vocab_size"], tokenizer, record["document_frame"])
+    except ConfigError as error:
+        log.warning("python -m pretrain.export will refuse this run: %s", error)
+
+
+def _special(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], causal: bool) -> dict[str, int | None]:
+    """Return the ids of special tokens by the names that `transformers` has for what they do."""
+    prefix, suffix = frame
+    begin = next(iter(prefix), None)
+    if causal:
+        return {"bos": begin, "eos": next(iter(suffix or prefix), None)}  # what ends a document, or begins the next one
+    known = {
+        role: next((token for name in names if (token := tokenizer.token_to_id(name)) is not None), None)
+        for role, names in _ROLES.items()
+    }
+    end = next(iter(suffix), None)
+    return {"bos": begin, "eos": end, "cls": begin, "sep": end, **known}
