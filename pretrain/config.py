@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from pretrain import data, models, objectives, strategy, tracking
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.data.loader import DataConfig
+from pretrain.data.sources import ReadableSource
 from pretrain.data.tokenizer import TokenizerConfig
 from pretrain.errors import check
 from pretrain.evaluate import EvalConfig
@@ -80,6 +81,15 @@ class PretrainConfig:
             dropout = getattr(self.model, "attention_dropout", 0)
             rule = "attention=flash and attention=flex have no dropout of weights; set 0, or attention=sdpa"
             check(dropout == 0, "model.attention_dropout", dropout, rule)
+
+    def check_tokenizer(self) -> None:
+        """Raise `ConfigError` for a tokenizer that the objective cannot work with, before text is prepared with it.
+
+        Reads the files of one that exists. A corpus that was prepared elsewhere is not looked at: it has its own.
+        """
+        if any(isinstance(source, ReadableSource) for source in self.data.sources.values()):
+            prefix, suffix, mask = self.tokenizer.roles()
+            self.objective.check_tokenizer(mask=mask is not None, frame=bool(prefix and suffix))
 
 
 def register_choices() -> None:

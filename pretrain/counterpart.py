@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer import MASKS, load_tokenizer
 from pretrain.errors import ConfigError
 from pretrain.models.hub import Family, family_for
 from pretrain.rundir import read_record
 
-# Tokens of encoders by what `transformers` calls them; those around a document are the run's own record.
-_ROLES = {"pad": ("[PAD]", "<pad>"), "mask": ("[MASK]", "<mask>"), "unk": ("[UNK]", "<unk>")}
+# Tokens of encoders by what `transformers` calls them; the run's own record has those around a document, and a mask
+# of another name.
+_ROLES = {"pad": ("[PAD]", "<pad>"), "mask": MASKS, "unk": ("[UNK]", "<unk>")}
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +31,14 @@ class Counterpart(NamedTuple):
     special: dict[str, int | None]  # ids of special tokens by the names that `transformers` has for what they do
 
 
-def counterpart(model: Any, vocab_size: int, tokenizer: Tokenizer, frame: tuple[list[int], list[int]]) -> Counterpart:
-    """Return the counterpart of a model whose documents have these ids before and after them.
+def counterpart(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> Counterpart:
+    """Return the counterpart of a model by the `record` of its run: size of the vocabulary, frame of documents, mask.
 
     Raises `ConfigError` for what has none; it names every setting that is in the way.
     """
     family = family_for(model)
-    network = family.theirs(model, vocab_size)
-    special = _special(tokenizer, frame, model.causal)
+    network = family.theirs(model, record["vocab_size"])
+    special = _special(tokenizer, record, model.causal)
     if (needed := network.get("pad_token_id")) is not None and needed != special["pad"]:
         rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
         raise ConfigError(f"model.position_offset={needed + 1}: {rule}; that of tokenizer.json is {special['pad']}")
@@ -48,14 +49,14 @@ def warn_without_counterpart(model: Any, run: Path) -> None:
     """Say why the model of a run cannot be exported, if so, before it is paid for."""
     record, tokenizer = read_record(run), load_tokenizer(run / "tokenizer.json")
     try:
-        counterpart(model, record["vocab_size"], tokenizer, record["document_frame"])
+        counterpart(model, record, tokenizer)
     except ConfigError as error:
         log.warning("python -m pretrain.export will refuse this run: %s", error)
 
 
-def _special(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], causal: bool) -> dict[str, int | None]:
+def _special(tokenizer: Tokenizer, record: dict[str, Any], causal: bool) -> dict[str, int | None]:
     """Return the ids of special tokens by the names that `transformers` has for what they do."""
-    prefix, suffix = frame
+    prefix, suffix = record["document_frame"]
     begin = next(iter(prefix), None)
     if causal:
         return {"bos": begin, "eos": next(iter(suffix or prefix), None)}  # what ends a document, or begins the next one
@@ -63,5 +64,7 @@ def _special(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], causal: b
         role: next((token for name in names if (token := tokenizer.token_to_id(name)) is not None), None)
         for role, names in _ROLES.items()
     }
+    if (named := record.get("mask")) is not None:  # runs from before `tokenizer.mask` have no such entry
+        known["mask"] = named
     end = next(iter(suffix), None)
     return {"bos": begin, "eos": end, "cls": begin, "sep": end, **known}

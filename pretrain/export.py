@@ -50,7 +50,7 @@ def export(options: argparse.Namespace) -> Path:
     cfg, record = compose_run(options.run), read_record(options.run)
     vocab_size = record["vocab_size"]
     tokenizer = load_tokenizer(options.run / "tokenizer.json")
-    family, network, special = counterpart(cfg.model, vocab_size, tokenizer, record["document_frame"])
+    family, network, special = counterpart(cfg.model, record, tokenizer)
     parts = list(family.parts(cfg.model, vocab_size))
     step = saved_step(options.run / "checkpoints", World.alone(), options.step)
     reader = FragmentReader(step, load_manifest(step)["tensors"])

@@ -30,7 +30,8 @@ _PLAN = "--plan="  # followed by the file descriptor of a plan
 
 
 def hand_over(cfg: PretrainConfig) -> None:
-    """Become a fresh process that prepares what the configuration names."""
+    """Become a fresh process that prepares what the configuration names, if its objective can work with that."""
+    cfg.check_tokenizer()
     with plan_file(cfg.data.sources, cfg.tokenizer, cfg.data.prepare) as file:
         os.set_inheritable(file.fileno(), True)
         os.execv(sys.executable, [sys.executable, *arguments(file)])

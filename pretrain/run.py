@@ -49,6 +49,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     cfg.attention.build()
     cfg.strategy.check_machine(ranks=world_size(), device_type=device_type(), precision=cfg.precision)
     list_inputs(cfg.data.sources)
+    cfg.check_tokenizer()
     stop = StopRequest()
     if rank() > 0:
         _pretrain(cfg, None, stop)
@@ -241,6 +242,7 @@ def _introduce(
         corpora={name: str(path.resolve()) for name, path in corpora.items()},
         vocab_size=stream.manifest.vocab_size,
         document_frame=[stream.manifest.prefix, stream.manifest.suffix],
+        mask=stream.manifest.mask,
     )
     warn_without_counterpart(cfg.model, directory.path)
     log.info(

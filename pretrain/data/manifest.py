@@ -65,6 +65,7 @@ class Manifest:
     tokenizer_sha256: str
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
+    mask: int | None = None  # id that hides another, if one was named; null: that of [MASK] or <mask>, if there is one
     splits: dict[str, Split]
     skipped: dict[str, int]  # reason -> documents or lines left out or mended
     versions: dict[str, str]  # libraries that took part
@@ -72,9 +73,10 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over what training can see: tokenizer, document frame and the hash of every shard."""
+        """SHA-256 over what training can see: tokenizer, document frame, mask and the hash of every shard."""
         seen = [self.format, self.dtype, self.tokenizer_sha256, self.prefix, self.suffix]
         seen += [[shard.sha256 for shard in self.splits[split].shards] for split in SPLITS]
+        seen += [] if self.mask is None else [self.mask]
         return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
     def save(self, directory: Path) -> None:

@@ -94,9 +94,9 @@ def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: P
             raise ConfigError(f"data.sources.{name}: of no kind; choose one, e.g. +source@data.sources.{name}=text")
     if readable:
         identity = _tokenizer_identity(tokenizer, readable, cfg)
-        frame = [tokenizer.prefix, tokenizer.suffix]
+        roles = [tokenizer.prefix, tokenizer.suffix, *_named_mask(tokenizer)]
         for name, (source, inputs) in readable.items():
-            key = _key(_source_identity(source, inputs), identity, frame, *_settings(cfg))
+            key = _key(_source_identity(source, inputs), identity, roles, *_settings(cfg))
             directories[name] = Path(cfg.root).expanduser() / f"{name}-{key}"
         missing = [name for name in readable if not (directories[name] / "manifest.json").exists()]
         if missing:
@@ -127,10 +127,16 @@ def _tokenizer_identity(
 ) -> str:
     """Return a key of the tokenizer that needs no training and no loading."""
     if isinstance(tokenizer, ReadyTokenizer):
-        return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()))
-    trained = {name: value for name, value in plain_values(tokenizer).items() if name not in ("prefix", "suffix")}
-    choice = type(tokenizer).__name__
-    return _key(choice, trained, sorted(_source_identity(*source) for source in readable.values()), *_settings(cfg))
+        return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()), *_named_mask(tokenizer))
+    settings = plain_values(tokenizer).items()
+    trained = {name: value for name, value in settings if name not in ("prefix", "suffix", "mask")}
+    choice, texts = type(tokenizer).__name__, sorted(_source_identity(*source) for source in readable.values())
+    return _key(choice, trained, texts, *_settings(cfg), *_named_mask(tokenizer))
+
+
+def _named_mask(tokenizer: TokenizerConfig) -> list[str]:
+    """Return what `tokenizer.mask` adds to keys: nothing if it names no token, as in corpora older than the setting."""
+    return [] if tokenizer.mask is None else [tokenizer.mask]
 
 
 def _source_identity(source: ReadableSource, inputs: list[Input]) -> str:
@@ -223,6 +229,7 @@ def _prepare_source(
             tokenizer_sha256=facts.sha256,
             prefix=facts.prefix,
             suffix=facts.suffix,
+            mask=facts.mask,
             splits={
                 split: Split(shards=[shard for record in done if (shard := record.shards[split])]) for split in SPLITS
             },
@@ -284,7 +291,7 @@ def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:
 def _check_one_tokenizer(
     sources: dict[str, SourceConfig], directories: dict[str, Path], facts: TokenizerFacts | None = None
 ) -> None:
-    """Raise `ConfigError` if corpora that are to be mixed do not have the same ids and the same frame.
+    """Raise `ConfigError` if corpora that are to be mixed do not have the same ids, frame and mask.
 
     Only a corpus that was prepared elsewhere can differ; the tokenizer stands for those that this call prepares.
     """
@@ -304,7 +311,8 @@ def _check_one_tokenizer(
 
 def _frame_of(owner: Manifest | TokenizerFacts) -> str:
     sha256 = owner.tokenizer_sha256 if isinstance(owner, Manifest) else owner.sha256
-    return f"tokenizer SHA-256 {sha256:.16}, ids before a document {owner.prefix}, after it {owner.suffix}"
+    named = "" if owner.mask is None else f", id that hides others {owner.mask}"
+    return f"tokenizer SHA-256 {sha256:.16}, ids before a document {owner.prefix}, after it {owner.suffix}{named}"
 
 
 def _num_workers(cfg: PrepareConfig) -> int:

@@ -1,4 +1,4 @@
-"""Tokenizers: what every kind has in common, loading one, and the ids that frame a document.
+"""Tokenizers: what every kind has in common, loading one, and the tokens that frame a document or hide a token.
 
 Holds no kind of tokenizer, those are in `tokenization`, and no reading of sources; the `tokenizers` library does the
 work. Free of torch. Every tokenizer ends as one `tokenizer.json`, so whatever comes later knows one format.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -27,7 +28,17 @@ FRAMES = (
     (["<|begin_of_text|>"], ["<|end_of_text|>"]),  # Llama 3
     (["<bos>"], ["<eos>"]),  # Gemma
 )
-MASKS = ("[MASK]", "<mask>")  # what tokenizers call the token that hides another
+MASKS = ("[MASK]", "<mask>")  # what tokenizers call the token that hides another, if `tokenizer.mask` names none
+
+Frame = tuple[list[str], list[str]]  # tokens before and after a text
+
+
+class Roles(NamedTuple):
+    """The tokens of a tokenizer that are no text, by what they do."""
+
+    prefix: list[str]  # before each document
+    suffix: list[str]  # after each document
+    mask: str | None  # hides another token; None: this tokenizer has none
 
 
 @dataclass(kw_only=True)
@@ -36,6 +47,14 @@ class TokenizerConfig:
 
     prefix: list[str] | None = None  # tokens before each document; null = by the tokenizer's own special tokens
     suffix: list[str] | None = None  # tokens after each document; null = by the tokenizer's own special tokens
+    mask: str | None = None  # token that hides others; null = [MASK] or <mask>, if the tokenizer has one
+
+    def roles(self) -> Roles:
+        """Return its tokens that are no text, which are known before any text is read.
+
+        Raises `ConfigError` for settings that name tokens it does not have, and for files that are no tokenizer.
+        """
+        raise NotImplementedError
 
 
 @dataclass(kw_only=True)
@@ -57,6 +76,10 @@ class ReadyTokenizer(TokenizerConfig, ABC):
     def to_json(self) -> str:
         """Return it as the text of a `tokenizer.json`. Raises `ConfigError` for files that are none."""
 
+    def roles(self) -> Roles:
+        """Return its tokens that are no text, read from its files."""
+        return _roles_in(_for_documents(Tokenizer.from_str(self.to_json())), self)
+
 
 @dataclass(kw_only=True)
 class TrainedTokenizer(TokenizerConfig, ABC):
@@ -64,6 +87,9 @@ class TrainedTokenizer(TokenizerConfig, ABC):
 
     vocab_size: int = 16384  # ids, special tokens included
     train_bytes: int = 128 * 2**20  # UTF-8 bytes of text to train on at most, drawn from all of the corpus
+    special_tokens: list[str] = field(default_factory=list)  # they take the first ids
+
+    template: ClassVar[Frame | None] = None  # tokens that it puts around a text by itself
 
     def __post_init__(self) -> None:
         check(self.train_bytes > 0, "tokenizer.train_bytes", self.train_bytes, "must be above 0")
@@ -75,6 +101,10 @@ class TrainedTokenizer(TokenizerConfig, ABC):
         Raises `DataError` for texts that do not fit the vocabulary's size.
         """
 
+    def roles(self) -> Roles:
+        """Return its tokens that are no text: special ones, the only tokens that it is sure to have."""
+        return _choose_roles(self.special_tokens, self.template, self)
+
 
 @dataclass(kw_only=True)
 class TokenizerFacts:
@@ -85,6 +115,7 @@ class TokenizerFacts:
     dtype: str  # "uint16" or "uint32", the smaller one that holds every id
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
+    mask: int | None  # id that `tokenizer.mask` names; None: it names none
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -97,10 +128,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise DataError(f"{path}: not a readable tokenizer ({error}); prepare the corpus again") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    return _for_documents(tokenizer)
 
 
 def tokenizer_sha256(path: Path) -> str:
@@ -112,20 +140,31 @@ def tokenizer_sha256(path: Path) -> str:
 def describe(path: Path, cfg: TokenizerConfig) -> TokenizerFacts:
     """Return the facts of a tokenizer. Raises `ConfigError` if no frame fits its special tokens."""
     tokenizer = load_tokenizer(path)
-    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    prefix, suffix = _frame(tokenizer, cfg)
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    size = max(ids.values()) + 1
+    prefix, suffix, _ = _roles_in(tokenizer, cfg)
     return TokenizerFacts(
         sha256=tokenizer_sha256(path),
         vocab_size=size,
         dtype="uint16" if size <= 2**16 else "uint32",
-        prefix=prefix,
-        suffix=suffix,
+        prefix=[ids[token] for token in prefix],
+        suffix=[ids[token] for token in suffix],
+        mask=None if cfg.mask is None else ids[cfg.mask],
     )
 
 
-def special_tokens(names: list[str]) -> list[AddedToken]:
-    """Return special tokens of a byte-level tokenizer. One that hides a word takes the space before it, as words do."""
-    return [AddedToken(name, lstrip=name in MASKS, normalized=False, special=True) for name in names]
+def find_mask(vocabulary: Collection[str]) -> str | None:
+    """Return the token that hides others in a tokenizer for which none is named; None: it has none."""
+    return next((name for name in MASKS if name in vocabulary), None)
+
+
+def special_tokens(names: list[str], mask: str | None) -> list[AddedToken]:
+    """Return special tokens of a byte-level tokenizer, of which `mask` hides others (None: those that MASKS lists).
+
+    One that hides a word takes the space before it, as words do.
+    """
+    masks = MASKS if mask is None else (mask,)
+    return [AddedToken(name, lstrip=name in masks, normalized=False, special=True) for name in names]
 
 
 def byte_level(model: models.Model) -> Tokenizer:
@@ -145,10 +184,21 @@ def check_enough_text(wanted: int, reached: int, what: str) -> None:
         )
 
 
-def _frame(tokenizer: Tokenizer, cfg: TokenizerConfig) -> tuple[list[int], list[int]]:
-    """Return the ids before and after each document: the configured ones, else its template's, else FRAMES'."""
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    known = _template(tokenizer) or next((row for row in FRAMES if set(row[0] + row[1]) <= vocabulary.keys()), None)
+def _for_documents(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer, set to encode whole documents in which text is only text."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _roles_in(tokenizer: Tokenizer, cfg: TokenizerConfig) -> Roles:
+    return _choose_roles(tokenizer.get_vocab(with_added_tokens=True), _template(tokenizer), cfg)
+
+
+def _choose_roles(vocabulary: Collection[str], template: Frame | None, cfg: TokenizerConfig) -> Roles:
+    """Return the tokens that are no text: the configured ones, else the template's, else those of FRAMES and MASKS."""
+    known = template or next((row for row in FRAMES if all(token in vocabulary for token in row[0] + row[1])), None)
     if known is None and (cfg.prefix is None or cfg.suffix is None):
         raise ConfigError(
             "tokenizer.prefix: this tokenizer has none of the known tokens that begin or end a document; "
@@ -157,14 +207,15 @@ def _frame(tokenizer: Tokenizer, cfg: TokenizerConfig) -> tuple[list[int], list[
     prefix, suffix = known or ([], [])
     prefix = prefix if cfg.prefix is None else cfg.prefix
     suffix = suffix if cfg.suffix is None else cfg.suffix
-    for key, tokens in (("tokenizer.prefix", prefix), ("tokenizer.suffix", suffix)):
+    where = "tokenizer.special_tokens" if isinstance(cfg, TrainedTokenizer) else "the vocabulary"
+    for key, tokens in (("prefix", prefix), ("suffix", suffix), ("mask", [] if cfg.mask is None else [cfg.mask])):
         for token in tokens:
             if token not in vocabulary:
-                raise ConfigError(f"{key}={tokens}: {token!r} is not in the vocabulary; name tokens that are")
-    return [vocabulary[token] for token in prefix], [vocabulary[token] for token in suffix]
+                raise ConfigError(f"tokenizer.{key}: {token!r} is not in {where}; name a token that is")
+    return Roles(prefix, suffix, find_mask(vocabulary) if cfg.mask is None else cfg.mask)
 
 
-def _template(tokenizer: Tokenizer) -> tuple[list[str], list[str]] | None:
+def _template(tokenizer: Tokenizer) -> Frame | None:
     """Return the tokens that the tokenizer itself puts before and after a text, if it does so on both sides.
 
     One that marks a single side means the beginning of a prompt, not where a document ends: FRAMES knows both.

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from pretrain.data.base import Vocabulary
 from pretrain.data.manifest import Manifest
-from pretrain.data.tokenizer import MASKS, load_tokenizer
+from pretrain.data.tokenizer import find_mask, load_tokenizer
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for one
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of a character that it does not know
@@ -38,7 +38,9 @@ def load_vocabulary(corpus: Path) -> Vocabulary:
     manifest = Manifest.load(corpus)
     tokenizer = load_tokenizer(corpus / "tokenizer.json")
     ids = tokenizer.get_vocab(with_added_tokens=True)
-    mask = next((ids[name] for name in MASKS if name in ids), None)
+    mask = manifest.mask
+    if mask is None and (name := find_mask(ids)):
+        mask = ids[name]
     added = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
     no_text = added | {mask, ids.get(_unknown(tokenizer)), *manifest.prefix, *manifest.suffix}
     special, starts, ends = np.ones((3, manifest.vocab_size), dtype=bool)
@@ -83,10 +85,16 @@ def _edges_by(tokenizer: Tokenizer) -> Callable[[str], Edges]:
         return lambda text: (not text.startswith(prefix), False)
     if suffix := getattr(model, "end_of_word_suffix", None):
         return lambda text: (False, text.endswith(suffix))
-    if '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
+    if _is_byte_level(tokenizer):
         decoder = decoders.ByteLevel()
         return lambda text: _edges(decoder.decode([text]))
     return lambda text: _edges(_spelt_out(text))
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Tell whether tokens are spelt in bytes, by any step that makes or reads them so: a file may have no decoder."""
+    spelt = json.loads(tokenizer.to_str())
+    return '"type": "ByteLevel"' in json.dumps([spelt[step] for step in ("normalizer", "pre_tokenizer", "decoder")])
 
 
 def _spelt_out(text: str) -> str:

@@ -59,6 +59,14 @@ class ObjectiveConfig(Protocol):
         """Whether it makes pairs of documents' parts: sequences with segments 0 and 1."""
         ...
 
+    def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
+        """Raise `ConfigError` for a tokenizer that the objective cannot work with.
+
+        `mask` says whether it has a token that hides others, `frame` whether it puts tokens on both sides of a
+        document. Called before text is prepared with the tokenizer.
+        """
+        ...
+
     def build(self, model: Model) -> Objective:
         """Return the module that is trained."""
         ...
@@ -68,6 +76,6 @@ class ObjectiveConfig(Protocol):
 
         `vocabulary` reads that of the corpus, which takes a while: call it if it is needed.
 
-        Raises `ConfigError` for a tokenizer that the objective cannot work with.
+        Raises `ConfigError` as `check_tokenizer` does: the corpus may be one that was prepared before.
         """
         ...

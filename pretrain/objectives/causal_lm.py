@@ -44,6 +44,9 @@ class CausalLMConfig:
         """Documents stay as they are."""
         return False
 
+    def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
+        """Text is all that it needs."""
+
     def build(self, model: Model) -> CausalLM:
         """Return the module that is trained."""
         return CausalLM(self, model)

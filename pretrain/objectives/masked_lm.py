@@ -63,6 +63,21 @@ class MaskedLMConfig:
         """Only the losses on sentences take documents apart."""
         return self.sentences is not Sentences.none
 
+    def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
+        """Raise `ConfigError` for a tokenizer without a mask, and for pairs without tokens on both sides of a text."""
+        if not mask:
+            raise ConfigError(
+                "objective=masked_lm: this tokenizer has no token that hides others; name it in tokenizer.mask if that "
+                "is neither [MASK] nor <mask>, else add one to tokenizer.special_tokens or choose another tokenizer (a "
+                "corpus that is prepared keeps its own)"
+            )
+        if self.pairs and not frame:
+            raise ConfigError(
+                f"objective.sentences={self.sentences.value}: pairs need tokens before and after a document, such as "
+                "[CLS] and [SEP], and this tokenizer has not both; set tokenizer.prefix and tokenizer.suffix, or none "
+                "here"
+            )
+
     def build(self, model: Model) -> MaskedLM:
         """Return the module that is trained."""
         assert isinstance(model, EncoderModel), "a model that is not causal is an EncoderModel"
@@ -71,11 +86,8 @@ class MaskedLMConfig:
     def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
         """Return what makes pairs of slots, if so configured, and hides tokens; see `ObjectiveConfig`."""
         known = vocabulary()
-        if known.mask is None:
-            raise ConfigError(
-                "objective=masked_lm: this tokenizer has no token that hides others ([MASK] or <mask>); "
-                "choose one that has, or name one in tokenizer.special_tokens"
-            )
+        self.check_tokenizer(mask=known.mask is not None, frame=bool(known.prefix and known.suffix))
+        assert known.mask is not None
         masking = Masking(self.masking, known, known.mask, seed)
         if not self.pairs:
             return lambda slots: Inputs(*masking(slots), slots.offsets)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.data.base import IGNORED, Slots, Vocabulary
-from pretrain.errors import ConfigError
 from pretrain.objectives.draws import Use, uniform
 from pretrain.objectives.masking import word_starts
 
@@ -51,12 +50,8 @@ class Pairing:
     """
 
     def __init__(self, sentences: Sentences, vocabulary: Vocabulary, seed: int) -> None:
-        """Raise `ConfigError` for a tokenizer that does not put tokens both before and after a document."""
-        if not (vocabulary.prefix and vocabulary.suffix):
-            raise ConfigError(
-                f"objective.sentences={sentences.value}: pairs need tokens before and after a document, such as [CLS] "
-                "and [SEP], and this tokenizer has not both; set tokenizer.prefix and tokenizer.suffix, or none here"
-            )
+        """Take a vocabulary that has ids both before and after a document."""
+        assert vocabulary.prefix and vocabulary.suffix
         self._sentences = sentences
         self._vocabulary = vocabulary
         self._seed = seed

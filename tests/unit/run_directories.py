@@ -61,8 +61,8 @@ def make_run(
     run.write_config(cfg)
     file = path / "tokenizer.json"
     file.write_text(tokenizer or BpeTokenizer(vocab_size=min(vocab_size, 280)).train(iter(TEXTS)))
-    facts = describe(file, BpeTokenizer())
-    run.record(name=path.name, vocab_size=vocab_size, document_frame=[facts.prefix, facts.suffix])
+    facts = describe(file, cfg.tokenizer)
+    run.record(name=path.name, vocab_size=vocab_size, document_frame=[facts.prefix, facts.suffix], mask=facts.mask)
     module = build_module(cfg, vocab_size)
     initial = InitialWeights(module, cfg.seed)
     strategy = cfg.strategy.build(world=ALONE, precision=cfg.precision, compilation=cfg.compile)

@@ -1,5 +1,7 @@
 """What `transformers` loads from the export of an encoder computes what ours computes, and fills masks."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,23 @@ def test_masks_are_filled(run):
         logits = AutoModelForMaskedLM.from_pretrained(export)(**inputs).logits[0, place]
     assert best["token"] == int(logits.argmax())
     assert best["score"] == pytest.approx(float(logits.softmax(0).max()), abs=1e-5)
+
+
+def test_a_mask_of_another_name_is_known_too(tmp_path):
+    """Beside one of a usual name; and a run from before masks could be named has none on record."""
+    special = ["<s>", "</s>", "<mask>", "<hidden>"]
+    trained = BpeTokenizer(vocab_size=270, special_tokens=special, mask="<hidden>").train(iter(TEXTS))
+    settings = ["tokenizer.mask='<hidden>'", "model.token_types=0", "model.norm_eps=1e-12"]
+    run = make_run(tmp_path / "run", *settings, model="encoder", tokenizer=trained, vocab_size=VOCAB_SIZE)
+    record = json_of(run / "run.json")
+    assert record.pop("mask") == 3
+    for mask, name in ((3, "<hidden>"), (2, "<mask>")):
+        out = tmp_path / name[1:-1]
+        assert main([str(run), f"--out={out}"]) == 0
+        theirs = AutoTokenizer.from_pretrained(out)
+        assert theirs.mask_token == name
+        assert theirs.mask_token_id == json_of(out / "config.json")["mask_token_id"] == mask
+        (run / "run.json").write_text(json.dumps(record))
 
 
 def test_what_belongs_to_the_objective_is_left_out_and_said(tmp_path, capsys):

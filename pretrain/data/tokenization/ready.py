@@ -5,12 +5,13 @@ Holds how they are read; training one is in the other files of this folder.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer, models
 
-from pretrain.data.tokenizer import ReadyTokenizer, byte_level
+from pretrain.data.tokenizer import ReadyTokenizer, byte_level, special_tokens
 from pretrain.errors import ConfigError, check
 from pretrain.registry import register
 
@@ -54,6 +55,10 @@ class Gpt2Tokenizer(ReadyTokenizer):
         directory = Path(self.path).expanduser()
         return [directory / "vocab.json", directory / "merges.txt"]
 
+    def contents(self) -> list[bytes]:
+        """Read both files; what is added to their entries counts as content, too."""
+        return [*super().contents(), json.dumps(self.special_tokens).encode()]
+
     def to_json(self) -> str:
         vocabulary, merges = self.files()
         try:
@@ -61,5 +66,5 @@ class Gpt2Tokenizer(ReadyTokenizer):
         except Exception as error:  # the library raises nothing more specific
             raise ConfigError(f"tokenizer.path={self.path}: not GPT-2's files ({error}); correct it") from None
         tokenizer = byte_level(model)
-        tokenizer.add_special_tokens(self.special_tokens)
+        tokenizer.add_special_tokens(special_tokens(self.special_tokens, self.mask))
         return tokenizer.to_str(pretty=True)

@@ -30,6 +30,8 @@ class UnigramTokenizer(TrainedTokenizer):
 
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
+    template = ["<s>"], ["</s>"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = f"must hold {', '.join(REQUIRED)}, which frame, fill up and hide text; add the ones that are missing"
@@ -55,7 +57,7 @@ class UnigramTokenizer(TrainedTokenizer):
         check_enough_text(self.vocab_size, len(vocabulary), "pieces")
         ids = {token: number for number, token in enumerate(self.special_tokens)}
         tokenizer = byte_level(models.Unigram(vocabulary, unk_id=ids["<unk>"]))
-        tokenizer.add_special_tokens(special_tokens(self.special_tokens))
+        tokenizer.add_special_tokens(special_tokens(self.special_tokens, self.mask))
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>",
             pair="<s> $A </s> </s> $B </s>",

@@ -30,6 +30,8 @@ class WordPieceTokenizer(TrainedTokenizer):
     min_frequency: int = 2  # occurrences that a pair needs to be merged
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
+    template = ["[CLS]"], ["[SEP]"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = f"must hold {', '.join(REQUIRED)}, which frame, fill up and hide text; add the ones that are missing"

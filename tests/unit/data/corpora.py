@@ -27,6 +27,7 @@ def write_corpus(
     vocab_size: int = 50257,
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
+    mask: int | None = None,
     per_shard: int = 1 << 30,
     per_batch: int = 1 << 30,
 ) -> Path:
@@ -49,6 +50,7 @@ def write_corpus(
         tokenizer_sha256="0" * 64,
         prefix=list(prefix),
         suffix=list(suffix),
+        mask=mask,
         splits=splits,
         skipped={},
         versions={},

@@ -39,6 +39,15 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert (train.documents, train.tokens, train.text_bytes) == (6, 100, 400)
 
 
+def test_a_manifest_from_before_masks_were_named_is_one_that_names_none(tmp_path):
+    manifest().save(tmp_path)
+    path = tmp_path / "manifest.json"
+    raw = json.loads(path.read_text())
+    assert raw.pop("mask") is None
+    path.write_text(json.dumps(raw))
+    assert Manifest.load(tmp_path) == manifest()
+
+
 def swap_shards(changed):
     changed.splits["train"].shards.reverse()
 
@@ -52,6 +61,7 @@ SEEN = {
     "bytes of a shard": alter_shard,
     "tokenizer": lambda changed: setattr(changed, "tokenizer_sha256", "b" * 64),
     "frame": lambda changed: setattr(changed, "prefix", [1]),
+    "mask": lambda changed: setattr(changed, "mask", 4),
     "dtype": lambda changed: setattr(changed, "dtype", "uint32"),
 }
 

@@ -17,8 +17,9 @@ from pretrain.data.manifest import Manifest
 from pretrain.data.preparation import prepare, verify
 from pretrain.data.sources import Cut, PreparedSource, TextSource
 from pretrain.data.tokenization.bpe import BpeTokenizer
-from pretrain.data.tokenization.ready import TokenizerFile
-from pretrain.errors import DataError
+from pretrain.data.tokenization.ready import Gpt2Tokenizer, TokenizerFile
+from pretrain.data.vocabulary import load_vocabulary
+from pretrain.errors import ConfigError, DataError
 
 
 def test_preparing_needs_no_torch():
@@ -149,9 +150,32 @@ def test_what_changes_the_corpus_changes_its_directory(tmp_path, tokenizer):
     framed = TokenizerFile(path=tokenizer.path, prefix=[], suffix=["<|endoftext|>"])
     seen.add(prepare({"tales": source}, framed, cfg)["tales"])
     seen.add(prepare({"tales": TextSource(paths=source.paths, documents=Cut.line)}, tokenizer, cfg)["tales"])
+    masked = prepare({"tales": source}, TokenizerFile(path=tokenizer.path, mask="the"), cfg)["tales"]
+    assert load_vocabulary(masked).mask == Tokenizer.from_file(tokenizer.path).token_to_id("the") is not None
+    assert all(load_vocabulary(unmasked).mask is None for unmasked in seen)
+    seen.add(masked)
     os.utime(tmp_path / "text" / "00000.txt", (2e9, 2e9))
     seen.add(prepare({"tales": source}, tokenizer, cfg)["tales"])
-    assert len(seen) == 5
+    assert len(seen) == 6
+
+
+def test_what_is_added_to_the_files_of_gpt2_changes_the_tokenizer(tmp_path, tokenizer):
+    source, cfg = write_stories(tmp_path / "text", range(40)), config(tmp_path)
+    Tokenizer.from_file(tokenizer.path).model.save(str(tmp_path))
+    found = {}
+    for added in ([], ["<mask>"], ["<hidden>"]):
+        gpt2 = Gpt2Tokenizer(path=str(tmp_path), special_tokens=["<|endoftext|>", *added])
+        vocabulary = load_vocabulary(prepare({"tales": source}, gpt2, cfg)["tales"])
+        found[tuple(added)] = (len(vocabulary.special), vocabulary.mask)
+    assert found == {(): (300, None), ("<mask>",): (301, 300), ("<hidden>",): (301, None)}
+
+
+def test_corpora_of_different_masks_are_not_mixed(tmp_path, tokenizer):
+    source, cfg = write_stories(tmp_path / "text", range(40)), config(tmp_path)
+    named = prepare({"tales": source}, TokenizerFile(path=tokenizer.path, mask="the"), cfg)["tales"]
+    other = {"tales": PreparedSource(path=str(named)), "more": source}
+    with pytest.raises(ConfigError, match=r"cannot be mixed: the configured .*ids before .*id that hides others \d+"):
+        prepare(other, tokenizer, cfg)
 
 
 def test_held_out_documents_stay_so_when_the_corpus_grows(tmp_path, tokenizer):

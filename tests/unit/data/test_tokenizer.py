@@ -5,11 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from vocabularies import BERT, ROBERTA
 
 from pretrain.data.tokenization.bpe import BpeTokenizer
 from pretrain.data.tokenization.ready import Gpt2Tokenizer, TokenizerFile
-from pretrain.data.tokenizer import TokenizerConfig, describe, load_tokenizer, tokenizer_sha256
+from pretrain.data.tokenization.unigram import UnigramTokenizer
+from pretrain.data.tokenization.wordpiece import WordPieceTokenizer
+from pretrain.data.tokenizer import Roles, TokenizerConfig, describe, load_tokenizer, tokenizer_sha256
 from pretrain.errors import ConfigError, DataError
 
 TEXTS = [f"def function_{number}(argument): return argument + {number}\n" for number in range(300)]
@@ -98,8 +101,72 @@ def test_a_tokenizer_without_known_tokens_needs_a_frame(tmp_path):
     with pytest.raises(ConfigError, match=r"tokenizer\.prefix: .*name its own"):
         describe(path, TokenizerConfig(prefix=["[START]"]))
     assert describe(path, TokenizerConfig(prefix=["[START]"], suffix=[])).prefix == [0]
-    with pytest.raises(ConfigError, match=r"tokenizer\.suffix=\['\[END\]'\]: '\[END\]' is not in the vocabulary"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.suffix: '\[END\]' is not in the vocabulary"):
         describe(path, TokenizerConfig(prefix=[], suffix=["[END]"]))
+
+
+def test_a_named_mask_is_recorded_and_must_be_there(tmp_path):
+    path = saved(tmp_path, words("<|endoftext|>", "[MASK]", "<hidden>"))
+    assert describe(path, TokenizerConfig()).mask is None, "nothing is named"
+    assert describe(path, TokenizerConfig(mask="<hidden>")).mask == 2
+    assert TokenizerFile(path=str(path), mask="<hidden>").roles() == Roles(["<|endoftext|>"], [], "<hidden>")
+    assert TokenizerFile(path=str(path)).roles().mask == "[MASK]"
+    for refused in (lambda cfg: describe(path, cfg), TokenizerFile.roles):
+        with pytest.raises(ConfigError, match=r"tokenizer\.mask: '<hide>' is not in the vocabulary; name a token"):
+            refused(TokenizerFile(path=str(path), mask="<hide>"))
+
+
+TRAINED = [
+    BpeTokenizer(vocab_size=300),
+    BpeTokenizer(vocab_size=300, special_tokens=["<pad>", "<s>", "</s>", "<mask>"]),
+    BpeTokenizer(vocab_size=300, special_tokens=["[CLS]", "[SEP]", "<hidden>"], mask="<hidden>", suffix=[]),
+    WordPieceTokenizer(vocab_size=80, special_tokens=[*BERT, "<|endoftext|>"]),
+    WordPieceTokenizer(vocab_size=80, prefix=["[PAD]", "[CLS]"]),
+    UnigramTokenizer(vocab_size=280, special_tokens=[*ROBERTA, "<hidden>", "<|endoftext|>"], mask="<hidden>"),
+]
+
+
+@pytest.mark.parametrize("cfg", TRAINED)
+def test_the_roles_of_tokens_are_known_before_training(tmp_path, cfg):
+    """What is promised before a text is read is what the trained tokenizer has, and what its own file says."""
+    promised = cfg.roles()
+    path = saved(tmp_path, cfg.train(iter(TEXTS)))
+    tokenizer, facts = load_tokenizer(path), describe(path, cfg)
+    assert [tokenizer.id_to_token(token) for token in facts.prefix] == promised.prefix
+    assert [tokenizer.id_to_token(token) for token in facts.suffix] == promised.suffix
+    assert TokenizerFile(path=str(path), prefix=cfg.prefix, suffix=cfg.suffix, mask=cfg.mask).roles() == promised
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mask": "the"}, {"prefix": ["the"]}, {"suffix": ["</s>"]}, {"mask": ""}],
+    ids=lambda one: next(iter(one)),
+)
+def test_a_tokenizer_that_is_trained_has_the_tokens_that_it_is_given(settings):
+    [(key, value)] = settings.items()
+    token = value if key == "mask" else value[0]
+    with pytest.raises(ConfigError, match=rf"tokenizer\.{key}: '{token}' is not in tokenizer\.special_tokens"):
+        BpeTokenizer(**settings).roles()
+    with pytest.raises(ConfigError, match=r"tokenizer\.prefix: this tokenizer has none of the known tokens"):
+        BpeTokenizer(special_tokens=["<start>"]).roles()
+
+
+@pytest.mark.parametrize("kind", [BpeTokenizer, UnigramTokenizer])
+def test_only_the_mask_takes_the_space_before_it(kind):
+    special = [*ROBERTA, "<hidden>"]
+    for mask in (None, "<hidden>"):
+        cfg = kind(vocab_size=290, special_tokens=special, mask=mask)
+        added = Tokenizer.from_str(cfg.train(iter(TEXTS))).get_added_tokens_decoder().values()
+        assert {token.content for token in added if token.lstrip} == {mask or "<mask>"}
+
+
+def test_padding_and_truncation_of_a_file_are_no_roles(tmp_path):
+    tokenizer = Tokenizer.from_str(words("[CLS]", "[SEP]", "[PAD]"))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 1), ("[CLS]", 0))
+    tokenizer.enable_padding(length=8)
+    tokenizer.enable_truncation(3)
+    path = saved(tmp_path, tokenizer.to_str())
+    assert TokenizerFile(path=str(path)).roles() == Roles(["[CLS]"], ["[SEP]"], None)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])

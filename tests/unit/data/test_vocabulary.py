@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from corpora import write_corpus
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from vocabularies import BERT, KINDS, ROBERTA, byte_level, unigram, word_piece
 
 from pretrain.data.base import IGNORED, Slots, Vocabulary
@@ -62,6 +62,39 @@ def test_tokens_that_no_text_becomes_are_special_without_being_declared(tmp_path
     found = known(tmp_path / "c", tokenizer, vocab_size=14, prefix=[3], suffix=[4])
     assert found.special.tolist() == [True] * 6 + [False] * 5 + [True] * 3, "nor do ids without a token"
     assert found.mask == 5
+
+
+def test_the_mask_is_the_one_that_the_corpus_records(tmp_path):
+    tokenizer = word_piece(TEXTS)
+    text = tokenizer.token_to_id("##s")
+    for place, recorded, mask in (("none", None, 4), ("other", 0, 0), ("text", text, text)):
+        found = known(tmp_path / place, tokenizer, mask=recorded)
+        assert found.mask == mask
+        assert names(tokenizer, found.special) == {*BERT, tokenizer.id_to_token(mask)}
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+NESTED = pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.Sequence([BYTES])])
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "splitter"),
+    [
+        (None, BYTES),
+        (None, NESTED),
+        (normalizers.ByteLevel(), pre_tokenizers.Whitespace()),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.ByteLevel()]), None),
+    ],
+)
+def test_bytes_are_known_by_what_makes_them_too(tmp_path, normalizer, splitter):
+    """A file may have no decoder."""
+    tokenizer = byte_level(TEXTS)
+    expected = known(tmp_path / "whole", tokenizer)
+    tokenizer.decoder, tokenizer.pre_tokenizer, tokenizer.normalizer = None, splitter, normalizer
+    assert '"decoder":null' in tokenizer.to_str()
+    found = known(tmp_path / "bare", tokenizer)
+    assert (found.starts_word == expected.starts_word).all() and (found.ends_word == expected.ends_word).all()
+    assert not expected.starts_word.all()
 
 
 def test_added_tokens_that_are_text_stay_text(tmp_path):

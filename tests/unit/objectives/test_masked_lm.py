@@ -188,6 +188,14 @@ def test_refuses_a_tokenizer_without_a_mask():
         MaskedLMConfig().examples(lambda: known(mask=None), seed=1)
 
 
+@pytest.mark.parametrize("frame", [([1], []), ([], [2])])
+def test_refuses_pairs_of_a_tokenizer_without_a_whole_frame(frame):
+    framed = replace(known(), prefix=frame[0], suffix=frame[1])
+    MaskedLMConfig().examples(lambda: framed, seed=1)
+    with pytest.raises(ConfigError, match=r"objective\.sentences=sop: pairs need tokens before and after"):
+        MaskedLMConfig(sentences=Sentences.sop).examples(lambda: framed, seed=1)
+
+
 @pytest.mark.parametrize("settings", [{"sentence_weight": 0.0}, {"chunk_tokens": 0}])
 def test_refuses_by_name(settings):
     with pytest.raises(ValueError, match=rf"objective\.{next(iter(settings))}="):

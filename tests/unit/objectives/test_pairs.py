@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.base import IGNORED, Slots, Vocabulary
-from pretrain.errors import ConfigError
 from pretrain.objectives.pairs import APART, Pairing, Sentences
 
 SIZE, SPECIAL = 10_000, 10
@@ -187,9 +186,3 @@ def test_pairs_are_the_same_in_any_company_and_others_in_another_epoch(sentences
         assert cut(alone) == cut(whole)[begin:end]
     assert (pairing(many(epoch=1)).labels != whole.labels).mean() > 0.3
     assert (Pairing(sentences, vocabulary([1], [2]), 2)(many()).labels != whole.labels).mean() > 0.3
-
-
-@pytest.mark.parametrize(("prefix", "suffix"), [([1], []), ([], [2])])
-def test_refuses_a_tokenizer_without_a_whole_frame(prefix, suffix):
-    with pytest.raises(ConfigError, match=r"objective\.sentences=sop: pairs need tokens before and after"):
-        Pairing(Sentences.sop, vocabulary(prefix, suffix), 1)
