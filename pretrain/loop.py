@@ -53,7 +53,7 @@ class TrainState:
 
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # tokens that went through the model
-    step_targets: int = 1  # targets of the newest step, over all ranks, at least 1
+    step_targets: int = 0  # targets of the newest step, over all ranks
 
 
 class Hooks(Protocol):
@@ -103,7 +103,7 @@ def train(
         norm = strategy.step(schedule(state.step), cfg.clip_norm)
         state.step += 1
         state.tokens += tokens
-        state.step_targets = max(targets, 1)
+        state.step_targets = targets
         hooks.meter.end_step(norm)
 
         last = state.step == cfg.steps

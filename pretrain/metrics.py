@@ -25,7 +25,7 @@ MFU_CONVENTION = (
 class Reading(NamedTuple):
     """What `StepMeter.read` brings to the host, in one transfer."""
 
-    loss: float  # nats per target of the newest step, over the whole global batch
+    loss: float | None  # nats per target of the newest step, over the whole global batch; None: it had no target
     grad_norm: float  # global gradient norm of the newest step, before clipping
     skipped: int  # updates skipped since the previous reading (their gradient norm was not finite)
     skipped_in_a_row: int  # skipped updates up to the newest step without a good one between, over all readings
@@ -59,14 +59,15 @@ class StepMeter:
     def read(self, num_targets: int, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> Reading:
         """Return the newest step's values and restart the count of skipped updates.
 
-        `num_targets` is the number of targets in the step's global batch. `sum_over_ranks` maps a () tensor to its
-        sum over data-parallel ranks; with more than one rank every rank calls `read`, because it is a collective.
+        `num_targets` is the number of targets in the step's global batch; 0 is possible where they are drawn.
+        `sum_over_ranks` maps a () tensor to its sum over data-parallel ranks; with more than one rank every rank calls
+        `read`, because it is a collective.
         """
         nll = sum_over_ranks(self._nll)
         values = torch.stack([value.double() for value in (nll, self._grad_norm, self._skipped, self._in_a_row)])
         total, grad_norm, skipped, in_a_row = values.tolist()
         self._skipped = torch.zeros_like(self._skipped)
-        return Reading(total / num_targets, grad_norm, int(skipped), int(in_a_row))
+        return Reading(total / num_targets if num_targets else None, grad_norm, int(skipped), int(in_a_row))
 
 
 class Throughput:

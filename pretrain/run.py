@@ -21,6 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.counterpart import warn_without_counterpart
 from pretrain.data.base import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
+from pretrain.data.packing import Packing
 from pretrain.data.preparation import list_inputs, prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
@@ -232,6 +233,11 @@ def _introduce(
     """Say what the run is about to do, and keep what reports and samples will ask for."""
     for change in directory.changes(cfg):
         log.info("changed since the run's last start: %s", change)
+    if not cfg.objective.causal and cfg.data.packing is Packing.concat:
+        log.warning(
+            "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
+            "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
+        )
     directory.write_config(cfg)  # not before the resume is accepted: a refused one leaves the run as it was
     shutil.copyfile(next(iter(corpora.values())) / "tokenizer.json", directory.path / "tokenizer.json")
     directory.record(

@@ -94,9 +94,9 @@ def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: P
             raise ConfigError(f"data.sources.{name}: of no kind; choose one, e.g. +source@data.sources.{name}=text")
     if readable:
         identity = _tokenizer_identity(tokenizer, readable, cfg)
-        roles = [tokenizer.prefix, tokenizer.suffix, *_named_mask(tokenizer)]
+        frame = [tokenizer.prefix, tokenizer.suffix]
         for name, (source, inputs) in readable.items():
-            key = _key(_source_identity(source, inputs), identity, roles, *_settings(cfg))
+            key = _key(_source_identity(source, inputs), identity, frame, *_settings(cfg))
             directories[name] = Path(cfg.root).expanduser() / f"{name}-{key}"
         missing = [name for name in readable if not (directories[name] / "manifest.json").exists()]
         if missing:

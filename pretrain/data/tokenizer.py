@@ -47,7 +47,7 @@ class TokenizerConfig:
 
     prefix: list[str] | None = None  # tokens before each document; null = by the tokenizer's own special tokens
     suffix: list[str] | None = None  # tokens after each document; null = by the tokenizer's own special tokens
-    mask: str | None = None  # token that hides others; null = [MASK] or <mask>, if the tokenizer has one
+    mask: str | None = None  # token that hides others; null = `[MASK]` or `<mask>`, if the tokenizer has one
 
     def roles(self) -> Roles:
         """Return its tokens that are no text, which are known before any text is read.

@@ -62,9 +62,9 @@ class ConsoleSink:
             return
         left = self._time_left.after(step)
         if self._progress is None:
-            self._print(step, [*_readable(record, _TRAIN), *_warning(record), left])
+            self._print(step, [*_readable(record, _TRAIN), *_warnings(record), left])
         else:
-            values = "  ".join([*_readable(record, _BAR), *_warning(record)])
+            values = "  ".join([*_readable(record, _BAR), *_warnings(record)])
             self._progress.update(self._progress.task_ids[0], completed=step, values=values, left=left)
 
     def close(self, exit_code: int) -> None:
@@ -118,5 +118,6 @@ def _readable(record: Record, entries: tuple[tuple[str, str], ...]) -> list[str]
     return [text.format(record[key]) for key, text in entries if record.get(key) is not None]
 
 
-def _warning(record: Record) -> list[str]:
-    return [f"{record['skipped']} skipped"] if record.get("skipped") else []
+def _warnings(record: Record) -> list[str]:
+    skipped = [f"{record['skipped']} skipped"] if record.get("skipped") else []
+    return skipped if record["loss"] is not None else ["no target", *skipped]

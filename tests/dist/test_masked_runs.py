@@ -2,11 +2,14 @@
 
 import json
 import random
+import re
 
 import pytest
 from ranks import column, run, tiny
 from test_pretrain import assert_close_runs, assert_equal_runs, kill_when
 from vocabularies import word_piece
+
+from pretrain import report
 
 WORDS = ["hidden", "tokens", "masking", "whole", "encoder", "sentence", "order", "bidirectional", "often", "training"]
 
@@ -45,6 +48,27 @@ def test_a_masked_run_learns_and_says_what_it_can(uninterrupted):
     rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     assert not [row for row in rows if "bits_per_byte" in row]
     assert rows[-1]["tokens"] == rows[-2]["tokens"] > 24 * 8 * 25, "tokens that went through the model, not targets"
+
+
+@pytest.fixture(scope="module")
+def sparse(place):
+    """A run on the cut stream that hides a token now and then; what it printed."""
+    more = ["objective.masking.rate=0.004", "train.steps=12", "train.batch_size=1", "train.micro_batch_size=1"]
+    return run(*masked("sparse", *more, "eval.every=0", "data.packing=concat"), cwd=place)
+
+
+def test_an_encoder_that_learns_from_a_cut_stream_is_told_so(place, sparse, uninterrupted):
+    warning = "data.packing=concat: documents are cut where slots end"
+    assert (place / "runs" / "sparse" / "log.txt").read_text().count(warning) == 1
+    assert warning in sparse.stderr and warning not in (uninterrupted / "log.txt").read_text()
+
+
+def test_a_step_in_which_nothing_was_hidden_has_no_loss(place, sparse):
+    losses = column(place / "runs" / "sparse", "loss")
+    silent = [step for step, loss in losses.items() if loss is None]
+    assert silent and len(silent) < 12 and 0 not in losses.values()
+    assert all(re.search(rf"step +{step}/12  lr .*  no target  ", sparse.stdout) for step in silent)
+    assert report.main([str(place / "runs" / "sparse")]) == 0
 
 
 def test_killed_and_resumed_equals_never_interrupted(place, uninterrupted):

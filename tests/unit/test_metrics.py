@@ -62,6 +62,14 @@ def test_step_meter_reads_nothing_before_read():
         meter.read(1)
 
 
+def test_a_step_without_targets_has_no_loss():
+    meter = StepMeter(CPU)
+    for nll, targets, loss in ((0.0, 0, None), (6.0, 3, 2.0)):
+        meter.add(torch.tensor(nll))
+        meter.end_step(torch.tensor(1.0))
+        assert meter.read(targets).loss == loss
+
+
 def test_step_meter_sums_the_loss_over_ranks_and_nothing_else():
     meter = StepMeter(CPU)
     meter.add(torch.tensor(3.0))

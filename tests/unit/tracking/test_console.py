@@ -34,14 +34,17 @@ def test_plain_lines_with_time_left():
     sink.log({"step": 110, **TRAIN, "mfu": None})
     clock.now = 120  # the next 20 took 20 s
     sink.log({"step": 130, **TRAIN, "mfu": 0.4123, "skipped": 2})
+    clock.now = 130
+    sink.log({"step": 140, **TRAIN, "loss": None, "skipped": 1})
     sink.log(
-        {"step": 130, "split": "validation", "loss": 3.0, "perplexity": 20.0855, "bits_per_byte": 1.44, "tokens": 9}
+        {"step": 140, "split": "validation", "loss": 3.0, "perplexity": 20.0855, "bits_per_byte": 1.44, "tokens": 9}
     )
     sink.close(0)
     assert stream.getvalue().splitlines() == [
         "step  110/1000  loss 3.2146  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  2:28:20 left",
         "step  130/1000  loss 3.2146  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  MFU 41.2%  2 skipped  0:14:30 left",
-        "step  130/1000  validation:  loss 3.0000  perplexity 20.09  1.4400 bits per byte",
+        "step  140/1000  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  no target  1 skipped  0:14:20 left",
+        "step  140/1000  validation:  loss 3.0000  perplexity 20.09  1.4400 bits per byte",
     ]
 
 
