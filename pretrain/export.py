@@ -51,13 +51,14 @@ def export(options: argparse.Namespace) -> Path:
     vocab_size = record["vocab_size"]
     tokenizer = load_tokenizer(options.run / "tokenizer.json")
     family, network, special = counterpart(cfg.model, record, tokenizer)
-    parts = list(family.parts(cfg.model, vocab_size))
     step = saved_step(options.run / "checkpoints", World.alone(), options.step)
     reader = FragmentReader(step, load_manifest(step)["tensors"])
     shapes = shapes_of(build_module(cfg, vocab_size))
     check_architecture(step, shapes, reader.weight_shapes())
-    if beside := [name for name in shapes if not name.startswith("model.")]:
-        print(f"left out, as {family.architecture} has no place for them: {', '.join(beside)}", file=sys.stderr)
+    beside = list(family.parts_beside(shapes))
+    parts = [*family.parts(cfg.model, vocab_size, "model."), *beside]
+    if left_out := sorted(shapes.keys() - {part.ours for part in parts}):
+        print(f"left out, as {family.architecture} has no place for them: {', '.join(left_out)}", file=sys.stderr)
     origin = {"run": record["name"], "step": load_state(step)["step"], "dtype": options.dtype}
     out = (options.out or options.run / "export").absolute()
     _check_place(out, origin["step"], options.overwrite)
@@ -69,9 +70,10 @@ def export(options: argparse.Namespace) -> Path:
         else:
             framing = _framing(tokenizer, record["document_frame"], cfg.model.token_types)
             write_durably(directory / "tokenizer.json", framing.encode())
+        classes = {"architectures": [family.pretraining]} if beside else {}
         ids = {f"{role}_token_id": token for role, token in special.items()}
         dtype = str(DTYPES[options.dtype]).removeprefix("torch.")
-        _write_json(directory / "config.json", {**network, **ids, "dtype": dtype})
+        _write_json(directory / "config.json", {**network, **classes, **ids, "dtype": dtype})
         if cfg.model.causal:
             _write_json(directory / "generation_config.json", ids)
         _write_json(directory / "tokenizer_config.json", _tokenizer_config(cfg.model, tokenizer, special))

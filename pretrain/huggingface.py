@@ -33,10 +33,8 @@ _AHEAD = 4  # of these runs, copies of what is stored, may wait to be hashed
 log = logging.getLogger(__name__)
 
 
-def write_weights(
-    directory: Path, parts: list[Part], read: Reader, *, dtype: torch.dtype, max_bytes: int, prefix: str = "model."
-) -> None:
-    """Write the tensors of a reader, whose names begin with `prefix`, durably into one safetensors file or several.
+def write_weights(directory: Path, parts: list[Part], read: Reader, *, dtype: torch.dtype, max_bytes: int) -> None:
+    """Write the tensors of a reader durably into one safetensors file or several.
 
     A file holds at most `max_bytes`, unless one tensor alone has more. What is held in memory is a part of a tensor,
     or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
@@ -47,7 +45,7 @@ def write_weights(
         for number, group in enumerate(groups, start=1)
     }
     for name, group in files.items():
-        pieces = (_buffer(part, piece, dtype) for part in group for piece in _pieces(part, read, prefix))
+        pieces = (_buffer(part, piece, dtype) for part in group for piece in _pieces(part, read))
         write_durably(directory / name, _header(group, dtype), pieces, ahead=_AHEAD)
     if len(groups) > 1:
         index = {
@@ -81,14 +79,13 @@ def _header(parts: list[Part], dtype: torch.dtype) -> bytes:
     return len(head).to_bytes(8, "little") + head
 
 
-def _pieces(part: Part, read: Reader, prefix: str) -> Iterator[Tensor]:
+def _pieces(part: Part, read: Reader) -> Iterator[Tensor]:
     """Yield the elements of a tensor in the order of its file."""
-    name = prefix + part.ours
     if part.transposed:
-        yield read(name, WEIGHT, part.start, part.numel).reshape(part.shape).T
+        yield read(part.ours, WEIGHT, part.start, part.numel).reshape(part.shape).T
         return
     for begin in range(part.start, part.start + part.numel, _RUN):
-        yield read(name, WEIGHT, begin, min(_RUN, part.start + part.numel - begin))
+        yield read(part.ours, WEIGHT, begin, min(_RUN, part.start + part.numel - begin))
 
 
 def _buffer(part: Part, piece: Tensor, dtype: torch.dtype) -> memoryview:
@@ -103,23 +100,23 @@ class HuggingFaceWeights:
     """The weights of a Hugging Face directory under our names, read by slices; see `Reader` in `strategy.base`."""
 
     config: Any  # our model's, of the network whose weights these are
-    absent: list[str]  # names of what a checkpoint of the body alone lacks: the head
+    absent: list[str]  # names of heads' tensors that the checkpoint does not have
 
     def __init__(self, directory: Path, prefix: str = "model.") -> None:
         """Read names and shapes, not weights. Raises `CheckpointError` for files that are damaged or not of the
         architecture that `config.json` describes, and `ConfigError` for an architecture that we do not have.
         """
         self.directory = directory
-        family, self.config, parts = _network(directory / "config.json")
+        family, self.config, parts = _network(directory / "config.json", prefix)
         self._opened: dict[str, Any] = {}  # memory-mapped on first use
         self._file_of = self._locate()
         self._stored = _by_todays_names(self._file_of, parts, family.tensors)
         absent = _absent(parts, family.tensors.prefix, self._stored)
-        self.absent = sorted({prefix + part.ours for part in absent})
+        self.absent = sorted({part.ours for part in absent})
         self._parts: dict[str, list[Part]] = {}
-        for part in parts:
+        for part in [*parts, *family.parts_beside(self._shapes_beside(family.tensors))]:
             if part not in absent:
-                self._parts.setdefault(prefix + part.ours, []).append(part)
+                self._parts.setdefault(part.ours, []).append(part)
         self._check(family.tensors)
 
     def weight_shapes(self) -> dict[str, torch.Size]:
@@ -160,8 +157,18 @@ class HuggingFaceWeights:
             raise CheckpointError(f"{index}: lists tensors that are not there: {listed(absent)}; {_AGAIN}")
         return located
 
+    def _shapes_beside(self, tensors: Tensors) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of stored tensors that belong to objectives, by our names."""
+        ours = {theirs: name for name, theirs in tensors.beside.items()}
+        found = {}
+        for name, stored in self._stored.items():
+            module, _, leaf = name.rpartition(".")
+            if module in ours:
+                found[f"{ours[module]}.{leaf}"] = tuple(self._slice(stored).get_shape())
+        return found
+
     def _check(self, tensors: Tensors) -> None:
-        """Refuse tensors that are missing, of another shape, or not known to the architecture."""
+        """Refuse tensors of the body that are missing, of another shape, or unknown; heads of other tasks are said."""
         parts = {part.theirs: part for own in self._parts.values() for part in own}
         repeated = tensors.repeated if self.config.tie_embeddings else ()
         problems = [f"missing {name} {part.their_shape}" for name, part in parts.items() if name not in self._stored]
@@ -170,9 +177,11 @@ class HuggingFaceWeights:
             if name in parts:
                 if (found := tuple(self._slice(stored).get_shape())) != parts[name].their_shape:
                     problems.append(f"{stored} is {found}, not {parts[name].their_shape}")
-            elif name.startswith(tensors.unused):
+            elif name in repeated or name.endswith(tensors.derived):
+                continue
+            elif name.startswith(tensors.unused) or not name.startswith(tensors.prefix):
                 unused.append(stored)
-            elif name not in repeated and not name.endswith(tensors.derived):
+            else:
                 problems.append(f"extra {stored}")
         if problems:
             rule = "its weights are not those that its config.json describes"
@@ -198,28 +207,29 @@ def _by_todays_names(names: Iterable[str], parts: list[Part], tensors: Tensors) 
     """Return the name of every tensor in the files by the name that the family gives it today."""
     body_alone = not any(name.startswith(tensors.prefix) for name in names)
     outside = {part.theirs for part in parts} | set(tensors.repeated)
+    heads = tuple(theirs for theirs in tensors.beside.values() if not theirs.startswith(tensors.prefix))
     stored = {}
     for name in names:
         today = next((name.removesuffix(old) + new for old, new in tensors.older.items() if name.endswith(old)), name)
-        in_body = body_alone and today not in outside and not today.startswith(tensors.unused)
+        in_body = body_alone and today not in outside and not today.startswith(heads)
         stored[tensors.prefix + today if in_body else today] = name
     return stored
 
 
 def _absent(parts: list[Part], prefix: str, stored: dict[str, str]) -> set[Part]:
-    """Return the parts of the head if a checkpoint holds the body alone, whose names then lack the prefix."""
-    head = {part for part in parts if not part.theirs.startswith(prefix)}
-    some = any(part.theirs in stored for part in head) or any(name.startswith(prefix) for name in stored.values())
-    return set() if some else head
+    """Return the tensors of the head's modules of which a checkpoint has none: of the body alone, or of another task."""
+    modules = {name.rpartition(".")[0] for name in stored}
+    """Return the tensors of those head modules of which a checkpoint has nothing: it is of another task, or of none."""
+    return {part for part in head if part.theirs.rpartition(".")[0] not in modules}
 
 
-def _network(path: Path) -> tuple[Family, Any, list[Part]]:
+def _network(path: Path, prefix: str) -> tuple[Family, Any, list[Part]]:
     """Return the family, our configuration and the tensors of a `config.json`, which every refusal names."""
     theirs = read_json(path)
     try:
         family = family_of(theirs)
         config = family.ours(theirs)
-        return family, config, list(family.parts(config, theirs["vocab_size"]))
+        return family, config, list(family.parts(config, theirs["vocab_size"], prefix))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

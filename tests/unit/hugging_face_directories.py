@@ -27,6 +27,6 @@ def write(directory, model, max_bytes=10**9, dtype=torch.float32):
     directory.mkdir()
     family = family_for(model.config)
     (directory / "config.json").write_text(json.dumps(family.theirs(model.config, VOCAB_SIZE)))
-    parts = list(family.parts(model.config, VOCAB_SIZE))
+    parts = list(family.parts(model.config, VOCAB_SIZE, "model."))
     write_weights(directory, parts, InMemory(model), dtype=dtype, max_bytes=max_bytes)
     return directory

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from run_directories import MODERNBERT_SETTINGS, TEXTS, json_of, make_run, word_pieces
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForPreTraining, pipeline
 
 from pretrain.data.tokenization.bpe import BpeTokenizer
 from pretrain.data.tokenizer import load_tokenizer
@@ -98,11 +98,31 @@ def test_a_mask_of_another_name_is_known_too(tmp_path):
         (run / "run.json").write_text(json.dumps(record))
 
 
-def test_what_belongs_to_the_objective_is_left_out_and_said(tmp_path, capsys):
-    pairs = "objective.sentences=nsp"
-    run = make_run(tmp_path / "run", pairs, model="encoder", tokenizer=word_pieces(), vocab_size=VOCAB_SIZE)
+def test_what_tells_pairs_apart_goes_with_bert(tmp_path):
+    settings = ["objective.sentences=nsp", "model.init_std=0.3"]
+    run = make_run(tmp_path / "run", *settings, model="encoder", tokenizer=word_pieces(), vocab_size=VOCAB_SIZE)
     assert main([str(run)]) == 0
-    assert "left out, as BertForMaskedLM has no place for them: pooler.dense.weight, pool" in capsys.readouterr().err
+    theirs, report = BertForPreTraining.from_pretrained(run / "export", output_loading_info=True)
+    assert not any(report.values()) and theirs.config.architectures == ["BertForPreTraining"]
+    inputs = AutoTokenizer.from_pretrained(run / "export")("the time of", "the world", return_tensors="pt")
+    ours = load_run(run)
+    with torch.no_grad():
+        expected = theirs(**inputs).seq_relationship_logits
+        tokens, segments = inputs["input_ids"][0], inputs["token_type_ids"][0]
+        layout = Layout.of(torch.tensor([0, len(tokens)], dtype=torch.int32), len(tokens))
+        hidden = ours.model(tokens, torch.arange(len(tokens)), layout, segments)
+        found = ours.sentence_classifier(ours.pooler(hidden[:1]))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_family_has_no_place_for_is_left_out_and_said(tmp_path, capsys):
+    settings = ["objective.sentences=nsp", "model.position_offset=2"]
+    tokenizer = ROBERTA.train(iter(TEXTS))
+    run = make_run(tmp_path / "run", *settings, model="encoder", tokenizer=tokenizer, vocab_size=VOCAB_SIZE)
+    assert main([str(run)]) == 0
+    said = "left out, as RobertaForMaskedLM has no place for them: pooler.dense.bias, pooler.dense.weight, sentence_"
+    assert said in capsys.readouterr().err
+    assert json_of(run / "export" / "config.json")["architectures"] == ["RobertaForMaskedLM"]
 
 
 def test_the_padding_token_of_roberta_must_be_where_its_positions_begin(tmp_path, capsys):

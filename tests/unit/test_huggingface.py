@@ -10,7 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, small_decoder, small_encoder
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.huggingface import HuggingFaceWeights
@@ -139,18 +148,35 @@ def test_old_files_of_bert_hold_the_same(tmp_path, change, caplog):
 
 
 @pytest.mark.parametrize("prefix", ["bert.", ""])
-def test_heads_that_are_not_ours_are_named(tmp_path, caplog, prefix):
+def test_what_objectives_have_beside_the_model_is_read_too(tmp_path, caplog, prefix):
     directory = write(tmp_path / "model", small_encoder())
-    others = {f"{prefix}pooler.dense.bias": torch.ones(3), "cls.seq_relationship.weight": torch.ones(2, 24)}
+    beside = {f"{prefix}pooler.dense.bias": torch.randn(24), "cls.seq_relationship.weight": torch.randn(2, 24)}
     rewrite(directory, lambda tensors: renamed(tensors, lambda name: name.replace("bert.", prefix)))
-    rewrite(directory, lambda tensors: tensors.update(others))
+    rewrite(directory, lambda tensors: tensors.update(beside))
     with caplog.at_level("INFO"):
-        HuggingFaceWeights(directory)
+        read = HuggingFaceWeights(directory)
+    assert not caplog.records
+    for name, theirs in zip(("pooler.dense.bias", "sentence_classifier.weight"), beside.values(), strict=True):
+        assert read.weight_shapes()[name] == theirs.shape
+        assert torch.equal(read(name, WEIGHT, 0, theirs.numel()), theirs.reshape(-1))
+
+
+@pytest.mark.parametrize("task", [BertForSequenceClassification, BertForQuestionAnswering])
+def test_heads_of_other_tasks_are_named_and_left_alone(tmp_path, caplog, task):
+    model = small_encoder()
+    theirs = task(BertConfig(**family_for(model.config).theirs(model.config, VOCAB_SIZE)))
+    theirs.save_pretrained(tmp_path)
+    with caplog.at_level("INFO"):
+        read = HuggingFaceWeights(tmp_path)
+    head = "qa_outputs" if task is BertForQuestionAnswering else "classifier"
     [said] = [record.getMessage() for record in caplog.records]
-    assert said.endswith(f"left alone: {', '.join(sorted(others))}")
+    assert said.endswith(f"left alone: {head}.bias, {head}.weight")
+    assert {name.split(".")[1] for name in read.absent} == {"transform", "head"}
+    expected = theirs.get_parameter("bert.embeddings.word_embeddings.weight").detach()
+    assert torch.equal(read("model.embedding.weight", WEIGHT, 0, expected.numel()), expected.reshape(-1))
 
 
-def test_a_part_of_a_head_is_no_body_alone(tmp_path):
+def test_a_part_of_a_layer_is_damage(tmp_path):
     directory = write(tmp_path / "model", small_encoder())
     rewrite(directory, lambda tensors: renamed(tensors, lambda name: name.removeprefix("bert.")))
     rewrite(directory, lambda tensors: tensors.pop("cls.predictions.transform.dense.bias"))

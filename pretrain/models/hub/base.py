@@ -6,7 +6,7 @@ Holds the tables' meaning; families have files of their own, reading and writing
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import prod
@@ -39,7 +39,7 @@ class Part(NamedTuple):
     """
 
     theirs: str  # name in the Hugging Face checkpoint
-    ours: str  # name in our model
+    ours: str  # name in our model, or in the objective around it
     shape: tuple[int, ...]  # of these rows, as ours are
     row: int = 0  # the first of them
     transposed: bool = False  # theirs has the rows as columns
@@ -70,7 +70,8 @@ class Tensors:
     older: dict[str, str] = field(default_factory=dict)  # endings of names in old files, and what they are today
     derived: tuple[str, ...] = ()  # endings of stored tensors that follow from the configuration: masks, frequencies
     repeated: tuple[str, ...] = ()  # stored tensors that others hold already, where embeddings are tied
-    unused: tuple[str, ...] = ()  # beginnings of tensors of heads that our models do not have
+    beside: dict[str, str] = field(default_factory=dict)  # modules of objectives, and theirs: its files may hold them
+    unused: tuple[str, ...] = ()  # beginnings of the body's tensors that our models do not have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,7 @@ class Family:
     kind: ClassVar[type[Config]]  # our configuration of its models
     model_type: ClassVar[str]  # in config.json
     architecture: ClassVar[str]  # the class in transformers
+    pretraining: ClassVar[str] = ""  # the class that has the tensors beside the model, too, if any has
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
 
@@ -109,8 +111,8 @@ class Family:
         """Return the words for a setting of ours that this architecture does not have."""
         return f"model.{key}={_shown(found)}: has no counterpart in {self.architecture}, {rule}"
 
-    def parts(self, config: Any, vocab_size: int) -> Iterator[Part]:
-        """Yield every tensor, in the order of the model; a tied head is none."""
+    def parts(self, config: Any, vocab_size: int, prefix: str = "") -> Iterator[Part]:
+        """Yield every tensor, in the order of the model; a tied head is none. `prefix` begins our names."""
         with torch.device("meta"):
             model = config.build(vocab_size=vocab_size, attend=sdpa)
         for name, parameter in model.named_parameters():
@@ -122,8 +124,15 @@ class Family:
             row = 0
             for their, rows in zip(fused, _rows(len(fused), len(parameter), config.width), strict=True):
                 shape = (rows, *parameter.shape[1:])
-                yield Part(f"{their.replace('#', str(layer))}.{leaf}", name, shape, row, transposed)
+                yield Part(f"{their.replace('#', str(layer))}.{leaf}", prefix + name, shape, row, transposed)
                 row += rows
+
+    def parts_beside(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Part]:
+        """Yield those tensors of an objective, of such `shapes`, that this family's checkpoints may hold."""
+        for name, shape in shapes.items():
+            module, _, leaf = name.rpartition(".")
+            if theirs := self.tensors.beside.get(module):
+                yield Part(f"{theirs}.{leaf}", name, tuple(shape))
 
     def theirs(self, config: Any, vocab_size: int) -> dict[str, Any]:
         """Return what `config.json` says of the network; ids of special tokens only where the network needs them."""

@@ -1,6 +1,6 @@
-"""BERT in Hugging Face's layout: `BertForMaskedLM`.
+"""BERT in Hugging Face's layout: `BertForMaskedLM`, or `BertForPreTraining` with the classifier of pairs.
 
-Holds names and configuration. The pooler and the next-sentence head that released files bring are no part of the model.
+Holds names and configuration.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Bert(Family):
     kind = EncoderConfig
     model_type = "bert"
     architecture = "BertForMaskedLM"
+    pretraining = "BertForPreTraining"
 
     tensors = Tensors(
         names={
@@ -47,7 +48,7 @@ class Bert(Family):
         older={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
         derived=(".position_ids", ".token_type_ids"),
         repeated=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
-        unused=("bert.pooler.", "cls.seq_relationship."),
+        beside={"pooler.dense": "bert.pooler.dense", "sentence_classifier": "cls.seq_relationship"},
     )
     settings = Settings(
         same={

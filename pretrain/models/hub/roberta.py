@@ -19,6 +19,7 @@ class Roberta(Bert):
 
     model_type = "roberta"
     architecture = "RobertaForMaskedLM"
+    pretraining = ""
 
     tensors = replace(
         Bert.tensors,
@@ -30,7 +31,8 @@ class Roberta(Bert):
         },
         prefix="roberta.",
         repeated=("lm_head.decoder.weight", "lm_head.decoder.bias"),
-        unused=("roberta.pooler.",),
+        beside={},
+        unused=("roberta.pooler.",),  # which its own classifiers do not use
     )
     settings = replace(
         Bert.settings,
