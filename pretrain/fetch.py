@@ -1,6 +1,6 @@
 """Released checkpoints from the Hugging Face hub: fetched by one rank, read from its cache by all.
 
-Holds the fetching only; what is in the files is `huggingface`'s to read.
+Holds names and the fetching; what is in the files is `huggingface`'s to read.
 """
 
 from __future__ import annotations
@@ -8,39 +8,49 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pretrain.distributed import World
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, HeadwaterError
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # org/name
+_PART = r"\w[\w.-]*"
+_NAME = re.compile(rf"((?P<org>{_PART})/)?{_PART}(?P<revision>@{_PART}(/{_PART})*)?", re.ASCII)
 _FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
 
 
-def fetch(name: str, world: World) -> Path:
-    """Return the directory of a checkpoint `org/name`, fetched unless it is in the cache. A collective.
+def is_hub_name(text: str) -> bool:
+    """Return whether this is `org/name` (or, as old ones are, `name`), perhaps with `@revision`, and not a path.
 
-    Raises `ConfigError` on all ranks where rank 0 cannot reach the hub and has nothing in its cache, and on a rank
-    that does not see rank 0's cache.
+    What exists is a path, and without a revision so is what would lie in a directory that exists.
     """
-    refusal = _snapshot(name, only_cached=False)[1] if world.is_first else None
-    refusal = world.gather(refusal)[0]
-    directory = None
-    if refusal is None:
-        directory, refusal = _snapshot(name, only_cached=True)
-    if directory is None:
-        rule = "no such directory, and not to be had from the Hugging Face hub or its cache (HF_HOME)"
-        raise ConfigError(
-            f"init_from={name}: {rule}: {refusal}; name a directory, or fetch it where the hub is reached"
-        )
-    return directory
+    found = _NAME.fullmatch(text)
+    if found is None or Path(text).exists():
+        return False
+    return found["revision"] is not None or found["org"] is None or not Path(found["org"]).is_dir()
 
 
-def _snapshot(name: str, *, only_cached: bool) -> tuple[Path | None, str | None]:
-    """Return the directory, or why there is none."""
+def fetch(name: str) -> str:
+    """Return the name with the commit that it stands for, `org/name@commit`, whose files are in the cache then.
+
+    Raises `ConfigError` where the hub cannot be reached, or does not have it, and nothing is in the cache.
+    """
+    return f"{name.partition('@')[0]}@{_snapshot(name, only_cached=False).name}"
+
+
+def cached(name: str) -> Path:
+    """Return the directory of a checkpoint that was fetched. Raises `ConfigError` where the cache does not have it."""
+    return _snapshot(name, only_cached=True)
+
+
+def _snapshot(name: str, *, only_cached: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    repository, _, revision = name.partition("@")
     try:
-        found = snapshot_download(name, allow_patterns=_FILES, local_files_only=only_cached)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        return None, " ".join(str(error).split())
-    return Path(str(found)), None
+        found = snapshot_download(
+            repository, revision=revision or None, allow_patterns=_FILES, local_files_only=only_cached
+        )
+    except HeadwaterError:  # the request to stop
+        raise
+    except Exception as error:  # names, proxies, connections, disks: each from a library of its own
+        rule = "no such directory, and not to be had from the Hugging Face hub or its cache (HF_HOME)"
+        fix = "name a directory, or fetch it where the hub is reached"
+        raise ConfigError(f"init_from={name}: {rule}: {' '.join(str(error).split())}; {fix}") from None
+    return Path(str(found))

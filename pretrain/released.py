@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import Shapes, check_architecture, load_manifest, load_state, saved_step
+from pretrain.commit import step_names
 from pretrain.data.tokenizer import load_tokenizer, tokenizer_sha256
 from pretrain.distributed import World
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.fetch import HUB_NAME, fetch
+from pretrain.fetch import cached, fetch, is_hub_name
 from pretrain.fragments import FragmentReader
 from pretrain.huggingface import HuggingFaceWeights
 from pretrain.initial import InitialWeights
@@ -66,23 +67,42 @@ class StartingWeights:
         return torch.cat([known, self._initial(name, kind, start + held, numel - held)])
 
 
+def find_source(init_from: str, *, first: bool) -> str:
+    """Return what `init_from` names: the path of a run or of a Hugging Face directory, or `org/name@commit`.
+
+    Of what is on the hub the `first` of all ranks learns the commit, and fetches it; the others return the name as it
+    is. No collective, and but for the fetching a matter of milliseconds: it is asked before hours of preparation.
+    Raises `ConfigError` for what is none of these, and for a network that our models are not; `CheckpointError` for
+    damaged files and for a run without a saved step.
+    """
+    if is_hub_name(init_from):
+        if not first:
+            return init_from
+        init_from = fetch(init_from)
+    source = _place(init_from)
+    if _is_released(source):
+        HuggingFaceWeights(source)
+    elif not step_names(source / "checkpoints"):
+        raise CheckpointError(f"init_from={init_from}: no step is saved there; name another, or train it first")
+    return init_from
+
+
 def starting_weights(
     init_from: str, initial: InitialWeights, settings: dict[str, Any], world: World, *, tokenizer: Path
 ) -> StartingWeights:
     """Return the weights to start from: those of a run's newest verified step, or of a Hugging Face checkpoint.
 
-    A collective. `init_from` is the directory of either, or the name `org/name` of a checkpoint on the hub. `initial`
-    are the weights of the module that they are for; `settings` are what a run keeps to recognise itself: those of
-    the model (`model.heads`) and the hash of the `tokenizer`, 16 digits; `tokenizer` is its file. Raises `ConfigError`
-    for what is neither, `CheckpointError` for weights that do not fit.
+    A collective. `init_from` is what `find_source` returned; that of rank 0 counts. `initial` are the weights of the
+    module that they are for; `settings` are what a run keeps to recognise itself: those of the model (`model.heads`)
+    and the hash of the `tokenizer`, 16 digits; `tokenizer` is its file. Raises `ConfigError` for what is neither, or
+    not in the cache of the hub that this rank sees, `CheckpointError` for weights that do not fit.
 
     Tensors of an objective, and the head where a source has none, may be new. Tensors with a row a token may have
     another number of rows: rows of more tokens are new, and fewer are taken if what is left out are rows beyond the ids
     of the source's own tokenizer.
     """
-    source = Path(init_from).expanduser()
-    if not source.exists() and HUB_NAME.fullmatch(init_from):
-        source = fetch(init_from, world)
+    [init_from, *_] = world.gather(init_from)
+    source = _place(init_from)
     reader, theirs = _opened(source, world)
     headless = reader.absent if isinstance(reader, HuggingFaceWeights) else []
     wanted, stored = initial.shapes, reader.weight_shapes()
@@ -93,7 +113,7 @@ def starting_weights(
     _check_settings(source, theirs, settings)
     if theirs.get("tokenizer") != settings.get("tokenizer"):
         _check_ids(source, tokenizer)
-    log.info("starting from the weights in %s", source)
+    log.info("starting from the weights of %s", init_from)
     if new:
         log.info("init_from: %s has no %s; they begin with initial values", source, ", ".join(new))
     if left := stored.keys() - held.keys():
@@ -101,19 +121,32 @@ def starting_weights(
     return StartingWeights(reader, held, initial)
 
 
+def _place(init_from: str) -> Path:
+    """Return the directory of a run or of a Hugging Face checkpoint. Raises `ConfigError` for what is neither."""
+    source = cached(init_from) if is_hub_name(init_from) else Path(init_from).expanduser()
+    if not source.exists():
+        rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
+        raise ConfigError(f"init_from={init_from}: no such directory; {rule}")
+    if not _is_released(source) and not (source / "checkpoints").is_dir():
+        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
+        raise ConfigError(f"init_from={source}: {rule}")
+    return source
+
+
+def _is_released(source: Path) -> bool:
+    return (source / "config.json").is_file()
+
+
 def _opened(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentReader, dict[str, Any]]:
     """Return the weights of a source and the settings that they were trained with."""
-    if (source / "config.json").is_file():
+    if _is_released(source):
         reader = HuggingFaceWeights(source)
         settings = {f"model.{key}": value for key, value in plain(reader.config).items()}
         if (source / "tokenizer.json").is_file():
             settings["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
         return reader, settings
-    if (source / "checkpoints").is_dir():
-        step = saved_step(source / "checkpoints", world)
-        return FragmentReader(step, load_manifest(step)["tensors"]), load_state(step)["resume"]
-    rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
-    raise ConfigError(f"init_from={source}: {rule}")
+    step = saved_step(source / "checkpoints", world)
+    return FragmentReader(step, load_manifest(step)["tensors"]), load_state(step)["resume"]
 
 
 def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:

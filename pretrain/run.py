@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
+from pretrain.commit import step_names
 from pretrain.config import PretrainConfig
 from pretrain.counterpart import warn_without_counterpart
 from pretrain.data.base import Examples
@@ -34,7 +35,7 @@ from pretrain.loop import TrainState, train
 from pretrain.metrics import StepMeter, Throughput
 from pretrain.objectives.base import Objective
 from pretrain.peaks import peak_flops
-from pretrain.released import starting_weights
+from pretrain.released import find_source, starting_weights
 from pretrain.rundir import RunDirectory, plain
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.summary import ModelSize, summary, versions
@@ -52,14 +53,19 @@ def pretrain(cfg: PretrainConfig) -> None:
     list_inputs(cfg.data.sources)
     cfg.check_tokenizer()
     stop = StopRequest()
+    init_from = cfg.init_from
+    if init_from and not step_names(cfg.run.directory / "checkpoints"):  # a run that resumes needs its source no more
+        init_from = find_source(init_from, first=rank() == 0)
     if rank() > 0:
-        _pretrain(cfg, None, stop)
+        _pretrain(cfg, init_from, None, stop)
         return
     directory = RunDirectory.claim(cfg.run)
     directory.start_log()
     with exit_code_to(lambda code: directory.record(exit=code)):
         directory.record(name=cfg.run.name, versions=versions(), exit=None)
-        _pretrain(cfg, directory, stop)
+        if init_from != cfg.init_from:  # a name on the hub, and now its commit, too
+            directory.record(init_from=init_from)
+        _pretrain(cfg, init_from, directory, stop)
 
 
 def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
@@ -68,7 +74,7 @@ def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
         return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
 
 
-def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopRequest) -> None:
+def _pretrain(cfg: PretrainConfig, init_from: str | None, directory: RunDirectory | None, stop: StopRequest) -> None:
     corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
     stream = cfg.data.train_stream(corpora, cfg.seed)
     held_out = cfg.data.held_out(corpora)
@@ -85,7 +91,7 @@ def _pretrain(cfg: PretrainConfig, directory: RunDirectory | None, stop: StopReq
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
         fingerprints = _fingerprints(cfg, stream)
         _check_agreement(fingerprints, world)
-        state = _resume(cfg, checkpoints, initial, strategy, fingerprints, tokenizer)
+        state = _resume(cfg, init_from, checkpoints, initial, strategy, fingerprints, tokenizer)
         tracker = _tracker(cfg, directory, state) if directory else None
         hooks = RunHooks(
             log_every=cfg.log.every,
@@ -145,6 +151,7 @@ def _check_agreement(fingerprints: dict[str, Any], world: World) -> None:
 
 def _resume(
     cfg: PretrainConfig,
+    init_from: str | None,
     checkpoints: Checkpoints,
     initial: InitialWeights,
     strategy: Strategy,
@@ -155,8 +162,7 @@ def _resume(
     world = checkpoints.world
     newest = newest_step(checkpoints.directory, world)
     if newest is None:
-        source = cfg.init_from
-        given = source and starting_weights(source, initial, fingerprints, world, tokenizer=tokenizer)
+        given = init_from and starting_weights(init_from, initial, fingerprints, world, tokenizer=tokenizer)
         strategy.load_fragments(given or initial)
         return TrainState()
     saved = load_state(newest)

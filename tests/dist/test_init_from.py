@@ -9,6 +9,8 @@ from ranks import column, run, tiny
 
 from pretrain.export import main
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
 
 @pytest.fixture(scope="module")
 def exported(uninterrupted) -> Path:
@@ -36,12 +38,40 @@ def test_a_resumed_run_asks_for_its_source_no_more(place, uninterrupted):
     assert sorted(column(place / "runs" / "resumed", "loss")) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_name_on_the_hub_is_kept_with_its_commit(place, uninterrupted, exported, tmp_path, monkeypatch):
+    repository = tmp_path / "hub" / "models--org--name"
+    shutil.copytree(exported, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    overrides = tiny("from-hub", "train.micro_batch_size=4", "init_from=org/name@main")
+    run(*overrides, "train.steps=4", ranks=2, cwd=place)
+    losses = column(place / "runs" / "from-hub", "loss", "validation")
+    assert losses[0] == pytest.approx(column(uninterrupted, "loss", "validation")[24], abs=1e-6)
+    shutil.rmtree(repository)
+    run(*overrides, "train.steps=5", cwd=place)  # resumes
+    assert json.loads((place / "runs" / "from-hub" / "run.json").read_text())["init_from"] == f"org/name@{COMMIT}"
+    log = (place / "runs" / "from-hub" / "log.txt").read_text()
+    assert log.count(f"starting from the weights of org/name@{COMMIT}") == 1
+
+
+@pytest.mark.parametrize("source", ["runs/uninterrupted/log.txt", "runs/uninterupted", "org/name"])
+def test_what_is_not_there_is_refused_before_anything_is_made(place, uninterrupted, tmp_path, monkeypatch, source):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folders = [f"run.root={tmp_path}/runs", f"data.prepare.root={tmp_path}/corpora"]
+    done = run(*tiny("refused", *folders, f"init_from={source}"), code=2, cwd=place)
+    assert f"init_from={source}: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "corpora").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "override", "code", "refusal"),
     [
         ("", "model.width=64", 4, "model.blocks.0.attention.out.weight is (32, 32), the model's (64, 64)"),
         ("/export", "model.heads=2", 4, "model.heads is 2, that of"),
-        ("/log.txt", "model.heads=4", 2, "log.txt: neither config.json (Hugging Face) nor checkpoints (a run) in it"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(place, exported, source, override, code, refusal):

@@ -10,10 +10,10 @@ from run_directories import make_run, settings_of, word_pieces
 from toys import ALONE
 from transformers import AutoModel
 
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.initial import InitialWeights
-from pretrain.released import starting_weights
+from pretrain.released import find_source, starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
 
@@ -140,7 +140,7 @@ def test_tensors_of_the_objective_come_along_or_begin_anew(source, tmp_path, cap
     assert said(caplog) == [f"init_from: {without} has no {own}; they begin with initial values"]
 
 
-def test_a_name_on_the_hub_is_its_files(source, tmp_path, monkeypatch):
+def test_a_name_on_the_hub_is_the_files_of_its_commit(source, tmp_path, monkeypatch, caplog):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--org--name"
     shutil.copytree(source / "export", repository / "snapshots" / commit)
@@ -148,12 +148,21 @@ def test_a_name_on_the_hub_is_its_files(source, tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    module = module_of(source, tmp_path, ROWS)
-    read = starting_weights(
-        "org/name", InitialWeights(module, SEED), settings_of(source), ALONE, tokenizer=source / "tokenizer.json"
-    )
+    assert find_source("org/name", first=False) == "org/name"
+    found = find_source("org/name", first=True)
+    assert found == f"org/name@{commit}"
+    (repository / "refs" / "main").write_text("fedcba9876543210fedcba9876543210fedcba98")  # moved on since
+    module, tokenizer = module_of(source, tmp_path, ROWS), source / "tokenizer.json"
+    read = starting_weights(found, InitialWeights(module, SEED), settings_of(source), ALONE, tokenizer=tokenizer)
     name = "model.embedding.weight"
     assert torch.equal(whole(read, name, module), load_run(source).get_parameter(name))
+    assert f"starting from the weights of {found}" in [record.getMessage() for record in caplog.records]
+    with pytest.raises(ConfigError, match=r"init_from=org/name: no such directory, and not to be had from the Hugging"):
+        find_source("org/name", first=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: not a readable"):
+        find_source("org/name", first=True)
 
 
 def test_other_orders_are_told_from_other_weights(source, tmp_path):
