@@ -217,9 +217,9 @@ def _by_todays_names(names: Iterable[str], parts: list[Part], tensors: Tensors) 
 
 
 def _absent(parts: list[Part], prefix: str, stored: dict[str, str]) -> set[Part]:
-    """Return the tensors of the head's modules of which a checkpoint has none: of the body alone, or of another task."""
-    modules = {name.rpartition(".")[0] for name in stored}
     """Return the tensors of those head modules of which a checkpoint has nothing: it is of another task, or of none."""
+    modules = {name.rpartition(".")[0] for name in stored}
+    head = (part for part in parts if not part.theirs.startswith(prefix))
     return {part for part in head if part.theirs.rpartition(".")[0] not in modules}
 
 
