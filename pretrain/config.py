@@ -42,7 +42,7 @@ class PretrainConfig:
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     model: Any = MISSING
-    init_from: str | None = None  # run, Hugging Face directory or hub name of the first weights; null: random ones
+    init_from: str | None = None  # run, Hugging Face directory or org/name@revision of the first weights; null: random
     objective: Any = MISSING
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING

@@ -5,9 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ranks import column, run, tiny
+import torch
+from ranks import column, on_ranks, run, tiny
+from run_directories import GPT2_SETTINGS, make_run, settings_of
 
 from pretrain.export import main
+from pretrain.initial import InitialWeights
+from pretrain.released import starting_weights
+from pretrain.sample import load_run
+from pretrain.strategy.base import WEIGHT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -54,6 +60,22 @@ def test_a_name_on_the_hub_is_kept_with_its_commit(place, uninterrupted, exporte
     assert json.loads((place / "runs" / "from-hub" / "run.json").read_text())["init_from"] == f"org/name@{COMMIT}"
     log = (place / "runs" / "from-hub" / "log.txt").read_text()
     assert log.count(f"starting from the weights of org/name@{COMMIT}") == 1
+
+
+def begin(world, run):
+    name = f"org/name@{COMMIT}" if world.is_first else "org/name"
+    module, tokenizer = load_run(run), run / "tokenizer.json"
+    read = starting_weights(name, InitialWeights(module, 2), settings_of(run), world, tokenizer=tokenizer)
+    for key, tensor in module.named_parameters():
+        assert torch.equal(read(key, WEIGHT, 0, tensor.numel()), tensor.detach().reshape(-1))
+
+
+def test_the_commit_of_the_first_rank_is_that_of_all(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS)
+    commit = tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT
+    assert main([str(run), "--out", str(commit)]) == 0
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    on_ranks(2, begin, run)
 
 
 @pytest.mark.parametrize("source", ["runs/uninterrupted/log.txt", "runs/uninterupted", "org/name"])

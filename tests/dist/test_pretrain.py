@@ -233,6 +233,13 @@ def test_a_run_whose_gradients_stay_broken_stops_with_5(place):
     assert "updates in a row skipped" in refusal
 
 
+def test_a_run_that_cannot_be_exported_says_so_at_its_start(place, uninterrupted):
+    run(*tiny("sinusoidal", "model.positions=sinusoidal", "train.steps=4"), cwd=place)
+    said = "pretrain.export will refuse this run"
+    assert f"{said}: model.positions=sinusoidal: has no" in (place / "runs" / "sinusoidal" / "log.txt").read_text()
+    assert said not in (uninterrupted / "log.txt").read_text()
+
+
 def test_what_the_machine_cannot_do_is_refused_before_anything_is_made(place, tmp_path):
     refused = tiny("half", "strategy=zero2", "precision=fp16", f"run.root={tmp_path}")
     assert "precision=fp16: DeepSpeed has no fp16 on a CPU" in run(*refused, code=2, cwd=place).stderr
