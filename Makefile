@@ -19,8 +19,8 @@ demo: setup  ## prepare, pretrain, evaluate, sample and report on the embedded c
 	$(BIN)/python -m pretrain.sample runs/demo --prompt "class Queue"
 	$(BIN)/python -m pretrain.report runs/demo
 
-test: setup lint  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: setup lint  ## the fast tests, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 test-slow: setup  ## the tests that take minutes: kills and resumes, the demo from end to end
 	$(BIN)/python -m pytest -m "slow and not gpu"
