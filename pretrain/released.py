@@ -17,7 +17,7 @@ from pretrain.checkpoint import Shapes, check_architecture, load_manifest, load_
 from pretrain.commit import step_names
 from pretrain.data.tokenizer import load_tokenizer, tokenizer_sha256
 from pretrain.distributed import World
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.fetch import cached, fetch, is_hub_name
 from pretrain.fragments import FragmentReader
 from pretrain.huggingface import HuggingFaceWeights
@@ -81,7 +81,7 @@ def find_source(init_from: str, *, first: bool) -> str:
         init_from = fetch(init_from)
     source = _place(init_from)
     if _is_released(source):
-        HuggingFaceWeights(source)
+        _released(source)
     elif not step_names(source / "checkpoints"):
         raise CheckpointError(f"init_from={init_from}: no step is saved there; name another, or train it first")
     return init_from
@@ -140,13 +140,22 @@ def _is_released(source: Path) -> bool:
 def _opened(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentReader, dict[str, Any]]:
     """Return the weights of a source and the settings that they were trained with."""
     if _is_released(source):
-        reader = HuggingFaceWeights(source)
-        settings = {f"model.{key}": value for key, value in plain(reader.config).items()}
-        if (source / "tokenizer.json").is_file():
-            settings["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
-        return reader, settings
+        return _released(source)
     step = saved_step(source / "checkpoints", world)
     return FragmentReader(step, load_manifest(step)["tensors"]), load_state(step)["resume"]
+
+
+def _released(source: Path) -> tuple[HuggingFaceWeights, dict[str, Any]]:
+    """Return the weights of a Hugging Face directory, its settings as ours, and the hash of its tokenizer, if any."""
+    reader, tokenizer = HuggingFaceWeights(source), source / "tokenizer.json"
+    settings = {f"model.{key}": value for key, value in plain(reader.config).items()}
+    if tokenizer.is_file():
+        try:
+            load_tokenizer(tokenizer)
+        except DataError:  # its fix is that of a corpus
+            raise CheckpointError(f"{tokenizer}: not a readable tokenizer; fetch or write it again") from None
+        settings["tokenizer"] = tokenizer_sha256(tokenizer)[:16]
+    return reader, settings
 
 
 def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:

@@ -1,6 +1,7 @@
 """A run may begin with the weights of another or of a Hugging Face directory; what does not fit is refused."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,7 @@ NOT_THERE = "no such directory; name a run, a Hugging Face directory or, as org/
         ("runs", ConfigError, "neither config.json (Hugging Face) nor checkpoints (a run) in it"),
         ("runs/empty", CheckpointError, "no step is saved there"),
         ("runs/torn", CheckpointError, "model.safetensors: not a readable safetensors file"),
+        ("runs/garbled", CheckpointError, "tokenizer.json: not a readable tokenizer; fetch or write it again"),
         ("runs/foreign", ConfigError, "config.json: model_type=t5: not an architecture of ours"),
     ],
 )
@@ -136,8 +138,11 @@ def test_what_is_not_there_or_neither_is_refused_before_anything_is_prepared(
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "runs" / "run", *GPT2_SETTINGS)
     (run / "log.txt").write_text("")
-    assert main([str(run), "--out", "runs/torn"]) == main([str(run), "--out", "runs/foreign"]) == 0
+    assert main([str(run)]) == 0
+    for copy in ("torn", "garbled", "foreign"):
+        shutil.copytree(run / "export", tmp_path / "runs" / copy)
     Path("runs/torn/model.safetensors").write_bytes(b"torn")
+    Path("runs/garbled/tokenizer.json").write_text("{")
     Path("runs/foreign/config.json").write_text('{"model_type": "t5"}')
     Path("runs/empty/checkpoints").mkdir(parents=True)
     with pytest.raises(kind, match=re.escape(problem)) as refused:
