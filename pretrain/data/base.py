@@ -70,7 +70,7 @@ class Batch:
     num_targets: int  # targets that count, known on the CPU before the forward pass
     lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
     segments: Tensor | None = None  # (N,) int64 token-type ids
-    labels: Tensor | None = None  # (S,) int64, one a sequence; IGNORED = none
+    labels: Tensor | None = None  # (S, ...) of sequences: int64, IGNORED = none; or numbers, nan = none
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; copies from pinned memory do not wait."""

@@ -83,8 +83,11 @@ class Model(nn.Module):
         """Return how the parameter or buffer of that name begins, by the published scheme."""
         raise NotImplementedError
 
-    def flops_per_token(self, seq_len: float) -> float:
-        """Return the floating-point operations of one token's forward and backward pass at this sequence length."""
+    def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
+        """Return the floating-point operations of one token's forward and backward pass at this sequence length.
+
+        `head_share` is the share of tokens that what predicts tokens sees: 0 where it is left out.
+        """
         raise NotImplementedError
 
 
@@ -103,11 +106,6 @@ class EncoderModel(Model):
         """Return what is added to the logits, (V,)."""
         raise NotImplementedError
 
-    def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
-        """Return the operations of one token as above, where a share of the tokens goes through the head."""
-        raise NotImplementedError
-
-
 class ModelConfig(Protocol):
     """What `run` asks of a model's dataclass."""
 
@@ -116,8 +114,12 @@ class ModelConfig(Protocol):
         """Whether a token sees the tokens before it only; else the model is an `EncoderModel`."""
         ...
 
-    def build(self, *, vocab_size: int, attend: Attend) -> Model:
-        """Return the model; called under `torch.device("meta")`, so nothing is allocated."""
+    def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Model:
+        """Return the model; called under `torch.device("meta")`, so nothing is allocated.
+
+        Without its `head`, what predicts tokens alone is left out, and its methods are not called: objectives on
+        sequences have heads of their own, and parameters that nothing learns would only take up memory.
+        """
         ...
 
 

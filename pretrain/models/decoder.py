@@ -102,15 +102,15 @@ class DecoderConfig:
         """Return the window of a layer in tokens, None where it sees all keys."""
         return None if self.global_every is not None and layer % self.global_every == 0 else self.window
 
-    def build(self, *, vocab_size: int, attend: Attend) -> Decoder:
-        """Return the model; call it under `torch.device("meta")`."""
-        return Decoder(self, vocab_size=vocab_size, attend=attend)
+    def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Decoder:
+        """Return the model, with or without its head; call it under `torch.device("meta")`."""
+        return Decoder(self, vocab_size=vocab_size, attend=attend, head=head)
 
 
 class Decoder(Model):
     """Embedding, blocks, final norm. The vocabulary projection is the objective's to apply (see `head_weight`)."""
 
-    def __init__(self, config: DecoderConfig, *, vocab_size: int, attend: Attend) -> None:
+    def __init__(self, config: DecoderConfig, *, vocab_size: int, attend: Attend, head: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(vocab_size, config.width)
@@ -118,7 +118,7 @@ class Decoder(Model):
             self.position_embedding = nn.Embedding(config.max_seq_len, config.width)
         self.blocks = nn.ModuleList(_block(config, layer, attend) for layer in range(config.layers))
         self.final_norm = make_norm(config.norm, config.width, config.norm_eps, config.bias)
-        if not config.tie_embeddings:
+        if head and not config.tie_embeddings:
             self.head = nn.Linear(config.width, vocab_size, bias=False)
 
     def forward(
@@ -157,17 +157,18 @@ class Decoder(Model):
         ndim, std, layers = self.get_parameter(name).ndim, self.config.init_std, self.config.layers
         return scheme(self.config.init, name, ndim=ndim, std=std, residual=residual, layers=layers)
 
-    def flops_per_token(self, seq_len: float) -> float:
+    def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the floating-point operations of one token, forward and backward (PaLM, appendix B, 2022).
 
         6 a parameter of every matrix product (the head's included, tied or not; the embedding's look-up is none),
         and 12 H E a layer and visible key. All keys in the window or sequence count as visible, those after the
         query too: the convention of PaLM and of torch's counter, twice what a causal kernel has to compute.
         """
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2) + self.head_weight().numel()
+        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
+        head = head_share * self.head_weight().numel() if head_share else 0.0
         windows = (self.config.layer_window(layer) for layer in range(self.config.layers))
         keys = sum(seq_len if window is None else min(window, seq_len) for window in windows)
-        return 6.0 * matrices + 12.0 * self.config.width * keys
+        return 6.0 * (matrices + head) + 12.0 * self.config.width * keys
 
 
 def _block(config: DecoderConfig, layer: int, attend: Attend) -> Block:

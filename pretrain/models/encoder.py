@@ -109,15 +109,15 @@ class EncoderConfig:
         """Return a layer norm over the width."""
         return make_norm(Norm.layernorm, self.width, self.norm_eps, self.bias)
 
-    def build(self, *, vocab_size: int, attend: Attend) -> Encoder:
-        """Return the model; call it under `torch.device("meta")`."""
-        return Encoder(self, vocab_size=vocab_size, attend=attend)
+    def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Encoder:
+        """Return the model, with or without its head; call it under `torch.device("meta")`."""
+        return Encoder(self, vocab_size=vocab_size, attend=attend, head=head)
 
 
 class Encoder(EncoderModel):
     """Embeddings with their norm, blocks, a last norm where blocks do not end in one, and the head's transform."""
 
-    def __init__(self, config: EncoderConfig, *, vocab_size: int, attend: Attend) -> None:
+    def __init__(self, config: EncoderConfig, *, vocab_size: int, attend: Attend, head: bool = True) -> None:
         super().__init__()
         self.config = config
         width = config.width
@@ -129,8 +129,9 @@ class Encoder(EncoderModel):
         self.embedding_norm = config.make_norm()
         self.blocks = nn.ModuleList(_block(config, layer, attend) for layer in range(config.layers))
         self.final_norm = config.make_norm() if config.order is Order.pre else nn.Identity()
-        self.transform = Transform(config)
-        self.head = Head(vocab_size, None if config.tie_embeddings else width)
+        if head:
+            self.transform = Transform(config)
+            self.head = Head(vocab_size, None if config.tie_embeddings else width)
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Layout, segments: Tensor | None = None) -> Tensor:
         """Return the final hidden states (N, D)."""
@@ -183,11 +184,11 @@ class Encoder(EncoderModel):
         """
         config = self.config
         matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
-        head = self.transform.dense.weight.numel() + self.head_weight().numel()
+        head = head_share * (self.transform.dense.weight.numel() + self.head_weight().numel()) if head_share else 0.0
         # A window reaches as far to the right as to the left, and counts the token itself once.
         windows = (config.layer_window(layer) for layer in range(config.layers))
         keys = sum(seq_len if window is None else min(2 * window - 1, seq_len) for window in windows)
-        return 6.0 * (matrices + head_share * head) + 12.0 * config.width * keys
+        return 6.0 * (matrices + head) + 12.0 * config.width * keys
 
 
 class Transform(nn.Module):

@@ -22,6 +22,7 @@ class Loss(NamedTuple):
     nll: Tensor  # () fp32, negative log-likelihood in nats alone, summed over targets, detached
     correct: Tensor  # () targets whose own logit is the largest, detached
     labels: Tensor | None = None  # (3,) the same of labels of sequences, detached: nll, how many are right, how many
+    logits: Tensor | None = None  # (S, C) or (N, C) fp32, detached: of a task's head, what its predictions are made of
 
 
 class Objective(nn.Module):
