@@ -106,6 +106,7 @@ class EncoderModel(Model):
         """Return what is added to the logits, (V,)."""
         raise NotImplementedError
 
+
 class ModelConfig(Protocol):
     """What `run` asks of a model's dataclass."""
 
