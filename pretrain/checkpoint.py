@@ -82,6 +82,7 @@ class Checkpoints:
         self.cfg = cfg
         self.world = world
         self.failures = 0
+        self.favourite: int | None = None  # a step that stays, whatever its age
         self.under_way: _Save | None = None  # one at most
         self._staging = Staging()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -168,7 +169,7 @@ class Checkpoints:
                 commit(save.temporary, save.step, save.state, indices)
             except OSError as error:
                 return None, f"commit: {error}"
-            prune(self.directory, save.step, self.cfg.keep)
+            prune(self.directory, save.step, self.cfg.keep, self.favourite)
         return None, None
 
     def _failed(self, save: _Save, problems: list[str]) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 from pretrain.checkpoint import Checkpoints
 from pretrain.distributed import World
 from pretrain.errors import NumericalError
-from pretrain.evaluate import Evaluator
 from pretrain.loop import TrainState
 from pretrain.memory import compare, storages
 from pretrain.metrics import StepMeter, Throughput, memory
+from pretrain.resume import Fingerprints
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Tracker
 
@@ -32,11 +32,11 @@ class RunHooks:
     strategy: Strategy
     meter: StepMeter
     throughput: Throughput
-    evaluator: Evaluator
+    evaluator: Callable[[], dict[str, float]]  # measures held-out text; a collective
     checkpoints: Checkpoints
     tracker: Tracker | None
     learning_rate: Callable[[int], float]  # of the step about to be taken, counted from 0
-    fingerprints: dict[str, Any]  # what a resume must find unchanged
+    fingerprints: Fingerprints  # what a resume must find unchanged
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def log(self, state: TrainState) -> None:
@@ -72,9 +72,12 @@ class RunHooks:
 
     def save(self, state: TrainState, *, required: bool) -> None:
         """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
-        progress = {"tokens": state.tokens, "resume": self.fingerprints}
         with self.throughput.paused():
-            self.checkpoints.save(state.step, self.strategy, progress, required=required)
+            self.checkpoints.save(state.step, self.strategy, self.progress(state), required=required)
+
+    def progress(self, state: TrainState) -> dict[str, Any]:
+        """Return what a checkpoint holds beside weights and moments."""
+        return {"tokens": state.tokens, "resume": self.fingerprints}
 
     def settle(self) -> None:
         """Carry a save that is being written on. Raises `ResourceError` as `save` does."""

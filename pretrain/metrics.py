@@ -78,7 +78,6 @@ class Throughput:
 
     def __init__(
         self,
-        *,
         step: int,  # steps done at the start, not 0 when a run resumes
         tokens: int,  # tokens seen at the start by all ranks together
         flops_per_token: float,  # forward and backward

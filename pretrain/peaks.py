@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from pretrain.distributed import World
+
 
 class _Peak(NamedTuple):
     pattern: str  # regular expression, searched in the device name
@@ -65,3 +67,10 @@ def peak_flops(device_name: str, dtype: torch.dtype, *, tf32: bool = False) -> f
     single = row.tf32 if tf32 and row.tf32 else row.fp32
     tera = {torch.bfloat16: row.bf16, torch.float16: row.fp16, torch.float32: single}.get(dtype)
     return None if tera is None else tera * 1e12
+
+
+def peak_of_all(world: World, dtype: torch.dtype) -> float | None:
+    """Return the FLOP/s of all ranks' devices together, taken to be like this rank's; None where it is not known."""
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    peak = peak_flops(name, dtype)
+    return peak * world.size if peak else None

@@ -11,12 +11,11 @@ import socket
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from pretrain.checkpoint import Checkpoints, load_state, newest_step, restore
+from pretrain.checkpoint import Checkpoints
 from pretrain.commit import step_names
 from pretrain.config import PretrainConfig
 from pretrain.counterpart import warn_without_counterpart
@@ -27,15 +26,16 @@ from pretrain.data.preparation import list_inputs, prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
-from pretrain.errors import CheckpointError, DataError, check, exit_code_to
+from pretrain.errors import exit_code_to
 from pretrain.evaluate import Evaluator
 from pretrain.hooks import RunHooks
 from pretrain.initial import InitialWeights
 from pretrain.loop import TrainState, train
 from pretrain.metrics import StepMeter, Throughput
 from pretrain.objectives.base import Objective
-from pretrain.peaks import peak_flops
+from pretrain.peaks import peak_of_all
 from pretrain.released import find_source, starting_weights
+from pretrain.resume import Fingerprints, check_agreement, resume
 from pretrain.rundir import RunDirectory, plain
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.summary import ModelSize, summary, versions
@@ -90,8 +90,9 @@ def _pretrain(cfg: PretrainConfig, init_from: str | None, directory: RunDirector
         wrapped = strategy.setup(module, cfg.optim.build)
         checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
         fingerprints = _fingerprints(cfg, stream)
-        _check_agreement(fingerprints, world)
-        state = _resume(cfg, init_from, checkpoints, initial, strategy, fingerprints, tokenizer)
+        check_agreement(fingerprints, world)
+        peak = peak_of_all(world, cfg.precision.dtype)
+        state = _start(cfg, init_from, checkpoints, initial, strategy, fingerprints, tokenizer)
         tracker = _tracker(cfg, directory, state) if directory else None
         hooks = RunHooks(
             log_every=cfg.log.every,
@@ -101,7 +102,7 @@ def _pretrain(cfg: PretrainConfig, init_from: str | None, directory: RunDirector
             world=world,
             strategy=strategy,
             meter=StepMeter(world.device),
-            throughput=_throughput(cfg, state, size.flops_per_token, world),
+            throughput=Throughput(state.step, state.tokens, size.flops_per_token, peak),
             evaluator=_evaluator(cfg, wrapped, held_out, examples, world),
             checkpoints=checkpoints,
             tracker=tracker,
@@ -133,57 +134,30 @@ def _pretrain(cfg: PretrainConfig, init_from: str | None, directory: RunDirector
             )
 
 
-def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> dict[str, Any]:
+def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
     order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
     network = {f"model.{key}": value for key, value in plain(cfg.model).items() if "dropout" not in key}
     return {**order, **network, "optim": type(cfg.optim).__name__}
 
 
-def _check_agreement(fingerprints: dict[str, Any], world: World) -> None:
-    """Refuse ranks that would train on other data or another network than rank 0 (node-local files, say)."""
-    first, *others = world.gather(fingerprints)
-    for number, other in enumerate(others, start=1):
-        for key in first | other:
-            rule = f"so on rank {number}, but {first.get(key)} on rank 0; give all ranks the same files and settings"
-            check(other.get(key) == first.get(key), key, other.get(key), rule)
-
-
-def _resume(
+def _start(
     cfg: PretrainConfig,
     init_from: str | None,
     checkpoints: Checkpoints,
     initial: InitialWeights,
     strategy: Strategy,
-    fingerprints: dict[str, Any],
+    fingerprints: Fingerprints,
     tokenizer: Path,
 ) -> TrainState:
     """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
+    saved = resume(checkpoints, strategy, initial.shapes, fingerprints, num_steps=cfg.train.steps)
+    if saved:
+        return TrainState(step=saved["step"], tokens=saved["tokens"])
     world = checkpoints.world
-    newest = newest_step(checkpoints.directory, world)
-    if newest is None:
-        given = init_from and starting_weights(init_from, initial, fingerprints, world, tokenizer=tokenizer)
-        strategy.load_fragments(given or initial)
-        return TrainState()
-    saved = load_state(newest)
-    for key in fingerprints | saved["resume"]:
-        before, now = saved["resume"].get(key), fingerprints.get(key)
-        if before != now:
-            kind = CheckpointError if key.startswith(("model.", "optim")) else DataError
-            rule = "which would make it another run; restore it, or choose another run.name"
-            raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}")
-    rule = f"{newest} is past it; raise it to go on, or choose another run.name"
-    check(saved["step"] <= cfg.train.steps, "train.steps", cfg.train.steps, rule)
-    restore(newest, initial.shapes, strategy)
-    log.info("resuming from %s", newest)
-    return TrainState(step=saved["step"], tokens=saved["tokens"])
-
-
-def _throughput(cfg: PretrainConfig, state: TrainState, flops_per_token: float, world: World) -> Throughput:
-    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    peak = peak_flops(name, cfg.precision.dtype)
-    total = peak * world.size if peak else None
-    return Throughput(step=state.step, tokens=state.tokens, flops_per_token=flops_per_token, peak_flops=total)
+    given = init_from and starting_weights(init_from, initial, fingerprints, world, tokenizer=tokenizer)
+    strategy.load_fragments(given or initial)
+    return TrainState()
 
 
 def _evaluator(
