@@ -72,6 +72,19 @@ class Batch:
     segments: Tensor | None = None  # (N,) int64 token-type ids
     labels: Tensor | None = None  # (S, ...) of sequences: int64, IGNORED = none; or numbers, nan = none
 
+    @classmethod
+    def empty(cls) -> Batch:
+        """Return a batch of one sequence of one token that counts nothing: of a rank that has nothing left."""
+        return cls(
+            tokens=torch.zeros(1, dtype=torch.int64),
+            positions=torch.zeros(1, dtype=torch.int64),
+            offsets=torch.tensor([0, 1], dtype=torch.int32),
+            max_len=1,
+            targets=torch.full((1,), IGNORED, dtype=torch.int64),
+            num_targets=0,
+            lengths=[1],
+        )
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; copies from pinned memory do not wait."""
         moved = {

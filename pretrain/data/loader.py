@@ -220,17 +220,4 @@ def evaluation_batches(
     for first in range(0, num_slots, micro_batch_size * world_size):
         start = first + rank * micro_batch_size
         own = chosen[start : start + micro_batch_size]
-        yield build_batch(held_out.slots(own), examples) if len(own) else _no_targets()
-
-
-def _no_targets() -> Batch:
-    """Return a batch of one sequence of one token, which counts nothing."""
-    return Batch(
-        tokens=torch.zeros(1, dtype=torch.int64),
-        positions=torch.zeros(1, dtype=torch.int64),
-        offsets=torch.tensor([0, 1], dtype=torch.int32),
-        max_len=1,
-        targets=torch.full((1,), IGNORED, dtype=torch.int64),
-        num_targets=0,
-        lengths=[1],
-    )
+        yield build_batch(held_out.slots(own), examples) if len(own) else Batch.empty()
