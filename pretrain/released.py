@@ -1,6 +1,6 @@
 """Weights to start from: those of another run, or of a Hugging Face checkpoint, without moments.
 
-Holds what a run may start from and the refusal of what does not fit; how weights are read is the readers' own.
+Holds the refusal of what does not fit; where a source is found is `source`'s, how weights are read the readers' own.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import Shapes, check_architecture, load_manifest, load_state, saved_step
-from pretrain.commit import step_names
 from pretrain.data.tokenizer import load_tokenizer, tokenizer_sha256
 from pretrain.distributed import World
-from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.fetch import cached, fetch, is_hub_name
+from pretrain.errors import CheckpointError
 from pretrain.fragments import FragmentReader
 from pretrain.huggingface import HuggingFaceWeights
 from pretrain.initial import InitialWeights
 from pretrain.rundir import plain
+from pretrain.source import is_released, open_released, place_of
 from pretrain.strategy.base import WEIGHT, Reader
 
 # Settings that change what the same weights compute. Some make another network of them; with the others a trained
@@ -67,26 +66,6 @@ class StartingWeights:
         return torch.cat([known, self._initial(name, kind, start + held, numel - held)])
 
 
-def find_source(init_from: str, *, first: bool) -> str:
-    """Return what `init_from` names: the path of a run or of a Hugging Face directory, or `org/name@commit`.
-
-    Of what is on the hub the `first` of all ranks learns the commit, and fetches it; the others return the name as it
-    is. No collective, and but for the fetching a matter of milliseconds: it is asked before hours of preparation.
-    Raises `ConfigError` for what is none of these, and for a network that our models are not; `CheckpointError` for
-    damaged files and for a run without a saved step.
-    """
-    if is_hub_name(init_from):
-        if not first:
-            return init_from
-        init_from = fetch(init_from)
-    source = _place(init_from)
-    if _is_released(source):
-        _released(source)
-    elif not step_names(source / "checkpoints"):
-        raise CheckpointError(f"init_from={init_from}: no step is saved there; name another, or train it first")
-    return init_from
-
-
 def starting_weights(
     init_from: str, initial: InitialWeights, settings: dict[str, Any], world: World, *, tokenizer: Path
 ) -> StartingWeights:
@@ -102,7 +81,7 @@ def starting_weights(
     of the source's own tokenizer.
     """
     [init_from, *_] = world.gather(init_from)
-    source = _place(init_from)
+    source = place_of(init_from)
     reader, theirs = _opened(source, world)
     headless = reader.absent if isinstance(reader, HuggingFaceWeights) else []
     wanted, stored = initial.shapes, reader.weight_shapes()
@@ -121,26 +100,14 @@ def starting_weights(
     return StartingWeights(reader, held, initial)
 
 
-def _place(init_from: str) -> Path:
-    """Return the directory of a run or of a Hugging Face checkpoint. Raises `ConfigError` for what is neither."""
-    source = cached(init_from) if is_hub_name(init_from) else Path(init_from).expanduser()
-    if not source.exists():
-        rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
-        raise ConfigError(f"init_from={init_from}: no such directory; {rule}")
-    if not _is_released(source) and not (source / "checkpoints").is_dir():
-        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
-        raise ConfigError(f"init_from={source}: {rule}")
-    return source
-
-
-def _is_released(source: Path) -> bool:
-    return (source / "config.json").is_file()
-
-
 def _opened(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentReader, dict[str, Any]]:
     """Return the weights of a source and the settings that they were trained with."""
-    if _is_released(source):
-        return _released(source)
+    if is_released(source):
+        reader = open_released(source)
+        settings = {f"model.{key}": value for key, value in plain(reader.config).items()}
+        if (source / "tokenizer.json").is_file():
+            settings["tokenizer"] = tokenizer_sha256(source / "tokenizer.json")[:16]
+        return reader, settings
     step = saved_step(source / "checkpoints", world)
     return FragmentReader(step, load_manifest(step)["tensors"]), load_state(step)["resume"]
 

@@ -34,9 +34,10 @@ from pretrain.loop import TrainState, train
 from pretrain.metrics import StepMeter, Throughput
 from pretrain.objectives.base import Objective
 from pretrain.peaks import peak_of_all
-from pretrain.released import find_source, starting_weights
+from pretrain.released import starting_weights
 from pretrain.resume import Fingerprints, check_agreement, resume
 from pretrain.rundir import RunDirectory, plain
+from pretrain.source import find_source
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.summary import ModelSize, summary, versions
 from pretrain.tracking.base import Tracker

@@ -1,9 +1,5 @@
 """A run may begin with the weights of another or of a Hugging Face directory; what does not fit is refused."""
 
-import re
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, make_run, settings_of
@@ -15,7 +11,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.fragments import FragmentReader
 from pretrain.initial import InitialWeights
-from pretrain.released import StartingWeights, find_source, starting_weights
+from pretrain.released import StartingWeights, starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
 
@@ -103,51 +99,6 @@ def test_ids_of_other_tokens_are_refused(run, tmp_path):
     changed = settings_of(run) | {"tokenizer": "another"}
     with pytest.raises(CheckpointError, match=r"of 280 ids stand for other tokens than there.* tokenizer.path=.*run"):
         begin(run, load_run(run), changed, other / "tokenizer.json")
-
-
-def test_what_a_run_may_start_from_is_found(run, tmp_path, monkeypatch):
-    assert main([str(run)]) == 0
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for source in ("run", "./run", "run/export", str(run), "~/run"):
-        assert find_source(source, first=True) == find_source(source, first=False) == source
-
-
-NOT_THERE = "no such directory; name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize(
-    ("init_from", "kind", "problem"),
-    [
-        ("runs/other", ConfigError, NOT_THERE),
-        ("./run", ConfigError, NOT_THERE),
-        ("~/run", ConfigError, NOT_THERE),
-        ("/run/small", ConfigError, NOT_THERE),
-        ("runs/run/log.txt", ConfigError, "neither config.json (Hugging Face) nor checkpoints (a run) in it"),
-        ("runs", ConfigError, "neither config.json (Hugging Face) nor checkpoints (a run) in it"),
-        ("runs/empty", CheckpointError, "no step is saved there"),
-        ("runs/torn", CheckpointError, "model.safetensors: not a readable safetensors file"),
-        ("runs/garbled", CheckpointError, "tokenizer.json: not a readable tokenizer; fetch or write it again"),
-        ("runs/foreign", ConfigError, "config.json: model_type=t5: not an architecture of ours"),
-    ],
-)
-def test_what_is_not_there_or_neither_is_refused_before_anything_is_prepared(
-    tmp_path, monkeypatch, first, init_from, kind, problem
-):
-    monkeypatch.chdir(tmp_path)
-    run = make_run(tmp_path / "runs" / "run", *GPT2_SETTINGS)
-    (run / "log.txt").write_text("")
-    assert main([str(run)]) == 0
-    for copy in ("torn", "garbled", "foreign"):
-        shutil.copytree(run / "export", tmp_path / "runs" / copy)
-    Path("runs/torn/model.safetensors").write_bytes(b"torn")
-    Path("runs/garbled/tokenizer.json").write_text("{")
-    Path("runs/foreign/config.json").write_text('{"model_type": "t5"}')
-    Path("runs/empty/checkpoints").mkdir(parents=True)
-    with pytest.raises(kind, match=re.escape(problem)) as refused:
-        find_source(init_from, first=first)
-    assert init_from.removeprefix("~") in str(refused.value)
 
 
 def test_what_is_neither_is_refused(run, tmp_path):

@@ -13,8 +13,9 @@ from transformers import AutoModel
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.initial import InitialWeights
-from pretrain.released import find_source, starting_weights
+from pretrain.released import starting_weights
 from pretrain.sample import load_run
+from pretrain.source import find_source
 from pretrain.strategy.base import WEIGHT
 
 SETTINGS = ["model.init_std=0.3", "model.layers=1", "objective.sentences=nsp"]
