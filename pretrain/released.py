@@ -112,19 +112,6 @@ def _opened(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentRe
     return FragmentReader(step, load_manifest(step)["tensors"]), load_state(step)["resume"]
 
 
-def _released(source: Path) -> tuple[HuggingFaceWeights, dict[str, Any]]:
-    """Return the weights of a Hugging Face directory, its settings as ours, and the hash of its tokenizer, if any."""
-    reader, tokenizer = HuggingFaceWeights(source), source / "tokenizer.json"
-    settings = {f"model.{key}": value for key, value in plain(reader.config).items()}
-    if tokenizer.is_file():
-        try:
-            load_tokenizer(tokenizer)
-        except DataError:  # its fix is that of a corpus
-            raise CheckpointError(f"{tokenizer}: not a readable tokenizer; fetch or write it again") from None
-        settings["tokenizer"] = tokenizer_sha256(tokenizer)[:16]
-    return reader, settings
-
-
 def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:
     """Return the shapes that tensors with a row a token take, where the source has another number of tokens."""
     resized = {

@@ -27,7 +27,8 @@ from pretrain.registry import choices_in, flattened
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 
 @dataclass(kw_only=True)
@@ -39,8 +40,7 @@ class RunConfig:
     fresh: bool = False  # refuse to resume: the run directory must not exist yet
 
     def __post_init__(self) -> None:
-        rule = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
-        check(_NAME.fullmatch(self.name) is not None, "run.name", self.name, rule)
+        check(RUN_NAME.fullmatch(self.name) is not None, "run.name", self.name, RUN_NAME_RULE)
 
     @property
     def directory(self) -> Path:

@@ -62,8 +62,9 @@ def open_source(init_from: str) -> Source:
     path = place_of(init_from)
     file = path / "tokenizer.json"
     if not file.is_file():
-        rule = "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it; put it there"
-        raise ConfigError(f"{path}: no tokenizer.json, without which nobody knows what its ids stand for; {rule}")
+        rule = "no tokenizer.json, which says what its ids stand for"
+        fix = "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it"
+        raise ConfigError(f"init_from={init_from}: {rule}; name a directory that has one beside its weights, as {fix}")
     ids = Tokenizer.from_str(TokenizerFile(path=str(file)).to_json()).get_vocab(with_added_tokens=True)
     if is_released(path):
         weights = open_released(path)

@@ -1,9 +1,12 @@
-"""Hugging Face directories of small models, written by us."""
+"""Hugging Face directories of small models, written by us or by transformers."""
 
 import json
 
 import torch
 from small_models import VOCAB_SIZE
+from tokenizers import processors
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from vocabularies import byte_level, word_piece
 
 from pretrain.huggingface import write_weights
 from pretrain.models.hub import family_for
@@ -30,3 +33,22 @@ def write(directory, model, max_bytes=10**9, dtype=torch.float32):
     parts = list(family.parts(model.config, VOCAB_SIZE, "model."))
     write_weights(directory, parts, InMemory(model), dtype=dtype, max_bytes=max_bytes)
     return directory
+
+
+def write_released(directory, config, texts):
+    """Write a directory as those who release a model of this configuration do: with transformers, framed by a template.
+
+    The tokenizer is one like BERT's, or like RoBERTa's and GPT-2's where the model is theirs; it comes back.
+    """
+    family = family_for(config)
+    tokenizer = (word_piece if family.model_type in ("bert", "distilbert") else byte_level)(texts)
+    if not config.causal:
+        frame = ("[CLS]", "[SEP]") if tokenizer.token_to_id("[CLS]") is not None else ("<s>", "</s>")
+        special = [(token, tokenizer.token_to_id(token)) for token in frame]
+        template = f"{frame[0]} $A {frame[1]}"
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    theirs = AutoConfig.for_model(**family.theirs(config, tokenizer.get_vocab_size()))
+    kind = AutoModelForCausalLM if config.causal else AutoModelForMaskedLM
+    kind.from_config(theirs).save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    return tokenizer
