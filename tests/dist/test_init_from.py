@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hugging_face_directories import write_released
 from ranks import column, on_ranks, run, tiny
 from run_directories import GPT2_SETTINGS, make_run, settings_of
 
 from pretrain.export import main
 from pretrain.initial import InitialWeights
+from pretrain.models.encoder import EncoderConfig
+from pretrain.preset import main as preset
 from pretrain.released import starting_weights
 from pretrain.sample import load_run
 from pretrain.strategy.base import WEIGHT
@@ -33,6 +36,31 @@ def test_a_run_begins_where_its_source_ended(place, uninterrupted, exported, sou
     losses = column(place / "runs" / name, "loss", "validation")
     assert losses[0] == pytest.approx(column(uninterrupted, "loss", "validation")[24], abs=1e-6)
     assert column(place / "runs" / name, "loss")[1] < column(uninterrupted, "loss")[1] - 0.5
+
+
+ABOUT_TEXT_AND_LENGTH = ("data=", "data.sources", "data.prepare", "train.", "eval.")
+SAID = [*(override for override in tiny("") if override.startswith(ABOUT_TEXT_AND_LENGTH)), "train.steps=2"]
+
+
+@pytest.mark.parametrize("source", ["run", "export"])
+def test_a_written_experiment_goes_on_where_its_source_ended(place, uninterrupted, exported, tmp_path, source):
+    """All that is said beside it is the text and how long to train."""
+    folder = {"run": uninterrupted, "export": exported}[source]
+    assert preset([str(folder), "--out", str(tmp_path), "--name", f"on-{source}"]) == 0
+    run("--config-dir", str(tmp_path), f"experiment=on-{source}", *SAID, cwd=place)
+    losses = column(place / "runs" / f"on-{source}", "loss", "validation")
+    assert losses[0] == pytest.approx(column(uninterrupted, "loss", "validation")[24], abs=1e-6)
+    assert sorted(losses) == [0, 2]
+
+
+def test_a_written_experiment_goes_on_from_a_released_encoder(place, tmp_path):
+    config = EncoderConfig(max_seq_len=64, width=32, layers=1, heads=4)
+    write_released(tmp_path / "bert", config, (place / "text.txt").read_text().split("\n\n"))
+    assert preset([str(tmp_path / "bert"), "--out", str(tmp_path)]) == 0
+    done = run("--config-dir", str(tmp_path), "experiment=from-bert", *SAID, "data.seq_len=32", cwd=place)
+    assert f"starting from the weights of {tmp_path}/bert" in done.stderr
+    assert "init_from: " not in done.stderr, "nothing is new, left or different"
+    assert sorted(column(place / "runs" / "from-bert", "loss", "validation")) == [0, 2]
 
 
 def test_a_resumed_run_asks_for_its_source_no_more(place, uninterrupted):
