@@ -41,10 +41,12 @@ def entity_metrics(predicted: Tags, references: Tags, *, strict: Scheme | None =
     _check_tags({tag for sentences in (predicted, references) for tags in sentences for tag in tags}, strict)
     truth, guess = [list(tags) for tags in references], [list(tags) for tags in predicted]  # seqeval wants lists
     report = _report(truth, guess, strict)
-    overall, *_ = (report.pop(f"{average} avg") for average in ("micro", "macro", "weighted"))
-    values = {name: float(overall[key]) for name, key in _NAMES.items()}
+    values = {name: float(report["micro avg"][key]) for name, key in _NAMES.items()}
     values["accuracy"] = float(accuracy_score(truth, guess))
-    return values | {f"{name}/{kind}": float(row[key]) for kind, row in report.items() for name, key in _NAMES.items()}
+    types = report.keys() - {"micro avg", "macro avg", "weighted avg"}
+    return values | {
+        f"{name}/{kind}": float(report[kind][key]) for kind in sorted(types) for name, key in _NAMES.items()
+    }
 
 
 def _report(truth: list[list[str]], guess: list[list[str]], strict: Scheme | None) -> dict[str, Any]:

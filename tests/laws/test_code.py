@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
@@ -27,8 +28,12 @@ def module_of(path: Path) -> str:
 
 def imports_of(path: Path) -> set[str]:
     """Every module a file imports, at its top or inside a function."""
+    return imports_among(ast.walk(PARSED[path]))
+
+
+def imports_among(nodes: Iterable[ast.AST]) -> set[str]:
     found = set()
-    for node in ast.walk(PARSED[path]):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -74,6 +79,12 @@ ALLOWED = {
         "pretrain.metrics",
         "pretrain.errors",
     },
+    "finetune": {"finetune", "pretrain"},
+    "finetune.metrics": set(),
+    "finetune.squad": set(),
+    "finetune.entities": {"pretrain.errors"},
+    "launch": {"launch", "pretrain.config", "pretrain.registry", "pretrain.errors", "finetune.config"},
+    "conf": set(),
 }
 
 
@@ -87,6 +98,14 @@ def test_imports_point_one_way(path):
         if module.startswith(prefix) or module == prefix:
             strangers = {name for name in own if not any(name == a or name.startswith(f"{a}.") for a in allowed)}
             assert not strangers, f"{module} may not import {sorted(strangers)}"
+
+
+HEAVY = {"accelerate", "datasets", "deepspeed", "matplotlib", "scipy", "seqeval", "sklearn", "transformers", "wandb"}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=label)
+def test_heavy_libraries_are_imported_by_the_functions_that_need_them(path):
+    assert not {name for name in imports_among(PARSED[path].body) if name.split(".")[0] in HEAVY}
 
 
 def test_only_the_entries_and_the_composition_root_see_the_root_config():
