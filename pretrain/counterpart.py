@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from pretrain.data.tokenizer import MASKS, load_tokenizer
 from pretrain.errors import ConfigError
@@ -52,6 +52,25 @@ def warn_without_counterpart(model: Any, run: Path) -> None:
         counterpart(model, record, tokenizer)
     except ConfigError as error:
         log.warning("python -m pretrain.export will refuse this run: %s", error)
+
+
+def frame(tokenizer: Tokenizer, ids: tuple[list[int], list[int]], token_types: int) -> None:
+    """Let a tokenizer put these ids before and after a text, or a pair of texts, whatever it put there before.
+
+    The second text's segment is 1 where the model has two `token_types` or more. Where nothing ends a document, what
+    begins the next one stands between the texts of a pair.
+    """
+    prefix, suffix = ([name for token in part if (name := tokenizer.id_to_token(token))] for part in ids)
+    second = min(token_types, 2) // 2
+    template = {
+        "single": [*prefix, "$A", *suffix],
+        "pair": [
+            *(*prefix, "$A", *(suffix or prefix), f"$B:{second}"),
+            *(f"{token}:{second}" for token in suffix),
+        ],
+    }
+    special = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys([*prefix, *suffix])]
+    tokenizer.post_processor = processors.TemplateProcessing(**template, special_tokens=special)
 
 
 def _special(tokenizer: Tokenizer, record: dict[str, Any], causal: bool) -> dict[str, int | None]:

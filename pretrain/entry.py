@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -29,11 +30,22 @@ from pretrain.registry import flattened, nearest, typed
 CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 
 
-def launch(run: Callable[[PretrainConfig], None]) -> None:
+class Root(NamedTuple):
+    """A configuration that a command may name settings of."""
+
+    name: str  # of its YAML file in conf/
+    schema: type  # its dataclass
+    register: Callable[[], None]  # fills Hydra's ConfigStore with it and with the choices of its groups
+
+
+PRETRAIN = Root("pretrain", PretrainConfig, register_choices)
+
+
+def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
     """Compose the configuration from the command line, type it, run, and exit with the code of the outcome."""
     code = 0
     try:
-        composed = compose_command_line()
+        composed = compose_command_line(root)
         if composed is not None:  # None after --help, --cfg and the like
             run(typed(composed))
     except HeadwaterError as error:
@@ -49,9 +61,9 @@ def launch(run: Callable[[PretrainConfig], None]) -> None:
     sys.exit(code)
 
 
-def compose_command_line() -> DictConfig | None:
+def compose_command_line(root: Root) -> DictConfig | None:
     """Let Hydra compose `sys.argv`. Hydra starts nothing, writes nothing and handles no error of ours."""
-    register_choices()
+    root.register()
     composed: list[DictConfig] = []
 
     def keep(cfg: DictConfig) -> None:
@@ -61,38 +73,40 @@ def compose_command_line() -> DictConfig | None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="pretrain")(keep)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=root.name)(keep)()
     except (HydraException, YAMLError) as error:
-        raise ConfigError(_explained(error)) from None
+        raise ConfigError(_explained(error, root)) from None
     return composed[0] if composed else None
 
 
-def compose(overrides: list[str], config_dir: Path | None = None, config_name: str = "pretrain") -> PretrainConfig:
+def compose(
+    overrides: list[str], config_dir: Path | None = None, config_name: str | None = None, root: Root = PRETRAIN
+) -> Any:
     """Compose and type a configuration from Python: the presets, or the `config.yaml` of a run directory."""
-    register_choices()
+    root.register()
     try:
         with hydra.initialize_config_dir(str((config_dir or CONF).absolute()), version_base="1.3"):
-            return typed(hydra.compose(config_name, overrides))
+            return typed(hydra.compose(config_name or root.name, overrides))
     except (HydraException, YAMLError) as error:
-        raise ConfigError(_explained(error)) from None
+        raise ConfigError(_explained(error, root)) from None
 
 
-def compose_run(run: Path) -> PretrainConfig:
+def compose_run(run: Path, root: Root = PRETRAIN) -> Any:
     """Compose and type the configuration of a run directory, for looking at its model on the CPU."""
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
-    return compose(["attention=sdpa"], config_dir=run, config_name="config")  # flash and flex need a GPU
+    return compose(["attention=sdpa"], config_dir=run, config_name="config", root=root)  # flash and flex need a GPU
 
 
-def _explained(error: HydraException | YAMLError) -> str:
+def _explained(error: HydraException | YAMLError, root: Root) -> str:
     """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice."""
     message = str(error)
     if found := re.search(r"Could not override '([^']+)'", message):
         key = found[1]
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = OmegaConf.to_container(hydra.compose("pretrain"))
-        groups = ["experiment", *(field.name for field in fields(PretrainConfig))] if "." not in key else []
+            composed = OmegaConf.to_container(hydra.compose(root.name))
+        groups = ["experiment", *(field.name for field in fields(root.schema))] if "." not in key else []
         return f"{key}: no such setting{nearest(key, [*groups, *flattened(composed)])}"
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
         options = found[3].split()

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 
 from pretrain.checkpoint import check_architecture, load_manifest, load_state, saved_step, shapes_of
-from pretrain.counterpart import counterpart
+from pretrain.counterpart import counterpart, frame
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.distributed import World
 from pretrain.durable import sync
@@ -68,8 +68,8 @@ def export(options: argparse.Namespace) -> Path:
         if cfg.model.causal:
             shutil.copyfile(options.run / "tokenizer.json", directory / "tokenizer.json")
         else:
-            framing = _framing(tokenizer, record["document_frame"], cfg.model.token_types)
-            write_durably(directory / "tokenizer.json", framing.encode())
+            frame(tokenizer, record["document_frame"], cfg.model.token_types)
+            write_durably(directory / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
         classes = {"architectures": [family.pretraining]} if beside else {}
         ids = {f"{role}_token_id": token for role, token in special.items()}
         dtype = str(DTYPES[options.dtype]).removeprefix("torch.")
@@ -115,19 +115,6 @@ def _replacing(directory: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _framing(tokenizer: Tokenizer, frame: tuple[list[int], list[int]], token_types: int) -> str:
-    """Return tokenizer.json with the template that training knew, of one text or a pair, whatever it had before."""
-    prefix, suffix = ([name for token in ids if (name := tokenizer.id_to_token(token))] for ids in frame)
-    second = min(token_types, 2) // 2  # the segment of the second text
-    template = {
-        "single": [*prefix, "$A", *suffix],
-        "pair": [*prefix, "$A", *suffix, f"$B:{second}", *(f"{token}:{second}" for token in suffix)],
-    }
-    special = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys([*prefix, *suffix])]
-    tokenizer.post_processor = processors.TemplateProcessing(**template, special_tokens=special)
-    return tokenizer.to_str(pretty=True)
 
 
 def _tokenizer_config(model: Any, tokenizer: Tokenizer, special: dict[str, int | None]) -> dict[str, Any]:

@@ -63,12 +63,13 @@ class RunHooks:
                 compare(max(held), self.predicted)
             self.predicted = None
 
-    def evaluate(self, state: TrainState) -> None:
-        """Measure the held-out loss and write a validation record."""
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Measure held-out text, write a validation record, and return what was measured."""
         with self.throughput.paused():
             measured = self.evaluator()
         if self.tracker:
             self.tracker.log({"step": state.step, "split": "validation", "tokens": state.tokens, **measured})
+        return measured
 
     def save(self, state: TrainState, *, required: bool) -> None:
         """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""

@@ -82,7 +82,7 @@ def starting_weights(
     """
     [init_from, *_] = world.gather(init_from)
     source = place_of(init_from)
-    reader, theirs = _opened(source, world)
+    reader, theirs = open_weights(source, world)
     headless = reader.absent if isinstance(reader, HuggingFaceWeights) else []
     wanted, stored = initial.shapes, reader.weight_shapes()
     held = {name: shape for name, shape in stored.items() if name.startswith(_MODEL) or wanted.get(name) == shape}
@@ -100,8 +100,8 @@ def starting_weights(
     return StartingWeights(reader, held, initial)
 
 
-def _opened(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentReader, dict[str, Any]]:
-    """Return the weights of a source and the settings that they were trained with."""
+def open_weights(source: Path, world: World) -> tuple[HuggingFaceWeights | FragmentReader, dict[str, Any]]:
+    """Return the weights of a source and the settings that they were trained with. A collective."""
     if is_released(source):
         reader = open_released(source)
         settings = {f"model.{key}": value for key, value in plain(reader.config).items()}

@@ -87,9 +87,12 @@ class RunDirectory:
         before, now = read_config(self.path), flattened(plain(cfg))
         return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
 
-    def write_config(self, cfg: Any) -> None:
-        """Write `config.yaml`: resolved values under the choices that typed them, itself a Hydra configuration."""
-        defaults: list[Any] = ["pretrain_schema"]
+    def write_config(self, cfg: Any, schema: str = "pretrain_schema") -> None:
+        """Write `config.yaml`: resolved values under the choices that typed them, itself a Hydra configuration.
+
+        `schema` is the name under which the root's dataclass is stored.
+        """
+        defaults: list[Any] = [schema]
         for key, group, name in choices_in(cfg):
             defaults.append({group if key == group else f"{group}@{key}": name})
         body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)}))
