@@ -56,8 +56,8 @@ def find_source(init_from: str, *, first: bool) -> str:
 def open_source(init_from: str) -> Source:
     """Return what is known of a source; `init_from` is what `find_source` returned to the first rank.
 
-    Reads names and shapes, no weights, and asks no hub. Raises `ConfigError` for what is no source and for one without
-    a readable tokenizer.json, `CheckpointError` for damaged files of Hugging Face's.
+    Reads names and shapes, no weights, and asks no hub. Raises `ConfigError` for what is no source, for one without
+    a tokenizer.json and for damaged files of a run, `CheckpointError` for those of Hugging Face's.
     """
     path = place_of(init_from)
     file = path / "tokenizer.json"
@@ -65,7 +65,6 @@ def open_source(init_from: str) -> Source:
         rule = "no tokenizer.json, which says what its ids stand for"
         fix = "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it"
         raise ConfigError(f"init_from={init_from}: {rule}; name a directory that has one beside its weights, as {fix}")
-    ids = Tokenizer.from_str(TokenizerFile(path=str(file)).to_json()).get_vocab(with_added_tokens=True)
     if is_released(path):
         weights = open_released(path)
         model, vocab_size = weights.config, weights.weight_shapes()["model.embedding.weight"][0]
@@ -74,6 +73,7 @@ def open_source(init_from: str) -> Source:
         model, record = compose_run(path).model, read_record(path)
         vocab_size, (prefix, suffix) = record["vocab_size"], record["document_frame"]
         frame, mask = (prefix, suffix), record.get("mask")  # runs from before `tokenizer.mask` have no such entry
+    ids = Tokenizer.from_str(TokenizerFile(path=str(file)).to_json()).get_vocab(with_added_tokens=True)
     if mask is None and (name := find_mask(ids)):  # none is named
         mask = ids[name]
     return Source(path=path, model=model, vocab_size=vocab_size, tokenizer=file, frame=frame, mask=mask)

@@ -180,7 +180,10 @@ def check_four_ranks(world):
         check_steps(world, FSDP2Config(shard_ranks=2), fields, expected)
 
 
-@pytest.mark.parametrize(("ranks", "check"), [(1, check_one_rank), (2, check_two_ranks), pytest.param(4, check_four_ranks, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("ranks", "check"),
+    [(1, check_one_rank), (2, check_two_ranks), pytest.param(4, check_four_ranks, marks=pytest.mark.slow)],
+)
 def test_steps_equal_those_of_torch_in_one_process(ranks, check):
     on_ranks(ranks, check)
 

@@ -4,7 +4,18 @@ from functools import partial
 
 import pytest
 import torch
-from equivalence import SEQUENCES, build_masked, pack, pack_masked, reference, save, sequences, start, stored, strategies, train
+from equivalence import (
+    build_masked,
+    pack,
+    pack_masked,
+    reference,
+    save,
+    sequences,
+    start,
+    stored,
+    strategies,
+    train,
+)
 from ranks import on_ranks
 
 from pretrain.checkpoint import restore, shapes_of
@@ -14,7 +25,18 @@ from pretrain.precision import BF16
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 
 STEPS, EVALUATED_AFTER = 8, 2
-ALL = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero3+offload", "zero3+recompute", "fsdp2", "fsdp2+recompute", "hsdp"]
+ALL = [
+    "ddp",
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero3+offload",
+    "zero3+recompute",
+    "fsdp2",
+    "fsdp2+recompute",
+    "hsdp",
+]
 FEW = ["ddp", "zero2", "zero3", "fsdp2"]
 
 
