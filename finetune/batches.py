@@ -18,13 +18,11 @@ from pretrain.data.base import Batch
 from pretrain.data.order import Permutation
 
 
-def num_steps(num_examples: int, *, epochs: float, batch_size: int) -> int:
-    """Return the optimizer steps in which each example is seen `epochs` times; the last one may be smaller."""
-    return -(-round(epochs * num_examples) // batch_size)
-
-
 class TrainingSteps:
-    """The steps of a run as one rank sees them: iterates over lists of micro-batches, as many on every rank."""
+    """The steps of a run as one rank sees them: lists of micro-batches, as many on every rank.
+
+    Each example is seen `epochs` times; the last step may be smaller than the others.
+    """
 
     def __init__(
         self,
@@ -36,26 +34,30 @@ class TrainingSteps:
         seed: int,
         rank: int,
         world_size: int,
-        start_step: int = 0,
         pin: bool = False,  # page-lock batches, for copies to a GPU that do not wait
     ) -> None:
         self._examples = examples
-        self._total = round(epochs * len(examples))  # examples seen in the whole run, repetitions counted
+        self._seen = round(epochs * len(examples))  # examples in the whole run, repetitions counted
         self._batch_size, self._max_tokens = batch_size, max_tokens
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._steps = range(start_step, -(-self._total // batch_size))
         self._pin = pin
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        for step in self._steps:
-            own = divide(self.chosen(step), self._examples.lengths, self._max_tokens, self._world_size)[self._rank]
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole run, at least 1."""
+        return max(-(-self._seen // self._batch_size), 1)
+
+    def since(self, step: int) -> Iterator[list[Batch]]:
+        """Yield the steps from number `step` on."""
+        for number in range(step, self.total):
+            own = divide(self.chosen(number), self._examples.lengths, self._max_tokens, self._world_size)[self._rank]
             batches = [self._examples.batch(part) if len(part) else Batch.empty() for part in own]
             yield [batch.pin_memory() for batch in batches] if self._pin else batches
 
     def chosen(self, step: int) -> np.ndarray:
         """Return the examples of a step over all ranks, (B,) int64: each once an epoch, in an order of its own."""
         first = step * self._batch_size
-        numbers = np.arange(first, min(first + self._batch_size, self._total))
+        numbers = np.arange(first, min(first + self._batch_size, self._seen))
         epochs, places = np.divmod(numbers, len(self._examples))
         shuffled = [
             Permutation(len(self._examples), seed=self._seed, source=0, epoch=epoch)(places[epochs == epoch])

@@ -5,6 +5,7 @@ Holds the type and how batches are cut from it; which examples are in a batch is
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,6 +58,19 @@ class Examples:
     def lengths(self) -> np.ndarray:
         """Tokens of each example, (E,) int64."""
         return np.diff(self.offsets)
+
+    @property
+    def context(self) -> float:
+        """Tokens of the example that a token lies in, on average: what attention costs by."""
+        return float((self.lengths**2).sum() / self.lengths.sum())
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all that training sees."""
+        digest = hashlib.sha256()
+        for array in (self.tokens, self.segments, self.offsets, self.labels, self.targets):
+            digest.update(b"" if array is None else array.tobytes())
+        return digest.hexdigest()
 
     def batch(self, chosen: np.ndarray) -> Batch:
         """Return the micro-batch of the chosen examples (S,) int64, in that order."""

@@ -39,18 +39,27 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class CheckpointConfig:
-    """How often a run is saved, how, and how many steps stay on disk."""
+class SavingConfig:
+    """How a run is saved, and how many steps stay on disk."""
 
-    every: int = 1000  # optimizer steps; the last step is always saved
     keep: int = 2  # newest committed steps that stay; older ones are deleted after the next commit
     asynchronous: bool = True  # copy what a rank saves into host memory, and write it while training goes on
     max_failures: int = 3  # saves in a row that may fail (a full disk, say) before the run stops with exit code 8
 
     def __post_init__(self) -> None:
-        check(self.every >= 1, "checkpoint.every", self.every, "at least 1 optimizer step")
         check(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, or nothing could be resumed")
         check(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "at least 1")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig(SavingConfig):
+    """How a run is saved, how often, and how many steps stay on disk."""
+
+    every: int = 1000  # optimizer steps; the last step is always saved
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.every >= 1, "checkpoint.every", self.every, "at least 1 optimizer step")
 
 
 _Answer = tuple[Index | None, str | None]
@@ -77,7 +86,7 @@ class Checkpoints:
     can never meet, and every rank learns of a failure at the same step.
     """
 
-    def __init__(self, directory: Path, cfg: CheckpointConfig, world: World) -> None:
+    def __init__(self, directory: Path, cfg: SavingConfig, world: World) -> None:
         self.directory = directory
         self.cfg = cfg
         self.world = world

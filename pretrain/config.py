@@ -13,14 +13,13 @@ from omegaconf import MISSING
 
 from pretrain import data, models, objectives, strategy, tracking
 from pretrain.checkpoint import CheckpointConfig
+from pretrain.compatible import check_compatible
 from pretrain.data.loader import DataConfig
 from pretrain.data.sources import ReadableSource
 from pretrain.data.tokenizer import TokenizerConfig
 from pretrain.errors import check
 from pretrain.evaluate import EvalConfig
 from pretrain.loop import LogConfig, TrainConfig
-from pretrain.models.attention.flash import HALF, FlashConfig
-from pretrain.models.attention.flex import FlexConfig
 from pretrain.precision import Precision
 from pretrain.registry import choices, discover
 from pretrain.rundir import RunConfig
@@ -71,16 +70,14 @@ class PretrainConfig:
             check(isolated, "data.isolate_documents", isolated, rule)
             rule = "objective.sentences tells two segments apart; set 2 or more, or objective.sentences=none"
             check(token_types >= 2, "model.token_types", token_types, rule)
-        rule = "updates whole matrices, of which this strategy gives a rank parts; use optim=adamw, or strategy=ddp"
-        _, optim = names[type(self.optim)]
-        check(not (self.optim.whole_matrices and self.strategy.shards), "optim", optim, rule)
-        if isinstance(self.attention, FlashConfig):
-            rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
-            check(self.precision.dtype in HALF, "precision", str(self.precision.dtype), rule)
-        if isinstance(self.attention, FlashConfig | FlexConfig):
-            dropout = getattr(self.model, "attention_dropout", 0)
-            rule = "attention=flash and attention=flex have no dropout of weights; set 0, or attention=sdpa"
-            check(dropout == 0, "model.attention_dropout", dropout, rule)
+        check_compatible(
+            optim=self.optim,
+            strategy=self.strategy,
+            precision=self.precision,
+            attention=self.attention,
+            dropout=getattr(self.model, "attention_dropout", 0),
+            dropout_key="model.attention_dropout",
+        )
 
     def check_tokenizer(self) -> None:
         """Raise `ConfigError` for a tokenizer that the objective cannot work with, before text is prepared with it.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ class StartingWeights:
     Elements beyond those of the source, rows of new tokens and tensors that it lacks, begin as in a run without one.
     """
 
-    def __init__(self, source: Reader, held: Shapes, initial: Reader) -> None:
-        """Read what is `held` by the source, of shapes there, from it."""
+    def __init__(self, source: Reader, held: Shapes, initial: Reader, names: Mapping[str, str] | None = None) -> None:
+        """Read what is `held` by the source, of shapes there, from it; `names` are those it has for some of ours."""
         self._source, self._initial = source, initial
+        self._names = names or {}
         self._held = {name: shape.numel() for name, shape in held.items()}
 
     def kinds(self, name: str) -> dict[str, torch.Size]:
@@ -60,7 +62,7 @@ class StartingWeights:
         held = min(max(self._held.get(name, 0) - start, 0), numel)
         if not held:
             return self._initial(name, kind, start, numel)
-        known = self._source(name, kind, start, held)
+        known = self._source(self._names.get(name, name), kind, start, held)
         if held == numel:
             return known
         return torch.cat([known, self._initial(name, kind, start + held, numel - held)])

@@ -37,7 +37,7 @@ OPTIM = AdamWConfig(lr=3e-3)
 
 
 def build() -> Objective:
-    """Return a module on the meta device: tied, grouped heads, 11,221 parameters, which 2, 3 and 4 ranks leave one of."""
+    """Return a module on the meta device: tied, grouped heads; 11,221 parameters, which 2, 3 and 4 ranks leave 1 of."""
     config = DecoderConfig(max_seq_len=13, width=20, layers=3, heads=4, kv_heads=2, mlp_width=47)
     with torch.device("meta"):
         return CausalLMConfig().build(config.build(vocab_size=VOCABULARY, attend=sdpa))

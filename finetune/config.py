@@ -1,0 +1,102 @@
+"""The root configuration of fine-tuning: one field a slice, and the checks that no slice can make alone.
+
+Holds no defaults of the slices: each dataclass lives beside the code that it configures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from finetune import tasks
+from pretrain import models, strategy, tracking
+from pretrain.checkpoint import SavingConfig
+from pretrain.compatible import check_compatible
+from pretrain.errors import check
+from pretrain.loop import LogConfig
+from pretrain.precision import Precision
+from pretrain.registry import discover
+from pretrain.rundir import RunConfig
+from pretrain.schedule import ScheduleConfig
+from pretrain.strategy.compilation import CompileConfig
+from pretrain.tracking.local import TrackerConfig
+
+SCHEMA = "finetune_schema"
+
+
+@dataclass(kw_only=True)
+class TuneConfig:
+    """How much is learnt, in epochs of the training set."""
+
+    epochs: float = 3.0  # times that each example is seen
+    batch_size: int = 32  # examples in one optimizer step, over all ranks
+    max_tokens: int = 4096  # tokens in one forward and backward pass of one rank
+    clip_norm: float | None = 1.0  # largest global gradient norm; null = no clipping
+    max_skipped: int = 10  # optimizer steps in a row that may be skipped for a non-finite gradient
+
+    def __post_init__(self) -> None:
+        check(self.epochs > 0, "train.epochs", self.epochs, "must be above 0")
+        check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 example")
+        check(self.max_tokens >= 1, "train.max_tokens", self.max_tokens, "at least 1 token")
+        check(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "above 0, or null")
+        check(self.max_skipped >= 0, "train.max_skipped", self.max_skipped, "0 or more optimizer steps")
+
+
+@dataclass(kw_only=True)
+class MeasureConfig:
+    """How often the validation set is measured, and the step saved with it; when a run ends early."""
+
+    every: int | None = None  # optimizer steps; null: once an epoch
+    patience: int | None = None  # evaluations without a better one after which the run ends; null: it never does
+
+    def __post_init__(self) -> None:
+        rule = "at least 1 optimizer step, or null for once an epoch"
+        check(self.every is None or self.every >= 1, "eval.every", self.every, rule)
+        check(self.patience is None or self.patience >= 1, "eval.patience", self.patience, "1 or more, or null")
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Everything that decides a fine-tuning run; the model and its tokenizer are those of `init_from`."""
+
+    run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory
+    seed: int = 1  # of the head's weights, the order of examples and dropout
+    init_from: str = MISSING  # run, Hugging Face directory or hub name of the model to start from
+    task: Any = MISSING
+    dropout: float = 0.1  # probability, of embeddings, residual branches and the head
+    attention_dropout: float = 0.0  # probability, of attention weights; attention=sdpa and eager only
+    optim: Any = MISSING
+    schedule: ScheduleConfig = MISSING
+    train: TuneConfig = field(default_factory=TuneConfig)
+    eval: MeasureConfig = field(default_factory=MeasureConfig)
+
+    strategy: Any = MISSING
+    precision: Precision = MISSING
+    attention: Any = MISSING
+    compile: CompileConfig = MISSING
+    tracker: TrackerConfig = MISSING
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
+
+    def __post_init__(self) -> None:
+        for key in ("dropout", "attention_dropout"):
+            check(0 <= getattr(self, key) < 1, key, getattr(self, key), "must lie in [0, 1)")
+        rule = f"an example may have task.max_tokens={self.task.max_tokens}; raise this, or lower that"
+        check(self.train.max_tokens >= self.task.max_tokens, "train.max_tokens", self.train.max_tokens, rule)
+        check_compatible(
+            optim=self.optim,
+            strategy=self.strategy,
+            precision=self.precision,
+            attention=self.attention,
+            dropout=self.attention_dropout,
+            dropout_key="attention_dropout",
+        )
+
+
+def register_choices() -> None:
+    """Fill Hydra's ConfigStore with the root and with every choice of every group."""
+    ConfigStore.instance().store(name=SCHEMA, node=FinetuneConfig)
+    discover(tasks, models, strategy, tracking)

@@ -1,0 +1,9 @@
+"""The root that commands of fine-tuning compose.
+
+Holds its name; composing is `pretrain.entry`'s.
+"""
+
+from finetune.config import FinetuneConfig, register_choices
+from pretrain.entry import Root
+
+FINETUNE = Root("finetune", FinetuneConfig, register_choices)

@@ -1,0 +1,233 @@
+"""The composition root of fine-tuning: build everything that a configuration names, resume, train.
+
+Holds no algorithm and no policy: one line a part, in the order in which parts need each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from finetune.batches import TrainingSteps
+from finetune.config import SCHEMA, FinetuneConfig
+from finetune.counterpart import style_of
+from finetune.evaluation import TaskEvaluator
+from finetune.hooks import TaskHooks
+from finetune.losses import TaskLoss
+from finetune.objective import FineTuned
+from finetune.start import framing_tokenizer, starting_weights
+from finetune.tasks.base import Encoded
+from pretrain.checkpoint import Checkpoints
+from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
+from pretrain.errors import check, exit_code_to
+from pretrain.fragments import write_durably
+from pretrain.initial import InitialWeights
+from pretrain.loop import TrainConfig, TrainState, train
+from pretrain.metrics import StepMeter, Throughput
+from pretrain.peaks import peak_of_all
+from pretrain.registry import choices
+from pretrain.resume import Fingerprints, check_agreement, resume
+from pretrain.rundir import RunDirectory, plain
+from pretrain.source import Source, find_source, open_source
+from pretrain.summary import ModelSize, versions
+from pretrain.tracking.base import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class TaskData(NamedTuple):
+    """What a task makes of its files."""
+
+    names: list[str]  # of the head's outputs
+    train: Encoded
+    validation: Encoded
+
+
+def finetune(cfg: FinetuneConfig) -> None:
+    """Fine-tune as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
+    cfg.attention.build()
+    cfg.strategy.check_machine(ranks=world_size(), device_type=device_type(), precision=cfg.precision)
+    stop = StopRequest()
+    init_from = find_source(cfg.init_from, first=rank() == 0)
+    if rank() > 0:
+        _finetune(cfg, init_from, None, stop)
+        return
+    directory = RunDirectory.claim(cfg.run)
+    directory.start_log()
+    with exit_code_to(lambda code: directory.record(exit=code)):
+        directory.record(name=cfg.run.name, versions=versions(), exit=None, init_from=init_from)
+        _finetune(cfg, init_from, directory, stop)
+
+
+def build_module(cfg: FinetuneConfig, network: Any, vocab_size: int, names: list[str], loss: TaskLoss) -> FineTuned:
+    """Return the model with the task's head, on the meta device: shapes without memory."""
+    kind = cfg.task.kind
+    with torch.device("meta"):
+        model = network.build(vocab_size=vocab_size, attend=cfg.attention.build(), head=False)
+        return FineTuned(model, network, style_of(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
+
+
+def _finetune(cfg: FinetuneConfig, init_from: str, directory: RunDirectory | None, stop: StopRequest) -> None:
+    with joined() as world:
+        [init_from, *_] = world.gather(init_from)  # a name on the hub, with the commit that rank 0 fetched
+        source = open_source(init_from)
+        tokenizer = framing_tokenizer(source)
+        data = _read(cfg, source, tokenizer)
+        steps = TrainingSteps(
+            data.train.examples,
+            epochs=cfg.train.epochs,
+            batch_size=cfg.train.batch_size,
+            max_tokens=cfg.train.max_tokens,
+            seed=cfg.seed,
+            rank=world.rank,
+            world_size=world.size,
+            pin=world.device.type == "cuda",
+        )
+        schedule = cfg.schedule.build(steps.total)
+        network = replace(source.model, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
+        loss = cfg.task.loss(data.train, data.names)
+        module = build_module(cfg, network, source.vocab_size, data.names, loss)
+        size = ModelSize.of(module, data.train.examples.context)
+        initial = InitialWeights(module, cfg.seed)
+        strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
+        wrapped = strategy.setup(module, cfg.optim.build)
+        checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
+        fingerprints = _fingerprints(cfg, network, data)
+        check_agreement(fingerprints, world)
+        saved = resume(checkpoints, strategy, initial.shapes, fingerprints, num_steps=steps.total)
+        if saved is None:
+            strategy.load_fragments(starting_weights(source, initial, world))
+        state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
+        tracker = (
+            _introduce(cfg, directory, source, network, tokenizer, data, steps, size, state) if directory else None
+        )
+        peak = peak_of_all(world, cfg.precision.dtype)
+        every = cfg.eval.every or max(round(len(data.train.examples) / cfg.train.batch_size), 1)
+        hooks = TaskHooks(
+            log_every=cfg.log.every,
+            evaluate_every=every,
+            save_every=every,
+            max_skipped=cfg.train.max_skipped,
+            world=world,
+            strategy=strategy,
+            meter=StepMeter(world.device),
+            throughput=Throughput(state.step, state.tokens, size.flops_per_token, peak),
+            evaluator=_evaluator(cfg, wrapped, data, world),
+            checkpoints=checkpoints,
+            tracker=tracker,
+            learning_rate=lambda step: cfg.optim.lr * schedule(step),
+            fingerprints=fingerprints,
+            predicted=cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision),
+            metric=cfg.task.metric,
+            patience=cfg.eval.patience,
+        )
+        if saved:
+            hooks.go_on(saved)
+        with exit_code_to(tracker.close if tracker else lambda code: None), closing(checkpoints):
+            stop.training = True
+            train(
+                wrapped,
+                strategy,
+                hooks.until_it_stalls(steps.since(state.step)),
+                schedule,
+                state,
+                cfg=_train_config(cfg, steps),
+                seed=cfg.seed,
+                world=world,
+                hooks=hooks,
+                stop=stop,
+            )
+            checkpoints.settle(wait=True)  # after an early end the last save is under way
+        if directory:
+            directory.record(best_step=hooks.best_step)
+            log.info("best: %s %.4f at step %s", cfg.task.metric, hooks.best_value, hooks.best_step)
+
+
+def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData:
+    """Read and encode the task's files."""
+    task, longest = cfg.task, source.model.max_seq_len
+    rule = f"{source.path} sees sequences of at most {longest} tokens; lower it"
+    check(task.max_tokens <= longest, "task.max_tokens", task.max_tokens, rule)
+    train_records, validation_records = task.records(task.train), task.records(task.validation)
+    names = task.names(train_records)
+    train_set = task.encode(train_records, tokenizer, names)
+    return TaskData(names, train_set, task.encode(validation_records, tokenizer, names))
+
+
+def _train_config(cfg: FinetuneConfig, steps: TrainingSteps) -> TrainConfig:
+    """Return what the loop reads: steps, and what becomes of gradients."""
+    return TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
+
+
+def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerprints:
+    """Return what a resumed run must find unchanged: its data and their order, its network, the kind of its moments."""
+    order = {
+        "the training set": data.train.examples.sha256[:16],
+        "the validation set": data.validation.examples.sha256[:16],
+        "task": choices()[type(cfg.task)][1],
+        "names": data.names,
+        "seed": cfg.seed,
+        "train.epochs": cfg.train.epochs,
+        "train.batch_size": cfg.train.batch_size,
+    }
+    settings = {f"model.{key}": value for key, value in plain(network).items() if "dropout" not in key}
+    return {**order, **settings, "optim": type(cfg.optim).__name__}
+
+
+def _evaluator(cfg: FinetuneConfig, wrapped: nn.Module, data: TaskData, world: World) -> TaskEvaluator:
+    return TaskEvaluator(
+        module=wrapped,
+        task=cfg.task,
+        encoded=data.validation,
+        names=data.names,
+        max_tokens=cfg.train.max_tokens,
+        world=world,
+    )
+
+
+def _introduce(
+    cfg: FinetuneConfig,
+    directory: RunDirectory,
+    source: Source,
+    network: Any,
+    tokenizer: Tokenizer,
+    data: TaskData,
+    steps: TrainingSteps,
+    size: ModelSize,
+    state: TrainState,
+) -> Tracker:
+    """Say what the run is about to do, keep what predictions and exports will ask for, and open the tracker."""
+    for change in directory.changes(cfg):
+        log.info("changed since the run's last start: %s", change)
+    directory.write_config(cfg, SCHEMA)  # not before the resume is accepted: a refused one leaves the run as it was
+    write_durably(directory.path / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    group, choice = choices()[type(network)]
+    directory.record(
+        parameters=size.parameters,
+        flops_per_token=size.flops_per_token,
+        host=socket.gethostname(),
+        vocab_size=source.vocab_size,
+        network={"choice": f"{group}={choice}", **plain(network)},
+        names=data.names,
+    )
+    for split, encoded in (("training", data.train), ("validation", data.validation)):
+        lengths = encoded.examples.lengths
+        log.info(
+            "%s: %s records, %s sequences of %.0f tokens on average and %s at most",
+            *(split, f"{len(encoded.records):,}", f"{len(lengths):,}", lengths.mean(), lengths.max()),
+        )
+    log.info("%s parameters, %s steps, outputs: %s", f"{size.parameters:,}", f"{steps.total:,}", ", ".join(data.names))
+    return cfg.tracker.build(
+        run_dir=directory.path,
+        run_name=cfg.run.name,
+        total_steps=steps.total,
+        config=plain(cfg),
+        start_step=state.step,
+    )
