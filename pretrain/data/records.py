@@ -89,14 +89,14 @@ class ParquetSource(FileSource):
 
     def spans(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[Span, int]]:
         for entry in inputs:
-            with _open_parquet(entry.name) as table:
+            with open_parquet(entry.name) as table:
                 self._check_column(entry.name, table.schema_arrow)
                 for group in range(table.num_row_groups):
                     yield Span(entry.name, group, group + 1), table.metadata.row_group(group).total_byte_size
 
     def read(self, span: Span, problems: Problems) -> Iterator[Raw]:
         assert span.stop is not None
-        with _open_parquet(span.file) as table:
+        with open_parquet(span.file) as table:
             groups = range(span.start, span.stop)
             row = sum(table.metadata.row_group(group).num_rows for group in range(span.start))
             for batch in table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[self.field]):
@@ -171,7 +171,8 @@ def _hub_stream(path: str, config: str | None, split: str, revision: str | None)
 
 
 @contextmanager
-def _open_parquet(file: str) -> Iterator[ParquetFile]:
+def open_parquet(file: str) -> Iterator[ParquetFile]:
+    """Open a Parquet file. Raises `DataError` for one that cannot be read."""
     from pyarrow.parquet import ParquetFile
 
     try:
