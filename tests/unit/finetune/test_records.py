@@ -131,9 +131,7 @@ def test_compressed(tmp_path, suffix, form):
 
 def test_a_directory_that_the_datasets_library_reads(tmp_path, monkeypatch):
     """As a name of the hub is read, from the network."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "org" / "name"
     folder.mkdir(parents=True)
     for split in ("train", "test"):
