@@ -175,6 +175,10 @@ def split(
             room=room,
             starts=range(0, max(len(context.ids) - stride, 1), room - stride),
         )
+        if not one.place + len(context.ids):
+            raise DataError(
+                f"question {question.id!r}: the tokenizer makes no tokens of it or its context; leave it out"
+            )
         labels = _labels(one, losses)
         for start, label in zip(one.starts, labels, strict=True):
             window = one.window(start)
