@@ -63,7 +63,7 @@ def test_it_is_a_choice_with_two_outputs():
 
 def test_windows_become_examples_with_owners_and_labels():
     cfg = task(max_tokens=7)
-    encoded = cfg.encode([question("a", "the mat"), question("b")], words(), NAMES)
+    encoded = cfg.encode([question("a", "the mat", "cat"), question("b")], words(), NAMES)
     assert encoded.owner.tolist() == [0, 0, 1, 1]
     assert encoded.examples.labels is not None
     assert encoded.examples.labels.tolist() == [[5, 6], [1, 2], [0, 0], [0, 0]]

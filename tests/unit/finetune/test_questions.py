@@ -105,7 +105,7 @@ FAULTS = {
     "empty answer": {"answers": [{"text": " ", "answer_start": 6}]},
     "an answer is not where it says": {"answers": [{"text": "on a lake", "answer_start": 13}]},
     "an answer is not where it says ": {"answers": [{"text": "on a sea", "answer_start": 12}]},
-    "an answer is not where it says  ": {"answers": [{"text": ".", "answer_start": -1}]},
+    "an answer is not where it says  ": {"answers": [{"text": "deep", "answer_start": -5}]},
 }
 
 

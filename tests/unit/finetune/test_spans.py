@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import vocabularies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -85,6 +86,17 @@ def test_no_answer_is_the_least_over_windows():
     assert found.no_answer == 3
     assert found.spans[0] == (CONTEXT.index("hall"), len(CONTEXT), 8)
     assert CONTEXT[found.spans[1].start : found.spans[1].end] in ("hall", "old hall", "the old hall")
+
+
+def test_white_space_is_no_answer():
+    tokenizer = vocabularies.byte_level(["a b"] * 9)
+    question = Question(id="q", text="a", context="a   b", answers=None)
+    [one], [sequence], _ = split([question], tokenizer, max_tokens=20, stride=2, max_question_tokens=2)
+    assert len(sequence.tokens) == 5  # the question, "a", two spaces, " b"
+    logits = np.zeros((5, 2), np.float32)
+    logits[2:4] = 9
+    found = candidates(one, [logits], n_best=20, max_answer_tokens=4)
+    assert {span[:2]: span.score for span in found.spans} == {(0, 1): 9, (4, 5): 9, (0, 5): 0}
 
 
 def test_outputs_that_are_not_finite_are_refused():
