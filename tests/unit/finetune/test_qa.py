@@ -232,4 +232,5 @@ def test_answers_of_squad_come_back_exactly_or_are_counted(capsys):
                 inside += 1
         with capsys.disabled():
             print(f"\n{size}/{stride}: {exact} exact, {cut} cut, {inside} inside a token, {len(logits)} windows")
-        assert exact + cut + inside == 5000 and exact >= 4940 and cut <= 5
+        assert exact + cut + inside == 5000 and exact >= 4940
+        assert cut == 0 if size == 384 else 0 < cut < 50  # short windows that share 8 tokens
