@@ -1,0 +1,100 @@
+"""Sentences from CoNLL columns: one word a line, with its tag in another column, and a blank line between sentences.
+
+Holds the reading; other formats are in `records`, and what a tag may be is for the task to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from finetune.faults import Faults
+from finetune.records import Record
+from pretrain.data.documents import open_bytes
+from pretrain.errors import ConfigError
+
+DOCUMENT = "-DOCSTART-"  # the word of a line that stands between documents
+
+
+class Columns(NamedTuple):
+    """Where words and tags stand; columns count from 0, or from -1 backwards."""
+
+    words: int
+    tags: int | None  # None: tags are not read
+
+
+class _Line(NamedTuple):
+    number: int  # from 1
+    cells: list[str] | None  # None: not UTF-8
+    shown: str  # of what is no UTF-8
+
+
+def read_columns(file: str, columns: Columns, faults: Faults) -> Iterator[Record]:
+    """Yield each sentence with its `words`, its `tags` unless they are not read, and the `lines` that they stand on.
+
+    Columns stand between tabs on a line that has one (a word may hold spaces then), else between runs of spaces; every
+    line has as many as the first. The file may be compressed. Reports a sentence with another line to `faults`, once.
+    Raises `ConfigError` for columns that the first line does not have, `DataError` for a file that cannot be read.
+    """
+    width = 0
+    for sentence in _sentences(file):
+        place = f"{file}:{sentence[0].number}"
+        if not width and sentence[0].cells is not None:
+            width = len(sentence[0].cells)
+            _check_columns(columns, width, place)
+        if fault := _fault(sentence, width):
+            reason, line, detail = fault
+            faults.report(reason, f"{file}:{line.number}", detail)
+            continue
+        rows = [line.cells for line in sentence if line.cells is not None]
+        first = sentence[0].number
+        values = {"words": [row[columns.words] for row in rows], "lines": range(first, first + len(rows))}
+        if columns.tags is not None:
+            values["tags"] = [row[columns.tags] for row in rows]
+        yield Record(values, place)
+
+
+def _sentences(file: str) -> Iterator[list[_Line]]:
+    """Yield the lines of each sentence."""
+    held: list[_Line] = []
+    with open_bytes(file) as stream:
+        for number, data in enumerate(stream, 1):
+            line = _parsed(number, data)
+            if line.cells is None or (line.cells and line.cells[0] != DOCUMENT):
+                held.append(line)
+            elif held:
+                yield held
+                held = []
+    if held:
+        yield held
+
+
+def _parsed(number: int, data: bytes) -> _Line:
+    """Return the columns of a line, of which a blank one has none."""
+    try:
+        text = data.decode().removeprefix("\ufeff").rstrip("\r\n")  # files that were joined have marks inside
+    except UnicodeDecodeError:
+        return _Line(number, None, ascii(data)[:80])
+    if not text.strip():
+        return _Line(number, [], "")
+    return _Line(number, text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell], "")
+
+
+def _fault(sentence: list[_Line], width: int) -> tuple[str, _Line, str] | None:
+    """Return what is wrong with the first bad line of a sentence: the reason, the line, and what is there."""
+    for line in sentence:
+        if line.cells is None:
+            return "not UTF-8", line, line.shown
+        if len(line.cells) != width:
+            return "too few or too many columns", line, f"{len(line.cells)}, expected {width}"
+    return None
+
+
+def _check_columns(columns: Columns, width: int, place: str) -> None:
+    fix = f"{place} has {width}: choose one of them, counted from 0, or from -1 backwards"
+    places = {"word": columns.words, "tag": columns.tags}
+    for name, column in places.items():
+        if column is not None and not -width <= column < width:
+            raise ConfigError(f"task.{name}_column={column}: no such column, {fix}")
+    if columns.tags is not None and columns.words % width == columns.tags % width:
+        raise ConfigError(f"task.tag_column={columns.tags}: also the column of words, task.word_column; {fix}")
