@@ -77,7 +77,7 @@ def _fitted(encoding: Encoding, words: Sequence[str], max_tokens: int) -> Fitted
         places = np.concatenate([before, text[run], after])
         sequences.append(Framed(ids[places].tolist(), segments[places].tolist(), owners[places]))
     kept = sum(np.count_nonzero(sequence.words != NO_WORD) for sequence in sequences)
-    return Fitted(sequences, np.count_nonzero(owners != NO_WORD) - kept)
+    return Fitted(sequences, int(np.count_nonzero(owners != NO_WORD) - kept))
 
 
 def _owners(offsets: np.ndarray, words: Sequence[str]) -> np.ndarray:

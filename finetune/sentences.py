@@ -42,7 +42,7 @@ def to_sentence(record: Record, scheme: TagScheme, labels: list[str]) -> Sentenc
     if not words:
         return Bad("no words", record.place, "an empty list")
     if "tags" not in record.values:
-        return Sentence(words, None, record.place)
+        return Sentence(words, None, record.place, record.values.get("lines"))
     if not isinstance(tags, list):
         return Bad("no list of tags", record.place, ascii(tags)[:80])
     if len(tags) != len(words):
