@@ -67,7 +67,7 @@ def _fitted(encoding: Encoding, words: Sequence[str], max_tokens: int) -> Fitted
     frame = len(encoding.ids) - len(text)
     rule = f"the tokenizer puts {frame} tokens around a text; must be at least {frame + 1}"
     check(max_tokens > frame, "task.max_tokens", max_tokens, rule)
-    owners = _owners(np.array(encoding.offsets).reshape(-1, 2), words)
+    owners = word_of_tokens(np.array(encoding.offsets).reshape(-1, 2), words)
     if (owners == NO_WORD).all():
         return Fitted([], 0)
     before, after = np.arange(text[0]), np.arange(text[-1] + 1, len(encoding.ids))
@@ -80,7 +80,7 @@ def _fitted(encoding: Encoding, words: Sequence[str], max_tokens: int) -> Fitted
     return Fitted(sequences, int(np.count_nonzero(owners != NO_WORD) - kept))
 
 
-def _owners(offsets: np.ndarray, words: Sequence[str]) -> np.ndarray:
+def word_of_tokens(offsets: np.ndarray, words: Sequence[str]) -> np.ndarray:
     """Return the word of each token (N,), by the characters from offsets[:, 0] to offsets[:, 1] that it stands for.
 
     Of several words it is the last: a token may begin with the space, or the words of nothing but space, before it.

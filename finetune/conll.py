@@ -11,16 +11,9 @@ from typing import NamedTuple
 from finetune.faults import Faults
 from finetune.records import Record
 from pretrain.data.documents import open_bytes
-from pretrain.errors import ConfigError
+from pretrain.errors import check
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that stands between documents
-
-
-class Columns(NamedTuple):
-    """Where words and tags stand; columns count from 0, or from -1 backwards."""
-
-    words: int
-    tags: int | None  # None: tags are not read
 
 
 class _Line(NamedTuple):
@@ -29,11 +22,13 @@ class _Line(NamedTuple):
     shown: str  # of what is no UTF-8
 
 
-def read_columns(file: str, columns: Columns, faults: Faults) -> Iterator[Record]:
-    """Yield each sentence with its `words`, its `tags` unless they are not read, and the `lines` that they stand on.
+def read_columns(file: str, faults: Faults, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
+    """Yield each sentence with its `words`, its `tags` (None: they are not read) and the `lines` that it stands on.
 
-    Columns stand between tabs on a line that has one (a word may hold spaces then), else between runs of spaces; every
-    line has as many as the first. The file may be compressed. Reports a sentence with another line to `faults`, once.
+    Columns count from 0, or from -1 backwards. They stand between tabs on a line that has one (a word may hold spaces
+    then), else between runs of spaces; every line has as many as the first. The file may be compressed. Reports a
+    sentence with another line to `faults`, once.
+
     Raises `ConfigError` for columns that the first line does not have, `DataError` for a file that cannot be read.
     """
     width = 0
@@ -41,16 +36,16 @@ def read_columns(file: str, columns: Columns, faults: Faults) -> Iterator[Record
         place = f"{file}:{sentence[0].number}"
         if not width and sentence[0].cells is not None:
             width = len(sentence[0].cells)
-            _check_columns(columns, width, place)
+            _check_columns(word_column, tag_column, width, place)
         if fault := _fault(sentence, width):
             reason, line, detail = fault
             faults.report(reason, f"{file}:{line.number}", detail)
             continue
         rows = [line.cells for line in sentence if line.cells is not None]
         first = sentence[0].number
-        values = {"words": [row[columns.words] for row in rows], "lines": range(first, first + len(rows))}
-        if columns.tags is not None:
-            values["tags"] = [row[columns.tags] for row in rows]
+        values = {"words": [row[word_column] for row in rows], "lines": range(first, first + len(rows))}
+        if tag_column is not None:
+            values["tags"] = [row[tag_column] for row in rows]
         yield Record(values, place)
 
 
@@ -90,11 +85,11 @@ def _fault(sentence: list[_Line], width: int) -> tuple[str, _Line, str] | None:
     return None
 
 
-def _check_columns(columns: Columns, width: int, place: str) -> None:
+def _check_columns(word_column: int, tag_column: int | None, width: int, place: str) -> None:
     fix = f"{place} has {width}: choose one of them, counted from 0, or from -1 backwards"
-    places = {"word": columns.words, "tag": columns.tags}
-    for name, column in places.items():
-        if column is not None and not -width <= column < width:
-            raise ConfigError(f"task.{name}_column={column}: no such column, {fix}")
-    if columns.tags is not None and columns.words % width == columns.tags % width:
-        raise ConfigError(f"task.tag_column={columns.tags}: also the column of words, task.word_column; {fix}")
+    for key, column in (("task.word_column", word_column), ("task.tag_column", tag_column)):
+        if column is not None:
+            check(-width <= column < width, key, column, f"no such column, {fix}")
+    if tag_column is not None:
+        rule = f"also the column of words, task.word_column; {fix}"
+        check(word_column % width != tag_column % width, "task.tag_column", tag_column, rule)

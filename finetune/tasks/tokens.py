@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from finetune.alignment import NO_WORD, encode_words, first_pieces, spans
-from finetune.conll import Columns, read_columns
+from finetune.conll import read_columns
 from finetune.entities import entity_metrics
 from finetune.examples import Example, Examples
 from finetune.faults import SHOWN, Faults
@@ -27,15 +28,23 @@ from finetune.records import JSON_LINES, Record, read_records
 from finetune.sentences import Bad, Sentence, to_sentence
 from finetune.tagging import OUTSIDE, TagScheme, entity_spans, fits, misspelt
 from finetune.tasks.base import Encoded
+from finetune.tasks.classification import ClassWeights
 from pretrain.data.base import IGNORED
 from pretrain.data.documents import COMPRESSED
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
 
-_COLUMNS = {"words": "words", "tags": "tags"}
 COLUMN_FILES = (".conll", ".iob", ".iob2", ".bio", ".txt", ".tsv")  # names on the hub do not end so
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Columns:
+    """The columns of JSON lines, Parquet and data sets on the hub."""
+
+    words: str = "words"  # column of the list of words
+    tags: str = "tags"  # column of the list of their tags, or of the places of these in task.labels
 
 
 class Aligned(NamedTuple):
@@ -52,38 +61,30 @@ class TokensConfig:
 
     kind: ClassVar[Kind] = Kind.token
 
-    train: str = ""  # file of CoNLL columns, JSON lines or Parquet, or hub name, of the sentences to learn from
-    validation: str = ""  # of those that measure it
-    max_tokens: int = 512  # of a sequence, its frame included; a longer sentence becomes several, cut between words
+    train: str = MISSING  # file (CoNLL columns, JSON lines, Parquet), or org/name:split, of what to learn from
+    validation: str = MISSING  # of what measures it
+    columns: Columns = field(default_factory=Columns)
+    word_column: int = 0  # column of words in CoNLL columns, from 0, or from -1 backwards
+    tag_column: int = -1  # column of tags in CoNLL columns, from 0, or from -1 backwards
     scheme: TagScheme = TagScheme.bio  # how tags mark entities: bio, bioes, or none (parts of speech)
-    labels: list[str] = field(default_factory=list)  # tags, which data may give by number; [] = those of train
-    word_column: int = 0  # of CoNLL columns, from 0, or from -1 backwards
-    tag_column: int = -1  # as above
-    columns: dict[str, str] = field(default_factory=lambda: dict(_COLUMNS))  # of other formats: lists, by their roles
+    labels: list[str] = field(default_factory=list)  # tags in their order; empty: those of the training set, O first
     label_all_pieces: bool = False  # whether all tokens of a word learn its tag, not just the first
-    smoothing: float = 0.0  # share of a target's probability that is spread over all tags, from 0 to below 1
-    balanced: bool = False  # whether tags weigh the less in the loss, the more often train has them
-    max_faults: float = 0.0  # share of sentences that may be bad and are left out, from 0 to 1
+    max_tokens: int = 512  # of a sequence; a longer sentence becomes several, cut between words
+    max_faults: float = 0.0  # share of a data set's sentences that may be bad and left out
+    label_smoothing: float = 0.0  # share of a target's probability that is spread over all tags
+    class_weights: ClassWeights = ClassWeights.none  # how words count: none (alike), or balanced over tags
+    metric: str = ""  # chooses the best step; empty: f1, or accuracy where tags mark no entities
 
     def __post_init__(self) -> None:
-        check(self.max_tokens >= 1, "task.max_tokens", self.max_tokens, "must be at least 1")
-        check(0 <= self.smoothing < 1, "task.smoothing", self.smoothing, "must be at least 0 and below 1")
-        check(0 <= self.max_faults <= 1, "task.max_faults", self.max_faults, "a share: must be from 0 to 1")
-        distinct = len(set(self.labels)) == len(self.labels) != 1
-        check(distinct, "task.labels", self.labels, "name each tag once, and at least two")
-        rule = f"must name a column for each of {', '.join(_COLUMNS)}, and for nothing else"
-        check(set(self.columns) == set(_COLUMNS), "task.columns", self.columns, rule)
-        for label in self.labels:
-            rule = f"{label!r} is no tag of task.scheme={self.scheme}; rename it, or choose another scheme"
-            check(fits(label, self.scheme), "task.labels", self.labels, rule)
-        rule = f"must have {OUTSIDE}, the tag of words in no entity; add it"
-        unmarked = self.scheme is TagScheme.none or not self.labels
-        check(unmarked or OUTSIDE in self.labels, "task.labels", self.labels, rule)
-
-    @property
-    def metric(self) -> str:
-        """The F1 of entities, or the accuracy of words where tags mark none."""
-        return "accuracy" if self.scheme is TagScheme.none else "f1"
+        known = ["accuracy"] if self.scheme is TagScheme.none else ["f1", "precision", "recall", "accuracy"]
+        self.metric = self.metric or known[0]
+        rule = f"must be one of {', '.join(known)} for task.scheme={self.scheme}"
+        check(self.metric in known, "task.metric", self.metric, rule)
+        check(self.max_tokens > 0, "task.max_tokens", self.max_tokens, "must be above 0")
+        check(0 <= self.max_faults < 1, "task.max_faults", self.max_faults, "must be at least 0 and below 1")
+        check(0 <= self.label_smoothing < 1, "task.label_smoothing", self.label_smoothing, "must be in [0, 1)")
+        if self.labels:
+            self._check_labels()
 
     def records(self, source: str, *, labelled: bool = True) -> list[Sentence]:
         """Read sentences, with their tags if they are `labelled`, else with words alone.
@@ -120,7 +121,7 @@ class TokensConfig:
         if self.scheme is not TagScheme.none:
             tags.add(OUTSIDE)
         if len(tags) == 1:
-            raise DataError(f"{self.train}: all words have the tag {tags.pop()!r}: nothing can be learnt; add others")
+            raise DataError(f"task.train: all words have the tag {tags.pop()!r}: nothing can be learnt; add others")
         return sorted(tags, key=lambda tag: (tag != OUTSIDE, tag))
 
     def encode(self, records: Sequence[Sentence], tokenizer: Tokenizer, names: list[str]) -> Encoded:
@@ -153,15 +154,21 @@ class TokensConfig:
         return Encoded(Examples.of(examples), aligned, np.array(owner, dtype=np.int64))
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
-        """Return the cross-entropy of tags; `balanced`, each that occurs has the same weight over the training set."""
-        if not self.balanced:
-            return TokenLabels(smoothing=self.smoothing)
+        """Return the cross-entropy of tags, which have weights by their shares of the targets if that is set.
+
+        A tag of n_c of all T targets has the weight T / (C n_c), so that the weights of all targets are 1 on average.
+        Raises `ConfigError` where that is infinite.
+        """
+        if self.class_weights is ClassWeights.none:
+            return TokenLabels(smoothing=self.label_smoothing)
         targets = encoded.examples.targets
         assert targets is not None, "a training set has tags"
         counts = np.bincount(targets[targets != IGNORED], minlength=len(names))
-        fair = counts.sum() / max(np.count_nonzero(counts), 1)
-        weights = np.where(counts > 0, fair / np.maximum(counts, 1), 1.0)
-        return TokenLabels(smoothing=self.smoothing, weights=tuple(weights.tolist()))
+        missing = [name for name, count in zip(names, counts, strict=True) if not count]
+        rule = f"no word of the training set has {', '.join(missing)}; take them out of task.labels, or set none"
+        check(not missing, "task.class_weights", self.class_weights, rule)
+        weights = counts.sum() / (len(names) * counts)
+        return TokenLabels(smoothing=self.label_smoothing, weights=tuple(weights.tolist()))
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
         """Return `f1`, `precision` and `recall` of entities, of each type, too, and the `accuracy` of words.
@@ -188,15 +195,27 @@ class TokensConfig:
                 found["entities"] = _entities(words, tags, scores)
             yield found
 
+    def _check_labels(self) -> None:
+        distinct = 1 < len(set(self.labels)) == len(self.labels)
+        check(distinct, "task.labels", self.labels, "name each tag once, and at least two")
+        for label in self.labels:
+            rule = f"{label!r} is no tag of task.scheme={self.scheme}; rename it, or choose another scheme"
+            check(fits(label, self.scheme), "task.labels", self.labels, rule)
+        if self.scheme is not TagScheme.none:
+            rule = f"must have {OUTSIDE}, the tag of words in no entity; add it"
+            check(OUTSIDE in self.labels, "task.labels", self.labels, rule)
+
     def _read(self, source: str, labelled: bool, faults: Faults) -> Iterator[Record]:
         path = Path(source)
         form = next((suffix for suffix in reversed(path.suffixes) if suffix not in COMPRESSED), "")
         if path.exists() and not path.is_dir() and form not in (*JSON_LINES, ".parquet"):
-            return read_columns(source, Columns(self.word_column, self.tag_column if labelled else None), faults)
+            return read_columns(
+                source, faults, word_column=self.word_column, tag_column=self.tag_column if labelled else None
+            )
         if not path.exists() and form in COLUMN_FILES:
             raise ConfigError(f"{source}: no such file; name one of CoNLL columns, JSON lines or Parquet")
-        roles = _COLUMNS if labelled else ["words"]
-        return read_records(source, {role: self.columns[role] for role in roles}, faults)
+        columns = {"words": self.columns.words} | ({"tags": self.columns.tags} if labelled else {})
+        return read_records(source, columns, faults)
 
     def _named(self, records: Sequence[Sentence], names: list[str]) -> list[Sentence]:
         """Return the sentences all of whose tags have names. Raises `DataError` for too many of the others."""
@@ -209,8 +228,7 @@ class TokensConfig:
                 faults.report(reason, sentence.place_of(strangers[0]), ascii(sentence.words[strangers[0]])[:40])
             else:
                 kept.append(sentence)
-        if records:
-            faults.settle(len(records))
+        faults.settle(len(records))
         return kept
 
     def _targets(self, words: np.ndarray, tags: np.ndarray) -> list[int]:

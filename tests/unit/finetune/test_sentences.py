@@ -13,7 +13,7 @@ import pytest
 
 from finetune.sentences import Sentence
 from finetune.tagging import TagScheme
-from finetune.tasks.tokens import TokensConfig
+from finetune.tasks.tokens import Columns, TokensConfig
 from pretrain.data.base import IGNORED
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ def test_lists_of_other_formats(write):
     found = TokensConfig().records(lines)
     assert found[1] == Sentence(["a"], ["O"], "train.jsonl:2") and found[0].tags == ["B-LOC", "I-LOC"]
     pq.write_table(pa.table({"tokens": [row["words"] for row in rows], "ner": [[1, 2], [0]]}), "train.parquet")
-    columns = {"words": "tokens", "tags": "ner"}
+    columns = Columns(words="tokens", tags="ner")
     numbered = TokensConfig(columns=columns, labels=["O", "B-LOC", "I-LOC"]).records("train.parquet")
     assert [found.tags for found in numbered] == [["B-LOC", "I-LOC"], ["O"]]
     unlabelled = write('{"words": ["a"]}', "new.jsonl")
@@ -150,8 +150,8 @@ def test_names_depend_on_the_content_alone():
     assert plain.names(records) == ["B-X", "B-Y", "I-X", "I-Y"]
     assert plain.names([Sentence(["a", "b", "c"], ["NN", "O", "DT"], "f:1")]) == ["O", "DT", "NN"]
     assert TokensConfig(labels=["B-Z", "O"]).names(records) == ["B-Z", "O"]
-    with pytest.raises(DataError, match=r"some.conll: all words have the tag 'O': nothing can be learnt"):
-        TokensConfig(train="some.conll").names([Sentence(["a"], ["O"], "f:1")])
+    with pytest.raises(DataError, match=r"task.train: all words have the tag 'O': nothing can be learnt"):
+        TokensConfig().names([Sentence(["a"], ["O"], "f:1")])
     with pytest.raises(DataError, match="f:1: no tags"):
         TokensConfig().names([Sentence(["a"], None, "f:1")])
 
@@ -171,13 +171,14 @@ def test_a_tag_that_training_lacks_is_refused_by_name():
     ("options", "told"),
     [
         ({"max_tokens": 0}, "task.max_tokens=0"),
-        ({"smoothing": 1.0}, "task.smoothing=1.0"),
-        ({"max_faults": 1.5}, "task.max_faults=1.5"),
+        ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
+        ({"max_faults": 1.0}, "task.max_faults=1.0"),
         ({"labels": ["O", "O"]}, "name each tag once"),
         ({"labels": ["O"]}, "at least two"),
         ({"labels": ["O", "PER"]}, "'PER' is no tag of task.scheme=bio"),
         ({"labels": ["B-X", "B-Y"]}, "must have O"),
-        ({"columns": {"words": "a"}}, "must name a column for each of words, tags"),
+        ({"metric": "f2"}, "must be one of f1, precision, recall, accuracy for task.scheme=bio"),
+        ({"metric": "f1", "scheme": TagScheme.none}, "must be one of accuracy for task.scheme=none"),
     ],
 )
 def test_bad_settings(options, told):

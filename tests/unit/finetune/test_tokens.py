@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 from vocabularies import KINDS
 
-from finetune.alignment import NO_WORD
+from finetune.alignment import NO_WORD, word_of_tokens
 from finetune.sentences import Sentence
 from finetune.tagging import TagScheme
+from finetune.tasks.classification import ClassWeights
 from finetune.tasks.tokens import TokensConfig
 from pretrain.data.base import IGNORED
 from pretrain.errors import ConfigError, DataError
@@ -174,6 +175,27 @@ def test_a_word_longer_than_a_sequence_is_told(caplog):
     task = TokensConfig(max_tokens=6)
     task.encode([Sentence(["ab." * 9, "the"], ["O", "O"], "f:1")], TOKENIZERS["byte_level"], NAMES)
     assert "1 sentences have words longer than task.max_tokens" in caplog.text
+    caplog.clear()
+    task.encode([Sentence(["ab", "the"] * 9, ["O"] * 18, "f:1")], TOKENIZERS["byte_level"], NAMES)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("max_tokens", "lengths"), [(2, [2, 2, 1]), (3, [3, 2]), (4, [4, 1]), (5, [5]), (9, [5])])
+def test_sequences_are_as_few_as_it_takes(max_tokens, lengths):
+    words = ["a", "b", "c", "d", "!"]
+    encoded = TokensConfig(max_tokens=max_tokens + 2).encode(
+        [Sentence(words, ["O"] * 5, "f:1")], TOKENIZERS["word_piece"], NAMES
+    )
+    assert (encoded.examples.lengths - 2).tolist() == lengths
+
+
+def test_what_a_token_stands_for():
+    """Offsets by hand: spaces go with the word after them, but not to a word of no letters; frames have none."""
+    words = ["ab", "", "c", " ", "d"]  # "ab  c   d"
+    offsets = np.array([(0, 0), (0, 1), (1, 2), (2, 4), (4, 5), (3, 4), (2, 3), (5, 9), (6, 7), (7, 8), (1, 5), (1, 1)])
+    found = [None, 0, 0, None, 2, None, None, 4, 3, None, 2, None]
+    assert word_of_tokens(offsets, words).tolist() == [NO_WORD if word is None else word for word in found]
+    assert word_of_tokens(np.array([(0, 3), (3, 4)]), words).tolist() == [0, NO_WORD]
 
 
 def test_a_sequence_holds_more_than_the_frame():
@@ -219,14 +241,15 @@ def test_measures():
 
 
 def test_losses():
-    records = [Sentence(["a", "b", "c", "d"], ["O", "O", "O", "B-LOC"], "f:1")]
-    task = TokensConfig(balanced=True, smoothing=0.1)
-    encoded = task.encode(records, TOKENIZERS["word_piece"], NAMES[:3])
-    loss = task.loss(encoded, NAMES[:3])
-    assert loss.weights == pytest.approx((4 / 6, 4 / 2, 1)) and loss.smoothing == 0.1
-    weights = [loss.weights[target] for target in encoded.examples.targets if target != IGNORED]
-    assert np.mean(weights) == pytest.approx(1)
-    assert TokensConfig().loss(encoded, NAMES).weights is None
+    names, records = NAMES[:2], [Sentence(["a", "b", "c", "d"], ["O", "O", "O", "B-LOC"], "f:1")]
+    task = TokensConfig(class_weights=ClassWeights.balanced, label_smoothing=0.1)
+    encoded = task.encode(records, TOKENIZERS["word_piece"], names)
+    loss = task.loss(encoded, names)
+    assert loss.weights == pytest.approx((4 / 6, 4 / 2)) and loss.smoothing == 0.1
+    assert np.mean([loss.weights[target] for target in encoded.examples.targets if target != IGNORED]) == 1
+    with pytest.raises(ConfigError, match=r"task.class_weights=balanced: no word .* has B-PER, I-LOC, I-PER; take"):
+        task.loss(encoded, NAMES)
+    plain = TokensConfig(label_smoothing=0.2).loss(encoded, NAMES)
     batch = encoded.examples.batch(np.array([0]))
-    logits = torch.tensor(ideal(encoded, NAMES[:3])[0])
-    assert batch.num_targets == 4 and TokensConfig().loss(encoded, NAMES)(logits, batch)[1] == 4
+    assert (plain.weights, plain.smoothing, batch.num_targets) == (None, 0.2, 4)
+    assert plain(torch.tensor(ideal(encoded)[0]), batch)[1] == 4, "all are right"
