@@ -80,16 +80,7 @@ def _finetune(cfg: FinetuneConfig, init_from: str, directory: RunDirectory | Non
         source = open_source(init_from)
         tokenizer = framing_tokenizer(source)
         data = _read(cfg, source, tokenizer)
-        steps = TrainingSteps(
-            data.train.examples,
-            epochs=cfg.train.epochs,
-            batch_size=cfg.train.batch_size,
-            max_tokens=cfg.train.max_tokens,
-            seed=cfg.seed,
-            rank=world.rank,
-            world_size=world.size,
-            pin=world.device.type == "cuda",
-        )
+        steps = _steps(cfg, data, world)
         schedule = cfg.schedule.build(steps.total)
         network = replace(source.model, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
         loss = cfg.task.loss(data.train, data.names)
@@ -109,7 +100,7 @@ def _finetune(cfg: FinetuneConfig, init_from: str, directory: RunDirectory | Non
             _introduce(cfg, directory, source, network, tokenizer, data, steps, size, state) if directory else None
         )
         peak = peak_of_all(world, cfg.precision.dtype)
-        every = cfg.eval.every or max(round(len(data.train.examples) / cfg.train.batch_size), 1)
+        every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
         hooks = TaskHooks(
             log_every=cfg.log.every,
             evaluate_every=every,
@@ -132,18 +123,8 @@ def _finetune(cfg: FinetuneConfig, init_from: str, directory: RunDirectory | Non
             hooks.go_on(saved)
         with exit_code_to(tracker.close if tracker else lambda code: None), closing(checkpoints):
             stop.training = True
-            train(
-                wrapped,
-                strategy,
-                hooks.until_it_stalls(steps.since(state.step)),
-                schedule,
-                state,
-                cfg=_train_config(cfg, steps),
-                seed=cfg.seed,
-                world=world,
-                hooks=hooks,
-                stop=stop,
-            )
+            own, loop = hooks.until_it_stalls(steps.since(state.step)), _train_config(cfg, steps)
+            train(wrapped, strategy, own, schedule, state, cfg=loop, seed=cfg.seed, world=world, hooks=hooks, stop=stop)
             checkpoints.settle(wait=True)  # after an early end the last save is under way
         if directory:
             directory.record(best_step=hooks.best_step)
@@ -159,6 +140,19 @@ def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData
     names = task.names(train_records)
     train_set = task.encode(train_records, tokenizer, names)
     return TaskData(names, train_set, task.encode(validation_records, tokenizer, names))
+
+
+def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
+    return TrainingSteps(
+        data.train.examples,
+        epochs=cfg.train.epochs,
+        batch_size=cfg.train.batch_size,
+        max_tokens=cfg.train.max_tokens,
+        seed=cfg.seed,
+        rank=world.rank,
+        world_size=world.size,
+        pin=world.device.type == "cuda",
+    )
 
 
 def _train_config(cfg: FinetuneConfig, steps: TrainingSteps) -> TrainConfig:

@@ -23,7 +23,7 @@ class Encoded:
 
     examples: Examples
     records: Sequence[Any]  # the task's own: texts, answers, where they came from
-    owner: np.ndarray  # (E,) int64, the record of each sequence, in ascending order
+    owner: np.ndarray  # (E,) int64, the record of each sequence, in ascending order; a record may have none
 
 
 class TaskConfig(Protocol):
@@ -39,9 +39,11 @@ class TaskConfig(Protocol):
         """The name of the metric that chooses the best step; more is better."""
         ...
 
-    def records(self, source: str) -> list[Any]:
-        """Read a data set. Raises `ConfigError` for a file or column that is not there, `DataError` for bad records
-        beyond the share that is allowed.
+    def records(self, source: str, *, labelled: bool = True) -> list[Any]:
+        """Read a data set, with its answers or without.
+
+        Raises `ConfigError` for a file or column that is not there, `DataError` for bad records beyond the share that
+        is allowed.
         """
         ...
 
