@@ -26,7 +26,7 @@ class FineTuned(Objective):
         config: Config,
         style: HeadStyle,
         kind: Kind,
-        loss: TaskLoss,
+        loss: TaskLoss | None,  # None: it is only used
         *,
         outputs: int,  # of the head, C
         dropout: float,  # probability, in the head
@@ -44,7 +44,7 @@ class FineTuned(Objective):
         hidden = self.model(batch.tokens, batch.positions, layout, *segments)
         rows = hidden if self._pooling is None else pooled(hidden, batch.offsets, self._pooling)
         logits = self.head(rows).float()
-        if not batch.num_targets:  # texts without answers, or a rank that has none left: its gradients are zeros
+        if self._loss is None or not batch.num_targets:  # a rank that has nothing left: its gradients are zeros
             total, correct = 0.0 * logits.sum(), logits.new_zeros(())
         else:
             total, correct = self._loss(logits, batch)

@@ -66,8 +66,10 @@ def finetune(cfg: FinetuneConfig) -> None:
         _finetune(cfg, init_from, directory, stop)
 
 
-def build_module(cfg: FinetuneConfig, network: Any, vocab_size: int, names: list[str], loss: TaskLoss) -> FineTuned:
-    """Return the model with the task's head, on the meta device: shapes without memory."""
+def build_module(
+    cfg: FinetuneConfig, network: Any, vocab_size: int, names: list[str], loss: TaskLoss | None = None
+) -> FineTuned:
+    """Return the model with the task's head, on the meta device: shapes without memory. To use it needs no loss."""
     kind = cfg.task.kind
     with torch.device("meta"):
         model = network.build(vocab_size=vocab_size, attend=cfg.attention.build(), head=False)
@@ -208,6 +210,8 @@ def _introduce(
         flops_per_token=size.flops_per_token,
         host=socket.gethostname(),
         vocab_size=source.vocab_size,
+        document_frame=source.frame or ([], []),
+        mask=source.mask,
         network={"choice": f"{group}={choice}", **plain(network)},
         names=data.names,
     )

@@ -85,6 +85,13 @@ def choices() -> dict[type, tuple[str, str]]:
     return dict(_choices)
 
 
+def rebuilt(choice: str, values: dict[str, Any]) -> Any:
+    """Return the object of a choice, written `group=name`, from its plain values, as `rundir.plain` gives them."""
+    group, _, name = choice.partition("=")
+    [kind] = [kind for kind, known in _choices.items() if known == (group, name)]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+
+
 def choices_in(typed_config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (key, group, name) of every registered object inside a typed configuration."""
     if is_dataclass(typed_config) and not isinstance(typed_config, type):

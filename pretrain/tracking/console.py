@@ -32,6 +32,11 @@ _EVALUATION = (
     ("perplexity", "perplexity {:.2f}"),
     ("accuracy", "accuracy {:.1%}"),
     ("sentence_accuracy", "of sentences {:.1%}"),
+    ("exact_match", "exact match {:.1%}"),
+    ("f1", "F1 {:.1%}"),
+    ("matthews", "Matthews {:.3f}"),
+    ("pearson", "Pearson {:.3f}"),
+    ("spearman", "Spearman {:.3f}"),
     ("bits_per_byte", "{:.4f} bits per byte"),
 )
 

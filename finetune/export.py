@@ -1,0 +1,67 @@
+"""`python -m finetune.export RUN`: write a fine-tuned model as a directory that `transformers` and its pipelines load.
+
+Holds the command line and what the outputs are called; names of tensors are `counterpart`'s, files `release`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from finetune.counterpart import parts_of, style_of
+from finetune.heads import Kind
+from finetune.trained import Trained, open_trained
+from pretrain.checkpoint import load_manifest, load_state, shapes_of
+from pretrain.counterpart import counterpart
+from pretrain.errors import HeadwaterError
+from pretrain.fragments import FragmentReader
+from pretrain.release import Release, export_parser, write_release
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    description = "Write the best step of a run as a directory that Hugging Face transformers loads."
+    options = export_parser("python -m finetune.export", description).parse_args(arguments)
+    try:
+        print(export(options))
+    except HeadwaterError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def export(options: argparse.Namespace) -> Path:
+    """Export as the command line says and return the directory. Raises `ConfigError` for what has no counterpart."""
+    trained = open_trained(options.run, options.step)
+    network, kind, record = trained.network, trained.cfg.task.kind, trained.record
+    _, config, special = counterpart(network, record, trained.tokenizer)
+    release = Release(
+        model=network,
+        parts=list(parts_of(network, kind, record["vocab_size"], shapes_of(trained.module))),
+        read=FragmentReader(trained.step, load_manifest(trained.step)["tensors"]),
+        tokenizer=trained.tokenizer,
+        config={**config, "architectures": [style_of(network, kind).architecture], **_outputs(trained)},
+        special=special,
+        generates=False,
+        run=record["name"],
+        step=load_state(trained.step)["step"],
+    )
+    out = options.out or options.run / "export"
+    return write_release(release, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
+
+
+def _outputs(trained: Trained) -> dict[str, Any]:
+    """Return what `config.json` says of the head's outputs."""
+    if trained.cfg.task.kind is Kind.span:
+        return {}
+    names = dict(enumerate(trained.names))
+    problem = getattr(trained.cfg.task, "problem", None)  # of texts; tokens have one label each
+    kinds = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
+    told = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
+    return {"id2label": names, "label2id": {name: number for number, name in names.items()}, **told}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

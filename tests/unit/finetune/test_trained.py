@@ -1,0 +1,157 @@
+"""A fine-tuned run measures, predicts and exports what it learnt: the pipelines of transformers give its answers."""
+
+import json
+
+import pytest
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, MODERNBERT_SETTINGS, TEXTS, json_of, make_run, word_pieces
+from transformers import AutoModelForQuestionAnswering, pipeline
+
+from finetune.entry import FINETUNE
+from finetune.evaluate import main as evaluate
+from finetune.export import main as export
+from finetune.predict import main as predict
+from finetune.run import finetune
+from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.entry import compose
+
+ROBERTA = BpeTokenizer(vocab_size=270, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+SOURCES = {
+    "bert": {"model": "encoder", "tokenizer": word_pieces(), "settings": ["model.init_std=0.3"]},
+    "roberta": {
+        "model": "encoder",
+        "tokenizer": ROBERTA.train(iter(TEXTS)),
+        "settings": ["model.init_std=0.3", "model.position_offset=2", "model.token_types=1"],
+    },
+    "distilbert": {"model": "encoder", "tokenizer": word_pieces(), "settings": ["model.token_types=0"]},
+    "modernbert": {"model": "encoder", "tokenizer": word_pieces(), "settings": MODERNBERT_SETTINGS},
+    "gpt2": {"model": "decoder", "tokenizer": None, "settings": GPT2_SETTINGS},
+    "llama": {"model": "decoder", "tokenizer": None, "settings": LLAMA_SETTINGS},
+}
+WORDS = ["time", "year", "people", "world", "way", "life", "state", "school"]
+
+
+def texts(number):
+    """Return texts of uneven lengths, each with its first word."""
+    rows = [[WORDS[(place * 3 + at) % len(WORDS)] for at in range(1 + place % 5)] for place in range(number)]
+    return [(" ".join(["the", *row]), row[0]) for row in rows]
+
+
+def write(path, records):
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return path
+
+
+def trained(folder, source, task, records, *overrides):
+    """Return a run of fine-tuning from a source, three steps long, and the file of its validation set."""
+    about = SOURCES[source]
+    run = make_run(folder / "source", *about["settings"], model=about["model"], tokenizer=about["tokenizer"])
+    data = write(folder / "data.jsonl", records)
+    cfg = compose(
+        [
+            *(f"task={task}", f"init_from={run}", f"task.train={data}", f"task.validation={data}"),
+            *("task.max_tokens=32", "train.epochs=1", f"train.batch_size={len(records) // 3}"),
+            *("optim.lr=1e-2", f"run.root={folder}", "run.name=tuned", "tracker.progress=false", *overrides),
+        ],
+        root=FINETUNE,
+    )
+    finetune(cfg)
+    return folder / "tuned", data
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_labels_of_texts(tmp_path, capsys, source):
+    records = [{"text": text, "label": word} for text, word in texts(23)]
+    run, data = trained(tmp_path, source, "classification", records)
+    capsys.readouterr()
+    assert predict([str(run), str(data)]) == 0
+    ours = lines(capsys)
+    assert evaluate([str(run), str(data)]) == 0
+    [measured] = lines(capsys)
+    right = [one["label"] == record["label"] for one, record in zip(ours, records, strict=True)]
+    assert measured["accuracy"] == pytest.approx(sum(right) / len(right))
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last["split"] == "validation" and last["accuracy"] == pytest.approx(measured["accuracy"])
+    assert export([str(run)]) == 0
+    assert json_of(run / "export" / "config.json")["model_type"] == source
+    theirs = pipeline("text-classification", model=str(run / "export"), top_k=None)
+    for record, one in zip(records, ours, strict=True):
+        scores = {answer["label"]: answer["score"] for answer in theirs([record["text"]])[0]}
+        assert scores == pytest.approx(one["probabilities"], abs=1e-5)
+
+
+def test_numbers_of_pairs(tmp_path, capsys):
+    records = [
+        {"text": text, "other": other, "score": len(text) / 10 - 1}
+        for (text, _), (other, _) in zip(texts(20), texts(25)[5:], strict=True)
+    ]
+    columns = ["task.columns.text_pair=other", "task.columns.label=score", "task.problem=regression"]
+    run, data = trained(tmp_path, "bert", "classification", records, *columns)
+    capsys.readouterr()
+    assert predict([str(run), str(data)]) == 0
+    ours = lines(capsys)
+    assert export([str(run)]) == 0
+    theirs = pipeline("text-classification", model=str(run / "export"), function_to_apply="none")
+    for record, one in zip(records, ours, strict=True):
+        found = theirs({"text": record["text"], "text_pair": record["other"]})
+        assert found["score"] == pytest.approx(one["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize("source", ["bert", "modernbert", "llama"])
+def test_answers_in_texts(tmp_path, capsys, source):
+    contexts = [" ".join(text for text, _ in texts(place % 4 + 2)) for place in range(18)]
+    records = [
+        {
+            "id": str(place),
+            "question": "the year",
+            "context": context,
+            "answers": {"text": ["the"], "answer_start": [0]},
+        }
+        for place, context in enumerate(contexts)
+    ]
+    windows = ["task.stride=4", "task.max_question_tokens=6"]
+    run, data = trained(tmp_path, source, "qa", records, *windows)
+    capsys.readouterr()
+    assert predict([str(run), str(data)]) == 0
+    for one, context in zip(lines(capsys), contexts, strict=True):
+        assert one["answer"] == context[one["start"] : one["end"]] != ""
+    assert export([str(run)]) == 0
+    _, report = AutoModelForQuestionAnswering.from_pretrained(run / "export", output_loading_info=True)
+    assert not any(report.values())
+
+
+@pytest.mark.parametrize("source", ["bert", "roberta", "gpt2"])
+def test_tags_of_words(tmp_path, capsys, source):
+    rows = [text.split() for text, _ in texts(21)]
+    records = [{"words": row, "tags": ["B-X" if word in WORDS[:3] else "O" for word in row]} for row in rows]
+    run, data = trained(tmp_path, source, "tokens", records)
+    capsys.readouterr()
+    assert predict([str(run), str(data)]) == 0
+    ours = lines(capsys)
+    assert export([str(run)]) == 0
+    theirs = pipeline("token-classification", model=str(run / "export"), ignore_labels=[])
+    for row, one in zip(rows, ours, strict=True):
+        text = " ".join(row)
+        starts = [len(" ".join(row[:place])) + (place > 0) for place in range(len(row))]
+        begins = {answer["start"] + (text[answer["start"]] == " "): answer for answer in theirs(text)}
+        found = [begins[start] for start in starts]
+        assert [answer["entity"] for answer in found] == one["tags"]
+        assert [answer["score"] for answer in found] == pytest.approx(one["scores"], abs=1e-5)
+
+
+def test_standard_input_and_refusals(tmp_path, capsys, monkeypatch):
+    records = [{"text": text, "label": word} for text, word in texts(12)]
+    run, data = trained(tmp_path, "bert", "classification", records)
+    capsys.readouterr()
+    with data.open("rb") as stream:
+        monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": stream}))
+        assert predict([str(run)]) == 0
+    assert len(lines(capsys)) == 12
+    assert predict([str(run), str(tmp_path / "nowhere.jsonl")]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+    assert predict([str(tmp_path), str(data)]) == 2
+    assert predict([str(run), str(data), "--step", "5"]) == 4
+    assert "step-00000005" in capsys.readouterr().err
