@@ -77,6 +77,7 @@ class AdamWConfig:
     beta2: float = 0.95  # decay of the second moment, per step
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # share of a matrix taken off per step, times the learning rate
+    layer_decay: float = 1.0  # learning rate of a layer over that of the next one; 1: all the same
 
     def __post_init__(self) -> None:
         _check_positive("optim.lr", self.lr)
@@ -84,14 +85,25 @@ class AdamWConfig:
         _check_fraction("optim.beta2", self.beta2)
         _check_positive("optim.eps", self.eps)
         _check_decay(self.weight_decay)
+        rule = "must be above 0 and at most 1; 1 turns it off"
+        check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, rule)
 
     def build(self, module: nn.Module) -> torch.optim.AdamW:
-        """Return AdamW with the groups `decay` and `no_decay`; a group without parameters is left out."""
+        """Return AdamW with the groups `decay` and `no_decay`; a group without parameters is left out.
+
+        With a layer decay there are as many of each as layers: what stands after the model learns at `lr`, a block n
+        steps below at lr * layer_decay^n, the embeddings lowest (Clark et al. 2020, ELECTRA, appendix B).
+        """
         hidden, outer, vectors = partition(module)
-        groups = [
-            _group("decay", hidden + outer, self.lr, self.weight_decay),
-            _group("no_decay", vectors, self.lr, 0.0),
-        ]
+        depths, top = _depths(module) if self.layer_decay < 1 else ({}, 0)
+        groups = []
+        for depth in range(top, -1, -1):
+            lr = self.lr * self.layer_decay ** (top - depth)
+            matrices, rest = (
+                [parameter for parameter in parameters if depths.get(parameter, top) == depth]
+                for parameters in (hidden + outer, vectors)
+            )
+            groups += [_group("decay", matrices, lr, self.weight_decay), _group("no_decay", rest, lr, 0.0)]
         return _adamw(groups, self.beta1, self.beta2, self.eps)
 
 
@@ -185,6 +197,12 @@ def guarded_step(optimizer: Optimizer, norm: Tensor) -> None:
             del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
     elif norm.isfinite():
         optimizer.step()
+
+
+def _depths(module: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
+    """Return how deep each parameter of the model inside the module lies, and the depth of those beside it."""
+    [model] = [part for part in module.modules() if isinstance(part, Model)]
+    return {parameter: model.depth(name) for name, parameter in model.named_parameters()}, len(model.blocks) + 1
 
 
 def _group(name: str, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> ParameterGroup:

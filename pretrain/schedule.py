@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pretrain.errors import check
@@ -50,12 +50,19 @@ class ScheduleConfig:
     """What every schedule has: a linear warm-up (Goyal et al. 2017), then a course of its own."""
 
     warmup_steps: int = 0  # optimizer steps below the peak at the start of the run
+    warmup_ratio: float = 0.0  # the same as a share of the run's steps, where warmup_steps is 0
 
     def __post_init__(self) -> None:
         check(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 (no warm-up) or more")
+        ratio, rule = self.warmup_ratio, "a share of the run's steps, in [0, 1]; and 0 beside schedule.warmup_steps"
+        check(0 <= ratio <= (0 if self.warmup_steps else 1), "schedule.warmup_ratio", ratio, rule)
 
     def build(self, total_steps: int) -> Multiplier:
         """Return the multiplier of a run of `total_steps` steps. Raises `ValueError` if its phases do not fit."""
+        if self.warmup_ratio:
+            return replace(self, warmup_steps=round(self.warmup_ratio * total_steps), warmup_ratio=0.0).build(
+                total_steps
+            )
         check(
             self.warmup_steps <= total_steps,
             "schedule.warmup_steps",

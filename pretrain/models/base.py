@@ -83,6 +83,13 @@ class Model(nn.Module):
         """Return how the parameter or buffer of that name begins, by the published scheme."""
         raise NotImplementedError
 
+    def depth(self, name: str) -> int:
+        """Return how deep a parameter lies: 0 before the blocks, n in the n-th of them, one more after the last."""
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            return int(rest.partition(".")[0]) + 1
+        return 0 if "embedding" in part else len(self.blocks) + 1
+
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the floating-point operations of one token's forward and backward pass at this sequence length.
 

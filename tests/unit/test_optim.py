@@ -130,6 +130,20 @@ def test_a_group_without_parameters_is_left_out():
     assert [group["name"] for group in AdamWConfig().build(nn.Linear(3, 2, bias=False)).param_groups] == ["decay"]
 
 
+def test_a_layer_decay_gives_each_layer_its_own_rate():
+    module = Trained()
+    optimizer = AdamWConfig(lr=1e-3, layer_decay=0.5).build(module)
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert all(group["lr"] == group["base_lr"] for group in optimizer.param_groups)
+    found = {name: rates[parameter] for name, parameter in module.named_parameters() if parameter.requires_grad}
+    below = {"model.embedding": 3, "model.blocks.0": 2, "model.blocks.1": 1, "model.norm": 0, "model.plane": 0}
+    for name, rate in found.items():
+        steps = next((steps for prefix, steps in below.items() if name.startswith(prefix)), 0)
+        assert rate == 1e-3 * 0.5**steps, name
+    decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in [group["name"]]}
+    assert decays == {"decay": 0.1, "no_decay": 0.0}
+
+
 def test_adamw_follows_the_formula_in_float64():
     """Loshchilov & Hutter 2019, algorithm 2, with a learning rate that changes from step to step."""
     config = AdamWConfig(lr=0.02, beta1=0.8, beta2=0.97, eps=1e-6, weight_decay=0.3)

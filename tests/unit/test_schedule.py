@@ -88,3 +88,9 @@ def test_refuses_phases_that_do_not_fit(schedule, total):
 def test_refuses_values_by_name(key, make):
     with pytest.raises(ValueError, match=key):
         make()
+
+
+@pytest.mark.parametrize(("ratio", "total", "steps"), [(0.1, 250, 25), (0.06, 188, 11), (0.0, 40, 0), (1.0, 7, 7)])
+def test_a_share_of_the_steps_warms_up(ratio, total, steps):
+    shared, counted = LinearSchedule(warmup_ratio=ratio).build(total), LinearSchedule(warmup_steps=steps).build(total)
+    assert [shared(step) for step in range(total)] == [counted(step) for step in range(total)]
