@@ -3,13 +3,19 @@
 Holds nothing but the door; `finetune.run` builds and trains.
 """
 
+import sys
+
 from finetune.config import FinetuneConfig
 from finetune.entry import FINETUNE
+from finetune.seeds import fine_tune_each
 from pretrain.entry import launch
 
 
 def main(cfg: FinetuneConfig) -> None:
-    """Fine-tune."""
+    """Fine-tune, once or with several seeds."""
+    if cfg.seeds:
+        fine_tune_each(cfg, sys.argv[1:])
+        return
     from finetune.run import finetune  # after the configuration is accepted: it imports the engines
 
     finetune(cfg)
