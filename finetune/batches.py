@@ -37,7 +37,7 @@ class TrainingSteps:
         pin: bool = False,  # page-lock batches, for copies to a GPU that do not wait
     ) -> None:
         self._examples = examples
-        self._seen = round(epochs * len(examples))  # examples in the whole run, repetitions counted
+        self._seen = max(round(epochs * len(examples)), 1)  # examples in the whole run, repetitions counted
         self._batch_size, self._max_tokens = batch_size, max_tokens
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._pin = pin
@@ -45,7 +45,7 @@ class TrainingSteps:
     @property
     def total(self) -> int:
         """Optimizer steps of the whole run, at least 1."""
-        return max(-(-self._seen // self._batch_size), 1)
+        return -(-self._seen // self._batch_size)
 
     def since(self, step: int) -> Iterator[list[Batch]]:
         """Yield the steps from number `step` on."""

@@ -5,6 +5,8 @@ Holds the passes through the model; what logits mean is the task's business.
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,7 +40,7 @@ def answers(
     module.eval()
     rows = int(examples.offsets[-1]) if kind is not Kind.sequence else len(examples)
     found = torch.zeros(rows, outputs, device=world.device)
-    total, targets = torch.zeros((), dtype=torch.float64, device=world.device), 0
+    losses, targets = [torch.zeros((), device=world.device)], 0  # of each batch
     for chosen, batch in measuring_batches(examples, max_tokens=max_tokens, rank=world.rank, world_size=world.size):
         measured = module(batch.to(world.device))
         if not len(chosen):  # this rank has nothing left
@@ -48,11 +50,12 @@ def answers(
         if kind is not Kind.sequence:
             places = concatenated_ranges(examples.offsets[chosen], examples.lengths[chosen])
         found[torch.from_numpy(places).to(world.device)] = measured.logits
-        total += measured.nll
+        losses.append(measured.nll.float())
         targets += batch.num_targets
     module.train()
     [targets] = world.sum_ints(targets)
-    loss = world.sum_tensor(total).item() / targets if targets else float("nan")
+    gathered = itertools.chain(*world.gather(torch.stack(losses).tolist()))
+    loss = math.fsum(gathered) / targets if targets else math.nan  # exact: in any order the same
     together = world.sum_tensor(found).cpu().numpy()  # each row is one rank's, and zeros everywhere else
     cuts = examples.offsets[1:-1] if kind is not Kind.sequence else np.arange(1, len(examples))
     parts = np.split(together, cuts)

@@ -10,7 +10,7 @@ from torch import nn
 from finetune.heads import Config, HeadStyle, Kind, build_head, pooled
 from finetune.losses import TaskLoss
 from pretrain.data.base import Batch
-from pretrain.models.base import EncoderModel, Layout, Model
+from pretrain.models.base import Layout, Model
 from pretrain.models.initialise import Initial
 from pretrain.objectives.base import Loss, Objective
 
@@ -36,11 +36,12 @@ class FineTuned(Objective):
         self.head: nn.Sequential = build_head(style, config, outputs=outputs, dropout=dropout)
         self._pooling = style.pooling if kind is Kind.sequence else None
         self._loss = loss
+        self._segmented = getattr(config, "token_types", 0) > 1  # a single type is that of all tokens
 
     def forward(self, batch: Batch) -> Loss:
         """Return the sums over the batch's targets and the logits: (S, C) of sequences, (N, C) of tokens."""
         layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
-        segments = (batch.segments,) if isinstance(self.model, EncoderModel) else ()
+        segments = (batch.segments,) if self._segmented else ()
         hidden = self.model(batch.tokens, batch.positions, layout, *segments)
         rows = hidden if self._pooling is None else pooled(hidden, batch.offsets, self._pooling)
         logits = self.head(rows).float()

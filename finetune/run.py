@@ -22,9 +22,10 @@ from finetune.evaluation import TaskEvaluator
 from finetune.hooks import TaskHooks
 from finetune.losses import TaskLoss
 from finetune.objective import FineTuned
-from finetune.start import framing_tokenizer, starting_weights
+from finetune.start import beginning, starting_weights
 from finetune.tasks.base import Encoded
 from pretrain.checkpoint import Checkpoints
+from pretrain.commit import step_names
 from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import check, exit_code_to
 from pretrain.fragments import write_durably
@@ -35,7 +36,7 @@ from pretrain.peaks import peak_of_all
 from pretrain.registry import choices
 from pretrain.resume import Fingerprints, check_agreement, resume
 from pretrain.rundir import RunDirectory, plain
-from pretrain.source import Source, find_source, open_source
+from pretrain.source import Source, find_source
 from pretrain.summary import ModelSize, versions
 from pretrain.tracking.base import Tracker
 
@@ -55,14 +56,17 @@ def finetune(cfg: FinetuneConfig) -> None:
     cfg.attention.build()
     cfg.strategy.check_machine(ranks=world_size(), device_type=device_type(), precision=cfg.precision)
     stop = StopRequest()
-    init_from = find_source(cfg.init_from, first=rank() == 0)
+    resumes = bool(step_names(cfg.run.directory / "checkpoints"))  # it needs its source no more
+    init_from = None if resumes else find_source(cfg.init_from, first=rank() == 0)
     if rank() > 0:
         _finetune(cfg, init_from, None, stop)
         return
     directory = RunDirectory.claim(cfg.run)
-    directory.start_log()
+    directory.start_log("pretrain", "finetune")
     with exit_code_to(lambda code: directory.record(exit=code)):
-        directory.record(name=cfg.run.name, versions=versions(), exit=None, init_from=init_from)
+        directory.record(name=cfg.run.name, versions=versions(), exit=None)
+        if init_from:
+            directory.record(init_from=init_from)
         _finetune(cfg, init_from, directory, stop)
 
 
@@ -76,11 +80,10 @@ def build_module(
         return FineTuned(model, network, style_of(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
 
 
-def _finetune(cfg: FinetuneConfig, init_from: str, directory: RunDirectory | None, stop: StopRequest) -> None:
+def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirectory | None, stop: StopRequest) -> None:
     with joined() as world:
         [init_from, *_] = world.gather(init_from)  # a name on the hub, with the commit that rank 0 fetched
-        source = open_source(init_from)
-        tokenizer = framing_tokenizer(source)
+        source, tokenizer = beginning(init_from, cfg.run.directory)
         data = _read(cfg, source, tokenizer)
         steps = _steps(cfg, data, world)
         schedule = cfg.schedule.build(steps.total)
@@ -165,6 +168,7 @@ def _train_config(cfg: FinetuneConfig, steps: TrainingSteps) -> TrainConfig:
 def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerprints:
     """Return what a resumed run must find unchanged: its data and their order, its network, the kind of its moments."""
     order = {
+        "init_from": cfg.init_from,
         "the training set": data.train.examples.sha256[:16],
         "the validation set": data.validation.examples.sha256[:16],
         "task": choices()[type(cfg.task)][1],

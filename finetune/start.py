@@ -6,6 +6,7 @@ Holds which of ours is which of theirs; the reading is `pretrain.released`'s.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -13,19 +14,50 @@ from pretrain.checkpoint import check_architecture
 from pretrain.counterpart import frame
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.distributed import World
+from pretrain.errors import ConfigError
 from pretrain.initial import InitialWeights
+from pretrain.registry import rebuilt
 from pretrain.released import StartingWeights, open_weights
-from pretrain.source import Source, is_released
+from pretrain.rundir import read_record
+from pretrain.source import Source, is_released, open_source, place_of
+
+NETWORK = "network"  # the entry of run.json that tells the model; runs of fine-tuning alone have it
 
 log = logging.getLogger(__name__)
 
 
-def framing_tokenizer(source: Source) -> Tokenizer:
-    """Return a source's tokenizer, which puts around texts and pairs what its model has seen around them."""
+def beginning(init_from: str | None, run: Path) -> tuple[Source, Tokenizer]:
+    """Return what is known of a source, and its tokenizer, which frames texts and pairs as its model has seen them.
+
+    Without `init_from` it is what the run kept of its source when it began. Raises what `open_source` raises, and
+    `ConfigError` for a run that is none of fine-tuning, and for a source that is one.
+    """
+    if init_from is None:
+        return _kept_source(run), load_tokenizer(run / "tokenizer.json")
+    path = place_of(init_from)
+    if not is_released(path) and NETWORK in read_record(path):
+        fix = f"write its best step with python -m finetune.export {init_from}, and name what that writes"
+        raise ConfigError(f"init_from={init_from}: is a run of fine-tuning; {fix}")
+    source = open_source(init_from)
     tokenizer = load_tokenizer(source.tokenizer)
     if not is_released(source.path) and source.frame is not None:
         frame(tokenizer, source.frame, getattr(source.model, "token_types", 0))
-    return tokenizer
+    return source, tokenizer
+
+
+def _kept_source(run: Path) -> Source:
+    record = read_record(run)
+    if NETWORK not in record:
+        raise ConfigError(f"run.name={run.name}: {run} is no run of fine-tuning; choose another run.name")
+    settings, (prefix, suffix) = dict(record[NETWORK]), record["document_frame"]
+    return Source(
+        path=run,
+        model=rebuilt(settings.pop("choice"), settings),
+        vocab_size=record["vocab_size"],
+        tokenizer=run / "tokenizer.json",
+        frame=(prefix, suffix),
+        mask=record["mask"],
+    )
 
 
 def starting_weights(source: Source, initial: InitialWeights, world: World) -> StartingWeights:

@@ -74,6 +74,7 @@ class _Save:
     required: bool
     temporary: Path
     state: bytes  # of state.json
+    favourite: int | None  # that of `Checkpoints` when the save began: a later one is not on disk yet
     phase: Future[_Answer]  # in the background: writing this rank's fragments, or the commit
     committing: bool = False  # all ranks have written; rank 0 commits, the others have nothing to do
 
@@ -122,7 +123,7 @@ class Checkpoints:
         if not wait:
             fragments = self._staging.copy(fragments)
         written = self._background.submit(self._write_own, temporary, fragments)
-        self.under_way = _Save(step, required, temporary, body, written)
+        self.under_way = _Save(step, required, temporary, body, self.favourite, written)
         if wait:
             self.settle(wait=True)
 
@@ -178,7 +179,7 @@ class Checkpoints:
                 commit(save.temporary, save.step, save.state, indices)
             except OSError as error:
                 return None, f"commit: {error}"
-            prune(self.directory, save.step, self.cfg.keep, self.favourite)
+            prune(self.directory, save.step, self.cfg.keep, save.favourite)
         return None, None
 
     def _failed(self, save: _Save, problems: list[str]) -> None:

@@ -103,14 +103,15 @@ class RunDirectory:
         self._record |= entries
         replace(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
 
-    def start_log(self) -> None:
-        """Send the framework's messages to standard error and, with the time, to `log.txt`."""
-        logger = logging.getLogger("pretrain")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(logging.StreamHandler())
-        handler = logging.FileHandler(self.path / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
+    def start_log(self, *packages: str) -> None:
+        """Send the messages of our packages to standard error and, with the time, to `log.txt`."""
+        to_file = logging.FileHandler(self.path / "log.txt")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        for package in packages:
+            logger = logging.getLogger(package)
+            logger.setLevel(logging.INFO)
+            logger.addHandler(logging.StreamHandler())
+            logger.addHandler(to_file)
 
 
 def read_record(run: Path) -> dict[str, Any]:
