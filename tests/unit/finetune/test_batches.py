@@ -43,7 +43,7 @@ def test_every_example_is_seen_once_an_epoch(lengths, epochs, batch_size, world_
         found.append([number for own in step for batch in own for number in members(batch)])
     assert [len(step) for step in found[:-1]] == [batch_size] * (len(found) - 1)
     assert len(found) == steps_of(examples_of(lengths), epochs=epochs, batch_size=batch_size).total
-    seen = np.bincount(sum(found, []), minlength=len(lengths))
+    seen = np.bincount(np.concatenate(found), minlength=len(lengths))
     assert seen.sum() == max(round(epochs * len(lengths)), 1)
     assert seen.max() - seen.min() <= 1, "the last epoch may end early, no other one does"
     assert 1 <= len(found[-1]) <= batch_size
