@@ -1,6 +1,7 @@
-"""The tables of every setting in docs/configuration.md, generated from the dataclasses that hold the settings.
+"""The tables of every setting in docs/, generated from the dataclasses that hold the settings.
 
-Holds no setting: keys and defaults are the fields' own, meanings the comments beside them. To write the tables anew:
+Holds no setting: keys and defaults are the fields' own, meanings the comments beside them. Groups that fine-tuning
+shares with pretraining have their tables among pretraining's. To write the tables anew:
 
     python docs/settings.py
 """
@@ -17,12 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING as MANDATORY
 from omegaconf import OmegaConf
 
-from pretrain.config import PretrainConfig, register_choices
-from pretrain.entry import CONF
+from finetune.entry import FINETUNE
+from pretrain.entry import CONF, PRETRAIN, Root
 
-PAGE = Path(__file__).with_name("configuration.md")
+PAGES = {
+    PRETRAIN: Path(__file__).with_name("configuration.md"),
+    FINETUNE: Path(__file__).with_name("finetuning-settings.md"),
+}
 BEGIN, END = "<!-- settings: written by docs/settings.py -->\n", "<!-- end of settings -->\n"
 
 
@@ -34,25 +39,50 @@ class Setting(NamedTuple):
     meaning: str
 
 
-def tables() -> str:
-    """Return the Markdown of all groups, in the order of the root configuration."""
-    register_choices()
-    entries = [entry for entry in _root()["defaults"] if isinstance(entry, dict)]
-    chosen = {group: choice for entry in entries for group, choice in entry.items()}
-    hints = get_type_hints(PretrainConfig)
-    sections = []
-    for field in fields(PretrainConfig):
-        if field.name in chosen:
-            sections.append(_group(field.name, field.name, chosen[field.name]))
-            if field.name == "data":
-                sections.append(_group("source", "data.sources.NAME", None))
-        elif is_dataclass(hints[field.name]):
-            sections.append(f"### `{field.name}`\n\n" + _table({"": hints[field.name]}, field.name))
-        else:
-            comment = comments(PretrainConfig)[field.name]
-            rows = [f"| `{field.name}` | `{_shown(field.default)}` | {comment} |"]
-            sections.append(f"### `{field.name}`\n\n" + _rows(["key", "default", "meaning"], rows))
-    return "\n\n".join(sections) + "\n"
+def tables(root: Root) -> str:
+    """Return the Markdown of all groups, in the order of the root configuration, those of pretraining once."""
+    PRETRAIN.register()
+    FINETUNE.register()
+    shared = [] if root is PRETRAIN else _shared(root)
+    own = [field for field in fields(root.schema) if field.name not in shared]
+    sections = [_section(root, field) for field in own]
+    return "\n\n".join(sections + ([_differences(root, shared)] if shared else [])) + "\n"
+
+
+def _section(root: Root, field: Field[Any]) -> str:
+    """Return what a field of the root is: a group of choices, a dataclass of settings, or one setting."""
+    hint, chosen = get_type_hints(root.schema)[field.name], _chosen(root)
+    if field.name in chosen:
+        section = _group(root, field.name, field.name, chosen[field.name])
+        return section + ("\n\n" + _group(root, "source", "data.sources.NAME", None) if field.name == "data" else "")
+    if is_dataclass(hint) and isinstance(hint, type):
+        return f"### `{field.name}`\n\n" + _table(root, {"": hint}, field.name)
+    rows = [f"| `{field.name}` | `{_default(root, field, field.name)}` | {comments(root.schema)[field.name]} |"]
+    return f"### `{field.name}`\n\n" + _rows(["key", "default", "meaning"], rows)
+
+
+def _shared(root: Root) -> list[str]:
+    """Return the groups that have their tables in pretraining's page: the same choices, or the same dataclass."""
+    theirs, ours = get_type_hints(PRETRAIN.schema), get_type_hints(root.schema)
+    groups = _chosen(PRETRAIN).keys() & _chosen(root).keys()
+    same = {
+        name
+        for name, hint in ours.items()
+        if is_dataclass(hint) and isinstance(hint, type) and issubclass(theirs.get(name, object), hint)
+    }
+    return [field.name for field in fields(root.schema) if field.name in groups | same]
+
+
+def _differences(root: Root, shared: list[str]) -> str:
+    """Return the table of shared groups: which choice is the default here, and which values are others."""
+    chosen, values = _chosen(root), _values(root)
+    rows = []
+    for name in shared:
+        set_here = ", ".join(f"`{name}.{key}={_shown(value)}`" for key, value in values.get(name, {}).items())
+        choice = f"`{name}={chosen[name]}`" if name in chosen else ""
+        rows.append(f"| `{name}` | {choice} | {set_here} | {comments(root.schema)[name]} |")
+    header = ["group", "default choice", "other defaults than in pretraining", ""]
+    return "### Groups of pretraining\n\n" + _rows(header, rows)
 
 
 def comments(kind: type) -> dict[str, str]:
@@ -70,22 +100,22 @@ def comments(kind: type) -> dict[str, str]:
     return found
 
 
-def settings(kind: type, prefix: str) -> Iterator[Setting]:
+def settings(root: Root, kind: type, prefix: str) -> Iterator[Setting]:
     """Yield every setting below a dataclass, in the order of its fields."""
     meanings, hints = comments(kind), get_type_hints(kind)
     for field in fields(kind):
         key, hint = f"{prefix}.{field.name}", hints[field.name]
         if is_dataclass(hint) and isinstance(hint, type):
-            yield from settings(hint, key)
+            yield from settings(root, hint, key)
             continue
         meaning = meanings[field.name]
         names = [name for name in _members(hint) if name not in meaning]
         if names:
             meaning += f" (one of {', '.join(_members(hint))})"
-        yield Setting(key, _default(field, key), meaning)
+        yield Setting(key, _default(root, field, key), meaning)
 
 
-def _group(group: str, prefix: str, default: str | None) -> str:
+def _group(root: Root, group: str, prefix: str, default: str | None) -> str:
     """Return a config group: its choices, its preset files, its settings."""
     nodes = {
         name.removesuffix(".yaml"): OmegaConf.get_type(node.node)
@@ -100,15 +130,15 @@ def _group(group: str, prefix: str, default: str | None) -> str:
     if files:
         shown = ", ".join(f"`{name}`" + (" (default)" if name == default else "") for name in files)
         lines.append(f"- Files in `conf/{group}` that fill in values: {shown}")
-    table = _table(kinds, prefix)
+    table = _table(root, kinds, prefix)
     return "\n".join(lines) + (f"\n\n{table}" if table else "\n\nNo settings of its own.")
 
 
-def _table(kinds: dict[str, type], prefix: str) -> str:
+def _table(root: Root, kinds: dict[str, type], prefix: str) -> str:
     """Return one table for all choices of a group; a column says which of them have a setting."""
     owners: dict[Setting, list[str]] = {}
     for name, kind in kinds.items():
-        for setting in settings(kind, prefix):
+        for setting in settings(root, kind, prefix):
             owners.setdefault(setting, []).append(name)
     if not owners:
         return ""
@@ -125,20 +155,27 @@ def _rows(header: list[str], rows: list[str]) -> str:
     return "\n".join(["| " + " | ".join(header) + " |", "| --- " * len(header) + "|", *rows])
 
 
-def _default(field: Field[Any], key: str) -> str:
+def _default(root: Root, field: Field[Any], key: str) -> str:
     if field.default_factory is not MISSING:
         return _shown(field.default_factory())
     if field.default is MISSING:
         group, _, name = key.partition(".")
-        return str(_root().get(group, {}).get(name, "required"))
-    return _shown(field.default)
+        return str(_values(root).get(group, {}).get(name, "required"))
+    return "required" if field.default == MANDATORY else _shown(field.default)
 
 
-def _root() -> dict[str, Any]:
-    """Return conf/pretrain.yaml, which names the default choices and links a few settings to others."""
-    root = OmegaConf.to_container(OmegaConf.load(CONF / "pretrain.yaml"), resolve=False)
-    assert isinstance(root, dict)
-    return {str(key): value for key, value in root.items()}
+def _chosen(root: Root) -> dict[str, str | None]:
+    """Return the groups of a root, each with the choice that is its default."""
+    entries = [entry for entry in _values(root)["defaults"] if isinstance(entry, dict)]
+    names = {field.name for field in fields(root.schema)}
+    return {group: choice for entry in entries for group, choice in entry.items() if group in names}
+
+
+def _values(root: Root) -> dict[str, Any]:
+    """Return a root's file in conf/, which names the default choices, sets other values or links them to others."""
+    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{root.name}.yaml"), resolve=False)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def _shown(value: object) -> str:
@@ -152,12 +189,13 @@ def _members(hint: object) -> list[str]:
     return [member.name for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for member in kind]
 
 
-def with_tables(page: str) -> str:
-    """Return a page with the tables between its two marks."""
-    before, _, rest = page.partition(BEGIN)
+def with_tables(root: Root) -> str:
+    """Return the page of a root with the tables between its two marks."""
+    before, _, rest = PAGES[root].read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{tables(root)}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for root, page in PAGES.items():
+        page.write_text(with_tables(root), encoding="utf-8")

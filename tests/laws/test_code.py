@@ -10,7 +10,8 @@ from typing import get_type_hints
 
 import pytest
 
-from pretrain.config import PretrainConfig, register_choices
+from finetune.entry import FINETUNE
+from pretrain.entry import PRETRAIN
 from pretrain.registry import choices
 
 ROOT = Path(__file__).parents[2]
@@ -136,9 +137,11 @@ def test_docstrings(path):
 
 
 def config_classes() -> set[type]:
-    """Every dataclass that a config file can fill: the root, what it holds, and every registered choice."""
-    register_choices()
-    found, waiting = set(), [PretrainConfig, *choices()]
+    """Every dataclass that a config file can fill: the roots, what they hold, and every registered choice."""
+    roots = (PRETRAIN, FINETUNE)
+    for root in roots:
+        root.register()
+    found, waiting = set(), [*(root.schema for root in roots), *choices()]
     while waiting:
         node = waiting.pop()
         if is_dataclass(node) and node not in found:
