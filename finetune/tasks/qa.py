@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
+from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from finetune.examples import Examples
@@ -41,8 +42,8 @@ class QaConfig:
 
     kind: ClassVar[Kind] = Kind.span
 
-    train: str = ""  # SQuAD's JSON, JSON lines or Parquet, or hub name, of the questions to learn from
-    validation: str = ""  # of those that measure it
+    train: str = MISSING  # SQuAD's JSON, JSON lines or Parquet, or hub name, of the questions to learn from
+    validation: str = MISSING  # of those that measure it
     max_tokens: int = 384  # of a sequence: question, a window of the context, and what frames them
     stride: int = 128  # context tokens that one window shares with the next
     max_question_tokens: int = 64  # of a longer question the first are kept

@@ -34,6 +34,7 @@ _EVALUATION = (
     ("sentence_accuracy", "of sentences {:.1%}"),
     ("exact_match", "exact match {:.1%}"),
     ("f1", "F1 {:.1%}"),
+    ("f1_macro", "macro F1 {:.1%}"),
     ("matthews", "Matthews {:.3f}"),
     ("pearson", "Pearson {:.3f}"),
     ("spearman", "Spearman {:.3f}"),

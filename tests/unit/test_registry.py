@@ -92,3 +92,20 @@ def test_a_run_directory_is_held_by_one_process(tmp_path):
     RunDirectory.claim(cfg)
     with pytest.raises(ConfigError, match=r"run.fresh=true: .*held exists"):
         RunDirectory.claim(RunConfig(name="held", root=str(tmp_path), fresh=True))
+
+
+def test_a_run_keeps_the_messages_of_all_packages(tmp_path):
+    script = f"""
+import logging
+from pretrain.rundir import RunConfig, RunDirectory
+RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).start_log()
+for package in ("pretrain.loop", "finetune.run", "urllib3"):
+    logging.getLogger(package).info("from %s", package)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "from pretrain.loop\nfrom finetune.run\n"
+    lines = (tmp_path / "told" / "log.txt").read_text().splitlines()
+    assert [line.partition(" INFO ")[2] for line in lines] == [
+        "pretrain.loop: from pretrain.loop",
+        "finetune.run: from finetune.run",
+    ]
