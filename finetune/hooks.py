@@ -5,6 +5,7 @@ Holds the decisions; what they are made of is measured by `evaluation`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from pretrain.data.base import Batch
 from pretrain.hooks import RunHooks
 from pretrain.loop import TrainState
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -51,5 +54,6 @@ class TaskHooks(RunHooks):
         """Yield the steps up to the one whose evaluation used up the patience."""
         for step in steps:
             if self.patience is not None and self.stalled >= self.patience:
+                log.info("%d evaluations without a better %s: the run ends early", self.stalled, self.metric)
                 return
             yield step

@@ -67,7 +67,7 @@ class ScheduleConfig:
             self.warmup_steps <= total_steps,
             "schedule.warmup_steps",
             self.warmup_steps,
-            f"is longer than the run; set it to at most {total_steps} or raise train.steps={total_steps}",
+            f"is longer than the run of {total_steps} steps; shorten it, or train longer",
         )
 
         def multiplier(step: int) -> float:
@@ -161,7 +161,7 @@ class WsdSchedule(ScheduleConfig):
             "schedule.warmup_steps",
             self.warmup_steps,
             f"reaches into the decay, which starts at step {decay_start} (schedule.decay_share={self.decay_share} of "
-            f"train.steps={total_steps}); shorten the warm-up or the decay, or train longer",
+            f"{total_steps} steps); shorten the warm-up or the decay, or train longer",
         )
         return super().build(total_steps)
 
