@@ -27,7 +27,6 @@ from pretrain.registry import choices_in, flattened
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
-PACKAGES = ("pretrain", "finetune")  # whose messages a run keeps
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
