@@ -98,7 +98,7 @@ def test_a_run_keeps_the_messages_of_all_packages(tmp_path):
     script = f"""
 import logging
 from pretrain.rundir import RunConfig, RunDirectory
-RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).start_log()
+RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).start_log("pretrain")
 for package in ("pretrain.loop", "finetune.run", "urllib3"):
     logging.getLogger(package).info("from %s", package)
 """
