@@ -94,11 +94,11 @@ def test_a_run_directory_is_held_by_one_process(tmp_path):
         RunDirectory.claim(RunConfig(name="held", root=str(tmp_path), fresh=True))
 
 
-def test_a_run_keeps_the_messages_of_all_packages(tmp_path):
+def test_a_run_keeps_the_messages_of_the_packages_that_it_names(tmp_path):
     script = f"""
 import logging
 from pretrain.rundir import RunConfig, RunDirectory
-RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).start_log("pretrain")
+RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).start_log("pretrain", "finetune")
 for package in ("pretrain.loop", "finetune.run", "urllib3"):
     logging.getLogger(package).info("from %s", package)
 """
