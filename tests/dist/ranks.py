@@ -38,17 +38,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def command(*overrides: str, ranks: int = 1) -> list[str]:
-    """Return the command line of a pretraining run."""
+def command(*overrides: str, ranks: int = 1, program: str = "pretrain") -> list[str]:
+    """Return the command line of a run, of pretraining or, by `program`, of fine-tuning."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    return [sys.executable, *torchrun, "-m", "pretrain", *overrides]
+    return [sys.executable, *torchrun, "-m", program, *overrides]
 
 
-def run(*overrides: str, ranks: int = 1, code: int = 0, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    *overrides: str, ranks: int = 1, code: int = 0, cwd: Path, program: str = "pretrain"
+) -> subprocess.CompletedProcess[str]:
     """Run to the end and check the exit code."""
-    done = subprocess.run(
-        command(*overrides, ranks=ranks), capture_output=True, text=True, cwd=cwd, env=os.environ | FAST, timeout=280
-    )
+    line = command(*overrides, ranks=ranks, program=program)
+    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=os.environ | FAST, timeout=280)
     assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.batches import TrainingSteps, measuring_batches
+from finetune.batches import TrainingSteps, divide, measuring_batches, under_budget
 from finetune.examples import Example, Examples
 
 LONGEST = 20  # tokens of an example
@@ -35,6 +35,7 @@ def of_all_ranks(examples, world_size, max_tokens, **fields):
     return list(zip(*ranks, strict=True))
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.floats(0.01, 3), st.integers(1, 40), RANKS, BUDGETS)
 def test_every_example_is_seen_once_an_epoch(lengths, epochs, batch_size, world_size, max_tokens):
     found = []
@@ -49,6 +50,7 @@ def test_every_example_is_seen_once_an_epoch(lengths, epochs, batch_size, world_
     assert 1 <= len(found[-1]) <= batch_size
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 12), RANKS, BUDGETS)
 def test_what_a_step_learns_depends_neither_on_ranks_nor_on_the_budget(lengths, batch_size, world_size, max_tokens):
     examples = examples_of(lengths)
@@ -60,6 +62,7 @@ def test_what_a_step_learns_depends_neither_on_ranks_nor_on_the_budget(lengths, 
         assert sum(batch.num_targets for own in together for batch in own) == len(found)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40), RANKS, BUDGETS)
 def test_budgets_are_kept_and_ranks_have_as_many_micro_batches_and_alike_tokens(
     lengths, batch_size, world_size, max_tokens
@@ -76,6 +79,18 @@ def test_budgets_are_kept_and_ranks_have_as_many_micro_batches_and_alike_tokens(
         assert max(counts) - min(counts) <= 1
 
 
+def test_longest_examples_are_dealt_there_and_back():
+    lengths = np.array([1, 5, 7, 3, 8, 2, 6, 4])
+    first, second = divide(np.arange(8), lengths, 100, 2)
+    assert [lengths[own].tolist() for own in first + second] == [[8, 5, 4, 1], [7, 6, 3, 2]]
+
+
+def test_a_micro_batch_holds_as_much_as_it_may():
+    parts = under_budget(np.arange(6), np.array([5, 4, 3, 3, 2, 2]), 10)
+    assert [part.tolist() for part in parts] == [[0, 1], [2, 3, 4, 5]]
+
+
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 8), st.integers(0, 30), RANKS)
 def test_a_run_goes_on_at_any_step_as_if_it_had_not_stopped(lengths, batch_size, start, world_size):
     own = steps_of(examples_of(lengths), world_size - 1, world_size, batch_size=batch_size, epochs=1.5)
@@ -107,6 +122,7 @@ def test_those_of_a_micro_batch_are_alike():
     assert np.mean(spread) < 3 < np.std(lengths)
 
 
+@settings(deadline=None)
 @given(LENGTHS, RANKS, BUDGETS)
 def test_measuring_covers_all_and_its_batches_are_those_of_one_rank(lengths, world_size, max_tokens):
     examples = examples_of(lengths)

@@ -1,0 +1,245 @@
+"""Whole runs of fine-tuning in real processes: on several ranks, killed and resumed, ended early, refused."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from ranks import FAST, column, command, on_ranks, run
+from run_directories import make_run, word_pieces
+from test_pretrain import assert_equal_runs
+from toys import ALONE
+
+from finetune.counterpart import style_of
+from finetune.evaluation import answers
+from finetune.examples import Example, Examples
+from finetune.heads import Kind
+from finetune.losses import SingleLabel, TokenLabels
+from finetune.objective import FineTuned
+from pretrain.commit import step_names
+from pretrain.data.base import IGNORED
+from pretrain.initial import InitialWeights
+from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.encoder import EncoderConfig
+from pretrain.strategy.base import WEIGHT
+
+WORDS = ["time", "year", "people", "way", "world", "life", "school", "state", "of", "the"]
+VALIDATION = 7  # examples: a number that no number of ranks here divides
+STEPS = 17  # of a run: 45 examples 3 times, 8 at a time
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with texts of uneven lengths in two classes, by their words, and with a tiny BERT and a tiny decoder."""
+    folder = tmp_path_factory.mktemp("finetune")
+    draw = random.Random(5)
+    for name, size in (("train", 45), ("validation", VALIDATION), ("other", 45)):
+        texts = [draw.choices(WORDS, k=draw.randint(1, 20)) for _ in range(size)]
+        lines = [f"{' '.join(words)}\t{'yes' if words.count('time') else 'no'}\n" for words in texts]
+        (folder / f"{name}.tsv").write_text("".join(["text\tlabel\n", *lines]))
+    (folder / "unknown.tsv").write_text("text\tlabel\ntime\tyes\nworld\tmaybe\n")
+    make_run(folder / "bert", "objective.sentences=nsp", model="encoder", tokenizer=word_pieces(), vocab_size=72)
+    make_run(folder / "decoder")
+    return folder
+
+
+def tuned(name: str, *more: str) -> list[str]:
+    """Return the overrides of a run that takes seconds."""
+    return [
+        f"run.name={name}",
+        "task=classification",
+        "task.train=train.tsv",
+        "task.validation=validation.tsv",
+        "task.max_tokens=32",
+        "init_from=bert",
+        "train.batch_size=8",
+        "optim.lr=2e-3",
+        "log.every=1",
+        *more,
+    ]
+
+
+def tune(*overrides: str, ranks: int = 1, code: int = 0, cwd) -> str:
+    """Run to the end, check the exit code, and return what was said on standard error."""
+    return run(*overrides, ranks=ranks, code=code, cwd=cwd, program="finetune").stderr
+
+
+def validation(directory, *keys: str) -> list:
+    return [list(column(directory, key, "validation").items()) for key in keys]
+
+
+def test_a_run_learns_and_leaves_what_it_promises(place, whole):
+    losses = column(whole, "loss")
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert np.mean([losses[step] for step in (15, 16, 17)]) < losses[1] - 0.05
+    measured = column(whole, "accuracy", "validation")
+    assert sorted(measured) == [3, 6, 9, 12, 15, 17]
+    record = json.loads((whole / "run.json").read_text())
+    assert (record["exit"], record["init_from"], record["names"]) == (0, "bert", ["no", "yes"])
+    assert record["best_step"] == max(measured, key=lambda step: (measured[step], -step))
+    log = (whole / "log.txt").read_text()
+    assert "starting from the weights of bert" in log
+    assert "head.classifier.weight, head.classifier.bias begin with initial values" in log
+    assert f"at step {record['best_step']}" in log
+
+
+@pytest.fixture(scope="module")
+def one_rank(place):
+    """Directories of runs of each model on one rank, in micro-batches as large as steps, without dropout."""
+    for model in ("bert", "decoder"):
+        large = ["dropout=0", "train.max_tokens=512", f"init_from={model}"]
+        tune(*tuned(f"one-{model}", *large), cwd=place)
+    return place / "runs"
+
+
+@pytest.mark.parametrize(
+    ("model", "strategy"),
+    [
+        ("bert", "zero2"),
+        ("decoder", "fsdp2"),
+        pytest.param("bert", "ddp", marks=pytest.mark.slow),
+        pytest.param("bert", "fsdp2", marks=pytest.mark.slow),
+        pytest.param("decoder", "zero2", marks=pytest.mark.slow),
+        pytest.param("decoder", "ddp", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_strategies_and_micro_batches_do_not_change_the_run(place, one_rank, model, strategy):
+    name = f"{model}-{strategy}"
+    small = ["dropout=0", "train.max_tokens=32", f"init_from={model}", f"strategy={strategy}"]
+    tune(*tuned(name, *small), ranks=2, cwd=place)
+    one, two = one_rank / f"one-{model}", place / "runs" / name
+    for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
+        first, second = column(one, key, split), column(two, key, split)
+        assert first.keys() == second.keys()
+        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+    assert validation(one, "accuracy", "matthews") == validation(two, "accuracy", "matthews")
+
+
+def measure(world, folder):
+    """Write what a model answers to 7 examples, and its loss, to a file a rank."""
+    draw = random.Random(3)
+    rows = []
+    for number in range(VALIDATION):
+        length = draw.randint(1, 12)
+        tags = [draw.choice([0, 1, 2, IGNORED]) for _ in range(length)]
+        tokens = [draw.randrange(60) for _ in range(length)]
+        rows.append(Example(tokens, [0] * length, label=number % 3, targets=tags))
+    found = {}
+    for kind, loss in ((Kind.sequence, SingleLabel()), (Kind.token, TokenLabels())):
+        examples = Examples.of(row._replace(label=None) if kind is Kind.token else row for row in rows)
+        config = EncoderConfig(max_seq_len=12, width=24, layers=2, heads=4, init_std=0.3)
+        with torch.device("meta"):
+            model = config.build(vocab_size=60, attend=sdpa, head=False)
+            module = FineTuned(model, config, style_of(config, kind), kind, loss, outputs=3, dropout=0.1)
+        initial = InitialWeights(module, 1)
+        for name, parameter in module.to_empty(device="cpu").named_parameters():
+            parameter.data.copy_(initial(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))
+        for max_tokens in (12, 30):
+            answer = answers(module, examples, kind=kind, outputs=3, max_tokens=max_tokens, world=world)
+            found[f"{kind} {max_tokens}"] = [answer.loss, [logits.tolist() for logits in answer.logits]]
+            shapes = [(3,)] * VALIDATION if kind is Kind.sequence else [(len(row.tokens), 3) for row in rows]
+            assert [logits.shape for logits in answer.logits] == shapes
+    (folder / f"{world.rank}-of-{world.size}.json").write_text(json.dumps(found))
+
+
+def test_three_ranks_measure_seven_examples_as_one_does_bit_for_bit(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as ranks have
+    measure(ALONE, tmp_path)
+    torch.set_num_threads(threads)
+    on_ranks(3, measure, tmp_path)
+    one, *others = [
+        json.loads((tmp_path / f"{ranks}.json").read_text()) for ranks in ("0-of-1", "0-of-3", "1-of-3", "2-of-3")
+    ]
+    assert all(other == one for other in others)
+    assert all(0 < loss < 20 for loss, _ in one.values())
+
+
+def interrupted(name: str) -> list[str]:
+    """Return the overrides of a run that saves often, keeps little, and whose dropout is on."""
+    return tuned(name, "dropout=0.2", "eval.every=3", "checkpoint.keep=1")
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    tune(*interrupted("whole"), cwd=place)
+    return place / "runs" / "whole"
+
+
+def kill_after(rows: int, overrides: list[str], cwd) -> None:
+    """Start a run and kill -9 it as soon as its metrics have so many rows."""
+    metrics = cwd / "runs" / overrides[0].removeprefix("run.name=") / "metrics.jsonl"
+    line = command(*overrides, program="finetune")
+    process = subprocess.Popen(line, cwd=cwd, env=os.environ | FAST, stdout=subprocess.DEVNULL)
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < rows:
+        assert process.poll() is None, "the kill must hit a living run"
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+
+
+def test_killed_and_resumed_without_its_source_equals_never_interrupted(place, whole):
+    overrides = [*interrupted("killed"), "init_from=source"]
+    shutil.copytree(place / "bert", place / "source")
+    kill_after(10, overrides, place)
+    shutil.rmtree(place / "source")
+    tune(*overrides, cwd=place)
+    killed = place / "runs" / "killed"
+    assert "resuming from" in (killed / "log.txt").read_text()
+    assert_equal_runs(whole, killed)
+    keys = ["loss", "accuracy", "f1", "f1_macro", "matthews"]
+    assert validation(whole, *keys) == validation(killed, *keys)
+    best = [json.loads((directory / "run.json").read_text())["best_step"] for directory in (whole, killed)]
+    assert best[0] == best[1]
+    kept = [f"step-{step:08d}" for step in sorted({best[0], STEPS})]
+    assert step_names(whole / "checkpoints") == step_names(killed / "checkpoints") == kept
+
+
+def test_a_run_that_stops_getting_better_ends_and_ends_again(place):
+    """With steps this small nothing changes: the first evaluation stays the best one."""
+    overrides = tuned("early", "optim.lr=1e-12", "eval.every=2", "eval.patience=3", "checkpoint.keep=1")
+    tune(*overrides, ranks=2, cwd=place)
+    early = place / "runs" / "early"
+    left = [step_names(early / "checkpoints"), (early / "metrics.jsonl").read_text()]
+    assert sorted(column(early, "loss", "validation")) == [2, 4, 6, 8]
+    assert max(column(early, "loss")) == 8
+    assert left[0] == ["step-00000002", "step-00000008"]
+    said = tune(*overrides, cwd=place)
+    assert left == [step_names(early / "checkpoints"), (early / "metrics.jsonl").read_text()]
+    assert "at step 2" in said
+    record = json.loads((early / "run.json").read_text())
+    assert (record["exit"], record["best_step"]) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "refusal"),
+    [
+        ("init_from=nothing", 2, "init_from=nothing: no such directory"),
+        ("task.max_tokens=64", 2, "task.max_tokens=64: bert sees sequences of at most 32 tokens; lower it"),
+        ("task.columns.text=sentence", 2, "task.columns.text=sentence: train.tsv has no such column"),
+        ("task.validation=unknown.tsv", 3, "label is none of no, yes: 1 (unknown.tsv:3: 'maybe')"),
+    ],
+)
+def test_what_cannot_be_learnt_is_refused_by_name(place, override, code, refusal):
+    said = tune(*tuned("refused", override), code=code, cwd=place)
+    assert refusal in said and "Traceback" not in said
+    assert not (place / "runs" / "refused" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "refusal"),
+    [
+        ("task.train=other.tsv", "the training set was "),
+        ("init_from=decoder", "init_from was bert and is now decoder, which would make it another run; restore it, or"),
+    ],
+)
+def test_another_run_of_the_same_name_is_refused_by_what_differs(place, whole, override, refusal):
+    before = (whole / "metrics.jsonl").read_text(), step_names(whole / "checkpoints")
+    said = tune(*interrupted("whole"), override, code=3, cwd=place)
+    assert refusal in said and "Traceback" not in said
+    assert before == ((whole / "metrics.jsonl").read_text(), step_names(whole / "checkpoints"))
