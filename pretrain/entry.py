@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -75,7 +76,7 @@ def compose_command_line(root: Root) -> DictConfig | None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=root.name)(keep)()
     except (HydraException, YAMLError) as error:
-        raise ConfigError(_explained(error, root)) from None
+        raise ConfigError(_explained(error, root, sys.argv[1:])) from None
     return composed[0] if composed else None
 
 
@@ -88,7 +89,7 @@ def compose(
         with hydra.initialize_config_dir(str((config_dir or CONF).absolute()), version_base="1.3"):
             return typed(hydra.compose(config_name or root.name, overrides))
     except (HydraException, YAMLError) as error:
-        raise ConfigError(_explained(error, root)) from None
+        raise ConfigError(_explained(error, root, overrides)) from None
 
 
 def compose_run(run: Path, root: Root = PRETRAIN) -> Any:
@@ -98,16 +99,12 @@ def compose_run(run: Path, root: Root = PRETRAIN) -> Any:
     return compose(["attention=sdpa"], config_dir=run, config_name="config", root=root)  # flash and flex need a GPU
 
 
-def _explained(error: HydraException | YAMLError, root: Root) -> str:
+def _explained(error: HydraException | YAMLError, root: Root, overrides: list[str]) -> str:
     """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice."""
     message = str(error)
     if found := re.search(r"Could not override '([^']+)'", message):
         key = found[1]
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = OmegaConf.to_container(hydra.compose(root.name))
-        groups = ["experiment", *(field.name for field in fields(root.schema))] if "." not in key else []
-        return f"{key}: no such setting{nearest(key, [*groups, *flattened(composed)])}"
+        return f"{key}: no such setting{nearest(key, _settings(root, overrides, besides=key))}"
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
         options = found[3].split()
         choice = found[1].removeprefix(f"{found[2]}/")
@@ -115,3 +112,17 @@ def _explained(error: HydraException | YAMLError, root: Root) -> str:
     if found := re.search(r"Error merging override (\S+)", message):
         return f"{found[1]}: {str(error.__cause__).splitlines()[0]}"
     return " ".join(line.strip() for line in message.splitlines() if "type=" not in line and line.strip())
+
+
+def _settings(root: Root, overrides: list[str], besides: str) -> list[str]:
+    """Return the names of all settings of a root under the choices that `overrides` make, `besides` a refused one."""
+    names = [field.name for field in fields(root.schema)]
+    groups = ConfigStore.instance().repo.keys() & set(names) - {besides}
+    chosen = [override for override in overrides if override.partition("=")[0] in groups]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = flattened(OmegaConf.to_container(hydra.compose(root.name, chosen)))
+    except HydraException:  # a choice that is required is made in a file
+        composed = {}
+    return [*([] if "." in besides else ["experiment", *names]), *composed]

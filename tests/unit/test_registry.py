@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.entry import FINETUNE
 from pretrain.entry import compose
 from pretrain.errors import ConfigError
 from pretrain.rundir import RunConfig, RunDirectory, plain
@@ -64,6 +65,24 @@ def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
 def test_compose_refuses_like_the_command_line():
     with pytest.raises(ConfigError, match=r"did you mean train\.steps"):
         compose(["train.step=4"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=qa", "task.strid=9"], "task.strid: no such setting; did you mean task.stride"),
+        (["task=tokens", "optm=muon"], "optm: no such setting; did you mean optim"),
+        (["task=tokens", "model=encoder"], "model: no such setting"),
+        (["task=token"], "task=token: no such choice; did you mean tokens"),
+        ([], "You must specify 'task'.* classification qa tokens"),
+        (["task=qa", "task.train=a"], "required and not given"),
+        (["task=qa", "experiment=demo"], "no such setting"),
+        (["experiment=demo"], "You must specify 'task'"),
+    ],
+)
+def test_fine_tuning_refuses_by_name_too(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(overrides, root=FINETUNE)
 
 
 def test_a_file_that_is_no_yaml_is_refused_by_name(tmp_path):
