@@ -101,7 +101,7 @@ def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("root", "page", "number"), [("PRETRAIN", "configuration.md", 80), ("FINETUNE", "finetuning-settings.md", 50)]
+    ("root", "page", "number"), [("PRETRAIN", "configuration.md", 80), ("FINETUNE", "finetuning-settings.md", 40)]
 )
 def test_the_tables_of_settings_are_those_of_the_code(root, page, number):
     command = [sys.executable, "-c", f"import settings; print(settings.with_tables(settings.{root}), end='')"]
