@@ -7,13 +7,23 @@ sequences, N tokens, C outputs of the head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.data.base import IGNORED, Batch
+from pretrain.errors import check
+
+
+class ClassWeights(StrEnum):
+    """How much the examples of a class count in the loss."""
+
+    none = "none"  # as much as all others
+    balanced = "balanced"  # inversely to how many there are, so that classes count the same (King and Zeng 2001)
 
 
 class TaskLoss(Protocol):
@@ -94,3 +104,17 @@ def _cross_entropy(
         logits, targets, weight=weight, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
     )
     return total, (logits.argmax(1) == targets).sum()
+
+
+def balanced(targets: np.ndarray, names: list[str], *, of: str) -> tuple[float, ...]:
+    """Return the weight of each class: T / (C n) for one that n of all T targets have, so that their mean is 1.
+
+    `targets` (T,) are those of the training set, each `of` an example or a word. Raises
+    `ConfigError` where a weight would be infinite.
+    """
+    counts = np.bincount(targets, minlength=len(names))
+    missing = [name for name, count in zip(names, counts, strict=True) if not count]
+    absent = f"no {of} of the training set has {', '.join(missing)}"
+    rule = f"{absent}; take them out of task.labels, or set none"
+    check(not missing, "task.class_weights", ClassWeights.balanced, rule)
+    return tuple((counts.sum() / (len(names) * counts)).tolist())

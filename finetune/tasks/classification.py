@@ -22,7 +22,7 @@ from finetune.examples import Example, Examples
 from finetune.faults import Faults
 from finetune.heads import Kind
 from finetune.labels import Answer, BadRecordError, label, label_set, learnt, names_in, number
-from finetune.losses import MultiLabel, Regression, SingleLabel, TaskLoss
+from finetune.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced
 from finetune.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from finetune.records import Record, read_records
 from finetune.tasks.base import Encoded
@@ -40,13 +40,6 @@ class Problem(StrEnum):
     single_label = "single_label"  # one label of several
     multi_label = "multi_label"  # any number of labels
     regression = "regression"  # a number
-
-
-class ClassWeights(StrEnum):
-    """How much the examples of a class count in the loss."""
-
-    none = "none"  # as much as all others
-    balanced = "balanced"  # inversely to how many there are, so that classes count the same (King and Zeng 2001)
 
 
 METRICS = {
@@ -180,11 +173,7 @@ class ClassificationConfig:
         return Encoded(Examples.of(examples), kept, np.arange(len(kept)))
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
-        """Return what training minimises; the classes of `encoded` have weights by their shares if that is set.
-
-        A class of n_c of all E examples has the weight E / (C n_c), so that the weights of all examples are 1 on
-        average. Raises `ConfigError` where that is infinite.
-        """
+        """Return what training minimises; the classes of `encoded` have `balanced` weights if that is set."""
         match self.problem:
             case Problem.multi_label:
                 return MultiLabel()
@@ -192,12 +181,8 @@ class ClassificationConfig:
                 return Regression()
             case Problem.single_label if self.class_weights is ClassWeights.none:
                 return SingleLabel(smoothing=self.label_smoothing)
-        counts = np.bincount(_labels(encoded), minlength=len(names))
-        missing = [name for name, count in zip(names, counts, strict=True) if not count]
-        rule = f"no example of the training set has {', '.join(missing)}; take them out of task.labels, or set none"
-        check(not missing, "task.class_weights", self.class_weights, rule)
-        weights = counts.sum() / (len(names) * counts)
-        return SingleLabel(smoothing=self.label_smoothing, weights=tuple(weights.tolist()))
+        weights = balanced(_labels(encoded), names, of="example")
+        return SingleLabel(smoothing=self.label_smoothing, weights=weights)
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
         """Return the metrics of a data set that has answers, from the logits (C,) of each of its texts."""

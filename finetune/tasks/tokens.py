@@ -23,12 +23,11 @@ from finetune.entities import entity_metrics
 from finetune.examples import Example, Examples
 from finetune.faults import SHOWN, Faults
 from finetune.heads import Kind
-from finetune.losses import TaskLoss, TokenLabels
+from finetune.losses import ClassWeights, TaskLoss, TokenLabels, balanced
 from finetune.records import JSON_LINES, Record, read_records
 from finetune.sentences import Bad, Sentence, to_sentence
 from finetune.tagging import OUTSIDE, TagScheme, entity_spans, fits, misspelt
 from finetune.tasks.base import Encoded
-from finetune.tasks.classification import ClassWeights
 from pretrain.data.base import IGNORED
 from pretrain.data.documents import COMPRESSED
 from pretrain.errors import ConfigError, DataError, check
@@ -154,21 +153,13 @@ class TokensConfig:
         return Encoded(Examples.of(examples), aligned, np.array(owner, dtype=np.int64))
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
-        """Return the cross-entropy of tags, which have weights by their shares of the targets if that is set.
-
-        A tag of n_c of all T targets has the weight T / (C n_c), so that the weights of all targets are 1 on average.
-        Raises `ConfigError` where that is infinite.
-        """
+        """Return the cross-entropy of tags, which have `balanced` weights if that is set."""
         if self.class_weights is ClassWeights.none:
             return TokenLabels(smoothing=self.label_smoothing)
         targets = encoded.examples.targets
         assert targets is not None, "a training set has tags"
-        counts = np.bincount(targets[targets != IGNORED], minlength=len(names))
-        missing = [name for name, count in zip(names, counts, strict=True) if not count]
-        rule = f"no word of the training set has {', '.join(missing)}; take them out of task.labels, or set none"
-        check(not missing, "task.class_weights", self.class_weights, rule)
-        weights = counts.sum() / (len(names) * counts)
-        return TokenLabels(smoothing=self.label_smoothing, weights=tuple(weights.tolist()))
+        weights = balanced(targets[targets != IGNORED], names, of="word")
+        return TokenLabels(smoothing=self.label_smoothing, weights=weights)
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
         """Return `f1`, `precision` and `recall` of entities, of each type, too, and the `accuracy` of words.

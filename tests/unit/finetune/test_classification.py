@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 from vocabularies import byte_level, word_piece
 
-from finetune.tasks.classification import ClassificationConfig, ClassWeights, Columns, Problem, Text
+from finetune.losses import ClassWeights
+from finetune.tasks.classification import ClassificationConfig, Columns, Problem, Text
 from pretrain.data.base import IGNORED
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import ConfigError, DataError

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, processors
 from vocabularies import KINDS
 
 from finetune.alignment import NO_WORD, word_of_tokens
+from finetune.losses import ClassWeights
 from finetune.sentences import Sentence
 from finetune.tagging import TagScheme
-from finetune.tasks.classification import ClassWeights
 from finetune.tasks.tokens import TokensConfig
 from pretrain.data.base import IGNORED
 from pretrain.errors import ConfigError, DataError
