@@ -62,8 +62,7 @@ def finetune(cfg: FinetuneConfig) -> None:
         _finetune(cfg, init_from, None, stop)
         return
     directory = RunDirectory.claim(cfg.run)
-    directory.start_log("pretrain", "finetune")
-    with exit_code_to(lambda code: directory.record(exit=code)):
+    with directory.log_to("pretrain", "finetune"), exit_code_to(lambda code: directory.record(exit=code)):
         directory.record(name=cfg.run.name, versions=versions(), exit=None)
         if init_from:
             directory.record(init_from=init_from)

@@ -61,8 +61,7 @@ def pretrain(cfg: PretrainConfig) -> None:
         _pretrain(cfg, init_from, None, stop)
         return
     directory = RunDirectory.claim(cfg.run)
-    directory.start_log("pretrain")
-    with exit_code_to(lambda code: directory.record(exit=code)):
+    with directory.log_to("pretrain"), exit_code_to(lambda code: directory.record(exit=code)):
         directory.record(name=cfg.run.name, versions=versions(), exit=None)
         if init_from != cfg.init_from:  # a name on the hub, and now its commit, too
             directory.record(init_from=init_from)

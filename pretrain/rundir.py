@@ -12,6 +12,8 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -103,15 +105,24 @@ class RunDirectory:
         self._record |= entries
         replace(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
 
-    def start_log(self, *packages: str) -> None:
-        """Send the messages of our packages to standard error and, with the time, to `log.txt`."""
+    @contextmanager
+    def log_to(self, *packages: str) -> Iterator[None]:
+        """While in here, send the messages of our packages to standard error and, with the time, to `log.txt`."""
         to_file = logging.FileHandler(self.path / "log.txt")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        for package in packages:
-            logger = logging.getLogger(package)
+        handlers = [logging.StreamHandler(), to_file]
+        loggers = [logging.getLogger(package) for package in packages]
+        for logger in loggers:
             logger.setLevel(logging.INFO)
-            logger.addHandler(logging.StreamHandler())
-            logger.addHandler(to_file)
+            for handler in handlers:
+                logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                for handler in handlers:
+                    logger.removeHandler(handler)
+            to_file.close()
 
 
 def read_record(run: Path) -> dict[str, Any]:

@@ -113,13 +113,14 @@ def test_a_run_directory_is_held_by_one_process(tmp_path):
         RunDirectory.claim(RunConfig(name="held", root=str(tmp_path), fresh=True))
 
 
-def test_a_run_keeps_the_messages_of_the_packages_that_it_names(tmp_path):
+def test_a_run_keeps_the_messages_of_the_packages_that_it_names_while_it_lasts(tmp_path):
     script = f"""
 import logging
 from pretrain.rundir import RunConfig, RunDirectory
-RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).start_log("pretrain", "finetune")
-for package in ("pretrain.loop", "finetune.run", "urllib3"):
-    logging.getLogger(package).info("from %s", package)
+with RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).log_to("pretrain", "finetune"):
+    for package in ("pretrain.loop", "finetune.run", "urllib3"):
+        logging.getLogger(package).info("from %s", package)
+logging.getLogger("pretrain.loop").info("from the next run")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr == "from pretrain.loop\nfrom finetune.run\n"
