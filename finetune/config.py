@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from finetune import tasks
+from finetune import tasks, tuning
 from pretrain import models, strategy, tracking
 from pretrain.checkpoint import SavingConfig
 from pretrain.compatible import check_compatible
@@ -67,6 +67,7 @@ class FinetuneConfig:
     seeds: list[int] = field(default_factory=list)  # one run each, named NAME-seed-S, instead of a run of `seed`
     init_from: str = MISSING  # run, Hugging Face directory or hub name of the model to start from
     task: Any = MISSING
+    tuning: Any = MISSING
     dropout: float = 0.1  # probability, of embeddings, residual branches and the head
     attention_dropout: float = 0.0  # probability, of attention weights; attention=sdpa and eager only
     optim: Any = MISSING
@@ -100,4 +101,4 @@ class FinetuneConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name=SCHEMA, node=FinetuneConfig)
-    discover(tasks, models, strategy, tracking)
+    discover(tasks, tuning, models, strategy, tracking)

@@ -40,7 +40,7 @@ def export(options: argparse.Namespace) -> Path:
     release = Release(
         model=network,
         parts=list(parts_of(network, kind, record["vocab_size"], shapes_of(trained.module))),
-        read=FragmentReader(trained.step, load_manifest(trained.step)["tensors"]),
+        read=trained.cfg.tuning.merged(FragmentReader(trained.step, load_manifest(trained.step)["tensors"])),
         tokenizer=trained.tokenizer,
         config={**config, "architectures": [style_of(network, kind).architecture], **_outputs(trained)},
         special=special,

@@ -9,6 +9,7 @@ from torch import nn
 
 from finetune.heads import Config, HeadStyle, Kind, build_head, pooled
 from finetune.losses import TaskLoss
+from finetune.tuning.lora import initial_of_adapter
 from pretrain.data.base import Batch
 from pretrain.models.base import Layout, Model
 from pretrain.models.initialise import Initial
@@ -53,6 +54,8 @@ class FineTuned(Objective):
 
     def initial(self, name: str) -> Initial:
         """Return how a tensor begins, where nothing released has it."""
+        if adapter := initial_of_adapter(name, self.get_parameter(name)):
+            return adapter
         if name.startswith("model."):
             return super().initial(name)
         return Initial(std=INIT_STD) if name.endswith("weight") and self.get_parameter(name).ndim > 1 else Initial()

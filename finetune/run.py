@@ -37,6 +37,7 @@ from pretrain.registry import choices
 from pretrain.resume import Fingerprints, check_agreement, resume
 from pretrain.rundir import RunDirectory, plain
 from pretrain.source import Source, find_source
+from pretrain.strategy.base import Memory
 from pretrain.summary import ModelSize, versions
 from pretrain.tracking.base import Tracker
 
@@ -76,6 +77,7 @@ def build_module(
     kind = cfg.task.kind
     with torch.device("meta"):
         model = network.build(vocab_size=vocab_size, attend=cfg.attention.build(), head=False)
+        cfg.tuning.prepare(model)
         return FineTuned(model, network, style_of(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
 
 
@@ -89,7 +91,8 @@ def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirector
         network = replace(source.model, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
         loss = cfg.task.loss(data.train, data.names)
         module = build_module(cfg, network, source.vocab_size, data.names, loss)
-        size = ModelSize.of(module, data.train.examples.context)
+        share = cfg.tuning.compute_share(len(module.model.blocks))
+        size = ModelSize.of(module, data.train.examples.context, share)
         initial = InitialWeights(module, cfg.seed)
         strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
         wrapped = strategy.setup(module, cfg.optim.build)
@@ -119,7 +122,7 @@ def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirector
             tracker=tracker,
             learning_rate=lambda step: cfg.optim.lr * schedule(step),
             fingerprints=fingerprints,
-            predicted=cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision),
+            predicted=_memory(cfg, size, world),
             metric=cfg.task.metric,
             patience=cfg.eval.patience,
         )
@@ -164,6 +167,15 @@ def _train_config(cfg: FinetuneConfig, steps: TrainingSteps) -> TrainConfig:
     return TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
 
 
+def _memory(cfg: FinetuneConfig, size: ModelSize, world: World) -> Memory:
+    """Predict what a rank holds: all weights, but gradients and moments only of what learns."""
+    whole, learnt = (
+        cfg.strategy.memory(parameters, ranks=world.size, precision=cfg.precision)
+        for parameters in (size.parameters, size.learnt)
+    )
+    return Memory(whole.weights, learnt.gradients, learnt.optimizer)
+
+
 def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerprints:
     """Return what a resumed run must find unchanged: its data and their order, its network, the kind of its moments."""
     order = {
@@ -172,6 +184,7 @@ def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerpr
         "the validation set": data.validation.examples.sha256[:16],
         "task": choices()[type(cfg.task)][1],
         "names": data.names,
+        "tuning": {"choice": choices()[type(cfg.tuning)][1], **plain(cfg.tuning)},
         "seed": cfg.seed,
         "train.epochs": cfg.train.epochs,
         "train.batch_size": cfg.train.batch_size,
@@ -210,6 +223,7 @@ def _introduce(
     group, choice = choices()[type(network)]
     directory.record(
         parameters=size.parameters,
+        parameters_learnt=size.learnt,
         flops_per_token=size.flops_per_token,
         host=socket.gethostname(),
         vocab_size=source.vocab_size,
@@ -224,7 +238,10 @@ def _introduce(
             "%s: %s records, %s sequences of %.0f tokens on average and %s at most",
             *(split, f"{len(encoded.records):,}", f"{len(lengths):,}", lengths.mean(), lengths.max()),
         )
-    log.info("%s parameters, %s steps, outputs: %s", f"{size.parameters:,}", f"{steps.total:,}", ", ".join(data.names))
+    log.info(
+        "%s parameters, of which %s learn; %s steps; outputs: %s",
+        *(f"{size.parameters:,}", f"{size.learnt:,}", f"{steps.total:,}", ", ".join(data.names)),
+    )
     return cfg.tracker.build(
         run_dir=directory.path,
         run_name=cfg.run.name,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from finetune.tuning.lora import is_adapter
 from pretrain.checkpoint import check_architecture
 from pretrain.counterpart import frame
 from pretrain.data.tokenizer import load_tokenizer
@@ -71,7 +72,7 @@ def starting_weights(source: Source, initial: InitialWeights, world: World) -> S
     stored, wanted = reader.weight_shapes(), initial.shapes
     theirs = {name: _there(name) for name in wanted}
     held = {name: shape for name, shape in wanted.items() if stored.get(theirs[name]) == shape}
-    model = {name: shape for name, shape in wanted.items() if name.startswith("model.")}
+    model = {name: shape for name, shape in wanted.items() if name.startswith("model.") and not is_adapter(name)}
     check_architecture(source.path, model, {name: stored[name] for name in model if name in stored})
     log.info("starting from the weights of %s", source.path)
     if new := [name for name in wanted if name not in held]:

@@ -28,13 +28,19 @@ class ModelSize(NamedTuple):
     """What a model costs, known before a strategy cuts it."""
 
     parameters: int  # tied ones once
+    learnt: int  # those that an optimizer updates
     flops_per_token: float  # forward and backward
 
     @classmethod
-    def of(cls, module: Objective, context: float) -> ModelSize:
-        """Measure a module on the meta device, for tokens in sequences of `context` tokens on average."""
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        return cls(parameters, module.flops_per_token(context))
+    def of(cls, module: Objective, context: float, compute_share: float = 1.0) -> ModelSize:
+        """Measure a module on the meta device, for tokens in sequences of `context` tokens on average.
+
+        `compute_share` is that of the operations which remain where not all parameters learn.
+        """
+        parameters = list(module.parameters())
+        learnt = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        flops = compute_share * module.flops_per_token(context)
+        return cls(sum(parameter.numel() for parameter in parameters), learnt, flops)
 
 
 def summary(

@@ -27,7 +27,7 @@ from pretrain.strategy.base import WEIGHT, Fragment, Reader
 from pretrain.strategy.compilation import CompileConfig
 from pretrain.strategy.ddp import DDP
 from pretrain.strategy.zero import Offload, ZeROConfig
-from pretrain.strategy.zero_shards import Part, part_of_flat_group, part_of_parameter
+from pretrain.strategy.zero_shards import Part, part_of_flat_group, part_of_frozen, part_of_parameter
 
 
 def _deepspeed(world: World) -> Any:
@@ -111,8 +111,10 @@ class ShardedZeRO:
     def fragments(self) -> Iterator[Fragment]:
         """This rank's part of every tensor with its moments; a scalar comes from the rank that holds the first part."""
         if self.world.is_first:
-            for name, buffer in self._buffers():
-                yield Fragment(name, WEIGHT, tuple(buffer.shape), 0, buffer.reshape(-1))
+            for name, tensor in self._whole():
+                yield Fragment(name, WEIGHT, tuple(tensor.shape), 0, _full_precision(tensor.detach()).reshape(-1))
+        for name, part in self._frozen():
+            yield Fragment(name, WEIGHT, tuple(self.shapes[name]), part.start, _full_precision(part.of(part.shard)))
         for parts in self._parts().values():
             shard = parts[0][1].shard
             values = swapping.stored(self.zero, shard, {WEIGHT: shard, **self.optimizer.state.get(shard, {})})
@@ -124,8 +126,10 @@ class ShardedZeRO:
 
     def load_fragments(self, read: Reader) -> None:
         with torch.no_grad(), self._published():
-            for name, buffer in self._buffers():
-                buffer.copy_(read(name, WEIGHT, 0, buffer.numel()).reshape(buffer.shape))
+            for name, tensor in self._whole():
+                tensor.copy_(read(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
+            for name, part in self._frozen():
+                part.of(part.shard).copy_(read(name, WEIGHT, part.start, part.numel))
             for group, parts in self._parts().items():
                 with swapping.updated(self.zero, group) if self.cfg.stage == 3 else nullcontext():
                     for name, part in parts:
@@ -142,14 +146,24 @@ class ShardedZeRO:
             else:
                 state[part.shard][kind] = read(name, kind, 0, 1).reshape(()).to(part.shard.device)
 
-    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, tensor) for name, tensor in named_tensors(self.module) if not isinstance(tensor, nn.Parameter))
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
+        """What every rank holds all of: buffers, and under stages 1 and 2 the parameters that do not learn."""
+        for name, tensor in named_tensors(self.module):
+            if not isinstance(tensor, nn.Parameter) or (self.cfg.stage < 3 and not tensor.requires_grad):
+                yield name, tensor
+
+    def _frozen(self) -> Iterator[tuple[str, Part]]:
+        """This rank's parts of the parameters that do not learn, under stage 3: in the precision of the model."""
+        for name, tensor in named_tensors(self.module) if self.cfg.stage == 3 else ():
+            frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+            if frozen and (part := part_of_frozen(tensor, self.world.rank)):
+                yield name, part
 
     def _parts(self) -> dict[int, list[tuple[str, Part]]]:
         """This rank's parts of the parameters, with their names, by the shard that they are in."""
         parts: dict[int, list[tuple[str, Part]]] = {}
         for name, tensor in named_tensors(self.module):
-            if isinstance(tensor, nn.Parameter) and (part := self._part(tensor)):
+            if isinstance(tensor, nn.Parameter) and tensor.requires_grad and (part := self._part(tensor)):
                 parts.setdefault(part.group, []).append((name, part))
         return parts
 
@@ -183,6 +197,10 @@ class ShardedZeRO:
             scaler = self.zero.loss_scaler
             scaler.cur_scale = state["scale"]
             scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["_growth_tracker"])
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 class ReplicatedZeRO(DDP):

@@ -41,3 +41,11 @@ def part_of_parameter(zero: Any, parameter: nn.Parameter, rank: int) -> Part | N
     start = rank * padded
     numel = min(padded, parameter.ds_numel - start)  # pyright: ignore[reportAttributeAccessIssue]
     return Part(start, numel, group, zero.fp32_partitioned_groups_flat[group], offset) if numel > 0 else None
+
+
+def part_of_frozen(parameter: nn.Parameter, rank: int) -> Part | None:
+    """Return the part of a parameter without optimizer under stage 3, in a shard of its own; None if all is padding."""
+    shard: Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    start = rank * shard.numel()
+    numel = min(shard.numel(), parameter.ds_numel - start)  # pyright: ignore[reportAttributeAccessIssue]
+    return Part(start, numel, -1, shard, 0) if numel > 0 else None

@@ -21,8 +21,10 @@ from finetune.examples import Example, Examples
 from finetune.heads import Kind
 from finetune.losses import SingleLabel, TokenLabels
 from finetune.objective import FineTuned
+from pretrain.checkpoint import load_manifest
 from pretrain.commit import step_names
 from pretrain.data.base import IGNORED
+from pretrain.fragments import FragmentReader
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder import EncoderConfig
@@ -118,6 +120,69 @@ def test_ranks_strategies_and_micro_batches_do_not_change_the_run(place, one_ran
         assert first.keys() == second.keys()
         assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
     assert validation(one, "accuracy", "matthews") == validation(two, "accuracy", "matthews")
+
+
+PARTLY = {"lora": ["tuning=lora", "tuning.rank=3", "optim.lr=2e-2"], "frozen": ["tuning=frozen", "tuning.blocks=1"]}
+
+
+@pytest.fixture(scope="module")
+def partly(place):
+    """Directories of runs in which a part of the model learns, on one rank."""
+    for tuning, settings in PARTLY.items():
+        tune(*tuned(f"part-{tuning}", "dropout=0", "train.max_tokens=512", *settings), cwd=place)
+    return place / "runs"
+
+
+def tensors(directory) -> dict:
+    """Return every weight of a run's newest step."""
+    step = directory / "checkpoints" / step_names(directory / "checkpoints")[-1]
+    read = FragmentReader(step, load_manifest(step)["tensors"])
+    return {name: read(name, WEIGHT, 0, shape.numel()) for name, shape in read.weight_shapes().items()}
+
+
+@pytest.mark.parametrize(
+    ("tuning", "strategy"),
+    [
+        ("lora", "zero3"),
+        ("frozen", "zero2"),
+        pytest.param("frozen", "fsdp2", marks=pytest.mark.slow),
+        pytest.param("frozen", "zero3", marks=pytest.mark.slow),
+        pytest.param("lora", "ddp", marks=pytest.mark.slow),
+        pytest.param("lora", "zero1", marks=pytest.mark.slow),
+        pytest.param("lora", "fsdp2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_part_learns_alike_under_every_strategy_and_the_rest_stays(place, partly, tuning, strategy):
+    name = f"part-{tuning}-{strategy}"
+    small = ["dropout=0", "train.max_tokens=32", f"strategy={strategy}", *PARTLY[tuning]]
+    tune(*tuned(name, *small), ranks=2, cwd=place)
+    one, two = partly / f"part-{tuning}", place / "runs" / name
+    losses = column(one, "loss")
+    assert np.mean([losses[step] for step in (15, 16, 17)]) < losses[1] - 0.02
+    for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
+        first, second = column(one, key, split), column(two, key, split)
+        assert first.keys() == second.keys()
+        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+    source, found, ranks = tensors(place / "bert"), tensors(one), tensors(two)
+    moved = {name for name, values in found.items() if name not in source or not torch.equal(values, source[name])}
+    learns = ("lora_", "head.") if tuning == "lora" else ("model.blocks.1.", "head.", "model.final_norm")
+    assert moved and all(any(part in name for part in learns) for name in moved)
+    assert found.keys() == ranks.keys()
+    assert all(torch.equal(found[name], ranks[name]) for name in found.keys() - moved)
+    assert max((found[name] - ranks[name]).abs().max() for name in moved) <= 1e-4
+
+
+def test_an_adapted_run_resumes_on_other_ranks_and_says_what_may_not_change(place, partly):
+    settings = ["dropout=0", "train.max_tokens=512", "eval.every=5", *PARTLY["lora"]]
+    kill_after(8, tuned("adapted", *settings), place)
+    said = tune(*tuned("adapted", *settings, "tuning.rank=4"), code=3, cwd=place)
+    assert "tuning was {'choice': 'lora', 'rank': 3" in said and "Traceback" not in said
+    tune(*tuned("adapted", *settings, "strategy=zero3"), ranks=2, cwd=place)
+    adapted = place / "runs" / "adapted"
+    assert "resuming from" in (adapted / "log.txt").read_text()
+    first, second = column(partly / "part-lora", "loss"), column(adapted, "loss")
+    assert first.keys() == second.keys()
+    assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
 
 
 def measure(world, folder):
