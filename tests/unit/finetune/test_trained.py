@@ -62,10 +62,12 @@ def lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_labels_of_texts(tmp_path, capsys, source):
+@pytest.mark.parametrize(
+    ("source", "tuning"), [*((source, "full") for source in SOURCES), ("bert", "lora"), ("llama", "lora")]
+)
+def test_labels_of_texts(tmp_path, capsys, source, tuning):
     records = [{"text": text, "label": word} for text, word in texts(23)]
-    run, data = trained(tmp_path, source, "classification", records)
+    run, data = trained(tmp_path, source, "classification", records, f"tuning={tuning}")
     capsys.readouterr()
     assert predict([str(run), str(data)]) == 0
     ours = lines(capsys)
