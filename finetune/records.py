@@ -38,7 +38,7 @@ Row = tuple[str, dict[str, Any]]  # place, values by column
 def read_records(
     source: str, columns: Mapping[str, str], faults: Faults, *, header: Sequence[str] = ()
 ) -> Iterator[Record]:
-    """Yield the records of a file, or of a data set `org/name[@revision][:split]`, with the values of `columns`.
+    """Yield the records of a file, or of a data set `org/name[/subset][@revision][:split]`, with values of `columns`.
 
     `columns` maps roles to columns, all of which there must be. `header` names the columns of a CSV or TSV file that
     does not do so in its first line. A CSV may quote its cells (RFC 4180), a TSV never does, as GLUE's do not; they
@@ -65,8 +65,9 @@ def _rows(source: str, columns: Mapping[str, str], faults: Faults, header: Seque
         if form in JSON_LINES:
             return _json_lines(source, columns, faults)
         return _table(source, columns, faults, header, quoted=form == ".csv")
-    if Path(name).is_dir() or (is_hub_name(name) and form not in FORMATS):
-        return _hub(name, split, columns)
+    repository, subset, revision = _data_set(name)
+    if Path(repository).is_dir() or (form not in FORMATS and is_hub_name(repository)):
+        return _hub(name, load=(repository, subset, revision, split), columns=columns)
     what = "not of a format that is read" if Path(source).is_file() else "no such file"
     fix = f"name a file of {', '.join(FORMATS)}, or, as org/name:split, a data set on the hub"
     raise ConfigError(f"{source}: {what}; {fix}")
@@ -155,16 +156,26 @@ def _parquet(file: str, columns: Mapping[str, str], faults: Faults) -> Iterator[
                 row += 1
 
 
-def _hub(name: str, split: str, columns: Mapping[str, str]) -> Iterator[Row]:
+def _data_set(name: str) -> tuple[str, str, str]:
+    """Take the name of a data set apart: repository or directory, subset and revision, empty where there is none."""
+    repository, _, revision = name.partition("@")
+    parent, _, last = repository.rpartition("/")
+    if parent.count("/") == 1 and not Path(repository).is_dir():
+        return parent, last, revision
+    return repository, "", revision
+
+
+def _hub(name: str, load: tuple[str, str, str, str], columns: Mapping[str, str]) -> Iterator[Row]:
     from datasets import Dataset, load_dataset
 
-    repository, _, revision = name.partition("@")
+    repository, subset, revision, split = load
     try:
-        found = load_dataset(repository, split=split or None, revision=revision or None)
+        found = load_dataset(repository, subset or None, split=split or None, revision=revision or None)
     except HeadwaterError:  # the request to stop
         raise
     except Exception as error:  # names, connections, disks, formats: each from a library of its own
-        raise ConfigError(f"{name}: cannot be read as a data set: {' '.join(str(error).split())}") from None
+        hint = "a subset is named as org/name/subset"
+        raise ConfigError(f"{name}: cannot be read as a data set ({hint}): {' '.join(str(error).split())}") from None
     if not isinstance(found, Dataset):
         splits = list(found)
         if len(splits) > 1:

@@ -52,9 +52,10 @@ def typed(cfg: DictConfig) -> Any:
         typed_config = OmegaConf.to_object(cfg)
         raw = OmegaConf.to_container(cfg, resolve=True)
     except MissingMandatoryValue as error:
-        raise ConfigError(
-            f"{error.full_key}: required and not given; add {error.full_key}=... to the command"
-        ) from None
+        key = error.full_key
+        options = [name for group, name in _choices.values() if group == key]
+        known = f" (choices: {', '.join(sorted(options))})" if options else ""
+        raise ConfigError(f"{key}: required and not given; add {key}=... to the command{known}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {error.msg}") from None
     except ConfigError as error:

@@ -51,11 +51,11 @@ class QaConfig:
     no_answer_threshold: float | None = None  # logits by which no answer must beat the best; null = best on validation
     n_best: int = 20  # answers that are compared, and told by predictions
     max_answer_tokens: int = 30  # of a predicted answer
-    choose_by: QaMetric = QaMetric.f1  # what chooses the best step and the threshold: f1 or exact_match
+    metric: QaMetric = QaMetric.f1  # chooses the best step and the threshold: f1 or exact_match
     columns: dict[str, str] = field(
         default_factory=lambda: {role: role for role in ROLES[:-1]} | {"answer_start": ""}
     )  # of JSON lines, Parquet and the hub; answer_start is "" where answers hold it
-    max_faults: float = 0.0  # share of questions that may be bad, or have answers in no window, from 0 to 1
+    max_faults: float = 0.0  # share of questions that may be bad, or have answers in no window; left out, or unanswered
 
     def __post_init__(self) -> None:
         for key in ("max_question_tokens", "n_best", "max_answer_tokens"):
@@ -64,15 +64,10 @@ class QaConfig:
         least = self.max_question_tokens + self.stride + 1
         rule = f"must be at least {least}: task.max_question_tokens + task.stride + 1, and what frames a text"
         check(self.max_tokens >= least, "task.max_tokens", self.max_tokens, rule)
-        check(0 <= self.max_faults <= 1, "task.max_faults", self.max_faults, "a share: must be from 0 to 1")
+        check(0 <= self.max_faults < 1, "task.max_faults", self.max_faults, "must be at least 0 and below 1")
         rule = f"name a column for each of {', '.join(ROLES)} (answer_start= for none)"
         named = all(self.columns.get(role) for role in ROLES[:-1])
         check(named and set(self.columns) == set(ROLES), "task.columns", self.columns, rule)
-
-    @property
-    def metric(self) -> str:
-        """F1 or exact match."""
-        return self.choose_by
 
     def records(self, source: str, *, labelled: bool = True) -> list[Question]:
         """Read questions, with their answers if they are `labelled`.
@@ -121,7 +116,7 @@ class QaConfig:
         """Return exact match and F1 as shares, for `unanswerable` also of the questions with and without an answer.
 
         Then `no_answer_threshold` is the threshold they are for: the configured one, or else the one with which
-        `choose_by` is best on this very data set, as the official script finds it. Predictions with the same
+        `metric` is best on this very data set, as the official script finds it. Predictions with the same
         threshold need it in `task.no_answer_threshold`.
         """
         golds = [_texts(one.question) for one in encoded.records]
@@ -170,7 +165,7 @@ class QaConfig:
             )
 
     def _worth(self, text: str, golds: list[str]) -> float:
-        return getattr(score(text, golds, version_2=True), self.choose_by)
+        return getattr(score(text, golds, version_2=True), self.metric)
 
 
 def _texts(question: Question) -> list[str]:

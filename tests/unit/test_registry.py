@@ -62,6 +62,12 @@ def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
     assert "seq_len" in done.stdout
 
 
+def test_fine_tuning_shows_its_settings_before_a_task_is_chosen():
+    command = [sys.executable, "-m", "finetune", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "task: classification, qa, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
+
+
 def test_compose_refuses_like_the_command_line():
     with pytest.raises(ConfigError, match=r"did you mean train\.steps"):
         compose(["train.step=4"])
@@ -74,10 +80,11 @@ def test_compose_refuses_like_the_command_line():
         (["task=tokens", "optm=muon"], "optm: no such setting; did you mean optim"),
         (["task=tokens", "model=encoder"], "model: no such setting"),
         (["task=token"], "task=token: no such choice; did you mean tokens"),
-        ([], "You must specify 'task'.* classification qa tokens"),
+        ([], "init_from: required and not given; add init_from="),
+        (["init_from=x"], r"task: required and not given; add task=.* \(choices: classification, qa, tokens\)"),
         (["task=qa", "task.train=a"], "required and not given"),
         (["task=qa", "experiment=demo"], "no such setting"),
-        (["experiment=demo"], "You must specify 'task'"),
+        (["experiment=demo"], "no such setting"),
     ],
 )
 def test_fine_tuning_refuses_by_name_too(overrides, message):

@@ -58,7 +58,7 @@ def logits_of(encoded: Encoded, spans: dict[int, tuple[int, int, float]], no_ans
 def test_it_is_a_choice_with_two_outputs():
     assert choices()[QaConfig] == ("task", "qa")
     assert task().names([]) == NAMES
-    assert task().metric == "f1" and task(choose_by=QaMetric.exact_match).metric == "exact_match"
+    assert task().metric == "f1" and task(metric=QaMetric.exact_match).metric == "exact_match"
 
 
 def test_windows_become_examples_with_owners_and_labels():
@@ -108,11 +108,11 @@ def test_a_threshold_is_found_for_the_metric_that_chooses():
     encoded = task(unanswerable=True).encode([question("a", "the old hall"), question("b")], words(), NAMES)
     logits = logits_of(encoded, {0: (9, 9, 4), 1: (1, 1, 6)}, no_answer=5)  # half right; wrong, and surer
     by_f1 = task(unanswerable=True).measure(encoded, logits, NAMES)
-    by_match = task(unanswerable=True, choose_by=QaMetric.exact_match).measure(encoded, logits, NAMES)
+    by_match = task(unanswerable=True, metric=QaMetric.exact_match).measure(encoded, logits, NAMES)
     assert by_f1["no_answer_threshold"] == by_match["no_answer_threshold"] == -sys.float_info.max
     logits = logits_of(encoded, {0: (9, 9, 7), 1: (1, 1, 6)}, no_answer=5)
     assert task(unanswerable=True).measure(encoded, logits, NAMES)["no_answer_threshold"] == -2
-    by_match = task(unanswerable=True, choose_by=QaMetric.exact_match).measure(encoded, logits, NAMES)
+    by_match = task(unanswerable=True, metric=QaMetric.exact_match).measure(encoded, logits, NAMES)
     assert by_match["no_answer_threshold"] == -sys.float_info.max
     json.dumps(by_match, allow_nan=False)
 
@@ -194,7 +194,7 @@ def test_answers_in_no_window_are_refused_or_told(caplog):
         ({"max_question_tokens": 0}, "task.max_question_tokens=0: must be at least 1"),
         ({"n_best": 0}, "task.n_best=0: must be at least 1"),
         ({"max_answer_tokens": 0}, "task.max_answer_tokens=0: must be at least 1"),
-        ({"max_faults": 1.5}, "task.max_faults=1.5: a share"),
+        ({"max_faults": 1.5}, "task.max_faults=1.5: must be at least 0"),
         ({"columns": {"id": "id"}}, "task.columns={'id': 'id'}: name a column"),
     ],
 )

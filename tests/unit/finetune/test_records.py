@@ -141,12 +141,33 @@ def test_a_directory_that_the_datasets_library_reads(tmp_path, monkeypatch):
     assert records[1] == ({"text": "test 1", "label": "01"}, f"{folder}, row 1")
     with pytest.raises(ConfigError, match=rf"{folder}: choose a split: {folder}:train, {folder}:test"):
         read(folder)
-    with pytest.raises(ConfigError, match=r"cannot be read as a data set: Unknown split \"dev\""):
+    with pytest.raises(ConfigError, match=r"cannot be read as a data set .*: Unknown split \"dev\""):
         read(f"{folder}:dev")
     with pytest.raises(ConfigError, match=r"task.columns.text=sentense: .* did you mean sentence\?"):
         read(f"{folder}:test", {"text": "sentense"})
     (folder / "test.parquet").unlink()
     assert len(read(folder)[0]) == 3
+
+
+def test_a_subset_of_a_data_set(tmp_path, monkeypatch):
+    """By a name as the hub's: GLUE's `org/glue/sst2:train`, say."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("org") / "name"
+    for subset in ("sst2", "cola"):
+        (folder / subset).mkdir(parents=True)
+        rows = pa.table({"sentence": [f"{subset} {row}" for row in range(3)], "class": ["a", "b", "a"]})
+        pa.parquet.write_table(rows, folder / subset / "train.parquet")
+    configs = "".join(f"- config_name: {subset}\n  data_dir: {subset}\n" for subset in ("sst2", "cola"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    records, _ = read("org/name/cola:train")
+    assert [record["text"] for record, _ in records] == ["cola 0", "cola 1", "cola 2"]
+    with pytest.raises(ConfigError, match=r"org/name: cannot be read as a data set \(a subset is named as org/name/sub"):
+        read("org/name:train")
+    with pytest.raises(ConfigError, match=r"org/name/rte: cannot be read as a data set .*rte"):
+        read("org/name/rte:train")
+    with pytest.raises(ConfigError, match=r"other/name/rte/x:train: no such file"):
+        read("other/name/rte/x:train")
 
 
 def write(folder: Path, form: str, columns: list[str]) -> Path:

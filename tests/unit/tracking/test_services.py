@@ -14,6 +14,7 @@ from pretrain.tracking.tensorboard_sink import TensorBoardConfig
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode, persistent_id
 
 SECRET = "f00d" * 10
+PATIENT = {"init_timeout_s": 120.0, "finish_timeout_s": 120.0}  # on a machine that does much else
 
 
 def records(first, last):
@@ -89,8 +90,8 @@ def wandb_service():
 @pytest.mark.usefixtures("wandb_service")
 def test_wandb_offline_history_equals_metrics_jsonl(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")  # the field left empty follows the environment
-    run(WandbConfig(project="p", tags=["t"]), tmp_path, 0, 6, exit_code=85)
-    run(WandbConfig(project="p", wandb_mode=WandbMode.offline), tmp_path, 4, 9)
+    run(WandbConfig(project="p", tags=["t"], **PATIENT), tmp_path, 0, 6, exit_code=85)
+    run(WandbConfig(project="p", wandb_mode=WandbMode.offline, **PATIENT), tmp_path, 4, 9)
     history, runs, exits, metrics = {}, [], [], set()
     files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     assert len(files) == 2
