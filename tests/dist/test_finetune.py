@@ -122,6 +122,44 @@ def test_ranks_strategies_and_micro_batches_do_not_change_the_run(place, one_ran
     assert validation(one, "accuracy", "matthews") == validation(two, "accuracy", "matthews")
 
 
+def spans_and_tags(folder):
+    """Write questions of uneven contexts, some longer than a window, and sentences with tags; return their settings."""
+    draw = random.Random(9)
+    for split, size in (("train", 31), ("validation", VALIDATION)):
+        questions, sentences = [], []
+        for number in range(size):
+            words = draw.choices(WORDS, k=draw.randint(3, 40))
+            at = draw.randrange(len(words))
+            answer = {"text": words[at], "answer_start": len(" ".join([*words[:at], ""]))}
+            one = {"id": f"{number}", "question": f"the {words[at]}", "context": " ".join(words), "answers": [answer]}
+            questions.append(json.dumps(one))
+            tags = ["B-X" if word == "time" else "O" for word in words]
+            sentences.append(json.dumps({"words": words, "tags": tags}))
+        (folder / f"{split}-questions.jsonl").write_text("\n".join(questions))
+        (folder / f"{split}-sentences.jsonl").write_text("\n".join(sentences))
+    windows = ["task.max_tokens=32", "task.stride=8", "task.max_question_tokens=8"]
+    return {"qa": ("questions", windows), "tokens": ("sentences", ["task.max_tokens=32"])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "metrics"), [("qa", ["exact_match", "f1"]), ("tokens", ["f1", "accuracy"])])
+@pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])
+def test_ranks_do_not_change_runs_of_spans_and_tags(place, task, metrics, strategy):
+    data, settings = spans_and_tags(place)[task]
+    files = [f"task.{split}={split}-{data}.jsonl" for split in ("train", "validation")]
+    steps = ["train.batch_size=8", "train.epochs=2", "optim.lr=2e-3", "log.every=1", "dropout=0"]
+    runs = {"one": (1, ["train.max_tokens=512"]), "three": (3, ["train.max_tokens=32", f"strategy={strategy}"])}
+    for name, (ranks, more) in runs.items():
+        about = [f"run.name={task}-{strategy}-{name}", f"task={task}", "init_from=bert"]
+        tune(*about, *files, *settings, *steps, *more, ranks=ranks, cwd=place)
+    one, three = (place / "runs" / f"{task}-{strategy}-{name}" for name in runs)
+    for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
+        first, second = column(one, key, split), column(three, key, split)
+        assert first.keys() == second.keys() and len(first) >= 2
+        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+    assert validation(one, *metrics) == validation(three, *metrics)
+
+
 PARTLY = {"lora": ["tuning=lora", "tuning.rank=3", "optim.lr=2e-2"], "frozen": ["tuning=frozen", "tuning.blocks=1"]}
 
 

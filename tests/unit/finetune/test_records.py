@@ -162,7 +162,7 @@ def test_a_subset_of_a_data_set(tmp_path, monkeypatch):
     (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     records, _ = read("org/name/cola:train")
     assert [record["text"] for record, _ in records] == ["cola 0", "cola 1", "cola 2"]
-    with pytest.raises(ConfigError, match=r"org/name: cannot be read as a data set \(a subset is named as org/name/sub"):
+    with pytest.raises(ConfigError, match=r"org/name: cannot be read as a data set \(a subset is named as org/n"):
         read("org/name:train")
     with pytest.raises(ConfigError, match=r"org/name/rte: cannot be read as a data set .*rte"):
         read("org/name/rte:train")
