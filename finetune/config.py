@@ -66,6 +66,7 @@ class FinetuneConfig:
     seed: int = 1  # of the head's weights, the order of examples and dropout
     seeds: list[int] = field(default_factory=list)  # one run each, named NAME-seed-S, instead of a run of `seed`
     init_from: str = MISSING  # run, Hugging Face directory or hub name of the model to start from
+    scratch: bool = False  # draw all weights; init_from gives network and tokenizer: what pretraining is compared with
     task: Any = MISSING
     tuning: Any = MISSING
     dropout: float = 0.1  # probability, of embeddings, residual branches and the head

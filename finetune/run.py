@@ -101,7 +101,7 @@ def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirector
         check_agreement(fingerprints, world)
         saved = resume(checkpoints, strategy, initial.shapes, fingerprints, num_steps=steps.total)
         if saved is None:
-            strategy.load_fragments(starting_weights(source, initial, world))
+            strategy.load_fragments(starting_weights(source, initial, world, scratch=cfg.scratch))
         state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
         tracker = (
             _introduce(cfg, directory, source, network, tokenizer, data, steps, size, state) if directory else None
@@ -180,6 +180,7 @@ def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerpr
     """Return what a resumed run must find unchanged: its data and their order, its network, the kind of its moments."""
     order = {
         "init_from": cfg.init_from,
+        "scratch": cfg.scratch,
         "the training set": data.train.examples.sha256[:16],
         "the validation set": data.validation.examples.sha256[:16],
         "task": choices()[type(cfg.task)][1],

@@ -21,6 +21,7 @@ from pretrain.registry import rebuilt
 from pretrain.released import StartingWeights, open_weights
 from pretrain.rundir import read_record
 from pretrain.source import Source, is_released, open_source, place_of
+from pretrain.strategy.base import Reader
 
 NETWORK = "network"  # the entry of run.json that tells the model; runs of fine-tuning alone have it
 
@@ -61,13 +62,16 @@ def _kept_source(run: Path) -> Source:
     )
 
 
-def starting_weights(source: Source, initial: InitialWeights, world: World) -> StartingWeights:
+def starting_weights(source: Source, initial: InitialWeights, world: World, *, scratch: bool = False) -> Reader:
     """Return the weights to start from. A collective.
 
     All of the model comes from the source. Of the head, BERT's pooler and the transform before the vocabulary
-    projection do where the source has them; the rest begins with initial values, and is said. Raises
-    `CheckpointError` for a source that does not have all of the model.
+    projection do where the source has them; the rest begins with initial values, and is said. From `scratch`
+    everything does. Raises `CheckpointError` for a source that does not have all of the model.
     """
+    if scratch:
+        log.info("all weights begin with initial values: of %s network and tokenizer alone are taken", source.path)
+        return initial
     reader, _ = open_weights(source.path, world)
     stored, wanted = reader.weight_shapes(), initial.shapes
     theirs = {name: _there(name) for name in wanted}

@@ -338,6 +338,7 @@ def test_what_cannot_be_learnt_is_refused_by_name(place, override, code, refusal
     ("override", "refusal"),
     [
         ("task.train=other.tsv", "the training set was "),
+        ("scratch=true", "scratch was False and is now True, which would make it another run; restore it, or"),
         ("init_from=decoder", "init_from was bert and is now decoder, which would make it another run; restore it, or"),
     ],
 )

@@ -37,7 +37,7 @@ def everything_is_captured(caplog):
     caplog.set_level("INFO")
 
 
-def begin(place, kind=Kind.sequence):
+def begin(place, kind=Kind.sequence, scratch=False):
     """Return the module filled with what it begins with, and its initial weights."""
     source, _ = beginning(str(place), NOWHERE)
     style = style_of(source.model, kind)
@@ -45,7 +45,7 @@ def begin(place, kind=Kind.sequence):
         model = source.model.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
         module = FineTuned(model, source.model, style, kind, SingleLabel(), outputs=3, dropout=0.1)
     initial = InitialWeights(module, SEED)
-    read = starting_weights(source, initial, ALONE)
+    read = starting_weights(source, initial, ALONE, scratch=scratch)
     filled(module.to_empty(device="cpu"), read)
     return module.eval(), initial
 
@@ -105,6 +105,14 @@ def test_a_run_and_its_export_give_all_of_the_model(trained, caplog, place):
         assert tokenizer.encode("time", "year").tokens == ["[CLS]", "time", "[SEP]", "year", "[SEP]"]
         assert tokenizer.encode("time", "year").type_ids == ([0] * 5 if name == "modernbert" else [0, 0, 0, 1, 1])
         assert tokenizer.encode("time").tokens == ["[CLS]", "time", "[SEP]"]
+
+
+def test_from_scratch_nothing_is_read_but_network_and_tokenizer(trained, caplog):
+    _, run, _ = trained
+    module, initial = begin(run, scratch=True)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, initial(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape)), name
+    assert f"all weights begin with initial values: of {run} network and tokenizer alone are taken" in caplog.messages
 
 
 SMALL = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4}
