@@ -38,15 +38,16 @@ def draw(runs: Sequence[History], path: Path) -> None:
     for index, run in enumerate(runs):
         colour = COLOURS[index % len(COLOURS)]
         look = {"color": colour, "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
-        _line(loss, run.train, axis, "loss", look)
-        _dots(loss, run, axis, COLOURS[1] if alone else colour, "" if alone else f"{run.name}, ")
-        _line(rate, run.train, axis, "lr", look, smooth=False)
-        _line(norm, run.train, axis, "grad_norm", look)
-        _line(speed, run.train, axis, "tokens_per_s", look, label=_speed_label(run, "" if alone else f"{run.name}, "))
-    _frame(loss, "Loss, nats per target (line: training, dots: held out)", legend="upper right")
-    _frame(rate, "Learning rate")
-    _frame(norm, "Gradient norm before clipping")
-    _frame(speed, "Tokens per second", legend="lower right")
+        line(loss, run.train, axis, "loss", look)
+        told = "held out" if alone else f"{run.name}, held out"
+        dots(loss, run.evaluation, axis, "loss", COLOURS[1] if alone else colour, label=told)
+        line(rate, run.train, axis, "lr", look, smooth=False)
+        line(norm, run.train, axis, "grad_norm", look)
+        line(speed, run.train, axis, "tokens_per_s", look, label=_speed_label(run, "" if alone else f"{run.name}, "))
+    frame(loss, "Loss, nats per target (line: training, dots: held out)", legend="upper right")
+    frame(rate, "Learning rate")
+    frame(norm, "Gradient norm before clipping")
+    frame(speed, "Tokens per second", legend="lower right")
     _scale(loss, rate, norm, speed)
     for panel in grid[1]:
         panel.set_xlabel("optimizer steps" if axis == "step" else "tokens seen")
@@ -78,7 +79,7 @@ def _midmean(window: np.ndarray) -> float:
     return ranked[cut : len(ranked) - cut].mean() if len(ranked) else np.nan
 
 
-def _line(
+def line(
     panel: Axes,
     rows: list[Row],
     axis: str,
@@ -88,7 +89,8 @@ def _line(
     label: str | None = None,
     smooth: bool = True,
 ) -> None:
-    x, y = _columns(rows, axis, key)
+    """Draw a value as a line, and smoothed over it where points are many."""
+    x, y = columns(rows, axis, key)
     if smooth and len(x) >= MANY_POINTS:
         panel.plot(x, y, linewidth=0.8, alpha=0.25, **look)
         at, y = smoothed(y)
@@ -97,14 +99,15 @@ def _line(
         panel.plot(x, y, linewidth=1.8, label=label, **look)
 
 
-def _dots(panel: Axes, run: History, axis: str, colour: str, name: str) -> None:
-    x, y = _columns(run.evaluation, axis, "loss")
+def dots(panel: Axes, rows: list[Row], axis: str, key: str, colour: str, *, label: str) -> None:
+    """Draw a value as dots; the legend has the last one after the label."""
+    x, y = columns(rows, axis, key)
     if len(x):
-        label = f"{name}held out {y[-1]:.3f} at the end"
+        label = f"{label} {y[-1]:.3f} at the end"
         panel.plot(x, y, "o", markersize=5.5, markeredgecolor="white", color=colour, label=label, zorder=3)
 
 
-def _columns(rows: list[Row], axis: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+def columns(rows: list[Row], axis: str, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return where and what (n,) of a value; infinite ones become gaps."""
     pairs = [(row[axis], row[key]) for row in rows if key in row and axis in row]
     x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
@@ -118,7 +121,8 @@ def _speed_label(run: History, name: str) -> str:
     return f"{text}, MFU {median(shares):.1%}" if shares else text
 
 
-def _frame(panel: Axes, title: str, legend: Any = None) -> None:
+def frame(panel: Axes, title: str, legend: Any = None) -> None:
+    """Give a panel its title, its grid and, with a place for it, its legend."""
     panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
     panel.grid(color="#e6e6e6", linewidth=0.8)
     panel.set_axisbelow(True)
@@ -128,21 +132,30 @@ def _frame(panel: Axes, title: str, legend: Any = None) -> None:
         panel.legend(loc=legend, fontsize=9, framealpha=0.85, edgecolor="none")
 
 
+def logarithmic(panel: Axes) -> None:
+    """Let a panel have a logarithmic axis with plain numbers, if its values are positive and far apart.
+
+    Losses fall by powers and gradient norms spike: both read better so.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    values = np.concatenate([np.asarray(drawn.get_ydata(), dtype=float) for drawn in panel.lines] or [np.empty(0)])
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0 or values.max() < 2 * values.min():
+        return
+    narrow = values.max() < 30 * values.min()
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5), numticks=30))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
 def _scale(loss: Axes, rate: Axes, norm: Axes, speed: Axes) -> None:
     """Choose scales and number formats, once all lines are there."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
-    # Losses fall by powers and gradient norms spike: both read better on a logarithmic axis with plain numbers.
     for panel in (loss, norm):
-        values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in panel.lines] or [np.empty(0)])
-        values = values[np.isfinite(values)]
-        if not len(values) or values.min() <= 0 or values.max() < 2 * values.min():
-            continue
-        narrow = values.max() < 30 * values.min()
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5), numticks=30))
-        panel.yaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        logarithmic(panel)
     for panel in (rate, speed):
         panel.set_ylim(bottom=0)
     rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -27,6 +27,7 @@ from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed import world_size
 from pretrain.errors import ConfigError, HeadwaterError
 from pretrain.registry import flattened, nearest, typed
+from pretrain.rundir import check_written_by
 
 CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 
@@ -93,9 +94,13 @@ def compose(
 
 
 def compose_run(run: Path, root: Root = PRETRAIN) -> Any:
-    """Compose and type the configuration of a run directory, for looking at its model on the CPU."""
+    """Compose and type the configuration of a run directory, for looking at its model on the CPU.
+
+    Raises `ConfigError` for what is no run directory, and for a run of another program.
+    """
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
+    check_written_by(root.name, run)
     return compose(["attention=sdpa"], config_dir=run, config_name="config", root=root)  # flash and flex need a GPU
 
 

@@ -16,8 +16,9 @@ from statistics import median
 from pretrain.baselines import baselines
 from pretrain.errors import HeadwaterError
 from pretrain.history import History, Row, load
+from pretrain.markdown import UNKNOWN, count, number, percent, table
+from pretrain.rundir import check_written_by
 
-UNKNOWN = "–"
 FIGURE = "curves.png"
 PAGE = "report.md"
 
@@ -38,9 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(paths: Sequence[Path], out: Path) -> Path:
-    """Write `curves.png` and `report.md` of the runs into `out` and return the page's path."""
+    """Write `curves.png` and `report.md` of the runs into `out` and return the page's path.
+
+    Raises `ConfigError` for what is no run of pretraining, or cannot be read.
+    """
     from pretrain.curves import draw
 
+    for path in paths:
+        check_written_by("pretrain", path)
     runs = _distinct([load(path) for path in paths])
     for run in runs:
         _add_baselines(run)
@@ -58,7 +64,7 @@ def markdown(runs: Sequence[History]) -> str:
         f"![Loss, learning rate, gradient norm and throughput]({FIGURE})",
         "Where points are many, the thick line is smoothed and the faint one is raw.",
         "## What was reached",
-        _table(["", *(run.name for run in runs)], _results(runs)),
+        table(["", *(run.name for run in runs)], _results(runs)),
         "Loss is in nats per target; held-out values are of the last evaluation unless marked. Bits per byte "
         "of the compressors are over the same held-out text. MFU counts model FLOPs against dense peaks (PaLM, "
         "arXiv 2204.02311, appendix B). Training time leaves out evaluations and checkpoints.",
@@ -70,31 +76,31 @@ def markdown(runs: Sequence[History]) -> str:
 
 def _results(runs: Sequence[History]) -> list[list[str]]:
     rows: list[tuple[str, Callable[[History], str]]] = [
-        ("Parameters", lambda run: _count(run.facts.get("parameters"))),
+        ("Parameters", lambda run: count(run.facts.get("parameters"))),
         ("Steps", lambda run: f"{_last(run.train or run.evaluation, 'step'):,.0f}"),
-        ("Tokens seen", lambda run: _count(_last(run.train or run.evaluation, "tokens"))),
-        ("Training loss, last line", lambda run: _number(_last(run.train, "loss"))),
-        ("Held-out loss", lambda run: _number(_last(run.evaluation, "loss"))),
+        ("Tokens seen", lambda run: count(_last(run.train or run.evaluation, "tokens"))),
+        ("Training loss, last line", lambda run: number(_last(run.train, "loss"))),
+        ("Held-out loss", lambda run: number(_last(run.evaluation, "loss"))),
         ("Best held-out loss", _best),
-        ("Perplexity", lambda run: _number(_last(run.evaluation, "perplexity"), digits=2)),
-        ("Accuracy", lambda run: _percent(_last(run.evaluation, "accuracy"))),
-        ("Loss on sentences", lambda run: _number(_last(run.evaluation, "sentence_loss"))),
-        ("Accuracy on sentences", lambda run: _percent(_last(run.evaluation, "sentence_accuracy"))),
-        ("Bits per byte", lambda run: _number(_last(run.evaluation, "bits_per_byte"))),
-        ("Bits per byte, first evaluation", lambda run: _number(_first(run.evaluation, "bits_per_byte"))),
+        ("Perplexity", lambda run: number(_last(run.evaluation, "perplexity"), digits=2)),
+        ("Accuracy", lambda run: percent(_last(run.evaluation, "accuracy"))),
+        ("Loss on sentences", lambda run: number(_last(run.evaluation, "sentence_loss"))),
+        ("Accuracy on sentences", lambda run: percent(_last(run.evaluation, "sentence_accuracy"))),
+        ("Bits per byte", lambda run: number(_last(run.evaluation, "bits_per_byte"))),
+        ("Bits per byte, first evaluation", lambda run: number(_first(run.evaluation, "bits_per_byte"))),
     ]
     for name in dict.fromkeys(name for run in runs for name in _baselines(run)):
-        rows.append((f"Bits per byte, `{name}`", lambda run, name=name: _number(_baselines(run).get(name))))
+        rows.append((f"Bits per byte, `{name}`", lambda run, name=name: number(_baselines(run).get(name))))
     rows += [
-        ("Tokens per second, median", lambda run: _number(_median(run.train, "tokens_per_s"), digits=0)),
-        ("MFU, median", lambda run: _percent(_median(run.train, "mfu"))),
+        ("Tokens per second, median", lambda run: number(_median(run.train, "tokens_per_s"), digits=0)),
+        ("MFU, median", lambda run: percent(_median(run.train, "mfu"))),
         ("Memory, largest", lambda run: _bytes(run.train)),
         ("Skipped updates", lambda run: f"{sum(row.get('skipped', 0) for row in run.train):.0f}"),
         ("Training time", lambda run: _training_time(run.train)),
         ("Exit code", lambda run: str(run.facts["exit"]) if run.facts.get("exit") is not None else UNKNOWN),
     ]
-    table = [[title, *(show(run) for run in runs)] for title, show in rows]
-    return [row for row in table if any(cell != UNKNOWN for cell in row[1:])]
+    shown = [[title, *(show(run) for run in runs)] for title, show in rows]
+    return [row for row in shown if any(cell != UNKNOWN for cell in row[1:])]
 
 
 def _differences(runs: Sequence[History]) -> str:
@@ -108,12 +114,7 @@ def _differences(runs: Sequence[History]) -> str:
         values = [run.config.get(key, absent) for run in runs]
         if any(value != values[0] for value in values):
             rows.append([f"`{key}`", *(UNKNOWN if value is absent else f"`{value}`" for value in values)])
-    return _table(["key", *(run.name for run in runs)], rows) if rows else "Nowhere, apart from `run.*`."
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return table(["key", *(run.name for run in runs)], rows) if rows else "Nowhere, apart from `run.*`."
 
 
 def _distinct(runs: list[History]) -> list[History]:
@@ -169,24 +170,6 @@ def _training_time(rows: list[Row]) -> str:
 def _bytes(rows: list[Row]) -> str:
     held = [max(row.get("memory_bytes", 0), row.get("memory_peak_bytes", 0)) for row in rows]
     return f"{max(held) / 2**30:.2f} GiB" if any(held) else UNKNOWN
-
-
-def _count(value: object) -> str:
-    """Return a count in thousands, millions or billions, e.g. `17.3 M`."""
-    if not isinstance(value, int | float):
-        return UNKNOWN
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return UNKNOWN if value is None else f"{value:,.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ from pretrain.registry import choices_in, flattened
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+READERS = {
+    "pretrain": "python -m pretrain.report, .sample and .export",
+    "finetune": "python -m finetune.report, .predict, .evaluate and .export",
+}  # of the runs of each program
 RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 
@@ -143,6 +147,15 @@ def read_config(run: Path) -> dict[str, Any]:
         return flattened(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); mend or delete it") from None
+
+
+def check_written_by(program: str, run: Path) -> None:
+    """Raise a `ConfigError` that says what reads a run, if another program than this one wrote its configuration."""
+    schemas = [f"{name}_schema" for name in READERS if name != program]
+    for entry in read_config(run).get("defaults") or []:
+        if entry in schemas:
+            other = entry.removesuffix("_schema")
+            raise ConfigError(f"{run}: a run of python -m {other}, none of python -m {program}; use {READERS[other]}")
 
 
 def plain(value: Any) -> Any:

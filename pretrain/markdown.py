@@ -1,0 +1,50 @@
+"""Pieces of Markdown: tables, numbers, and foreign texts as they stand.
+
+Holds no page: what a page says is for `report` and its like to know. Free of torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+UNKNOWN = "–"
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}  # a backslash does not help in every reader's table
+_MARKUP = re.compile(r"[\\`*_\[\]~$#]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells of one line each, which are Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def literal(text: str) -> str:
+    """Return Markdown that shows a text as it stands, in a paragraph or in a table, but not at the start of a line.
+
+    White space becomes single spaces, as wherever Markdown is shown; control characters become U+FFFD.
+    """
+    shown = _CONTROL.sub("\ufffd", re.sub(r"\s+", " ", text))
+    shown = "".join(_ENTITIES.get(character, character) for character in shown)
+    return _MARKUP.sub(r"\\\g<0>", shown)
+
+
+def count(value: object) -> str:
+    """Return a count in thousands, millions or billions, e.g. `17.3 M`."""
+    if not isinstance(value, int | float):
+        return UNKNOWN
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with so many digits after the point."""
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage."""
+    return UNKNOWN if value is None else f"{value:.1%}"
