@@ -232,6 +232,7 @@ def _introduce(
         mask=source.mask,
         network={"choice": f"{group}={choice}", **plain(network)},
         names=data.names,
+        records={"training": len(data.train.records), "validation": len(data.validation.records)},
     )
     for split, encoded in (("training", data.train), ("validation", data.validation)):
         lengths = encoded.examples.lengths

@@ -5,7 +5,7 @@ Holds the protocol; each task has its own file. Nothing here reads files or buil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from finetune.examples import Examples
 from finetune.heads import Kind
 from finetune.losses import TaskLoss
+from finetune.sections.base import Section
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,10 @@ class TaskConfig(Protocol):
 
     def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
         """Yield what is predicted for each record, plain values with scores, in order."""
+        ...
+
+    def sections(
+        self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
+    ) -> list[Section]:
+        """Return what a report page says of the answers to a data set that has answers; `measure` gave `measured`."""
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
@@ -25,6 +25,8 @@ from finetune.labels import Answer, BadRecordError, label, label_set, learnt, na
 from finetune.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced
 from finetune.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from finetune.records import Record, read_records
+from finetune.sections.base import Section
+from finetune.sections.classification import Item, multi_label, regression, single_label
 from finetune.tasks.base import Encoded
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
@@ -213,6 +215,23 @@ class ClassificationConfig:
                 chosen = [name for name, output in zip(names, row, strict=True) if output > 0]
                 scores = [probabilities[name] for name in chosen]
                 yield {"labels": chosen, "scores": scores, "probabilities": probabilities}
+
+    def sections(
+        self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
+    ) -> list[Section]:
+        """Return confusions and labels, or the scatter of numbers, and the worst errors."""
+        outputs, labels = np.stack(logits), _labels(encoded)
+        items = [
+            Item([record.text] if record.pair is None else [record.text, record.pair], record.place)
+            for record in encoded.records
+        ]
+        match self.problem:
+            case Problem.single_label:
+                return single_label(items, self._probabilities(outputs), labels, names)
+            case Problem.multi_label:
+                return multi_label(items, self._probabilities(outputs), labels, names)
+            case Problem.regression:
+                return regression(items, outputs[:, 0], labels)
 
     def _probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the probabilities (..., C) float64: of one label in all, or of each by itself."""

@@ -7,8 +7,8 @@ Holds the task; questions are read in `questions`, encoded in `windows`, answers
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ from finetune.examples import Examples
 from finetune.heads import Kind
 from finetune.losses import Spans, TaskLoss
 from finetune.questions import ROLES, Question, read_questions
+from finetune.sections.base import Section
+from finetune.sections.qa import Answered, sections
 from finetune.spans import Candidates, Span, candidates
 from finetune.squad import best_threshold, score, squad_metrics
 from finetune.tasks.base import Encoded
@@ -155,6 +157,26 @@ class QaConfig:
                 answer["probability"] = float(share)
             answers.sort(key=lambda answer: -answer["score"])
             yield {"id": one.question.id, **chosen, **told, "n_best": answers}
+
+    def sections(
+        self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
+    ) -> list[Section]:
+        """Return scores by length, questions without an answer and the worst errors, by the threshold of `measured`."""
+        threshold = measured.get("no_answer_threshold")
+        told = replace(self, no_answer_threshold=threshold).predict(encoded, logits, names)
+        answered = [
+            Answered(
+                question=one.question,
+                context_tokens=len(one.context.ids),
+                span=None if found["start"] is None else (found["start"], found["end"]),
+                score=found["score"],
+                probability=found["probability"],
+                worth=score(found["answer"], _texts(one.question), version_2=self.unanswerable),
+                no_answer_score=found.get("no_answer_score"),
+            )
+            for one, found in zip(encoded.records, told, strict=True)
+        ]
+        return sections(answered, threshold)
 
     def _candidates(self, encoded: Encoded, logits: list[np.ndarray]) -> Iterator[tuple[Windowed, Candidates]]:
         bounds = np.searchsorted(encoded.owner, np.arange(len(encoded.records) + 1)).tolist()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -25,6 +25,8 @@ from finetune.faults import SHOWN, Faults
 from finetune.heads import Kind
 from finetune.losses import ClassWeights, TaskLoss, TokenLabels, balanced
 from finetune.records import JSON_LINES, Record, read_records
+from finetune.sections.base import Section
+from finetune.sections.tokens import Tagged, of_entities, of_labels
 from finetune.sentences import Bad, Sentence, to_sentence
 from finetune.tagging import OUTSIDE, TagScheme, entity_spans, fits, misspelt
 from finetune.tasks.base import Encoded
@@ -185,6 +187,16 @@ class TokensConfig:
             if self.scheme is not TagScheme.none:
                 found["entities"] = _entities(words, tags, scores)
             yield found
+
+    def sections(
+        self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
+    ) -> list[Section]:
+        """Return types of entities, or tags, what is taken for what, values by length and the worst sentences."""
+        sentences = [
+            Tagged(record.sentence.words, _tags(record.sentence), tags, record.sentence.place)
+            for record, (tags, _) in zip(encoded.records, _decoded(encoded, logits, names), strict=True)
+        ]
+        return of_labels(sentences, names) if self.scheme is TagScheme.none else of_entities(sentences, measured)
 
     def _check_labels(self) -> None:
         distinct = 1 < len(set(self.labels)) == len(self.labels)
