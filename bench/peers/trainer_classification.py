@@ -1,51 +1,36 @@
-"""Hugging Face Trainer fine-tuning a classifier of sentences, as its documentation shows it.
+"""Hugging Face Trainer fine-tuning a classifier of texts, as its documentation shows it.
 
-`padded` is its default (each batch padded to its longest sentence), `grouped` batches sentences of like length.
-Everything that is not the workload is the Trainer's default.
+`padded` is its default (each batch padded to its longest text), `grouped` batches texts of like length.
 """
 
-import argparse
 import csv
 import json
-import tempfile
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from recipe import command_line, released, trained
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 
-def arguments():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model", help="directory of a released checkpoint")
-    parser.add_argument("train", help="TSV with the columns sentence and label")
-    parser.add_argument("dev", help="the same, to be measured at the end; none if empty")
-    parser.add_argument("--batching", choices=["padded", "grouped"], required=True)
-    parser.add_argument("--epochs", type=float, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--weight-decay", type=float, required=True)
-    parser.add_argument("--max-tokens", type=int, required=True)
-    parser.add_argument("--attention-dropout", type=float, default=0.1, help="its default follows the released config")
-    parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+def texts(path, text, label):
+    """Return the (text, label) pairs of a CSV, a TSV without quotes, or JSON lines."""
+    with Path(path).open(encoding="utf-8", newline="") as lines:
+        match Path(path).suffix:
+            case ".csv":
+                rows = list(csv.DictReader(lines))
+            case ".tsv":
+                rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+            case _:
+                rows = [json.loads(line) for line in lines]
+    return [(row[text], str(row[label])) for row in rows]
 
 
-class Sentences(torch.utils.data.Dataset):
-    """Encoded sentences with their labels."""
+class Texts(torch.utils.data.Dataset):
+    """Encoded texts with the numbers of their labels."""
 
-    def __init__(self, path, tokenizer, max_tokens):
-        with Path(path).open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        texts = [row["sentence"] for row in rows]
-        self.encoded = tokenizer(texts, truncation=True, max_length=max_tokens)
-        self.labels = [int(row["label"]) for row in rows]
+    def __init__(self, rows, numbers, tokenizer, max_tokens):
+        self.encoded = tokenizer([text for text, _ in rows], truncation=True, max_length=max_tokens)
+        self.labels = [numbers[label] for _, label in rows]
 
     def __len__(self):
         return len(self.labels)
@@ -54,43 +39,24 @@ class Sentences(torch.utils.data.Dataset):
         return {key: values[index] for key, values in self.encoded.items()} | {"label": self.labels[index]}
 
 
-class Report(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        print(json.dumps({"step": state.global_step}), flush=True)
-
-
 def main():
-    args = arguments()
+    parser = command_line("padded", "grouped")
+    parser.add_argument("--text", required=True, help="column")
+    parser.add_argument("--label", required=True, help="column")
+    args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        args.model, attention_probs_dropout_prob=args.attention_dropout
+    rows = texts(args.train, args.text, args.label)
+    numbers = {label: number for number, label in enumerate(sorted({label for _, label in rows}))}
+    trainer = trained(
+        args,
+        model=released(AutoModelForSequenceClassification, args, num_labels=len(numbers)),
+        train_dataset=Texts(rows, numbers, tokenizer, args.max_tokens),
+        data_collator=DataCollatorWithPadding(tokenizer),
     )
-    dev = Sentences(args.dev, tokenizer, args.max_tokens) if args.dev else None
-    with tempfile.TemporaryDirectory() as output:
-        training = TrainingArguments(
-            output_dir=output,
-            num_train_epochs=args.epochs,
-            per_device_train_batch_size=args.batch,
-            per_device_eval_batch_size=args.batch,
-            learning_rate=args.lr,
-            weight_decay=args.weight_decay,
-            train_sampling_strategy="group_by_length" if args.batching == "grouped" else "random",
-            save_strategy="no",
-            report_to="none",
-            seed=args.seed,
-            use_cpu=True,
-        )
-        trainer = Trainer(
-            model=model,
-            args=training,
-            train_dataset=Sentences(args.train, tokenizer, args.max_tokens),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())},
-            callbacks=[Report()],
-        )
-        trainer.train()
-        if dev:
-            print(json.dumps({"accuracy": trainer.evaluate(dev)["eval_accuracy"]}), flush=True)
+    if args.test:
+        test = Texts(texts(args.test, args.text, args.label), numbers, tokenizer, args.max_tokens)
+        found = trainer.predict(test)
+        print(json.dumps({"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}), flush=True)
 
 
 main()
