@@ -1,6 +1,6 @@
 """Fine-tuning a classifier of texts against the Hugging Face Trainer: speed side by side, and scores over seeds.
 
-Holds the recipe; measuring is in `tuning`, the peer in `peers/trainer_classification`.
+Holds the recipe; measuring is in `duel`, the peer in `peers/trainer_classification`.
 
     python -m bench.classification MODEL TRAIN TEST
     python -m bench.classification MODEL TRAIN TEST --scores --seeds 1 2 3 --max-tokens 256
@@ -12,9 +12,10 @@ is `--text sentence`.
 
 from __future__ import annotations
 
-from bench.tuning import Recipe, Task, compete, parser
+from bench.duel import compete, parser
+from bench.tuning import Recipe, Task
 
-RECIPE = Recipe(batch=32, lr=5e-5, weight_decay=0.01, epochs=3.0, max_tokens=128, attention_dropout=0.1)
+RECIPE = Recipe(batch=32, lr=5e-5, weight_decay=0.01, epochs=3.0, max_tokens=128)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Fine-tuning on SQuAD against the Hugging Face Trainer by its `run_qa` recipe: speed side by side, and scores.
 
-Holds the recipe; measuring is in `tuning`, the peer in `peers/trainer_qa`.
+Holds the recipe; measuring is in `duel`, the peer in `peers/trainer_qa`.
 
     python -m bench.question_answering MODEL TRAIN.json TEST.json
     python -m bench.question_answering MODEL TRAIN.json TEST.json --scores --seeds 1
@@ -10,10 +10,11 @@ MODEL is the directory of a released checkpoint, the files are in SQuAD's layout
 
 from __future__ import annotations
 
-from bench.tuning import Recipe, Task, compete, parser
+from bench.duel import compete, parser
+from bench.tuning import Recipe, Task
 
 STRIDE = 128  # tokens that one window of a context shares with the next
-RECIPE = Recipe(batch=12, lr=3e-5, weight_decay=0.0, epochs=2.0, max_tokens=384, attention_dropout=0.1)
+RECIPE = Recipe(batch=12, lr=3e-5, weight_decay=0.0, epochs=2.0, max_tokens=384)
 TASK = Task(
     unit="windows",
     scores=["exact_match", "f1"],

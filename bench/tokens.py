@@ -1,6 +1,6 @@
 """Fine-tuning on WNUT-17's entities against the Hugging Face Trainer by its `run_ner` recipe: speed, and scores.
 
-Holds the recipe; measuring is in `tuning`, the peer in `peers/trainer_tokens`.
+Holds the recipe; measuring is in `duel`, the peer in `peers/trainer_tokens`.
 
     python -m bench.tokens MODEL TRAIN.conll TEST.conll
     python -m bench.tokens MODEL TRAIN.conll TEST.conll --scores --seeds 1 2 3
@@ -11,9 +11,10 @@ sentences. Entities are counted by seqeval on both sides.
 
 from __future__ import annotations
 
-from bench.tuning import Recipe, Task, compete, parser
+from bench.duel import compete, parser
+from bench.tuning import Recipe, Task
 
-RECIPE = Recipe(batch=8, lr=5e-5, weight_decay=0.0, epochs=3.0, max_tokens=256, attention_dropout=0.1)
+RECIPE = Recipe(batch=8, lr=5e-5, weight_decay=0.0, epochs=3.0, max_tokens=256)
 TASK = Task(
     unit="sentences",
     scores=["f1", "precision", "recall"],

@@ -6,7 +6,9 @@ Holds no task; everything that is not said here is the Trainer's default, as its
 import argparse
 import json
 import tempfile
+from pathlib import Path
 
+from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 
@@ -22,16 +24,18 @@ def command_line(*batching):
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--weight-decay", type=float, required=True)
     parser.add_argument("--max-tokens", type=int, required=True)
+    parser.add_argument("--dropout", type=float, required=True)
     parser.add_argument("--attention-dropout", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--order", help="JSON list of the examples of the run, one after another, instead of a shuffle")
     return parser
 
 
 def released(auto, args, **options):
-    """Return the released model with the head of a task, new weights from the seed."""
+    """Return the released model with the head of a task, which begins with new weights where the release has none."""
     set_seed(args.seed)
     return auto.from_pretrained(
-        args.model, hidden_dropout_prob=0.1, attention_probs_dropout_prob=args.attention_dropout, **options
+        args.model, hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.attention_dropout, **options
     )
 
 
@@ -40,8 +44,17 @@ class Report(TrainerCallback):
         print(json.dumps({"step": state.global_step}), flush=True)
 
 
-def trained(args, **parts):
+class Loss(TrainerCallback):
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            print(json.dumps({"loss": logs["loss"], "grad_norm": logs["grad_norm"]}), flush=True)
+
+
+def trained(args, train_dataset, **parts):
     """Train; return the Trainer, given its model, data set and collator. `grouped` batches sequences of like length."""
+    sampling = "group_by_length" if args.batching == "grouped" else "random"
+    if args.order:
+        train_dataset, sampling = Subset(train_dataset, json.loads(Path(args.order).read_text())), "sequential"
     with tempfile.TemporaryDirectory() as output:
         training = TrainingArguments(
             output_dir=output,
@@ -50,13 +63,15 @@ def trained(args, **parts):
             per_device_eval_batch_size=args.batch,
             learning_rate=args.lr,
             weight_decay=args.weight_decay,
-            train_sampling_strategy="group_by_length" if args.batching == "grouped" else "random",
+            train_sampling_strategy=sampling,
+            logging_steps=1 if args.order else 500,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
             seed=args.seed,
             use_cpu=True,
         )
-        trainer = Trainer(args=training, callbacks=[Report()], **parts)
+        report = Loss() if args.order else Report()
+        trainer = Trainer(args=training, train_dataset=train_dataset, callbacks=[report], **parts)
         trainer.train()
     return trainer

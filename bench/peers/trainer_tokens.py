@@ -66,7 +66,7 @@ def main():
     args = command_line("padded", "grouped").parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     rows = sentences(args.train)
-    names = sorted({tag for row in rows for _, tag in row})
+    names = sorted({tag for row in rows for _, tag in row}, key=lambda tag: (tag != "O", tag))
     numbers = {name: number for number, name in enumerate(names)}
     trainer = trained(
         args,
