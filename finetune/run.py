@@ -101,7 +101,7 @@ def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirector
         check_agreement(fingerprints, world)
         saved = resume(checkpoints, strategy, initial.shapes, fingerprints, num_steps=steps.total)
         if saved is None:
-            strategy.load_fragments(starting_weights(source, initial, world, scratch=cfg.scratch))
+            strategy.load_fragments(starting_weights(source, initial, world, names=data.names, scratch=cfg.scratch))
         state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
         tracker = (
             _introduce(cfg, directory, source, network, tokenizer, data, steps, size, state) if directory else None

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from finetune.tuning.lora import is_adapter
-from pretrain.checkpoint import check_architecture
+from finetune.entry import FINETUNE
+from finetune.tuning.lora import Merged, is_adapter
+from pretrain.checkpoint import check_architecture, load_manifest, saved_step
 from pretrain.counterpart import frame
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.distributed import World
+from pretrain.entry import compose_run
 from pretrain.errors import ConfigError
+from pretrain.fragments import FragmentReader
 from pretrain.initial import InitialWeights
 from pretrain.registry import rebuilt
 from pretrain.released import StartingWeights, open_weights
@@ -31,15 +34,14 @@ log = logging.getLogger(__name__)
 def beginning(init_from: str | None, run: Path) -> tuple[Source, Tokenizer]:
     """Return what is known of a source, and its tokenizer, which frames texts and pairs as its model has seen them.
 
-    Without `init_from` it is what the run kept of its source when it began. Raises what `open_source` raises, and
-    `ConfigError` for a run that is none of fine-tuning, and for a source that is one.
+    Without `init_from` it is what the run kept of its source when it began. A source may be a run of fine-tuning, too.
+    Raises what `open_source` raises, and `ConfigError` for a `run` that is none of fine-tuning.
     """
-    if init_from is None:
-        return _kept_source(run), load_tokenizer(run / "tokenizer.json")
-    path = place_of(init_from)
-    if not is_released(path) and NETWORK in read_record(path):
-        fix = f"write its best step with python -m finetune.export {init_from}, and name what that writes"
-        raise ConfigError(f"init_from={init_from}: is a run of fine-tuning; {fix}")
+    if init_from is None and NETWORK not in read_record(run):
+        raise ConfigError(f"run.name={run.name}: {run} is no run of fine-tuning; choose another run.name")
+    path = run if init_from is None else place_of(init_from)
+    if init_from is None or _is_fine_tuned(path):
+        return _kept_source(path), load_tokenizer(path / "tokenizer.json")
     source = open_source(init_from)
     tokenizer = load_tokenizer(source.tokenizer)
     if not is_released(source.path) and source.frame is not None:
@@ -47,10 +49,12 @@ def beginning(init_from: str | None, run: Path) -> tuple[Source, Tokenizer]:
     return source, tokenizer
 
 
+def _is_fine_tuned(source: Path) -> bool:
+    return not is_released(source) and NETWORK in read_record(source)
+
+
 def _kept_source(run: Path) -> Source:
     record = read_record(run)
-    if NETWORK not in record:
-        raise ConfigError(f"run.name={run.name}: {run} is no run of fine-tuning; choose another run.name")
     settings, (prefix, suffix) = dict(record[NETWORK]), record["document_frame"]
     return Source(
         path=run,
@@ -62,27 +66,42 @@ def _kept_source(run: Path) -> Source:
     )
 
 
-def starting_weights(source: Source, initial: InitialWeights, world: World, *, scratch: bool = False) -> Reader:
+def starting_weights(
+    source: Source, initial: InitialWeights, world: World, *, names: list[str], scratch: bool = False
+) -> Reader:
     """Return the weights to start from. A collective.
 
     All of the model comes from the source. Of the head, BERT's pooler and the transform before the vocabulary
-    projection do where the source has them; the rest begins with initial values, and is said. From `scratch`
-    everything does. Raises `CheckpointError` for a source that does not have all of the model.
+    projection do where the source has them, and all of it from a run of fine-tuning whose outputs have the same
+    `names`; the rest begins with initial values, and is said. From `scratch` everything does. Raises
+    `CheckpointError` for a source that does not have all of the model.
     """
     if scratch:
         log.info("all weights begin with initial values: of %s network and tokenizer alone are taken", source.path)
         return initial
-    reader, _ = open_weights(source.path, world)
-    stored, wanted = reader.weight_shapes(), initial.shapes
-    theirs = {name: _there(name) for name in wanted}
+    wanted = initial.shapes
+    if _is_fine_tuned(source.path):
+        reader = _fine_tuned_weights(source.path, world)
+        same = read_record(source.path)["names"] == names
+        theirs = {name: name if same or "classifier" not in name else "" for name in wanted}
+    else:
+        reader, _ = open_weights(source.path, world)
+        theirs = {name: _there(name) for name in wanted}
+    stored = reader.weight_shapes()
     held = {name: shape for name, shape in wanted.items() if stored.get(theirs[name]) == shape}
     model = {name: shape for name, shape in wanted.items() if name.startswith("model.") and not is_adapter(name)}
     check_architecture(source.path, model, {name: stored[name] for name in model if name in stored})
     log.info("starting from the weights of %s", source.path)
-    if new := [name for name in wanted if name not in held]:
+    if new := [name for name in wanted if name not in held and not is_adapter(name)]:
         log.info("%s begin with initial values", ", ".join(new))
 
     return StartingWeights(reader, held, initial, theirs)
+
+
+def _fine_tuned_weights(run: Path, world: World) -> FragmentReader | Merged:
+    """Return the weights of a run of fine-tuning at its best step, or at the newest if it has not ended."""
+    step = saved_step(run / "checkpoints", world, read_record(run).get("best_step"))
+    return compose_run(run, FINETUNE).tuning.merged(FragmentReader(step, load_manifest(step)["tensors"]))
 
 
 def _there(name: str) -> str:

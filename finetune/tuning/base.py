@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from finetune.tuning.lora import Merged
 from pretrain.fragments import FragmentReader
 from pretrain.models.base import Model
-from pretrain.strategy.base import Reader
 
 
 class TuningConfig(Protocol):
@@ -23,6 +23,6 @@ class TuningConfig(Protocol):
         """Return the floating-point operations of a step over those of a step in which all of the model learns."""
         ...
 
-    def merged(self, weights: FragmentReader) -> Reader:
+    def merged(self, weights: FragmentReader) -> FragmentReader | Merged:
         """Return a trained step's weights as those of a model to which nothing was added."""
         ...

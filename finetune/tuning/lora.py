@@ -108,6 +108,10 @@ class Merged:
         self.shapes = weights.weight_shapes()
         self.scale = scale
 
+    def weight_shapes(self) -> dict[str, torch.Size]:
+        """Return the shape of every weight and buffer by name, adapters apart."""
+        return {name: shape for name, shape in self.shapes.items() if not is_adapter(name)}
+
     def kinds(self, name: str) -> dict[str, torch.Size]:
         return {WEIGHT: self.shapes[name]}
 

@@ -45,7 +45,7 @@ def begin(place, kind=Kind.sequence, scratch=False):
         model = source.model.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
         module = FineTuned(model, source.model, style, kind, SingleLabel(), outputs=3, dropout=0.1)
     initial = InitialWeights(module, SEED)
-    read = starting_weights(source, initial, ALONE, scratch=scratch)
+    read = starting_weights(source, initial, ALONE, names=["a", "b", "c"], scratch=scratch)
     filled(module.to_empty(device="cpu"), read)
     return module.eval(), initial
 
@@ -204,11 +204,7 @@ def test_a_run_whose_weights_are_of_another_network_is_refused(tmp_path):
         begin(run)
 
 
-def test_runs_of_the_other_kind_are_refused_by_name(tmp_path):
+def test_a_run_of_the_other_kind_is_refused_by_name(tmp_path):
     run = make_run(tmp_path / "run", "model.init_std=0.3", **ENCODER, tokenizer=word_pieces())
     with pytest.raises(ConfigError, match=r"run\.name=run: .* is no run of fine-tuning; choose another run\.name"):
         beginning(None, run)
-    keep(tmp_path / "tuned", *beginning(str(run), NOWHERE))
-    (tmp_path / "tuned" / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match=r"is a run of fine-tuning; write its best step with python -m finetune\.exp"):
-        beginning(str(tmp_path / "tuned"), NOWHERE)

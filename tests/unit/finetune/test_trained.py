@@ -3,13 +3,17 @@
 import json
 
 import pytest
-from finetuned_runs import SOURCES, WORDS, texts, trained
+from finetuned_runs import SOURCES, WORDS, texts, trained, write
 from run_directories import json_of
 from transformers import AutoModelForQuestionAnswering, pipeline
 
+from finetune.entry import FINETUNE
 from finetune.evaluate import main as evaluate
 from finetune.export import main as export
 from finetune.predict import main as predict
+from finetune.run import finetune
+from finetune.trained import open_trained
+from pretrain.entry import compose
 
 
 def lines(capsys):
@@ -96,6 +100,36 @@ def test_tags_of_words(tmp_path, capsys, source):
         found = [begins[start] for start in starts]
         assert [answer["entity"] for answer in found] == one["tags"]
         assert [answer["score"] for answer in found] == pytest.approx(one["scores"], abs=1e-5)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same-names", "other-names"])
+def test_a_run_starts_from_the_best_step_of_another(tmp_path, capsys, caplog, same):
+    """With the same outputs it is the same model, adapters added to their matrices; with others its head is new."""
+    caplog.set_level("INFO")
+    records = [{"text": text, "label": word} for text, word in texts(23)]
+    more = ["tuning=lora", "tuning.rank=3", "eval.every=1", "optim.lr=0.05", "checkpoint.keep=1"]
+    first, data = trained(tmp_path, "bert", "classification", records, *more)
+    capsys.readouterr()
+    assert predict([str(first), str(data)]) == 0
+    expected = lines(capsys)
+    if not same:
+        data = write(tmp_path / "other.jsonl", [{**one, "label": f"{one['label']}s"} for one in records])
+    tuned = [f"init_from={first}", f"task.train={data}", f"task.validation={data}", "task.max_tokens=32"]
+    still = ["optim.lr=1e-30", "run.name=again", f"run.root={tmp_path}", "tracker.progress=false"]
+    caplog.clear()
+    finetune(compose(["task=classification", *tuned, *still, "train.epochs=0.1"], root=FINETUNE))
+    capsys.readouterr()
+    assert predict([str(tmp_path / "again"), str(data)]) == 0
+    found = lines(capsys)
+    names = {name for name, _ in open_trained(tmp_path / "again").module.named_parameters()}
+    assert not any("lora" in name for name in names)
+    said = [record.getMessage() for record in caplog.records if "begin with initial values" in record.getMessage()]
+    if same:
+        assert not said
+        for one, other in zip(found, expected, strict=True):
+            assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
+    else:
+        assert said == ["head.classifier.weight, head.classifier.bias begin with initial values"]
 
 
 def test_standard_input_and_refusals(tmp_path, capsys, monkeypatch):
