@@ -43,7 +43,7 @@ def part_of_parameter(zero: Any, parameter: nn.Parameter, rank: int) -> Part | N
     return Part(start, numel, group, zero.fp32_partitioned_groups_flat[group], offset) if numel > 0 else None
 
 
-def part_of_frozen(parameter: nn.Parameter, rank: int) -> Part | None:
+def part_of_frozen(parameter: Tensor, rank: int) -> Part | None:
     """Return the part of a parameter without optimizer under stage 3, in a shard of its own; None if all is padding."""
     shard: Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
     start = rank * shard.numel()
