@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 UNKNOWN = "–"
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}  # a backslash does not help in every reader's table
-_MARKUP = re.compile(r"[\\`*\[\]~$#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is none
+_MARKUP = re.compile(r"[&<>|\\`*\[\]~$#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is none
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -26,8 +26,7 @@ def literal(text: str) -> str:
     White space becomes single spaces, as wherever Markdown is shown; control characters become U+FFFD.
     """
     shown = _CONTROL.sub("\ufffd", re.sub(r"\s+", " ", text))
-    shown = "".join(_ENTITIES.get(character, character) for character in shown)
-    return _MARKUP.sub(r"\\\g<0>", shown)
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), shown)
 
 
 def count(value: object) -> str:
