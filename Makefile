@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo demo-pretrain demo-finetune test test-slow lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -14,10 +14,24 @@ help:  ## list the targets
 
 setup: .venv/ready  ## create .venv and install everything
 
-demo: setup  ## prepare, pretrain, evaluate, sample and report on the embedded corpus: minutes on two cores
+demo: demo-pretrain demo-finetune  ## pretraining, then fine-tuning, with nothing downloaded: minutes on two cores
+
+demo-pretrain: setup  ## prepare, pretrain, evaluate, sample and report on the embedded corpus
 	$(BIN)/python -m pretrain experiment=demo
 	$(BIN)/python -m pretrain.sample runs/demo --prompt "class Queue"
 	$(BIN)/python -m pretrain.report runs/demo
+
+demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two synthetic tasks, and ask it
+	$(BIN)/python -m finetune.synthetic data/synthetic
+	$(BIN)/python -m pretrain experiment=demo_bert
+	$(BIN)/python -m finetune experiment=synthetic/packages
+	$(BIN)/python -m finetune.evaluate runs/synthetic_packages data/synthetic/packages/validation.jsonl
+	head -n 1 data/synthetic/packages/validation.jsonl
+	head -n 1 data/synthetic/packages/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_packages
+	$(BIN)/python -m finetune experiment=synthetic/signatures
+	$(BIN)/python -m finetune.evaluate runs/synthetic_signatures data/synthetic/signatures/validation.jsonl
+	head -n 1 data/synthetic/signatures/validation.jsonl
+	head -n 1 data/synthetic/signatures/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_signatures
 
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
@@ -34,5 +48,5 @@ format: setup  ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment, runs and corpora
-	rm -rf .venv runs corpora
+clean:  ## remove the environment, runs, corpora and synthetic tasks
+	rm -rf .venv runs corpora data/synthetic

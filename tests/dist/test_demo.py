@@ -1,5 +1,6 @@
-"""The demo from end to end, by the commands that `make demo` runs."""
+"""The demos from end to end, by the commands that `make demo` runs; that of fine-tuning in fewer steps."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,24 +9,34 @@ from pathlib import Path
 import pytest
 from ranks import column
 
+from finetune.synthetic.packages import LABELS
+
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 
-def commands() -> list[list[str]]:
-    """Return the Python commands of the Makefile's demo, as make would run them."""
-    printed = subprocess.run(["make", "-n", "-o", "setup", "demo"], cwd=MAKEFILE.parent, capture_output=True, text=True)
-    lines = [line for line in printed.stdout.splitlines() if " -m pretrain" in line]
-    assert len(lines) == 3
-    return [["sh", "-c", line.replace(".venv/bin/python", sys.executable)] for line in lines]
+def commands(target: str) -> list[str]:
+    """Return the Python commands of one of the Makefile's demos, as make would run them."""
+    printed = subprocess.run(["make", "-n", "-o", "setup", target], cwd=MAKEFILE.parent, capture_output=True, text=True)
+    lines = [line for line in printed.stdout.splitlines() if " -m " in line]
+    return [line.replace(".venv/bin/python", sys.executable) for line in lines]
+
+
+def output(command: str, cwd) -> str:
+    return subprocess.run(
+        ["sh", "-c", command], cwd=cwd, env=os.environ, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_demo_is_both_demos():
+    both = [commands(target) for target in ("demo-pretrain", "demo-finetune")]
+    assert [len(lines) for lines in both] == [3, 8]
+    assert commands("demo") == both[0] + both[1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_demo_learns_samples_and_reports(tmp_path):
-    printed = [
-        subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True).stdout
-        for command in commands()
-    ]
+    printed = [output(command, tmp_path) for command in commands("demo-pretrain")]
     run = tmp_path / "runs" / "demo"
     bits = column(run, "bits_per_byte", "validation")
     first, last = bits[min(bits)], bits[max(bits)]
@@ -34,3 +45,34 @@ def test_the_demo_learns_samples_and_reports(tmp_path):
     page = (run / "report" / "report.md").read_text()
     assert "gzip -9" in page
     assert (run / "report" / "curves.png").stat().st_size > 20_000
+
+
+SHORTER = {
+    "experiment=demo_bert": "train.steps=60 schedule.warmup_steps=20 eval.every=60 checkpoint.every=60",
+    "experiment=synthetic/packages": "train.epochs=2",
+    "experiment=synthetic/signatures": "train.epochs=0.5",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_fine_tunes_and_answers(tmp_path):
+    printed = []
+    for command in commands("demo-finetune"):
+        [shorter] = [more for experiment, more in SHORTER.items() if command.endswith(experiment)] or [""]
+        printed.append(output(f"{command} {shorter}", tmp_path))
+    assert column(tmp_path / "runs" / "demo_bert", "loss", "validation").keys() == {60}
+    for name, metric, (measured, predicted) in (
+        ("packages", "accuracy", printed[3:5]),
+        ("signatures", "f1", printed[6:8]),
+    ):
+        run = tmp_path / "runs" / f"synthetic_{name}"
+        assert json.loads(measured)[metric] == max(column(run, metric, "validation").values())
+        [answer] = map(json.loads, predicted.splitlines())
+        asked = json.loads((tmp_path / "data" / "synthetic" / name / "validation.jsonl").read_text().splitlines()[0])
+        if name == "packages":
+            assert answer["label"] in LABELS
+            assert json.loads(measured)[metric] > 2 / len(LABELS), "twice what chance would have"
+        else:
+            assert answer["answer"] == asked["context"][answer["start"] : answer["end"]]
+            assert json.loads(measured)[metric] > 0.05

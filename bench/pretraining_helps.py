@@ -1,0 +1,117 @@
+"""What pretraining is worth: the demo's BERT, and the same network from drawn weights, learn the same synthetic task.
+
+Holds the claim and its table; the task is `finetune.synthetic`'s, runs and seeds are the product's own.
+
+    python -m bench.pretraining_helps
+    python -m bench.pretraining_helps --run runs/demo_bert
+    python -m bench.pretraining_helps --unseen
+
+Without --run it pretrains first. The demo's corpus has the functions of the validation set, without labels; with
+--unseen it is the same library without their lines. Both beginnings have the same data, steps and learning rates; the
+one that is best for each counts. What is measured is the last step, which nothing chose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from bench.rounds import environment, machine
+from finetune.synthetic.library import source_files
+
+TASK = Path("data", "synthetic", "packages")  # in the folder of the runs, as the experiment has it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="a run of experiment=demo_bert")
+    parser.add_argument("--unseen", action="store_true", help="pretrain without the functions of the validation set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--epochs", type=float, default=6.0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    if args.run and args.unseen:
+        parser.error("--unseen pretrains a run of its own: leave out --run")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        called(folder, args.threads, "finetune.synthetic")
+        run = args.run.resolve() if args.run else pretrained(folder, args.threads, unseen=args.unseen)
+        print(f"{args.epochs} epochs, seeds {args.seeds}; {args.threads} threads; {machine('torch')}")
+        print(f"{'most frequent label':<34}{chance(folder):>8.4f}")
+        print(f"{'words counted, logistic regression':<34}{counted(folder):>8.4f}")
+        for beginning, scratch in (("pretrained", "false"), ("from scratch", "true")):
+            for lr in args.lrs:
+                settings = (f"init_from={run}", f"scratch={scratch}", f"optim.lr={lr}", f"train.epochs={args.epochs}")
+                found = called(
+                    *(folder, args.threads, "finetune", "experiment=synthetic/packages", *settings),
+                    *(f"seeds={args.seeds}", f"run.name={scratch}-{lr}", f"eval.every={10**9}"),
+                )
+                [accuracy] = re.findall(r"^accuracy: (.+) over", found, re.MULTILINE)
+                print(f"{f'{beginning}, lr {lr:g}':<34}  {accuracy}", flush=True)
+
+
+def called(folder: Path, threads: int, module: str, *arguments: str) -> str:
+    """Run a command of the product in a folder and return what it prints."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment(threads), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}\nexit code {done.returncode}")
+    return done.stdout
+
+
+def pretrained(folder: Path, threads: int, *, unseen: bool) -> Path:
+    """Run experiment=demo_bert; return its run."""
+    corpus = []
+    if unseen:
+        write_unseen(folder)
+        corpus = ["data=text", 'data.sources.text.paths=["library/**/*.py"]']
+    called(folder, threads, "pretrain", "experiment=demo_bert", *corpus)
+    return folder / "runs" / "demo_bert"
+
+
+def write_unseen(folder: Path) -> None:
+    """Write the files of the library without the lines of the functions of the validation set."""
+    cut = defaultdict(set)
+    for record in records(folder, "validation"):
+        first, last = record["lines"]
+        cut[record["file"]] |= set(range(first, last + 1))
+    for file in source_files():
+        path = folder / "library" / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = enumerate(file.text.split("\n"), 1)
+        path.write_text("\n".join(line for number, line in lines if number not in cut[file.name]), encoding="utf-8")
+
+
+def records(folder: Path, split: str) -> Iterator[dict]:
+    return map(json.loads, (folder / TASK / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
+
+
+def chance(folder: Path) -> float:
+    labels = [record["label"] for record in records(folder, "validation")]
+    return max(map(labels.count, labels)) / len(labels)
+
+
+def counted(folder: Path) -> float:
+    """Return the accuracy of a linear classifier of words, which are weighted by how rare they are."""
+    (texts, labels), (others, theirs) = (
+        zip(*((record["text"], record["label"]) for record in records(folder, split)), strict=True)
+        for split in ("train", "validation")
+    )
+    words = TfidfVectorizer(token_pattern=r"[A-Za-z]+|[^\w\s]", sublinear_tf=True)
+    model = LogisticRegression(C=10, max_iter=1000).fit(words.fit_transform(texts), labels)
+    return float(model.score(words.transform(others), theirs))
+
+
+if __name__ == "__main__":
+    main()
