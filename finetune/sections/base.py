@@ -5,6 +5,8 @@ Holds no task's section, no drawing and no files.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -68,5 +70,7 @@ def shortened(text: str, room: int) -> str:
 
 
 def value_text(value: float) -> str:
-    """Return a metric with four digits after the point, or by its order of magnitude where it is huge."""
-    return f"{value:.4f}" if abs(value) < 1e6 or value != value else f"{value:.1e}"
+    """Return a metric with four digits after the point; a threshold that nothing reaches is the largest number."""
+    if abs(value) < sys.float_info.max or math.isnan(value):
+        return f"{value:.4f}"
+    return "∞" if value > 0 else "-∞"

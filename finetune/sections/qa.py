@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.figures import Panel, draw_bins, draw_scores
 from finetune.questions import Question
-from finetune.sections.base import WORST, Picture, Section, clipped, quantile_bins
+from finetune.sections.base import WORST, Picture, Section, clipped, quantile_bins, value_text
 from finetune.squad import Score
 from pretrain.markdown import literal, table
 
@@ -79,7 +79,7 @@ def _no_answer(answered: Sequence[Answered], threshold: float) -> Section:
     right = Picture("threshold", title, lambda path: draw_scores(scores, threshold, title, path))
     told = (
         f"Predicted is that there is no answer where its score is above the best span's by more than the threshold, "
-        f"{threshold:.4g}."
+        f"{value_text(threshold)}."
     )
     rows = [
         [name, f"{len(questions):,}", f"{sum(one.span is None for one in questions):,}", *_cells(questions)]

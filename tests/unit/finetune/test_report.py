@@ -53,7 +53,7 @@ def assert_metrics(page, measured):
     shown = {name.strip("*"): value for name, [value] in rows(page, "What it reaches").items()}
     for name, value in measured.items():
         if "/" not in name:
-            assert float(shown[name]) == pytest.approx(value, rel=0.05, abs=6e-5)
+            assert shown[name] == ("-∞" if value == -sys.float_info.max else f"{value:.4f}")
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_answers_in_texts(capsys, tmp_path, unanswerable):
             "id": f"{place}|",
             "question": f"the year {HOSTILE[place % 8]}",
             "context": context,
-            "answers": [] if unanswerable and place % 3 == 0 else [{"text": "the", "answer_start": 0}],
+            "answers": [] if unanswerable and place % 3 == 0 else [{"text": context.split()[1], "answer_start": 4}],
         }
         for place, context in enumerate(contexts)
     ]

@@ -1,5 +1,6 @@
 """What report pages say of answers: numbers against scikit-learn and counting by hand, and the order of errors."""
 
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from finetune.entities import entity_metrics
 from finetune.questions import Answer, Question
 from finetune.sections import qa, tokens
-from finetune.sections.base import WORST, Picture, clipped, quantile_bins
+from finetune.sections.base import WORST, Picture, clipped, quantile_bins, value_text
 from finetune.sections.classification import Item, multi_label, regression, single_label
 from finetune.sections.confusion import CONFUSIONS, FIGURE_LABELS, LISTED, TABLE_LABELS
 from finetune.squad import Score, score
@@ -70,6 +71,11 @@ def test_bins_of_different_values_are_of_about_one_size():
 def test_texts_are_cut_with_an_ellipsis_and_stay_on_one_line():
     assert clipped("a\nb  c", 5) == "a b c"
     assert clipped("abcdefg", 5) == "abcd…" and clipped("abc defg", 5) == "abc…"
+
+
+def test_values_are_short_whatever_they_are():
+    values = [0.12345, -3.0, float("nan"), sys.float_info.max, -sys.float_info.max, float("inf")]
+    assert [value_text(value) for value in values] == ["0.1235", "-3.0000", "nan", "∞", "-∞", "∞"]
 
 
 @pytest.mark.parametrize("labels", [2, 3, TABLE_LABELS + 1, FIGURE_LABELS + 1, LISTED + 1])
