@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 UNKNOWN = "–"
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}  # a backslash does not help in every reader's table
-_MARKUP = re.compile(r"[&<>|\\`*\[\]~$#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is none
+_MARKUP = re.compile(r"[&<>|\\`*\[\]~$#]|_(?![^\W_])")  # an underscore before a letter or digit ends no emphasis
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 

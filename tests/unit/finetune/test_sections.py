@@ -254,6 +254,13 @@ def test_the_worst_answers_come_first_and_are_shown_in_their_contexts():
     assert "*no answer*" in blocks[2].splitlines()[1] and "in the data: *no answer*" in blocks[3]
 
 
+def test_a_short_context_is_shown_whole():
+    question = Question(id="a", text="Who?", context="It was Anna.", answers=(Answer("It", 0),))
+    one = qa.Answered(question, 4, (7, 11), 1.5, 0.5, Score(0.0, 0.0), None)
+    lines = section(qa.sections([one], None), "Worst errors").parts[1].splitlines()
+    assert [line.split(": ", 1)[1] for line in lines[1:]] == ["It was <b>Anna</b>.", "<b>It</b> was Anna."]
+
+
 SENTENCES = [
     ("Anna Lee met Otto in Rome", "B-PER I-PER O B-PER O B-LOC", "B-PER I-PER O B-LOC O B-LOC"),
     ("Rome is big", "B-LOC O O", "O O O"),
