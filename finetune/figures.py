@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LABEL_ROOM = 24  # characters of a label on an axis
 FEW_POINTS = 30  # up to here the points of a line are marked
 COUNTED = 25  # up to so many columns the cells of a confusion hold their counts
+SCORE_BINS = 24  # of the figure of scores
 
 
 class Panel(NamedTuple):
@@ -46,7 +47,7 @@ def draw_training(history: History, metric: str, best_step: int | None, path: Pa
         if step == best_step and np.isfinite(value):
             look = {"markersize": 13, "fillstyle": "none", "color": COLOURS[2], "markeredgewidth": 1.8}
             measured.plot(step, value, "o", label=f"best: {value:.4f} at step {step:.0f}", **look)
-    frame(loss, "Loss", legend="upper right")
+    frame(loss, "Loss", legend="best")
     frame(measured, f"Validation {metric}", legend="best")
     for panel in (loss, measured):
         panel.set_xlabel("optimizer steps")
@@ -111,9 +112,11 @@ def draw_scores(scores: Mapping[str, np.ndarray], threshold: float, title: str, 
     figure = _figure(7, 3.6)
     panel = figure.subplots()
     together = np.concatenate([*scores.values()])
-    edges = np.histogram_bin_edges(together, bins=min(40, max(len(together), 1)))
+    edges = np.histogram_bin_edges(together, bins=SCORE_BINS)
     for (name, values), colour in zip(scores.items(), COLOURS, strict=False):
-        panel.hist(values, edges.tolist(), color=colour, alpha=0.55, label=f"{name} (n = {len(values):,})")
+        label = f"{name} (n = {len(values):,})"
+        panel.hist(values, edges.tolist(), histtype="stepfilled", color=colour, alpha=0.25)
+        panel.hist(values, edges.tolist(), histtype="step", color=colour, linewidth=1.8, label=label)
     if edges[0] <= threshold <= edges[-1]:
         panel.axvline(threshold, color="black", linewidth=1.4, linestyle="--", label=f"threshold {threshold:.2f}")
     frame(panel, title, legend="best")

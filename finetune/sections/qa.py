@@ -56,7 +56,7 @@ def _by_length(answered: Sequence[Answered]) -> Section:
     for title, (questions, values) in lengths.items():
         if bins := quantile_bins(np.array(values, dtype=np.int64)):
             groups = [(each.name, [questions[at] for at in each.members]) for each in bins]
-            panels.append(_panel(title.capitalize(), groups))
+            panels.append(_panel(f"By {title}", groups))
             tables.append(_table(title, groups))
     picture = Picture("by-length", "Exact match and F1 by length", lambda path: draw_bins(panels, path))
     told = "Bins hold about as many questions each; the answer is the first of the data."

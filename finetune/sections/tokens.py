@@ -110,8 +110,9 @@ def _by_length(sentences: Sequence[Tagged], what: str, measure: Callable[[list[T
     bins = quantile_bins(np.array([len(one.words) for one in sentences]))
     values = [measure([sentences[at] for at in each.members]) for each in bins]
     sizes = [len(each.members) for each in bins]
-    panel = Panel(f"{what.capitalize()} by words of the sentence", [each.name for each in bins], sizes, {what: values})
-    picture = Picture("by-length", f"{what.capitalize()} by length", lambda path: draw_bins([panel], path))
+    title = f"{what[0].upper()}{what[1:]} by words of the sentence"
+    panel = Panel(title, [each.name for each in bins], sizes, {what: values})
+    picture = Picture("by-length", title, lambda path: draw_bins([panel], path))
     rows = [
         [each.name, f"{size:,}", "–" if math.isnan(value) else f"{value:.3f}"]
         for each, size, value in zip(bins, sizes, values, strict=True)
