@@ -9,7 +9,7 @@ import pytest
 
 from finetune.synthetic import packages
 from finetune.synthetic.library import SourceFile
-from finetune.synthetic.packages import LABELS, MOST_OF_ONE, MOST_TRAINING, NUM_VALIDATION, SHORTEST, examples
+from finetune.synthetic.packages import ALIKE, LABELS, MOST_OF_ONE, MOST_TRAINING, NUM_VALIDATION, SHORTEST, examples
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 
@@ -73,6 +73,7 @@ LONG = "value = self.first + self.second * self.third - self.fourth / self.fifth
 def two_labels(monkeypatch):
     monkeypatch.setattr(packages, "LABELS", ["http", "xml"])
     monkeypatch.setattr(packages, "NUM_VALIDATION", 1)
+    monkeypatch.setattr(packages, "ALIKE", 2)  # nothing is
 
 
 def found(*files):
@@ -100,7 +101,8 @@ def test_what_is_short_named_or_there_twice_is_left_out(two_labels):
     assert found(*files) == [good, f"def method(self):\n    {LONG.strip()}"]
 
 
-def test_nearly_the_same_is_not_learnt_from(two_labels):
+def test_nearly_the_same_is_not_learnt_from(two_labels, monkeypatch):
+    monkeypatch.setattr(packages, "ALIKE", ALIKE)
     files = [source(f"http/{name}.py", f"def {name}():\n    {LONG}    return {name}\n") for name in "abcd"]
     other = source("http/e.py", "def e():\n" + "".join(f"    take{n}(more{n}[{n}])\n" for n in range(9)))
     training, validation = examples([*files, other])
