@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--unseen", action="store_true", help="pretrain without the functions of the validation set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3])
-    parser.add_argument("--epochs", type=float, default=6.0)
+    parser.add_argument("--epochs", type=float, nargs="+", default=[3.0, 6.0])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.run and args.unseen:
@@ -47,18 +48,18 @@ def main() -> None:
         folder = Path(name)
         called(folder, args.threads, "finetune.synthetic")
         run = args.run.resolve() if args.run else pretrained(folder, args.threads, unseen=args.unseen)
-        print(f"{args.epochs} epochs, seeds {args.seeds}; {args.threads} threads; {machine('torch')}")
-        print(f"{'most frequent label':<34}{chance(folder):>8.4f}")
-        print(f"{'words counted, logistic regression':<34}{counted(folder):>8.4f}")
-        for beginning, scratch in (("pretrained", "false"), ("from scratch", "true")):
-            for lr in args.lrs:
-                settings = (f"init_from={run}", f"scratch={scratch}", f"optim.lr={lr}", f"train.epochs={args.epochs}")
-                found = called(
-                    *(folder, args.threads, "finetune", "experiment=synthetic/packages", *settings),
-                    *(f"seeds={args.seeds}", f"run.name={scratch}-{lr}", f"eval.every={10**9}"),
-                )
-                [accuracy] = re.findall(r"^accuracy: (.+) over", found, re.MULTILINE)
-                print(f"{f'{beginning}, lr {lr:g}':<34}  {accuracy}", flush=True)
+        print(f"seeds {args.seeds}; {args.threads} threads; {machine('torch')}")
+        print(f"{'most frequent label':<38}{chance(folder):>8.4f}")
+        print(f"{'words counted, logistic regression':<38}{counted(folder):>8.4f}")
+        for epochs, beginning, lr in product(args.epochs, ("pretrained", "from scratch"), args.lrs):
+            scratch = beginning == "from scratch"
+            found = called(
+                *(folder, args.threads, "finetune", "experiment=synthetic/packages", f"init_from={run}"),
+                *(f"scratch={scratch}", f"optim.lr={lr}", f"train.epochs={epochs}", f"seeds={args.seeds}"),
+                *(f"run.name=epochs-{epochs:g}-scratch-{scratch}-lr-{lr:g}", f"eval.every={10**9}"),
+            )
+            [accuracy] = re.findall(r"^accuracy: (.+) over", found, re.MULTILINE)
+            print(f"{f'{epochs:g} epochs, {beginning}, lr {lr:g}':<38}  {accuracy}", flush=True)
 
 
 def called(folder: Path, threads: int, module: str, *arguments: str) -> str:
