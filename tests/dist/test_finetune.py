@@ -275,11 +275,12 @@ def whole(place):
 
 
 def kill_after(rows: int, overrides: list[str], cwd) -> None:
-    """Start a run and kill -9 it as soon as its metrics have so many rows."""
-    metrics = cwd / "runs" / overrides[0].removeprefix("run.name=") / "metrics.jsonl"
+    """Start a run and kill -9 it as soon as its metrics have so many rows and a step is saved."""
+    directory = cwd / "runs" / overrides[0].removeprefix("run.name=")
+    metrics, checkpoints = directory / "metrics.jsonl", directory / "checkpoints"
     line = command(*overrides, program="finetune")
     process = subprocess.Popen(line, cwd=cwd, env=os.environ | FAST, stdout=subprocess.DEVNULL)
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < rows:
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < rows or not step_names(checkpoints):
         assert process.poll() is None, "the kill must hit a living run"
         time.sleep(0.0005)
     process.kill()
