@@ -28,10 +28,12 @@ demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two
 	$(BIN)/python -m finetune.evaluate runs/synthetic_packages data/synthetic/packages/validation.jsonl
 	head -n 1 data/synthetic/packages/validation.jsonl
 	head -n 1 data/synthetic/packages/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_packages
+	$(BIN)/python -m finetune.report runs/synthetic_packages
 	$(BIN)/python -m finetune experiment=synthetic/signatures
 	$(BIN)/python -m finetune.evaluate runs/synthetic_signatures data/synthetic/signatures/validation.jsonl
 	head -n 1 data/synthetic/signatures/validation.jsonl
 	head -n 1 data/synthetic/signatures/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_signatures
+	$(BIN)/python -m finetune.report runs/synthetic_signatures
 
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"

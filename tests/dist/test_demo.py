@@ -38,7 +38,7 @@ def output(command: str, cwd) -> str:
 
 def test_the_demo_is_both_demos():
     both = [commands(target) for target in ("demo-pretrain", "demo-finetune")]
-    assert [len(lines) for lines in both] == [3, 8]
+    assert [len(lines) for lines in both] == [3, 10]
     assert commands("demo") == both[0] + both[1]
 
 
@@ -67,9 +67,12 @@ def test_the_demo_fine_tunes_and_answers(tmp_path):
     probabilities = json.loads(printed[4])["probabilities"]
     assert sorted(probabilities) == LABELS and sum(probabilities.values()) == pytest.approx(1)
 
-    f1 = json.loads(printed[6])["f1"]
+    f1 = json.loads(printed[7])["f1"]
     assert [f1] == list(column(runs / "synthetic_signatures", "f1", "validation").values())
     assert f1 > 0.05
-    answer = json.loads(printed[7])
+    answer = json.loads(printed[8])
     asked = json.loads((data / "signatures" / "validation.jsonl").read_text().partition("\n")[0])
     assert answer["answer"] == asked["context"][answer["start"] : answer["end"]]
+
+    pages = [(runs / f"synthetic_{name}" / "report" / "report.md").read_text() for name in ("packages", "signatures")]
+    assert all(page.startswith("# ") for page in pages)
