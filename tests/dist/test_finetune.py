@@ -90,6 +90,14 @@ def test_a_run_learns_and_leaves_what_it_promises(place, whole):
     assert f"at step {record['best_step']}" in log
 
 
+def assert_alike(one, other) -> None:
+    """Compare losses and gradient norms of two runs, step by step, and what they measure."""
+    for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
+        first, second = column(one, key, split), column(other, key, split)
+        assert first.keys() == second.keys() and len(first) >= 2
+        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+
+
 @pytest.fixture(scope="module")
 def one_rank(place):
     """Directories of runs of each model on one rank, in micro-batches as large as steps, without dropout."""
@@ -115,10 +123,7 @@ def test_ranks_strategies_and_micro_batches_do_not_change_the_run(place, one_ran
     small = ["dropout=0", "train.max_tokens=32", f"init_from={model}", f"strategy={strategy}"]
     tune(*tuned(name, *small), ranks=2, cwd=place)
     one, two = one_rank / f"one-{model}", place / "runs" / name
-    for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
-        first, second = column(one, key, split), column(two, key, split)
-        assert first.keys() == second.keys()
-        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+    assert_alike(one, two)
     assert validation(one, "accuracy", "matthews") == validation(two, "accuracy", "matthews")
 
 
@@ -153,10 +158,7 @@ def test_ranks_do_not_change_runs_of_spans_and_tags(place, task, metrics, strate
         about = [f"run.name={task}-{strategy}-{name}", f"task={task}", "init_from=bert"]
         tune(*about, *files, *settings, *steps, *more, ranks=ranks, cwd=place)
     one, three = (place / "runs" / f"{task}-{strategy}-{name}" for name in runs)
-    for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
-        first, second = column(one, key, split), column(three, key, split)
-        assert first.keys() == second.keys() and len(first) >= 2
-        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+    assert_alike(one, three)
     assert validation(one, *metrics) == validation(three, *metrics)
 
 
@@ -197,10 +199,7 @@ def test_a_part_learns_alike_under_every_strategy_and_the_rest_stays(place, part
     one, two = partly / f"part-{tuning}", place / "runs" / name
     losses = column(one, "loss")
     assert np.mean([losses[step] for step in (15, 16, 17)]) < losses[1] - 0.02
-    for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
-        first, second = column(one, key, split), column(two, key, split)
-        assert first.keys() == second.keys()
-        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+    assert_alike(one, two)
     source, found, ranks = tensors(place / "bert"), tensors(one), tensors(two)
     moved = {name for name, values in found.items() if name not in source or not torch.equal(values, source[name])}
     learns = ("lora_", "head.") if tuning == "lora" else ("model.blocks.1.", "head.", "model.final_norm")
