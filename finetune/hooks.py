@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.checkpoint import Best
 from pretrain.data.base import Batch
 from pretrain.hooks import RunHooks
 from pretrain.loop import TrainState
@@ -24,31 +25,33 @@ class TaskHooks(RunHooks):
 
     metric: str  # what the best step is best in; more is better
     patience: int | None  # evaluations without a better one after which the run ends; None: it never does
-    best_step: int | None = None
-    best_value: float = -math.inf  # of the metric; that where it is no number
-    stalled: int = 0  # evaluations since the best one
+    evaluated: Best | None = None  # the newest step that was, and its metric: -inf where that is no number
+    largest: float | None = None  # of the values so far
+    stalled: int = 0  # evaluations since the largest
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Measure the validation set, and keep the step if it is the best so far. All ranks measure the same."""
+        """Measure the validation set, and whether that is better than before. All ranks measure the same."""
         measured = super().evaluate(state)
-        value = measured[self.metric]
-        if self.best_step is None or value > self.best_value:
-            self.best_step, self.best_value = state.step, -math.inf if math.isnan(value) else value
-            self.checkpoints.favourite = state.step
-            self.stalled = 0
+        value = -math.inf if math.isnan(measured[self.metric]) else measured[self.metric]
+        self.evaluated = Best(state.step, value)
+        if self.largest is None or value > self.largest:
+            self.largest, self.stalled = value, 0
         else:
             self.stalled += 1
         return measured
 
+    def value_of(self, state: TrainState) -> float | None:
+        """Return the metric of a step at which it was measured; one that is saved to be resumed from may have none."""
+        return self.evaluated.value if self.evaluated and self.evaluated.step == state.step else None
+
     def go_on(self, saved: dict[str, Any]) -> None:
         """Take up what `progress` left in the checkpoint that the run resumes from."""
-        self.best_step, self.best_value, self.stalled = saved["best_step"], saved["best_value"], saved["stalled"]
-        self.checkpoints.favourite = self.best_step
+        self.largest, self.stalled = saved["largest"], saved["stalled"]
+        self.checkpoints.best = Best(*saved["best"]) if saved["best"] else None
 
     def progress(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights and moments."""
-        own = {"best_step": self.best_step, "best_value": self.best_value, "stalled": self.stalled}
-        return {**super().progress(state), **own}
+        return {**super().progress(state), "largest": self.largest, "stalled": self.stalled}
 
     def until_it_stalls(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """Yield the steps up to the one whose evaluation used up the patience."""

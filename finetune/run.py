@@ -133,9 +133,9 @@ def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirector
             own, loop = hooks.until_it_stalls(steps.since(state.step)), _train_config(cfg, steps)
             train(wrapped, strategy, own, schedule, state, cfg=loop, seed=cfg.seed, world=world, hooks=hooks, stop=stop)
             checkpoints.settle(wait=True)  # after an early end the last save is under way
-        if directory:
-            directory.record(best_step=hooks.best_step)
-            log.info("best: %s %.4f at step %s", cfg.task.metric, hooks.best_value, hooks.best_step)
+        if directory and (best := checkpoints.best):
+            directory.record(best_step=best.step)
+            log.info("best: %s %.4f at step %s", cfg.task.metric, best.value, best.step)
 
 
 def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData:

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -66,6 +66,13 @@ _Answer = tuple[Index | None, str | None]
 """What a phase of a save brought on one rank, and what went wrong there."""
 
 
+class Best(NamedTuple):
+    """A step of a run whose steps are compared, and the value that it is compared by."""
+
+    step: int
+    value: float  # more is better
+
+
 @dataclass
 class _Save:
     """A save under way, as one rank sees it."""
@@ -74,7 +81,7 @@ class _Save:
     required: bool
     temporary: Path
     state: bytes  # of state.json
-    favourite: int | None  # that of `Checkpoints` when the save began: a later one is not on disk yet
+    best: Best | None  # of the committed steps, once this one is
     phase: Future[_Answer]  # in the background: writing this rank's fragments, or the commit
     committing: bool = False  # all ranks have written; rank 0 commits, the others have nothing to do
 
@@ -92,7 +99,7 @@ class Checkpoints:
         self.cfg = cfg
         self.world = world
         self.failures = 0
-        self.favourite: int | None = None  # a step that stays, whatever its age
+        self.best: Best | None = None  # of the committed steps; it stays, whatever its age
         self.under_way: _Save | None = None  # one at most
         self._staging = Staging()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -107,9 +114,18 @@ class Checkpoints:
         """Host memory that this rank keeps for copies of what it saves."""
         return self._staging.nbytes
 
-    def save(self, step: int, strategy: Strategy, state: dict[str, Any], *, required: bool = False) -> None:
+    def save(
+        self,
+        step: int,
+        strategy: Strategy,
+        state: dict[str, Any],
+        *,
+        value: float | None = None,
+        required: bool = False,
+    ) -> None:
         """Save the strategy's weights and moments and `state` (plain values), as they are now, as `step`.
 
+        The first committed step of the largest `value` stays on disk; `state.json` keeps it as `best`.
         Waits for the save before, if it is not done. Returns once the step is committed if it is `required` (the last
         one, or that of a run which is asked to stop) or saving is not asynchronous, else as soon as the values are
         copied; `settle` does the rest. Raises what `settle` raises.
@@ -117,13 +133,16 @@ class Checkpoints:
         self.settle(wait=True)
         [nonce, *_] = self.world.gather(secrets.token_hex(4))
         temporary = self.directory / f".tmp-{step_name(step)}-{nonce}"
-        body = json.dumps({**state, "strategy": strategy.state(), "step": step}, indent=1).encode()
+        best = self.best
+        if value is not None and (best is None or value > best.value):
+            best = Best(step, value)
+        body = json.dumps({**state, "strategy": strategy.state(), "step": step, "best": best}, indent=1).encode()
         fragments = list(strategy.fragments())
         wait = required or not self.cfg.asynchronous
         if not wait:
             fragments = self._staging.copy(fragments)
         written = self._background.submit(self._write_own, temporary, fragments)
-        self.under_way = _Save(step, required, temporary, body, self.favourite, written)
+        self.under_way = _Save(step, required, temporary, body, best, written)
         if wait:
             self.settle(wait=True)
 
@@ -161,6 +180,7 @@ class Checkpoints:
         elif save.committing:
             self.under_way = None
             self.failures = 0
+            self.best = save.best
         else:
             save.committing = True
             save.phase = self._background.submit(self._commit, save, [index for index, _ in answers])
@@ -179,7 +199,7 @@ class Checkpoints:
                 commit(save.temporary, save.step, save.state, indices)
             except OSError as error:
                 return None, f"commit: {error}"
-            prune(self.directory, save.step, self.cfg.keep, save.favourite)
+            prune(self.directory, save.step, self.cfg.keep, save.best.step if save.best else None)
         return None, None
 
     def _failed(self, save: _Save, problems: list[str]) -> None:

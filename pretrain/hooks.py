@@ -74,7 +74,12 @@ class RunHooks:
     def save(self, state: TrainState, *, required: bool) -> None:
         """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
         with self.throughput.paused():
-            self.checkpoints.save(state.step, self.strategy, self.progress(state), required=required)
+            value, progress = self.value_of(state), self.progress(state)
+            self.checkpoints.save(state.step, self.strategy, progress, value=value, required=required)
+
+    def value_of(self, state: TrainState) -> float | None:
+        """Return what a step that is saved is compared with others by; the best one stays. None: it is not compared."""
+        return None
 
     def progress(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights and moments."""

@@ -1,5 +1,6 @@
 """The best step of a run, what keeps it on disk, when a run ends early, and what a resumed one takes up."""
 
+import errno
 import json
 import math
 
@@ -65,10 +66,12 @@ def saved(hooks):
     ],
 )
 def test_the_best_step_is_the_first_with_the_largest_number(make, values, best, value, stalled):
-    hooks = make(*values)
-    evaluate(hooks, *range(1, len(values) + 1))
-    assert (hooks.best_step, hooks.best_value, hooks.stalled) == (best, value, stalled)
-    assert hooks.checkpoints.favourite == best
+    hooks = make(*values, asynchronous=False)
+    for step in range(1, len(values) + 1):
+        evaluate(hooks, step)
+        hooks.save(TrainState(step=step), required=False)
+    assert hooks.checkpoints.best == (best, value)
+    assert (hooks.largest, hooks.stalled) == (value, stalled)
 
 
 def test_what_was_measured_comes_back(make):
@@ -93,23 +96,24 @@ def test_steps_without_an_evaluation_use_up_no_patience(make):
 @pytest.mark.parametrize("values", [[0.1, 0.3, 0.2], [NAN], []])
 def test_a_resumed_run_takes_up_what_the_checkpoint_says(make, values):
     before = make(*values, patience=2)
-    evaluate(before, *range(1, len(values) + 1))
+    evaluate(before, *range(4 - len(values), 4))
     before.save(TrainState(step=3, tokens=11), required=True)
     after = make(0.2, 0.2, patience=2)
     state = load_state(after.checkpoints.directory / "step-00000003")
     after.go_on(state)
     assert (state["tokens"], state["resume"]) == (11, {"seed": 1})
-    for key in ("best_step", "best_value", "stalled"):
-        assert getattr(after, key) == getattr(before, key)
-    assert after.checkpoints.favourite == before.best_step
+    assert (after.largest, after.stalled) == (before.largest, before.stalled)
+    assert after.checkpoints.best == before.checkpoints.best
+    assert (after.checkpoints.best is None) == (not values)
     json.dumps(after.progress(TrainState()))
 
 
 def test_a_run_that_had_ended_early_takes_no_step_when_it_is_started_again(make):
     before = make(0.3, 0.2, patience=1)
     evaluate(before, 1, 2)
+    before.save(TrainState(step=2), required=True)
     after = make(patience=1)
-    after.go_on(before.progress(TrainState(step=2)))
+    after.go_on(load_state(after.checkpoints.directory / "step-00000002"))
     assert not list(after.until_it_stalls([[]] * 3))
 
 
@@ -134,3 +138,32 @@ def test_the_best_step_stays_until_a_better_one_is_on_disk(make):
     assert saved(hooks) == [1, 2]
     hooks.save(TrainState(step=3), required=True)
     assert saved(hooks) == [3]
+
+
+def test_a_step_that_is_not_evaluated_is_never_the_best(make):
+    """A run that is asked to stop is saved between two evaluations."""
+    hooks = make(0.3, 0.1)
+    for step, evaluated in ((1, True), (2, False), (3, True)):
+        if evaluated:
+            evaluate(hooks, step)
+        hooks.save(TrainState(step=step), required=True)
+    assert hooks.checkpoints.best == (1, 0.3)
+    assert saved(hooks) == [1, 3]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_best_step_that_could_not_be_saved_leaves_the_one_before_it(make, asynchronous, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    hooks = make(0.3, 0.5, 0.4, 0.1, asynchronous=asynchronous)
+    for step in range(1, 5):
+        evaluate(hooks, step)
+        with monkeypatch.context() as disk:
+            if step == 2:
+                disk.setattr("pretrain.checkpoint.commit", fail)
+            hooks.save(TrainState(step=step), required=False)
+            hooks.checkpoints.settle(wait=True)
+    assert hooks.checkpoints.best == (3, 0.4)  # better than what is on disk, not than what was lost
+    assert load_state(hooks.checkpoints.directory / "step-00000004")["best"] == [3, 0.4]
+    assert saved(hooks) == [3, 4]
