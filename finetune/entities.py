@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Any
 
 from pretrain.errors import DataError
@@ -16,31 +15,24 @@ from pretrain.errors import DataError
 Tags = Sequence[Sequence[str]]  # [sentences][words], ragged: "O" or a prefix, a hyphen and a type, as in "B-PER"
 
 
-class Scheme(StrEnum):
-    """How tags mark where an entity begins and ends."""
-
-    bio = "bio"  # B- begins, I- goes on (IOB2)
-    bioes = "bioes"  # B- begins, I- goes on, E- ends, S- is one word (IOBES)
-
-
 _NAMES = {"f1": "f1-score", "precision": "precision", "recall": "recall"}  # ours: seqeval's
 
 
-def entity_metrics(predicted: Tags, references: Tags, *, strict: Scheme | None = None) -> dict[str, float]:
+def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
     """Values over all entities, `f1`, `precision`, `recall`, of words, `accuracy`, and of types, as in `f1/PER`.
 
     An entity is right where its type, first and last word are. Broken sequences (an I- that nothing begins, a change
-    of type inside) are read as by the script `conlleval` of CoNLL-2000: what goes on with nothing begun begins. With
-    `strict` only sequences that keep to the scheme are entities. What divides by nothing is 0.0. Raises `DataError`
-    for a tag outside the scheme, `ValueError` for lengths that differ and for no words.
+    of type inside) are read as by the script `conlleval` of CoNLL-2000: what goes on with nothing begun begins. What
+    divides by nothing is 0.0. Raises `DataError` for what is no tag, `ValueError` for lengths that differ and for no
+    words.
     """
     from seqeval.metrics import accuracy_score
 
     if [len(tags) for tags in predicted] != [len(tags) for tags in references] or not any(map(len, references)):
         raise ValueError("predicted tags and references: one for each word of the same sentences, at least one word")
-    _check_tags({tag for sentences in (predicted, references) for tags in sentences for tag in tags}, strict)
+    _check_tags({tag for sentences in (predicted, references) for tags in sentences for tag in tags})
     truth, guess = [list(tags) for tags in references], [list(tags) for tags in predicted]  # seqeval wants lists
-    report = _report(truth, guess, strict)
+    report = _report(truth, guess)
     values = {name: float(report["micro avg"][key]) for name, key in _NAMES.items()}
     values["accuracy"] = float(accuracy_score(truth, guess))
     types = report.keys() - {"micro avg", "macro avg", "weighted avg"}
@@ -49,24 +41,19 @@ def entity_metrics(predicted: Tags, references: Tags, *, strict: Scheme | None =
     }
 
 
-def _report(truth: list[list[str]], guess: list[list[str]], strict: Scheme | None) -> dict[str, Any]:
+def _report(truth: list[list[str]], guess: list[list[str]]) -> dict[str, Any]:
     """seqeval's table: one row for each type, and three for the averages."""
     from seqeval.metrics import classification_report
-    from seqeval.scheme import IOB2, IOBES
 
-    options: dict[str, Any] = {"output_dict": True, "zero_division": 0}
-    if strict:
-        options |= {"mode": "strict", "scheme": {Scheme.bio: IOB2, Scheme.bioes: IOBES}[strict]}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # it takes the mean over types of no types, too
-        report: Any = classification_report(truth, guess, **options)
+        report: Any = classification_report(truth, guess, output_dict=True, zero_division=0)
     return report
 
 
-def _check_tags(tags: set[str], strict: Scheme | None) -> None:
+def _check_tags(tags: set[str]) -> None:
     """seqeval takes some foreign tags for others, with no more than a warning."""
-    prefixes = "BI" if strict == Scheme.bio else "BIES"
     for tag in sorted(tags):
-        if not re.fullmatch(rf"O|[{prefixes}]-.+", tag):
-            allowed = ", ".join(f"{prefix}-" for prefix in prefixes)
-            raise DataError(f"entity tag {tag!r}: must be O or one of {allowed} before a type; rename it in the data")
+        if not re.fullmatch(r"O|[BIES]-.+", tag):
+            rule = "must be O or one of B-, I-, E-, S- before a type; rename it in the data"
+            raise DataError(f"entity tag {tag!r}: {rule}")

@@ -36,7 +36,7 @@ from pretrain.objectives.base import Objective
 from pretrain.peaks import peak_of_all
 from pretrain.released import starting_weights
 from pretrain.resume import Fingerprints, check_agreement, resume
-from pretrain.rundir import RunDirectory, plain
+from pretrain.rundir import RunDirectory, check_written_by, plain
 from pretrain.source import find_source
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.summary import ModelSize, summary, versions
@@ -57,6 +57,7 @@ def pretrain(cfg: PretrainConfig) -> None:
     init_from = cfg.init_from
     if init_from and not step_names(cfg.run.directory / "checkpoints"):  # a run that resumes needs its source no more
         init_from = find_source(init_from, first=rank() == 0)
+        check_written_by("pretrain", Path(init_from).expanduser())
     if rank() > 0:
         _pretrain(cfg, init_from, None, stop)
         return

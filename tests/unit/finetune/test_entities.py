@@ -1,13 +1,12 @@
-"""Entity values against sentences counted by hand and against two readings of tags written out here."""
+"""Entity values against sentences counted by hand and against a reading of tags written out here."""
 
-import re
 import warnings
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.entities import Scheme, entity_metrics
+from finetune.entities import entity_metrics
 from pretrain.errors import DataError
 
 
@@ -30,43 +29,39 @@ def overall(values):
 
 
 @pytest.mark.parametrize(
-    ("predicted", "references", "lenient", "strict"),
-    [  # one sentence each; then (right, predicted, real) entities, read leniently and strictly
-        ("B-PER I-PER O B-LOC", "B-PER I-PER O B-LOC", (2, 2, 2), (2, 2, 2)),
-        ("B-PER O O B-LOC", "B-PER I-PER O B-LOC", (1, 2, 2), (1, 2, 2)),
-        ("B-PER B-PER", "B-PER I-PER", (0, 2, 1), (0, 2, 1)),
-        ("B-LOC I-LOC", "B-PER I-PER", (0, 1, 1), (0, 1, 1)),
-        ("I-PER I-PER O", "B-PER I-PER O", (1, 1, 1), (0, 0, 1)),  # an I- that nothing begins
-        ("B-PER I-LOC O", "B-PER O O", (1, 2, 1), (1, 1, 1)),  # the type changes inside
-        ("I-PER I-LOC I-LOC", "B-PER B-LOC I-LOC", (2, 2, 2), (0, 0, 2)),
-        ("B-PER I-PER I-PER", "B-PER I-PER O", (0, 1, 1), (0, 1, 1)),
-        ("O O", "O O", (0, 0, 0), (0, 0, 0)),
-        ("B-PER O", "O O", (0, 1, 0), (0, 1, 0)),
+    ("predicted", "references", "counts"),
+    [  # one sentence each; then (right, predicted, real) entities
+        ("B-PER I-PER O B-LOC", "B-PER I-PER O B-LOC", (2, 2, 2)),
+        ("B-PER O O B-LOC", "B-PER I-PER O B-LOC", (1, 2, 2)),
+        ("B-PER B-PER", "B-PER I-PER", (0, 2, 1)),
+        ("B-LOC I-LOC", "B-PER I-PER", (0, 1, 1)),
+        ("I-PER I-PER O", "B-PER I-PER O", (1, 1, 1)),  # an I- that nothing begins
+        ("B-PER I-LOC O", "B-PER O O", (1, 2, 1)),  # the type changes inside
+        ("I-PER I-LOC I-LOC", "B-PER B-LOC I-LOC", (2, 2, 2)),
+        ("B-PER I-PER I-PER", "B-PER I-PER O", (0, 1, 1)),
+        ("O O", "O O", (0, 0, 0)),
+        ("B-PER O", "O O", (0, 1, 0)),
     ],
 )
-def test_bio_by_hand(predicted, references, lenient, strict):
-    tags = [predicted.split()], [references.split()]
-    assert overall(entity_metrics(*tags)) == pytest.approx(counted(*lenient))
-    assert overall(entity_metrics(*tags, strict=Scheme.bio)) == pytest.approx(counted(*strict))
+def test_bio_by_hand(predicted, references, counts):
+    assert overall(entity_metrics([predicted.split()], [references.split()])) == pytest.approx(counted(*counts))
 
 
 @pytest.mark.parametrize(
-    ("predicted", "references", "lenient", "strict"),
+    ("predicted", "references", "counts"),
     [
-        ("B-PER E-PER O S-LOC", "B-PER E-PER O S-LOC", (2, 2, 2), (2, 2, 2)),
-        ("B-PER I-PER E-PER", "B-PER I-PER E-PER", (1, 1, 1), (1, 1, 1)),
-        ("B-PER I-PER O S-LOC", "B-PER E-PER O S-LOC", (2, 2, 2), (1, 1, 2)),  # no end
-        ("I-PER E-PER O B-LOC", "B-PER E-PER O S-LOC", (2, 2, 2), (0, 0, 2)),  # no beginning; a B- alone
-        ("B-PER E-LOC", "B-PER E-PER", (0, 2, 1), (0, 0, 1)),  # the type changes inside
-        ("S-PER E-PER", "S-PER S-PER", (2, 2, 2), (1, 1, 2)),
-        ("S-PER I-PER S-PER", "B-PER I-PER E-PER", (0, 3, 1), (0, 2, 1)),
-        ("B-PER S-PER", "B-PER E-PER", (0, 2, 1), (0, 1, 1)),
+        ("B-PER E-PER O S-LOC", "B-PER E-PER O S-LOC", (2, 2, 2)),
+        ("B-PER I-PER E-PER", "B-PER I-PER E-PER", (1, 1, 1)),
+        ("B-PER I-PER O S-LOC", "B-PER E-PER O S-LOC", (2, 2, 2)),  # no end
+        ("I-PER E-PER O B-LOC", "B-PER E-PER O S-LOC", (2, 2, 2)),  # no beginning; a B- alone
+        ("B-PER E-LOC", "B-PER E-PER", (0, 2, 1)),  # the type changes inside
+        ("S-PER E-PER", "S-PER S-PER", (2, 2, 2)),
+        ("S-PER I-PER S-PER", "B-PER I-PER E-PER", (0, 3, 1)),
+        ("B-PER S-PER", "B-PER E-PER", (0, 2, 1)),
     ],
 )
-def test_bioes_by_hand(predicted, references, lenient, strict):
-    tags = [predicted.split()], [references.split()]
-    assert overall(entity_metrics(*tags)) == pytest.approx(counted(*lenient))
-    assert overall(entity_metrics(*tags, strict=Scheme.bioes)) == pytest.approx(counted(*strict))
+def test_bioes_by_hand(predicted, references, counts):
+    assert overall(entity_metrics([predicted.split()], [references.split()])) == pytest.approx(counted(*counts))
 
 
 def test_types_and_words():
@@ -81,7 +76,6 @@ def test_types_and_words():
             **{"f1/work-of-art": 0, "precision/work-of-art": 0, "recall/work-of-art": 0},
         }
     )
-    assert entity_metrics(predicted, references, strict=Scheme.bio) == values
 
 
 def test_no_entity_goes_on_into_the_next_sentence():
@@ -93,15 +87,7 @@ def test_no_entity_goes_on_into_the_next_sentence():
     assert overall(entity_metrics([["B-PER", "I-PER"]], [["B-PER", "O"]])) == (0, 0, 0)
 
 
-def strict_spans(tags, scheme):
-    """Entities of one type at a time, as matches of a pattern over one letter for each word."""
-    pattern = {Scheme.bio: "BI*", Scheme.bioes: "S|BI*E"}[scheme]
-    kinds = {tag[2:] for tag in tags if tag != "O"}
-    letters = {kind: "".join(tag[0] if tag[2:] == kind else "-" for tag in tags) for kind in kinds}
-    return {(kind, match.span()) for kind in kinds for match in re.finditer(pattern, letters[kind])}
-
-
-def lenient_spans(tags):
+def entity_spans(tags):
     """A word goes on with the one before it if both are of one type, that one ends nothing, and it begins nothing."""
     spans = []
     for place, tag in enumerate(tags):
@@ -121,20 +107,18 @@ def tagged(prefixes):
     return st.lists(sentence, min_size=1, max_size=4).filter(any)
 
 
-@pytest.mark.parametrize(("scheme", "lenient"), [(s, lenient) for s in Scheme for lenient in (False, True)])
+@pytest.mark.parametrize("prefixes", ["BI", "BIES"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_tags(scheme, lenient, data):
-    sentences = data.draw(tagged({Scheme.bio: "BI", Scheme.bioes: "BIES"}[scheme]))
+def test_any_tags(prefixes, data):
+    sentences = data.draw(tagged(prefixes))
     predicted, references = ([[word[side] for word in words] for words in sentences] for side in (0, 1))
-    strict = None if lenient else scheme
 
     def entities(tags):
-        found = (lenient_spans(words) if lenient else strict_spans(words, scheme) for words in tags)
-        return {(place, *span) for place, spans in enumerate(found) for span in spans}
+        return {(place, *span) for place, words in enumerate(tags) for span in entity_spans(words)}
 
     guessed, real = entities(predicted), entities(references)
-    values = entity_metrics(predicted, references, strict=strict)
+    values = entity_metrics(predicted, references)
     assert overall(values) == pytest.approx(counted(len(guessed & real), len(guessed), len(real)), abs=1e-12)
     kinds = {kind for _, kind, _ in guessed | real}
     assert {name.partition("/")[2] for name in values if "/" in name} == kinds
@@ -144,26 +128,17 @@ def test_any_tags(scheme, lenient, data):
         assert found == pytest.approx(counted(len(ours & theirs), len(ours), len(theirs)), abs=1e-12)
     words = [word for words in sentences for word in words]
     assert values["accuracy"] == pytest.approx(sum(guess == real for guess, real in words) / len(words))
-    assert entity_metrics(predicted[::-1], references[::-1], strict=strict) == pytest.approx(values)
-    swapped = entity_metrics(references, predicted, strict=strict)
+    assert entity_metrics(predicted[::-1], references[::-1]) == pytest.approx(values)
+    swapped = entity_metrics(references, predicted)
     assert (swapped["precision"], swapped["recall"]) == (values["recall"], values["precision"])
 
 
-@pytest.mark.parametrize(
-    ("tag", "strict", "allowed"),
-    [
-        ("U-PER", None, "B-, I-, E-, S-"),
-        ("PER", None, "B-, I-, E-, S-"),
-        ("B", None, "B-, I-, E-, S-"),
-        ("OTHER", Scheme.bioes, "B-, I-, E-, S-"),
-        ("S-PER", Scheme.bio, "B-, I- before"),
-    ],
-)
-def test_foreign_tags_are_refused_by_name(tag, strict, allowed):
-    with pytest.raises(DataError, match=f"entity tag '{tag}': must be O or one of {allowed}"):
-        entity_metrics([["O"]], [[tag]], strict=strict)
+@pytest.mark.parametrize("tag", ["U-PER", "PER", "B", "OTHER"])
+def test_foreign_tags_are_refused_by_name(tag):
+    with pytest.raises(DataError, match=f"entity tag '{tag}': must be O or one of B-, I-, E-, S-"):
+        entity_metrics([["O"]], [[tag]])
     with pytest.raises(DataError, match=f"'{tag}'"):
-        entity_metrics([[tag]], [["O"]], strict=strict)
+        entity_metrics([[tag]], [["O"]])
 
 
 @pytest.mark.parametrize(

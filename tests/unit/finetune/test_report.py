@@ -13,8 +13,11 @@ from run_directories import make_run
 from finetune.evaluate import main as evaluate
 from finetune.predict import main as predict
 from finetune.report import main as report
+from pretrain.entry import compose
+from pretrain.errors import ConfigError
 from pretrain.export import main as export_pretrained
 from pretrain.report import main as report_pretrained
+from pretrain.run import pretrain
 from pretrain.sample import main as sample
 
 HOSTILE = ["a | b", "`x` *y* __z__", "<script>", "line\nbreak", "$5 & $6", "# no title", "![x](y)", "\\| \\"]
@@ -211,6 +214,15 @@ def test_commands_of_pretraining_say_what_reads_a_fine_tuned_run(capsys, labels,
     assert command([str(run)]) == 2
     told = f"{run}: a run of python -m finetune, none of python -m pretrain; use python -m finetune.report, .predict,"
     assert told in capsys.readouterr().err
+
+
+def test_pretraining_does_not_go_on_from_a_fine_tuned_run(labels, tmp_path):
+    (tmp_path / "text.txt").write_text("the time")
+    overrides = ["data=text", f"data.sources.text.paths=[{tmp_path / 'text.txt'}]", f"run.root={tmp_path / 'runs'}"]
+    run, *_ = labels
+    with pytest.raises(ConfigError, match=f"{run}: a run of python -m finetune, none of python -m pretrain"):
+        pretrain(compose([*overrides, f"init_from={run}"]))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_needs_no_torch():
