@@ -5,6 +5,7 @@ Holds no defaults of the slices: each dataclass lives beside the code that it co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ class TuneConfig:
     max_skipped: int = 10  # optimizer steps in a row that may be skipped for a non-finite gradient
 
     def __post_init__(self) -> None:
-        check(self.epochs > 0, "train.epochs", self.epochs, "must be above 0")
+        check(0 < self.epochs < math.inf, "train.epochs", self.epochs, "must be above 0, and finite")
         check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 example")
         check(self.max_tokens >= 1, "train.max_tokens", self.max_tokens, "at least 1 token")
         check(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "above 0, or null")

@@ -20,6 +20,9 @@ from finetune.heads import Kind
 from finetune.tasks.base import Encoded, TaskConfig
 from pretrain.data.corpus import concatenated_ranges
 from pretrain.distributed import World
+from pretrain.errors import NumericalError
+
+_FIX = "lower optim.lr or use precision=bf16 or fp32, and train again; the steps before are saved"
 
 
 class Answers(NamedTuple):
@@ -35,7 +38,8 @@ def answers(
 ) -> Answers:
     """Return the answers to all examples. A collective; what one rank would return, bit for bit.
 
-    `outputs` is the width of the head, C; `max_tokens` bounds the tokens of a batch.
+    `outputs` is the width of the head, C; `max_tokens` bounds the tokens of a batch. Raises `NumericalError` for
+    outputs that are not finite: the largest of them would be an answer like any other.
     """
     module.eval()
     rows = int(examples.offsets[-1]) if kind is not Kind.sequence else len(examples)
@@ -57,6 +61,8 @@ def answers(
     gathered = itertools.chain(*world.gather(torch.stack(losses).tolist()))
     loss = math.fsum(gathered) / targets if targets else math.nan  # exact: in any order the same
     together = world.sum_tensor(found).cpu().numpy()  # each row is one rank's, and zeros everywhere else
+    if broken := int((~np.isfinite(together)).any(axis=1).sum()):
+        raise NumericalError(f"{broken} of {rows} outputs of the model are not finite; {_FIX}")
     cuts = examples.offsets[1:-1] if kind is not Kind.sequence else np.arange(1, len(examples))
     parts = np.split(together, cuts)
     return Answers([part[0] for part in parts] if kind is Kind.sequence else parts, loss)

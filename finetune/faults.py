@@ -34,9 +34,11 @@ class Faults:
         return {reason: len(examples) for reason, examples in sorted(self._found.items())}
 
     def settle(self, num_records: int) -> None:
-        """Tell what was left out of so many records. Raises `DataError` if it is more than allowed, or all."""
+        """Tell what was left out of so many records. Raises `DataError` if it is more than allowed, or all of them."""
+        if not num_records:
+            raise DataError(f"{self._source}: there is no record in it; name one that has some")
         bad = sum(self.counts.values())
-        if not bad and num_records:
+        if not bad:
             return
         told = "; ".join(
             f"{reason}: {len(examples)} ({', '.join(examples[:SHOWN])})"
@@ -45,5 +47,5 @@ class Faults:
         share = f"{bad} of {num_records} records are bad"
         if bad > self._allowed * num_records or bad == num_records:
             rule = f"more than task.max_faults={self._allowed} of them; mend them, or raise it to leave them out"
-            raise DataError(f"{self._source}: {share}, {rule}. {told or 'there is no record'}")
+            raise DataError(f"{self._source}: {share}, {rule}. {told}")
         log.warning("%s: %s and left out. %s", self._source, share, told)

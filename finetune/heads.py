@@ -9,7 +9,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
 from torch import Tensor, nn
 
 from pretrain.models.decoder import DecoderConfig
@@ -32,7 +31,6 @@ class Pooling(StrEnum):
 
     first = "first"  # the hidden state of its first token
     last = "last"  # of its last token
-    mean = "mean"  # the mean over its tokens
 
 
 class Layer(StrEnum):
@@ -165,8 +163,3 @@ def pooled(hidden: Tensor, offsets: Tensor, pooling: Pooling) -> Tensor:
             return hidden.index_select(0, offsets[:-1])
         case Pooling.last:
             return hidden.index_select(0, offsets[1:] - 1)
-        case Pooling.mean:
-            lengths = offsets.diff()
-            sequence = torch.arange(len(lengths), device=hidden.device).repeat_interleave(lengths)
-            sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, sequence, hidden)
-            return sums / lengths[:, None]

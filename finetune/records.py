@@ -83,6 +83,9 @@ def _table(
             place = f"{file}:{line}"
             if isinstance(cells, csv.Error):
                 faults.report("bad quotes", place, str(cells))
+            elif cells == header:
+                rule = "the file's own first line names the columns; leave task.header out"
+                raise ConfigError(f"task.header={','.join(header)}: {place}: {rule}")
             elif not names:
                 names = cells
                 _check_columns(file, columns, names, "; if its first line is none of names, set task.header")

@@ -27,7 +27,7 @@ from finetune.tasks.base import Encoded
 from pretrain.checkpoint import Checkpoints
 from pretrain.commit import step_names
 from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
-from pretrain.errors import check, exit_code_to
+from pretrain.errors import DataError, check, exit_code_to
 from pretrain.fragments import write_durably
 from pretrain.initial import InitialWeights
 from pretrain.loop import TrainConfig, TrainState, train
@@ -40,6 +40,9 @@ from pretrain.source import Source, find_source
 from pretrain.strategy.base import Memory
 from pretrain.summary import ModelSize, versions
 from pretrain.tracking.base import Tracker
+
+WHEREABOUTS = {"train", "validation", "columns", "header", "word_column", "tag_column", "max_faults"}
+"""Settings of tasks that decide what is read of which files; a resumed run must find the same in them."""
 
 log = logging.getLogger(__name__)
 
@@ -139,14 +142,20 @@ def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirector
 
 
 def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData:
-    """Read and encode the task's files."""
+    """Read and encode the task's files. Raises `DataError` for one of which no token is left."""
     task, longest = cfg.task, source.model.max_seq_len
     rule = f"{source.path} sees sequences of at most {longest} tokens; lower it"
     check(task.max_tokens <= longest, "task.max_tokens", task.max_tokens, rule)
     train_records, validation_records = task.records(task.train), task.records(task.validation)
     names = task.names(train_records)
-    train_set = task.encode(train_records, tokenizer, names)
-    return TaskData(names, train_set, task.encode(validation_records, tokenizer, names))
+    train_set, validation_set = (
+        task.encode(records, tokenizer, names) for records in (train_records, validation_records)
+    )
+    for key, encoded in (("train", train_set), ("validation", validation_set)):
+        if not len(encoded.examples):
+            rule = "the tokenizer has no token for any of its words; are they those of the right column?"
+            raise DataError(f"task.{key}={getattr(task, key)}: {rule}")
+    return TaskData(names, train_set, validation_set)
 
 
 def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
@@ -184,6 +193,7 @@ def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerpr
         "the training set": data.train.examples.sha256[:16],
         "the validation set": data.validation.examples.sha256[:16],
         "task": choices()[type(cfg.task)][1],
+        **{f"task.{key}": value for key, value in plain(cfg.task).items() if key not in WHEREABOUTS},
         "names": data.names,
         "tuning": {"choice": choices()[type(cfg.tuning)][1], **plain(cfg.tuning)},
         "seed": cfg.seed,

@@ -35,18 +35,32 @@ def beginning(init_from: str | None, run: Path) -> tuple[Source, Tokenizer]:
     """Return what is known of a source, and its tokenizer, which frames texts and pairs as its model has seen them.
 
     Without `init_from` it is what the run kept of its source when it began. A source may be a run of fine-tuning, too.
-    Raises what `open_source` raises, and `ConfigError` for a `run` that is none of fine-tuning.
+    Raises what `open_source` raises, and `ConfigError` for a `run` that is none of fine-tuning, and for a tokenizer of
+    another vocabulary.
     """
     if init_from is None and NETWORK not in read_record(run):
         raise ConfigError(f"run.name={run.name}: {run} is no run of fine-tuning; choose another run.name")
     path = run if init_from is None else place_of(init_from)
     if init_from is None or _is_fine_tuned(path):
-        return _kept_source(path), load_tokenizer(path / "tokenizer.json")
+        source = _kept_source(path)
+        return source, fitting_tokenizer(source.tokenizer, source.vocab_size)
     source = open_source(init_from)
-    tokenizer = load_tokenizer(source.tokenizer)
+    tokenizer = fitting_tokenizer(source.tokenizer, source.vocab_size)
     if not is_released(source.path) and source.frame is not None:
         frame(tokenizer, source.frame, getattr(source.model, "token_types", 0))
     return source, tokenizer
+
+
+def fitting_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
+    """Load a `tokenizer.json`. Raises `ConfigError` if the model's `vocab_size` has no row for one of its ids."""
+    tokenizer = load_tokenizer(file)
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if largest >= vocab_size:
+        rule = f"it has ids up to {largest}, but the model's embedding {vocab_size} rows"
+        raise ConfigError(
+            f"{file}: of another vocabulary: {rule}; put the tokenizer that the model was trained with there"
+        )
+    return tokenizer
 
 
 def _is_fine_tuned(source: Path) -> bool:

@@ -17,9 +17,9 @@ from finetune.entry import FINETUNE
 from finetune.evaluation import Answers, answers
 from finetune.objective import FineTuned
 from finetune.run import build_module
+from finetune.start import fitting_tokenizer
 from finetune.tasks.base import Encoded
 from pretrain.checkpoint import restore_weights, saved_step
-from pretrain.data.tokenizer import load_tokenizer
 from pretrain.distributed import World, device_type
 from pretrain.entry import compose_run
 from pretrain.registry import rebuilt
@@ -66,5 +66,5 @@ def open_trained(run: Path, step: int | None = None) -> Trained:
     module = build_module(cfg, network, record["vocab_size"], record["names"]).to_empty(device="cpu")
     place = saved_step(run / "checkpoints", World.alone(), record.get("best_step") if step is None else step)
     restore_weights(place, module)
-    tokenizer = load_tokenizer(run / "tokenizer.json")
+    tokenizer = fitting_tokenizer(run / "tokenizer.json", record["vocab_size"])
     return Trained(cfg=cfg, record=record, network=network, module=module, tokenizer=tokenizer, step=place)

@@ -93,7 +93,7 @@ def train(
     """
     for micro_batches in steps:
         torch.manual_seed(hash((seed, state.step, world.rank)))  # dropout: a function of the step, so resume is exact
-        counts = [(batch.num_targets, len(batch.tokens)) for batch in micro_batches]
+        counts = [(batch.num_targets, batch.num_tokens) for batch in micro_batches]
         targets, tokens = world.sum_ints(*map(sum, zip(*counts, strict=True)))
         for number, batch in enumerate(micro_batches, start=1):
             with strategy.micro_step(last=number == len(micro_batches)):

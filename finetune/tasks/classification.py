@@ -100,6 +100,8 @@ class ClassificationConfig:
         check(0 <= self.label_smoothing < 1, "task.label_smoothing", self.label_smoothing, "must be in [0, 1)")
         check(bool(self.label_separator), "task.label_separator", repr(self.label_separator), "must not be empty")
         check(len(set(self.labels)) == len(self.labels), "task.labels", self.labels, "must differ from one another")
+        if self.problem is Problem.single_label:
+            check(len(self.labels) != 1, "task.labels", self.labels, "name at least two, or none for all there are")
         if self.problem is not Problem.single_label:
             rule = f"is for task.problem=single_label; leave it out for {self.problem}"
             check(self.label_smoothing == 0, "task.label_smoothing", self.label_smoothing, rule)
@@ -135,6 +137,8 @@ class ClassificationConfig:
         Of regression it is the name of the number. Raises `DataError` if all examples have the same answer.
         """
         answers = {record.answer for record in records}
+        if self.problem is Problem.single_label and self.labels:
+            answers &= set(self.labels)  # others are bad records
         if len(answers) < 2:
             told = ", ".join(f"{answer!r:.80}" for answer in answers) or "none"
             raise DataError(f"task.train: all examples have the same answer, {told}: there is nothing to learn")

@@ -71,6 +71,7 @@ class Batch:
     lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
     segments: Tensor | None = None  # (N,) int64 token-type ids
     labels: Tensor | None = None  # (S, ...) of sequences: int64, IGNORED = none; or numbers, nan = none
+    filler: bool = False  # whether it stands for no text
 
     @classmethod
     def empty(cls) -> Batch:
@@ -83,7 +84,13 @@ class Batch:
             targets=torch.full((1,), IGNORED, dtype=torch.int64),
             num_targets=0,
             lengths=[1],
+            filler=True,
         )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of text."""
+        return 0 if self.filler else len(self.tokens)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; copies from pinned memory do not wait."""

@@ -91,7 +91,8 @@ def test_a_run_learns_and_leaves_what_it_promises(place, whole):
 
 
 def assert_alike(one, other) -> None:
-    """Compare losses and gradient norms of two runs, step by step, and what they measure."""
+    """Compare losses and gradient norms of two runs, step by step, what they have seen, and what they measure."""
+    assert column(one, "tokens") == column(other, "tokens")
     for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
         first, second = column(one, key, split), column(other, key, split)
         assert first.keys() == second.keys() and len(first) >= 2
@@ -338,6 +339,7 @@ def test_what_cannot_be_learnt_is_refused_by_name(place, override, code, refusal
     ("override", "refusal"),
     [
         ("task.train=other.tsv", "the training set was "),
+        ("task.metric=matthews", "task.metric was accuracy and is now matthews, which would make it another run"),
         ("scratch=true", "scratch was False and is now True, which would make it another run; restore it, or"),
         ("init_from=decoder", "init_from was bert and is now decoder, which would make it another run; restore it, or"),
     ],

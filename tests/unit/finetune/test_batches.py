@@ -60,6 +60,7 @@ def test_what_a_step_learns_depends_neither_on_ranks_nor_on_the_budget(lengths, 
         found = sorted(number for own in together for batch in own for number in members(batch))
         assert found == sorted(number for batch in alone for number in members(batch))
         assert sum(batch.num_targets for own in together for batch in own) == len(found)
+        assert sum(batch.num_tokens for own in together for batch in own) == sum(lengths[number] for number in found)
 
 
 @settings(deadline=None)

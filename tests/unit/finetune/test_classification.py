@@ -259,6 +259,13 @@ def test_one_answer_to_everything_teaches_nothing(tmp_path, problem, answer):
         cfg.names(records)
 
 
+def test_one_answer_to_all_that_is_kept_teaches_nothing(tmp_path):
+    cfg = task(labels=["a", "b"], max_faults=0.9)
+    records = cfg.records(written(tmp_path, [("one", "a"), ("two", "c"), ("three", "a")]))
+    with pytest.raises(DataError, match=r"task.train: all examples have the same answer, 'a': there is nothing"):
+        cfg.names(records)
+
+
 def test_the_same_text_with_other_answers_is_told_with_the_count(tmp_path, caplog):
     rows = [("x", "a"), ("y", "a"), ("x", "a"), ("x", "b"), ("y", "a"), ("z", "c")]
     file = written(tmp_path, rows)
@@ -387,6 +394,7 @@ def test_answers_of_texts_whose_labels_are_not_known(tmp_path):
         ({"class_weights": "balanced", "problem": "regression"}, "task.class_weights=balanced: is for task.problem="),
         ({"labels": ["a", "b"], "problem": "regression"}, "task.labels=.*: numbers have no labels"),
         ({"labels": ["a", "a"]}, "task.labels=.*: must differ"),
+        ({"labels": ["a"]}, "task.labels=.*: name at least two, or none"),
         ({"label_separator": ""}, "task.label_separator='': must not be empty"),
     ],
 )

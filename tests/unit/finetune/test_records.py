@@ -94,6 +94,13 @@ def test_columns_without_a_header(tmp_path):
     assert values(file, columns, header=["class", "title", "description"]) == [("3", "text"), ("4", "c")]
 
 
+def test_a_header_that_the_file_has_itself_is_refused(tmp_path):
+    file = tmp_path / "a.tsv"
+    file.write_text("class\ttext\n1\ta\n")
+    with pytest.raises(ConfigError, match=r"task.header=class,text: .*a.tsv:1: the file's own first line names"):
+        values(file, {"label": "class", "text": "text"}, header=["class", "text"])
+
+
 JSON = [["NA", 1], ["01", "1"], ["", True], [None, 1.5], ["\u2028 文字", ["a", "b"]], [7, {"x": None}]]
 
 

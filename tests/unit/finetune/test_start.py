@@ -17,6 +17,7 @@ from finetune.losses import SingleLabel
 from finetune.objective import FineTuned
 from finetune.start import beginning, starting_weights
 from pretrain.data.base import Batch
+from pretrain.data.tokenization.bpe import BpeTokenizer
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.initial import InitialWeights
@@ -63,6 +64,16 @@ def assert_begun(module, initial, theirs, taken):
         shape = parameter.shape
         expected = theirs.get_parameter(source) if source else initial(name, WEIGHT, 0, shape.numel()).reshape(shape)
         assert torch.equal(parameter, expected), name
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused_by_both_sizes(tmp_path):
+    run = make_run(tmp_path / "run", **ENCODER, tokenizer=word_pieces())
+    assert main([str(run)]) == 0
+    for place in (run, run / "export"):
+        (place / "tokenizer.json").write_text(BpeTokenizer(vocab_size=270).train(iter(TEXTS)))
+        told = f"{place}/tokenizer.json: of another vocabulary: it has ids up to 269, but the model's embedding 72 rows"
+        with pytest.raises(ConfigError, match=told):
+            beginning(str(place), NOWHERE)
 
 
 def said_to_be_new(caplog):

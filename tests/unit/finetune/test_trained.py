@@ -1,10 +1,14 @@
 """A fine-tuned run measures, predicts and exports what it learnt: the pipelines of transformers give its answers."""
 
+import itertools
 import json
+import math
 
+import numpy as np
 import pytest
+import torch
 from finetuned_runs import SOURCES, WORDS, texts, trained, write
-from run_directories import json_of
+from run_directories import TEXTS, json_of
 from transformers import AutoModelForQuestionAnswering, pipeline
 
 from finetune.entry import FINETUNE
@@ -13,7 +17,9 @@ from finetune.export import main as export
 from finetune.predict import main as predict
 from finetune.run import finetune
 from finetune.trained import open_trained
+from pretrain.data.tokenization.bpe import BpeTokenizer
 from pretrain.entry import compose
+from pretrain.errors import DataError, NumericalError
 
 
 def lines(capsys):
@@ -54,7 +60,7 @@ def test_numbers_of_pairs(tmp_path, capsys):
     assert predict([str(run), str(data)]) == 0
     ours = lines(capsys)
     assert export([str(run)]) == 0
-    theirs = pipeline("text-classification", model=str(run / "export"), function_to_apply="none")
+    theirs = pipeline("text-classification", model=str(run / "export"))
     for record, one in zip(records, ours, strict=True):
         found = theirs({"text": record["text"], "text_pair": record["other"]})
         assert found["score"] == pytest.approx(one["score"], abs=1e-5)
@@ -79,8 +85,20 @@ def test_answers_in_texts(tmp_path, capsys, source):
     for one, context in zip(lines(capsys), contexts, strict=True):
         assert one["answer"] == context[one["start"] : one["end"]] != ""
     assert export([str(run)]) == 0
-    _, report = AutoModelForQuestionAnswering.from_pretrained(run / "export", output_loading_info=True)
+    theirs, report = AutoModelForQuestionAnswering.from_pretrained(run / "export", output_loading_info=True)
     assert not any(report.values())
+    opened = open_trained(run)  # transformers 5 has no pipeline for questions: compare what answers are found by
+    encoded = opened.encode(str(data), labelled=True)
+    bounds = itertools.pairwise(encoded.examples.offsets)
+    for (begin, end), logits in zip(bounds, opened.answers(encoded, 64).logits, strict=True):
+        segments = {"token_type_ids": as_row(encoded.examples.segments[begin:end])} if source == "bert" else {}
+        found = theirs(as_row(encoded.examples.tokens[begin:end]), **segments)
+        expected = torch.stack([found.start_logits[0], found.end_logits[0]], dim=1)
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-5)
+
+
+def as_row(values):
+    return torch.from_numpy(values.astype(np.int64))[None]
 
 
 @pytest.mark.parametrize("source", ["bert", "roberta", "gpt2"])
@@ -145,3 +163,24 @@ def test_standard_input_and_refusals(tmp_path, capsys, monkeypatch):
     assert predict([str(tmp_path), str(data)]) == 2
     assert predict([str(run), str(data), "--step", "5"]) == 4
     assert "step-00000005" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_data_without_a_single_token_are_refused(tmp_path, split):
+    tagged = [{"words": ["the", text], "tags": ["O", "B-X"]} for text, _ in texts(6)]
+    (tmp_path / "odd.jsonl").write_text('{"words": ["\\u0001"], "tags": ["B-X"]}\n')
+    with pytest.raises(DataError, match=rf"task.{split}=.*odd.jsonl: the tokenizer has no token for any of its words"):
+        trained(tmp_path, "bert", "tokens", tagged, f"task.{split}={tmp_path / 'odd.jsonl'}")
+
+
+def test_a_foreign_tokenizer_and_outputs_that_are_not_finite_are_refused(tmp_path, capsys):
+    run, data = trained(tmp_path, "bert", "classification", [{"text": text, "label": word} for text, word in texts(12)])
+    opened = open_trained(run)
+    encoded = opened.encode(str(data), labelled=True)
+    opened.module.get_parameter("head.classifier.bias").data[1] = math.nan
+    with pytest.raises(NumericalError, match=f"{len(encoded.examples)} of 12 outputs of the model are not finite"):
+        opened.answers(encoded, 64)
+    (run / "tokenizer.json").write_text(BpeTokenizer(vocab_size=299).train(iter(TEXTS)))
+    capsys.readouterr()
+    assert predict([str(run), str(data)]) == 2
+    assert "tokenizer.json: of another vocabulary" in capsys.readouterr().err

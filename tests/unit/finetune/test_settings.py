@@ -1,0 +1,52 @@
+"""The root configuration of fine-tuning: every choice of every group composes, and what cannot be is refused."""
+
+import pytest
+
+from finetune.entry import FINETUNE
+from pretrain.entry import compose
+from pretrain.errors import ConfigError
+from pretrain.optim import AdamWConfig, MuonConfig
+
+REQUIRED = ["task=classification", "task.train=a.tsv", "task.validation=b.tsv", "init_from=bert"]
+
+
+def composed(*overrides):
+    return compose([*REQUIRED, *overrides], root=FINETUNE)
+
+
+def test_the_defaults_are_those_of_fine_tuning():
+    assert composed().optim == AdamWConfig(lr=5e-5, beta2=0.999, weight_decay=0.01)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("adamw", AdamWConfig(lr=5e-5, weight_decay=0.01)),
+        ("muon", MuonConfig(lr=5e-5, weight_decay=0.01)),
+        ("adamw_finetune", AdamWConfig(lr=5e-5, beta2=0.999, weight_decay=0.01)),
+    ],
+)
+def test_any_optimizer_has_the_learning_rate_of_fine_tuning(choice, expected):
+    assert composed(f"optim={choice}").optim == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "choices"),
+    {
+        "schedule": ["constant", "cosine", "linear", "wsd"],
+        "strategy": ["ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3"],
+        "precision": ["bf16", "fp32", "fp16"],
+        "attention": ["auto", "eager", "sdpa"],
+        "tuning": ["full", "frozen", "lora"],
+        "tracker": ["local", "tensorboard", "wandb"],
+    }.items(),
+)
+def test_every_choice_composes(group, choices):
+    for choice in choices:
+        composed(f"{group}={choice}")
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "inf", "nan"])
+def test_a_run_has_an_end(epochs):
+    with pytest.raises(ConfigError, match=r"train.epochs=.*: must be above 0, and finite"):
+        composed(f"train.epochs={epochs}")
