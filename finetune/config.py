@@ -86,6 +86,7 @@ class FinetuneConfig:
     checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
 
     def __post_init__(self) -> None:
+        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "each is one run; name none of them twice")
         for key in ("dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, key, getattr(self, key), "must lie in [0, 1)")
         rule = f"an example may have task.max_tokens={self.task.max_tokens}; raise this, or lower that"

@@ -22,6 +22,7 @@ from torch import Tensor
 from pretrain.errors import Preempted, check
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a run to save and end
 
 
 def world_size() -> int:
@@ -127,7 +128,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received = False
         self.training = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
