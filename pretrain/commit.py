@@ -24,6 +24,11 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_number(step: Path) -> int:
+    """Return the number of a step's directory, whose name `step_name` gave."""
+    return int(step.name.removeprefix("step-"))
+
+
 def step_names(directory: Path) -> list[str]:
     """Return the names of the steps in a directory, oldest first."""
     return sorted(path.name for path in directory.glob("step-*") if _STEP.fullmatch(path.name))

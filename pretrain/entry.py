@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,13 @@ class Root(NamedTuple):
 
 
 PRETRAIN = Root("pretrain", PretrainConfig, register_choices)
+
+
+class Place(NamedTuple):
+    """Where a configuration to compose lies."""
+
+    directory: Path
+    name: str  # of its YAML file there
 
 
 def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
@@ -77,7 +84,7 @@ def compose_command_line(root: Root) -> DictConfig | None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=root.name)(keep)()
     except (HydraException, YAMLError) as error:
-        raise ConfigError(_explained(error, root, sys.argv[1:])) from None
+        raise ConfigError(_explained(error, root, sys.argv[1:], Place(CONF, root.name))) from None
     return composed[0] if composed else None
 
 
@@ -86,30 +93,33 @@ def compose(
 ) -> Any:
     """Compose and type a configuration from Python: the presets, or the `config.yaml` of a run directory."""
     root.register()
+    place = Place((config_dir or CONF).absolute(), config_name or root.name)
     try:
-        with hydra.initialize_config_dir(str((config_dir or CONF).absolute()), version_base="1.3"):
-            return typed(hydra.compose(config_name or root.name, overrides))
+        with hydra.initialize_config_dir(str(place.directory), version_base="1.3"):
+            return typed(hydra.compose(place.name, overrides))
     except (HydraException, YAMLError) as error:
-        raise ConfigError(_explained(error, root, overrides)) from None
+        raise ConfigError(_explained(error, root, overrides, place)) from None
 
 
-def compose_run(run: Path, root: Root = PRETRAIN) -> Any:
+def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ()) -> Any:
     """Compose and type the configuration of a run directory, for looking at its model on the CPU.
 
-    Raises `ConfigError` for what is no run directory, and for a run of another program.
+    `overrides` change it. Raises `ConfigError` for what is no run directory, for a run of another program, and for an
+    override that is refused.
     """
     if not (run / "config.yaml").exists():
         raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
     check_written_by(root.name, run)
-    return compose(["attention=sdpa"], config_dir=run, config_name="config", root=root)  # flash and flex need a GPU
+    changes = ["attention=sdpa", *overrides]  # flash and flex need a GPU
+    return compose(changes, config_dir=run, config_name="config", root=root)
 
 
-def _explained(error: HydraException | YAMLError, root: Root, overrides: list[str]) -> str:
+def _explained(error: HydraException | YAMLError, root: Root, overrides: list[str], place: Place) -> str:
     """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice."""
     message = str(error)
     if found := re.search(r"Could not override '([^']+)'", message):
         key = found[1]
-        return f"{key}: no such setting{nearest(key, _settings(root, overrides, besides=key))}"
+        return f"{key}: no such setting{nearest(key, _settings(root, overrides, place, besides=key))}"
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
         options = found[3].split()
         choice = found[1].removeprefix(f"{found[2]}/")
@@ -119,15 +129,15 @@ def _explained(error: HydraException | YAMLError, root: Root, overrides: list[st
     return " ".join(line.strip() for line in message.splitlines() if "type=" not in line and line.strip())
 
 
-def _settings(root: Root, overrides: list[str], besides: str) -> list[str]:
-    """Return the names of all settings of a root under the choices that `overrides` make, `besides` a refused one."""
+def _settings(root: Root, overrides: list[str], place: Place, besides: str) -> list[str]:
+    """Return the names of all settings under the choices of `place` and of `overrides`, `besides` a refused one."""
     names = [field.name for field in fields(root.schema)]
     groups = ConfigStore.instance().repo.keys() & set(names) - {besides}
     chosen = [override for override in overrides if override.partition("=")[0] in groups]
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = flattened(OmegaConf.to_container(hydra.compose(root.name, chosen)))
+        with hydra.initialize_config_dir(str(place.directory), version_base="1.3"):
+            composed = flattened(OmegaConf.to_container(hydra.compose(place.name, chosen)))
     except HydraException:  # a choice that is required is made in a file
         composed = {}
     return [*([] if "." in besides else ["experiment", *names]), *composed]

@@ -1,6 +1,6 @@
 """metrics.jsonl, the truth about a run: one JSON object a line, appended as the run goes.
 
-Holds writing and cutting back; reading for people is in `report`.
+Holds writing and cutting back, and how JSON has numbers that it does not know; reading for people is in `report`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class JsonlSink:
-    """Appends records to a file, each on its own line and handed to the system at once.
-
-    NaN and infinities are written as the strings "NaN", "Infinity" and "-Infinity" (the spelling of protobuf's JSON):
-    plain JSON has no such numbers, and null means unknown.
-    """
+    """Appends records to a file, each on its own line, as `to_json` has it, and handed to the system at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,9 +26,8 @@ class JsonlSink:
 
     def log(self, record: Record) -> None:
         """Append one line. Raises `ResourceError` when it cannot be written."""
-        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
         try:
-            self._file.write(line + "\n")
+            self._file.write(to_json(record) + "\n")
             self._file.flush()
         except OSError as error:
             raise ResourceError(f"{self._path}: cannot be written ({error}); free space there and resume") from error
@@ -67,7 +62,20 @@ class JsonlSink:
             ) from None
 
 
+def to_json(value: object, *, ensure_ascii: bool = True) -> str:
+    """Return plain values as JSON on one line.
+
+    NaN and infinities, however deep, are written as the strings "NaN", "Infinity" and "-Infinity" (the spelling of
+    protobuf's JSON): plain JSON has no such numbers, and null means unknown.
+    """
+    return json.dumps(_finite(value), ensure_ascii=ensure_ascii, allow_nan=False)
+
+
 def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
     if not isinstance(value, float) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.errors import CheckpointError, ResourceError
-from pretrain.tracking.jsonl import JsonlSink
+from pretrain.tracking.jsonl import JsonlSink, to_json
 
 STEPS = 12
 
@@ -53,6 +53,14 @@ def test_lines_are_plain_json_and_readable_at_once(tmp_path):
     line = json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN as a bare word is not JSON
     assert line == {"step": 1, "split": "train", "loss": "NaN", "grad_norm": "Infinity", "lr": "-Infinity", "mfu": None}
     assert math.isnan(float(line["loss"])) and float(line["grad_norm"]) == math.inf
+
+
+def test_numbers_that_json_does_not_have_are_strings_at_any_depth():
+    value = {"é": [{"score": math.nan}, [-math.inf]], "text": "NaN", "count": 3, "flag": True, "no": None}
+    line = to_json(value, ensure_ascii=False)
+    assert line.startswith('{"é"')
+    expected = value | {"é": [{"score": "NaN"}, ["-Infinity"]]}
+    assert json.loads(line, parse_constant=pytest.fail) == json.loads(to_json(value)) == expected
 
 
 def test_floats_come_back_bit_for_bit(tmp_path):
