@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -22,6 +23,7 @@ from pretrain.fetch import is_hub_name
 from pretrain.registry import nearest
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+STANDARD_INPUT = "-"  # in place of a file's name
 FORMATS = (".csv", ".tsv", *JSON_LINES, ".parquet")
 
 
@@ -42,7 +44,8 @@ def read_records(
 
     `columns` maps roles to columns, all of which there must be. `header` names the columns of a CSV or TSV file that
     does not do so in its first line. A CSV may quote its cells (RFC 4180), a TSV never does, as GLUE's do not; they
-    and JSON lines may be compressed (.gz, .xz, .bz2, .zst). Blank lines are no records.
+    and JSON lines may be compressed (.gz, .xz, .bz2, .zst). Blank lines are no records. `-` is JSON lines from standard
+    input, which can be read once.
 
     Reports records that cannot be read to `faults`, which the caller settles. Raises `ConfigError` for what is not
     there, file, column or split, and `DataError` for a file that cannot be read.
@@ -59,6 +62,8 @@ def _rows(source: str, columns: Mapping[str, str], faults: Faults, header: Seque
     suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSED]
     form = suffixes[-1] if suffixes else ""
     name, _, split = source.partition(":")
+    if source == STANDARD_INPUT:
+        return _json_lines(source, columns, faults)
     if Path(source).is_file() and form in FORMATS:
         if form == ".parquet":
             return _parquet(source, columns, faults)
@@ -192,8 +197,12 @@ def _hub(name: str, load: tuple[str, str, str, str], columns: Mapping[str, str])
 @contextmanager
 def _open_text(file: str, newline: str) -> Iterator[TextIO]:
     """Open UTF-8 text, perhaps after a byte order mark. Bytes that are none become surrogates, which are no text."""
-    with open_bytes(file) as stream:
-        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    with nullcontext(sys.stdin.buffer) if file == STANDARD_INPUT else open_bytes(file) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        try:
+            yield text
+        finally:
+            text.detach()  # a wrapper that is let go would close standard input
 
 
 def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str], hint: str = "") -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.figures import draw_training
+from finetune.options import parser_of_use
 from finetune.sections.base import Picture, Section, clipped, value_text
 from pretrain.errors import ConfigError, HeadwaterError
 from pretrain.history import History, load
@@ -28,16 +29,12 @@ LABELS_ROOM = 400  # characters of the names of labels
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune.report", description="A page on a fine-tuned model: curves, metrics, worst errors."
-    )
-    parser.add_argument("run", type=Path, help="run directory, e.g. runs/finetune")
+    description = "A page on a fine-tuned model: curves, metrics, worst errors."
+    parser = parser_of_use("python -m finetune.report", description)
     parser.add_argument(
         "source", nargs="?", help="file, or name on the hub, with answers (default: what the run was measured on)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the run)")
-    parser.add_argument("--step", type=int, default=None, help="a saved step (default: the best)")
-    parser.add_argument("--max-tokens", type=int, default=8192, help="tokens at a time (default %(default)s)")
     options = parser.parse_args(arguments)
     try:
         print(report(options))
@@ -55,7 +52,7 @@ def report(options: argparse.Namespace) -> Path:
     """
     from finetune.trained import open_trained  # it imports torch, which --help does without
 
-    trained = open_trained(options.run, options.step)
+    trained = open_trained(options.run, options.step, options.set)
     history = load(options.run)
     source = options.source or trained.cfg.task.validation
     encoded = trained.encode(source, labelled=True)
@@ -101,7 +98,7 @@ def _facts(trained: Trained, history: History, source: str, encoded: Encoded) ->
     """Return what the run is, and what is looked at here, as a table."""
     cfg, record = trained.cfg, trained.record
     task, sizes = cfg.task, record.get("records", {})  # runs from before it was recorded have none
-    step = int(trained.step.name.rpartition("-")[2])
+    step = trained.number
     rows = [
         ("Task", literal(_task(task))),
         ("Started from", literal(record.get("init_from", cfg.init_from))),

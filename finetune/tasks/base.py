@@ -31,6 +31,7 @@ class TaskConfig(Protocol):
     """What `run` asks of a task's dataclass, a choice of the group `task`."""
 
     kind: ClassVar[Kind]  # what its head answers for
+    fixed: ClassVar[tuple[str, ...]]  # settings that only learning reads or that weights are for: no use changes them
     train: str  # file, or name on the hub, of the examples to learn from
     validation: str  # of those that measure it
     max_tokens: int  # of a sequence; what is longer is cut or split, as the task says
@@ -38,6 +39,11 @@ class TaskConfig(Protocol):
     @property
     def metric(self) -> str:
         """The name of the metric that chooses the best step; more is better."""
+        ...
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """The settings that are left to measuring, which finds them as metrics of the same names."""
         ...
 
     def records(self, source: str, *, labelled: bool = True) -> list[Any]:
@@ -65,7 +71,10 @@ class TaskConfig(Protocol):
         ...
 
     def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield what is predicted for each record, plain values with scores, in order."""
+        """Yield what is predicted for each record, plain values with scores, in order.
+
+        What a line is of is its `place`, as faults tell it, or an `id` that records have.
+        """
         ...
 
     def sections(

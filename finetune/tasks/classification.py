@@ -76,6 +76,11 @@ class ClassificationConfig:
     """A class, a set of labels, or a number for a text or a pair of texts."""
 
     kind: ClassVar[Kind] = Kind.sequence
+    fixed: ClassVar[tuple[str, ...]] = (
+        *("train", "validation", "metric", "problem", "labels"),
+        *("label_smoothing", "class_weights"),
+    )
+    found: ClassVar[tuple[str, ...]] = ()
 
     train: str = MISSING  # file (CSV, TSV, JSON lines, Parquet), or org/name:split, of the examples to learn from
     validation: str = MISSING  # of those that measure it
@@ -202,23 +207,13 @@ class ClassificationConfig:
                 return regression_metrics(outputs[:, 0], labels)
 
     def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield the answer to each text: `label`, its probability `score` and the `probabilities` of all labels.
+        """Yield the answer to each text, after its `place`: `label`, its probability `score`, all `probabilities`.
 
         For multi_label there are `labels` and `scores`, of those that are more likely than not; for regression the
         number alone, `score`.
         """
-        if self.problem is Problem.regression:
-            yield from ({"score": float(row[0])} for row in logits)
-            return
-        for row in logits:
-            probabilities = dict(zip(names, self._probabilities(row).tolist(), strict=True))
-            if self.problem is Problem.single_label:
-                best = names[int(row.argmax())]
-                yield {"label": best, "score": probabilities[best], "probabilities": probabilities}
-            else:
-                chosen = [name for name, output in zip(names, row, strict=True) if output > 0]
-                scores = [probabilities[name] for name in chosen]
-                yield {"labels": chosen, "scores": scores, "probabilities": probabilities}
+        for record, row in zip(encoded.records, logits, strict=True):
+            yield {"place": record.place, **self._told(row, names)}
 
     def sections(
         self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
@@ -236,6 +231,18 @@ class ClassificationConfig:
                 return multi_label(items, self._probabilities(outputs), labels, names)
             case Problem.regression:
                 return regression(items, outputs[:, 0], labels)
+
+    def _told(self, row: np.ndarray, names: list[str]) -> dict[str, Any]:
+        """Return the answer that logits (C,) give."""
+        if self.problem is Problem.regression:
+            return {"score": float(row[0])}
+        probabilities = dict(zip(names, self._probabilities(row).tolist(), strict=True))
+        if self.problem is Problem.single_label:
+            best = names[int(row.argmax())]
+            return {"label": best, "score": probabilities[best], "probabilities": probabilities}
+        chosen = [name for name, output in zip(names, row, strict=True) if output > 0]
+        scores = [probabilities[name] for name in chosen]
+        return {"labels": chosen, "scores": scores, "probabilities": probabilities}
 
     def _probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the probabilities (..., C) float64: of one label in all, or of each by itself."""

@@ -6,6 +6,7 @@ Holds the task; questions are read in `questions`, encoded in `windows`, answers
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ class QaConfig:
     """The part of a text that answers a question about it."""
 
     kind: ClassVar[Kind] = Kind.span
+    fixed: ClassVar[tuple[str, ...]] = ("train", "validation", "metric", "unanswerable")
 
     train: str = MISSING  # SQuAD's JSON, JSON lines or Parquet, or hub name, of the questions to learn from
     validation: str = MISSING  # of those that measure it
@@ -67,9 +69,19 @@ class QaConfig:
         rule = f"must be at least {least}: task.max_question_tokens + task.stride + 1, and what frames a text"
         check(self.max_tokens >= least, "task.max_tokens", self.max_tokens, rule)
         check(0 <= self.max_faults < 1, "task.max_faults", self.max_faults, "must be at least 0 and below 1")
+        threshold = self.no_answer_threshold
+        rule = "must be a finite number of logits, or null for the best on the validation set"
+        check(threshold is None or math.isfinite(threshold), "task.no_answer_threshold", threshold, rule)
+        rule = "is between answer and none, and all questions have one; leave it out, or set task.unanswerable=true"
+        check(threshold is None or self.unanswerable, "task.no_answer_threshold", threshold, rule)
         rule = f"name a column for each of {', '.join(ROLES)} (answer_start= for none)"
         named = all(self.columns.get(role) for role in ROLES[:-1])
         check(named and set(self.columns) == set(ROLES), "task.columns", self.columns, rule)
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """The threshold between answer and none, unless there is one or none is needed."""
+        return ("no_answer_threshold",) if self.unanswerable and self.no_answer_threshold is None else ()
 
     def records(self, source: str, *, labelled: bool = True) -> list[Question]:
         """Read questions, with their answers if they are `labelled`.
@@ -118,8 +130,7 @@ class QaConfig:
         """Return exact match and F1 as shares, for `unanswerable` also of the questions with and without an answer.
 
         Then `no_answer_threshold` is the threshold they are for: the configured one, or else the one with which
-        `metric` is best on this very data set, as the official script finds it. Predictions with the same
-        threshold need it in `task.no_answer_threshold`.
+        `metric` is best on this very data set, as the official script finds it.
         """
         golds = [_texts(one.question) for one in encoded.records]
         found = list(self._candidates(encoded, logits))

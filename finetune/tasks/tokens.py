@@ -61,6 +61,11 @@ class TokensConfig:
     """A tag for every word of a sentence."""
 
     kind: ClassVar[Kind] = Kind.token
+    fixed: ClassVar[tuple[str, ...]] = (
+        *("train", "validation", "metric", "scheme", "labels"),
+        *("label_all_pieces", "label_smoothing", "class_weights"),
+    )
+    found: ClassVar[tuple[str, ...]] = ()
 
     train: str = MISSING  # file (CoNLL columns, JSON lines, Parquet), or org/name:split, of what to learn from
     validation: str = MISSING  # of what measures it
@@ -178,12 +183,14 @@ class TokensConfig:
     def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
         """Yield of each sentence its words, joined as `text` and one by one, with `tags` and their probabilities.
 
-        The score of a word without a token is None. Where tags mark `entities`, each has its type and words, where it
-        begins and ends in characters of the text, and the mean probability of its tags.
+        `place` says where the sentence begins. The score of a word without a token is None. Where tags mark `entities`,
+        each has its type and words, where it begins and ends in characters of the text, and the mean probability of its
+        tags.
         """
         for record, (tags, scores) in zip(encoded.records, _decoded(encoded, logits, names), strict=True):
             words = record.sentence.words
-            found = {"text": " ".join(words), "words": words, "tags": tags, "scores": scores}
+            place = record.sentence.place
+            found = {"place": place, "text": " ".join(words), "words": words, "tags": tags, "scores": scores}
             if self.scheme is not TagScheme.none:
                 found["entities"] = _entities(words, tags, scores)
             yield found

@@ -338,10 +338,12 @@ def test_predictions_of_one_label(tmp_path):
     cfg = task()
     encoding, names = encoded(tmp_path, [("x", "a"), ("y", "b"), ("z", "c")], cfg)
     found = list(cfg.predict(encoding, LOGITS, names))
-    for row, logits, label in zip(found, LOGITS, ["a", "b", "c"], strict=True):
+    places = [record.place for record in encoding.records]
+    for row, place, logits, label in zip(found, places, LOGITS, ["a", "b", "c"], strict=True):
         powers = [math.exp(value) for value in logits.tolist()]
         expected = dict(zip(names, [power / sum(powers) for power in powers], strict=True))
         assert row == {
+            "place": place,
             "label": label,
             "score": pytest.approx(expected[label]),
             "probabilities": pytest.approx(expected),
@@ -370,7 +372,9 @@ def test_predictions_of_numbers(tmp_path):
     cfg = task(problem="regression")
     encoding, names = encoded(tmp_path, [("x", 1.0), ("y", 2.0), ("z", 9.0)], cfg)
     logits = [np.array([value], np.float32) for value in (0.5, 0.25, 3.0)]
-    assert list(cfg.predict(encoding, logits, names)) == [{"score": 0.5}, {"score": 0.25}, {"score": 3.0}]
+    found = [(row.pop("place"), row) for row in cfg.predict(encoding, logits, names)]
+    places = [record.place for record in encoding.records]
+    assert found == list(zip(places, [{"score": 0.5}, {"score": 0.25}, {"score": 3.0}], strict=True))
     assert cfg.measure(encoding, logits, names)["spearman"] == pytest.approx(0.5)
 
 

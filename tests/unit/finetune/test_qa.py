@@ -195,6 +195,12 @@ def test_answers_in_no_window_are_refused_or_told(caplog):
         ({"n_best": 0}, "task.n_best=0: must be at least 1"),
         ({"max_answer_tokens": 0}, "task.max_answer_tokens=0: must be at least 1"),
         ({"max_faults": 1.5}, "task.max_faults=1.5: must be at least 0"),
+        ({"no_answer_threshold": float("nan"), "unanswerable": True}, "task.no_answer_threshold=nan: must be a finite"),
+        (
+            {"no_answer_threshold": float("-inf"), "unanswerable": True},
+            "task.no_answer_threshold=-inf: must be a finite",
+        ),
+        ({"no_answer_threshold": 1.0}, "task.no_answer_threshold=1.0: is between answer and none"),
         ({"columns": {"id": "id"}}, "task.columns={'id': 'id'}: name a column"),
     ],
 )

@@ -23,7 +23,14 @@ from pretrain.errors import DataError, NumericalError
 
 
 def lines(capsys):
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [json.loads(line, parse_constant=pytest.fail) for line in capsys.readouterr().out.splitlines()]
+
+
+def said(capsys, command, *arguments):
+    """Return the lines of JSON that a command prints."""
+    capsys.readouterr()
+    assert command([*map(str, arguments)]) == 0
+    return lines(capsys)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +161,19 @@ def test_standard_input_and_refusals(tmp_path, capsys, monkeypatch):
     records = [{"text": text, "label": word} for text, word in texts(12)]
     run, data = trained(tmp_path, "bert", "classification", records)
     capsys.readouterr()
-    with data.open("rb") as stream:
-        monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": stream}))
-        assert predict([str(run)]) == 0
-    assert len(lines(capsys)) == 12
+    assert predict([str(run), str(data)]) == 0
+    expected = lines(capsys)
+    assert [one["place"] for one in expected] == [f"{data}:{line}" for line in range(1, 13)]
+    data.write_bytes(data.read_bytes().replace(b"\n", b"\n\n{}\n", 1))
+    for arguments, code in (([], 3), (["--set", "task.max_faults=0.1"], 0)):
+        with data.open("rb") as stream:
+            monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": stream}))
+            assert predict([str(run), *arguments]) == code
+            assert not stream.closed
+        if code:
+            assert "-: 1 of 13 records are bad" in capsys.readouterr().err
+    places = [f"-:{line}" for line in (1, *range(4, 15))]  # of lines 2 and 3 one is blank and one bad
+    assert lines(capsys) == [{**one, "place": place} for one, place in zip(expected, places, strict=True)]
     assert predict([str(run), str(tmp_path / "nowhere.jsonl")]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
     assert predict([str(tmp_path), str(data)]) == 2
@@ -184,3 +200,21 @@ def test_a_foreign_tokenizer_and_outputs_that_are_not_finite_are_refused(tmp_pat
     capsys.readouterr()
     assert predict([str(run), str(data)]) == 2
     assert "tokenizer.json: of another vocabulary" in capsys.readouterr().err
+
+
+def test_numbers_that_json_does_not_have(tmp_path, capsys):
+    records = [{"text": text, "label": len(text) / 10} for text, _ in texts(12)]
+    run, _ = trained(tmp_path, "bert", "classification", records, "task.problem=regression")
+    one = write(tmp_path / "one.jsonl", records[:1])
+    [measured] = said(capsys, evaluate, run, one)
+    assert measured["pearson"] == measured["spearman"] == "NaN"
+
+
+def test_places_of_sentences(tmp_path, capsys):
+    rows = [text.split() for text, _ in texts(15)]
+    records = [{"words": row, "tags": ["B-X" if word in WORDS[:3] else "O" for word in row]} for row in rows]
+    run, _ = trained(tmp_path, "bert", "tokens", records)
+    file = tmp_path / "words.conll"
+    file.write_text("the O\ntime O\n\nthe O\nyear\n\nthe O\n")
+    found = said(capsys, predict, run, file, "--set", "task.max_faults=0.5")
+    assert [(one["place"], one["words"]) for one in found] == [(f"{file}:1", ["the", "time"]), (f"{file}:7", ["the"])]
