@@ -22,6 +22,7 @@ from finetune.evaluation import TaskEvaluator
 from finetune.hooks import TaskHooks
 from finetune.losses import TaskLoss
 from finetune.objective import FineTuned
+from finetune.records import STANDARD_INPUT
 from finetune.start import beginning, starting_weights
 from finetune.tasks.base import Encoded
 from pretrain.checkpoint import Checkpoints
@@ -146,16 +147,18 @@ def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData
     task, longest = cfg.task, source.model.max_seq_len
     rule = f"{source.path} sees sequences of at most {longest} tokens; lower it"
     check(task.max_tokens <= longest, "task.max_tokens", task.max_tokens, rule)
-    train_records, validation_records = task.records(task.train), task.records(task.validation)
-    names = task.names(train_records)
-    train_set, validation_set = (
-        task.encode(records, tokenizer, names) for records in (train_records, validation_records)
-    )
-    for key, encoded in (("train", train_set), ("validation", validation_set)):
-        if not len(encoded.examples):
+    sources = {"train": task.train, "validation": task.validation}
+    for key, file in sources.items():
+        rule = "standard input can be read once, and a run may be resumed; name a file"
+        check(file != STANDARD_INPUT, f"task.{key}", file, rule)
+    records = {key: task.records(file) for key, file in sources.items()}
+    names = task.names(records["train"])
+    encoded = {key: task.encode(found, tokenizer, names) for key, found in records.items()}
+    for key, found in encoded.items():
+        if not len(found.examples):
             rule = "the tokenizer has no token for any of its words; are they those of the right column?"
-            raise DataError(f"task.{key}={getattr(task, key)}: {rule}")
-    return TaskData(names, train_set, validation_set)
+            raise DataError(f"task.{key}={sources[key]}: {rule}")
+    return TaskData(names, encoded["train"], encoded["validation"])
 
 
 def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:

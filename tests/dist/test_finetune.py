@@ -325,6 +325,7 @@ def test_a_run_that_stops_getting_better_ends_and_ends_again(place):
     [
         ("init_from=nothing", 2, "init_from=nothing: no such directory"),
         ("task.max_tokens=64", 2, "task.max_tokens=64: bert sees sequences of at most 32 tokens; lower it"),
+        ("task.train=-", 2, "task.train=-: standard input can be read once, and a run may be resumed; name a file"),
         ("task.columns.text=sentence", 2, "task.columns.text=sentence: train.tsv has no such column"),
         ("task.validation=unknown.tsv", 3, "label is none of no, yes: 1 (unknown.tsv:3: 'maybe')"),
     ],
