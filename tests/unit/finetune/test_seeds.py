@@ -235,6 +235,15 @@ def test_exit_codes_are_passed_on_and_signals_become_codes():
     assert codes == [3, 128 + 9, 0]
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT interrupt, which shells have ignored by what they start in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_no_child(tmp_path):
     with Children() as children, pytest.raises(KeyboardInterrupt):
         while_it_runs(tmp_path / "ready", signal.SIGINT)
