@@ -14,7 +14,6 @@ from pretrain.errors import DataError
 
 Tags = Sequence[Sequence[str]]  # [sentences][words], ragged: "O" or a prefix, a hyphen and a type, as in "B-PER"
 
-
 _NAMES = {"f1": "f1-score", "precision": "precision", "recall": "recall"}  # ours: seqeval's
 
 
