@@ -1,0 +1,87 @@
+"""A cluster as `conf/cluster/*.yaml` describe it: what its Slurm asks for and how its nodes get their software.
+
+Holds facts and their checks. Every value ends in a shell script: names that Slurm reads have a strict form, all else is
+quoted where it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pretrain.errors import check
+from pretrain.registry import register
+from pretrain.tracking.redaction import looks_secret
+
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/,=-]*")
+WORD_RULE = "letters, digits and . _ @ : + / , = -, beginning with a letter or digit"
+OPTION = re.compile(r"[a-z][a-z-]*")
+OPTION_VALUE = re.compile(r"[A-Za-z0-9[][]A-Za-z0-9._@:+/,=|&*[-]*")  # n[1-4] and a100|h100, too
+OPTION_RULE = "letters, digits and . _ @ : + / , = | & * [ ] -, beginning with a letter, a digit or ["
+OURS = {"array", "chdir", "dependency", "error", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode"} | {
+    "output", "requeue", "no-requeue", "signal", "time", "parsable", "wrap", "export", "gpus-per-node", "cpus-per-task"
+}  # fmt: skip
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class ContainerRuntime(StrEnum):
+    """What runs a container image on the nodes."""
+
+    apptainer = "apptainer"  # `apptainer exec`; Singularity has the same command line
+    pyxis = "pyxis"  # Slurm's plugin: srun --container-image
+
+
+@register("cluster", "slurm")
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """What is true of every job on a cluster."""
+
+    partition: str | None = None  # Slurm's partition; null = the cluster's default
+    account: str | None = None  # that the job is charged to; null = the user's default
+    gpus_per_node: int = 0  # GPUs, and ranks unless nproc says otherwise; 0 = nodes without GPUs
+    cpus_per_node: int | None = None  # cores of a node that a job asks for; null = the partition's default
+    time: int | str | None = None  # longest time of a job, as Slurm writes it ("D-HH:MM:SS"); null = the partition's
+    options: dict[str, str] = field(default_factory=dict)  # other options of sbatch, such as qos: high; "" = a flag
+    requeue: bool = True  # whether a job may put itself back into the queue; if not, use chain=N
+    modules: list[str] = field(default_factory=list)  # environment modules that are loaded first
+    venv: str | None = None  # virtual environment that nodes see; null = the Python that submits
+    container: str | None = None  # image that has Headwater installed; null = none
+    container_runtime: ContainerRuntime = ContainerRuntime.apptainer  # what starts the image there
+    mounts: list[str] = field(default_factory=list)  # HOST or HOST:INSIDE that it sees; pyxis: also where you submit
+    env: dict[str, str] = field(default_factory=dict)  # environment of ranks, such as NCCL_SOCKET_IFNAME; no secrets
+
+    def __post_init__(self) -> None:
+        quoted = "put it in quotes: YAML takes 12:00:00 without them for a number; on a command line, say time=..."
+        check(not isinstance(self.time, int), "cluster.time", self.time, quoted)
+        for key in ("partition", "account", "time"):
+            _check_word(f"cluster.{key}", getattr(self, key))
+        check(self.gpus_per_node >= 0, "cluster.gpus_per_node", self.gpus_per_node, "0 or more GPUs")
+        cpus = self.cpus_per_node
+        check(cpus is None or cpus >= 1, "cluster.cpus_per_node", cpus, "at least 1 core, or null")
+        for name, value in self.options.items():
+            key = f"cluster.options.{name}"
+            check(OPTION.fullmatch(name) is not None, key, value, "no long option of sbatch; write it without dashes")
+            check(name not in OURS, key, value, "is for the launcher to set; it has a setting of its own")
+            check(value == "" or OPTION_VALUE.fullmatch(value) is not None, key, repr(value), OPTION_RULE)
+        for module in self.modules:
+            _check_word("cluster.modules", module)
+        both = "a container brings its own Python; drop one of the two"
+        check(self.venv is None or self.container is None, "cluster.venv", self.venv, both)
+        check(not self.mounts or bool(self.container), "cluster.mounts", self.mounts, "needs cluster.container")
+        for name, value in self.env.items():
+            key = f"cluster.env.{name}"
+            check(VARIABLE.fullmatch(name) is not None, key, value, "letters, digits and _ make a variable's name")
+            rule = "looks like a credential; export it where you submit: jobs inherit that environment"
+            check(not looks_secret(value), key, "<redacted>", rule)
+        for key, text in self._free_texts():
+            check(text.isprintable(), f"cluster.{key}", repr(text), "must be one line of printable characters")
+
+    def _free_texts(self) -> list[tuple[str, str]]:
+        texts = [("venv", self.venv or ""), ("container", self.container or "")]
+        texts += [("mounts", mount) for mount in self.mounts]
+        return texts + [(f"env.{name}", value) for name, value in self.env.items()]
+
+
+def _check_word(key: str, value: str | None) -> None:
+    check(value is None or WORD.fullmatch(value) is not None, key, repr(value), WORD_RULE)

@@ -1,0 +1,93 @@
+"""`python -m launch local`: ranks on this machine, for one run or for each run of a sweep in turn.
+
+Holds the choice of their number and port; the ranks themselves are in `ranks`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.core.config_store import ConfigStore
+
+from launch.program import Job
+from launch.ranks import STOPPED, Node, run_ranks
+from launch.table import table_of
+from pretrain.entry import Root
+from pretrain.errors import ConfigError, check
+
+
+@dataclass(kw_only=True)
+class LocalConfig:
+    """How many ranks there are on this machine."""
+
+    nproc: int | None = None  # ranks; null = one for each CUDA device, 1 without any
+    port: int | None = None  # TCP port on which rank 0 listens; null = a free one
+
+    def __post_init__(self) -> None:
+        check(self.nproc is None or self.nproc >= 1, "nproc", self.nproc, "at least 1 rank, or null")
+        check(self.port is None or 1024 <= self.port < 65536, "port", self.port, "from 1024 to 65535, or null")
+
+    @property
+    def ranks(self) -> int:
+        """Return how many ranks to start."""
+        return self.nproc or torch.cuda.device_count() or 1
+
+
+def register() -> None:
+    """Fill Hydra's ConfigStore with the root."""
+    ConfigStore.instance().store(name="launch_local_schema", node=LocalConfig)
+
+
+LOCAL = Root("launch_local", LocalConfig, register)
+
+
+def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
+    """Run the jobs in turn, each in fresh processes, and return the exit code of the first that failed, else 0.
+
+    A job that was asked to stop ends the row. What a sweep reached is printed as a table at its end.
+    """
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    for job in jobs:
+        job.cfg.check_start(ranks=cfg.ranks, device_type=device_type)
+    if len(jobs) > 1:
+        os.environ.setdefault("WANDB_RUN_GROUP", jobs[0].family)
+    codes = []
+    for job in jobs:
+        if job.swept:
+            print(f"{job.name}: {job.swept}", flush=True)
+        codes.append(_run(cfg, job))
+        if codes[-1] == STOPPED:
+            break
+    if len(jobs) > 1:
+        print(table_of([job.directory for job in jobs], codes))
+    return next((code for code in codes if code), 0)
+
+
+def examine_here(cfg: LocalConfig, words: Sequence[str]) -> int:
+    """Let the doctor look at this machine with so many ranks; return the exit code."""
+    with tempfile.TemporaryDirectory() as logs:
+        node = Node(port=cfg.port or _free_port())
+        return run_ranks([sys.executable, "-m", "launch.doctor", *words], count=cfg.ranks, node=node, logs=Path(logs))
+
+
+def _run(cfg: LocalConfig, job: Job) -> int:
+    node = Node(port=cfg.port or _free_port())
+    logs = job.directory / "ranks"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.root={job.cfg.run.root}: cannot write the run directory ({error})") from None
+    return run_ranks([sys.executable, "-m", job.program, *job.overrides], count=cfg.ranks, node=node, logs=logs)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

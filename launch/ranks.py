@@ -1,0 +1,203 @@
+"""The ranks of one node: started as torchrun would start them, watched until all have ended, asked to stop together.
+
+Holds processes, their logs and signals; which command they run, and on which nodes, is for launchers to say.
+
+It is not torchrun itself, whose agent exits with 1 whatever its ranks exit with, kills them 30 s after a SIGTERM
+whatever they are writing, and dies of SIGUSR1. The variables are the same, so that ranks cannot tell.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, NamedTuple
+
+from pretrain.errors import PeerLost, Preempted
+
+GRACE_S = 10.0  # that ranks have to end by themselves once one has failed: they see its connections close
+SHOWN_LINES = 40  # of the log of the rank that failed first
+STOPPED, PEER_LOST = Preempted.exit_code, PeerLost.exit_code
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)  # ask ranks to save and end
+ALSO_ASK = (signal.SIGINT, signal.SIGHUP)  # so do Ctrl-C, the first time, and a terminal that closes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node among those of a job."""
+
+    number: int = 0
+    of: int = 1  # nodes
+    address: str = "127.0.0.1"  # of node 0, where rank 0 listens
+    port: int
+
+
+class End(NamedTuple):
+    """How a rank ended."""
+
+    rank: int
+    code: int  # negative: the signal that ended it
+
+    @property
+    def told(self) -> str:
+        """Return it in words."""
+        if self.code >= 0:
+            return f"rank {self.rank} ended with exit code {self.code}"
+        return f"rank {self.rank} was killed by {signal.Signals(-self.code).name}"
+
+
+def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> int:
+    """Run `count` ranks of a command on this node to their end; return the exit code that stands for all of them.
+
+    It is that of the rank that failed first, 7 if a signal ended that one; ranks that end with 7 because they miss
+    another one come after it, even if they were faster. It is 85 if they stopped as asked, and 0 if all ended with 0.
+    What the first to fail wrote comes last on standard error. Output goes to `logs`/rank-N.log; that of rank 0 is this
+    command's own, and what it writes to standard error is in its log as well. However this ends, short of SIGKILL, no
+    rank outlives it.
+    """
+    ranks = _Ranks(logs)
+    with ranks.asked_to_stop() as asked:
+        try:
+            for local in range(count):
+                ranks.start(command, _variables(local, count, node))
+            ends = ranks.wait()
+        finally:
+            ranks.send(signal.SIGKILL)
+    failures = [end for end in ends if end.code not in (0, STOPPED, *(-number for number in asked))]
+    if failures:
+        failed = next((end for end in failures if end.code != PEER_LOST), failures[0])
+        ranks.show(failed)
+        return failed.code if failed.code > 0 else PEER_LOST
+    return STOPPED if any(end.code for end in ends) else 0
+
+
+def _variables(local: int, count: int, node: Node) -> Mapping[str, str]:
+    """Return the environment of a rank: torchrun's variables, and a share of the cores unless threads are set."""
+    own = {
+        "RANK": node.number * count + local,
+        "LOCAL_RANK": local,
+        "GROUP_RANK": node.number,
+        "WORLD_SIZE": node.of * count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": node.address,
+        "MASTER_PORT": node.port,
+    }
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+    return {**threads, **os.environ, **{name: str(value) for name, value in own.items()}}
+
+
+class _Ranks:
+    """The processes of ranks while they run."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._alive: dict[int, subprocess.Popen[bytes]] = {}
+        self._began: dict[int, int] = {}  # bytes in the log of a rank from starts before this one
+        self._ends: queue.SimpleQueue[End] = queue.SimpleQueue()
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def start(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+        """Start the rank that the variables describe, in a session of its own: Ctrl-C is for us to pass on."""
+        rank = int(variables["RANK"])
+        with self._log(rank).open("ab") as log:
+            self._began[rank] = log.tell()
+            process = subprocess.Popen(
+                command,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=None if rank == 0 else log,
+                stderr=subprocess.PIPE if rank == 0 else subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._alive[rank] = process
+        threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
+
+    def wait(self) -> list[End]:
+        """Return how the ranks ended, in this order; once one has failed the others are killed after `GRACE_S`.
+
+        Those that are killed here are left out.
+        """
+        ends: list[End] = []
+        deadline, killed = float("inf"), False
+        while self._alive:
+            try:
+                end = self._ends.get(timeout=min(max(deadline - time.monotonic(), 0.01), 3600))
+            except queue.Empty:
+                if time.monotonic() >= deadline:
+                    self.send(signal.SIGKILL)
+                    deadline, killed = float("inf"), True
+                continue
+            del self._alive[end.rank]
+            if killed and end.code == -signal.SIGKILL:
+                continue
+            ends.append(end)
+            if end.code not in (0, STOPPED):
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+        return ends
+
+    def send(self, number: int) -> None:
+        """Send a signal to all ranks that live."""
+        for process in list(self._alive.values()):
+            process.send_signal(number)
+
+    @contextmanager
+    def asked_to_stop(self) -> Iterator[list[int]]:
+        """While in here, pass requests to stop on to all ranks; gives the signals that they were sent."""
+        sent: list[int] = []
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT:
+                if sent:
+                    raise KeyboardInterrupt
+                print("stopping: ranks save and end; Ctrl-C again kills them", file=sys.stderr)
+            if number in ALSO_ASK:
+                number = signal.SIGTERM
+            sent.append(number)
+            self.send(number)
+
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # under nohup
+        before = {number: signal.signal(number, pass_on) for number in {*PASSED_ON, *ALSO_ASK} - ignored}
+        try:
+            yield sent
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def show(self, failed: End) -> None:
+        """Write how a rank ended to standard error, below what it wrote last: that of rank 0 stands there already."""
+        log = self._log(failed.rank)
+        if failed.rank:
+            with log.open(errors="replace") as text:
+                text.seek(self._began[failed.rank])
+                sys.stderr.writelines(deque(text, SHOWN_LINES))
+        print(f"{failed.told}, the first to do so; above are the last lines of {log}", file=sys.stderr)
+
+    def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        copying = threading.Thread(target=self._copy, args=(rank, process.stderr), daemon=True)
+        if process.stderr:
+            copying.start()
+        code = process.wait()
+        if process.stderr:
+            copying.join(timeout=1)  # not for ever: a process that the rank left behind may hold the pipe open
+        self._ends.put(End(rank, code))
+
+    def _copy(self, rank: int, lines: IO[bytes]) -> None:
+        with self._log(rank).open("ab", buffering=0) as log:
+            for line in lines:
+                log.write(line)
+                with suppress(OSError):  # the terminal may be gone; a rank whose pipe nobody reads would stand still
+                    sys.stderr.buffer.write(line)
+                    sys.stderr.buffer.flush()
+
+    def _log(self, rank: int) -> Path:
+        return self._logs / f"rank-{rank}.log"

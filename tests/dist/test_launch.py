@@ -1,0 +1,84 @@
+"""`python -m launch local`: real runs on gloo ranks, sweeps of them, and what stands in their directories."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import FAST, column, run, tiny
+
+
+def launch(*words: str, cwd, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the launcher to its end and check its exit code."""
+    line = [sys.executable, "-m", "launch", *words]
+    done = subprocess.run(line, cwd=cwd, env=os.environ | FAST, capture_output=True, text=True, timeout=280)
+    assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+SHORT = ["train.steps=6", "train.micro_batch_size=2", "eval.every=3", "checkpoint.every=3"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_each_run_of_a_sweep_equals_the_same_run_alone(place):
+    words = tiny("sweep", *SHORT, "optim.lr=1e-3,3e-3", "seed=1,2")
+    swept = launch("local", "nproc=2", "--", "pretrain", *words, cwd=place)
+    names = [f"sweep-lr-{lr}-seed-{seed}" for lr in ("0.001", "0.003") for seed in (1, 2)]
+    assert sorted(path.name for path in (place / "runs").glob("sweep*")) == names
+    for name in names:
+        _, _, lr, _, seed = name.split("-")
+        run(*tiny(f"alone-{name}", *SHORT, f"optim.lr={lr}", f"seed={seed}"), ranks=2, cwd=place)  # under torchrun
+        first, second = place / "runs" / name, place / "runs" / f"alone-{name}"
+        for split in ("train", "validation"):
+            assert column(first, "loss", split) == column(second, "loss", split)
+        assert json.loads((first / "run.json").read_text())["exit"] == 0
+    last = [column(place / "runs" / name, "loss", "validation")[6] for name in names]
+    assert len(set(last)) == 4, "the runs differ"
+    header, *rows = swept.stdout.splitlines()[-5:]
+    assert header.split()[:5] == ["run", "seed", "optim.lr", "exit", "steps"]
+    assert [row.split()[0] for row in rows] == names
+    assert [row.split()[3:5] for row in rows] == [["0", "6"]] * 4
+    held_out = re.split(r"\s{2,}", header).index("held-out loss")
+    assert [re.split(r"\s{2,}", row)[held_out] for row in rows] == [f"{loss:.4f}" for loss in last]
+
+
+def test_four_ranks_make_one_run_directory_with_a_log_for_each(place):
+    done = launch("local", "nproc=4", "--", "pretrain", *tiny("four", *SHORT), cwd=place)
+    assert [path.name for path in (place / "runs").iterdir() if path.name.startswith("four")] == ["four"]
+    four = place / "runs" / "four"
+    assert [path.name for path in four.rglob("config.yaml")] == ["config.yaml"]
+    assert sorted(path.name for path in (four / "ranks").iterdir()) == [f"rank-{rank}.log" for rank in range(4)]
+    assert sorted(column(four, "loss")) == [1, 2, 3, 4, 5, 6]
+    assert "step 6/6" in done.stdout and "on each of 4 ranks" in done.stderr
+    assert "step 6/6" not in "".join(path.read_text() for path in (four / "ranks").glob("rank-[123].log"))
+
+
+@pytest.mark.slow
+def test_accelerate_starts_the_same_ranks(place):
+    run(*tiny("torchrun", *SHORT), ranks=2, cwd=place)
+    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    line = [str(Path(sys.executable).with_name("accelerate")), "launch", *options, "-m", "pretrain"]
+    subprocess.run([*line, *tiny("accelerate", *SHORT)], cwd=place, env=os.environ | FAST, check=True, timeout=280)
+    runs = [place / "runs" / name for name in ("torchrun", "accelerate")]
+    assert [json.loads((path / "run.json").read_text())["ranks"] for path in runs] == [2, 2]
+    assert column(runs[0], "loss") == column(runs[1], "loss")
+
+
+def test_what_ranks_could_not_run_is_refused_before_they_start(place):
+    done = launch("local", "nproc=3", "--", "pretrain", *tiny("three"), cwd=place, code=2)
+    assert done.stderr.startswith("train.batch_size=8: must be a multiple of")
+    assert not (place / "runs" / "three").exists()
+
+
+def test_a_sweep_goes_on_after_a_failure_and_says_so(place):
+    words = [*tiny("some", *SHORT), "data.sources.text.paths=[binary.txt],[text.txt]", "data.prepare.on_invalid=fail"]
+    (place / "binary.txt").write_bytes(b"a\xff\n\n" * 200)
+    done = launch("local", "nproc=2", "--", "pretrain", *words, cwd=place, code=3)
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("some-paths")]
+    assert [row[0] for row in rows[-2:]] == ["some-paths-binary.txt", "some-paths-text.txt"]
+    assert [row[1:3] for row in rows[-2:]] == [["3", "0"], ["0", "6"]], "exit codes and steps"
+    assert "binary.txt: byte 1: not valid UTF-8" in done.stderr

@@ -1,0 +1,99 @@
+"""Four ranks under our own launcher: asked to stop, asked again while they save, and killed."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from ranks import column, launched, process_of, run, tiny
+from test_pretrain import assert_equal_runs
+
+from pretrain.checkpoint import load_manifest, load_state
+
+pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
+
+# Large enough for a save to take a while; and FSDP2 sums gradients in the same order before and after a resume, where
+# DistributedDataParallel forms other buckets in the first step of a process, which shows from three ranks on.
+WIDE = ["strategy=fsdp2", "train.micro_batch_size=2", "model.width=256", "model.layers=4", "model.dropout=0.1"]
+STEPS = ["train.steps=24", "checkpoint.every=1000", "eval.every=12"]
+ENDLESS = ["train.steps=100000", "checkpoint.every=100000", "eval.every=0", "train.micro_batch_size=2"]
+
+
+def launch(directory: Path, *overrides: str):
+    """Start four ranks, and return their launcher once some steps more than before are logged."""
+    metrics = directory / "metrics.jsonl"
+    logged = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    before = logged()
+    place = directory.parents[1]
+    launcher = launched(*tiny(directory.name, *overrides), ranks=4, logs=directory / "ranks", cwd=place)
+    while logged() < before + 4:
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.001)
+    return launcher
+
+
+def the_one_step(directory: Path, launcher) -> int:
+    """Return the step that four ranks saved when they were asked to stop: the last one of which anything was done."""
+    err = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 85, err
+    *_, step = sorted((directory / "checkpoints").iterdir())
+    assert len([file for file in load_manifest(step)["files"] if file.startswith("fragments")]) == 4
+    assert not list((directory / "checkpoints").glob(".tmp-*"))
+    assert load_state(step)["step"] == max(column(directory, "loss"))
+    assert json.loads((directory / "run.json").read_text())["exit"] == 85
+    for rank in range(4):
+        said = re.findall(r"stopped as asked at step (\d+)", (directory / "ranks" / f"rank-{rank}.log").read_text())
+        assert int(said[-1]) == load_state(step)["step"], "every rank knows of the same step"
+    return load_state(step)["step"]
+
+
+@pytest.mark.slow
+def test_signals_to_one_rank_and_again_while_saving_leave_a_run_that_equals_the_uninterrupted_one(place):
+    run(*tiny("calm", *WIDE, *STEPS), ranks=4, cwd=place)
+    directory = place / "runs" / "asked"
+
+    launcher = launch(directory, *WIDE, *STEPS)
+    os.kill(process_of(2, launcher), signal.SIGTERM)
+    first = the_one_step(directory, launcher)
+
+    launcher = launch(directory, *WIDE, *STEPS)
+    held = process_of(3, launcher)
+    launcher.send_signal(signal.SIGUSR1)
+    while not any((directory / "checkpoints").glob(".tmp-*")):
+        assert launcher.poll() is None, "the save is missed"
+    os.kill(held, signal.SIGSTOP)  # the others wait for it in the middle of the save
+    steps = list((directory / "checkpoints").glob("step-*"))
+    launcher.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGUSR1)
+    assert launcher.poll() is None and len(steps) == 1, "all this came before the commit"
+    os.kill(held, signal.SIGCONT)
+    assert first < the_one_step(directory, launcher) < 24
+
+    run(*tiny("asked", *WIDE, *STEPS), ranks=4, cwd=place)
+    assert_equal_runs(place / "runs" / "calm", directory)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others_and_is_named_by_the_launcher(place, victim):
+    directory = place / "runs" / f"killed-{victim}"
+    launcher = launch(directory, *ENDLESS)
+    killed = time.monotonic()
+    os.kill(process_of(victim, launcher), signal.SIGKILL)
+    err = launcher.communicate(timeout=120)[1]
+    print(f"all ranks had ended {time.monotonic() - killed:.2f} s after rank {victim} was killed")
+    assert launcher.returncode == 7, err
+    assert f"rank {victim} was killed by SIGKILL, the first to do so" in err.splitlines()[-1]
+    for rank in {0, 1, 2, 3} - {victim}:
+        said = (directory / "ranks" / f"rank-{rank}.log").read_text()
+        assert f"rank {rank} on host" in said.splitlines()[-1] and "another rank ended" in said.splitlines()[-1]
+        assert "Traceback" not in said
+    if victim:
+        assert json.loads((directory / "run.json").read_text())["exit"] == 7
+        assert (
+            "Connection" in (directory / "log.txt").read_text() and "Traceback" in (directory / "log.txt").read_text()
+        )

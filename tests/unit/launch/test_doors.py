@@ -1,0 +1,68 @@
+"""`python -m launch`: what its modes make of the words that they are given."""
+
+import sys
+
+import pytest
+
+import launch.__main__
+from launch.cluster import ClusterConfig
+from launch.program import jobs_of
+from launch.slurm import SlurmConfig, examine_nodes
+from pretrain.errors import ConfigError
+
+DEMO = ["pretrain", "experiment=demo"]
+
+
+def called(monkeypatch, *words):
+    """Call the launcher; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["launch", *words])
+    with pytest.raises(SystemExit) as ended:
+        launch.__main__.main()
+    return ended.value.code
+
+
+def test_a_program_without_its_dashes(monkeypatch, capsys):
+    assert called(monkeypatch, "local", "nproc=2", *DEMO) == 2
+    assert capsys.readouterr().err == "pretrain: put -- before the program\n"
+
+
+@pytest.mark.parametrize("mode", ["local", "slurm", "doctor"])
+def test_help_names_the_mode(monkeypatch, capsys, mode):
+    assert called(monkeypatch, mode, "--help") == 0
+    assert mode in capsys.readouterr().out.splitlines()[0]
+
+
+def test_the_doctor_looks_at_the_first_run_of_a_sweep(monkeypatch):
+    looked = []
+    monkeypatch.setattr(launch.__main__, "examine_here", lambda cfg, words: looked.append(words))
+    called(monkeypatch, "doctor", "nproc=2", "--", *DEMO, "seed=7,8", "optim.lr=1e-3")
+    assert looked == [[*DEMO, "seed=7", "optim.lr=1e-3"]]
+
+
+@pytest.fixture
+def sbatch(monkeypatch, tmp_path):
+    """A command of that name, in a folder of its own, that does what it is told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def does(what):
+        (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{what}\n")
+        (tmp_path / "sbatch").chmod(0o755)
+
+    return does
+
+
+def test_on_nodes_it_does_so_too_and_says_what_it_found(sbatch, tmp_path, capsys):
+    sbatch("echo 1 failed > page.txt; exit 3")
+    [job, _] = jobs_of([*DEMO, "run.root=there", "seed=7,8"])
+    assert examine_nodes(SlurmConfig(cluster=ClusterConfig()), job) == 3
+    assert capsys.readouterr().out == "1 failed\n\n"
+    program = "program=(launch.doctor pretrain experiment=demo run.root=there seed=7 "
+    assert program in (tmp_path / "there/doctor/slurm/job.sh").read_text()
+
+
+def test_where_slurm_refuses_the_doctor_its_words_are_told(sbatch):
+    sbatch("echo invalid partition >&2; exit 1")
+    with pytest.raises(ConfigError, match="did not run: invalid partition; see the settings of the cluster"):
+        examine_nodes(SlurmConfig(cluster=ClusterConfig()), *jobs_of(DEMO))

@@ -1,0 +1,185 @@
+"""Ranks of one node: their variables, their logs, what their ends come to, and signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.ranks import Node, run_ranks
+
+SAY = "import json, os, sys; print(json.dumps(dict(os.environ)))"
+
+
+def run(tmp_path, code, count=3, node=None):
+    node = node or Node(port=29500)
+    return run_ranks([sys.executable, "-c", code], count=count, node=node, logs=tmp_path / "ranks")
+
+
+def log(tmp_path, rank):
+    return (tmp_path / "ranks" / f"rank-{rank}.log").read_text()
+
+
+def test_ranks_know_who_they_are(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    node = Node(number=2, of=4, address="10.0.0.1", port=1234)
+    assert run(tmp_path, SAY, count=3, node=node) == 0
+    for local in range(3):
+        told = json.loads(log(tmp_path, 6 + local))
+        names = ["RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+        assert [told[name] for name in names] == [str(6 + local), str(local), "2", "12", "3", "10.0.0.1", "1234"]
+        assert told["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 3))
+
+
+def test_threads_that_are_set_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert run(tmp_path, SAY, count=2) == 0
+    assert json.loads(log(tmp_path, 1))["OMP_NUM_THREADS"] == "7"
+
+
+def test_rank_0_is_seen_and_the_others_are_logged(tmp_path, capfd):
+    code = "import os, sys; print('out', os.environ['RANK']); print('err', os.environ['RANK'], file=sys.stderr)"
+    assert run(tmp_path, code) == 0
+    out, err = capfd.readouterr()
+    assert (out, err) == ("out 0\n", "err 0\n")
+    assert log(tmp_path, 0) == "err 0\n"
+    assert sorted(log(tmp_path, 2).split("\n")) == ["", "err 2", "out 2"]
+
+
+FAILS = """
+import os, sys, time
+if os.environ["RANK"] == "{rank}":
+    time.sleep(0.2)
+    {fails}
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(
+    ("fails", "code", "told"),
+    [
+        ("raise ValueError('the first')", 1, "ended with exit code 1"),
+        ("sys.exit('a setting: refused') if False else os._exit(2)", 2, "ended with exit code 2"),
+        ("os.kill(os.getpid(), 9)", 7, "was killed by SIGKILL"),
+    ],
+)
+def test_the_first_to_fail_decides_and_is_told_last(tmp_path, capfd, monkeypatch, rank, fails, code, told):
+    monkeypatch.setattr("launch.ranks.GRACE_S", 0.3)
+    began = time.monotonic()
+    assert run(tmp_path, FAILS.format(rank=rank, fails=fails)) == code
+    assert time.monotonic() - began < 60, "the others would sleep for ten minutes"
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"rank {rank} {told}, the first to do so") and f"rank-{rank}.log" in last
+    if code == 1:
+        assert "ValueError: the first" in log(tmp_path, rank)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_traceback_is_shown_once_and_last(tmp_path, capfd, monkeypatch, rank):
+    monkeypatch.setattr("launch.ranks.GRACE_S", 0.3)
+    run(tmp_path, FAILS.format(rank=rank, fails="raise ValueError('the first')"))
+    lines = capfd.readouterr().err.splitlines()
+    assert lines.index("ValueError: the first") == len(lines) - 2
+
+
+def test_what_earlier_starts_wrote_is_not_shown(tmp_path, capfd):
+    run(tmp_path, "print('of the first start'); raise SystemExit(3)", count=1, node=Node(number=1, of=2, port=1))
+    assert "of the first start" in capfd.readouterr().err
+    run(tmp_path, "raise SystemExit(3)", count=1, node=Node(number=1, of=2, port=1))
+    assert "of the first start" not in capfd.readouterr().err
+    assert "of the first start" in log(tmp_path, 1)
+
+
+MISSES = """
+import os, sys, time
+if os.environ["RANK"] == "1":
+    time.sleep(0.5)
+    {fails}
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("fails", "code"), [("raise ValueError('a bug')", 1), ("os.kill(os.getpid(), 9)", 7)])
+def test_ranks_that_miss_another_are_not_the_first_to_fail(tmp_path, capfd, fails, code):
+    assert run(tmp_path, MISSES.format(fails=fails)) == code
+    assert "rank 1 " in capfd.readouterr().err.splitlines()[-1]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from launch.ranks import Node, run_ranks
+sys.exit(run_ranks([sys.executable, "-c", sys.argv[2]], count=3, node=Node(port=1), logs=Path(sys.argv[1])))
+"""
+SAVES = """
+import os, signal, sys, time
+def stop(number, frame):
+    print(f"asked by {number}", flush=True)
+    time.sleep(0.2 * int(os.environ["RANK"]))
+    sys.exit(85)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, stop)
+print("ready", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
+
+def launched(tmp_path, code):
+    """Return a launcher of three ranks, once all of them are ready."""
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "ranks"), code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    while not all((tmp_path / "ranks" / f"rank-{rank}.log").read_text().startswith("ready") for rank in (1, 2)):
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_all_ranks_are_asked_to_stop(tmp_path, number):
+    process = launched(tmp_path, SAVES)
+    process.send_signal(number)
+    assert process.wait(60) == 85
+    passed = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
+    assert all(f"asked by {int(passed)}" in log(tmp_path, rank) for rank in (1, 2))
+    assert ("Ctrl-C again kills" in process.stderr.read()) == (number == signal.SIGINT)
+
+
+def test_nohup_keeps_its_promise(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = launched(tmp_path, SAVES)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 85
+    assert f"asked by {int(signal.SIGUSR1)}" in log(tmp_path, 2)
+
+
+def test_a_second_interrupt_kills(tmp_path):
+    process = launched(tmp_path, SAVES.replace("sys.exit(85)", "time.sleep(600)"))
+    process.send_signal(signal.SIGINT)
+    while "asked by" not in log(tmp_path, 2):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert process.returncode == -signal.SIGINT or process.returncode == 130
+    assert not living(tmp_path)
+
+
+def living(tmp_path):
+    """Return the processes whose log is in the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = [str(link.readlink()) for link in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        found += [process.name] if any(str(tmp_path) in link for link in links) else []
+    return found
