@@ -25,6 +25,7 @@ from finetune.objective import FineTuned
 from finetune.records import STANDARD_INPUT
 from finetune.start import beginning, starting_weights
 from finetune.tasks.base import Encoded
+from pretrain.agreement import check_agreement, check_started_alike
 from pretrain.checkpoint import Checkpoints
 from pretrain.commit import step_names
 from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
@@ -35,7 +36,7 @@ from pretrain.loop import TrainConfig, TrainState, train
 from pretrain.metrics import StepMeter, Throughput
 from pretrain.peaks import peak_of_all
 from pretrain.registry import choices
-from pretrain.resume import Fingerprints, check_agreement, resume
+from pretrain.resume import Fingerprints, resume
 from pretrain.rundir import RunDirectory, plain
 from pretrain.source import Source, find_source
 from pretrain.strategy.base import Memory
@@ -59,7 +60,7 @@ class TaskData(NamedTuple):
 def finetune(cfg: FinetuneConfig) -> None:
     """Fine-tune as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
     cfg.attention.build()
-    cfg.strategy.check_machine(ranks=world_size(), device_type=device_type(), precision=cfg.precision)
+    cfg.check_start(ranks=world_size(), device_type=device_type())
     stop = StopRequest()
     resumes = bool(step_names(cfg.run.directory / "checkpoints"))  # it needs its source no more
     init_from = None if resumes else find_source(cfg.init_from, first=rank() == 0)
@@ -87,6 +88,7 @@ def build_module(
 
 def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirectory | None, stop: StopRequest) -> None:
     with joined() as world:
+        check_started_alike(cfg, ["pretrain", "finetune"], world)
         [init_from, *_] = world.gather(init_from)  # a name on the hub, with the commit that rank 0 fetched
         source, tokenizer = beginning(init_from, cfg.run.directory)
         data = _read(cfg, source, tokenizer)
@@ -230,9 +232,10 @@ def _introduce(
     state: TrainState,
 ) -> Tracker:
     """Say what the run is about to do, keep what predictions and exports will ask for, and open the tracker."""
+    directory.begin()  # not before the resume is accepted: a refused one leaves the run as it was
     for change in directory.changes(cfg):
         log.info("changed since the run's last start: %s", change)
-    directory.write_config(cfg, SCHEMA)  # not before the resume is accepted: a refused one leaves the run as it was
+    directory.write_config(cfg, SCHEMA)
     write_durably(directory.path / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     group, choice = choices()[type(network)]
     directory.record(

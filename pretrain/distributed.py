@@ -6,6 +6,7 @@ Holds every collective that the framework calls by itself; gradients are the str
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.errors import Preempted, check
+from pretrain.peers import explained, meet
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a run to save and end
+
+log = logging.getLogger(__name__)
 
 
 def world_size() -> int:
@@ -94,7 +98,10 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Join the process group that torchrun describes, and leave it at the end; one process alone needs none."""
+    """Join the process group that torchrun describes, and leave it at the end; one process alone needs none.
+
+    Raises `TimedOut` and `PeerLost` for errors of collectives in here that tell of other ranks, and nothing of ours.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = device_type() == "cuda"
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -102,10 +109,19 @@ def joined() -> Iterator[World]:
         rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"
         check(local_rank < torch.cuda.device_count(), "LOCAL_RANK", local_rank, rule)
         torch.cuda.set_device(device)
-    if world_size() > 1:
-        # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
-    yield World(rank=rank(), size=world_size(), device=device)
+    world = World(rank=rank(), size=world_size(), device=device)
+    try:
+        if world.size > 1:
+            # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU.
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            store = meet(world.rank, world.size)
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+        yield world
+    except RuntimeError as error:
+        if (reason := explained(error, world.rank)) is None:
+            raise
+        log.debug("what told of other ranks:", exc_info=error)  # in the run's log.txt alone: it helps few
+        raise reason from error
     if dist.is_initialized():  # after an error nobody waits for peers: torchrun ends them
         dist.destroy_process_group()
 

@@ -28,6 +28,7 @@ from pretrain.distributed import world_size
 from pretrain.errors import ConfigError, HeadwaterError
 from pretrain.registry import flattened, nearest, typed
 from pretrain.rundir import check_written_by
+from pretrain.tracking.background import any_hangs
 
 CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 
@@ -60,9 +61,10 @@ def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
     except HeadwaterError as error:
         print(f"{error}", file=sys.stderr)
         code = error.exit_code
-    if world_size() > 1:
+    if world_size() > 1 or any_hangs():
         # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs
-        # of 4 ranks, torch 2.13), and its exit code with it. Everything of ours is closed by now: skip the teardown.
+        # of 4 ranks, torch 2.13), and its exit code with it; and W&B's own hook waits for a server that is silent
+        # (30 s, wandb 0.31). Everything of ours is closed by now: skip the teardown.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -77,7 +79,10 @@ def compose_command_line(root: Root) -> DictConfig | None:
 
     def keep(cfg: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise ConfigError("--multirun: jobs of a sweep would share one process; start one process for each job")
+            raise ConfigError(
+                "--multirun: the jobs of a sweep would share one process and its process group; "
+                f"`python -m launch local nproc=N -- {root.name} ...`, without --multirun, starts fresh ones for each"
+            )
         composed.append(cfg)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
@@ -86,6 +91,16 @@ def compose_command_line(root: Root) -> DictConfig | None:
     except (HydraException, YAMLError) as error:
         raise ConfigError(_explained(error, root, sys.argv[1:], Place(CONF, root.name))) from None
     return composed[0] if composed else None
+
+
+def with_overrides(arguments: Sequence[str], *overrides: str) -> list[str]:
+    """Return a command line with overrides behind its own, so that they win.
+
+    Hydra takes overrides in one row, in which the last of a key wins, and its options before or behind it.
+    """
+    ends = [at for at, word in enumerate(arguments, 1) if word[:1] == "~" or ("=" in word and word[0] != "-")]
+    end = max(ends, default=0)
+    return [*arguments[:end], *overrides, *arguments[end:]]
 
 
 def compose(

@@ -16,7 +16,7 @@ class HeadwaterError(Exception):
 
 
 class ConfigError(HeadwaterError, ValueError):
-    """A configuration or an input refused before any process group exists."""
+    """A configuration or an input refused before training; also ranks that were not started alike."""
 
     exit_code = 2
 
@@ -37,6 +37,18 @@ class NumericalError(HeadwaterError):
     """Losses or gradients that stayed non-finite for longer than the run allows."""
 
     exit_code = 5
+
+
+class TimedOut(HeadwaterError):
+    """Ranks that waited in vain for another one, which hangs or never came."""
+
+    exit_code = 6
+
+
+class PeerLost(HeadwaterError):
+    """Another rank that ended, or its network; the ranks that are left cannot go on."""
+
+    exit_code = 7
 
 
 class ResourceError(HeadwaterError):

@@ -1,4 +1,4 @@
-"""Where a run goes on: at its newest checkpoint, if that is of the same run; and what its ranks must agree on.
+"""Where a run goes on: at its newest checkpoint, if that is of the same run.
 
 Holds the comparison; checkpoints are read by `checkpoint`, weights to start from by `released`.
 """
@@ -9,7 +9,6 @@ import logging
 from typing import Any
 
 from pretrain.checkpoint import Checkpoints, Shapes, load_state, newest_step, restore
-from pretrain.distributed import World
 from pretrain.errors import CheckpointError, DataError, check
 from pretrain.strategy.base import Strategy
 
@@ -17,15 +16,6 @@ Fingerprints = dict[str, Any]
 """What a resumed run must find unchanged, and all ranks alike: a setting or a part of the data -> its plain value."""
 
 log = logging.getLogger(__name__)
-
-
-def check_agreement(fingerprints: Fingerprints, world: World) -> None:
-    """Refuse ranks that would train on other data or another network than rank 0 (node-local files, say)."""
-    first, *others = world.gather(fingerprints)
-    for number, other in enumerate(others, start=1):
-        for key in first | other:
-            rule = f"so on rank {number}, but {first.get(key)} on rank 0; give all ranks the same files and settings"
-            check(other.get(key) == first.get(key), key, other.get(key), rule)
 
 
 def resume(

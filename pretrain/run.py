@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pretrain.agreement import check_agreement, check_started_alike
 from pretrain.checkpoint import Checkpoints
 from pretrain.commit import step_names
 from pretrain.config import PretrainConfig
 from pretrain.counterpart import warn_without_counterpart
 from pretrain.data.base import Examples
-from pretrain.data.loader import StepLoader, evaluation_batches, micro_batches_per_step
+from pretrain.data.loader import StepLoader, evaluation_batches
 from pretrain.data.packing import Packing
-from pretrain.data.preparation import list_inputs, prepare
+from pretrain.data.preparation import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
@@ -35,7 +36,7 @@ from pretrain.metrics import StepMeter, Throughput
 from pretrain.objectives.base import Objective
 from pretrain.peaks import peak_of_all
 from pretrain.released import starting_weights
-from pretrain.resume import Fingerprints, check_agreement, resume
+from pretrain.resume import Fingerprints, resume
 from pretrain.rundir import RunDirectory, check_written_by, plain
 from pretrain.source import find_source
 from pretrain.strategy.base import Memory, Strategy
@@ -47,12 +48,8 @@ log = logging.getLogger(__name__)
 
 def pretrain(cfg: PretrainConfig) -> None:
     """Pretrain as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
-    micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, world_size())
-    cfg.schedule.build(cfg.train.steps)  # refuses what does not fit, before anything exists; so does the next
+    cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
-    cfg.strategy.check_machine(ranks=world_size(), device_type=device_type(), precision=cfg.precision)
-    list_inputs(cfg.data.sources)
-    cfg.check_tokenizer()
     stop = StopRequest()
     init_from = cfg.init_from
     if init_from and not step_names(cfg.run.directory / "checkpoints"):  # a run that resumes needs its source no more
@@ -76,13 +73,14 @@ def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
 
 
 def _pretrain(cfg: PretrainConfig, init_from: str | None, directory: RunDirectory | None, stop: StopRequest) -> None:
-    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
-    stream = cfg.data.train_stream(corpora, cfg.seed)
-    held_out = cfg.data.held_out(corpora)
-    schedule = cfg.schedule.build(cfg.train.steps)
-    examples = cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed)
-    tokenizer = next(iter(corpora.values())) / "tokenizer.json"
     with joined() as world:
+        check_started_alike(cfg, ["pretrain"], world)
+        corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
+        stream = cfg.data.train_stream(corpora, cfg.seed)
+        held_out = cfg.data.held_out(corpora)
+        schedule = cfg.schedule.build(cfg.train.steps)
+        examples = cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed)
+        tokenizer = next(iter(corpora.values())) / "tokenizer.json"
         module = build_module(cfg, stream.manifest.vocab_size)
         size = ModelSize.of(module, stream.context)
         predicted = cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision)
@@ -121,18 +119,8 @@ def _pretrain(cfg: PretrainConfig, init_from: str | None, directory: RunDirector
             if state.step == 0 and hooks.evaluate_every and cfg.eval.at_start:
                 hooks.evaluate(state)
             stop.training = True
-            train(
-                wrapped,
-                strategy,
-                steps,
-                schedule,
-                state,
-                cfg=cfg.train,
-                seed=cfg.seed,
-                world=world,
-                hooks=hooks,
-                stop=stop,
-            )
+            loop, seed = cfg.train, cfg.seed
+            train(wrapped, strategy, steps, schedule, state, cfg=loop, seed=seed, world=world, hooks=hooks, stop=stop)
 
 
 def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
@@ -212,6 +200,7 @@ def _introduce(
     world: World,
 ) -> None:
     """Say what the run is about to do, and keep what reports and samples will ask for."""
+    directory.begin()  # not before the resume is accepted: a refused one leaves the run as it was
     for change in directory.changes(cfg):
         log.info("changed since the run's last start: %s", change)
     if not cfg.objective.causal and cfg.data.packing is Packing.concat:
@@ -219,7 +208,7 @@ def _introduce(
             "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
             "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
         )
-    directory.write_config(cfg)  # not before the resume is accepted: a refused one leaves the run as it was
+    directory.write_config(cfg)
     shutil.copyfile(next(iter(corpora.values())) / "tokenizer.json", directory.path / "tokenizer.json")
     directory.record(
         parameters=size.parameters,

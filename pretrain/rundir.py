@@ -29,6 +29,7 @@ from pretrain.registry import choices_in, flattened
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+LOCK_FILE = "lock"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
     "pretrain": "python -m pretrain.report, .sample and .export",
@@ -43,7 +44,7 @@ class RunConfig:
 
     name: str = "pretrain"  # directory name under root: letters, digits, '.', '_' and '-'
     root: str = "runs"  # directory that holds all runs
-    fresh: bool = False  # refuse to resume: the run directory must not exist yet
+    fresh: bool = False  # refuse to resume: no run of this name may have begun yet
 
     def __post_init__(self) -> None:
         check(RUN_NAME.fullmatch(self.name) is not None, "run.name", self.name, RUN_NAME_RULE)
@@ -61,16 +62,15 @@ class RunDirectory:
         self.path = path
         self._lock = lock  # held as long as the file is open; the system releases it when the process dies
         self._record: dict[str, Any] = read_record(path) if (path / RECORD_FILE).exists() else {}
+        self._begun = False
 
     @classmethod
     def claim(cls, cfg: RunConfig) -> RunDirectory:
         """Create and lock the directory. Raises `ConfigError` if it is taken, not fresh, or not writable."""
         path = cfg.directory
-        if cfg.fresh and path.exists():
-            raise ConfigError(f"run.fresh=true: {path} exists; choose another run.name, or drop run.fresh to resume it")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / "lock").open("a+")
+            lock = (path / LOCK_FILE).open("a+")
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"{path} is not writable")
         except OSError as error:
@@ -83,6 +83,9 @@ class RunDirectory:
                 f"run.name={cfg.name}: {path} is in use by {lock.read().strip()}; wait for it, stop it, "
                 "or choose another run.name"
             ) from None
+        if cfg.fresh and (path / RECORD_FILE).exists():
+            rule = "choose another run.name, or drop run.fresh to resume it"
+            raise ConfigError(f"run.fresh=true: {path} holds a run; {rule}")
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on host {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
@@ -104,20 +107,31 @@ class RunDirectory:
         body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)}))
         replace(self.path / CONFIG_FILE, [body.encode()])
 
+    def begin(self) -> None:
+        """Write `run.json`: this start is accepted. Until then it is as the start before left it."""
+        self._begun = True
+        self.record()
+
     def record(self, **entries: Any) -> None:
-        """Add entries to `run.json`."""
+        """Add entries to `run.json`, or to what `begin` will write there."""
         self._record |= entries
-        replace(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
+        if self._begun:
+            replace(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
 
     @contextmanager
     def log_to(self, *packages: str) -> Iterator[None]:
-        """While in here, send the messages of our packages to standard error and, with the time, to `log.txt`."""
+        """While in here, send the messages of our packages to standard error and, with the time, to `log.txt`.
+
+        Those of level DEBUG, the tracebacks behind errors that other ranks caused, go to `log.txt` alone.
+        """
         to_file = logging.FileHandler(self.path / "log.txt")
+        to_stderr = logging.StreamHandler()
+        to_stderr.setLevel(logging.INFO)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers = [logging.StreamHandler(), to_file]
+        handlers = [to_stderr, to_file]
         loggers = [logging.getLogger(package) for package in packages]
         for logger in loggers:
-            logger.setLevel(logging.INFO)
+            logger.setLevel(logging.DEBUG)
             for handler in handlers:
                 logger.addHandler(handler)
         try:
@@ -140,11 +154,19 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def read_config(run: Path) -> dict[str, Any]:
     """Return the values of a run's `config.yaml` by dotted key, none without one. Raises `ConfigError` if damaged."""
+    return flattened(read_nested_config(run))
+
+
+def read_nested_config(run: Path) -> dict[str, Any]:
+    """Return what a run's `config.yaml` holds, nothing without one. Raises `ConfigError` if damaged."""
     path = run / CONFIG_FILE
     if not path.exists():
         return {}
     try:
-        return flattened(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+        held = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if not isinstance(held, dict):
+            raise ValueError("holds no settings")
+        return {str(key): value for key, value in held.items()}
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); mend or delete it") from None
 

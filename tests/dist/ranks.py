@@ -44,6 +44,29 @@ def command(*overrides: str, ranks: int = 1, program: str = "pretrain") -> list[
     return [sys.executable, *torchrun, "-m", program, *overrides]
 
 
+RANKS = """
+import sys
+from pathlib import Path
+from launch.ranks import Node, run_ranks
+program = [sys.executable, "-m", "pretrain", *sys.argv[4:]]
+sys.exit(run_ranks(program, count=int(sys.argv[1]), node=Node(port=int(sys.argv[2])), logs=Path(sys.argv[3])))
+"""
+
+
+def launched(*overrides: str, ranks: int, logs: Path, cwd: Path) -> subprocess.Popen[str]:
+    """Start ranks of a run under our own launcher, whose standard error is a pipe."""
+    line = [sys.executable, "-c", RANKS, str(ranks), str(free_port()), str(logs), *overrides]
+    return subprocess.Popen(line, cwd=cwd, env=os.environ | FAST, stderr=subprocess.PIPE, text=True)
+
+
+def process_of(rank: int, launcher: subprocess.Popen[str]) -> int:
+    """Return the number of the process that is a rank."""
+    for number in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{number}/environ").read_bytes().split(b"\0"):
+            return int(number)
+    raise LookupError(f"rank {rank} does not run")
+
+
 def run(
     *overrides: str, ranks: int = 1, code: int = 0, cwd: Path, program: str = "pretrain"
 ) -> subprocess.CompletedProcess[str]:

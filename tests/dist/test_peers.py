@@ -1,0 +1,118 @@
+"""Ranks that never come, end in mid-run or hang: what the others say, and their exit codes."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch.distributed as dist
+from ranks import FAST, free_port
+
+from pretrain.errors import PeerLost, TimedOut
+from pretrain.peers import explained
+
+COLLECTIVES = """
+import datetime, os, signal, sys, time
+from pretrain import distributed, peers
+from pretrain.entry import launch
+def collect(cfg):
+    import torch
+    with distributed.joined() as world:
+        for number in range(50):
+            if number == 20 and world.rank == 1:
+                {fault}
+            world.sum_ints(1)
+            world.sum_tensor(torch.ones(1000))
+            world.gather(world.rank)
+            world.barrier()
+peers.JOIN_S, distributed.TIMEOUT = 3, datetime.timedelta(seconds=3)
+launch(collect)
+"""
+
+
+def ends(fault: str, ranks=(0, 1, 2), size=3) -> list[tuple[int, str]]:
+    """Return how ranks end that do nothing but talk to each other, one of them with a fault."""
+    port, processes = str(free_port()), []
+    for rank in ranks:
+        own = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        line = [sys.executable, "-c", COLLECTIVES.format(fault=fault)]
+        processes.append(subprocess.Popen(line, env=os.environ | FAST | own, stderr=subprocess.PIPE, text=True))
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def test_a_rank_that_is_killed_is_missed_by_all_others():
+    first, killed, last = ends("os.kill(os.getpid(), signal.SIGKILL)")
+    assert (first[0], killed[0], last[0]) == (7, -9, 7)
+    for rank, (_, told) in ((0, first), (2, last)):
+        assert told.startswith(f"rank {rank} on host {socket.gethostname()}: another rank ended")
+        assert len(told.splitlines()) == 1
+
+
+def test_a_bug_of_one_rank_stays_its_own():
+    first, broken, last = ends("raise RuntimeError('wrong shapes')")
+    assert (first[0], broken[0], last[0]) == (7, 1, 7)
+    assert broken[1].splitlines()[-1].endswith("RuntimeError: wrong shapes")
+
+
+def test_a_rank_that_hangs_ends_the_others_in_time():
+    first, _, last = ends("time.sleep(8); os._exit(0)")
+    assert 6 in (first[0], last[0]) and {first[0], last[0]} <= {6, 7}, "the first to end closes its connections"
+    assert "another rank hangs or is far behind" in first[1] + last[1]
+
+
+def test_ranks_that_never_come_are_named():
+    for code, told in ends("pass", ranks=(0, 2), size=4):
+        assert code == 6
+        assert "ranks 1, 3 of 4 did not come within 3 s" in told
+    [(code, told)] = ends("pass", ranks=[1])
+    assert code == 6
+    assert "rank 1 on host" in told and "rank 0 did not listen there within 3 s" in told
+
+
+def test_a_port_in_use_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        own = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        line = [sys.executable, "-c", COLLECTIVES.format(fault="pass")]
+        done = subprocess.run(line, env=os.environ | FAST | own, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"MASTER_PORT={port}: rank 0 cannot listen there" in done.stderr
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError(f"{GLOO}pair.cc:553] Connection closed by peer [10.0.0.1]:4. This is typically"), PeerLost),
+        (RuntimeError(f"{GLOO}pair.cc:537] Read error [10.0.0.1]:4: Connection reset by peer."), PeerLost),
+        (RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation"), TimedOut),
+        (dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), PeerLost),
+        (dist.DistStoreError("wait timeout after 1000ms, keys: /ranks-0/0"), TimedOut),
+        (
+            dist.DistBackendError(
+                "NCCL error in: /pytorch/NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL "
+                "version 2.27.5\nncclRemoteError: A call failed possibly due to a network error"
+            ),
+            PeerLost,
+        ),
+        (
+            dist.DistBackendError("WorkNCCL(OpType=ALLREDUCE) ran for 600029 milliseconds before timing out."),
+            TimedOut,
+        ),
+        (dist.DistBackendError("NCCL error in: x.cpp:1, invalid usage (run with NCCL_DEBUG=WARN)"), None),
+        (dist.DistBackendError("NCCL error in: x.cpp:1, unhandled cuda error"), None),
+        (RuntimeError(f"[enforce fail at {GLOO[1:]}pair.cc:456] op.preamble.length <= op.nbytes. 2000 vs 1000"), None),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"), None),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+    ],
+)
+def test_errors_that_tell_of_other_ranks_are_told_from_bugs(error, kind):
+    reason = explained(error, 3)
+    assert type(reason) is (kind or type(None))
+    assert reason is None or "rank 3 on host" in str(reason)
