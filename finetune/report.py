@@ -1,6 +1,7 @@
 """`python -m finetune.report RUN [FILE]`: a page on what a fine-tuned model gets right, and what it gets wrong.
 
-Holds the command and the page; what it says of answers is the task's, in `sections`, and `figures` draws.
+Holds the command and the page; what it says of answers is the task's, in `sections`, and `figures` draws. With `--sync`
+the records of the run go to W&B instead, which is `pretrain.tracking.replay`'s.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pretrain.errors import ConfigError, HeadwaterError
 from pretrain.history import History, load
 from pretrain.markdown import UNKNOWN, count, literal, table
 from pretrain.registry import choices
+from pretrain.tracking.replay import add_options, sync
 
 if TYPE_CHECKING:
     from finetune.tasks.base import Encoded, TaskConfig
@@ -35,9 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         "source", nargs="?", help="file, or name on the hub, with answers (default: what the run was measured on)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the run)")
+    add_options(parser)
     options = parser.parse_args(arguments)
     try:
-        print(report(options))
+        print(sync(options.run, "finetune", options.project) if options.sync else report(options))
     except HeadwaterError as error:
         print(error, file=sys.stderr)
         return error.exit_code

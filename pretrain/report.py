@@ -1,6 +1,7 @@
 """`python -m pretrain.report RUN [RUN ...]`: curves and a Markdown page that compare runs.
 
-Holds the page and the command; `history` reads the runs and `curves` draws them. Free of torch.
+Holds the page and the command; `history` reads the runs, `curves` draws them, and `tracking.replay` sends them to W&B
+where `--sync` asks for that. Free of torch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pretrain.errors import HeadwaterError
 from pretrain.history import History, Row, load
 from pretrain.markdown import UNKNOWN, count, number, percent, table
 from pretrain.rundir import check_written_by
+from pretrain.tracking.replay import add_options, sync
 
 FIGURE = "curves.png"
 PAGE = "report.md"
@@ -28,8 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="Curves and a page comparing runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
+    add_options(parser)
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.sync:
+            print(*(sync(run, "pretrain", chosen.project) for run in chosen.runs), sep="\n")
+            return 0
         page = write(chosen.runs, chosen.out or chosen.runs[0] / "report")
     except HeadwaterError as error:
         print(f"error: {error}", file=sys.stderr)

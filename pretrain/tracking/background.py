@@ -10,44 +10,68 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pretrain.tracking.base import Record, Sink
 
 logger = logging.getLogger(__name__)
 
+_Work = Callable[[Sink], None]
 
-class BackgroundSink:
+
+class _Worker(threading.Thread):
+    """The thread of a sink, known by its class."""
+
+
+def any_hangs() -> bool:
+    """Whether a sink of this process, all of which were closed, is still at work: it did not finish in time."""
+    return any(isinstance(thread, _Worker) for thread in threading.enumerate())
+
+
+class BackgroundSink(Sink):
     """Makes another sink in a thread and feeds it from a bounded queue.
 
-    `log` returns at once: a full queue loses the record for this sink. A failure costs one warning, after which
-    records are ignored. The thread is a daemon: one that hangs does not keep the process alive.
+    `log` and `saved` return at once: a full queue loses the record for this sink. A failure costs one warning, after
+    which records are ignored. The thread is a daemon; what the sink's library does when the interpreter ends may still
+    wait for it: see `any_hangs`.
     """
 
-    def __init__(self, name: str, make: Callable[[], Sink], *, close_timeout_s: float, capacity: int = 10_000) -> None:
+    def __init__(
+        self,
+        name: str,  # in warnings
+        make: Callable[[], Sink],
+        *,
+        close_timeout_s: float,  # seconds that `close` waits for the sink
+        remedy: str = "metrics.jsonl has everything",  # said with every warning
+        capacity: int = 10_000,  # records
+    ) -> None:
         self._name = name
         self._make = make
         self._close_timeout_s = close_timeout_s
-        self._queue: queue.Queue[Record | int] = queue.Queue(capacity)  # records, and at the end the exit code
+        self._remedy = remedy
+        self._queue: queue.Queue[_Work | None] = queue.Queue(capacity)  # None: there is no more
+        self._exit_code = 0  # known when the None is in the queue
         self._stopped = False  # ignore what comes: the sink failed, and the one warning is given
         self._lost = 0  # records that found the queue full
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = _Worker(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def log(self, record: Record) -> None:
         """Hand the record over without waiting."""
-        if self._stopped:
-            return
-        try:
-            self._queue.put_nowait(dict(record))
-        except queue.Full:
-            self._lost += 1
+        taken = dict(record)
+        self._put(lambda sink: sink.log(taken))
+
+    def saved(self, step: int, path: Path, best: bool) -> None:
+        """Hand the word of a checkpoint over without waiting."""
+        self._put(lambda sink: sink.saved(step, path, best))
 
     def close(self, exit_code: int) -> None:
         """Let the thread finish what is queued, for a limited time."""
         deadline = time.monotonic() + self._close_timeout_s
+        self._exit_code = exit_code
         if not self._stopped:
             try:
-                self._queue.put(exit_code, timeout=self._close_timeout_s)
+                self._queue.put(None, timeout=self._close_timeout_s)
             except queue.Full:
                 self._lost += self._queue.qsize()
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -56,16 +80,26 @@ class BackgroundSink:
         elif self._lost:
             self._warn(f"lost {self._lost} records because it was too slow")
 
+    def _put(self, work: _Work) -> None:
+        if self._stopped:
+            return
+        try:
+            self._queue.put_nowait(work)
+        except queue.Full:
+            self._lost += 1
+
     def _work(self) -> None:
         try:
             sink = self._make()
-            while not isinstance(item := self._queue.get(), int):
-                sink.log(item)
-            sink.close(item)
+            try:
+                while work := self._queue.get():
+                    work(sink)
+            finally:  # a sink that failed, too, has something to take down
+                sink.close(self._exit_code)
         except Exception as error:
-            self._warn(f"stopped: {error}")
+            self._warn(f"stopped: {str(error).partition(chr(10))[0] or type(error).__name__}")
 
     def _warn(self, what: str) -> None:
         if not self._stopped:
             self._stopped = True
-            logger.warning("%s %s; training and metrics.jsonl are not affected", self._name, what)
+            logger.warning("%s %s; training is not affected, %s", self._name, what, self._remedy)

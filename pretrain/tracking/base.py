@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
@@ -22,12 +23,18 @@ class Sink(Protocol):
         """Take one record; returns soon, whatever the place behind it does."""
         ...
 
+    def saved(self, step: int, path: Path, best: bool) -> None:
+        """Hear of a committed checkpoint, and whether it is the best one so far; returns soon, too.
+
+        Retention may delete it while a place still reads it. Most places have no use for it.
+        """
+
     def close(self, exit_code: int) -> None:
         """Finish; `exit_code` is the process's own. Nothing is logged afterwards."""
         ...
 
 
-class Tracker:
+class Tracker(Sink):
     """A sink that is all sinks: the truth, whose failures are the run's, and mirrors, whose failures are not.
 
     A mirror that raises costs one warning and is not asked again.
@@ -41,6 +48,11 @@ class Tracker:
         """Give one record to every sink."""
         self._truth.log(record)
         self._reflect(lambda mirror: mirror.log(record))
+
+    def saved(self, step: int, path: Path, best: bool) -> None:
+        """Tell every sink of a checkpoint."""
+        self._truth.saved(step, path, best)
+        self._reflect(lambda mirror: mirror.saved(step, path, best))
 
     def close(self, exit_code: int) -> None:
         """Finish every sink."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from pretrain.tracking.base import Record
+from pretrain.tracking.base import Record, Sink
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,7 +42,7 @@ _EVALUATION = (
 )
 
 
-class ConsoleSink:
+class ConsoleSink(Sink):
     """Shows loss, speed, MFU and time left."""
 
     def __init__(

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pretrain.durable import replace
 from pretrain.errors import CheckpointError, ResourceError
-from pretrain.tracking.base import Record
+from pretrain.tracking.base import Record, Sink
 
 METRICS_FILE = "metrics.jsonl"
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """Appends records to a file, each on its own line, as `to_json` has it, and handed to the system at once."""
 
     def __init__(self, path: Path) -> None:

@@ -32,7 +32,7 @@ class TensorBoardConfig(TrackerConfig):
         return [TensorBoardSink(run_dir / "tensorboard", start_step)]
 
 
-class TensorBoardSink:
+class TensorBoardSink(Sink):
     """Writes scalars; events of steps after `start_step` that a killed run left are marked as void."""
 
     def __init__(self, directory: Path, start_step: int = 0) -> None:

@@ -5,15 +5,16 @@ Holds everything that knows of W&B; that it cannot hold up training is the work 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pretrain.errors import check
 from pretrain.registry import register
@@ -22,13 +23,10 @@ from pretrain.tracking.base import Record, Sink, scalars
 from pretrain.tracking.local import TrackerConfig
 from pretrain.tracking.redaction import looks_secret, redacted
 
-if TYPE_CHECKING:
-    from wandb import Run
-
 logger = logging.getLogger(__name__)
 
 STEP = "train/step"  # the axis of every chart; W&B's own step counts calls and cannot go back when a run resumes
-EXIT_MARGIN_S = 5  # beyond W&B's own limit on finishing
+UPLOAD_SHARE = 0.8  # of the time that the end of a run may take; the rest is for W&B's own process to end in
 
 
 class WandbMode(StrEnum):
@@ -49,8 +47,8 @@ class WandbConfig(TrackerConfig):
     group: str | None = None  # runs that W&B shows together
     tags: list[str] = field(default_factory=list)  # labels to filter runs by
     wandb_mode: WandbMode | None = None  # null = as the environment's WANDB_MODE says, else online
-    init_timeout_s: float = 30.0  # seconds to wait for the server at the start; then the run is recorded offline
-    finish_timeout_s: float = 30.0  # seconds to wait for the upload at the end
+    init_timeout_s: float = 30.0  # seconds until a server that does not answer is given up; training does not wait
+    finish_timeout_s: float = 8.0  # seconds that the end of the run waits for W&B at most
 
     def __post_init__(self) -> None:
         texts = {"project": self.project, "entity": self.entity, "group": self.group}
@@ -66,62 +64,125 @@ class WandbConfig(TrackerConfig):
         """Start W&B in a thread, so that neither its import nor its server delays the first step."""
 
         def make() -> WandbSink:
-            return WandbSink(self, run_dir, run_name, redacted(dict(config)))
+            upload_s = UPLOAD_SHARE * self.finish_timeout_s
+            return WandbSink(self, run_dir, run_name, redacted(dict(config)), upload_timeout_s=upload_s)
 
-        return [BackgroundSink("W&B", make, close_timeout_s=self.finish_timeout_s + EXIT_MARGIN_S)]
+        remedy = "and `report --sync` sends metrics.jsonl to W&B later"
+        return [BackgroundSink("W&B", make, close_timeout_s=self.finish_timeout_s, remedy=remedy)]
 
 
-class WandbSink:
-    """One W&B run; a resumed run continues it under the same id. Calls may block up to the configured time limits."""
+class WandbSink(Sink):
+    """One W&B run; a resumed run continues it under the same id. Calls may block up to the configured time limits.
 
-    def __init__(self, settings: WandbConfig, run_dir: Path, run_name: str, config: object) -> None:
-        # Read at import. W&B's own telemetry waits for a silent server at process exit, 20 s beyond all limits.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        os.environ.setdefault("WANDB_SILENT", "true")  # the console is ours
+    Raises `wandb.Error` where W&B does not start, `TimeoutError` where an upload does not end in time.
+    """
+
+    def __init__(
+        self,
+        settings: WandbConfig,
+        run_dir: Path,
+        run_name: str,
+        config: object,  # plain values, without secrets
+        *,
+        upload_timeout_s: float,  # seconds to wait for the upload at the end; 0: as long as it takes
+    ) -> None:
+        quieten()
         import wandb
 
-        run_id = persistent_id(run_dir, run_name)
-
-        def init(mode: str | None) -> Run:
-            return wandb.init(
+        try:
+            self._run = wandb.init(
                 project=settings.project,
                 entity=settings.entity,
                 group=settings.group,
-                tags=settings.tags,
+                tags=settings.tags or None,  # None, as for the group: what WANDB_TAGS says, which a list overrides
                 name=run_name,
-                id=run_id,
+                id=persistent_id(run_dir, run_name),
                 resume="allow",
                 dir=run_dir,
-                mode=mode,  # type: ignore[arg-type]
+                mode=settings.wandb_mode.value if settings.wandb_mode else None,
                 config=config,  # type: ignore[arg-type]
                 settings=wandb.Settings(
                     init_timeout=settings.init_timeout_s,
                     login_timeout=settings.init_timeout_s,
-                    finish_timeout=settings.finish_timeout_s,
+                    finish_timeout=upload_timeout_s,
+                    finish_timeout_raises=True,
                     console="off",  # no copy of standard output
                     disable_code=True,
                 ),
             )
+            if not self._run.disabled:
+                logger.info("W&B run: %s", self.place)
+            self._run.define_metric(STEP)
+            self._run.define_metric("*", step_metric=STEP)
+            before = dict(self._run.summary) if self._run.resumed else {}
+        except Exception:
+            end_service()
+            raise
+        self._known = {name: value for name, value in before.items() if isinstance(value, int | float)}
 
-        try:
-            self._run = init(settings.wandb_mode.value if settings.wandb_mode else None)
-        except wandb.Error as error:
-            reason = str(error).splitlines()[0]
-            logger.warning("W&B did not start (%s): recording offline, `wandb sync` sends it later", reason)
-            wandb.teardown()  # the failed start still holds the run's id
-            self._run = init("offline")
-        if self._run.url:
-            logger.info("W&B run: %s", self._run.url)
-        self._run.define_metric(STEP)
-        self._run.define_metric("*", step_metric=STEP)
+    @property
+    def place(self) -> str:
+        """Where the run can be looked at: its address, or the directory that `wandb sync` sends."""
+        return self._run.url or str(Path(self._run.dir).parent)
+
+    def has(self, record: Record) -> bool:
+        """Whether the server had this record, or a later one of its split, before this start."""
+        counts = {name: value for name, value in scalars(record).items() if name.endswith("/tokens")}
+        return all(name in self._known and value <= self._known[name] for name, value in counts.items())
 
     def log(self, record: Record) -> None:
         """Add one row to the run's history."""
         self._run.log({STEP: record["step"], **scalars(record)})
 
+    def saved(self, step: int, path: Path, best: bool) -> None:
+        """Log the checkpoint as a version of the run's model artifact: where it lies and its hash, none of its bytes.
+
+        Nothing is logged of one that retention has deleted since.
+        """
+        try:
+            with (path / "manifest.json").open("rb") as manifest:  # it has the SHA-256 of each of the other files
+                digest = hashlib.file_digest(manifest, "sha256").hexdigest()
+            about = {"step": step, "manifest_sha256": digest, "best": best}
+            aliases = ["latest", f"step-{step}", *(["best"] if best else [])]
+            self._refer("checkpoint", path, about, aliases, checksum=False)  # True would read every byte again
+        except (OSError, ValueError):  # deleted, or while its files were listed
+            return
+
+    def exported(self, path: Path, about: dict[str, object]) -> None:
+        """Log an export as a version of an artifact of its own: where it lies, the MD5 of its files, none of them."""
+        self._refer("export", path, about, ["latest"], checksum=True)
+
+    def _refer(self, kind: str, path: Path, metadata: dict[str, object], aliases: list[str], *, checksum: bool) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{kind}-{self._run.id}", "model", metadata=metadata)
+        artifact.add_reference(path.absolute().as_uri(), checksum=checksum)
+        try:
+            self._run.log_artifact(artifact, aliases=aliases)
+        except Exception as error:  # W&B asks its server here, and raises what that says; rows wait until it is back
+            logger.info("W&B has no note of %s: %s", path, error)
+
     def close(self, exit_code: int) -> None:
         """Wait for the upload, for a limited time; W&B shows the run as failed unless the exit code is 0."""
-        self._run.finish(exit_code=exit_code)
+        try:
+            self._run.finish(exit_code=exit_code)
+        finally:
+            end_service()
+
+
+def quieten() -> None:
+    """Set what W&B reads when it is imported for the first time."""
+    # Its own telemetry waits for a silent server at process exit, 20 s beyond all limits.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")  # the console is ours
+
+
+def end_service() -> None:
+    """End W&B's own process and wait for it, here and now instead of, without a limit, when the interpreter ends."""
+    import wandb
+
+    with suppress(Exception, SystemExit):  # the process may be gone, or have failed, which W&B tells by SystemExit
+        wandb.teardown()
 
 
 def persistent_id(run_dir: Path, run_name: str) -> str:

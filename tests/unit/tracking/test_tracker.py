@@ -92,7 +92,7 @@ def test_background_sink_that_hangs_holds_up_nothing(caplog):
     sink.close(0)
     release.set()
     assert [record.message for record in caplog.records] == [
-        "mirror did not finish within 0.05 s; training and metrics.jsonl are not affected"
+        "mirror did not finish within 0.05 s; training is not affected, metrics.jsonl has everything"
     ]
 
 
@@ -104,7 +104,7 @@ def test_background_sink_that_fails_warns_once(caplog):
         sink.close(0)
         sink.log({"step": 11})
     assert [record.message for record in caplog.records] == [
-        "mirror stopped: gone; training and metrics.jsonl are not affected"
+        "mirror stopped: gone; training is not affected, metrics.jsonl has everything"
     ]
 
 
