@@ -17,7 +17,7 @@ setup: .venv/ready  ## create .venv and install everything
 demo: demo-pretrain demo-finetune  ## pretraining, then fine-tuning, with nothing downloaded: minutes on two cores
 
 demo-pretrain: setup  ## prepare, pretrain, evaluate, sample and report on the embedded corpus
-	$(BIN)/python -m pretrain experiment=demo
+	$(BIN)/python -m launch local nproc=2 -- pretrain strategy=zero2 experiment=demo
 	$(BIN)/python -m pretrain.sample runs/demo --prompt "class Queue"
 	$(BIN)/python -m pretrain.report runs/demo
 
@@ -38,8 +38,8 @@ demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
-test-slow: setup  ## the tests that take minutes: kills and resumes, the demo from end to end
-	$(BIN)/python -m pytest -m "slow and not gpu"
+test-slow: setup  ## the tests that take minutes, two files at a time: kills, a cluster, the demo from end to end
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .

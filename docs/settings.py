@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -22,11 +23,13 @@ from omegaconf import MISSING as MANDATORY
 from omegaconf import OmegaConf
 
 from finetune.entry import FINETUNE
+from launch.slurm import SLURM
 from pretrain.entry import CONF, PRETRAIN, Root
 
 PAGES = {
     PRETRAIN: Path(__file__).with_name("configuration.md"),
     FINETUNE: Path(__file__).with_name("finetuning-settings.md"),
+    SLURM: Path(__file__).with_name("cluster.md"),
 }
 BEGIN, END = "<!-- settings: written by docs/settings.py -->\n", "<!-- end of settings -->\n"
 
@@ -42,23 +45,38 @@ class Setting(NamedTuple):
 def tables(root: Root) -> str:
     """Return the Markdown of all groups, in the order of the root configuration, those of pretraining once."""
     PRETRAIN.register()
-    FINETUNE.register()
+    root.register()
     shared = [] if root is PRETRAIN else _shared(root)
     own = [field for field in fields(root.schema) if field.name not in shared]
-    sections = [_section(root, field) for field in own]
+    sections = [
+        section
+        for single, together in itertools.groupby(own, lambda field: _is_single(root, field))
+        for section in ([_singles(root, list(together))] if single else [_section(root, each) for each in together])
+    ]
     return "\n\n".join(sections + ([_differences(root, shared)] if shared else [])) + "\n"
 
 
 def _section(root: Root, field: Field[Any]) -> str:
-    """Return what a field of the root is: a group of choices, a dataclass of settings, or one setting."""
+    """Return what a field of the root is: a group of choices or a dataclass of settings."""
     hint, chosen = get_type_hints(root.schema)[field.name], _chosen(root)
     if field.name in chosen:
         section = _group(root, field.name, field.name, chosen[field.name])
         return section + ("\n\n" + _group(root, "source", "data.sources.NAME", None) if field.name == "data" else "")
-    if is_dataclass(hint) and isinstance(hint, type):
-        return f"### `{field.name}`\n\n" + _table(root, {"": hint}, field.name)
-    rows = [f"| `{field.name}` | `{_default(root, field, field.name)}` | {comments(root.schema)[field.name]} |"]
-    return f"### `{field.name}`\n\n" + _rows(["key", "default", "meaning"], rows)
+    return f"### `{field.name}`\n\n" + _table(root, {"": hint}, field.name)
+
+
+def _is_single(root: Root, field: Field[Any]) -> bool:
+    """Whether a field of the root is one setting."""
+    return field.name not in _chosen(root) and not is_dataclass(get_type_hints(root.schema)[field.name])
+
+
+def _singles(root: Root, together: list[Field[Any]]) -> str:
+    """Return one table of settings that stand beside each other."""
+    meanings = comments(root.schema)
+    rows = [f"| `{each.name}` | `{_default(root, each, each.name)}` | {meanings[each.name]} |" for each in together]
+    names = [f"`{each.name}`" for each in together]
+    title = ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]}"
+    return f"### {title}\n\n" + _rows(["key", "default", "meaning"], rows)
 
 
 def _shared(root: Root) -> list[str]:

@@ -100,6 +100,12 @@ class FinetuneConfig:
             dropout_key="attention_dropout",
         )
 
+    def check_start(self, *, ranks: int, device_type: str) -> None:
+        """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""
+        rule = "is one run after another, each of one process; for more ranks sweep: launch local ... 'seed=1,2'"
+        check(not self.seeds or ranks == 1, "seeds", self.seeds, rule)
+        self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+
 
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""

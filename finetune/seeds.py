@@ -18,6 +18,7 @@ from typing import Self
 
 from finetune.config import FinetuneConfig
 from pretrain.distributed import STOP_SIGNALS, world_size
+from pretrain.entry import with_overrides
 from pretrain.errors import ConfigError, HeadwaterError, Preempted
 from pretrain.history import load
 
@@ -97,13 +98,8 @@ def fine_tune_each(cfg: FinetuneConfig, arguments: Sequence[str]) -> None:
 
 
 def arguments_of_one(arguments: Sequence[str], seed: int, name: str) -> list[str]:
-    """Return a command line for one seed: that for several, with overrides that win over it and over files.
-
-    Hydra takes overrides in one row, in which the last of a key wins, and its options before or behind it.
-    """
-    ends = [at for at, word in enumerate(arguments, 1) if word[:1] == "~" or ("=" in word and word[0] != "-")]
-    end = max(ends, default=0)
-    return [*arguments[:end], "++seeds=[]", f"++seed={seed}", f"++run.name={name}", *arguments[end:]]
+    """Return a command line for one seed: that for several, with overrides that win over it and over files."""
+    return with_overrides(arguments, "++seeds=[]", f"++seed={seed}", f"++run.name={name}")
 
 
 def best(run: Path) -> dict[str, float]:

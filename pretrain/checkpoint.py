@@ -18,6 +18,7 @@ import json
 import logging
 import secrets
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Checkpoints:
         self.world = world
         self.failures = 0
         self.best: Best | None = None  # of the committed steps; it stays, whatever its age
+        self.on_commit: Callable[[int, Path, bool], None] | None = None  # told step, its directory, whether it is best
         self.under_way: _Save | None = None  # one at most
         self._staging = Staging()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -108,11 +110,6 @@ class Checkpoints:
             for torn in directory.glob(".tmp-*"):
                 shutil.rmtree(torn)
         world.barrier()
-
-    @property
-    def staged_bytes(self) -> int:
-        """Host memory that this rank keeps for copies of what it saves."""
-        return self._staging.nbytes
 
     def save(
         self,
@@ -181,6 +178,9 @@ class Checkpoints:
             self.under_way = None
             self.failures = 0
             self.best = save.best
+            if self.on_commit:
+                best = save.best is not None and save.best.step == save.step
+                self.on_commit(save.step, self.directory / step_name(save.step), best)
         else:
             save.committing = True
             save.phase = self._background.submit(self._commit, save, [index for index, _ in answers])

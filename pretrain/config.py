@@ -14,7 +14,8 @@ from omegaconf import MISSING
 from pretrain import data, models, objectives, strategy, tracking
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.compatible import check_compatible
-from pretrain.data.loader import DataConfig
+from pretrain.data.loader import DataConfig, micro_batches_per_step
+from pretrain.data.naming import texts_of
 from pretrain.data.sources import ReadableSource
 from pretrain.data.tokenizer import TokenizerConfig
 from pretrain.errors import check
@@ -78,6 +79,18 @@ class PretrainConfig:
             dropout=getattr(self.model, "attention_dropout", 0),
             dropout_key="model.attention_dropout",
         )
+
+    def check_start(self, *, ranks: int, device_type: str) -> None:
+        """Raise `ConfigError` for what so many ranks on devices "cuda" or "cpu" cannot run, and for missing inputs.
+
+        Reads no more than the names of input files and those of a tokenizer that exists.
+        """
+        micro_batches_per_step(self.train.batch_size, self.train.micro_batch_size, ranks)
+        self.schedule.build(self.train.steps)
+        self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        self.data.prepare.check_whole()
+        texts_of(self.data.sources)
+        self.check_tokenizer()
 
     def check_tokenizer(self) -> None:
         """Raise `ConfigError` for a tokenizer that the objective cannot work with, before text is prepared with it.

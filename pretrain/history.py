@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pretrain.errors import ConfigError
 from pretrain.rundir import read_config
+from pretrain.tracking.base import Record
 from pretrain.tracking.jsonl import METRICS_FILE
 
 Row = dict[str, float]
@@ -26,7 +27,7 @@ class History:
     path: Path
     train: list[Row]  # training records, by step
     evaluation: list[Row]  # held-out records, by step
-    config: dict[str, object] = field(default_factory=dict)  # dotted key -> value; empty without config.yaml
+    config: dict[str, object] = field(default_factory=dict)  # dotted key -> value or choice; empty without config.yaml
     facts: dict[str, object] = field(default_factory=dict)  # run.json; empty without one
 
 
@@ -48,24 +49,47 @@ def load(path: Path) -> History:
         path=path,
         train=train,
         evaluation=evaluation,
-        config=read_config(path),
+        config=_config(path),
         facts=facts,
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+def records(path: Path) -> Iterator[Record]:
+    """Yield the records of a metrics.jsonl as the run logged them. Raises `ConfigError` for a line that is none."""
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             return  # the run is writing it, or was killed while it did
         try:
             record = json.loads(line)
-            split = record.pop("split")
-            # Non-finite numbers are strings in the file: float reads both.
-            row = {key: float(value) for key, value in record.items() if value is not None}
-            row["step"]
+            values = {key: _number(value) for key, value in record.items() if key != "split"}
+            record = {"step": values["step"], "split": record["split"], **values}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}:{number}: not a record ({error}); mend or delete the line") from None
-        yield split, row
+        yield record
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    for record in records(path):
+        yield (
+            str(record["split"]),
+            {key: float(value) for key, value in record.items() if isinstance(value, int | float)},
+        )
+
+
+def _number(value: object) -> int | float | None:
+    """Return a number of a record; those that are not finite are strings in the file."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, str):
+        return float(value)
+    raise TypeError(f"{value!r} is no number")
+
+
+def _config(run: Path) -> dict[str, object]:
+    """Return what a run was configured with: in place of the list of its choices, each by its key."""
+    config = read_config(run)
+    chosen = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]
+    return {key.rpartition("@")[2]: name for entry in chosen for key, name in entry.items()} | config
 
 
 def _facts(path: Path) -> dict[str, object]:

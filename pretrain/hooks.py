@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from pretrain.checkpoint import Checkpoints
 from pretrain.distributed import World
 from pretrain.errors import NumericalError
 from pretrain.loop import TrainState
-from pretrain.memory import compare, storages
+from pretrain.memory import compare
 from pretrain.metrics import StepMeter, Throughput, memory
 from pretrain.resume import Fingerprints
 from pretrain.strategy.base import Memory, Strategy
@@ -39,6 +41,10 @@ class RunHooks:
     fingerprints: Fingerprints  # what a resume must find unchanged
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
+    def __post_init__(self) -> None:
+        if self.tracker:
+            self.checkpoints.on_commit = self.tracker.saved
+
     def log(self, state: TrainState) -> None:
         """Read the meter and write a training record. Raises `NumericalError` if updates are skipped on and on."""
         reading = self.meter.read(state.step_targets, self.world.sum_tensor)
@@ -57,8 +63,8 @@ class RunHooks:
             )
 
     def _check_memory(self) -> None:
-        if self.predicted:
-            held = self.world.gather(sum(storages().values()) - self.checkpoints.staged_bytes)
+        if self.predicted and self.world.device.type == "cuda":  # nobody counts what tensors take up on a CPU
+            held = self.world.gather(torch.cuda.memory_allocated(self.world.device))
             if self.world.is_first:
                 compare(max(held), self.predicted)
             self.predicted = None

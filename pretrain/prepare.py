@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
     from pretrain.data.manifest import Manifest
-    from pretrain.data.preparation import PrepareConfig
+    from pretrain.data.preparation import Share
+    from pretrain.data.preparing import PrepareConfig
     from pretrain.data.sources import SourceConfig
     from pretrain.data.tokenizer import TokenizerConfig
 
@@ -57,13 +58,17 @@ def arguments(plan: IO[str]) -> list[str]:
 
 
 def carry_out(plan: dict[str, Any]) -> None:
-    """Prepare what is not prepared yet, verify it if asked to, and print what the corpora hold."""
+    """Prepare what is not prepared yet, verify it if asked to, and print what the corpora hold; or do one part."""
     from pretrain.data.manifest import Manifest
-    from pretrain.data.preparation import prepare, verify
+    from pretrain.data.preparation import prepare, prepare_share, verify
 
     sources = {name: _unpacked(source) for name, source in plan["sources"].items()}
-    cfg = _unpacked(plan["prepare"])
-    for name, directory in prepare(sources, _unpacked(plan["tokenizer"]), cfg).items():
+    tokenizer, cfg = _unpacked(plan["tokenizer"]), _unpacked(plan["prepare"])
+    if cfg.parts > 1:
+        for name, share in prepare_share(sources, tokenizer, cfg).items():
+            print(share_summary(name, share), flush=True)
+        return
+    for name, directory in prepare(sources, tokenizer, cfg).items():
         manifest = verify(directory) if cfg.verify else Manifest.load(directory)
         print(summary(name, directory, manifest), flush=True)
 
@@ -82,9 +87,23 @@ def summary(name: str, directory: Path, manifest: Manifest) -> str:
     return "\n".join([*lines, f"  tokenizer   {tokenizer}", f"  left out or mended: {left_out}"])
 
 
+def share_summary(name: str, share: Share | None) -> str:
+    """Return which units of a corpus a part has done, and what is left to do."""
+    if share is None:
+        return f"{name}: prepared already, nothing is left for a part"
+    numbers = [str(number) for number in share.numbers]
+    if len(numbers) > 12:
+        numbers[3:-1] = ["..."]
+    units = f"units {', '.join(numbers)} of {share.units} done" if numbers else f"none of its {share.units} units"
+    return (
+        f"{name}: {units}, with other parts {share.finished} so far; when all parts have ended, "
+        "the same command without data.prepare.parts and data.prepare.part commits"
+    )
+
+
 def _packed(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as JSON values, with its class."""
-    from pretrain.data.preparation import plain_values
+    from pretrain.data.naming import plain_values
 
     return {"module": type(config).__module__, "class": type(config).__name__, "values": plain_values(config)}
 

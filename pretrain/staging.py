@@ -23,11 +23,6 @@ class Staging:
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
-    @property
-    def nbytes(self) -> int:
-        """Host memory that is kept for the next save."""
-        return self._memory.nbytes
-
     @torch.no_grad()
     def copy(self, fragments: list[Fragment]) -> list[Fragment]:
         """Return the fragments as they are now, in memory that changes only with the next call.

@@ -9,6 +9,9 @@ import platform
 from importlib.metadata import version
 from typing import NamedTuple
 
+import torch
+from torch.cuda import nccl
+
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed import World
 from pretrain.loop import TrainConfig
@@ -16,12 +19,16 @@ from pretrain.metrics import MFU_CONVENTION
 from pretrain.objectives.base import Objective
 from pretrain.strategy.base import Memory
 
-_LIBRARIES = ("torch", "accelerate", "deepspeed", "hydra-core", "tokenizers", "pyarrow")
+_LIBRARIES = ("torch", "accelerate", "deepspeed", "hydra-core", "tokenizers", "pyarrow", "numpy", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that take part in training."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    """Return the versions of Python and of the libraries that take part in training, with CUDA's where there is one."""
+    found = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    if torch.cuda.is_available():
+        found["cuda"] = str(torch.version.cuda)
+        found["nccl"] = ".".join(map(str, nccl.version()))  # the library that is loaded
+    return found
 
 
 class ModelSize(NamedTuple):

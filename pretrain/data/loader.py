@@ -17,7 +17,7 @@ import torch
 
 from pretrain.data.base import IGNORED, Batch, Examples, Slots
 from pretrain.data.packing import Packing
-from pretrain.data.preparation import PrepareConfig
+from pretrain.data.preparing import PrepareConfig
 from pretrain.data.sources import SourceConfig
 from pretrain.data.stream import HeldOut, Source, TrainStream
 from pretrain.errors import check

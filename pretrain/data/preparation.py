@@ -1,36 +1,33 @@
 """From sources of text to immutable corpora of token ids: once, under a lock, resumable, in several processes.
 
-Holds the scheduling and the commit; what a worker does with a unit is in `encoding`. Free of torch.
+Holds the scheduling and the commit; what a worker does with a unit is in `encoding`, names are in `naming`. Free of
+torch.
 
 While a corpus is prepared, `<root>/<name>-<key>.partial/` holds `units/` (a record for each finished unit) and
-`corpus/` (the shards); whoever writes there holds the lock `<root>/.locks/<name>-<key>`. When every unit is done,
-`corpus/` becomes `<root>/<name>-<key>/` by a rename.
+`corpus/` (the shards). Who prepares the whole holds the lock `<root>/.locks/<name>-<key>` alone; parts share it, and
+each holds a lock of its own, too. When every unit is done, `corpus/` becomes `<root>/<name>-<key>/` by a rename.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from pretrain.data.documents import OnInvalid
 from pretrain.data.encoding import Task, UnitRecord, encode_unit, plan_units, train_tokenizer, unit_id
-from pretrain.data.locking import exclusive
-from pretrain.data.manifest import FORMAT, PAGE_BYTES, SPLITS, Manifest, Split
+from pretrain.data.locking import exclusive, shared
+from pretrain.data.manifest import SPLITS, Manifest, Split
+from pretrain.data.naming import Text, corpus_directories, source_values, texts_of, tokenizer_identity
+from pretrain.data.preparing import PrepareConfig
 from pretrain.data.progress import progress_bar
 from pretrain.data.shards import TEMPORARY, verify_shard, write_durably, writing
-from pretrain.data.sources import Input, PreparedSource, ReadableSource, SourceConfig, Unit
+from pretrain.data.sources import PreparedSource, SourceConfig
 from pretrain.data.tokenizer import (
     ReadyTokenizer,
     TokenizerConfig,
@@ -41,38 +38,27 @@ from pretrain.data.tokenizer import (
 )
 from pretrain.data.workers import worker_pool
 from pretrain.durable import sync
-from pretrain.errors import ConfigError, DataError, check
-from pretrain.registry import choices_in
+from pretrain.errors import ConfigError, DataError
 
 POLL_S = 0.2  # seconds between two looks at the workers
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-@dataclass(kw_only=True)
-class PrepareConfig:
-    """How text becomes a corpus of token ids."""
+class Share(NamedTuple):
+    """What is prepared of a corpus when a part of its units is."""
 
-    root: str = "corpora"  # directory that holds all prepared corpora
-    held_out: float = 0.01  # fraction of documents that are kept for validation
-    workers: int = 0  # processes; 0 = one for each core that this process may use
-    on_invalid: OnInvalid = OnInvalid.replace  # invalid UTF-8, NUL bytes and bad records: replace, skip or fail
-    unit_bytes: int = 0  # bytes of input that become one shard; 0 = a 64th of the source, 1 MiB to 128 MiB
-    batch_bytes: int = 4 * 2**20  # bytes of ids in one record batch of a shard, held in memory until it is full
-    verify: bool = False  # python -m pretrain.prepare reads every shard again and compares hashes
-
-    def __post_init__(self) -> None:
-        check(bool(self.root), "data.prepare.root", repr(self.root), "name a directory")
-        check(0 <= self.held_out < 1, "data.prepare.held_out", self.held_out, "a fraction from 0 to below 1")
-        check(self.workers >= 0, "data.prepare.workers", self.workers, "0 (every core) or more")
-        check(self.unit_bytes >= 0, "data.prepare.unit_bytes", self.unit_bytes, "0 (by size) or more")
-        check(
-            self.batch_bytes >= PAGE_BYTES, "data.prepare.batch_bytes", self.batch_bytes, f"at least {PAGE_BYTES} bytes"
-        )
+    numbers: range  # of the units of the part
+    finished: int  # units that are done, in all parts
+    units: int  # of the corpus
 
 
-def list_inputs(sources: dict[str, SourceConfig]) -> dict[str, list[Input]]:
-    """Return the input files of every source that is still text. Raises `ConfigError` for one that has none."""
-    return {name: source.inputs() for name, source in sources.items() if isinstance(source, ReadableSource)}
+class _Job(NamedTuple):
+    """A corpus that is not prepared yet."""
+
+    name: str  # of its source
+    text: Text
+    directory: Path  # where it will be
+    tokenizer: Path  # tokenizer.json
+    facts: TokenizerFacts
 
 
 def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig) -> dict[str, Path]:
@@ -81,32 +67,29 @@ def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: P
     Any number of processes may call it at once: one works, the others wait for it. Raises `ConfigError` for a source
     or tokenizer that does not fit, `DataError` for content, `ResourceError` for a full disk or a killed worker.
     """
-    readable: dict[str, tuple[ReadableSource, list[Input]]] = {}
-    directories: dict[str, Path] = {}
-    for name, source in sources.items():
-        if _NAME.fullmatch(name) is None:
-            raise ConfigError(f"data.sources.{name}: a name has letters, digits, '.', '_' and '-'; choose another")
-        if isinstance(source, PreparedSource):
-            directories[name] = Path(source.path).expanduser()
-        elif isinstance(source, ReadableSource):
-            readable[name] = source, source.inputs()
-        else:
-            raise ConfigError(f"data.sources.{name}: of no kind; choose one, e.g. +source@data.sources.{name}=text")
-    if readable:
-        identity = _tokenizer_identity(tokenizer, readable, cfg)
-        frame = [tokenizer.prefix, tokenizer.suffix]
-        for name, (source, inputs) in readable.items():
-            key = _key(_source_identity(source, inputs), identity, frame, *_settings(cfg))
-            directories[name] = Path(cfg.root).expanduser() / f"{name}-{key}"
-        missing = [name for name in readable if not (directories[name] / "manifest.json").exists()]
-        if missing:
-            path = _tokenizer_file(tokenizer, identity, readable, cfg)
-            facts = describe(path, tokenizer)
-            _check_one_tokenizer(sources, directories, facts)
-            for name in missing:
-                _prepare_source(name, *readable[name], directories[name], path, facts, cfg)
+    cfg.check_whole()
+    texts = texts_of(sources)
+    directories = corpus_directories(sources, texts, tokenizer, cfg)
+    for job in _jobs(sources, texts, directories, tokenizer, cfg):
+        _prepare_corpus(job, cfg)
     _check_one_tokenizer(sources, directories)
-    return {name: directories[name] for name in sources}
+    return directories
+
+
+def prepare_share(
+    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig
+) -> dict[str, Share | None]:
+    """Prepare the units of `cfg.part` of each source and say which those are; None for a corpus that is whole.
+
+    Any number of parts may work at once, on any nodes that share the directory; `prepare` with the same settings
+    commits what they leave, and does what they left out. Raises what `prepare` raises.
+    """
+    texts = texts_of(sources)
+    directories = corpus_directories(sources, texts, tokenizer, cfg)
+    shares: dict[str, Share | None] = dict.fromkeys(sources)
+    for job in _jobs(sources, texts, directories, tokenizer, cfg):
+        shares[job.name] = _prepare_units(job, cfg)
+    return shares
 
 
 def verify(directory: Path) -> Manifest:
@@ -122,55 +105,26 @@ def verify(directory: Path) -> Manifest:
     return manifest
 
 
-def _tokenizer_identity(
-    tokenizer: TokenizerConfig, readable: dict[str, tuple[ReadableSource, list[Input]]], cfg: PrepareConfig
-) -> str:
-    """Return a key of the tokenizer that needs no training and no loading."""
-    if isinstance(tokenizer, ReadyTokenizer):
-        return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()), *_named_mask(tokenizer))
-    settings = plain_values(tokenizer).items()
-    trained = {name: value for name, value in settings if name not in ("prefix", "suffix", "mask")}
-    choice, texts = type(tokenizer).__name__, sorted(_source_identity(*source) for source in readable.values())
-    return _key(choice, trained, texts, *_settings(cfg), *_named_mask(tokenizer))
-
-
-def _named_mask(tokenizer: TokenizerConfig) -> list[str]:
-    """Return what `tokenizer.mask` adds to keys: nothing if it names no token, as in corpora older than the setting."""
-    return [] if tokenizer.mask is None else [tokenizer.mask]
-
-
-def _source_identity(source: ReadableSource, inputs: list[Input]) -> str:
-    return _key(_source_values(source), inputs)
-
-
-def _source_values(source: ReadableSource) -> dict[str, Any]:
-    """Return what a source is, without its weight: that is the mixture's."""
-    [(_, _, choice)] = choices_in(source)
-    return {"choice": choice} | {name: value for name, value in plain_values(source).items() if name != "weight"}
-
-
-def _settings(cfg: PrepareConfig) -> list[Any]:
-    """Return the settings that change the bytes of a corpus."""
-    return [FORMAT, cfg.held_out, cfg.on_invalid.name, cfg.unit_bytes, cfg.batch_bytes]
-
-
-def plain_values(config: Any) -> dict[str, Any]:
-    """Return a configuration dataclass as plain JSON values."""
-    return json.loads(json.dumps(asdict(config), default=lambda value: value.name))
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tokenizer_file(
+def _jobs(
+    sources: dict[str, SourceConfig],
+    texts: dict[str, Text],
+    directories: dict[str, Path],
     tokenizer: TokenizerConfig,
-    identity: str,
-    readable: dict[str, tuple[ReadableSource, list[Input]]],
     cfg: PrepareConfig,
-) -> Path:
+) -> list[_Job]:
+    """List the corpora that are not prepared yet; the tokenizer is there when this returns."""
+    missing = [name for name in texts if not (directories[name] / "manifest.json").exists()]
+    if not missing:
+        return []
+    path = _tokenizer_file(tokenizer, texts, cfg)
+    facts = describe(path, tokenizer)
+    _check_one_tokenizer(sources, directories, facts)
+    return [_Job(name, texts[name], directories[name], path, facts) for name in missing]
+
+
+def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, Text], cfg: PrepareConfig) -> Path:
     """Return the `tokenizer.json`, trained or copied if this is its first use."""
-    path = Path(cfg.root).expanduser() / f"tokenizer-{identity}.json"
+    path = Path(cfg.root).expanduser() / f"tokenizer-{tokenizer_identity(tokenizer, texts, cfg)}.json"
     with _work_directory(path, "make the tokenizer") as work:
         if path.exists():
             return path
@@ -182,7 +136,7 @@ def _tokenizer_file(
                 future = pool.submit(
                     train_tokenizer,
                     tokenizer,
-                    readable,
+                    {name: (text.source, text.inputs) for name, text in texts.items()},
                     unit_bytes=cfg.unit_bytes,
                     held_out=cfg.held_out,
                     on_invalid=cfg.on_invalid,
@@ -198,38 +152,22 @@ def _tokenizer_file(
     return path
 
 
-def _prepare_source(
-    name: str,
-    source: ReadableSource,
-    inputs: list[Input],
-    directory: Path,
-    tokenizer_path: Path,
-    facts: TokenizerFacts,
-    cfg: PrepareConfig,
-) -> None:
+def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
     """Prepare one corpus, or wait for the process that does."""
-    with _work_directory(directory, f"prepare {name}") as work:
-        if directory.exists():
+    with _work_directory(job.directory, f"prepare {job.name}") as work:
+        if job.directory.exists():
             return
-        corpus, records = work / "corpus", work / "units"
-        for folder in (corpus, records):
-            folder.mkdir(exist_ok=True)
-            for stale in folder.glob(f"{TEMPORARY}*"):
-                stale.unlink()
-        task = Task(source, corpus, tokenizer_path, facts, cfg.held_out, cfg.on_invalid, cfg.batch_bytes)
-        with worker_pool(_num_workers(cfg)) as (pool, text_chars):
-            units = pool.submit(plan_units, source, inputs, cfg.unit_bytes).result()
-            done = _encode_units(name, task, units, records, pool, text_chars)
-        if source.inputs() != inputs:
-            raise DataError(f"data.sources.{name}: its files changed while they were prepared; run again")
+        for stale in work.glob(f"*/{TEMPORARY}*"):  # nobody else writes there now
+            stale.unlink()
+        done = [record for record in _encode_units(job, work, cfg) if record is not None]
         manifest = Manifest(
-            source=_source_values(source),
-            dtype=facts.dtype,
-            vocab_size=facts.vocab_size,
-            tokenizer_sha256=facts.sha256,
-            prefix=facts.prefix,
-            suffix=facts.suffix,
-            mask=facts.mask,
+            source=source_values(job.text.source),
+            dtype=job.facts.dtype,
+            vocab_size=job.facts.vocab_size,
+            tokenizer_sha256=job.facts.sha256,
+            prefix=job.facts.prefix,
+            suffix=job.facts.suffix,
+            mask=job.facts.mask,
             splits={
                 split: Split(shards=[shard for record in done if (shard := record.shards[split])]) for split in SPLITS
             },
@@ -237,41 +175,62 @@ def _prepare_source(
             versions={"python": platform.python_version()}
             | {library: version(library) for library in ("headwater", "tokenizers", "pyarrow", "numpy")},
         )
-        _check_splits(name, manifest, cfg)
-        write_durably(corpus / "tokenizer.json", tokenizer_path.read_bytes())
+        _check_splits(job.name, manifest, cfg)
+        corpus = work / "corpus"
+        write_durably(corpus / "tokenizer.json", job.tokenizer.read_bytes())
         with writing(corpus):
             manifest.save(corpus)
         sync(corpus / "manifest.json")
         sync(corpus)
-        corpus.rename(directory)
-        sync(directory.parent)
+        corpus.rename(job.directory)
+        sync(job.directory.parent)
 
 
-def _encode_units(
-    name: str,
-    task: Task,
-    units: list[Unit],
-    records: Path,
-    pool: ProcessPoolExecutor,
-    text_chars: Synchronized[int],
-) -> list[UnitRecord]:
-    """Run every unit that has no record yet, in any order; return the records in the order of units."""
-    paths = [records / f"{number:05d}.json" for number in range(len(units))]
+def _prepare_units(job: _Job, cfg: PrepareConfig) -> Share | None:
+    """Prepare the units of one part, or wait for the process that does. Returns None if the corpus is whole by then."""
+    lock = _lock_of(job.directory)
+    own = lock.with_name(f"{lock.name}-part-{cfg.part}-of-{cfg.parts}")
+    purpose = f"prepare part {cfg.part} of {cfg.parts} of {job.name}"
+    with exclusive(own, purpose), shared(lock, purpose):
+        if job.directory.exists():
+            return None
+        work = _work_of(job.directory)
+        work.mkdir(exist_ok=True)
+        records = _encode_units(job, work, cfg)
+        finished = sum(record is not None for record in records)
+        return Share(range(cfg.part, len(records), cfg.parts), finished, len(records))
 
-    def record(number: int) -> UnitRecord | None:
-        found = UnitRecord.load(paths[number])
-        return found if found and found.unit == unit_id(units[number]) else None
 
-    pending = [number for number in range(len(units)) if record(number) is None]
-    futures = {pool.submit(encode_unit, task, number, units[number], paths[number]) for number in pending}
-    with progress_bar(f"preparing {name}", len(units), len(units) - len(futures)) as bar:
-        while futures:
-            finished, futures = wait(futures, POLL_S, FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-            bar.update(len(units) - len(futures), text_chars.value)
-    done = [record(number) for number in range(len(units))]
-    return [found for found in done if found is not None]
+def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord | None]:
+    """Run those units of a part that have no record yet; return the records of all units in their order.
+
+    None stands for a unit that another part has not done yet.
+    """
+    corpus, records = work / "corpus", work / "units"
+    for folder in (corpus, records):
+        folder.mkdir(exist_ok=True)
+    source, inputs = job.text
+    task = Task(source, corpus, job.tokenizer, job.facts, cfg.held_out, cfg.on_invalid, cfg.batch_bytes)
+    with worker_pool(_num_workers(cfg)) as (pool, text_chars):
+        units = pool.submit(plan_units, source, inputs, cfg.unit_bytes).result()
+        paths = [records / f"{number:05d}.json" for number in range(len(units))]
+
+        def record(number: int) -> UnitRecord | None:
+            found = UnitRecord.load(paths[number])
+            return found if found and found.unit == unit_id(units[number]) else None
+
+        numbers = range(cfg.part, len(units), cfg.parts)
+        pending = [number for number in numbers if record(number) is None]
+        futures = {pool.submit(encode_unit, task, number, units[number], paths[number]) for number in pending}
+        with progress_bar(f"preparing {job.name}", len(numbers), len(numbers) - len(futures)) as bar:
+            while futures:
+                finished, futures = wait(futures, POLL_S, FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                bar.update(len(numbers) - len(futures), text_chars.value)
+    if source.inputs() != inputs:
+        raise DataError(f"data.sources.{job.name}: its files changed while they were prepared; run again")
+    return [record(number) for number in range(len(units))]
 
 
 def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:
@@ -321,15 +280,24 @@ def _num_workers(cfg: PrepareConfig) -> int:
 
 @contextmanager
 def _work_directory(target: Path, purpose: str) -> Iterator[Path]:
-    """Hold the lock of `target` and open `<target>.partial`, which goes when the block has made `target`."""
-    lock = target.parent / ".locks" / target.name  # never removed: who waits must wait for the same file
+    """Hold the lock of `target` and open its `.partial`, which goes when the block has made `target`."""
+    with exclusive(_lock_of(target), purpose):
+        work = _work_of(target)
+        work.mkdir(exist_ok=True)
+        yield work
+        shutil.rmtree(work)
+
+
+def _lock_of(target: Path) -> Path:
+    """Return the lock file of `target`. It is never removed: who waits must wait for the same file."""
+    lock = target.parent / ".locks" / target.name
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.touch()
     except OSError as error:
         raise ConfigError(f"data.prepare.root: cannot write {target.parent} ({error}); choose another") from None
-    with exclusive(lock, purpose):
-        work = target.with_name(f"{target.name}.partial")
-        work.mkdir(exist_ok=True)
-        yield work
-        shutil.rmtree(work)
+    return lock
+
+
+def _work_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.slurm import SLURM
 from pretrain.data.loader import micro_batches_per_step
-from pretrain.entry import compose
+from pretrain.entry import PRETRAIN, compose
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.hub import family_for
 
@@ -67,4 +68,4 @@ def test_every_file_of_every_group_composes(group):
         }.get(file.stem, [])
         if group == "model" and "  - encoder\n" in file.read_text():
             required = ["objective=masked_lm"]
-        compose([f"{group}={file.stem}", *required])
+        compose([f"{group}={file.stem}", *required], root=SLURM if group == "cluster" else PRETRAIN)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from equivalence import SEQUENCES, start, strategies, train
 from ranks import on_ranks
+from storages import storages
 
-from pretrain.memory import storages
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig

@@ -2,10 +2,8 @@
 
 import json
 import os
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -109,15 +107,14 @@ def test_sigterm_saves_at_the_next_step_and_exits_85(place, uninterrupted):
 def test_sigterm_before_the_first_step_exits_85_and_the_run_can_begin_again(place):
     overrides = tiny("early", "train.steps=4")
     process = subprocess.Popen(command(*overrides), cwd=place, env=os.environ | FAST)
-    record = place / "runs" / "early" / "run.json"
-    while not record.exists():
+    log = place / "runs" / "early" / "log.txt"
+    while not log.exists():
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 85
-    assert json.loads(record.read_text())["exit"] == 85
     assert not (place / "runs" / "early" / "metrics.jsonl").exists(), "there was nothing to save"
-    run(*overrides, cwd=place)
+    run(*overrides, "run.fresh=true", cwd=place)
 
 
 @pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (1, 1), (2, 4), (2, 2), (4, 2)])
@@ -174,15 +171,6 @@ def test_a_run_in_use_is_refused_by_name(place):
         process.wait()
 
 
-def test_ranks_that_would_train_on_different_data_are_refused(place):
-    torchrun = command(ranks=2)[: command(ranks=2).index("pretrain") - 1]
-    own_seed = f'exec "$0" -m pretrain {shlex.join(tiny("torn", "train.micro_batch_size=4"))} seed=$RANK'
-    process = [*torchrun, "--no-python", "bash", "-c", own_seed, sys.executable]
-    done = subprocess.run(process, capture_output=True, text=True, cwd=place, env=os.environ | FAST, timeout=60)
-    assert "seed=1: so on rank 1, but 0 on rank 0" in done.stderr
-    assert json.loads((place / "runs" / "torn" / "run.json").read_text())["exit"] == 2
-
-
 @pytest.mark.parametrize(
     ("override", "refusal"),
     [
@@ -198,7 +186,7 @@ def test_another_data_order_is_refused_on_resume(place, uninterrupted, override,
     overrides = tiny("uninterrupted", "model.dropout=0.1", "train.steps=30", override)
     assert refusal in run(*overrides, code=3, cwd=place).stderr
     assert config.read_text() == before, "a refused command leaves the run as it was"
-    assert json.loads(record.read_text()) == facts | {"exit": 3}
+    assert json.loads(record.read_text()) == facts
 
 
 @pytest.mark.parametrize(
@@ -244,11 +232,6 @@ def test_what_the_machine_cannot_do_is_refused_before_anything_is_made(place, tm
     refused = tiny("half", "strategy=zero2", "precision=fp16", f"run.root={tmp_path}")
     assert "precision=fp16: DeepSpeed has no fp16 on a CPU" in run(*refused, code=2, cwd=place).stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_a_run_compares_its_memory_with_the_prediction(place, uninterrupted):
-    log = (uninterrupted / "log.txt").read_text()
-    assert "memory after the first steps: tensors of" in log and "the prediction is wrong" not in log
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from equivalence import SEQUENCES, VOCABULARY, pack, save, sequences, start, stored, train
 from ranks import on_ranks
-from test_memory import storages
+from storages import storages
 
 from pretrain.checkpoint import restore, shapes_of
 from pretrain.models.attention.sdpa import sdpa

@@ -1,21 +1,21 @@
 """The documentation is true: its commands run, its tables are the code's, its links lead somewhere.
 
-Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it.
-Two things are not as for a reader. README.md and docs/extending.md begin in a clone of the repository, and get a copy
-of the working tree, whose `.venv` is the environment of the tests. And `make` runs as `make -n`: it finds the target
-and expands its commands without carrying them out, because they install packages and train for minutes.
+Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it;
+those of docs/cluster.md, which need a cluster, by tests/slurm. Two things are not as for a reader. README.md and
+docs/extending.md begin in a clone of the repository, and get a copy of the working tree, whose `.venv` is the
+environment of the tests. And `make` runs as `make -n`: it finds the target and expands its commands without carrying
+them out, because they install packages and train for minutes.
 """
 
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from pages import carry_out, script
 
 from pretrain import errors
 from pretrain.entry import compose
@@ -23,46 +23,9 @@ from pretrain.models.attention.sdpa import sdpa
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXECUTED = [page for page in PAGES if "```bash" in page.read_text()]
+EXECUTED = [page for page in PAGES if "```bash" in page.read_text() and page.name != "cluster.md"]
 IN_A_CLONE = {"README.md", "extending.md"}
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "runs", "corpora")
-
-
-def blocks(page: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the bash blocks of a page, each with the number of its first line."""
-    lines = page.read_text().splitlines()
-    number = 0
-    while number < len(lines):
-        if lines[number] == "```bash":
-            end = lines.index("```", number)
-            yield number + 2, lines[number + 1 : end]
-            number = end
-        number += 1
-
-
-def commands(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Join the lines of a block into commands, each with the offset of its first line; bash says what is whole."""
-    start = 0
-    for end in range(1, len(lines) + 1):
-        command = "\n".join(lines[start:end])
-        checked = subprocess.run(["bash", "-n"], input=command, capture_output=True, text=True, check=False)
-        if checked.returncode == 0 and not checked.stderr:  # an open heredoc is only warned of
-            if command.strip():
-                yield start, command
-            start = end
-    assert start == len(lines), f"not a whole command: {lines[start:]}"
-
-
-def script(page: Path) -> str:
-    """Return one shell script of all commands of a page, which stops at the first with another exit code than said."""
-    parts = ['make() { command make -n "$@" > listed; }']
-    for first, lines in blocks(page):
-        for offset, command in commands(lines):
-            said = re.search(r"# exits with (\d+)", command.splitlines()[-1])
-            expected = said[1] if said else "0"
-            complaint = f"{page.name}:{first + offset}: exited with $code, not with {expected}"
-            parts.append(f'{command}\ncode=$?; [ $code = {expected} ] || {{ echo "{complaint}" >&2; exit 1; }}\n')
-    return "\n".join(parts)
 
 
 @pytest.mark.slow
@@ -75,17 +38,7 @@ def test_every_command_runs(page, tmp_path):
         (place / ".venv").symlink_to(sys.prefix)
     else:
         place.mkdir()
-    binaries = str(Path(sys.executable).parent)
-    env = os.environ | {
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",  # threads that wait for each other on a busy machine are slower than one
-    }
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        shell = ["bash", "-c", script(page)]
-        done = subprocess.run(shell, cwd=place, env=env, stdout=output, stderr=output, check=False)
-    assert done.returncode == 0, log.read_text()[-4000:]
+    carry_out(page, place)
 
 
 def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
@@ -101,7 +54,8 @@ def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("root", "page", "number"), [("PRETRAIN", "configuration.md", 80), ("FINETUNE", "finetuning-settings.md", 40)]
+    ("root", "page", "number"),
+    [("PRETRAIN", "configuration.md", 80), ("FINETUNE", "finetuning-settings.md", 40), ("SLURM", "cluster.md", 20)],
 )
 def test_the_tables_of_settings_are_those_of_the_code(root, page, number):
     command = [sys.executable, "-c", f"import settings; print(settings.with_tables(settings.{root}), end='')"]

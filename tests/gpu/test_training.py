@@ -55,5 +55,7 @@ def test_a_run_learns_what_it_learns_on_a_cpu(place, one_process, overrides, tol
     environment = {key: value for key, value in (os.environ | FAST).items() if key != "CUDA_VISIBLE_DEVICES"}
     run = command(*tiny(name, "train.steps=50", "checkpoint.every=50", *overrides))
     subprocess.run(run, cwd=place, env=environment, check=True, timeout=280)
+    log = (place / "runs" / name / "log.txt").read_text()
+    assert "memory after the first steps: tensors of" in log and "the prediction is wrong" not in log
     cpu, gpu = column(one_process, "loss"), column(place / "runs" / name, "loss")
     assert max(abs(cpu[step] - gpu[step]) for step in range(1, 51)) <= tolerance

@@ -62,6 +62,7 @@ def make_run(
     file = path / "tokenizer.json"
     file.write_text(tokenizer or BpeTokenizer(vocab_size=min(vocab_size, 280)).train(iter(TEXTS)))
     facts = describe(file, cfg.tokenizer)
+    run.begin()
     run.record(name=path.name, vocab_size=vocab_size, document_frame=[facts.prefix, facts.suffix], mask=facts.mask)
     module = build_module(cfg, vocab_size)
     initial = InitialWeights(module, cfg.seed)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.baselines import baselines, compression_baselines, held_out_text
-from pretrain.data.preparation import PrepareConfig, prepare
+from pretrain.data.preparation import prepare
+from pretrain.data.preparing import PrepareConfig
 from pretrain.data.sources import Cut, TextSource
 from pretrain.data.tokenization.bpe import BpeTokenizer
 

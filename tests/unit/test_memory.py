@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
+from storages import storages
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pretrain.memory import compare, storages
+from pretrain.memory import compare
 from pretrain.strategy.base import Memory
 
 MIB = 2**20

@@ -10,7 +10,7 @@ import pytest
 from finetune.entry import FINETUNE
 from pretrain.entry import compose
 from pretrain.errors import ConfigError
-from pretrain.rundir import RunConfig, RunDirectory, plain
+from pretrain.rundir import RunConfig, RunDirectory, plain, read_record
 
 
 def refused(*arguments: str, directory: Path) -> str:
@@ -116,8 +116,24 @@ def test_a_run_directory_is_held_by_one_process(tmp_path):
         RunDirectory.claim(cfg)
     del first
     RunDirectory.claim(cfg)
-    with pytest.raises(ConfigError, match=r"run.fresh=true: .*held exists"):
-        RunDirectory.claim(RunConfig(name="held", root=str(tmp_path), fresh=True))
+
+
+def test_a_fresh_run_is_refused_where_one_has_begun_and_not_where_a_launcher_made_the_directory(tmp_path):
+    (tmp_path / "new" / "ranks").mkdir(parents=True)
+    cfg = RunConfig(name="new", root=str(tmp_path), fresh=True)
+    refused = RunDirectory.claim(cfg)
+    refused.record(exit=2)
+    del refused
+    first = RunDirectory.claim(cfg)
+    first.record(name="new")
+    first.begin()
+    first.record(exit=0)
+    del first
+    with pytest.raises(ConfigError, match=r"run.fresh=true: .*new holds a run"):
+        RunDirectory.claim(cfg)
+    refused = RunDirectory.claim(RunConfig(name="new", root=str(tmp_path)))
+    refused.record(exit=2)
+    assert read_record(tmp_path / "new") == {"name": "new", "exit": 0}, "as the start that was accepted left it"
 
 
 def test_a_run_keeps_the_messages_of_the_packages_that_it_names_while_it_lasts(tmp_path):

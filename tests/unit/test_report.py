@@ -97,6 +97,16 @@ def test_comparing_runs_shows_what_differs_and_only_that(tmp_path):
     assert table(page, "What was reached")["Tokens seen"] == ["2.56 k", "2.56 k", "5.12 k"]
 
 
+def test_choices_that_differ_are_told_one_by_one(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    for run, optim in zip(runs, ("adamw", "muon"), strict=True):
+        entries = f"[pretrain_schema, {{optim: {optim}}}, {{source@data.sources.text: text}}, _self_]"
+        with (run / "config.yaml").open("a") as config:
+            config.write(f"defaults: {entries}\n")
+    differing = table(report.write(runs, tmp_path / "out"), "Where the configurations differ")
+    assert differing == {"key": ["a", "b"], "---": ["---"] * 2, "`optim`": ["`adamw`", "`muon`"]}
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = [make_run(tmp_path / "a", name="same"), make_run(tmp_path / "b", name="same")]
     page = report.write(runs, tmp_path / "out")

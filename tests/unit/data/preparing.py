@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pretrain.data.manifest import Manifest
-from pretrain.data.preparation import PrepareConfig
+from pretrain.data.preparing import PrepareConfig
 from pretrain.data.sources import TextSource
 from pretrain.prepare import arguments, plan_file
 

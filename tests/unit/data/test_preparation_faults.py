@@ -14,7 +14,8 @@ import pytest
 from preparing import config, flip, records, start, story, write_stories
 
 from pretrain.data.manifest import PAGE_BYTES, Manifest
-from pretrain.data.preparation import PrepareConfig, prepare, verify
+from pretrain.data.preparation import prepare, verify
+from pretrain.data.preparing import PrepareConfig
 from pretrain.data.shards import ShardWriter, writing
 from pretrain.data.sources import Cut, PreparedSource, SourceConfig, TextSource
 from pretrain.data.tokenization.bpe import BpeTokenizer
