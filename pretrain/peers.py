@@ -18,6 +18,7 @@ from pretrain.errors import ConfigError, HeadwaterError, PeerLost, TimedOut
 
 JOIN_S = 600.0  # seconds in which all ranks must come: rank 0 may have to fetch a model from the hub before
 POLL_S, PROBE_S = 0.2, 5.0  # between two looks whether they are there, and for one at most
+LEAVE_S = 10.0  # that rank 0 waits for others to hear that ranks are missing
 SHOWN_RANKS = 16
 
 # What gloo, NCCL and torch's store say of a connection that broke, and of one on which nothing came in time.
@@ -42,9 +43,10 @@ def meet(rank: int, size: int) -> Store:
     store = PrefixStore(f"ranks-{attempt}", _store(rank, size, deadline))
     store.set(f"came/{rank}", "")
     store.add("arrived", 1)
-    while store.add("arrived", 0) < size:
-        if time.monotonic() >= deadline:
+    while (arrived := store.add("arrived", 0)) < size:
+        if time.monotonic() >= deadline or store.check(["given up"]):
             missing = [str(number) for number in range(size) if not store.check([f"came/{number}"])]
+            _give_up(store, rank, arrived)
             rule = "their own logs, or their nodes, say why"
             raise TimedOut(f"{_who(rank)}: {_listed(missing)} of {size} did not come within {JOIN_S:.0f} s; {rule}")
         time.sleep(POLL_S)
@@ -60,6 +62,15 @@ def explained(error: RuntimeError, rank: int) -> HeadwaterError | None:
     if isinstance(error, dist.DistNetworkError) or _LOST.search(text):
         return PeerLost(f"{_who(rank)}: another rank ended or its network failed; its own log says why ({first})")
     return None
+
+
+def _give_up(store: Store, rank: int, arrived: int) -> None:
+    """Tell all ranks that came. Rank 0, whose end closes the store, lets them read it first."""
+    store.set("given up", "")
+    store.add("left", 1)
+    deadline = time.monotonic() + LEAVE_S
+    while rank == 0 and store.add("left", 0) < arrived and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def _store(rank: int, size: int, deadline: float) -> Store:
