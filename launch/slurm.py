@@ -108,6 +108,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
     check(limit is None or cfg.lead_s < _seconds(limit), "lead_s", cfg.lead_s, rule)
     for job in jobs:
         job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=cfg.device_type)
+        job.cfg.run.check_fresh()
     first = jobs[0]
     sweep = len(jobs) > 1
     folder = (Path(first.cfg.run.root).expanduser() / f"{first.family}-sweep" if sweep else first.directory) / "slurm"
@@ -126,7 +127,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
             max_restarts=cfg.max_restarts,
             max_idle_starts=cfg.max_idle_starts,
         ),
-        [Task(run=job.directory, program=[job.program, *job.overrides]) for job in jobs],
+        [Task(run=job.directory, program=[job.program, *_resumable(job)]) for job in jobs],
         Path.cwd(),
     )
     if cfg.dry_run:
@@ -191,6 +192,11 @@ def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
         raise ConfigError(f"the doctor did not run: {reason}; see the settings of the cluster")
     print(page.read_text())
     return done.returncode
+
+
+def _resumable(job: Job) -> list[str]:
+    """Return the settings of a job that may start several times: whether it is the first has been checked here."""
+    return with_overrides(job.overrides, "run.fresh=false") if job.cfg.run.fresh else job.overrides
 
 
 def _array(cfg: SlurmConfig, size: int) -> str:

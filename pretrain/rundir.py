@@ -54,6 +54,12 @@ class RunConfig:
         """Return the run directory, the same on every rank and after every requeue."""
         return Path(self.root).expanduser() / self.name
 
+    def check_fresh(self) -> None:
+        """Raise `ConfigError` if a run of this name has begun and must not have."""
+        if self.fresh and (self.directory / RECORD_FILE).exists():
+            rule = "choose another run.name, or drop run.fresh to resume it"
+            raise ConfigError(f"run.fresh=true: {self.directory} holds a run; {rule}")
+
 
 class RunDirectory:
     """The directory of one run, held by one process (rank 0) at a time."""
@@ -83,9 +89,7 @@ class RunDirectory:
                 f"run.name={cfg.name}: {path} is in use by {lock.read().strip()}; wait for it, stop it, "
                 "or choose another run.name"
             ) from None
-        if cfg.fresh and (path / RECORD_FILE).exists():
-            rule = "choose another run.name, or drop run.fresh to resume it"
-            raise ConfigError(f"run.fresh=true: {path} holds a run; {rule}")
+        cfg.check_fresh()
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on host {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()

@@ -1,5 +1,7 @@
 """`python -m launch`: what its modes make of the words that they are given."""
 
+import re
+import shlex
 import sys
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 import launch.__main__
 from launch.cluster import ClusterConfig
 from launch.program import jobs_of
-from launch.slurm import SlurmConfig, examine_nodes
+from launch.slurm import SlurmConfig, examine_nodes, submit_runs
 from pretrain.errors import ConfigError
 
 DEMO = ["pretrain", "experiment=demo"]
@@ -66,3 +68,15 @@ def test_where_slurm_refuses_the_doctor_its_words_are_told(sbatch):
     sbatch("echo invalid partition >&2; exit 1")
     with pytest.raises(ConfigError, match="did not run: invalid partition; see the settings of the cluster"):
         examine_nodes(SlurmConfig(cluster=ClusterConfig()), *jobs_of(DEMO))
+
+
+def test_a_fresh_run_is_one_at_submission_and_resumes_afterwards(sbatch, tmp_path):
+    sbatch("echo 7")
+    jobs = jobs_of([*DEMO, "run.root=there", "run.fresh=true"])
+    cfg = SlurmConfig(cluster=ClusterConfig())
+    submit_runs(cfg, jobs)
+    [line] = re.findall(r"program=\((.*)\)", (tmp_path / "there/demo/slurm/job.sh").read_text())
+    assert not jobs_of(shlex.split(line))[0].cfg.run.fresh
+    (tmp_path / "there/demo/run.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"run.fresh=true: there/demo holds a run"):
+        submit_runs(cfg, jobs)
