@@ -25,10 +25,10 @@ SHORT = ["train.steps=6", "train.micro_batch_size=2", "eval.every=3", "checkpoin
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_run_of_a_sweep_equals_the_same_run_alone(place):
-    words = tiny("sweep", *SHORT, "optim.lr=1e-3,3e-3", "seed=1,2")
+    words = tiny("grid", *SHORT, "optim.lr=1e-3,3e-3", "seed=1,2")
     swept = launch("local", "nproc=2", "--", "pretrain", *words, cwd=place)
-    names = [f"sweep-lr-{lr}-seed-{seed}" for lr in ("0.001", "0.003") for seed in (1, 2)]
-    assert sorted(path.name for path in (place / "runs").glob("sweep*")) == names
+    names = [f"grid-lr-{lr}-seed-{seed}" for lr in ("0.001", "0.003") for seed in (1, 2)]
+    assert sorted(path.name for path in (place / "runs").glob("grid*")) == names
     for name in names:
         _, _, lr, _, seed = name.split("-")
         run(*tiny(f"alone-{name}", *SHORT, f"optim.lr={lr}", f"seed={seed}"), ranks=2, cwd=place)  # under torchrun

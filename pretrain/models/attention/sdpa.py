@@ -53,6 +53,14 @@ def sdpa(
             one = ([layout.max_q], [layout.max_k])
             mask = layout.plan(("sdpa uniform", causal, window), lambda: _mask(*one, causal, window, q.device))
         return _dense(q, k, v, num_sequences, mask, dropout)
+    return _ragged(q, k, v, layout, causal, window, dropout)  # pyright: ignore[reportCallIssue]
+
+
+@torch.compiler.disable  # the plan is lists of lengths, on which compiled code would be specialised for each batch
+def _ragged(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, causal: bool, window: int | None, dropout: float
+) -> Tensor:
+    """Return the attention within sequences of uneven lengths, piece by piece."""
     plan: _Plan = layout.plan(("sdpa ragged", causal, window), lambda: _plan(layout, causal, window, q.device))
     if plan.q_copy is not None and plan.k_copy is not None:
         q, k, v = (x.index_select(0, copy.rows) for x, copy in ((q, plan.q_copy), (k, plan.k_copy), (v, plan.k_copy)))

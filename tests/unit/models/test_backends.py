@@ -75,6 +75,21 @@ def test_sequences_of_one_length_never_read_the_offsets(window):
     torch.testing.assert_close(sdpa(q, k, v, uniform, causal=True, window=window), expected)
 
 
+def test_compiled_code_serves_all_ragged_batches():
+    from torch._dynamo import reset
+    from torch._dynamo.testing import CompileCounter
+
+    reset()
+    counter, compiled = CompileCounter(), []
+    attend = torch.compile(lambda q, k, v, packed: 2 * sdpa(q, k, v, packed, causal=True), backend=counter)
+    for lengths in ([5, 9], [3, 17, 4], [8, 2, 40, 1], [33, 6], [1, 2, 3, 4, 50]):
+        q, k, v = random_qkv(sum(lengths), sum(lengths), (4, 4), "cpu", torch.float32)
+        expected = 2 * sdpa(q, k, v, layout(lengths), causal=True)
+        torch.testing.assert_close(attend(q, k, v, layout(lengths)), expected)
+        compiled.append(counter.frame_count)
+    assert compiled[-1] == compiled[1] > 0, "once for the first shape, once for all others"
+
+
 @pytest.mark.parametrize("attend", [eager, sdpa])
 def test_dropout_keeps_the_mean(attend):
     q, k, v = (x.detach() for x in random_qkv(512, 512, (4, 4), "cpu", torch.float32))
