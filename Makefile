@@ -38,7 +38,7 @@ demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
-# Much of the time is waiting for jobs and signals: three files at a time keep two cores busy, in the order of their names.
+# Much of their time is waiting for jobs and signals: three files at a time, by name, keep two cores busy.
 test-slow: setup  ## the tests that take minutes, three files at a time: kills, a cluster, the demo from end to end
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
 
