@@ -19,6 +19,7 @@ from pretrain.errors import ConfigError, HeadwaterError, PeerLost, TimedOut
 JOIN_S = 600.0  # seconds in which all ranks must come: rank 0 may have to fetch a model from the hub before
 POLL_S, PROBE_S = 0.2, 5.0  # between two looks whether they are there, and for one at most
 LEAVE_S = 10.0  # that rank 0 waits for others to hear that ranks are missing
+GIVEN_UP = "given up"  # key of the store: how long somebody waited in vain
 SHOWN_RANKS = 16
 
 # What gloo, NCCL and torch's store say of a connection that broke, and of one on which nothing came in time.
@@ -44,11 +45,14 @@ def meet(rank: int, size: int) -> Store:
     store.set(f"came/{rank}", "")
     store.add("arrived", 1)
     while (arrived := store.add("arrived", 0)) < size:
-        if time.monotonic() >= deadline or store.check(["given up"]):
+        if time.monotonic() >= deadline:
+            store.set(GIVEN_UP, f"{JOIN_S:.0f} s")
+        if store.check([GIVEN_UP]):  # by this rank or by another, whose patience is the one to tell
             missing = [str(number) for number in range(size) if not store.check([f"came/{number}"])]
-            _give_up(store, rank, arrived)
+            patience = store.get(GIVEN_UP).decode()
+            _leave(store, rank, arrived)
             rule = "their own logs, or their nodes, say why"
-            raise TimedOut(f"{_who(rank)}: {_listed(missing)} of {size} did not come within {JOIN_S:.0f} s; {rule}")
+            raise TimedOut(f"{_who(rank)}: {_listed(missing)} of {size} did not come within {patience}; {rule}")
         time.sleep(POLL_S)
     return store
 
@@ -64,9 +68,8 @@ def explained(error: RuntimeError, rank: int) -> HeadwaterError | None:
     return None
 
 
-def _give_up(store: Store, rank: int, arrived: int) -> None:
-    """Tell all ranks that came. Rank 0, whose end closes the store, lets them read it first."""
-    store.set("given up", "")
+def _leave(store: Store, rank: int, arrived: int) -> None:
+    """Leave a store in which ranks are missing: rank 0, whose end closes it, after the others that came."""
     store.add("left", 1)
     deadline = time.monotonic() + LEAVE_S
     while rank == 0 and store.add("left", 0) < arrived and time.monotonic() < deadline:
