@@ -36,10 +36,11 @@ def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
 
 
 def discover(*packages: ModuleType) -> None:
-    """Import every module below the packages, so that adding a file adds its choices."""
+    """Import every module below the packages, so that adding a file adds its choices; `_this.py` waits to be asked."""
     for package in packages:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+            if "._" not in module.name:
+                importlib.import_module(module.name)
 
 
 def typed(cfg: DictConfig) -> Any:

@@ -68,6 +68,16 @@ def test_fine_tuning_shows_its_settings_before_a_task_is_chosen():
     assert "task: classification, qa, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
 
 
+def test_a_configuration_is_composed_without_torch_dynamo():
+    """It takes as long to import as torch itself, and most commands compile nothing."""
+    script = (
+        "import sys, pretrain.run, finetune.run, pretrain.entry; pretrain.entry.compose([]);"
+        "print([name for name in ('torch', 'torch._dynamo') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "['torch']\n"
+
+
 def test_compose_refuses_like_the_command_line():
     with pytest.raises(ConfigError, match=r"did you mean train\.steps"):
         compose(["train.step=4"])

@@ -1,25 +1,18 @@
-"""Attention through torch's scaled_dot_product_attention: dense inside this file only, the choice for CPUs.
+"""Attention through torch's scaled_dot_product_attention, the choice for CPUs.
 
-Sequences of one length are a reshape. Ragged sequences are cut into dense pieces, without a copy where long enough
-and otherwise sorted by length and padded on the right; the plan is made once a batch and shared by all layers.
+Sequences of one length are a reshape; how ragged ones become dense is in `pieces`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.attention.ragged import lengths, visible
+from pretrain.models.attention.pieces import Mask, attend_dense, attend_ragged, mask_of
 from pretrain.models.base import Attend, Layout
 from pretrain.registry import register
-
-LONG_RUN_TOKENS = 32  # mean length of a piece from which calling the kernel piece by piece beats copying into buckets
-BUCKET_SLACK = 0.25  # share of a bucket's longest sequence that padding may add to a shorter one
 
 
 @register("attention", "sdpa")
@@ -48,120 +41,13 @@ def sdpa(
     num_sequences = layout.q_offsets.shape[0] - 1
     # No length exceeds its maximum, so they are all equal if they add up to S of it: seen without asking the device.
     if q.shape[0] == num_sequences * layout.max_q and k.shape[0] == num_sequences * layout.max_k:
-        mask = _Mask(None, causal)
+        mask = Mask(None, causal)
         if window is not None or (causal and layout.max_q != layout.max_k):
             one = ([layout.max_q], [layout.max_k])
-            mask = layout.plan(("sdpa uniform", causal, window), lambda: _mask(*one, causal, window, q.device))
-        return _dense(q, k, v, num_sequences, mask, dropout)
-    return _ragged(q, k, v, layout, causal, window, dropout)  # pyright: ignore[reportCallIssue]
+            mask = layout.plan(("sdpa uniform", causal, window), lambda: mask_of(*one, causal, window, q.device))
+        return attend_dense(q, k, v, num_sequences, mask, dropout)
+    if torch.compiler.is_compiling():
+        from pretrain.models.attention import _uncompiled
 
-
-@torch.compiler.disable  # the plan is lists of lengths, on which compiled code would be specialised for each batch
-def _ragged(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, causal: bool, window: int | None, dropout: float
-) -> Tensor:
-    """Return the attention within sequences of uneven lengths, piece by piece."""
-    plan: _Plan = layout.plan(("sdpa ragged", causal, window), lambda: _plan(layout, causal, window, q.device))
-    if plan.q_copy is not None and plan.k_copy is not None:
-        q, k, v = (x.index_select(0, copy.rows) for x, copy in ((q, plan.q_copy), (k, plan.k_copy), (v, plan.k_copy)))
-    splits = q.split(plan.q_rows), k.split(plan.k_rows), v.split(plan.k_rows)
-    pieces = zip(*splits, plan.counts, plan.masks, strict=True)
-    out = torch.cat([_dense(*piece, dropout) for piece in pieces])
-    return out if plan.q_copy is None else out.index_select(0, plan.q_copy.back)
-
-
-class _Mask(NamedTuple):
-    """What the kernel is told beside q, k and v: a mask, or that its own causal rule is right, or neither."""
-
-    seen: Tensor | None  # (B or 1, 1, Tq, Tk) bool
-    causal: bool
-
-
-def _mask(q_lengths: list[int], k_lengths: list[int], causal: bool, window: int | None, device: torch.device) -> _Mask:
-    """Return the cheapest mask that is right for B right-padded sequences of these lengths."""
-    if window is None:
-        # Padding stands behind every real query, so that the causal rule hides it.
-        if causal and q_lengths == k_lengths:
-            return _Mask(None, True)
-        if len(set(k_lengths)) == 1 and (not causal or max(q_lengths) == 1):
-            return _Mask(None, False)
-    q, k = (torch.tensor(x).to(device, non_blocking=True) for x in (q_lengths, k_lengths))
-    return _Mask(visible(q, k, max(q_lengths), max(k_lengths), causal, window).unsqueeze(1), False)
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, count: int, mask: _Mask, dropout: float) -> Tensor:
-    """Return the attention within `count` sequences of equal length that lie end to end, in the shape of q."""
-    heads_first = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(
-        *heads_first, attn_mask=mask.seen, is_causal=mask.causal, dropout_p=dropout, enable_gqa=grouped
-    )
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-class _Copy(NamedTuple):
-    """How the rows of one stream move into padded buckets and back.
-
-    Padding repeats the last row of its own sequence. Nothing reads it, so that its gradient is zero and a row's
-    gradient is that of its one real copy, exactly.
-    """
-
-    rows: Tensor  # (M,) int64, the flat row that each padded row is a copy of
-    back: Tensor  # (N,) int64, the padded row that holds each flat row
-
-
-class _Plan(NamedTuple):
-    """Dense pieces of one length each, in the order in which the kernel is called on them."""
-
-    q_rows: list[int]  # query rows of each piece, padding included
-    k_rows: list[int]  # key rows of each piece, padding included
-    counts: list[int]  # sequences of each piece
-    masks: list[_Mask]
-    q_copy: _Copy | None  # None: the pieces lie in the flat stream already
-    k_copy: _Copy | None
-
-
-def _plan(layout: Layout, causal: bool, window: int | None, device: torch.device) -> _Plan:
-    """Cut the stream into runs of equal length where these are long, into padded buckets where they are short."""
-    q_lengths, k_lengths = lengths(layout)
-    owners = [s for s, pair in enumerate(zip(q_lengths, k_lengths, strict=True)) if pair != (0, 0)]
-    pieces = [list(run) for _, run in groupby(owners, key=lambda s: (q_lengths[s], k_lengths[s]))]
-    copied = sum(q_lengths) < LONG_RUN_TOKENS * len(pieces)
-    if copied:
-        pieces = _buckets(owners, q_lengths, k_lengths)
-    q_pieces = [[q_lengths[s] for s in piece] for piece in pieces]
-    k_pieces = [[k_lengths[s] for s in piece] for piece in pieces]
-    return _Plan(
-        q_rows=[len(piece) * max(piece) for piece in q_pieces],
-        k_rows=[len(piece) * max(piece) for piece in k_pieces],
-        counts=[len(piece) for piece in pieces],
-        masks=[_mask(q, k, causal, window, device) for q, k in zip(q_pieces, k_pieces, strict=True)],
-        q_copy=_copy(pieces, q_lengths, device) if copied else None,
-        k_copy=_copy(pieces, k_lengths, device) if copied else None,
-    )
-
-
-def _buckets(owners: list[int], q_lengths: list[int], k_lengths: list[int]) -> list[list[int]]:
-    """Sort sequences by length; cut where padding would exceed the slack, or 16 tokens, which cost less than a call."""
-    buckets: list[list[int]] = []
-    for s in sorted(owners, key=lambda s: (k_lengths[s], q_lengths[s]), reverse=True):
-        first = buckets[-1][0] if buckets else None
-        if first is not None and k_lengths[first] - k_lengths[s] <= max(16, BUCKET_SLACK * k_lengths[first]):
-            buckets[-1].append(s)
-        else:
-            buckets.append([s])
-    return buckets
-
-
-def _copy(pieces: list[list[int]], sizes: list[int], device: torch.device) -> _Copy:
-    size = torch.tensor(sizes)
-    start = size.cumsum(0) - size
-    rows, real = [], []
-    for piece in pieces:
-        within = torch.arange(max(sizes[s] for s in piece))
-        rows.append((start[piece, None] + within.minimum(size[piece, None] - 1)).flatten())
-        real.append((within < size[piece, None]).flatten())
-    flat_rows, is_real = torch.cat(rows), torch.cat(real)
-    back = torch.empty(sum(sizes), dtype=torch.int64)
-    back[flat_rows[is_real]] = is_real.nonzero().squeeze(1)
-    return _Copy(flat_rows.to(device, non_blocking=True), back.to(device, non_blocking=True))
+        return _uncompiled.attend_ragged(q, k, v, layout, causal, window, dropout)  # pyright: ignore[reportCallIssue]
+    return attend_ragged(q, k, v, layout, causal, window, dropout)
