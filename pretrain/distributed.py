@@ -98,7 +98,7 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Join the process group that torchrun describes, and leave it at the end; one process alone needs none.
+    """Join the process group that torchrun describes, for the rest of this process; one process alone needs none.
 
     Raises `TimedOut` and `PeerLost` for errors of collectives in here that tell of other ranks, and nothing of ours.
     """
@@ -122,7 +122,10 @@ def joined() -> Iterator[World]:
             raise
         log.debug("what told of other ranks:", exc_info=error)  # in the run's log.txt alone: it helps few
         raise reason from error
-    if dist.is_initialized():  # after an error nobody waits for peers: torchrun ends them
+    # A group of several ranks goes with its process. Its last owner may be DDP's reducer, which holds the interpreter's
+    # lock while it waits for gloo's threads, and one of these may wait for that lock to free a tensor: such runs hung
+    # when all was done (torch 2.13).
+    if world.size == 1 and dist.is_initialized():  # a group that `ensure_group` made
         dist.destroy_process_group()
 
 

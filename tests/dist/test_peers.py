@@ -33,13 +33,37 @@ launch(collect)
 
 def ends(fault: str, ranks=(0, 1, 2), size=3, join_s="10") -> list[tuple[int, str]]:
     """Return how ranks end that do nothing but talk to each other, one of them with a fault."""
+    return ends_of(COLLECTIVES.format(fault=fault, join_s=join_s), ranks, size)
+
+
+def ends_of(script: str, ranks: tuple[int, ...], size: int) -> list[tuple[int, str]]:
+    """Return the exit codes of ranks that run a script, and what they say on standard error."""
     port, processes = str(free_port()), []
     for rank in ranks:
         own = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        line = [sys.executable, "-c", COLLECTIVES.format(fault=fault, join_s=join_s)]
+        line = [sys.executable, "-c", script]
         processes.append(subprocess.Popen(line, env=os.environ | FAST | own, stderr=subprocess.PIPE, text=True))
     told = [process.communicate(timeout=120)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+LAST = """
+import torch
+import torch.distributed as dist
+from pretrain.distributed import joined
+from pretrain.entry import launch
+def step(cfg):
+    with joined() as world:
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(50, 50))
+        model(torch.ones(3, 50)).sum().backward()
+        world.gather("the last collective")
+    assert dist.is_initialized(), "taken down with the reducer, it may wait for threads that wait for it"
+launch(step)
+"""
+
+
+def test_a_group_of_ranks_is_left_to_the_end_of_their_processes():
+    assert ends_of(LAST, ranks=(0, 1), size=2) == [(0, ""), (0, "")]
 
 
 def test_a_rank_that_is_killed_is_missed_by_all_others():
