@@ -130,10 +130,14 @@ while True:
 """
 
 
-def launched(tmp_path, code):
-    """Return a launcher of three ranks, once all of them are ready."""
+def launched(tmp_path, code, hangup=signal.SIG_DFL):
+    """Return a launcher of three ranks, once all of them are ready; SIGHUP is as `hangup` says, as behind nohup."""
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "ranks"), code]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGHUP, hangup)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert process.stdout and process.stdout.readline() == "ready\n"
     while not all((tmp_path / "ranks" / f"rank-{rank}.log").read_text().startswith("ready") for rank in (1, 2)):
         time.sleep(0.02)
@@ -151,11 +155,7 @@ def test_all_ranks_are_asked_to_stop(tmp_path, number):
 
 
 def test_nohup_keeps_its_promise(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = launched(tmp_path, SAVES)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = launched(tmp_path, SAVES, hangup=signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 85
