@@ -20,7 +20,8 @@ TASK = Task(
     scores=["exact_match", "f1"],
     headwater=["task=qa", f"task.stride={STRIDE}"],
     peer=["trainer_qa.py", "--stride", str(STRIDE)],
-    batching=["max", "padded", "grouped"],
+    batching=["max", "padded", "masked", "grouped"],
+    same="trainer-masked",
 )
 
 if __name__ == "__main__":

@@ -2,9 +2,6 @@
 
 Holds the check: Headwater and the Trainer without dropout, whose losses and gradient norms must then agree step by
 step. What scores leave to chance is the order of examples, dropout and the head's first values.
-
-The Trainer's loss of spans counts padding among the places where an answer may be, so that steps on questions agree
-only where nothing is padded: in batches of one.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ def check_same_steps(arena: Arena, steps: int) -> None:
     (arena.work / "order.json").write_text(json.dumps(order))
     ours = quiet.finish("headwater", "same", seed=SEED, epochs=epochs, measured=False)
     peer = replace(quiet, model=arena.work / "export", order=arena.work / "order.json")
-    theirs = peer.finish("trainer-padded", "same", seed=SEED, epochs=1, measured=False)
+    theirs = peer.finish(arena.task.same, "same", seed=SEED, epochs=1, measured=False)
     print(f"{'step':<6}{'loss':>12}{'Trainer':>12}{'gradient norm':>16}{'Trainer':>12}")
     apart = 0.0
     for number, (one, other) in enumerate(zip(_losses(ours), _losses(theirs), strict=True), 1):

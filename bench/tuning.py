@@ -41,6 +41,7 @@ class Task:
     headwater: list[str]  # overrides
     peer: list[str]  # script in peers/, and options of its own
     batching: list[str]  # of the peer, its recipe's first
+    same: str = "trainer-padded"  # the contestant whose steps are Headwater's
 
     @property
     def contestants(self) -> list[str]:

@@ -1,7 +1,8 @@
 """Hugging Face Trainer fine-tuning on questions, by the recipe of its example script `run_qa`, written anew.
 
 `max` pads windows to their greatest length, as the recipe does unless told not to, `padded` to the longest of a batch,
-`grouped` batches windows of like length. Answers are compared by the rules of SQuAD 1.1.
+`grouped` batches windows of like length. Their loss counts padding among the places where an answer may be; `masked`
+pads as `padded` does and leaves it out. Answers are compared by the rules of SQuAD 1.1.
 """
 
 import gzip
@@ -110,14 +111,28 @@ def measured(trainer, windows):
     return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}
 
 
+def leave_padding_out(model):
+    """Let no answer begin or end at padding, in the loss as in predictions."""
+    real = {}
+    model.register_forward_pre_hook(lambda _, args, kwargs: real.update(kwargs), with_kwargs=True)
+
+    def fill(head, args, logits):
+        return logits.masked_fill(real["attention_mask"].unsqueeze(-1) == 0, torch.finfo(logits.dtype).min)
+
+    model.qa_outputs.register_forward_hook(fill)
+
+
 def main():
-    parser = command_line("max", "padded", "grouped")
+    parser = command_line("max", "padded", "masked", "grouped")
     parser.add_argument("--stride", type=int, required=True)
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = released(AutoModelForQuestionAnswering, args)
+    if args.batching == "masked":
+        leave_padding_out(model)
     trainer = trained(
         args,
-        model=released(AutoModelForQuestionAnswering, args),
+        model=model,
         train_dataset=Windows(args.train, tokenizer, args),
         data_collator=DataCollatorWithPadding(tokenizer),
     )
