@@ -25,7 +25,8 @@ def parser(description: str | None, recipe: Recipe) -> argparse.ArgumentParser:
     found.add_argument("train", type=Path, help="file to learn from")
     found.add_argument("test", type=Path, help="file to measure on")
     found.add_argument("--contestants", nargs="+", help="default: all for steps, the first two for scores")
-    found.add_argument("--rounds", type=int, default=20, help="steps of each contestant that count")
+    rounds = "steps of each contestant that count; of 50 length-grouped batches the longest come first (see README.md)"
+    found.add_argument("--rounds", type=int, default=20, help=rounds)
     found.add_argument("--scores", action="store_true", help="whole runs and what they reach instead of steps")
     found.add_argument("--same", type=int, metavar="STEPS", help="whether so many steps without dropout are the same")
     found.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
