@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -61,6 +62,11 @@ def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
     except HeadwaterError as error:
         print(f"{error}", file=sys.stderr)
         code = error.exit_code
+    except Exception:  # a bug: told as Python tells it, and with the exit code that Python gives it
+        if world_size() == 1:
+            raise
+        traceback.print_exc()
+        code = 1
     if world_size() > 1 or any_hangs():
         # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs
         # of 4 ranks, torch 2.13), and its exit code with it; and W&B's own hook waits for a server that is silent
