@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.errors import Preempted, check
+from pretrain.heap import keep_freed_memory
 from pretrain.peers import explained, meet
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
@@ -109,6 +110,8 @@ def joined() -> Iterator[World]:
         rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"
         check(local_rank < torch.cuda.device_count(), "LOCAL_RANK", local_rank, rule)
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     world = World(rank=rank(), size=world_size(), device=device)
     try:
         if world.size > 1:
