@@ -18,7 +18,7 @@ from pretrain.registry import register
 @register("attention", "sdpa")
 @dataclass(kw_only=True)
 class SdpaConfig:
-    """`attention=sdpa`: any device and precision; attention dropout falls back to torch's slower math kernel."""
+    """`attention=sdpa`: any device and precision; no fused kernel where CPUs drop attention weights."""
 
     def build(self) -> Attend:
         """Return the backend."""

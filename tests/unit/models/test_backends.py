@@ -1,6 +1,7 @@
 """Every attention backend that runs on a CPU, and what the others refuse there."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -44,6 +45,14 @@ def test_eager_is_the_textbook_formula():
 @pytest.mark.parametrize("case", CASES)
 def test_sdpa_agrees_with_eager(case, mask, heads):
     check_agrees_with_eager(sdpa, case, mask, heads)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("case", CASES)
+def test_sdpa_agrees_with_eager_in_the_code_that_drops_weights(case, mask, heads):
+    """The probability is so small that nothing is dropped and nothing is scaled."""
+    check_agrees_with_eager(partial(sdpa, dropout=1e-12), case, mask, heads)
 
 
 @settings(max_examples=30, deadline=None)
