@@ -50,9 +50,11 @@ def test_sdpa_agrees_with_eager(case, mask, heads):
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("case", CASES)
-def test_sdpa_agrees_with_eager_in_the_code_that_drops_weights(case, mask, heads):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.016)])
+def test_sdpa_agrees_with_eager_in_the_code_that_drops_weights(case, mask, heads, dtype, tolerance):
     """The probability is so small that nothing is dropped and nothing is scaled."""
-    check_agrees_with_eager(partial(sdpa, dropout=1e-12), case, mask, heads)
+    attend = partial(sdpa, dropout=1e-12)
+    check_agrees_with_eager(attend, case, mask, heads, dtype=dtype, tolerance=tolerance)
 
 
 @settings(max_examples=30, deadline=None)
