@@ -68,6 +68,16 @@ def test_fine_tuning_shows_its_settings_before_a_task_is_chosen():
     assert "task: classification, qa, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
 
 
+@pytest.mark.parametrize("question", [["--help"], ["--cfg", "job"]])
+def test_who_reads_only_the_beginning_of_an_answer_gets_no_traceback(question):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "finetune", "task=classification", *question]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_configuration_is_composed_without_torch_dynamo():
     """It takes as long to import as torch itself, and most commands compile nothing."""
     script = (
