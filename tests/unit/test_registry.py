@@ -1,12 +1,15 @@
 """Configuration: what is refused, how it is named, and that a written config composes back to itself."""
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from finetune.config import FinetuneConfig
 from finetune.entry import FINETUNE
 from pretrain.entry import compose
 from pretrain.errors import ConfigError
@@ -66,6 +69,10 @@ def test_fine_tuning_shows_its_settings_before_a_task_is_chosen():
     command = [sys.executable, "-m", "finetune", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "task: classification, qa, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
+    header, groups, _ = done.stdout.split("== Config", 2)
+    named = re.findall(r"[a-z/]+(?=[,.])", header.partition("Groups of fine-tuning:")[2].partition(" The others")[0])
+    listed = set(re.findall(r"^([a-z/]+): ", groups, re.MULTILINE))
+    assert set(named) == listed & {*(field.name for field in fields(FinetuneConfig)), "experiment/synthetic"}
 
 
 @pytest.mark.parametrize("question", [["--help"], ["--cfg", "job"]])
