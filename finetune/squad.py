@@ -73,10 +73,11 @@ def squad_metrics(
 def best_threshold(no_answer_scores: ArrayLike, scores_with_answer: ArrayLike, scores_without: ArrayLike) -> float:
     """The threshold with the best mean when questions whose no-answer score is above it are left unanswered.
 
-    All three are [questions]: the score of no answer minus that of the best span (logits); what that span is worth
-    (exact match or F1); what an empty prediction is worth. The result is the smallest of the best thresholds among the
-    no-answer scores, or -inf where it is best to answer nothing. Unlike the official sweep it never cuts through
-    questions of equal score, so the mean it maximises is the one that it gives. Raises `ValueError` for shapes that
+    All three are [questions]: the score of no answer minus that of the best span (logits), inf where there is no span;
+    what that span is worth (exact match or F1); what an empty prediction is worth, the same where there is no span. The
+    result is the middle of the first range of thresholds that are best, so that rounding moves no question across it
+    that counts: -inf where it is best to answer nothing, inf where it is best to answer all. The official sweep takes
+    the score at the lower end, and may cut through questions of equal score. Raises `ValueError` for shapes that
     differ, no questions or NaN.
     """
     scores = np.asarray(no_answer_scores, np.float64)
@@ -88,8 +89,12 @@ def best_threshold(no_answer_scores: ArrayLike, scores_with_answer: ArrayLike, s
     order = np.argsort(scores, kind="stable")
     gains = np.cumsum((answered - unanswered)[order])  # of a threshold at each score, over answering nothing
     ends = np.append(scores[order][1:] != scores[order][:-1], True)  # the last of the questions of equal score
-    best = int(np.argmax(gains[ends]))
-    return float(scores[order][ends][best]) if gains[ends][best] > 0 else -math.inf
+    gains, scores = gains[ends], scores[order][ends]
+    best = int(np.argmax(gains))
+    if gains[best] <= 0:
+        return -math.inf
+    worse = np.flatnonzero(gains[best:] < gains[best])
+    return float((scores[best] + scores[best + worse[0]]) / 2) if worse.size else math.inf
 
 
 def _f1(words: list[str], reference: list[str]) -> float:

@@ -130,7 +130,7 @@ class QaConfig:
         """Return exact match and F1 as shares, for `unanswerable` also of the questions with and without an answer.
 
         Then `no_answer_threshold` is the threshold they are for: the configured one, or else the one with which
-        `metric` is best on this very data set, as the official script finds it.
+        `metric` is best on this very data set.
         """
         golds = [_texts(one.question) for one in encoded.records]
         found = list(self._candidates(encoded, logits))
@@ -142,7 +142,8 @@ class QaConfig:
         if threshold is None:
             worth = [self._worth(text, texts) for text, texts in zip(best, golds, strict=True)]
             without = [self._worth("", texts) for texts in golds]
-            threshold = max(best_threshold(beaten_by, worth, without), -sys.float_info.max)  # JSON has no infinity
+            largest = sys.float_info.max  # JSON has no infinity
+            threshold = float(np.clip(best_threshold(beaten_by, worth, without), -largest, largest))
         answers = [text if by <= threshold else "" for text, by in zip(best, beaten_by, strict=True)]
         return squad_metrics(answers, golds, version_2=True) | {"no_answer_threshold": threshold}
 

@@ -96,7 +96,7 @@ def test_the_threshold_is_the_best_or_the_configured_one():
         "has_answer_f1": 1.0,
         "no_answer_exact_match": 1.0,
         "no_answer_f1": 1.0,
-        "no_answer_threshold": 1.0,  # 7 - 6: b is answered, c with 7 - 4 is not
+        "no_answer_threshold": 2.0,  # between 7 - 6, so that b is answered, and 7 - 4, so that c is not
     }
     strict = replace(cfg, no_answer_threshold=0.0).measure(encoded, logits, NAMES)
     assert (strict["f1"], strict["has_answer_f1"], strict["no_answer_threshold"]) == (0.75, 0.5, 0.0)
@@ -111,7 +111,7 @@ def test_a_threshold_is_found_for_the_metric_that_chooses():
     by_match = task(unanswerable=True, metric=QaMetric.exact_match).measure(encoded, logits, NAMES)
     assert by_f1["no_answer_threshold"] == by_match["no_answer_threshold"] == -sys.float_info.max
     logits = logits_of(encoded, {0: (9, 9, 7), 1: (1, 1, 6)}, no_answer=5)
-    assert task(unanswerable=True).measure(encoded, logits, NAMES)["no_answer_threshold"] == -2
+    assert task(unanswerable=True).measure(encoded, logits, NAMES)["no_answer_threshold"] == -1.5
     by_match = task(unanswerable=True, metric=QaMetric.exact_match).measure(encoded, logits, NAMES)
     assert by_match["no_answer_threshold"] == -sys.float_info.max
     json.dumps(by_match, allow_nan=False)

@@ -220,33 +220,46 @@ def test_what_cannot_be_scored_is_refused(call, message):
 
 @st.composite
 def questions(draw):
-    """No-answer scores with ties, and values in eighths, whose sums are exact."""
+    """No-answer scores with ties, and values in eighths, whose sums are exact; without a span both values are one."""
     rows = st.tuples(st.integers(-4, 4) | st.just(math.inf), st.integers(0, 8), st.booleans())
     scores, eighths, answerable = map(np.array, zip(*draw(st.lists(rows, min_size=1, max_size=25)), strict=True))
-    return scores.astype(float), np.where(answerable, eighths / 8, 0.0), (~answerable).astype(float)
+    unanswered = (~answerable).astype(float)
+    return scores.astype(float), np.where(np.isinf(scores), unanswered, answerable * eighths / 8), unanswered
 
 
 @settings(max_examples=200, deadline=None)
 @given(questions(), st.randoms(use_true_random=False))
-def test_threshold_is_the_smallest_of_the_best(case, random):
+def test_threshold_is_the_middle_of_the_first_that_are_best(case, random):
     scores, answered, unanswered = case
     worth = {t: np.where(scores > t, unanswered, answered).sum() for t in sorted({-math.inf, *scores})}
-    best = max(worth.values())
-    assert best_threshold(*case) == next(threshold for threshold, value in worth.items() if value == best)
+    first = next(t for t, value in worth.items() if value == max(worth.values()))
+    ends = [t for t, value in worth.items() if t > first and value != worth[first]]
+    middle = (first + ends[0]) / 2 if ends else math.inf
+    assert best_threshold(*case) == (-math.inf if first == -math.inf else middle)
     order = random.sample(range(len(scores)), len(scores))
     assert best_threshold(*(column[order] for column in case)) == best_threshold(*case)
 
 
-def test_threshold_as_the_official_sweep_finds_it():
+def test_threshold_is_in_the_range_that_the_official_sweep_finds():
     """The sweep of the script of 2.0, question by question, where no two scores are equal."""
     draw = np.random.default_rng(4)
     scores, f1 = draw.normal(size=400), draw.integers(0, 9, size=400) / 8
     answerable = scores + draw.normal(size=400) < 0.3
     best = current = float((~answerable).sum())
-    threshold = -math.inf
+    lower = -math.inf
     for question in sorted(range(400), key=lambda question: scores[question]):
         current += f1[question] if answerable[question] else -1.0
         if current > best:
-            best, threshold = current, scores[question]
-    assert -1 < threshold < 1
-    assert best_threshold(scores, np.where(answerable, f1, 0.0), (~answerable).astype(float)) == threshold
+            best, lower = current, scores[question]
+    assert -1 < lower < 1
+    upper = scores[~answerable & (scores > lower)].min()
+    found = best_threshold(scores, np.where(answerable, f1, 0.0), (~answerable).astype(float))
+    assert found == (lower + upper) / 2
+
+
+def test_threshold_stays_best_where_scores_are_rounded_anew():
+    scores = np.array([0.3, 0.1, 0.2, 0.2, 0.9, 0.4])
+    case = np.array([1, 1, 1, 1, 0, 0.5]), np.array([0, 0, 0, 0, 1, 0])
+    found = best_threshold(scores, *case)
+    for rounding in (-1e-7, 1e-7):
+        assert ((scores + rounding <= found) == (scores < 0.9)).all()
