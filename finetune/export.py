@@ -23,7 +23,7 @@ from pretrain.release import Release, export_parser, write_release
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "Write the best step of a run as a directory that Hugging Face transformers loads."
-    options = export_parser("python -m finetune.export", description).parse_args(arguments)
+    options = export_parser("python -m finetune.export", description, default_step="the best").parse_args(arguments)
     try:
         print(export(options))
     except HeadwaterError as error:
@@ -47,6 +47,10 @@ def export(options: argparse.Namespace) -> Path:
         generates=False,
         run=record["name"],
         step=load_state(trained.step)["step"],
+        tokenizer_settings={
+            "model_max_length": trained.cfg.task.max_tokens,  # cut as in training
+            "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
+        },
     )
     out = options.out or options.run / "export"
     return write_release(release, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)

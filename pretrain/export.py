@@ -25,7 +25,8 @@ from pretrain.rundir import read_record
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "Write the weights of a run as a directory that Hugging Face transformers loads."
-    options = export_parser("python -m pretrain.export", description).parse_args(arguments)
+    options = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
+    options = options.parse_args(arguments)
     try:
         print(export(options))
     except HeadwaterError as error:

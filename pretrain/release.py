@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ class Release:
     generates: bool  # whether the directory is one of a model that writes text
     run: str  # name of the run
     step: int  # of its checkpoint
+    tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over those of all
 
 
 def write_release(release: Release, out: Path, *, dtype: str, shard_mb: int, overwrite: bool) -> Path:
     """Write the directory and return its absolute path. Raises `ConfigError` for a place that is taken."""
     out = out.absolute()
-    _check_place(out, release.step, overwrite)
+    _check_place(out, release, overwrite)
     with _replacing(out) as directory:
         max_bytes = shard_mb * 1_000_000
         write_weights(directory, release.parts, release.read, dtype=DTYPES[dtype], max_bytes=max_bytes)
@@ -57,22 +58,22 @@ def write_release(release: Release, out: Path, *, dtype: str, shard_mb: int, ove
         if release.generates:
             _write_json(directory / "generation_config.json", ids)
         tokenizer_config = _tokenizer_config(release.model, release.tokenizer, release.special)
-        _write_json(directory / "tokenizer_config.json", tokenizer_config)
+        _write_json(directory / "tokenizer_config.json", tokenizer_config | release.tokenizer_settings)
         _write_json(directory / RECORD_FILE, {"run": release.run, "step": release.step, "dtype": dtype})
     return out
 
 
-def export_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a command that writes a release."""
+def export_parser(prog: str, description: str, *, default_step: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that writes a release, by default of the step that `default_step` describes."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
-    parser.add_argument("--step", type=int, default=None, help="a saved step (default: the newest that verifies)")
+    parser.add_argument("--step", type=int, default=None, help=f"a saved step (default: {default_step})")
     parser.add_argument("--out", type=Path, default=None, help="directory to write (default: RUN/export)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights (default %(default)s)")
     parser.add_argument(
         "--shard-mb", type=_megabytes, default=5000, help="size of a weight file at most (default %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an export of another step")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export of another run or step")
     return parser
 
 
@@ -83,16 +84,18 @@ def _megabytes(text: str) -> int:
     return size
 
 
-def _check_place(out: Path, step: int, overwrite: bool) -> None:
-    """Refuse to replace what is no export, and, unless asked to, an export of another step."""
+def _check_place(out: Path, release: Release, overwrite: bool) -> None:
+    """Refuse to replace what is no export, and, unless asked to, an export of another run or step."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        found = json.loads((out / RECORD_FILE).read_bytes())["step"]
+        record = json.loads((out / RECORD_FILE).read_bytes())
+        found = record["run"], record["step"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"--out={out}: exists and is no export; name another directory") from None
-    if found != step and not overwrite:
-        raise ConfigError(f"--out={out}: holds step {found}, not {step}; --overwrite replaces it, or name another")
+    if found != (release.run, release.step) and not overwrite:
+        there, new = (f"step {step} of run {run}" for run, step in (found, (release.run, release.step)))
+        raise ConfigError(f"--out={out}: holds {there}, not {new}; --overwrite replaces it, or name another")
 
 
 @contextmanager

@@ -157,7 +157,8 @@ def test_a_chosen_step_and_what_is_refused(tmp_path, capsys):
     assert json_of(run / "export" / "export.json")["dtype"] == "bf16"
 
     assert main([str(run)]) == 2
-    assert "holds step 7, not 9; --overwrite" in capsys.readouterr().err
+    assert "holds step 7 of run run, not step 9 of run run; --overwrite" in capsys.readouterr().err
+    assert main([str(tmp_path / "later"), "--out", str(run / "export")]) == 2
     assert main([str(run), "--overwrite"]) == 0
     assert json_of(run / "export" / "export.json") == {"run": "run", "step": 9, "dtype": "fp32"}
     assert main([str(run), "--step", "8"]) == 4

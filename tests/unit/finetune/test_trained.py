@@ -38,6 +38,8 @@ def said(capsys, command, *arguments):
 )
 def test_labels_of_texts(tmp_path, capsys, source, tuning):
     records = [{"text": text, "label": word} for text, word in texts(23)]
+    records.append({"text": " ".join(WORDS * 8), "label": "time"})  # longer than task.max_tokens
+    records.append({"text": "the [SEP] time </s> way <|endoftext|> year", "label": "time"})
     run, data = trained(tmp_path, source, "classification", records, f"tuning={tuning}")
     capsys.readouterr()
     assert predict([str(run), str(data)]) == 0
@@ -52,7 +54,7 @@ def test_labels_of_texts(tmp_path, capsys, source, tuning):
     assert json_of(run / "export" / "config.json")["model_type"] == source
     theirs = pipeline("text-classification", model=str(run / "export"), top_k=None)
     for record, one in zip(records, ours, strict=True):
-        scores = {answer["label"]: answer["score"] for answer in theirs([record["text"]])[0]}
+        scores = {answer["label"]: answer["score"] for answer in theirs([record["text"]], truncation=True)[0]}
         assert scores == pytest.approx(one["probabilities"], abs=1e-5)
 
 
