@@ -6,7 +6,7 @@ Holds no reading of files and no names of tokens' labels beyond their order; whi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,16 @@ def label(value: Any) -> str:
 def label_set(value: Any, separator: str) -> tuple[str, ...]:
     """Return a set of labels, perhaps empty, sorted: of a list, or of names in a string with `separator` between them.
 
-    Raises `BadRecordError` for anything else.
+    Raises `BadRecordError` for anything else, a 0 or 1 for each of three labels or more among it: one occurs twice.
     """
     if isinstance(value, str):
         value = [name.strip() for name in value.split(separator) if name.strip()]
     if not isinstance(value, list):
         raise BadRecordError("no list of labels", value)
-    return tuple(sorted(set(map(label, value))))
+    names = sorted(map(label, value))
+    if len(set(names)) < len(names):
+        raise BadRecordError("a label twice (a list has the names of a record's labels, not a 0 or 1 for each)", value)
+    return tuple(names)
 
 
 def number(value: Any) -> float:
@@ -74,6 +77,12 @@ def names_in(answers: Iterable[Answer | None]) -> list[str]:
     return sorted(names)
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return labels as messages tell them: the first `SHOWN`, and how many there are if there are more."""
+    more = f", ... ({len(names):,} in all)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def learnt(answer: Answer | None, numbers: Mapping[str, int]) -> int | float | list[int] | None:
     """Return an answer as a loss takes it: the number of its label, a 0 or 1 for each label, or itself.
 
@@ -81,8 +90,7 @@ def learnt(answer: Answer | None, numbers: Mapping[str, int]) -> int | float | l
     """
     for name in names_in([answer]):
         if name not in numbers:
-            known = [*numbers][:SHOWN] + ["..."] * (len(numbers) > SHOWN)
-            raise BadRecordError(f"label is none of {', '.join(known)}", name)
+            raise BadRecordError(f"label is none of {listed([*numbers])}", name)
     if isinstance(answer, str):
         return numbers[answer]
     return [int(name in answer) for name in numbers] if isinstance(answer, tuple) else answer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,10 @@ from pretrain.registry import nearest
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 STANDARD_INPUT = "-"  # in place of a file's name
+MANY_LINES = 50  # of a record in a CSV, which is told if it has more
 FORMATS = (".csv", ".tsv", *JSON_LINES, ".parquet")
+
+log = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -42,14 +46,17 @@ def read_records(
 ) -> Iterator[Record]:
     """Yield the records of a file, or of a data set `org/name[/subset][@revision][:split]`, with values of `columns`.
 
-    `columns` maps roles to columns, all of which there must be. `header` names the columns of a CSV or TSV file that
-    does not do so in its first line. A CSV may quote its cells (RFC 4180), a TSV never does, as GLUE's do not; they
-    and JSON lines may be compressed (.gz, .xz, .bz2, .zst). Blank lines are no records. `-` is JSON lines from standard
-    input, which can be read once.
+    `columns` maps roles to columns, all of which there must be, no two to the same one. `header` names the columns of a
+    CSV or TSV file that does not do so in its first line. A CSV may quote its cells (RFC 4180), a TSV never does, as
+    GLUE's do not; they and JSON lines may be compressed (.gz, .xz, .bz2, .zst). Blank lines are no records. `-` is JSON
+    lines from standard input, which can be read once.
 
     Reports records that cannot be read to `faults`, which the caller settles. Raises `ConfigError` for what is not
     there, file, column or split, and `DataError` for a file that cannot be read.
     """
+    for role, column in columns.items():
+        if other := next((other for other in columns if other != role and columns[other] == column), None):
+            raise ConfigError(f"task.columns.{role}={column}: task.columns.{other} is the same column; name another")
     for place, row in _rows(source, columns, faults, header):
         values = {role: row[column] for role, column in columns.items()}
         if bad := next((role for role, value in values.items() if not _is_text(value)), None):
@@ -83,7 +90,7 @@ def _table(
 ) -> Iterator[Row]:
     names = list(header)
     with _open_text(file, newline="" if quoted else "\n") as text:  # "": `csv` wants line ends as they are
-        lines = _quoted(text) if quoted else _tabbed(text)
+        lines = _quoted(file, text) if quoted else _tabbed(text)
         for line, cells in lines:
             place = f"{file}:{line}"
             if isinstance(cells, csv.Error):
@@ -101,21 +108,30 @@ def _table(
     _check_columns(file, columns, names)
 
 
-def _quoted(text: TextIO) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Yield each row of a CSV and the line where it begins; an error where quotes are wrong."""
+def _quoted(file: str, text: TextIO) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yield each row of a CSV and the line where it begins; where quotes are wrong, an error for each of its lines.
+
+    A quote that is never closed takes all lines after it: they are as many bad records, not one. Two stray quotes make
+    one good record of all between them, so a record of very many lines is told.
+    """
     csv.field_size_limit(DOCUMENT_LIMIT)  # of the process; its own limit is shorter than some documents
     reader = csv.reader(text, strict=True)
+    most, where = MANY_LINES, 0
     while True:
         line = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
-            return
+            break
         except csv.Error as error:
-            yield line, error
+            yield from ((wrong, error) for wrong in range(line, reader.line_num + 1))
             continue
+        if reader.line_num - line >= most:
+            most, where = reader.line_num - line + 1, line
         if cells:
             yield line, cells
+    if where:
+        log.warning("%s:%d: a record of %d lines; if it should be shorter, look for a stray quote", file, where, most)
 
 
 def _tabbed(text: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -137,7 +153,7 @@ def _json_lines(file: str, columns: Mapping[str, str], faults: Faults) -> Iterat
                 faults.report("not JSON", place, str(error))
                 continue
             if not isinstance(row, dict):
-                faults.report("no JSON object", place, ascii(row)[:80])
+                faults.report("no JSON object (one a line, no list around them)", place, ascii(row)[:80])
             elif missing := [column for column in columns.values() if column not in row]:
                 faults.report("a column is missing", place, f"no {missing[0]!r}, there are {sorted(row)}")
                 lacking = lacking or row

@@ -20,6 +20,7 @@ from finetune.config import SCHEMA, FinetuneConfig
 from finetune.counterpart import style_of
 from finetune.evaluation import TaskEvaluator
 from finetune.hooks import TaskHooks
+from finetune.labels import listed
 from finetune.losses import TaskLoss
 from finetune.objective import FineTuned
 from finetune.records import STANDARD_INPUT
@@ -153,6 +154,8 @@ def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData
     for key, file in sources.items():
         rule = "standard input can be read once, and a run may be resumed; name a file"
         check(file != STANDARD_INPUT, f"task.{key}", file, rule)
+    if task.train == task.validation:
+        log.warning("task.validation=%s is task.train: what is measured says nothing of other data", task.validation)
     records = {key: task.records(file) for key, file in sources.items()}
     names = task.names(records["train"])
     encoded = {key: task.encode(found, tokenizer, names) for key, found in records.items()}
@@ -258,7 +261,7 @@ def _introduce(
         )
     log.info(
         "%s parameters, of which %s learn; %s steps; outputs: %s",
-        *(f"{size.parameters:,}", f"{size.learnt:,}", f"{steps.total:,}", ", ".join(data.names)),
+        *(f"{size.parameters:,}", f"{size.learnt:,}", f"{steps.total:,}", listed(data.names)),
     )
     return cfg.tracker.build(
         run_dir=directory.path,

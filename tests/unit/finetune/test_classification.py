@@ -170,7 +170,7 @@ def test_labels_may_be_set_and_are_numbered_so(tmp_path):
 
 def test_sets_of_labels(tmp_path):
     cfg = task(problem="multi_label", label_separator="|")
-    rows = [("a", ["10", 2]), ("b", "2 | 3|"), ("c", []), ("d", ""), ("e", [2, "2"])]
+    rows = [("a", ["10", 2]), ("b", "2 | 3|"), ("c", []), ("d", ""), ("e", [2])]
     encoding, names = encoded(tmp_path, rows, cfg)
     assert names == ["2", "3", "10"]
     assert [record.answer for record in encoding.records] == [("10", "2"), ("2", "3"), (), (), ("2",)]
@@ -196,6 +196,8 @@ def test_numbers(tmp_path):
         ("multi_label", 1, "no list of labels"),
         ("multi_label", None, "no list of labels"),
         ("multi_label", ["a", None], "no label"),
+        ("multi_label", "a,b,a", "a label twice .*"),
+        ("multi_label", [0, 1, 0], "a label twice .*not a 0 or 1 for each.*"),
         ("regression", math.nan, "number is NaN or infinite"),
         ("regression", "nan", "number is NaN or infinite"),
         ("regression", -math.inf, "number is NaN or infinite"),

@@ -233,11 +233,36 @@ def test_bad_rows_of_csv_are_counted_and_those_after_them_read(tmp_path):
     file.write_bytes(b"\n".join([*rows, b'"open,0,', b"swallowed,0,"]))
     records, faults = read(file)
     assert [row["text"] for row, _ in records] == ["a", 'd "quoted""', "g"]
-    assert faults.counts == {"bad quotes": 2, "not UTF-8": 1, "too few or too many cells": 2}
+    assert faults.counts == {"bad quotes": 3, "not UTF-8": 1, "too few or too many cells": 2}
     with pytest.raises(
         DataError, match=f"{file}:6: .*{file}:9: .*{file}:7: column 'sentence'.*{file}:3: 2, expected 3"
     ):
-        faults.settle(8)
+        faults.settle(9)
+
+
+def test_a_quote_that_is_never_closed_is_as_many_bad_records_as_it_takes_lines(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(["sentence,class", *["good,1"] * 20, '"open,0', *["good,1"] * 9]))
+    faults = Faults(str(file), allowed=0.3)
+    assert len([*read_records(str(file), COLUMNS, faults)]) == 20
+    assert faults.counts == {"bad quotes": 10}
+    with pytest.raises(DataError, match=f"10 of 30 records are bad.*{file}:22: unexpected end"):
+        faults.settle(30)
+
+
+def test_a_record_of_very_many_lines_is_told(tmp_path, caplog):
+    file = tmp_path / "a.csv"
+    for between, told in ((48, False), (49, True)):
+        file.write_text("\n".join(["sentence,class", "good,1", '"one,1', *["good,1"] * between, 'end",1', "good,0"]))
+        caplog.clear()
+        assert len(values(file)) == 3
+        assert (f"{file}:3: a record of {between + 2} lines; " in caplog.text) is told
+
+
+def test_two_roles_of_one_column(tmp_path):
+    file = write(tmp_path, "csv", ["sentence", "class"])
+    with pytest.raises(ConfigError, match=r"task.columns.\w+=sentence: task.columns.\w+ is the same column"):
+        read(file, {"text": "sentence", "label": "sentence"})
 
 
 def test_bad_lines_of_json_are_counted_and_those_after_them_read(tmp_path):
@@ -255,7 +280,8 @@ def test_bad_lines_of_json_are_counted_and_those_after_them_read(tmp_path):
     file.write_bytes(b"\n".join([*bad, good]))
     records, faults = read(file)
     assert records == [({"text": "a", "label": 0}, f"{file}:8")]
-    assert faults.counts == {"a column is missing": 1, "no JSON object": 1, "not JSON": 2, "not UTF-8": 3}
+    no_object = "no JSON object (one a line, no list around them)"
+    assert faults.counts == {"a column is missing": 1, no_object: 1, "not JSON": 2, "not UTF-8": 3}
 
 
 def test_parquet_strings_that_are_not_utf8(tmp_path):
