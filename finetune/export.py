@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from finetune.counterpart import parts_of, style_of
 from finetune.heads import Kind
 from finetune.trained import Trained, open_trained
@@ -43,7 +45,7 @@ def export(options: argparse.Namespace) -> Path:
         read=trained.cfg.tuning.merged(FragmentReader(trained.step, load_manifest(trained.step)["tensors"])),
         tokenizer=trained.tokenizer,
         config={**config, "architectures": [style_of(network, kind).architecture], **_outputs(trained)},
-        special=special,
+        special=special | _padding(trained.tokenizer, special),
         generates=False,
         run=record["name"],
         step=load_state(trained.step)["step"],
@@ -54,6 +56,17 @@ def export(options: argparse.Namespace) -> Path:
     )
     out = options.out or options.run / "export"
     return write_release(release, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
+
+
+def _padding(tokenizer: Tokenizer, special: dict[str, int | None]) -> dict[str, int]:
+    """Return the token that fills up a batch of texts where none is known: a decoder's that begins them, if any does.
+
+    `transformers` finds the last token of a text as the last that is not this one, so no text may end with it.
+    """
+    begin = special["bos"]
+    if special.get("pad") is not None or begin is None or tokenizer.encode("a").ids[-1:] == [begin]:
+        return {}
+    return {"pad": begin}
 
 
 def _outputs(trained: Trained) -> dict[str, Any]:

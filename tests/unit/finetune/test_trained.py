@@ -9,6 +9,7 @@ import pytest
 import torch
 from finetuned_runs import SOURCES, WORDS, texts, trained, write
 from run_directories import TEXTS, json_of
+from tokenizers import processors
 from transformers import AutoModelForQuestionAnswering, pipeline
 
 from finetune.entry import FINETUNE
@@ -18,6 +19,7 @@ from finetune.predict import main as predict
 from finetune.run import finetune
 from finetune.trained import open_trained
 from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.data.tokenizer import load_tokenizer
 from pretrain.entry import compose
 from pretrain.errors import DataError, NumericalError
 
@@ -53,9 +55,24 @@ def test_labels_of_texts(tmp_path, capsys, source, tuning):
     assert export([str(run)]) == 0
     assert json_of(run / "export" / "config.json")["model_type"] == source
     theirs = pipeline("text-classification", model=str(run / "export"), top_k=None)
-    for record, one in zip(records, ours, strict=True):
-        scores = {answer["label"]: answer["score"] for answer in theirs([record["text"]], truncation=True)[0]}
+    together = theirs([record["text"] for record in records], truncation=True, batch_size=4)
+    for found, one in zip(together, ours, strict=True):
+        scores = {answer["label"]: answer["score"] for answer in found}
         assert scores == pytest.approx(one["probabilities"], abs=1e-5)
+
+
+def test_a_token_that_texts_end_with_fills_no_batch(tmp_path):
+    """Its place is where the label is read."""
+    records = [{"text": text, "label": word} for text, word in texts(9)]
+    run, _ = trained(tmp_path, "gpt2", "classification", records)
+    assert export([str(run)]) == 0
+    padding = json_of(run / "export" / "tokenizer_config.json")["pad_token"]
+    tokenizer = load_tokenizer(run / "tokenizer.json")
+    ids = [(padding, tokenizer.token_to_id(padding))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{padding} $A {padding}", special_tokens=ids)
+    tokenizer.save(str(run / "tokenizer.json"))
+    assert export([str(run)]) == 0
+    assert "pad_token" not in json_of(run / "export" / "tokenizer_config.json")
 
 
 def test_numbers_of_pairs(tmp_path, capsys):
