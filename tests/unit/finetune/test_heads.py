@@ -1,5 +1,7 @@
 """Every family's heads equal those of transformers with the same weights: logits, losses and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_laws import offsets
@@ -37,17 +39,18 @@ CLASSES = {
 }
 
 
-def pair(config, kind, loss, outputs, problem=None):
+def pair(config, kind, loss, outputs, problem=None, dropout=0.5):
     """Return transformers' model of a task, random everywhere, and ours with the same weights."""
     network = family_for(config).theirs(config, VOCAB_SIZE)
     labels = {"num_labels": outputs, "problem_type": problem, "pad_token_id": PAD}
-    theirs = CLASSES[kind].from_config(AutoConfig.for_model(**(network | labels))).eval()
+    head = {"classifier_dropout": dropout, "seq_classif_dropout": dropout}
+    theirs = CLASSES[kind].from_config(AutoConfig.for_model(**(network | labels | head))).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3, generator=generator)
     with torch.device("meta"):
         model = config.build(vocab_size=VOCAB_SIZE, attend=sdpa, head=False)
-        ours = FineTuned(model, config, style_of(config, kind), kind, loss, outputs=outputs, dropout=0.5)
+        ours = FineTuned(model, config, style_of(config, kind), kind, loss, outputs=outputs, dropout=dropout)
     ours = ours.to_empty(device="cpu").eval()
     ours.load_state_dict(as_ours(ours, config, kind, theirs, lambda parameter: parameter.detach()))
     assert type(theirs).__name__ == style_of(config, kind).architecture
@@ -160,6 +163,40 @@ def test_a_label_for_each_token(name):
     ours, theirs = pair(config, Kind.token, TokenLabels(), 4)
     batch = batch_of(config, targets=targets, num_targets=int((targets != IGNORED).sum()))
     check(ours, theirs, config, Kind.token, batch, labels=padded(targets, IGNORED))
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "head"),
+    [
+        (["bert", "roberta", "gpt2"], {"dropout": 0.2}, 0.0),  # DistilBERT's attention branch has none there
+        (["bert", "roberta", "distilbert", "gpt2", "llama", "mistral"], {"attention_dropout": 0.2}, 0.0),
+        (["modernbert"], {"dropout": 0.1, "attention_dropout": 0.1}, 0.0),  # there a branch takes the second
+        (["bert", "roberta", "distilbert", "modernbert"], {}, 0.2),
+    ],
+)
+def test_dropout_acts_where_theirs_does(names, fields, head):
+    """Logits of the same texts, drawn over and over: equal means, equal variances."""
+    for name in names:
+        config = replace(MODELS[name]().config, **fields)
+        ours, theirs = (module.train() for module in pair(config, Kind.sequence, None, 3, dropout=head))
+        check_same_distribution(ours, theirs, batch_of(config))
+
+
+def check_same_distribution(ours, theirs, texts, copies=300, rounds=3):
+    batch = ragged_batch(LENGTHS * copies)
+    batch.tokens = texts.tokens.repeat(copies)
+    inputs = {"input_ids": padded(texts.tokens, PAD), "attention_mask": padded(torch.ones_like(texts.tokens))}
+    if texts.segments is not None:
+        batch.segments = texts.segments.repeat(copies)
+        inputs["token_type_ids"] = padded(texts.segments)
+    inputs = {key: value.repeat(copies, 1) for key, value in inputs.items()}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(5)
+        found = torch.cat([ours(batch).logits for _ in range(rounds)]).unflatten(0, (-1, len(LENGTHS)))
+        expected = torch.cat([theirs(**inputs).logits for _ in range(rounds)]).unflatten(0, (-1, len(LENGTHS)))
+    error = ((found.var(0) + expected.var(0)) / (copies * rounds)).sqrt()
+    assert (found.mean(0) - expected.mean(0)).div(error).square().mean().sqrt() < 2
+    assert (found.var(0) / expected.var(0)).mean() == pytest.approx(1, abs=0.05)
 
 
 def test_what_stands_for_a_sequence():
