@@ -25,17 +25,17 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from bench.rounds import machine, medians
-from pretrain.checkpoint import CheckpointConfig, Checkpoints
-from pretrain.distributed import World, ensure_group
-from pretrain.durable import sync
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
+from pretrain.distributed.world import World, ensure_group
+from pretrain.files import sync
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.optim import AdamWConfig
-from pretrain.precision import FP32
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.optim.base import AdamWConfig
+from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP, DDPConfig
+from pretrain.strategy.precision import FP32
 
 BOUNDARY_S = 0.01  # between two boundaries of steps
 

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from bench.rounds import machine
-from pretrain.data.base import Inputs, Slots
+from pretrain.data.batch import Inputs, Slots
 from pretrain.data.loader import DataConfig, StepLoader
 from pretrain.data.manifest import Manifest, Split
 from pretrain.data.packing import Packing
-from pretrain.data.shards import ShardWriter
-from pretrain.data.sources import PreparedSource
+from pretrain.data.prepare.shards import ShardWriter
+from pretrain.data.sources.base import PreparedSource
 
 BATCH_TOKENS = 8192  # in a micro-batch, whatever the length of a sequence
 DOCUMENT = 500  # tokens in the average document

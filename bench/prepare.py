@@ -29,10 +29,10 @@ from pathlib import Path
 import psutil
 
 from bench.rounds import ROOT, machine
-from pretrain.data.documents import OnInvalid, Problems
 from pretrain.data.manifest import Manifest
-from pretrain.data.sources import StdlibSource
-from pretrain.data.tokenization.bpe import BpeTokenizer
+from pretrain.data.sources.base import StdlibSource
+from pretrain.data.sources.documents import OnInvalid, Problems
+from pretrain.tokenizer.bpe import BpeTokenizer
 
 PEER = ROOT / "bench" / "peers" / "map_and_group.py"
 VOCABULARY = 16_384

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contestants import Workload
-from pretrain.data.base import IGNORED, Batch
+from pretrain.data.batch import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation

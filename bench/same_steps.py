@@ -15,8 +15,8 @@ import numpy as np
 
 from bench.rounds import ROOT, environment
 from bench.tuning import Arena
-from finetune.batches import TrainingSteps
-from finetune.trained import open_trained
+from finetune.data.batches import TrainingSteps
+from finetune.load import open_trained
 
 TOLERANCE = 1e-3  # relative; sums of fp32 in other orders grow apart from step to step
 NOTHING = 1e-30  # a learning rate that changes no weight, and a share of an epoch that is one step

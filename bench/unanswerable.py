@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.rounds import ROOT, environment, machine
 from bench.subsets import Squad, keep_questions, question_ids, read_squad
-from finetune.trained import Trained, open_trained
+from finetune.load import Trained, open_trained
 
 ALWAYS_ANSWER = 1e9  # a threshold that no logits exceed
 HALVES = ("a", "b")

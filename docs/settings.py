@@ -23,8 +23,8 @@ from omegaconf import MISSING as MANDATORY
 from omegaconf import OmegaConf
 
 from finetune.entry import FINETUNE
-from launch.slurm import SLURM
-from pretrain.entry import CONF, PRETRAIN, Root
+from launch.slurm.submit import SLURM
+from pretrain.compose import CONF, PRETRAIN, Root
 
 PAGES = {
     PRETRAIN: Path(__file__).with_name("configuration.md"),

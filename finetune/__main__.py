@@ -8,7 +8,7 @@ import sys
 from finetune.config import FinetuneConfig
 from finetune.entry import FINETUNE
 from finetune.seeds import fine_tune_each
-from pretrain.entry import launch
+from pretrain.compose import launch
 
 
 def main(cfg: FinetuneConfig) -> None:

@@ -12,18 +12,18 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from finetune import tasks, tuning
-from pretrain import models, strategy, tracking
-from pretrain.checkpoint import SavingConfig
+from finetune import model, tasks
+from pretrain import models, optim, strategy, tracking
+from pretrain.checkpoint.save import SavingConfig
 from pretrain.compatible import check_compatible
 from pretrain.errors import check
-from pretrain.loop import LogConfig
-from pretrain.precision import Precision
+from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import discover
-from pretrain.rundir import RunConfig
-from pretrain.schedule import ScheduleConfig
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.precision import Precision
 from pretrain.tracking.local import TrackerConfig
+from pretrain.train.loop import LogConfig
+from pretrain.train.run_dir import RunConfig
 
 SCHEMA = "finetune_schema"
 
@@ -110,4 +110,4 @@ class FinetuneConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name=SCHEMA, node=FinetuneConfig)
-    discover(tasks, tuning, models, strategy, tracking)
+    discover(tasks, model, models, optim, strategy, tracking)

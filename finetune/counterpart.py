@@ -1,15 +1,15 @@
 """The Hugging Face counterpart of a fine-tuned model: which head its family has, and what each tensor is called there.
 
-Holds names; files are written by `export`, and read by `pretrain.huggingface`.
+Holds names; files are written by `export`, and read by `pretrain.hub.weights`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from finetune.heads import HEADS, Config, HeadStyle, Kind
+from finetune.model.heads import HEADS, Config, HeadStyle, Kind
 from pretrain.errors import ConfigError
-from pretrain.models.hub import Part, family_for
+from pretrain.hub import Part, family_for
 
 HEAD = "head."  # begins the names of a head's tensors
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from finetune.load import open_trained
 from finetune.options import parser_of_use
-from finetune.trained import open_trained
 from pretrain.errors import HeadwaterError
 from pretrain.tracking.jsonl import to_json
 

@@ -13,13 +13,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from finetune.counterpart import parts_of, style_of
-from finetune.heads import Kind
-from finetune.trained import Trained, open_trained
-from pretrain.checkpoint import load_manifest, load_state, shapes_of
-from pretrain.counterpart import counterpart
+from finetune.load import Trained, open_trained
+from finetune.model.heads import Kind
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import load_manifest, load_state, shapes_of
 from pretrain.errors import HeadwaterError
-from pretrain.fragments import FragmentReader
-from pretrain.release import Release, export_parser, write_release
+from pretrain.hub.export_dir import Release, export_parser, write_release
+from pretrain.hub.special_tokens import counterpart
 
 
 def main(arguments: list[str] | None = None) -> int:

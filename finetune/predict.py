@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
+from finetune.data.records import STANDARD_INPUT
+from finetune.load import open_trained
 from finetune.options import parser_of_use
-from finetune.records import STANDARD_INPUT
-from finetune.trained import open_trained
 from pretrain.errors import HeadwaterError
 from pretrain.tracking.jsonl import to_json
 

@@ -15,34 +15,34 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from finetune.batches import TrainingSteps
 from finetune.config import SCHEMA, FinetuneConfig
 from finetune.counterpart import style_of
-from finetune.evaluation import TaskEvaluator
-from finetune.hooks import TaskHooks
-from finetune.labels import listed
-from finetune.losses import TaskLoss
-from finetune.objective import FineTuned
-from finetune.records import STANDARD_INPUT
-from finetune.start import beginning, starting_weights
+from finetune.data.batches import TrainingSteps
+from finetune.data.records import STANDARD_INPUT
+from finetune.early_stopping import TaskHooks
+from finetune.evaluator import TaskEvaluator
+from finetune.init_from import beginning, starting_weights
+from finetune.model.base import FineTuned
+from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded
-from pretrain.agreement import check_agreement, check_started_alike
-from pretrain.checkpoint import Checkpoints
-from pretrain.commit import step_names
-from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
+from finetune.tasks.classification.labels import listed
+from pretrain.checkpoint.commit import step_names
+from pretrain.checkpoint.fragments import write_durably
+from pretrain.checkpoint.save import Checkpoints
+from pretrain.distributed.world import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import DataError, check, exit_code_to
-from pretrain.fragments import write_durably
+from pretrain.init_from import Source, find_source
 from pretrain.initial import InitialWeights
-from pretrain.loop import TrainConfig, TrainState, train
-from pretrain.metrics import StepMeter, Throughput
-from pretrain.peaks import peak_of_all
 from pretrain.registry import choices
-from pretrain.resume import Fingerprints, resume
-from pretrain.rundir import RunDirectory, plain
-from pretrain.source import Source, find_source
 from pretrain.strategy.base import Memory
-from pretrain.summary import ModelSize, versions
 from pretrain.tracking.base import Tracker
+from pretrain.train.agreement import check_agreement, check_started_alike
+from pretrain.train.loop import TrainConfig, TrainState, train
+from pretrain.train.metrics import StepMeter, Throughput
+from pretrain.train.peaks import peak_of_all
+from pretrain.train.run_dir import RunDirectory, plain
+from pretrain.train.session import Fingerprints, resume
+from pretrain.train.summary import ModelSize, versions
 
 WHEREABOUTS = {"train", "validation", "columns", "header", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide what is read of which files; a resumed run must find the same in them."""

@@ -17,10 +17,10 @@ from types import FrameType
 from typing import Self
 
 from finetune.config import FinetuneConfig
-from pretrain.distributed import STOP_SIGNALS, world_size
-from pretrain.entry import with_overrides
+from pretrain.compose import with_overrides
+from pretrain.distributed.world import STOP_SIGNALS, world_size
 from pretrain.errors import ConfigError, HeadwaterError, Preempted
-from pretrain.history import load
+from pretrain.report.history import load
 
 KILLED = 128  # plus the signal's number: the exit code of a process that a signal ended, as shells have it
 NO_QUALITY = {"step", "tokens", "time", "no_answer_threshold"}  # where, and by which setting, a run was measured

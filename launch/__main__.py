@@ -15,11 +15,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from launch.jobs import PREPARE, PROGRAMS, jobs_of, prepared_by
 from launch.local import LOCAL, LocalConfig, examine_here, run_local
-from launch.program import PREPARE, PROGRAMS, jobs_of, prepared_by
-from launch.slurm import SLURM, SlurmConfig, examine_nodes, submit_preparation, submit_runs
+from launch.slurm.submit import SLURM, SlurmConfig, examine_nodes, submit_preparation, submit_runs
 from launch.sweep import expand
-from pretrain.entry import launch
+from pretrain.compose import launch
 
 
 def local(words: Sequence[str], program: Sequence[str]) -> None:

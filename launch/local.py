@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from hydra.core.config_store import ConfigStore
 
-from launch.program import Job
+from launch.jobs import Job
 from launch.ranks import STOPPED, Node, run_ranks
 from launch.table import table_of
-from pretrain.entry import Root
+from pretrain.compose import Root
 from pretrain.errors import ConfigError, check
 
 

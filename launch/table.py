@@ -1,6 +1,6 @@
 """`python -m launch.table RUN...`: where runs differ and what each of them reached, one line a run.
 
-Holds the table; reading runs is `pretrain.history`'s, pages with figures are `pretrain.report`'s.
+Holds the table; reading runs is `pretrain.report.history`'s, pages with figures are `pretrain.report`'s.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.errors import ConfigError
-from pretrain.history import History, Row, load
-from pretrain.rundir import RECORD_FILE, read_record
+from pretrain.report.history import History, Row, load
+from pretrain.train.run_dir import RECORD_FILE, read_record
 
 UNKNOWN = "-"
 NO_RESULT = {"step", "tokens", "tokens_per_s", "lr", "grad_norm", "mfu", "step_s", "skipped"}

@@ -3,8 +3,8 @@
 Holds nothing but the door; `pretrain.run` builds and trains.
 """
 
+from pretrain.compose import launch
 from pretrain.config import PretrainConfig
-from pretrain.entry import launch
 
 
 def main(cfg: PretrainConfig) -> None:

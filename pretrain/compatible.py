@@ -10,8 +10,8 @@ from typing import Any
 from pretrain.errors import check
 from pretrain.models.attention.flash import HALF, FlashConfig
 from pretrain.models.attention.flex import FlexConfig
-from pretrain.precision import Precision
 from pretrain.registry import choices
+from pretrain.strategy.precision import Precision
 
 
 def check_compatible(

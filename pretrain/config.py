@@ -11,22 +11,22 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from pretrain import data, models, objectives, strategy, tracking
-from pretrain.checkpoint import CheckpointConfig
+from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
+from pretrain.checkpoint.save import CheckpointConfig
 from pretrain.compatible import check_compatible
 from pretrain.data.loader import DataConfig, micro_batches_per_step
-from pretrain.data.naming import texts_of
-from pretrain.data.sources import ReadableSource
-from pretrain.data.tokenizer import TokenizerConfig
+from pretrain.data.prepare.cache_key import texts_of
+from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
-from pretrain.evaluate import EvalConfig
-from pretrain.loop import LogConfig, TrainConfig
-from pretrain.precision import Precision
+from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import choices, discover
-from pretrain.rundir import RunConfig
-from pretrain.schedule import ScheduleConfig
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.precision import Precision
+from pretrain.tokenizer.base import TokenizerConfig
 from pretrain.tracking.local import TrackerConfig
+from pretrain.train.evaluator import EvalConfig
+from pretrain.train.loop import LogConfig, TrainConfig
+from pretrain.train.run_dir import RunConfig
 
 
 @dataclass(kw_only=True)
@@ -105,4 +105,4 @@ class PretrainConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
-    discover(data, models, objectives, strategy, tracking)
+    discover(data, models, objectives, optim, strategy, tokenizer, tracking)

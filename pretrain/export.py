@@ -10,16 +10,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from pretrain.checkpoint import check_architecture, load_manifest, load_state, saved_step, shapes_of
-from pretrain.counterpart import counterpart, frame
-from pretrain.data.tokenizer import load_tokenizer
-from pretrain.distributed import World
-from pretrain.entry import compose_run
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import check_architecture, load_manifest, load_state, saved_step, shapes_of
+from pretrain.compose import compose_run
+from pretrain.distributed.world import World
 from pretrain.errors import HeadwaterError
-from pretrain.fragments import FragmentReader
-from pretrain.release import Release, export_parser, write_release
+from pretrain.hub.export_dir import Release, export_parser, write_release
+from pretrain.hub.special_tokens import counterpart, frame
 from pretrain.run import build_module
-from pretrain.rundir import read_record
+from pretrain.tokenizer.base import load_tokenizer
+from pretrain.train.run_dir import read_record
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pretrain.durable import replace
 from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, check
-from pretrain.huggingface import INDEX, listed, read_index, read_json
-from pretrain.models.hub import FAMILIES
+from pretrain.files import replace
+from pretrain.hub import FAMILIES
+from pretrain.hub.weights import INDEX, listed, read_index, read_json
 
 _WHOLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 

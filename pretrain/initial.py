@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.models.base import named_tensors
-from pretrain.models.initialise import draw
+from pretrain.models.init import draw
 from pretrain.objectives.base import Objective
 from pretrain.strategy.base import WEIGHT
 

@@ -1,6 +1,6 @@
 """`python -m pretrain.prepare`: turn the sources of a configuration into corpora, and say what they hold.
 
-Holds nothing but the door; `pretrain.data.preparation` does the work.
+Holds nothing but the door; `pretrain.data.prepare.build` does the work.
 
 Typing a whole configuration needs torch, preparing does not: the process that has typed it hands the plan to a fresh
 one that takes its place and never imports torch, which leaves 200 MB free. Worker processes import this module too, so
@@ -22,10 +22,10 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
     from pretrain.data.manifest import Manifest
-    from pretrain.data.preparation import Share
-    from pretrain.data.preparing import PrepareConfig
-    from pretrain.data.sources import SourceConfig
-    from pretrain.data.tokenizer import TokenizerConfig
+    from pretrain.data.prepare.build import Share
+    from pretrain.data.prepare.config import PrepareConfig
+    from pretrain.data.sources.base import SourceConfig
+    from pretrain.tokenizer.base import TokenizerConfig
 
 _PLAN = "--plan="  # followed by the file descriptor of a plan
 
@@ -60,7 +60,7 @@ def arguments(plan: IO[str]) -> list[str]:
 def carry_out(plan: dict[str, Any]) -> None:
     """Prepare what is not prepared yet, verify it if asked to, and print what the corpora hold; or do one part."""
     from pretrain.data.manifest import Manifest
-    from pretrain.data.preparation import prepare, prepare_share, verify
+    from pretrain.data.prepare.build import prepare, prepare_share, verify
 
     sources = {name: _unpacked(source) for name, source in plan["sources"].items()}
     tokenizer, cfg = _unpacked(plan["tokenizer"]), _unpacked(plan["prepare"])
@@ -103,7 +103,7 @@ def share_summary(name: str, share: Share | None) -> str:
 
 def _packed(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as JSON values, with its class."""
-    from pretrain.data.naming import plain_values
+    from pretrain.data.prepare.cache_key import plain_values
 
     return {"module": type(config).__module__, "class": type(config).__name__, "values": plain_values(config)}
 
@@ -121,7 +121,7 @@ def main() -> None:
     from pretrain.errors import HeadwaterError
 
     if not sys.argv[-1].startswith(_PLAN):
-        from pretrain.entry import launch
+        from pretrain.compose import launch
 
         launch(hand_over)
         return

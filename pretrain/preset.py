@@ -13,15 +13,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from pretrain.compose import CONF
 from pretrain.data.loader import DataConfig
 from pretrain.data.packing import Packing
-from pretrain.data.tokenizer import load_tokenizer
-from pretrain.entry import CONF
 from pretrain.errors import ConfigError, HeadwaterError, check
-from pretrain.fetch import is_hub_name
+from pretrain.hub.download import is_hub_name
+from pretrain.init_from import Source, find_source, is_released, open_source
 from pretrain.registry import choices
-from pretrain.rundir import RUN_NAME, RUN_NAME_RULE, plain
-from pretrain.source import Source, find_source, is_released, open_source
+from pretrain.tokenizer.base import load_tokenizer
+from pretrain.train.run_dir import RUN_NAME, RUN_NAME_RULE, plain
 
 _COMMENTS = """\
 # @package _global_

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import Shapes, check_architecture, load_manifest, load_state, saved_step
-from pretrain.data.tokenizer import load_tokenizer, tokenizer_sha256
-from pretrain.distributed import World
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import Shapes, check_architecture, load_manifest, load_state, saved_step
+from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
-from pretrain.fragments import FragmentReader
-from pretrain.huggingface import HuggingFaceWeights
+from pretrain.hub.weights import HuggingFaceWeights
+from pretrain.init_from import is_released, open_released, place_of
 from pretrain.initial import InitialWeights
-from pretrain.rundir import plain
-from pretrain.source import is_released, open_released, place_of
 from pretrain.strategy.base import WEIGHT, Reader
+from pretrain.tokenizer.base import load_tokenizer, tokenizer_sha256
+from pretrain.train.run_dir import plain
 
 # Settings that change what the same weights compute. Some make another network of them; with the others a trained
 # network may sensibly go on (a longer context wants another rope_theta), so that is only said. Two files of one

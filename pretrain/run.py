@@ -15,33 +15,33 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pretrain.agreement import check_agreement, check_started_alike
-from pretrain.checkpoint import Checkpoints
-from pretrain.commit import step_names
+from pretrain.checkpoint.commit import step_names
+from pretrain.checkpoint.save import Checkpoints
 from pretrain.config import PretrainConfig
-from pretrain.counterpart import warn_without_counterpart
-from pretrain.data.base import Examples
+from pretrain.data.batch import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches
 from pretrain.data.packing import Packing
-from pretrain.data.preparation import prepare
+from pretrain.data.prepare.build import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
-from pretrain.distributed import StopRequest, World, device_type, joined, rank, world_size
+from pretrain.distributed.world import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import exit_code_to
-from pretrain.evaluate import Evaluator
-from pretrain.hooks import RunHooks
+from pretrain.hub.special_tokens import warn_without_counterpart
+from pretrain.init_from import find_source
 from pretrain.initial import InitialWeights
-from pretrain.loop import TrainState, train
-from pretrain.metrics import StepMeter, Throughput
 from pretrain.objectives.base import Objective
-from pretrain.peaks import peak_of_all
 from pretrain.released import starting_weights
-from pretrain.resume import Fingerprints, resume
-from pretrain.rundir import RunDirectory, check_written_by, plain
-from pretrain.source import find_source
 from pretrain.strategy.base import Memory, Strategy
-from pretrain.summary import ModelSize, summary, versions
 from pretrain.tracking.base import Tracker
+from pretrain.train.agreement import check_agreement, check_started_alike
+from pretrain.train.evaluator import Evaluator
+from pretrain.train.hooks import RunHooks
+from pretrain.train.loop import TrainState, train
+from pretrain.train.metrics import StepMeter, Throughput
+from pretrain.train.peaks import peak_of_all
+from pretrain.train.run_dir import RunDirectory, check_written_by, plain
+from pretrain.train.session import Fingerprints, resume
+from pretrain.train.summary import ModelSize, summary, versions
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint import restore_weights, saved_step
-from pretrain.data.tokenizer import load_tokenizer
-from pretrain.distributed import World
-from pretrain.entry import compose_run
+from pretrain.checkpoint.save import restore_weights, saved_step
+from pretrain.compose import compose_run
+from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, HeadwaterError
-from pretrain.generate import generate
 from pretrain.models.decoder import Decoder
+from pretrain.models.generate import generate
 from pretrain.objectives.base import Objective
 from pretrain.run import build_module
-from pretrain.rundir import read_record
+from pretrain.tokenizer.base import load_tokenizer
+from pretrain.train.run_dir import read_record
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.data.sources import StdlibSource
+from pretrain.data.sources.base import StdlibSource
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from finetune.examples import Examples
-from finetune.heads import Kind
-from finetune.losses import TaskLoss
-from finetune.sections.base import Section
+from finetune.data.examples import Examples
+from finetune.model.heads import Kind
+from finetune.model.losses import TaskLoss
+from finetune.report.page import Section
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 from launch.doctor import collectives, inputs, machine, plan, storage
 from launch.doctor.base import PATIENCE, Finding, Level, Subject, counted, examine, grouped
-from launch.program import PROGRAMS
-from pretrain.distributed import World, rank, world_size
-from pretrain.entry import compose_command_line
+from launch.jobs import PROGRAMS
+from pretrain.compose import compose_command_line
+from pretrain.distributed.world import World, rank, world_size
 from pretrain.errors import HeadwaterError, PeerLost, TimedOut
 from pretrain.registry import typed
 

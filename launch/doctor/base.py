@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from pretrain.distributed import World
+from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, HeadwaterError
 
 PATIENCE = timedelta(minutes=3)  # for ranks that do not come, and for each collective

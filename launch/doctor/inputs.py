@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.doctor.base import Check, Finding, Level, Subject, grouped, in_bytes
-from pretrain.commit import step_names
+from pretrain.checkpoint.commit import step_names
 from pretrain.errors import ConfigError, DataError
-from pretrain.fetch import is_hub_name
+from pretrain.hub.download import is_hub_name
 
 
 def _corpora(subject: Subject) -> dict[str, list[str]] | None:
@@ -24,7 +24,7 @@ def _corpora(subject: Subject) -> dict[str, list[str]] | None:
         return None
     from pretrain.data.corpus import Corpus
     from pretrain.data.manifest import Manifest
-    from pretrain.data.naming import corpus_directories, texts_of
+    from pretrain.data.prepare.cache_key import corpus_directories, texts_of
 
     data = subject.cfg.data
     data.prepare.check_whole()
@@ -118,7 +118,7 @@ def _source(subject: Subject) -> str | None:
         return "not read: the run resumes from its own checkpoint"
     if is_hub_name(cfg.init_from):
         return "a name on the hub, which rank 0 fetches at the start"
-    from pretrain.source import find_source
+    from pretrain.init_from import find_source
 
     find_source(cfg.init_from, first=False)
     return "there, on all hosts"

@@ -30,7 +30,7 @@ def _judge_hosts(subject: Subject, answers: list[Any]) -> list[Finding]:
 
 
 def _versions(subject: Subject) -> dict[str, str]:
-    from pretrain.summary import versions
+    from pretrain.train.summary import versions
 
     return versions()
 

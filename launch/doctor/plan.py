@@ -14,10 +14,10 @@ import torch
 
 from launch.doctor.base import Check, Finding, Level, Subject, counted, grouped, in_bytes
 from pretrain.data.loader import micro_batches_per_step
-from pretrain.distributed import device_type
+from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError
 from pretrain.registry import choices, flattened
-from pretrain.rundir import plain
+from pretrain.train.run_dir import plain
 
 TIGHT = 0.8  # share of a device's memory beyond which activations will hardly fit
 
@@ -46,7 +46,7 @@ def size_of(subject: Subject) -> Size:
 
         module = build_module(cfg, _vocab_size(cfg))
     else:
-        from pretrain.source import open_source
+        from pretrain.init_from import open_source
 
         source = open_source(cfg.init_from)
         with torch.device("meta"):
@@ -61,8 +61,8 @@ def _vocab_size(cfg: Any) -> int:
     from tokenizers import Tokenizer
 
     from pretrain.data.manifest import Manifest
-    from pretrain.data.naming import corpus_directories, texts_of
-    from pretrain.data.tokenizer import ReadyTokenizer
+    from pretrain.data.prepare.cache_key import corpus_directories, texts_of
+    from pretrain.tokenizer.base import ReadyTokenizer
 
     sources = cfg.data.sources
     for directory in corpus_directories(sources, texts_of(sources), cfg.tokenizer, cfg.data.prepare).values():

@@ -15,10 +15,10 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from pretrain.data.base import IGNORED, Batch, Examples, Slots
+from pretrain.data.batch import IGNORED, Batch, Examples, Slots
 from pretrain.data.packing import Packing
-from pretrain.data.preparing import PrepareConfig
-from pretrain.data.sources import SourceConfig
+from pretrain.data.prepare.config import PrepareConfig
+from pretrain.data.sources.base import SourceConfig
 from pretrain.data.stream import HeldOut, Source, TrainStream
 from pretrain.errors import check
 from pretrain.registry import register

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretrain.data.base import IGNORED, Slots
+from pretrain.data.batch import IGNORED, Slots
 from pretrain.data.corpus import Corpus
 from pretrain.data.manifest import Manifest
 from pretrain.data.mixture import BLOCK, Mixture

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
-from pretrain.data.base import Vocabulary
+from pretrain.data.batch import Vocabulary
 from pretrain.data.manifest import Manifest
-from pretrain.data.tokenizer import find_mask, load_tokenizer
+from pretrain.tokenizer.base import find_mask, load_tokenizer
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for one
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of a character that it does not know

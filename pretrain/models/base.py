@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from pretrain.models.initialise import Initial
+from pretrain.models.init import Initial
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Attend, Layout, Model
-from pretrain.models.initialise import Init, Initial, scheme
+from pretrain.models.init import Init, Initial, scheme
 from pretrain.models.layers import (
     MLP,
     Activation,

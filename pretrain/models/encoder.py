@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Attend, EncoderModel, Layout
-from pretrain.models.initialise import Init, Initial, scheme
+from pretrain.models.init import Init, Initial, scheme
 from pretrain.models.layers import (
     MLP,
     Activation,

@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from pretrain.data.base import Batch, Examples, Vocabulary
+from pretrain.data.batch import Batch, Examples, Vocabulary
 from pretrain.models.base import Model
-from pretrain.models.initialise import Initial
+from pretrain.models.init import Initial
 
 
 class Loss(NamedTuple):

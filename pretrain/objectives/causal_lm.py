@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pretrain.data.base import Batch, Examples, Inputs, Vocabulary
+from pretrain.data.batch import Batch, Examples, Inputs, Vocabulary
 from pretrain.errors import check
 from pretrain.models.base import Layout, Model
 from pretrain.objectives.base import Loss, Objective

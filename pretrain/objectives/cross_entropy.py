@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.data.base import IGNORED
+from pretrain.data.batch import IGNORED
 
 CPU_CHUNK_BYTES = 32 << 20  # of fp32 logits: what last-level caches hold
 DEVICE_CHUNK_BYTES = 1 << 30  # of fp32 logits: products large enough to fill a GPU

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.data.base import IGNORED, Batch, Examples, Inputs, Slots, Vocabulary
+from pretrain.data.batch import IGNORED, Batch, Examples, Inputs, Slots, Vocabulary
 from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderModel, Layout, Model
-from pretrain.models.initialise import Initial
+from pretrain.models.init import Initial
 from pretrain.objectives.base import Loss, Objective
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
-from pretrain.objectives.pairs import Pairing, Sentences
 from pretrain.objectives.pooler import Pooler
+from pretrain.objectives.sentence_pairs import Pairing, Sentences
 from pretrain.registry import register
 
 INIT_STD = 0.02  # of the matrices that tell pairs apart, with nothing beyond two of it: as in BERT

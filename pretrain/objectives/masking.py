@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from pretrain.data.base import IGNORED, Slots, Vocabulary
+from pretrain.data.batch import IGNORED, Slots, Vocabulary
 from pretrain.errors import check
 from pretrain.objectives.draws import Use, uniform
 

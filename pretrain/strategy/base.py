@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretrain.distributed import World
+from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
-from pretrain.precision import Precision
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.precision import Precision
 
 WEIGHT = "weight"  # the kind of a fragment that holds fp32 weights; other kinds are the optimizer's own state names
 

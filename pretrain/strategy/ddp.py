@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from pretrain.distributed import World
+from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim import guarded_step
-from pretrain.precision import Precision
+from pretrain.optim.base import guarded_step
 from pretrain.registry import register
+from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.base import WEIGHT, Fragment, Memory, Reader
-from pretrain.strategy.compilation import CompileConfig
-from pretrain.strategy.recomputation import RecomputationConfig
+from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.precision import Precision
 
 
 @register("strategy", "ddp")

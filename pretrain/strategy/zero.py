@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pretrain.distributed import World, ensure_group
+from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
-from pretrain.precision import FP16, Precision
 from pretrain.registry import register
+from pretrain.strategy.activation_checkpointing import RecomputationConfig, Recompute
 from pretrain.strategy.base import Memory
-from pretrain.strategy.compilation import CompileConfig
-from pretrain.strategy.recomputation import RecomputationConfig, Recompute
+from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.precision import FP16, Precision
 
 if TYPE_CHECKING:
     from pretrain.strategy.base import Strategy

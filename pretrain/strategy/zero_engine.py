@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretrain.distributed import World
+from pretrain.distributed.world import World
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.precision import FP16, Precision
-from pretrain.strategy import zero_swapping as swapping
+from pretrain.strategy import zero_nvme as swapping
 from pretrain.strategy.base import WEIGHT, Fragment, Reader
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP
+from pretrain.strategy.precision import FP16, Precision
 from pretrain.strategy.zero import Offload, ZeROConfig
 from pretrain.strategy.zero_shards import Part, part_of_flat_group, part_of_frozen, part_of_parameter
 

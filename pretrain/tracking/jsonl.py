@@ -10,8 +10,8 @@ import math
 import os
 from pathlib import Path
 
-from pretrain.durable import replace
 from pretrain.errors import CheckpointError, ResourceError
+from pretrain.files import replace
 from pretrain.tracking.base import Record, Sink
 
 METRICS_FILE = "metrics.jsonl"

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.slurm import SLURM
+from launch.slurm.submit import SLURM
+from pretrain.compose import PRETRAIN, compose
 from pretrain.data.loader import micro_batches_per_step
-from pretrain.entry import PRETRAIN, compose
+from pretrain.hub import family_for
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.hub import family_for
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

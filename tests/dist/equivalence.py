@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, shapes_of
-from pretrain.data.base import IGNORED, Batch
-from pretrain.distributed import World
-from pretrain.fragments import FragmentReader
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, shapes_of
+from pretrain.data.batch import IGNORED, Batch
+from pretrain.distributed.world import World
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
@@ -21,14 +21,14 @@ from pretrain.models.encoder import EncoderConfig
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.objectives.masked_lm import MaskedLMConfig
-from pretrain.objectives.pairs import Sentences
-from pretrain.optim import AdamWConfig
-from pretrain.precision import FP32, Precision
+from pretrain.objectives.sentence_pairs import Sentences
+from pretrain.optim.base import AdamWConfig
+from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.base import Strategy
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDPConfig
 from pretrain.strategy.fsdp2 import FSDP2Config
-from pretrain.strategy.recomputation import Recompute
+from pretrain.strategy.precision import FP32, Precision
 from pretrain.strategy.zero import Offload, ZeROConfig
 
 VOCABULARY, SEED, CLIP = 53, 7, 0.5

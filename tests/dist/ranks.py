@@ -20,7 +20,7 @@ def on_ranks(size: int, function: Callable[..., None], *arguments: object) -> No
 def _enter(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
     import torch
 
-    from pretrain.distributed import joined
+    from pretrain.distributed.world import joined
 
     torch.set_num_threads(1)  # the variable below comes too late where the caller's modules import torch
     os.environ |= FAST | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}

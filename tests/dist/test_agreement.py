@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from ranks import FAST, free_port, on_ranks, tiny
 
-from pretrain import agreement
-from pretrain.agreement import check_agreement, check_directory
 from pretrain.errors import ConfigError
-from pretrain.rundir import RunConfig, RunDirectory
+from pretrain.train import agreement
+from pretrain.train.agreement import check_agreement, check_directory
+from pretrain.train.run_dir import RunConfig, RunDirectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +131,6 @@ def test_a_run_whose_ranks_have_other_settings_code_or_libraries_is_refused_by_a
     assert "3 of 4 ranks differ from the others" in one
     _, settings, code, libraries = one.splitlines()
     assert "rank 1 on host" in settings and settings.endswith(": seed is 7, and 1 on rank 0")
-    assert "rank 2 on host" in code and ": the code of pretrain/loop.py is " in code and ";" not in code
+    assert "rank 2 on host" in code and ": the code of pretrain/train/loop.py is " in code and ";" not in code
     assert "rank 3 on host" in libraries and ": the version of tokenizers is 9.9.9, and 0." in libraries
     assert not (place / "runs" / "torn" / "run.json").exists(), "it has not begun"

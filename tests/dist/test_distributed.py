@@ -4,7 +4,7 @@ import pytest
 import torch
 from ranks import on_ranks
 
-from pretrain.distributed import joined
+from pretrain.distributed.world import joined
 from pretrain.errors import ConfigError
 
 

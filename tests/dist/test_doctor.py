@@ -14,8 +14,8 @@ from ranks import FAST, free_port, tiny
 from run_directories import make_run
 
 from launch.doctor.__main__ import CHECKS
-from pretrain.data.preparation import prepare
-from pretrain.entry import compose
+from pretrain.compose import compose
+from pretrain.data.prepare.build import prepare
 
 ROOT = Path(__file__).parents[2]
 NAMES = {check.name for check in CHECKS}

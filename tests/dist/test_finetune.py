@@ -16,15 +16,15 @@ from test_pretrain import assert_equal_runs
 from toys import ALONE
 
 from finetune.counterpart import style_of
-from finetune.evaluation import answers
-from finetune.examples import Example, Examples
-from finetune.heads import Kind
-from finetune.losses import SingleLabel, TokenLabels
-from finetune.objective import FineTuned
-from pretrain.checkpoint import load_manifest
-from pretrain.commit import step_names
-from pretrain.data.base import IGNORED
-from pretrain.fragments import FragmentReader
+from finetune.data.examples import Example, Examples
+from finetune.evaluator import answers
+from finetune.model.base import FineTuned
+from finetune.model.heads import Kind
+from finetune.model.losses import SingleLabel, TokenLabels
+from pretrain.checkpoint.commit import step_names
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import load_manifest
+from pretrain.data.batch import IGNORED
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder import EncoderConfig

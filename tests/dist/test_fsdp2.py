@@ -7,23 +7,23 @@ from ranks import column, on_ranks, run, tiny
 from small_models import LLAMA, VOCAB_SIZE, ragged_batch
 from toys import ToyObjective, take_step
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step, restore, shapes_of
-from pretrain.distributed import World
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, newest_step, restore, shapes_of
+from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
-from pretrain.fragments import FragmentReader
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import named_tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.optim import AdamWConfig
-from pretrain.precision import BF16, FP16, FP32
+from pretrain.optim.base import AdamWConfig
+from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.base import WEIGHT
-from pretrain.strategy.compilation import CompileBlock, CompileConfig
+from pretrain.strategy.compile import CompileBlock, CompileConfig
 from pretrain.strategy.ddp import DDPConfig
 from pretrain.strategy.fsdp2 import FSDP2Config
-from pretrain.strategy.recomputation import Recompute
+from pretrain.strategy.precision import BF16, FP16, FP32
 
 # Widths of 6 over 4 ranks leave the last one without a row; no number of ranks divides a vocabulary of 61.
 TIED_GPT = {"width": 6, "heads": 2}

@@ -18,9 +18,9 @@ from equivalence import (
 )
 from ranks import on_ranks
 
-from pretrain.checkpoint import restore, shapes_of
-from pretrain.objectives.pairs import Sentences
-from pretrain.precision import BF16
+from pretrain.checkpoint.save import restore, shapes_of
+from pretrain.objectives.sentence_pairs import Sentences
+from pretrain.strategy.precision import BF16
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 

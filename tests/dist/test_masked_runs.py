@@ -9,7 +9,7 @@ from ranks import column, run, tiny
 from test_pretrain import assert_close_runs, assert_equal_runs, kill_when
 from vocabularies import word_piece
 
-from pretrain import report
+from pretrain.report import __main__ as report
 
 WORDS = ["hidden", "tokens", "masking", "whole", "encoder", "sentence", "order", "bidirectional", "often", "training"]
 

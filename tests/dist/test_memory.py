@@ -9,7 +9,7 @@ from storages import storages
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.precision import BF16, FP32
+from pretrain.strategy.precision import BF16, FP32
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 

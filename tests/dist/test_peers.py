@@ -9,13 +9,13 @@ import pytest
 import torch.distributed as dist
 from ranks import FAST, free_port
 
+from pretrain.distributed.rendezvous import explained
 from pretrain.errors import PeerLost, TimedOut
-from pretrain.peers import explained
 
 COLLECTIVES = """
 import atexit, datetime, os, signal, sys, time
 from pretrain import distributed, peers
-from pretrain.entry import launch
+from pretrain.compose import launch
 def collect(cfg):
     import torch
     with distributed.joined() as world:
@@ -50,8 +50,8 @@ def ends_of(script: str, ranks: tuple[int, ...], size: int) -> list[tuple[int, s
 LAST = """
 import torch
 import torch.distributed as dist
-from pretrain.distributed import joined
-from pretrain.entry import launch
+from pretrain.distributed.world import joined
+from pretrain.compose import launch
 def step(cfg):
     with joined() as world:
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(50, 50))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pretrain.data.tokenizer import load_tokenizer
+from pretrain.tokenizer.base import load_tokenizer
 
 
 def module(name: str, *arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -12,9 +12,9 @@ from ranks import FAST, command, on_ranks, run, tiny
 from safetensors.torch import load_file
 from test_pretrain import assert_equal_runs, children
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_manifest, newest_step
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, newest_step
 from pretrain.errors import ResourceError
-from pretrain.fragments import FragmentReader
 from pretrain.strategy.base import WEIGHT, Fragment
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too

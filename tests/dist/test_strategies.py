@@ -8,8 +8,8 @@ import torch
 from equivalence import SEQUENCES, SHAPES, reference, save, start, stored, strategies, train
 from ranks import on_ranks
 
-from pretrain.checkpoint import restore
-from pretrain.precision import BF16
+from pretrain.checkpoint.save import restore
+from pretrain.strategy.precision import BF16
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 

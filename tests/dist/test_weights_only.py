@@ -5,8 +5,8 @@ import torch
 from equivalence import SHAPES, save, start, stored, strategies, train
 from ranks import on_ranks
 
-from pretrain.checkpoint import load_manifest
-from pretrain.fragments import FragmentReader
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import load_manifest
 from pretrain.released import StartingWeights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # s; many processes on few cores

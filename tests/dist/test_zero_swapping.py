@@ -6,12 +6,12 @@ from equivalence import SEQUENCES, VOCABULARY, pack, save, sequences, start, sto
 from ranks import on_ranks
 from storages import storages
 
-from pretrain.checkpoint import restore, shapes_of
+from pretrain.checkpoint.save import restore, shapes_of
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.precision import BF16, FP32
 from pretrain.strategy.ddp import DDPConfig
+from pretrain.strategy.precision import BF16, FP32
 from pretrain.strategy.zero import Offload, ZeROConfig
 
 # Where async_io is not compiled yet, compiling it takes minutes.

@@ -18,7 +18,7 @@ import torch
 from pages import carry_out, script
 
 from pretrain import errors
-from pretrain.entry import compose
+from pretrain.compose import compose
 from pretrain.models.attention.sdpa import sdpa
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.staging import Staging
+from pretrain.checkpoint.staging import Staging
 from pretrain.strategy.base import WEIGHT, Fragment
 
 pytestmark = pytest.mark.gpu

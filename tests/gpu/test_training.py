@@ -8,11 +8,11 @@ import torch
 from looped import LENGTHS, STEPS, TARGETS, take_steps
 from ranks import FAST, column, command, tiny
 
-from pretrain.distributed import World
+from pretrain.distributed.world import World
 from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.optim import AdamWConfig
-from pretrain.precision import BF16, FP16, FP32
+from pretrain.optim.base import AdamWConfig
+from pretrain.strategy.precision import BF16, FP16, FP32
 
 pytestmark = pytest.mark.gpu
 

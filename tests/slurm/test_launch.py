@@ -142,7 +142,7 @@ def test_one_run_of_a_sweep_returns_alone_and_equals_the_same_run_by_itself(slur
 def ranks(slurm: Slurm, name: str) -> list[psutil.Process]:
     """Return the ranks of a run on all nodes, and not what starts them there."""
     found = slurm.processes("-m", "pretrain", f"run.name={name}")
-    return [process for process in found if "launch.node" not in process.cmdline()]
+    return [process for process in found if "launch.slurm.node" not in process.cmdline()]
 
 
 def has_waiting(process: psutil.Process, number: signal.Signals) -> bool:

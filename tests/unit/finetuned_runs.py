@@ -7,8 +7,8 @@ from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, MODERNBERT_SETTINGS, 
 
 from finetune.entry import FINETUNE
 from finetune.run import finetune
-from pretrain.data.tokenization.bpe import BpeTokenizer
-from pretrain.entry import compose
+from pretrain.compose import compose
+from pretrain.tokenizer.bpe import BpeTokenizer
 
 ROBERTA = BpeTokenizer(vocab_size=270, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
 SOURCES = {

@@ -5,18 +5,18 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from pretrain.data.base import IGNORED, Batch
-from pretrain.distributed import World
+from pretrain.data.batch import IGNORED, Batch
+from pretrain.distributed.world import World
 from pretrain.initial import InitialWeights
-from pretrain.loop import TrainConfig, TrainState, train
-from pretrain.metrics import StepMeter
 from pretrain.models.base import Attend
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.optim import OptimConfig
-from pretrain.precision import Precision
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.optim.base import OptimConfig
+from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDPConfig
+from pretrain.strategy.precision import Precision
+from pretrain.train.loop import TrainConfig, TrainState, train
+from pretrain.train.metrics import StepMeter
 
 LENGTHS, STEPS = [3, 8, 1, 5], 3
 TARGETS = sum(LENGTHS) - len(LENGTHS)  # of a micro-batch

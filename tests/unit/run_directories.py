@@ -6,14 +6,14 @@ from pathlib import Path
 from small_models import LLAMA, MODERNBERT
 from toys import ALONE
 
-from pretrain.checkpoint import CheckpointConfig, Checkpoints, load_state
-from pretrain.data.tokenization.bpe import BpeTokenizer
-from pretrain.data.tokenization.wordpiece import REQUIRED, WordPieceTokenizer
-from pretrain.data.tokenizer import describe
-from pretrain.entry import compose
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_state
+from pretrain.compose import compose
 from pretrain.initial import InitialWeights
 from pretrain.run import build_module
-from pretrain.rundir import RunDirectory, plain
+from pretrain.tokenizer.base import describe
+from pretrain.tokenizer.bpe import BpeTokenizer
+from pretrain.tokenizer.wordpiece import REQUIRED, WordPieceTokenizer
+from pretrain.train.run_dir import RunDirectory, plain
 
 TEXTS = ["the time of the year", "people and the world", "a way of life, a state of the world", "school time"] * 20
 GPT2_SETTINGS = ["model.init_std=0.3"]

@@ -3,11 +3,11 @@
 import torch
 from attention_laws import offsets
 
-from pretrain.data.base import IGNORED, Batch
+from pretrain.data.batch import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
-from pretrain.models.initialise import draw
+from pretrain.models.init import draw
 from pretrain.models.layers import Activation, Norm, Positions
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}

@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from pretrain.data.base import Batch
-from pretrain.distributed import World
+from pretrain.data.batch import Batch
+from pretrain.distributed.world import World
 from pretrain.models.base import Model
 from pretrain.objectives.base import Loss, Objective
-from pretrain.optim import AdamWConfig
-from pretrain.precision import FP32
-from pretrain.strategy.compilation import CompileConfig
+from pretrain.optim.base import AdamWConfig
+from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP, DDPConfig
+from pretrain.strategy.precision import FP32
 
 ALONE = World.alone()
 

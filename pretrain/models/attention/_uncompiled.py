@@ -6,7 +6,7 @@ no other command should wait for.
 
 import torch
 
-from pretrain.models.attention import pieces
+from pretrain.models.attention import sdpa_ragged as pieces
 
 # The plan is lists of lengths, on which compiled code would be specialised for each batch.
 attend_ragged = torch.compiler.disable(pieces.attend_ragged)

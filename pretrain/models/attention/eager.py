@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.attention.ragged import lengths, visible
+from pretrain.models.attention.masks import lengths, visible
 from pretrain.models.base import Attend, Layout
 from pretrain.registry import register
 

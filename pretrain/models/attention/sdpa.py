@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.models.attention.pieces import Mask, attend_dense, attend_ragged, mask_of
+from pretrain.models.attention.sdpa_ragged import Mask, attend_dense, attend_ragged, mask_of
 from pretrain.models.base import Attend, Layout
 from pretrain.registry import register
 

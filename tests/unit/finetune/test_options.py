@@ -9,12 +9,12 @@ import pytest
 from finetuned_runs import texts, trained, write
 
 from finetune.evaluate import main as evaluate
+from finetune.load import open_trained
 from finetune.predict import main as predict
-from finetune.report import main as report
-from finetune.tasks.classification import ClassificationConfig
-from finetune.tasks.qa import QaConfig
-from finetune.tasks.tokens import TokensConfig
-from finetune.trained import open_trained
+from finetune.report.__main__ import main as report
+from finetune.tasks.classification.task import ClassificationConfig
+from finetune.tasks.qa.task import QaConfig
+from finetune.tasks.tokens.task import TokensConfig
 
 
 def said(capsys, command, *arguments):

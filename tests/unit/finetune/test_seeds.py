@@ -20,8 +20,8 @@ from run_directories import make_run, word_pieces
 
 from finetune.entry import FINETUNE
 from finetune.seeds import Children, SeedError, arguments_of_one, best, fine_tune_each, together
-from pretrain.distributed import STOP_SIGNALS
-from pretrain.entry import compose, compose_command_line
+from pretrain.compose import compose, compose_command_line
+from pretrain.distributed.world import STOP_SIGNALS
 from pretrain.errors import ConfigError, Preempted
 from pretrain.tracking.jsonl import JsonlSink
 

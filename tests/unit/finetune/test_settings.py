@@ -3,9 +3,9 @@
 import pytest
 
 from finetune.entry import FINETUNE
-from pretrain.entry import compose
+from pretrain.compose import compose
 from pretrain.errors import ConfigError
-from pretrain.optim import AdamWConfig, MuonConfig
+from pretrain.optim.base import AdamWConfig, MuonConfig
 
 REQUIRED = ["task=classification", "task.train=a.tsv", "task.validation=b.tsv", "init_from=bert"]
 

@@ -10,7 +10,7 @@ from finetune.entry import FINETUNE
 from finetune.synthetic.__main__ import write
 from finetune.synthetic.packages import examples
 from finetune.synthetic.signatures import questions
-from pretrain.entry import compose
+from pretrain.compose import compose
 from pretrain.errors import ConfigError
 
 SETS = {"packages": examples, "signatures": questions}

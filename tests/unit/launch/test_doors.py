@@ -7,9 +7,9 @@ import sys
 import pytest
 
 import launch.__main__
-from launch.cluster import ClusterConfig
-from launch.program import jobs_of
-from launch.slurm import SlurmConfig, examine_nodes, submit_runs
+from launch.jobs import jobs_of
+from launch.slurm.cluster import ClusterConfig
+from launch.slurm.submit import SlurmConfig, examine_nodes, submit_runs
 from pretrain.errors import ConfigError
 
 DEMO = ["pretrain", "experiment=demo"]

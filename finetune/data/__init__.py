@@ -1,0 +1,1 @@
+"""Labelled data: from files to batches."""

@@ -1,0 +1,107 @@
+"""Which examples are in which micro-batch of which rank: pure functions of the seed, the step and the lengths.
+
+Holds the order and the division under a budget of tokens; batches are cut by `examples`.
+
+A step's examples are drawn without regard to their lengths. Within the step they are sorted by length, so that those
+of a micro-batch are alike, and dealt to ranks, so that ranks have equal work: neither changes what the step learns,
+because its loss is one sum over all of its targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from finetune.data.examples import Examples
+from pretrain.data.batch import Batch
+from pretrain.data.order import Permutation
+
+
+class TrainingSteps:
+    """The steps of a run as one rank sees them: lists of micro-batches, as many on every rank.
+
+    Each example is seen `epochs` times; the last step may be smaller than the others.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        epochs: float,
+        batch_size: int,  # examples in a step, over all ranks
+        max_tokens: int,  # tokens in a micro-batch, at least those of the longest example
+        seed: int,
+        rank: int,
+        world_size: int,
+        pin: bool = False,  # page-lock batches, for copies to a GPU that do not wait
+    ) -> None:
+        self._examples = examples
+        self._seen = max(round(epochs * len(examples)), 1)  # examples in the whole run, repetitions counted
+        self._batch_size, self._max_tokens = batch_size, max_tokens
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._pin = pin
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole run, at least 1."""
+        return -(-self._seen // self._batch_size)
+
+    def since(self, step: int) -> Iterator[list[Batch]]:
+        """Yield the steps from number `step` on."""
+        for number in range(step, self.total):
+            own = divide(self.chosen(number), self._examples.lengths, self._max_tokens, self._world_size)[self._rank]
+            batches = [self._examples.batch(part) if len(part) else Batch.empty() for part in own]
+            yield [batch.pin_memory() for batch in batches] if self._pin else batches
+
+    def chosen(self, step: int) -> np.ndarray:
+        """Return the examples of a step over all ranks, (B,) int64: each once an epoch, in an order of its own."""
+        first = step * self._batch_size
+        numbers = np.arange(first, min(first + self._batch_size, self._seen))
+        epochs, places = np.divmod(numbers, len(self._examples))
+        shuffled = [
+            Permutation(len(self._examples), seed=self._seed, source=0, epoch=epoch)(places[epochs == epoch])
+            for epoch in np.unique(epochs).tolist()
+        ]
+        return np.concatenate(shuffled)
+
+
+def divide(chosen: np.ndarray, lengths: np.ndarray, max_tokens: int, world_size: int) -> list[list[np.ndarray]]:
+    """Deal examples to ranks and cut each rank's into micro-batches of at most `max_tokens` tokens.
+
+    All ranks get as many micro-batches, perhaps empty ones, because sharded engines communicate in every one.
+    """
+    longest_first = chosen[np.argsort(-lengths[chosen], kind="stable")]
+    place = np.arange(len(chosen))
+    there_and_back = place % (2 * world_size)
+    owner = np.minimum(there_and_back, 2 * world_size - 1 - there_and_back)
+    dealt = [under_budget(longest_first[owner == rank], lengths, max_tokens) for rank in range(world_size)]
+    most = max(map(len, dealt))
+    return [own + [np.empty(0, dtype=np.int64)] * (most - len(own)) for own in dealt]
+
+
+def under_budget(ordered: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Cut examples, in their order, into runs of at most `max_tokens` tokens, at least one example each."""
+    cuts, tokens = [], 0
+    for place, length in enumerate(lengths[ordered].tolist()):
+        if tokens and tokens + length > max_tokens:
+            cuts.append(place)
+            tokens = 0
+        tokens += length
+    return np.split(ordered, cuts) if len(ordered) else []
+
+
+def measuring_batches(
+    examples: Examples, *, max_tokens: int, rank: int, world_size: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield this rank's batches of all examples, each with the numbers of its examples; none of them for an empty one.
+
+    What is in a batch does not depend on the number of ranks, so that neither do the logits, bit for bit.
+    """
+    longest_first = np.argsort(-examples.lengths, kind="stable")
+    parts = under_budget(longest_first, examples.lengths, max_tokens)
+    for first in range(0, len(parts), world_size):
+        if first + rank < len(parts):
+            yield parts[first + rank], examples.batch(parts[first + rank])
+        else:
+            yield np.empty(0, dtype=np.int64), Batch.empty()

@@ -1,0 +1,104 @@
+"""Encoded examples: what a task makes of texts, ragged, in memory.
+
+Holds the type and how batches are cut from it; which examples are in a batch is `batches`' business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pretrain.data.batch import IGNORED, Batch
+from pretrain.data.corpus import concatenated_ranges
+
+
+class Example(NamedTuple):
+    """One sequence of tokens and what is known of it."""
+
+    tokens: list[int]
+    segments: list[int]  # token-type ids, as long
+    label: int | float | list[int] | list[float] | None = None  # of the sequence
+    targets: list[int] | None = None  # of its tokens, as long; IGNORED where none is wanted
+
+
+@dataclass(frozen=True)
+class Examples:
+    """E examples, N tokens in all, end to end."""
+
+    tokens: np.ndarray  # (N,) int32
+    segments: np.ndarray  # (N,) uint8, token-type ids
+    offsets: np.ndarray  # (E+1,) int64, example e is tokens[offsets[e]:offsets[e+1]]
+    labels: np.ndarray | None  # (E, ...) of sequences, int64 or float32
+    targets: np.ndarray | None  # (N,) int64 of tokens, IGNORED = none
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Examples:
+        """Join examples, all of which have labels, or none; the same goes for targets."""
+        rows = list(examples)
+        lengths = [len(row.tokens) for row in rows]
+        labelled = bool(rows) and rows[0].label is not None
+        tagged = bool(rows) and rows[0].targets is not None
+        return cls(
+            tokens=_joined([row.tokens for row in rows], sum(lengths), np.int32),
+            segments=_joined([row.segments for row in rows], sum(lengths), np.uint8),
+            offsets=np.cumsum([0, *lengths], dtype=np.int64),
+            labels=_labels([row.label for row in rows]) if labelled else None,
+            targets=_joined([row.targets or [] for row in rows], sum(lengths), np.int64) if tagged else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, (E,) int64."""
+        return np.diff(self.offsets)
+
+    @property
+    def context(self) -> float:
+        """Tokens of the example that a token lies in, on average: what attention costs by."""
+        return float((self.lengths**2).sum() / self.lengths.sum())
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all that training sees."""
+        digest = hashlib.sha256()
+        for array in (self.tokens, self.segments, self.offsets, self.labels, self.targets):
+            digest.update(b"" if array is None else array.tobytes())
+        return digest.hexdigest()
+
+    def batch(self, chosen: np.ndarray) -> Batch:
+        """Return the micro-batch of the chosen examples (S,) int64, in that order."""
+        starts, lengths = self.offsets[chosen], self.lengths[chosen]
+        places = concatenated_ranges(starts, lengths)
+        offsets = np.concatenate([[0], lengths.cumsum()])
+        positions = np.arange(len(places)) - offsets[:-1].repeat(lengths)
+        targets = np.full(len(places), IGNORED) if self.targets is None else self.targets[places]
+        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
+        labelled = len(chosen) if labels is not None else 0
+        return Batch(
+            tokens=torch.from_numpy(self.tokens[places].astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            offsets=torch.from_numpy(offsets.astype(np.int32)),
+            max_len=int(lengths.max()),
+            targets=torch.from_numpy(targets),
+            num_targets=labelled or int(np.count_nonzero(targets != IGNORED)),
+            lengths=lengths.tolist(),
+            segments=torch.from_numpy(self.segments[places].astype(np.int64)),
+            labels=labels,
+        )
+
+
+def _joined(rows: list[list[int]], total: int, dtype: type) -> np.ndarray:
+    return np.fromiter((value for row in rows for value in row), dtype=dtype, count=total)
+
+
+def _labels(labels: list) -> np.ndarray:
+    array = np.array(labels)
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)

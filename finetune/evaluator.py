@@ -1,0 +1,92 @@
+"""What a fine-tuned model answers to a data set: logits of every example, over all ranks, in the data set's order.
+
+Holds the passes through the model; what logits mean is the task's business.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune.data.batches import measuring_batches
+from finetune.data.examples import Examples
+from finetune.model.heads import Kind
+from finetune.tasks.base import Encoded, TaskConfig
+from pretrain.data.corpus import concatenated_ranges
+from pretrain.distributed.world import World
+from pretrain.errors import NumericalError
+
+_FIX = "lower optim.lr or use precision=bf16 or fp32, and train again; the steps before are saved"
+
+
+class Answers(NamedTuple):
+    """What a model makes of E examples."""
+
+    logits: list[np.ndarray]  # fp32, of each example: (C,), or (tokens, C) where every token has an answer
+    loss: float  # mean over the targets; nan without any
+
+
+@torch.no_grad()
+def answers(
+    module: nn.Module, examples: Examples, *, kind: Kind, outputs: int, max_tokens: int, world: World
+) -> Answers:
+    """Return the answers to all examples. A collective; what one rank would return, bit for bit.
+
+    `outputs` is the width of the head, C; `max_tokens` bounds the tokens of a batch. Raises `NumericalError` for
+    outputs that are not finite: the largest of them would be an answer like any other.
+    """
+    module.eval()
+    rows = int(examples.offsets[-1]) if kind is not Kind.sequence else len(examples)
+    found = torch.zeros(rows, outputs, device=world.device)
+    losses, targets = [torch.zeros((), device=world.device)], 0  # of each batch
+    for chosen, batch in measuring_batches(examples, max_tokens=max_tokens, rank=world.rank, world_size=world.size):
+        measured = module(batch.to(world.device))
+        if not len(chosen):  # this rank has nothing left
+            continue
+        assert measured.logits is not None
+        places = chosen
+        if kind is not Kind.sequence:
+            places = concatenated_ranges(examples.offsets[chosen], examples.lengths[chosen])
+        found[torch.from_numpy(places).to(world.device)] = measured.logits
+        losses.append(measured.nll.float())
+        targets += batch.num_targets
+    module.train()
+    [targets] = world.sum_ints(targets)
+    gathered = itertools.chain(*world.gather(torch.stack(losses).tolist()))
+    loss = math.fsum(gathered) / targets if targets else math.nan  # exact: in any order the same
+    together = world.sum_tensor(found).cpu().numpy()  # each row is one rank's, and zeros everywhere else
+    if broken := int((~np.isfinite(together)).any(axis=1).sum()):
+        raise NumericalError(f"{broken} of {rows} outputs of the model are not finite; {_FIX}")
+    cuts = examples.offsets[1:-1] if kind is not Kind.sequence else np.arange(1, len(examples))
+    parts = np.split(together, cuts)
+    return Answers([part[0] for part in parts] if kind is Kind.sequence else parts, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEvaluator:
+    """Measures a module on the same data set again and again. A collective: every rank calls it."""
+
+    module: nn.Module
+    task: TaskConfig
+    encoded: Encoded
+    names: list[str]  # of the head's outputs
+    max_tokens: int  # of a batch
+    world: World
+
+    def __call__(self) -> dict[str, float]:
+        """Return the task's metrics and `loss`."""
+        found = answers(
+            self.module,
+            self.encoded.examples,
+            kind=self.task.kind,
+            outputs=len(self.names),
+            max_tokens=self.max_tokens,
+            world=self.world,
+        )
+        return {"loss": found.loss, **self.task.measure(self.encoded, found.logits, self.names)}

@@ -1,0 +1,65 @@
+"""The module that is fine-tuned: a model without what predicts tokens, and the head of a task.
+
+Holds the forward pass; heads are in `heads`, losses in `losses`.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from finetune.model.heads import Config, HeadStyle, Kind, build_head, pooled
+from finetune.model.lora import initial_of_adapter
+from finetune.model.losses import TaskLoss
+from pretrain.data.batch import Batch
+from pretrain.models.base import Layout, Model
+from pretrain.models.init import Initial
+from pretrain.objectives.base import Loss, Objective
+
+INIT_STD = 0.02  # of a new head's matrices, as `initializer_range` of most released checkpoints
+
+
+class FineTuned(Objective):
+    """A model, what stands for that of which an answer is wanted, a head, and the loss of the task."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: Config,
+        style: HeadStyle,
+        kind: Kind,
+        loss: TaskLoss | None,  # None: it is only used
+        *,
+        outputs: int,  # of the head, C
+        dropout: float,  # probability, in the head
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head: nn.Sequential = build_head(style, config, outputs=outputs, dropout=dropout)
+        self._pooling = style.pooling if kind is Kind.sequence else None
+        self._loss = loss
+        self._segmented = getattr(config, "token_types", 0) > 1  # a single type is that of all tokens
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the sums over the batch's targets and the logits: (S, C) of sequences, (N, C) of tokens."""
+        layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
+        segments = (batch.segments,) if self._segmented else ()
+        hidden = self.model(batch.tokens, batch.positions, layout, *segments)
+        rows = hidden if self._pooling is None else pooled(hidden, batch.offsets, self._pooling)
+        logits = self.head(rows).float()
+        if self._loss is None or not batch.num_targets:  # a rank that has nothing left: its gradients are zeros
+            total, correct = 0.0 * logits.sum(), logits.new_zeros(())
+        else:
+            total, correct = self._loss(logits, batch)
+        return Loss(total, total.detach(), correct, logits=logits.detach())
+
+    def initial(self, name: str) -> Initial:
+        """Return how a tensor begins, where nothing released has it."""
+        if adapter := initial_of_adapter(name, self.get_parameter(name)):
+            return adapter
+        if name.startswith("model."):
+            return super().initial(name)
+        return Initial(std=INIT_STD) if name.endswith("weight") and self.get_parameter(name).ndim > 1 else Initial()
+
+    def flops_per_token(self, seq_len: float) -> float:
+        """Return the operations of a token, forward and backward; the head's are left out, of which there are few."""
+        return self.model.flops_per_token(seq_len, head_share=0.0)

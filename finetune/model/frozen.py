@@ -1,0 +1,54 @@
+"""Fine-tuning all of a model, and only what stands after it, with its last blocks at most.
+
+Holds what is frozen; adapters are in `lora`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.errors import check
+from pretrain.models.base import Model
+from pretrain.registry import register
+
+
+@register("tuning", "full")
+@dataclass(kw_only=True)
+class FullConfig:
+    """All parameters learn."""
+
+    def prepare(self, model: Model) -> None:
+        """See `TuningConfig`: nothing is frozen."""
+
+    def compute_share(self, blocks: int) -> float:
+        """See `TuningConfig`."""
+        return 1.0
+
+    def merged(self, weights: FragmentReader) -> FragmentReader:
+        """See `TuningConfig`: nothing was added."""
+        return weights
+
+
+@register("tuning", "frozen")
+@dataclass(kw_only=True)
+class FrozenConfig(FullConfig):
+    """The head learns, and the last blocks of the model if asked; the rest keeps the weights that it came with."""
+
+    blocks: int = 0  # last blocks of the model that learn, and with them the norm that may follow
+
+    def __post_init__(self) -> None:
+        check(self.blocks >= 0, "tuning.blocks", self.blocks, "0 (none of the model) or more blocks")
+
+    def prepare(self, model: Model) -> None:
+        """See `TuningConfig`. Raises `ConfigError` for more blocks than the model has."""
+        layers = len(model.blocks)
+        rule = f"the model has {layers} blocks; lower it, or set tuning=full"
+        check(self.blocks <= layers, "tuning.blocks", self.blocks, rule)
+        for name, parameter in model.named_parameters():
+            learns = self.blocks > 0 and model.depth(name) > layers - self.blocks
+            parameter.requires_grad_(learns)
+
+    def compute_share(self, blocks: int) -> float:
+        """See `TuningConfig`: a backward pass costs two forward ones, and goes no further than what learns."""
+        return (1 + 2 * self.blocks / blocks) / 3

@@ -1,0 +1,1 @@
+"""The page that a fine-tuning run leaves behind."""

@@ -1,0 +1,308 @@
+"""Classification: a class, a set of labels, or a number for a text or a pair of texts.
+
+Holds what is encoded, learnt, measured and answered; files are read in `records`, formulas are in `losses` and
+`metrics`. Letters: E examples, C outputs of the head.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import MISSING
+from tokenizers import Tokenizer
+
+from finetune.data.bad_records import Faults
+from finetune.data.examples import Example, Examples
+from finetune.data.records import Record, read_records
+from finetune.model.heads import Kind
+from finetune.model.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced
+from finetune.report.page import Section
+from finetune.tasks.base import Encoded
+from finetune.tasks.classification.labels import Answer, BadRecordError, label, label_set, learnt, names_in, number
+from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from finetune.tasks.classification.page import Item, multi_label, regression, single_label
+from pretrain.errors import ConfigError, DataError, check
+from pretrain.registry import register
+
+BATCH = 1024  # texts that are tokenised at a time
+
+log = logging.getLogger(__name__)
+
+
+class Problem(StrEnum):
+    """What is answered."""
+
+    single_label = "single_label"  # one label of several
+    multi_label = "multi_label"  # any number of labels
+    regression = "regression"  # a number
+
+
+METRICS = {
+    Problem.single_label: ["accuracy", "f1", "f1_macro", "f1_micro", "matthews"],
+    Problem.multi_label: ["f1_macro", "f1_micro", "accuracy"],
+    Problem.regression: ["spearman", "pearson"],
+}
+"""What may choose the best step, of which more is better; the first one does if none is set."""
+
+
+@dataclass(kw_only=True)
+class Columns:
+    """The columns of a data set of texts."""
+
+    text: str = "text"  # column of the text
+    text_pair: str | None = None  # column of the second text of a pair; null: texts stand alone
+    label: str = "label"  # column of the label, the labels or the number
+
+
+class Text(NamedTuple):
+    """A text, or a pair of texts."""
+
+    text: str
+    pair: str | None
+    answer: Answer | None  # None: it is not known
+    place: str  # file and line
+
+
+@register("task", "classification")
+@dataclass(kw_only=True)
+class ClassificationConfig:
+    """A class, a set of labels, or a number for a text or a pair of texts."""
+
+    kind: ClassVar[Kind] = Kind.sequence
+    fixed: ClassVar[tuple[str, ...]] = (
+        *("train", "validation", "metric", "problem", "labels"),
+        *("label_smoothing", "class_weights"),
+    )
+    found: ClassVar[tuple[str, ...]] = ()
+
+    train: str = MISSING  # file (CSV, TSV, JSON lines, Parquet), or org/name:split, of the examples to learn from
+    validation: str = MISSING  # of those that measure it
+    columns: Columns = field(default_factory=Columns)
+    header: list[str] = field(default_factory=list)  # columns of CSV and TSV files whose first line does not name them
+    problem: Problem = Problem.single_label  # what is answered: single_label, multi_label or regression
+    labels: list[str] = field(default_factory=list)  # labels in their order; empty: those of the training set, sorted
+    label_separator: str = ","  # between the labels of a cell, for multi_label
+    max_tokens: int = 512  # of a text or a pair; what is longer is cut
+    max_faults: float = 0.0  # share of a data set's records that may be bad and left out
+    label_smoothing: float = 0.0  # share of a target's probability that is spread over all classes
+    class_weights: ClassWeights = ClassWeights.none  # how examples count: none (alike), or balanced over classes
+    metric: str = ""  # chooses the best step; empty: accuracy, or f1_macro for multi_label, spearman for regression
+
+    def __post_init__(self) -> None:
+        known = METRICS[self.problem]
+        self.metric = self.metric or known[0]
+        rule = f"must be one of {', '.join(known)} for task.problem={self.problem}"
+        check(self.metric in known, "task.metric", self.metric, rule)
+        check(self.max_tokens > 0, "task.max_tokens", self.max_tokens, "must be above 0")
+        check(0 <= self.max_faults < 1, "task.max_faults", self.max_faults, "must be at least 0 and below 1")
+        check(0 <= self.label_smoothing < 1, "task.label_smoothing", self.label_smoothing, "must be in [0, 1)")
+        check(bool(self.label_separator), "task.label_separator", repr(self.label_separator), "must not be empty")
+        check(len(set(self.labels)) == len(self.labels), "task.labels", self.labels, "must differ from one another")
+        if self.problem is Problem.single_label:
+            check(len(self.labels) != 1, "task.labels", self.labels, "name at least two, or none for all there are")
+        if self.problem is not Problem.single_label:
+            rule = f"is for task.problem=single_label; leave it out for {self.problem}"
+            check(self.label_smoothing == 0, "task.label_smoothing", self.label_smoothing, rule)
+            check(self.class_weights is ClassWeights.none, "task.class_weights", self.class_weights, rule)
+        if self.problem is Problem.regression:
+            check(not self.labels, "task.labels", self.labels, "numbers have no labels; leave it out for regression")
+
+    def records(self, source: str, *, labelled: bool = True) -> list[Text]:
+        """Read a data set, with the answers or, for texts to be answered, without looking for them.
+
+        Raises `ConfigError` for a file or column that is not there, `DataError` for bad records beyond the share that
+        is allowed.
+        """
+        columns = {"text": self.columns.text}
+        if self.columns.text_pair is not None:
+            columns["text_pair"] = self.columns.text_pair
+        if labelled:
+            columns["label"] = self.columns.label
+        faults = Faults(source, allowed=self.max_faults)
+        texts = []
+        for record in read_records(source, columns, faults, header=self.header):
+            try:
+                texts.append(self._text(record))
+            except BadRecordError as bad:
+                faults.report(bad.reason, record.place, str(bad))
+        faults.settle(len(texts) + sum(faults.counts.values()))
+        _warn_of_contradictions(source, texts)
+        return texts
+
+    def names(self, records: Sequence[Text]) -> list[str]:
+        """Return the labels in the order of their numbers: integers by value, others by name, or as they are set.
+
+        Of regression it is the name of the number. Raises `DataError` if all examples have the same answer.
+        """
+        answers = {record.answer for record in records}
+        if self.problem is Problem.single_label and self.labels:
+            answers &= set(self.labels)  # others are bad records
+        if len(answers) < 2:
+            told = ", ".join(f"{answer!r:.80}" for answer in answers) or "none"
+            raise DataError(f"task.train: all examples have the same answer, {told}: there is nothing to learn")
+        if self.problem is Problem.regression:
+            return [self.columns.label]
+        names = self.labels or names_in(answers)
+        if self.metric == "f1" and len(names) != 2:
+            raise ConfigError(f"task.metric=f1: is of two labels, there are {len(names)}; choose f1_macro or f1_micro")
+        return names
+
+    def encode(self, records: Sequence[Text], tokenizer: Tokenizer, names: list[str]) -> Encoded:
+        """Encode texts, one sequence each, cut to `max_tokens`, the longer text of a pair first.
+
+        The tokenizer frames them by its own template. Leaves out records whose labels are not among the names, and
+        raises `DataError` if there are more of them than allowed; `ConfigError` if a sequence has no room for text.
+        """
+        self._check_room(tokenizer)
+        numbers = {name: index for index, name in enumerate(names)}
+        faults = Faults("examples", allowed=self.max_faults)
+        kept: list[Text] = []
+        examples: list[Example] = []
+        num_cut = 0
+        for record, encoding in self._encodings(records, tokenizer):
+            try:
+                target = learnt(record.answer, numbers)
+            except BadRecordError as bad:
+                faults.report(bad.reason, record.place, str(bad))
+                continue
+            if not encoding.ids:  # of letters that are unknown to a tokenizer without a template
+                faults.report("no token", record.place, f"{record.text!a:.80}")
+                continue
+            num_cut += bool(encoding.overflowing)
+            kept.append(record)
+            examples.append(Example(encoding.ids, encoding.type_ids, target))
+        faults.settle(len(records))
+        if num_cut:
+            log.info("%d of %d texts are longer than task.max_tokens=%d: cut", num_cut, len(kept), self.max_tokens)
+        return Encoded(Examples.of(examples), kept, np.arange(len(kept)))
+
+    def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
+        """Return what training minimises; the classes of `encoded` have `balanced` weights if that is set."""
+        match self.problem:
+            case Problem.multi_label:
+                return MultiLabel()
+            case Problem.regression:
+                return Regression()
+            case Problem.single_label if self.class_weights is ClassWeights.none:
+                return SingleLabel(smoothing=self.label_smoothing)
+        weights = balanced(_labels(encoded), names, of="example")
+        return SingleLabel(smoothing=self.label_smoothing, weights=weights)
+
+    def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
+        """Return the metrics of a data set that has answers, from the logits (C,) of each of its texts."""
+        outputs, labels = np.stack(logits), _labels(encoded)
+        match self.problem:
+            case Problem.single_label:
+                return classification_metrics(outputs.argmax(1), labels, len(names))
+            case Problem.multi_label:
+                return multi_label_metrics(outputs > 0, labels)  # more likely than not, each
+            case Problem.regression:
+                return regression_metrics(outputs[:, 0], labels)
+
+    def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield the answer to each text, after its `place`: `label`, its probability `score`, all `probabilities`.
+
+        For multi_label there are `labels` and `scores`, of those that are more likely than not; for regression the
+        number alone, `score`.
+        """
+        for record, row in zip(encoded.records, logits, strict=True):
+            yield {"place": record.place, **self._told(row, names)}
+
+    def sections(
+        self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
+    ) -> list[Section]:
+        """Return confusions and labels, or the scatter of numbers, and the worst errors."""
+        outputs, labels = np.stack(logits), _labels(encoded)
+        items = [
+            Item([record.text] if record.pair is None else [record.text, record.pair], record.place)
+            for record in encoded.records
+        ]
+        match self.problem:
+            case Problem.single_label:
+                return single_label(items, self._probabilities(outputs), labels, names)
+            case Problem.multi_label:
+                return multi_label(items, self._probabilities(outputs), labels, names)
+            case Problem.regression:
+                return regression(items, outputs[:, 0], labels)
+
+    def _told(self, row: np.ndarray, names: list[str]) -> dict[str, Any]:
+        """Return the answer that logits (C,) give."""
+        if self.problem is Problem.regression:
+            return {"score": float(row[0])}
+        probabilities = dict(zip(names, self._probabilities(row).tolist(), strict=True))
+        if self.problem is Problem.single_label:
+            best = names[int(row.argmax())]
+            return {"label": best, "score": probabilities[best], "probabilities": probabilities}
+        chosen = [name for name, output in zip(names, row, strict=True) if output > 0]
+        scores = [probabilities[name] for name in chosen]
+        return {"labels": chosen, "scores": scores, "probabilities": probabilities}
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the probabilities (..., C) float64: of one label in all, or of each by itself."""
+        outputs = torch.from_numpy(logits).double()
+        return (outputs.softmax(-1) if self.problem is Problem.single_label else outputs.sigmoid()).numpy()
+
+    def _text(self, record: Record) -> Text:
+        """Return what a record says. Raises `BadRecordError` for one that cannot be used."""
+        texts = [record.values[role] for role in ("text", "text_pair") if role in record.values]
+        for text in texts:
+            if text is None or text == "" or (isinstance(text, str) and text.isspace()):
+                raise BadRecordError("no text", text)
+            if not isinstance(text, str):
+                raise BadRecordError("text is no string", text)
+        answer = self._answer(record.values["label"]) if "label" in record.values else None
+        return Text(texts[0], texts[1] if len(texts) == 2 else None, answer, record.place)
+
+    def _answer(self, value: Any) -> Answer:
+        match self.problem:
+            case Problem.single_label:
+                return label(value)
+            case Problem.multi_label:
+                return label_set(value, self.label_separator)
+            case Problem.regression:
+                return number(value)
+
+    def _check_room(self, tokenizer: Tokenizer) -> None:
+        """Raise `ConfigError` if a sequence is full before it has a token of each text: nothing would be cut then."""
+        pair = self.columns.text_pair is not None
+        least = tokenizer.num_special_tokens_to_add(pair) + 1 + pair
+        rule = f"must be at least {least}, the tokens that frame texts and one of each"
+        check(self.max_tokens >= least, "task.max_tokens", self.max_tokens, rule)
+
+    def _encodings(self, records: Sequence[Text], tokenizer: Tokenizer) -> Iterator[tuple[Text, Any]]:
+        tokenizer.enable_truncation(self.max_tokens, strategy="longest_first")
+        try:
+            for start in range(0, len(records), BATCH):
+                batch = records[start : start + BATCH]
+                texts = [record.text if record.pair is None else (record.text, record.pair) for record in batch]
+                # Not `encode_batch_fast`: without a template it gives both texts of a pair the same token type.
+                yield from zip(batch, tokenizer.encode_batch(texts), strict=True)
+        finally:
+            tokenizer.no_truncation()
+
+
+def _labels(encoded: Encoded) -> np.ndarray:
+    labels = encoded.examples.labels
+    assert labels is not None, "this data set has answers"
+    return labels
+
+
+def _warn_of_contradictions(source: str, texts: Iterable[Text]) -> None:
+    """Tell how many records have a text that another record answers in another way."""
+    answers = defaultdict(list)
+    for text in texts:
+        answers[text.text, text.pair].append(text)
+    found = [group for group in answers.values() if len({text.answer for text in group}) > 1]
+    if found:
+        first, second = next((found[0][0], text) for text in found[0] if text.answer != found[0][0].answer)
+        log.warning(
+            "%s: %d records have the same text as one with another answer, as %s (%r) and %s (%r)",
+            *(source, sum(map(len, found)), first.place, first.answer, second.place, second.answer),
+        )

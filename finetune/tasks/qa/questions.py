@@ -1,0 +1,182 @@
+"""Questions about texts, their answers and where in the text these are: read and checked.
+
+Holds SQuAD's JSON and what a good question is; JSON lines, Parquet and the hub are read by `records`, tokens are made
+in `windows`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune.data.bad_records import Faults
+from finetune.data.records import read_records
+from pretrain.data.sources.documents import COMPRESSED, open_bytes
+from pretrain.errors import DataError
+
+ROLES = ("id", "question", "context", "answers", "answer_start")
+LABELS = ("answers", "answer_start")  # the roles of what is asked for
+
+
+class Answer(NamedTuple):
+    """A part of a context."""
+
+    text: str  # without white space at its ends
+    start: int  # characters of the context before it
+
+    @property
+    def end(self) -> int:
+        """Characters of the context before its end."""
+        return self.start + len(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a context."""
+
+    id: str
+    text: str
+    context: str
+    answers: tuple[Answer, ...] | None  # each is right; (): the context holds none; None: not known
+
+
+def read_questions(
+    source: str, columns: Mapping[str, str], *, labelled: bool, unanswerable: bool, max_faults: float
+) -> list[Question]:
+    """Read the questions of a file, or of a data set on the hub; with their answers if they are `labelled`.
+
+    A `.json` file of one object, compressed or not, is SQuAD's, 1.1 or 2.0; all else is read as records, whose
+    `columns` of `ROLES` are named. Answers are a list of {text, answer_start}, lists of both as {text: [...],
+    answer_start: [...]}, or one text whose beginning another column has; no text means that there is no answer, which
+    is good if questions may be `unanswerable`.
+
+    A record that is no good question is counted and left out. Raises `DataError` if their share is above
+    `max_faults`, or for a file that cannot be read, and `ConfigError` for a file or column that is not there.
+    """
+    faults = Faults(source, allowed=max_faults)
+    questions: dict[str, Question] = {}
+    for place, values in _rows(source, columns, labelled, faults):
+        try:
+            question = _question(values, labelled=labelled, unanswerable=unanswerable)
+            if question.id in questions:
+                raise _BadQuestionError("duplicate id", repr(question.id))
+        except _BadQuestionError as bad:
+            faults.report(bad.reason, place, str(bad))
+        else:
+            questions[question.id] = question
+    faults.settle(len(questions) + sum(faults.counts.values()))
+    return list(questions.values())
+
+
+class _BadQuestionError(Exception):
+    """A record that is no good question: the reason it is counted under, and what is there."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def _rows(
+    source: str, columns: Mapping[str, str], labelled: bool, faults: Faults
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return the place of each record and its values by role."""
+    if (squad := _squad(source)) is not None:
+        return _squad_rows(source, squad)
+    wanted = {role: name for role, name in columns.items() if name and (labelled or role not in LABELS)}
+    return ((record.place, record.values) for record in read_records(source, wanted, faults))
+
+
+def _squad(source: str) -> dict[str, Any] | None:
+    """Return the contents of a JSON file that is one object, in SQuAD's manner, or None for any other source."""
+    suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSED]
+    if suffixes[-1:] != [".json"] or not Path(source).is_file():
+        return None
+    with open_bytes(source) as stream:
+        try:
+            found = json.load(stream)
+        except (ValueError, RecursionError):  # lines of JSON, or no JSON, of which `records` tells the line
+            return None
+    return found if isinstance(found, dict) and "data" in found else None
+
+
+def _squad_rows(file: str, squad: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for a, article in enumerate(_list(squad, "data", file), 1):
+        place = f"{file}: article {a}"
+        for p, paragraph in enumerate(_list(article, "paragraphs", place), 1):
+            inner = f"{place}, paragraph {p}"
+            for q, fields in enumerate(_list(paragraph, "qas", inner), 1):
+                if not isinstance(fields, dict):
+                    raise DataError(f"{inner}, question {q}: {fields!r:.40}, expected an object; mend the file")
+                yield f"{inner}, question {q}", paragraph | fields
+
+
+def _list(fields: Any, key: str, place: str) -> list[Any]:
+    value = fields.get(key) if isinstance(fields, dict) else None
+    if not isinstance(value, list):
+        rule = f'expected a list under "{key}", as SQuAD has it; mend the file, or give it as lines of JSON (.jsonl)'
+        raise DataError(f"{place}: {value!r:.40}: {rule}")
+    return value
+
+
+def _question(values: dict[str, Any], *, labelled: bool, unanswerable: bool) -> Question:
+    name = values.get("id")
+    context = _text(values, "context")
+    question = Question(
+        id=str(name) if isinstance(name, int) else _text(values, "id"),
+        text=_text(values, "question"),
+        context=context,
+        answers=_answers(values, context) if labelled else None,
+    )
+    if question.answers == () and not unanswerable:
+        detail = f"question {question.id!r}; task.unanswerable=true if that is meant"
+        raise _BadQuestionError("no answer", detail)
+    return question
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    if key not in values:
+        raise _BadQuestionError("missing field", f"no {key!r}, there are {sorted(values)}")
+    value = values[key]
+    if not isinstance(value, str):
+        raise _BadQuestionError("no text", f"{key!r} is {value!a:.40}")
+    if not value.strip():
+        raise _BadQuestionError(f"empty {key}", f"{value!r:.40}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can escape
+        raise _BadQuestionError("no text", f"{key!r} is {value!a:.40} ({error.reason})") from None
+    return value
+
+
+def _answers(values: dict[str, Any], context: str) -> tuple[Answer, ...]:
+    if values.get("is_impossible"):
+        return ()
+    if "answers" not in values:
+        raise _BadQuestionError("missing field", f"no 'answers', there are {sorted(values)}")
+    found = values["answers"]
+    if isinstance(found, str):
+        found = [{"text": found, "answer_start": values.get("answer_start")}] if found else []
+    elif isinstance(found, dict):
+        texts, starts = found.get("text"), found.get("answer_start")
+        if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
+            raise _BadQuestionError("bad answers", f"{found!a:.80}, expected as many texts as starts")
+        found = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if not isinstance(found, list | None):
+        raise _BadQuestionError("bad answers", f"{found!a:.80}, expected texts and where they start")
+    return tuple(_answer(one, context) for one in found or [])
+
+
+def _answer(found: Any, context: str) -> Answer:
+    text, start = (found.get("text"), found.get("answer_start")) if isinstance(found, dict) else (None, None)
+    if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
+        raise _BadQuestionError("bad answers", f"{found!a:.80}, expected a text and the character where it starts")
+    if not text.strip():
+        raise _BadQuestionError("empty answer", f"{text!r:.40}")
+    if start < 0 or context[start : start + len(text)] != text:
+        elsewhere = context.find(text)
+        what = f"it is at {elsewhere}" if elsewhere >= 0 else "nor is it anywhere in it"
+        raise _BadQuestionError("an answer is not where it says", f"{text!r:.80} not at {start} of its context, {what}")
+    return Answer(text.strip(), start + len(text) - len(text.lstrip()))

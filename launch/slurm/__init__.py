@@ -1,0 +1,1 @@
+"""Slurm: job scripts, their submission and what runs on the nodes."""

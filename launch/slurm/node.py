@@ -1,0 +1,58 @@
+"""`python -m launch.slurm.node --nproc N --logs DIR -- COMMAND...`: this node's ranks in a step of Slurm.
+
+Holds what Slurm says about the node; job scripts run it, one task a node, with MASTER_ADDR and MASTER_PORT set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from launch.ranks import PASSED_ON, PEER_LOST, STOPPED, Node, run_ranks
+
+
+def main() -> None:
+    """Run the ranks of this node and exit with the code that stands for them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nproc", type=int, required=True, help="ranks on this node")
+    parser.add_argument("--logs", type=Path, required=True, help="directory of the logs of ranks")
+    parser.add_argument("command", nargs="+")
+    args = parser.parse_args()
+    for number in PASSED_ON:  # before and after the ranks, too: srun sends TERM as soon as another node has ended
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_stop_without_parent, daemon=True).start()
+    node = Node(
+        number=int(os.environ["SLURM_NODEID"]),
+        of=int(os.environ["SLURM_STEP_NUM_NODES"]),
+        address=os.environ["MASTER_ADDR"],
+        port=int(os.environ["MASTER_PORT"]),
+    )
+    sys.exit(ordered(run_ranks(args.command, count=args.nproc, node=node, logs=args.logs)))
+
+
+def ordered(code: int) -> int:
+    """Return the exit code of a node for that of its ranks, such that a cause comes above what follows from it.
+
+    srun ends with the highest code of its nodes. A stop stays 85; a lost peer, which is what the others see of a rank
+    that failed, is 90; a failure N is 100 + N. The job script turns them back.
+    """
+    if code in (0, STOPPED):
+        return code
+    return 90 if code == PEER_LOST else min(100 + code, 127)
+
+
+def _stop_without_parent() -> None:
+    """Ask the ranks to stop once Slurm's daemon of the step is gone: nobody else would hear of their end."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

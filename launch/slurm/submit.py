@@ -1,0 +1,243 @@
+"""`python -m launch slurm`: a run, the runs of a sweep, or the preparation of a corpus as jobs of Slurm.
+
+Holds settings and submission; the text of job scripts is in `script`, facts about a cluster are in `cluster`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+import launch
+from launch.jobs import PREPARE, Job
+from launch.slurm.cluster import ClusterConfig
+from launch.slurm.script import Restarts, Shape, Task, module_script, run_script
+from pretrain.compose import Root, with_overrides
+from pretrain.errors import ConfigError, check
+from pretrain.files import replace
+from pretrain.registry import discover
+from pretrain.train.run_dir import RUN_NAME, RUN_NAME_RULE
+
+DURATION = re.compile(r"\d+(-\d+)?(:\d+){0,2}")
+DURATION_RULE = "write it as Slurm does: MINUTES, HH:MM:SS or DAYS-HH:MM:SS"
+
+
+@dataclass(kw_only=True)
+class SlurmConfig:
+    """How many nodes for how long, and how often again."""
+
+    cluster: Any = MISSING  # facts about the cluster: a file of conf/cluster, or of cluster/ in --config-dir
+    nodes: int = 1  # nodes of a job
+    nproc: int | None = None  # ranks on a node; null = one for each GPU of the cluster's nodes, 1 without any
+    job_name: str | None = None  # of the job in Slurm; null = that of the run
+    time: str | None = None  # time limit of a job, as Slurm writes it; null = the cluster's
+    lead_s: int = 300  # seconds before the time limit at which ranks save and end; Slurm may be 60 s early
+    max_restarts: int = 100  # times that a job is requeued
+    max_idle_starts: int = 3  # starts in a row without a new checkpoint, after which a job ends for good
+    chain: int = 1  # jobs in a row, each begun if the one before did not finish: for clusters that do not requeue
+    parallel: int | None = None  # jobs of a sweep, or parts of a corpus, at the same time; null = all
+    parts: int = 1  # pretrain.prepare: jobs that share the input files; a last one merges
+    dry_run: bool = False  # print the script and do nothing
+
+    def __post_init__(self) -> None:
+        rule = "is no cluster; its file has to begin with the lines `defaults:` and `  - slurm`"
+        check(isinstance(self.cluster, ClusterConfig), "cluster", self.cluster, rule)
+        for key in ("nodes", "nproc", "lead_s", "max_idle_starts", "chain", "parallel", "parts"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, key, value, "at least 1")
+        check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "0 or more")
+        name = self.job_name
+        check(name is None or RUN_NAME.fullmatch(name) is not None, "job_name", repr(name), RUN_NAME_RULE)
+        time = self.time
+        check(time is None or DURATION.fullmatch(time) is not None, "time", repr(time), DURATION_RULE)
+        rule = "a chain is for clusters that do not requeue; set cluster.requeue=false, or drop chain"
+        check(self.chain == 1 or not self.cluster.requeue, "chain", self.chain, rule)
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Return how many ranks there are on a node."""
+        return self.nproc or self.cluster.gpus_per_node or 1
+
+    @property
+    def device_type(self) -> str:
+        """Return where ranks compute there."""
+        return "cuda" if self.cluster.gpus_per_node else "cpu"
+
+
+def _seconds(time: str) -> float:
+    """Return how long a time limit of Slurm is; one of another form, such as UNLIMITED, has no end."""
+    if not DURATION.fullmatch(time):
+        return math.inf
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash or len(parts) == 3:  # hours come first, else minutes
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    else:
+        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def register() -> None:
+    """Fill Hydra's ConfigStore with the root and with the kind of cluster that there is."""
+    ConfigStore.instance().store(name="launch_slurm_schema", node=SlurmConfig)
+    discover(launch)
+
+
+SLURM = Root("launch_slurm", SlurmConfig, register)
+
+
+def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
+    """Write the job script of a run, or of the array that a sweep is, and submit it. Raises `ConfigError`."""
+    check(cfg.parts == 1, "parts", cfg.parts, f"is for {PREPARE}; drop it")
+    check(
+        len(jobs) == 1 or cfg.chain == 1, "chain", cfg.chain, "does not fit a sweep, whose runs end at their own time"
+    )
+    limit = cfg.time or cfg.cluster.time
+    rule = (
+        f"must be shorter than the time limit, {limit}, or each start saves and ends at once; lower it, or raise time"
+    )
+    check(limit is None or cfg.lead_s < _seconds(limit), "lead_s", cfg.lead_s, rule)
+    for job in jobs:
+        job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=cfg.device_type)
+        job.cfg.run.check_fresh()
+    first = jobs[0]
+    sweep = len(jobs) > 1
+    folder = (Path(first.cfg.run.root).expanduser() / f"{first.family}-sweep" if sweep else first.directory) / "slurm"
+    script = run_script(
+        cfg.cluster,
+        Shape(
+            name=cfg.job_name or first.family,
+            nodes=cfg.nodes,
+            nproc=cfg.ranks_per_node,
+            time=cfg.time,
+            lead_s=cfg.lead_s,
+            array=_array(cfg, len(jobs)) if sweep else "",
+        ),
+        Restarts(
+            requeue=cfg.cluster.requeue and cfg.chain == 1,
+            max_restarts=cfg.max_restarts,
+            max_idle_starts=cfg.max_idle_starts,
+        ),
+        [Task(run=job.directory, program=[job.program, *_resumable(job)]) for job in jobs],
+        Path.cwd(),
+    )
+    if cfg.dry_run:
+        print(script)
+        return
+    ids = [_submit(folder, "job.sh", script)]
+    for _ in range(1, cfg.chain):
+        after = f"--dependency=afternotok:{':'.join(ids)}"  # all of them: one that was removed counts as failed
+        ids.append(_submit(folder, "job.sh", script, after, "--kill-on-invalid-dep=yes"))
+    print(_told(cfg, jobs, ids, folder))
+    if sweep:
+        shape = Shape(name=f"{cfg.job_name or first.family}-table", gpus=False, time="10")  # minutes
+        words = ["launch.table", *(str(job.directory) for job in jobs)]
+        table = module_script(dataclasses.replace(cfg.cluster, cpus_per_node=None), shape, words, Path.cwd())
+        number = _submit(folder, "table.sh", table, f"--dependency=afterany:{ids[0]}")
+        print(f"  table    {folder}/{number}.out, when all have ended")
+
+
+def submit_preparation(cfg: SlurmConfig, overrides: Sequence[str], folder: Path) -> None:
+    """Submit the parts of a preparation as an array, and the job that merges them behind it. Raises `ConfigError`."""
+    check(cfg.nodes == 1, "nodes", cfg.nodes, f"{PREPARE} works on one node; share the files out with parts=N")
+    check(cfg.chain == 1, "chain", cfg.chain, f"is for runs; {PREPARE} goes on where it was if it is submitted again")
+    name = cfg.job_name or "prepare"
+    whole = module_script(cfg.cluster, Shape(name=name, gpus=False, time=cfg.time), [PREPARE, *overrides], Path.cwd())
+    shape = Shape(name=f"{name}-parts", gpus=False, time=cfg.time, array=_array(cfg, cfg.parts))
+    part = "data.prepare.part="
+    words = [PREPARE, *with_overrides(overrides, f"data.prepare.parts={cfg.parts}", part)]
+    parts = module_script(cfg.cluster, shape, words, Path.cwd(), numbered=part)
+    if cfg.dry_run:
+        print(whole if cfg.parts == 1 else parts)
+        return
+    after: list[str] = []
+    if cfg.parts > 1:
+        number = _submit(folder, "parts.sh", parts)
+        print(f"job {number}: {cfg.parts} parts, output in {folder}/{number}_N.out")
+        after = [f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes"]
+    number = _submit(folder, "prepare.sh", whole, *after)
+    print(f"job {number}: {'merges them' if after else 'the whole'}, output in {folder}/{number}.out")
+
+
+def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
+    """Let the doctor look at nodes of the cluster, with what a job would run there; return the exit code.
+
+    Waits for the doctor's job, and prints its output. Raises `ConfigError`.
+    """
+    folder = Path(job.cfg.run.root).expanduser() / "doctor"
+    script = run_script(
+        cfg.cluster,
+        Shape(name=cfg.job_name or "doctor", nodes=cfg.nodes, nproc=cfg.ranks_per_node, time=cfg.time),
+        Restarts(requeue=False, max_restarts=0, max_idle_starts=1),
+        [Task(run=folder, program=["launch.doctor", job.program, *job.overrides])],
+        Path.cwd(),
+    )
+    if cfg.dry_run:
+        print(script)
+        return 0
+    page = _written(folder / "slurm", "job.sh", script).with_name("page.txt")
+    page.unlink(missing_ok=True)
+    done = _sbatch("--wait", f"--output={page.name}", "job.sh", cwd=page.parent)
+    if not page.exists():
+        reason = done.stderr.strip() or "its job ended without a word"
+        raise ConfigError(f"the doctor did not run: {reason}; see the settings of the cluster")
+    print(page.read_text())
+    return done.returncode
+
+
+def _resumable(job: Job) -> list[str]:
+    """Return the settings of a job that may start several times: whether it is the first has been checked here."""
+    return with_overrides(job.overrides, "run.fresh=false") if job.cfg.run.fresh else job.overrides
+
+
+def _array(cfg: SlurmConfig, size: int) -> str:
+    return f"0-{size - 1}" + (f"%{cfg.parallel}" if cfg.parallel else "")
+
+
+def _submit(folder: Path, name: str, script: str, *options: str) -> str:
+    """Write a script into its folder, submit it there, and return the job's number."""
+    path = _written(folder, name, script)
+    done = _sbatch("--parsable", *options, name, cwd=folder)
+    if done.returncode:
+        raise ConfigError(f"sbatch refused {path}: {done.stderr.strip()}; see the settings of the cluster")
+    return done.stdout.strip().partition(";")[0]
+
+
+def _written(folder: Path, name: str, script: str) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / name, [script.encode()])
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write the job script ({error}); choose another run.root") from None
+    return folder / name
+
+
+def _sbatch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["sbatch", *words], cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ConfigError("sbatch: not found; submit from a login node of the cluster, or see dry_run=true") from None
+
+
+def _told(cfg: SlurmConfig, jobs: Sequence[Job], ids: Sequence[str], folder: Path) -> str:
+    """Return what was submitted and where to look."""
+    shape = f"{cfg.nodes} nodes x {cfg.ranks_per_node} ranks" if cfg.nodes > 1 else f"{cfg.ranks_per_node} ranks"
+    output = f"{ids[0]}_N.out" if len(jobs) > 1 else f"{ids[0]}.out"
+    what = f"{len(jobs)} runs of {jobs[0].family}" if len(jobs) > 1 else jobs[0].name
+    lines = [
+        f"job {' -> '.join(ids)}: {what} on {shape}",
+        f"  script   {folder}/job.sh",
+        f"  output   {folder}/{output}",
+        f"  stop     scancel {ids[0]}; to save and go back into the queue: scancel --batch --signal=USR1 {ids[0]}",
+    ]
+    lines += [f"  run {index:<4} {job.directory}: {job.swept}".rstrip(": ") for index, job in enumerate(jobs)]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Checkpoints: what is saved, how it reaches the disk, and how it is read back."""

@@ -1,0 +1,70 @@
+"""The directories of steps: how one becomes valid all at once, and how old ones go.
+
+Holds what one process does to a directory. Which ranks write what into it, and when they agree that all of it is
+there, is `checkpoint`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.fragments import Index, write_durably
+from pretrain.files import sync
+
+FORMAT = 1
+_STEP = re.compile(r"step-\d{8}")
+
+
+def step_name(step: int) -> str:
+    """Return the name of a step's directory."""
+    return f"step-{step:08d}"
+
+
+def step_number(step: Path) -> int:
+    """Return the number of a step's directory, whose name `step_name` gave."""
+    return int(step.name.removeprefix("step-"))
+
+
+def step_names(directory: Path) -> list[str]:
+    """Return the names of the steps in a directory, oldest first."""
+    return sorted(path.name for path in directory.glob("step-*") if _STEP.fullmatch(path.name))
+
+
+def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> None:
+    """Turn a directory that holds all fragment files, on disk, into the valid directory of a step beside it.
+
+    The manifest comes last and the rename after it: whatever moment a crash hits, a reader finds the step whole or
+    not at all. Raises `OSError` as the system does.
+    """
+    digest = write_durably(temporary / "state.json", state)
+    files = {"state.json": {"size": len(state), "sha256": digest}}
+    files |= {index["file"]: {"size": index["size"], "sha256": index["sha256"]} for index in indices}
+    tensors: dict[str, dict[str, Any]] = {}
+    for index in indices:
+        for name, kind, shape, dtype, start, numel in index["fragments"]:
+            entry = tensors.setdefault(name, {}).setdefault(kind, {"shape": shape, "dtype": dtype, "fragments": []})
+            entry["fragments"].append([index["file"], start, numel])
+    manifest = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
+    write_durably(temporary / "manifest.json", json.dumps(manifest).encode())
+    sync(temporary)
+    final = temporary.with_name(step_name(step))
+    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    if final.exists():  # the same step, not verified or written again after a resume
+        final.rename(replaced)
+    temporary.rename(final)
+    sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def prune(directory: Path, committed: int, keep: int, favourite: int | None = None) -> None:
+    """Delete all but the newest steps and a favourite.
+
+    One after `committed` was passed over on resume, and counts for nothing.
+    """
+    for name in [name for name in step_names(directory) if name <= step_name(committed)][:-keep]:
+        if favourite is None or name != step_name(favourite):
+            shutil.rmtree(directory / name, ignore_errors=True)

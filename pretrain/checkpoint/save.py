@@ -1,0 +1,330 @@
+"""Checkpoints: named flat fragments, hashed and committed atomically, without pickle.
+
+Holds saving, choosing, verifying and restoring steps. What a fragment is, and who owns it, is the strategy's business;
+the bytes on disk are `fragments`', the moves of directories `commit`'s.
+
+A committed step is a directory with one fragment file a rank, `state.json` and `manifest.json`:
+
+    checkpoints/step-00001000/fragments-00000-of-00002.safetensors ...
+
+Commit protocol: all ranks write into `.tmp-step-...`, hash the bytes as they go and fsync; then rank 0 writes the
+manifest last, fsyncs the directory, renames it and fsyncs the parent. A step counts only when its manifest and the
+files that it lists verify, so a kill at any moment leaves the step before it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pretrain.checkpoint.commit import FORMAT, commit, prune, step_name, step_names
+from pretrain.checkpoint.fragments import FragmentReader, Index, hash_file, write_fragments
+from pretrain.checkpoint.staging import Staging
+from pretrain.distributed.world import World
+from pretrain.errors import CheckpointError, ResourceError, check
+from pretrain.models.base import named_tensors
+from pretrain.strategy.base import WEIGHT, Fragment, Strategy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SavingConfig:
+    """How a run is saved, and how many steps stay on disk."""
+
+    keep: int = 2  # newest committed steps that stay; older ones are deleted after the next commit
+    asynchronous: bool = True  # copy what a rank saves into host memory, and write it while training goes on
+    max_failures: int = 3  # saves in a row that may fail (a full disk, say) before the run stops with exit code 8
+
+    def __post_init__(self) -> None:
+        check(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, or nothing could be resumed")
+        check(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "at least 1")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig(SavingConfig):
+    """How a run is saved, how often, and how many steps stay on disk."""
+
+    every: int = 1000  # optimizer steps; the last step is always saved
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.every >= 1, "checkpoint.every", self.every, "at least 1 optimizer step")
+
+
+_Answer = tuple[Index | None, str | None]
+"""What a phase of a save brought on one rank, and what went wrong there."""
+
+
+class Best(NamedTuple):
+    """A step of a run whose steps are compared, and the value that it is compared by."""
+
+    step: int
+    value: float  # more is better
+
+
+@dataclass
+class _Save:
+    """A save under way, as one rank sees it."""
+
+    step: int
+    required: bool
+    temporary: Path
+    state: bytes  # of state.json
+    best: Best | None  # of the committed steps, once this one is
+    phase: Future[_Answer]  # in the background: writing this rank's fragments, or the commit
+    committing: bool = False  # all ranks have written; rank 0 commits, the others have nothing to do
+
+
+class Checkpoints:
+    """The committed steps of one run, under `directory`. All ranks call its methods, at the same step.
+
+    A save has two phases, which a background thread of each rank runs: writing the fragments, then the commit. Between
+    them ranks have to agree. They do so in `settle`, in the thread that trains: collectives of saving and of training
+    can never meet, and every rank learns of a failure at the same step.
+    """
+
+    def __init__(self, directory: Path, cfg: SavingConfig, world: World) -> None:
+        self.directory = directory
+        self.cfg = cfg
+        self.world = world
+        self.failures = 0
+        self.best: Best | None = None  # of the committed steps; it stays, whatever its age
+        self.on_commit: Callable[[int, Path, bool], None] | None = None  # told step, its directory, whether it is best
+        self.under_way: _Save | None = None  # one at most
+        self._staging = Staging()
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        if world.is_first:
+            directory.mkdir(parents=True, exist_ok=True)
+            for torn in directory.glob(".tmp-*"):
+                shutil.rmtree(torn)
+        world.barrier()
+
+    def save(
+        self,
+        step: int,
+        strategy: Strategy,
+        state: dict[str, Any],
+        *,
+        value: float | None = None,
+        required: bool = False,
+    ) -> None:
+        """Save the strategy's weights and moments and `state` (plain values), as they are now, as `step`.
+
+        The first committed step of the largest `value` stays on disk; `state.json` keeps it as `best`.
+        Waits for the save before, if it is not done. Returns once the step is committed if it is `required` (the last
+        one, or that of a run which is asked to stop) or saving is not asynchronous, else as soon as the values are
+        copied; `settle` does the rest. Raises what `settle` raises.
+        """
+        self.settle(wait=True)
+        [nonce, *_] = self.world.gather(secrets.token_hex(4))
+        temporary = self.directory / f".tmp-{step_name(step)}-{nonce}"
+        best = self.best
+        if value is not None and (best is None or value > best.value):
+            best = Best(step, value)
+        body = json.dumps({**state, "strategy": strategy.state(), "step": step, "best": best}, indent=1).encode()
+        fragments = list(strategy.fragments())
+        wait = required or not self.cfg.asynchronous
+        if not wait:
+            fragments = self._staging.copy(fragments)
+        written = self._background.submit(self._write_own, temporary, fragments)
+        self.under_way = _Save(step, required, temporary, body, best, written)
+        if wait:
+            self.settle(wait=True)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Carry a save under way on, as far as all ranks are ready for it, or to its end; cheap if there is none.
+
+        A failed write keeps the steps before it and lets training go on. Raises `ResourceError` after `max_failures`
+        in a row, and at once for a save that was `required`.
+        """
+        while self.under_way and (wait or self._all_ready(self.under_way)):
+            self._advance(self.under_way)
+
+    def close(self) -> None:
+        """End the background thread after what it is at. Not a collective: after an error peers may be gone.
+
+        A save that needs no peers any more is completed; among several ranks, one whose fragments are still being
+        written is lost.
+        """
+        if self.world.size == 1:
+            with suppress(ResourceError):  # it is in the log; the error that ends the run matters more
+                self.settle(wait=True)
+        self._background.shutdown()
+
+    def _all_ready(self, save: _Save) -> bool:
+        [ready] = self.world.sum_ints(int(save.phase.done()))
+        return ready == self.world.size
+
+    def _advance(self, save: _Save) -> None:
+        """Wait for the phase that a save is at, and start the next one, or end the save."""
+        answers = self.world.gather(save.phase.result())
+        problems = [problem for _, problem in answers if problem]
+        if problems:
+            self.under_way = None
+            self._failed(save, problems)
+        elif save.committing:
+            self.under_way = None
+            self.failures = 0
+            self.best = save.best
+            if self.on_commit:
+                best = save.best is not None and save.best.step == save.step
+                self.on_commit(save.step, self.directory / step_name(save.step), best)
+        else:
+            save.committing = True
+            save.phase = self._background.submit(self._commit, save, [index for index, _ in answers])
+
+    def _write_own(self, temporary: Path, fragments: list[Fragment]) -> _Answer:
+        name = f"fragments-{self.world.rank:05d}-of-{self.world.size:05d}.safetensors"
+        try:
+            temporary.mkdir(exist_ok=True)
+            return write_fragments(temporary / name, fragments), None
+        except OSError as error:
+            return None, f"rank {self.world.rank}: {error}"
+
+    def _commit(self, save: _Save, indices: list[Index]) -> _Answer:
+        if self.world.is_first:
+            try:
+                commit(save.temporary, save.step, save.state, indices)
+            except OSError as error:
+                return None, f"commit: {error}"
+            prune(self.directory, save.step, self.cfg.keep, save.best.step if save.best else None)
+        return None, None
+
+    def _failed(self, save: _Save, problems: list[str]) -> None:
+        self.failures += 1
+        if self.world.is_first:
+            shutil.rmtree(save.temporary, ignore_errors=True)
+            log.warning("saving step %d failed (%s); the step before it stays", save.step, "; ".join(problems))
+        if save.required or self.failures >= self.cfg.max_failures:
+            raise ResourceError(
+                f"{self.directory}: step {save.step} could not be saved ({problems[0]}), failure {self.failures} in a "
+                "row; free space there and start the same command again: it resumes from the newest committed step"
+            )
+
+
+def newest_step(directory: Path, world: World) -> Path | None:
+    """Return the newest step whose every file verifies, None if there is none; what is passed over is said.
+
+    A collective: ranks share the hashing and choose the same step. Raises `CheckpointError` if there are steps and all
+    are damaged: beginning again must not happen by itself.
+    """
+    [steps, *_] = world.gather(step_names(directory)[::-1])  # rank 0's view, so that all agree
+    for name in steps:
+        problems = [problem for problem in world.gather(_problem(directory / name, world)) if problem]
+        if not problems:
+            return directory / name
+        if world.is_first:
+            log.warning("checkpoint %s is passed over: %s", name, "; ".join(problems))
+    if steps:
+        raise CheckpointError(
+            f"{directory}: none of its {len(steps)} steps verifies (the log says why); restore one, or move them away "
+            "to begin again from step 0"
+        )
+    return None
+
+
+def saved_step(directory: Path, world: World, number: int | None = None) -> Path:
+    """Return the newest verified step, or that of a number. Raises `CheckpointError` if there is none. A collective."""
+    if number is None:
+        newest = newest_step(directory, world)
+        if newest is None:
+            raise CheckpointError(f"{directory}: no step is saved there; train first, or longer than checkpoint.every")
+        return newest
+    step = directory / step_name(number)
+    problems = [problem for problem in world.gather(_problem(step, world)) if problem]
+    if problems:
+        raise CheckpointError(f"{step}: {'; '.join(problems)}; name another step, or none for the newest")
+    return step
+
+
+def _problem(step: Path, world: World) -> str | None:
+    """Return what is wrong with this rank's share of a step's files, None if nothing is."""
+    try:
+        files = sorted(load_manifest(step)["files"].items())
+        for name, expected in files[world.rank :: world.size]:
+            size = (step / name).stat().st_size
+            if size != expected["size"]:
+                return f"{name}: {size} bytes, the manifest says {expected['size']}"
+            if hash_file(step / name) != expected["sha256"]:
+                return f"{name}: its SHA-256 is not the manifest's"
+    except (OSError, CheckpointError) as error:
+        return str(error)
+    return None
+
+
+def load_manifest(step: Path) -> dict[str, Any]:
+    """Read the manifest of a committed step. Raises `CheckpointError` for one that is torn, foreign or hostile."""
+    path = step / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        found = manifest["format"]
+        names = list(manifest["files"])
+        listed = {
+            fragment[0] for kinds in manifest["tensors"].values() for k in kinds.values() for fragment in k["fragments"]
+        }
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not there; this step was never committed") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint manifest ({error})") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: format {found}; this version of Headwater reads format {FORMAT}")
+    for name in {*names, *listed}:
+        if Path(name).name != name or name not in names or (step / name).is_symlink():
+            raise CheckpointError(f"{path}: lists {name!r}; only regular files of the step's own directory are read")
+    return manifest
+
+
+def load_state(step: Path) -> dict[str, Any]:
+    """Return the plain values saved beside the fragments."""
+    return json.loads((step / "state.json").read_bytes())
+
+
+Shapes = dict[str, torch.Size]
+"""The whole shape of every tensor of a module by name, known before a strategy cuts them."""
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """Return the shapes of a module's parameters and persistent buffers, tied ones once."""
+    return {name: tensor.shape for name, tensor in named_tensors(module)}
+
+
+def restore(step: Path, shapes: Shapes, strategy: Strategy) -> None:
+    """Fill weights and moments from a verified step. Raises `CheckpointError` if it is of another architecture."""
+    reader = FragmentReader(step, load_manifest(step)["tensors"])
+    check_architecture(step, shapes, reader.weight_shapes())
+    strategy.load_state(load_state(step)["strategy"])
+    strategy.load_fragments(reader)
+
+
+def restore_weights(step: Path, module: nn.Module) -> None:
+    """Fill the weights of a whole module, in one process, from a step of any strategy at any world size."""
+    reader = FragmentReader(step, load_manifest(step)["tensors"])
+    check_architecture(step, shapes_of(module), reader.weight_shapes())
+    for name, tensor in named_tensors(module):
+        tensor.data.copy_(reader(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
+
+
+def check_architecture(source: Path, wanted: Shapes, stored: Shapes) -> None:
+    """Raise `CheckpointError` that lists the differences unless a checkpoint holds the tensors of a module."""
+    differences = [f"missing {name} {tuple(wanted[name])}" for name in wanted.keys() - stored.keys()]
+    differences += [f"extra {name} {tuple(stored[name])}" for name in stored.keys() - wanted.keys()]
+    differences += [
+        f"{name} is {tuple(stored[name])}, the model's {tuple(wanted[name])}"
+        for name in wanted.keys() & stored.keys()
+        if wanted[name] != stored[name]
+    ]
+    if differences:
+        shown = "; ".join(sorted(differences)[:8]) + (" ..." if len(differences) > 8 else "")
+        raise CheckpointError(f"{source}: of another architecture, {len(differences)} tensors differ: {shown}")

@@ -1,0 +1,167 @@
+"""From a command line to a typed configuration, and from an error to an exit code.
+
+Holds what every Hydra entry point shares; what runs is passed in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from pretrain.config import PretrainConfig, register_choices
+from pretrain.distributed.world import world_size
+from pretrain.errors import ConfigError, HeadwaterError
+from pretrain.registry import flattened, nearest, typed
+from pretrain.tracking.background import any_hangs
+from pretrain.train.run_dir import check_written_by
+
+CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
+
+
+class Root(NamedTuple):
+    """A configuration that a command may name settings of."""
+
+    name: str  # of its YAML file in conf/
+    schema: type  # its dataclass
+    register: Callable[[], None]  # fills Hydra's ConfigStore with it and with the choices of its groups
+
+
+PRETRAIN = Root("pretrain", PretrainConfig, register_choices)
+
+
+class Place(NamedTuple):
+    """Where a configuration to compose lies."""
+
+    directory: Path
+    name: str  # of its YAML file there
+
+
+def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
+    """Compose the configuration from the command line, type it, run, and exit with the code of the outcome."""
+    code = 0
+    try:
+        composed = compose_command_line(root)
+        if composed is not None:  # None after --help, --cfg and the like
+            run(typed(composed))
+    except HeadwaterError as error:
+        print(f"{error}", file=sys.stderr)
+        code = error.exit_code
+    except Exception:  # a bug: told as Python tells it, and with the exit code that Python gives it
+        if world_size() == 1:
+            raise
+        traceback.print_exc()
+        code = 1
+    if world_size() > 1 or any_hangs():
+        # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs
+        # of 4 ranks, torch 2.13), and its exit code with it; and W&B's own hook waits for a server that is silent
+        # (30 s, wandb 0.31). Everything of ours is closed by now: skip the teardown.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def compose_command_line(root: Root) -> DictConfig | None:
+    """Let Hydra compose `sys.argv`. Hydra starts nothing, writes nothing and handles no error of ours."""
+    root.register()
+    composed: list[DictConfig] = []
+
+    def keep(cfg: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise ConfigError(
+                "--multirun: the jobs of a sweep would share one process and its process group; "
+                f"`python -m launch local nproc=N -- {root.name} ...`, without --multirun, starts fresh ones for each"
+            )
+        composed.append(cfg)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=root.name)(keep)()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `--help | head`: they have read enough, and Python is not to try once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (HydraException, YAMLError) as error:
+        raise ConfigError(_explained(error, root, sys.argv[1:], Place(CONF, root.name))) from None
+    return composed[0] if composed else None
+
+
+def with_overrides(arguments: Sequence[str], *overrides: str) -> list[str]:
+    """Return a command line with overrides behind its own, so that they win.
+
+    Hydra takes overrides in one row, in which the last of a key wins, and its options before or behind it.
+    """
+    ends = [at for at, word in enumerate(arguments, 1) if word[:1] == "~" or ("=" in word and word[0] != "-")]
+    end = max(ends, default=0)
+    return [*arguments[:end], *overrides, *arguments[end:]]
+
+
+def compose(
+    overrides: list[str], config_dir: Path | None = None, config_name: str | None = None, root: Root = PRETRAIN
+) -> Any:
+    """Compose and type a configuration from Python: the presets, or the `config.yaml` of a run directory."""
+    root.register()
+    place = Place((config_dir or CONF).absolute(), config_name or root.name)
+    try:
+        with hydra.initialize_config_dir(str(place.directory), version_base="1.3"):
+            return typed(hydra.compose(place.name, overrides))
+    except (HydraException, YAMLError) as error:
+        raise ConfigError(_explained(error, root, overrides, place)) from None
+
+
+def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ()) -> Any:
+    """Compose and type the configuration of a run directory, for looking at its model on the CPU.
+
+    `overrides` change it. Raises `ConfigError` for what is no run directory, for a run of another program, and for an
+    override that is refused.
+    """
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run}: not a run directory (no config.yaml); name one such as runs/demo")
+    check_written_by(root.name, run)
+    changes = ["attention=sdpa", *overrides]  # flash and flex need a GPU
+    return compose(changes, config_dir=run, config_name="config", root=root)
+
+
+def _explained(error: HydraException | YAMLError, root: Root, overrides: list[str], place: Place) -> str:
+    """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice."""
+    message = str(error)
+    if found := re.search(r"Could not override '([^']+)'", message):
+        key = found[1]
+        return f"{key}: no such setting{nearest(key, _settings(root, overrides, place, besides=key))}"
+    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
+        options = found[3].split()
+        choice = found[1].removeprefix(f"{found[2]}/")
+        return f"{found[2]}={choice}: no such choice{nearest(choice, options)} (choices: {', '.join(options)})"
+    if found := re.search(r"Error merging override (\S+)", message):
+        return f"{found[1]}: {str(error.__cause__).splitlines()[0]}"
+    return " ".join(line.strip() for line in message.splitlines() if "type=" not in line and line.strip())
+
+
+def _settings(root: Root, overrides: list[str], place: Place, besides: str) -> list[str]:
+    """Return the names of all settings under the choices of `place` and of `overrides`, `besides` a refused one."""
+    names = [field.name for field in fields(root.schema)]
+    groups = ConfigStore.instance().repo.keys() & set(names) - {besides}
+    chosen = [override for override in overrides if override.partition("=")[0] in groups]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(place.directory), version_base="1.3"):
+            composed = flattened(OmegaConf.to_container(hydra.compose(place.name, chosen)))
+    except HydraException:  # a choice that is required is made in a file
+        composed = {}
+    return [*([] if "." in besides else ["experiment", *names]), *composed]

@@ -1,0 +1,1 @@
+"""Preparing: from text to a corpus on disk."""

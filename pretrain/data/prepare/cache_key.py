@@ -1,0 +1,98 @@
+"""What prepared corpora and tokenizers are called: after a hash of all that their bytes follow from.
+
+Holds names only, and reads no text; what lies under them is made in `preparation`. Free of torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pretrain.data.manifest import FORMAT
+from pretrain.data.prepare.config import PrepareConfig
+from pretrain.data.sources.base import Input, PreparedSource, ReadableSource, SourceConfig
+from pretrain.errors import ConfigError
+from pretrain.registry import choices_in
+from pretrain.tokenizer.base import ReadyTokenizer, TokenizerConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Text(NamedTuple):
+    """A source that is to be prepared."""
+
+    source: ReadableSource
+    inputs: list[Input]  # its files, as they are now
+
+
+def texts_of(sources: dict[str, SourceConfig]) -> dict[str, Text]:
+    """Return those sources that are text, with their files.
+
+    Raises `ConfigError` for names that cannot be part of a path, sources of no kind, and sources without files.
+    """
+    texts: dict[str, Text] = {}
+    for name, source in sources.items():
+        if _NAME.fullmatch(name) is None:
+            raise ConfigError(f"data.sources.{name}: a name has letters, digits, '.', '_' and '-'; choose another")
+        if isinstance(source, ReadableSource):
+            texts[name] = Text(source, source.inputs())
+        elif not isinstance(source, PreparedSource):
+            raise ConfigError(f"data.sources.{name}: of no kind; choose one, e.g. +source@data.sources.{name}=text")
+    return texts
+
+
+def corpus_directories(
+    sources: dict[str, SourceConfig], texts: dict[str, Text], tokenizer: TokenizerConfig, cfg: PrepareConfig
+) -> dict[str, Path]:
+    """Return where the corpus of each source is, or will be once it is prepared, in the order of sources."""
+    directories = {
+        name: Path(source.path).expanduser() for name, source in sources.items() if isinstance(source, PreparedSource)
+    }
+    identity = tokenizer_identity(tokenizer, texts, cfg) if texts else ""
+    for name, text in texts.items():
+        key = _key(_text_identity(text), identity, [tokenizer.prefix, tokenizer.suffix], *_settings(cfg))
+        directories[name] = Path(cfg.root).expanduser() / f"{name}-{key}"
+    return {name: directories[name] for name in sources}
+
+
+def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, Text], cfg: PrepareConfig) -> str:
+    """Return a key of the tokenizer that needs no training and no loading."""
+    if isinstance(tokenizer, ReadyTokenizer):
+        return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()), *_named_mask(tokenizer))
+    settings = plain_values(tokenizer).items()
+    trained = {name: value for name, value in settings if name not in ("prefix", "suffix", "mask")}
+    choice, identities = type(tokenizer).__name__, sorted(map(_text_identity, texts.values()))
+    return _key(choice, trained, identities, *_settings(cfg), *_named_mask(tokenizer))
+
+
+def source_values(source: ReadableSource) -> dict[str, Any]:
+    """Return what a source is, without its weight: that is the mixture's."""
+    [(_, _, choice)] = choices_in(source)
+    return {"choice": choice} | {name: value for name, value in plain_values(source).items() if name != "weight"}
+
+
+def plain_values(config: Any) -> dict[str, Any]:
+    """Return a configuration dataclass as plain JSON values."""
+    return json.loads(json.dumps(asdict(config), default=lambda value: value.name))
+
+
+def _named_mask(tokenizer: TokenizerConfig) -> list[str]:
+    """Return what `tokenizer.mask` adds to keys: nothing if it names no token, as in corpora older than the setting."""
+    return [] if tokenizer.mask is None else [tokenizer.mask]
+
+
+def _text_identity(text: Text) -> str:
+    return _key(source_values(text.source), text.inputs)
+
+
+def _settings(cfg: PrepareConfig) -> list[Any]:
+    """Return the settings that change the bytes of a corpus."""
+    return [FORMAT, cfg.held_out, cfg.on_invalid.name, cfg.unit_bytes, cfg.batch_bytes]
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,174 @@
+"""Writing and verifying the shards of a prepared corpus, in the format that `manifest` describes.
+
+Holds no encoding of text; reading tokens is in `corpus`. Free of torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pretrain.data.manifest import PAGE_BYTES, Shard
+from pretrain.errors import DataError, ResourceError
+from pretrain.files import replace
+
+TEMPORARY = "tmp-"  # files whose names begin so are not finished
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class ShardWriter:
+    """Writes one shard: a document at a time in, an Arrow file and its checksums out.
+
+    Both files get their names when they are complete and on disk. Memory is bounded by `batch_bytes` of ids, or by the
+    longest document if that is more.
+    """
+
+    def __init__(self, directory: Path, name: str, *, dtype: str, vocab_size: int, batch_bytes: int) -> None:
+        """Open the shard `name` (such as "train-00000") of ids below `vocab_size`."""
+        self._path = directory / f"{name}.arrow"
+        self._temporary = directory / f"{TEMPORARY}{uuid.uuid4().hex}-{name}.arrow"
+        self._dtype = np.dtype(dtype)
+        self._vocab_size = vocab_size
+        self._batch_tokens = batch_bytes // self._dtype.itemsize
+        self._documents: list[np.ndarray] = []  # of the record batch that is being filled
+        self._held_tokens = 0
+        self._crcs: list[int] = []
+        self._shard = Shard(file=self._path.name, documents=0, tokens=0, text_bytes=0, size=0, sha256="")
+        kind = pa.large_list(pa.from_numpy_dtype(self._dtype))
+        self._sink = _HashedFile(self._temporary)
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), pa.schema([("tokens", kind)]))
+
+    def add(self, ids: np.ndarray, text_bytes: int) -> None:
+        """Add a document of ids (n,) that came from `text_bytes` of text. Raises `DataError` for an impossible id."""
+        if len(ids) and ids.max() >= self._vocab_size:
+            raise DataError(
+                f"{self._path}: the tokenizer gave id {ids.max()}; ids must be below its vocabulary size "
+                f"{self._vocab_size}; the tokenizer.json is inconsistent"
+            )
+        self._documents.append(ids.astype(self._dtype))
+        self._held_tokens += len(ids)
+        self._shard.text_bytes += text_bytes
+        if self._held_tokens >= self._batch_tokens:
+            self._write_batch()
+
+    def close(self) -> Shard | None:
+        """Complete both files and return what the manifest says of them, or None if no document was added."""
+        if self._documents:
+            self._write_batch()
+        self._writer.close()
+        self._sink.close()
+        if not self._shard.documents:
+            self._temporary.unlink()
+            return None
+        self._shard.size = self._sink.size
+        self._shard.sha256 = self._sink.sha256.hexdigest()
+        write_durably(self._path.with_suffix(".crc"), np.array(self._crcs, dtype="<u4").tobytes())
+        self._temporary.replace(self._path)
+        return self._shard
+
+    def abandon(self) -> None:
+        """Remove what was written so far."""
+        self._sink.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _write_batch(self) -> None:
+        offsets = np.cumsum([0, *map(len, self._documents)], dtype=np.int64)  # (documents+1,)
+        values = np.concatenate(self._documents)
+        self._crcs += batch_checksums(values, offsets)
+        column = pa.LargeListArray.from_arrays(offsets, values)
+        self._writer.write_batch(pa.record_batch([column], names=["tokens"]))
+        self._shard.documents += len(self._documents)
+        self._shard.tokens += len(values)
+        self._documents, self._held_tokens = [], 0
+
+
+def batch_checksums(values: np.ndarray, offsets: np.ndarray) -> list[int]:
+    """Return the CRC-32 of each page of a record batch's values, then that of its offsets."""
+    data = values.view(np.uint8).data
+    pages = [zlib.crc32(data[start : start + PAGE_BYTES]) for start in range(0, len(data), PAGE_BYTES)]
+    return [*pages, zlib.crc32(offsets.data)]
+
+
+def verify_shard(directory: Path, shard: Shard) -> None:
+    """Read both files of a shard again. Raises `DataError` naming the file, what it is and what it should be."""
+    path = directory / shard.file
+    if path.parent != directory or path.is_symlink() or not path.is_file():
+        raise DataError(f"{path}: the manifest names it, and it is not a file there; prepare the corpus again")
+    expected = (shard.size, shard.sha256)
+    with path.open("rb") as file:
+        found = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    for what, is_found, is_expected in zip(("bytes", "SHA-256"), found, expected, strict=True):
+        if is_found != is_expected:
+            raise DataError(f"{path}: {what} {is_found}, expected {is_expected}; prepare the corpus again")
+    crcs: list[int] = []
+    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+        for number in range(reader.num_record_batches):
+            column = reader.get_batch(number).column(0)
+            crcs += batch_checksums(column.values.to_numpy(), column.offsets.to_numpy())
+    checksums = path.with_suffix(".crc")
+    if not checksums.is_file() or checksums.read_bytes() != np.array(crcs, dtype="<u4").tobytes():
+        raise DataError(f"{checksums}: not the checksums of {path.name}; prepare the corpus again")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that it has its name only when all of it is on disk."""
+    with writing(path):
+        replace(path, [data], prefix=TEMPORARY)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a disk that is full into a `ResourceError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ResourceError(
+            f"{path}: {error.strerror}; free some space, or choose another data.prepare.root, and run again: "
+            "what is prepared is kept"
+        ) from None
+
+
+class _HashedFile:
+    """A file that hashes what is written to it; `close` puts it on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with writing(path):
+            self._file = path.open("wb")
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: bytes) -> int:
+        with writing(self._path):
+            self._file.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        with writing(self._path):
+            self._file.flush()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            with writing(self._path), self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())

@@ -1,0 +1,205 @@
+"""Sources of text: what a corpus is made from, and how it is cut into units that can be prepared one by one.
+
+Holds the base and the sources of plain text; records with a text field are in `records`, cutting bytes into documents
+is in `documents`, writing shards in `preparation`. Free of torch.
+
+A unit is a part of the input that one process turns into one shard per split. Units follow from the input alone, never
+from the number of processes, so a corpus has the same bytes however it was prepared.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from pretrain.data.sources.documents import COMPRESSED, Problems, Raw, decode, lines, open_bytes, paragraphs, whole
+from pretrain.errors import ConfigError, DataError, check
+from pretrain.registry import register
+
+STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "ensurepip", "site-packages", "__pycache__"}
+
+
+class Input(NamedTuple):
+    """One input file. A change of any value makes another corpus."""
+
+    name: str  # path as the source names it
+    size: int  # bytes
+    mtime_ns: int
+
+
+class Span(NamedTuple):
+    """A part of one input: bytes of a plain file, row groups of a Parquet file, shards of a hub data set."""
+
+    file: str
+    start: int
+    stop: int | None  # None = to the end
+
+
+Unit = list[Span]
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """Base of every source."""
+
+    weight: float = 1.0  # share of the training tokens drawn from this source, relative to the other sources
+
+    def __post_init__(self) -> None:
+        check(self.weight > 0, "data.sources.*.weight", self.weight, "must be above 0; leave the source out instead")
+
+
+@register("source", "prepared")
+@dataclass(kw_only=True)
+class PreparedSource(SourceConfig):
+    """A corpus that was prepared before."""
+
+    path: str = ""  # corpus directory, the one that holds manifest.json
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.path), "data.sources.*.path", repr(self.path), "name the directory of a prepared corpus")
+
+
+@dataclass(kw_only=True)
+class ReadableSource(SourceConfig, ABC):
+    """A source whose text is still to be prepared."""
+
+    @abstractmethod
+    def inputs(self) -> list[Input]:
+        """List the input files in their order. Raises `ConfigError` if there are none."""
+
+    @abstractmethod
+    def spans(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[Span, int]]:
+        """Yield the parts of the input in order, each with its size in bytes, none much above `unit_bytes`."""
+
+    @abstractmethod
+    def read(self, span: Span, problems: Problems) -> Iterator[Raw]:
+        """Yield the documents of one part."""
+
+    def units(self, inputs: list[Input], unit_bytes: int) -> list[Unit]:
+        """Join consecutive spans into units of at most about `unit_bytes`."""
+        units: list[Unit] = []
+        room = 0
+        for span, size in self.spans(inputs, unit_bytes):
+            if not units or size > room:
+                units.append([])
+                room = unit_bytes
+            units[-1].append(span)
+            room -= size
+        return units
+
+    def texts(self, unit: Unit, problems: Problems) -> Iterator[str]:
+        """Yield the text of every document of a unit that the policy keeps."""
+        for span in unit:
+            if span.stop == 0:
+                problems.leave_out("empty_file")
+                continue
+            for raw in self.read(span, problems):
+                if (text := decode(raw, problems)) is not None:
+                    yield text
+
+
+class Cut(Enum):
+    """What one document is."""
+
+    file = "file"  # a whole file
+    line = "line"  # a line
+    blank_line = "blank_line"  # lines up to a blank one
+
+
+@dataclass(kw_only=True)
+class FileSource(ReadableSource, ABC):
+    """A source that reads files named by paths and patterns."""
+
+    paths: list[str] = field(default_factory=list)  # files or patterns such as books/**/*.txt
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.paths), "data.sources.*.paths", self.paths, "name at least one file or pattern")
+
+    def inputs(self) -> list[Input]:
+        return _match(self.paths)
+
+
+@register("source", "text")
+@dataclass(kw_only=True)
+class TextSource(FileSource):
+    """Plain text files, also compressed (.gz, .xz, .bz2, .zst)."""
+
+    documents: Cut = Cut.file  # where documents end: file, line or blank_line
+
+    def spans(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[Span, int]]:
+        return byte_spans(inputs, unit_bytes, divisible=self.documents is not Cut.file)
+
+    def read(self, span: Span, problems: Problems) -> Iterator[Raw]:
+        with open_bytes(span.file) as stream:
+            if self.documents is Cut.file:
+                yield from whole(stream, span.file)
+            else:
+                cut = lines if self.documents is Cut.line else paragraphs
+                yield from cut(stream, *span)
+
+
+@register("source", "stdlib")
+@dataclass(kw_only=True)
+class StdlibSource(ReadableSource):
+    """The source code of the running Python's own standard library, about 11 MB: text that is always there."""
+
+    def inputs(self) -> list[Input]:
+        root = Path(sysconfig.get_path("stdlib"))
+        files: list[Path] = []
+        for directory, subdirectories, names in os.walk(root):
+            subdirectories[:] = sorted(set(subdirectories) - STDLIB_LEFT_OUT)  # not even entered
+            files += (Path(directory, name) for name in sorted(names) if name.endswith(".py"))
+        if not files:
+            raise ConfigError(f"source=stdlib: {root} holds no Python source; choose another source")
+        return [file_input(file, file.relative_to(root)) for file in files]
+
+    def spans(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[Span, int]]:
+        return byte_spans(inputs, unit_bytes, divisible=False)
+
+    def read(self, span: Span, problems: Problems) -> Iterator[Raw]:
+        file = str(Path(sysconfig.get_path("stdlib"), span.file))
+        with open_bytes(file) as stream:
+            yield from whole(stream, file)
+
+
+def file_input(path: Path, name: Path) -> Input:
+    """Describe one input file. Raises `DataError` for one that is not there."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); restore the file or leave it out") from None
+    return Input(name.as_posix(), status.st_size, status.st_mtime_ns)
+
+
+def _match(patterns: list[str]) -> list[Input]:
+    """List the files that the patterns name, sorted, each once. Raises `ConfigError` for a pattern without a file."""
+    found: set[Path] = set()
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        files = {match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not match.is_dir()}
+        if not files:
+            rule = f"matches no file, seen from {Path.cwd()}; correct the path or pattern"
+            raise ConfigError(f"data.sources.*.paths: {pattern} {rule}")
+        found |= files
+    return [file_input(path, path) for path in sorted(found)]
+
+
+def byte_spans(inputs: list[Input], unit_bytes: int, divisible: bool) -> Iterator[tuple[Span, int]]:
+    """Yield each file whole or, if it is plain and divisible, in ranges of `unit_bytes`, with its size in bytes."""
+    for entry in inputs:
+        if Path(entry.name).suffix in COMPRESSED:
+            yield Span(entry.name, 0, None), entry.size
+        elif not divisible or entry.size <= unit_bytes:
+            yield Span(entry.name, 0, entry.size), entry.size
+        else:
+            for start in range(0, entry.size, unit_bytes):
+                stop = min(start + unit_bytes, entry.size)
+                yield Span(entry.name, start, stop), stop - start

@@ -1,0 +1,159 @@
+"""The world of ranks: who we are, sums and small messages over all ranks, and the request to stop.
+
+Holds every collective that the framework calls by itself; gradients are the strategy's business.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.distributed.heap import keep_freed_memory
+from pretrain.distributed.rendezvous import explained, meet
+from pretrain.errors import Preempted, check
+
+TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a run to save and end
+
+log = logging.getLogger(__name__)
+
+
+def world_size() -> int:
+    """Return how many ranks torchrun started, 1 without torchrun; needs no process group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return this process's number among all ranks; needs no process group."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def device_type() -> str:
+    """Return where the ranks compute, "cuda" or "cpu"; needs no process group and starts nothing on a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. Its methods are collectives: every rank calls them, in the same order."""
+
+    rank: int
+    size: int
+    device: torch.device  # where this rank computes
+
+    @classmethod
+    def alone(cls) -> World:
+        """Return the world of a single process on the CPU."""
+        return cls(rank=0, size=1, device=torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def sum_ints(self, *values: int) -> list[int]:
+        """Return the sums over ranks, exact. Runs on the CPU: it does not wait for the device."""
+        if self.size == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """Return the sum of a small tensor over ranks, on its device."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, message: Any) -> list[Any]:
+        """Return the messages of all ranks in rank order; a message is anything that JSON can hold."""
+        if self.size == 1:
+            return [message]
+        own = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([own.numel()]))
+        longest = max(int(length) for length in lengths)
+        padded = torch.nn.functional.pad(own, (0, longest - own.numel()))
+        messages = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(messages, padded)
+        return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(messages, lengths, strict=True)]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the process group that torchrun describes, for the rest of this process; one process alone needs none.
+
+    Raises `TimedOut` and `PeerLost` for errors of collectives in here that tell of other ranks, and nothing of ours.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = device_type() == "cuda"
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"
+        check(local_rank < torch.cuda.device_count(), "LOCAL_RANK", local_rank, rule)
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    world = World(rank=rank(), size=world_size(), device=device)
+    try:
+        if world.size > 1:
+            # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU.
+            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+            store = meet(world.rank, world.size)
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+        yield world
+    except RuntimeError as error:
+        if (reason := explained(error, world.rank)) is None:
+            raise
+        log.debug("what told of other ranks:", exc_info=error)  # in the run's log.txt alone: it helps few
+        raise reason from error
+    # A group of several ranks goes with its process. Its last owner may be DDP's reducer, which holds the interpreter's
+    # lock while it waits for gloo's threads, and one of these may wait for that lock to free a tensor: such runs hung
+    # when all was done (torch 2.13).
+    if world.size == 1 and dist.is_initialized():  # a group that `ensure_group` made
+        dist.destroy_process_group()
+
+
+def ensure_group(world: World) -> None:
+    """Start a process group of one where there is none: engines that shard ask for a group even alone."""
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGUSR1 asked this process to stop.
+
+    While training is under way the handler sets a flag and does nothing else; before, when there is nothing to save, it
+    raises `Preempted` at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.training = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if not self.training:
+            raise Preempted("stopped as asked before the first step; the same command begins again")

@@ -1,0 +1,92 @@
+"""BERT in Hugging Face's layout: `BertForMaskedLM`, or `BertForPreTraining` with the classifier of pairs.
+
+Holds names and configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.layers import Activation, Positions
+
+
+def body_names(prefix: str) -> dict[str, str | tuple[str, ...]]:
+    """Return the names of everything below the head."""
+    embeddings, layer = f"{prefix}.embeddings", f"{prefix}.encoder.layer.#"
+    return {
+        "embedding": f"{embeddings}.word_embeddings",
+        "position_embedding": f"{embeddings}.position_embeddings",
+        "type_embedding": f"{embeddings}.token_type_embeddings",
+        "embedding_norm": f"{embeddings}.LayerNorm",
+        "blocks.#.attention.qkv": tuple(f"{layer}.attention.self.{name}" for name in ("query", "key", "value")),
+        "blocks.#.attention.out": f"{layer}.attention.output.dense",
+        "blocks.#.attention_norm": f"{layer}.attention.output.LayerNorm",
+        "blocks.#.mlp.up": f"{layer}.intermediate.dense",
+        "blocks.#.mlp.down": f"{layer}.output.dense",
+        "blocks.#.mlp_norm": f"{layer}.output.LayerNorm",
+    }
+
+
+class Bert(Family):
+    """See `Family`."""
+
+    kind = EncoderConfig
+    model_type = "bert"
+    architecture = "BertForMaskedLM"
+    pretraining = "BertForPreTraining"
+
+    tensors = Tensors(
+        names={
+            **body_names("bert"),
+            "transform.dense": "cls.predictions.transform.dense",
+            "transform.norm": "cls.predictions.transform.LayerNorm",
+            "head": "cls.predictions",
+        },
+        prefix="bert.",
+        older={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
+        derived=(".position_ids", ".token_type_ids"),
+        repeated=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+        beside={"pooler.dense": "bert.pooler.dense", "sentence_classifier": "cls.seq_relationship"},
+    )
+    settings = Settings(
+        same={
+            "max_position_embeddings": "max_seq_len",
+            "hidden_size": "width",
+            "num_hidden_layers": "layers",
+            "num_attention_heads": "heads",
+            "intermediate_size": "mlp_width",
+            "type_vocab_size": "token_types",
+            "layer_norm_eps": "norm_eps",
+        },
+        defaults={"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2},
+        training={
+            "hidden_dropout_prob": "dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+            "initializer_range": "init_std",
+        },
+        activation_key="hidden_act",
+        activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
+        fixed={
+            "positions": Positions.learned,
+            "order": Order.post,
+            "position_offset": 0,
+            "bias": True,
+            "window": None,
+            "tie_embeddings": True,  # untied, transformers has two biases on the logits and reads one
+        },
+        computes={
+            "tie_word_embeddings": True,
+            "position_embedding_type": "absolute",
+            "is_decoder": False,
+            "add_cross_attention": False,
+            "pruned_heads": {},
+        },
+        silent=("classifier_dropout", "pooler_", "directionality"),
+    )
+
+    def differences(self, config: EncoderConfig) -> Iterator[str]:
+        yield from super().differences(config)
+        if not config.token_types:
+            yield self.lacks("token_types", 0, "which knows 1 and more")

@@ -1,0 +1,70 @@
+"""DistilBERT in Hugging Face's layout: `DistilBertForMaskedLM`.
+
+Holds names and configuration: BERT without token types, under names of its own.
+"""
+
+from __future__ import annotations
+
+from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.layers import Activation, Positions
+
+
+class DistilBert(Family):
+    """See `Family`."""
+
+    kind = EncoderConfig
+    model_type = "distilbert"
+    architecture = "DistilBertForMaskedLM"
+
+    tensors = Tensors(
+        names={
+            "embedding": "distilbert.embeddings.word_embeddings",
+            "position_embedding": "distilbert.embeddings.position_embeddings",
+            "embedding_norm": "distilbert.embeddings.LayerNorm",
+            "blocks.#.attention.qkv": tuple(f"distilbert.transformer.layer.#.attention.{name}_lin" for name in "qkv"),
+            "blocks.#.attention.out": "distilbert.transformer.layer.#.attention.out_lin",
+            "blocks.#.attention_norm": "distilbert.transformer.layer.#.sa_layer_norm",
+            "blocks.#.mlp.up": "distilbert.transformer.layer.#.ffn.lin1",
+            "blocks.#.mlp.down": "distilbert.transformer.layer.#.ffn.lin2",
+            "blocks.#.mlp_norm": "distilbert.transformer.layer.#.output_layer_norm",
+            "transform.dense": "vocab_transform",
+            "transform.norm": "vocab_layer_norm",
+            "head": "vocab_projector",
+        },
+        prefix="distilbert.",
+        derived=(".position_ids",),
+        repeated=("vocab_projector.weight",),
+    )
+    settings = Settings(
+        same={
+            "max_position_embeddings": "max_seq_len",
+            "dim": "width",
+            "n_layers": "layers",
+            "n_heads": "heads",
+            "hidden_dim": "mlp_width",
+            "tie_word_embeddings": "tie_embeddings",
+        },
+        defaults={"activation": "gelu", "tie_word_embeddings": True},
+        training={
+            "dropout": "dropout",
+            "attention_dropout": "attention_dropout",
+            "initializer_range": "init_std",
+        },
+        activation_key="activation",
+        activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
+        fixed={
+            "positions": Positions.learned,
+            "order": Order.post,
+            "position_offset": 0,
+            "token_types": 0,
+            "bias": True,
+            "window": None,
+            "norm_eps": 1e-12,
+        },
+        computes={
+            "sinusoidal_pos_embds": False,  # vectors that are not trained, ours are
+            "pruned_heads": {},
+        },
+        silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
+    )

@@ -1,0 +1,104 @@
+"""Llama, and Mistral with its sliding window, in Hugging Face's layout: `LlamaForCausalLM`, `MistralForCausalLM`.
+
+Holds names and configuration. Rotary pairs are (i, i + E/2) there as here, so queries and keys keep their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.layers import Activation, Norm, Positions
+
+
+class Llama(Family):
+    """See `Family`."""
+
+    kind = DecoderConfig
+    model_type = "llama"
+    architecture = "LlamaForCausalLM"
+
+    tensors = Tensors(
+        names={
+            "embedding": "model.embed_tokens",
+            "blocks.#.attention_norm": "model.layers.#.input_layernorm",
+            "blocks.#.attention.qkv": tuple(f"model.layers.#.self_attn.{name}_proj" for name in "qkv"),
+            "blocks.#.attention.out": "model.layers.#.self_attn.o_proj",
+            "blocks.#.mlp_norm": "model.layers.#.post_attention_layernorm",
+            "blocks.#.mlp.up": ("model.layers.#.mlp.gate_proj", "model.layers.#.mlp.up_proj"),
+            "blocks.#.mlp.down": "model.layers.#.mlp.down_proj",
+            "final_norm": "model.norm",
+            "head": "lm_head",
+        },
+        prefix="model.",
+        derived=(".rotary_emb.inv_freq",),
+        repeated=("lm_head.weight",),
+    )
+    settings = Settings(
+        same={
+            "max_position_embeddings": "max_seq_len",
+            "hidden_size": "width",
+            "intermediate_size": "mlp_width",
+            "num_hidden_layers": "layers",
+            "num_attention_heads": "heads",
+            "num_key_value_heads": "kv_heads",
+            "rms_norm_eps": "norm_eps",
+            "tie_word_embeddings": "tie_embeddings",
+        },
+        defaults={
+            "num_key_value_heads": None,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+        },
+        training={"attention_dropout": "attention_dropout", "initializer_range": "init_std"},
+        activation_key="hidden_act",
+        activations={Activation.swiglu: "silu"},
+        fixed={
+            "positions": Positions.rotary,
+            "norm": Norm.rmsnorm,
+            "bias": False,
+            "window": None,
+            "global_every": None,
+        },
+        computes={
+            "attention_bias": False,
+            "mlp_bias": False,
+            "rope_scaling": None,
+            "rope_interleaved": False,
+            "partial_rotary_factor": 1.0,
+        },
+        read=("head_dim", "rope_parameters", "rope_theta"),
+        silent=("pretraining_tp", "max_sequence_length", "is_llama_config"),
+    )
+
+    def theirs(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
+        return {
+            **super().theirs(replace(config, kv_heads=config.num_kv_heads), vocab_size),
+            "head_dim": config.head_width,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "rope_theta": config.rope_theta,  # what readers older than transformers 5 look at
+        }
+
+    def ours(self, theirs: dict[str, Any]) -> DecoderConfig:
+        same = super().ours(theirs)
+        self.expect({"head_dim": theirs.get("head_dim") or same.head_width}, head_dim=same.head_width)
+        same.rope_theta = self.rope_theta(theirs.get("rope_parameters") or {}, theirs.get("rope_theta", 10_000.0))
+        return same
+
+
+class Mistral(Llama):
+    """Llama whose every layer sees `window` keys up to the query itself."""
+
+    model_type = "mistral"
+    architecture = "MistralForCausalLM"
+
+    settings = replace(
+        Llama.settings,
+        same=Llama.settings.same | {"sliding_window": "window"},
+        defaults=Llama.settings.defaults | {"sliding_window": 4096},
+        fixed={key: value for key, value in Llama.settings.fixed.items() if key != "window"},
+        computes=Llama.settings.computes | {"layer_types": None},
+    )

@@ -1,0 +1,59 @@
+"""RoBERTa in Hugging Face's layout: `RobertaForMaskedLM`.
+
+Holds what differs from BERT: names of the head, and positions that are counted from the padding token's id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from pretrain.hub.bert import Bert, body_names
+from pretrain.models.encoder import EncoderConfig
+from pretrain.models.layers import Activation
+
+
+class Roberta(Bert):
+    """See `Family`."""
+
+    model_type = "roberta"
+    architecture = "RobertaForMaskedLM"
+    pretraining = ""
+
+    tensors = replace(
+        Bert.tensors,
+        names={
+            **body_names("roberta"),
+            "transform.dense": "lm_head.dense",
+            "transform.norm": "lm_head.layer_norm",
+            "head": "lm_head",
+        },
+        prefix="roberta.",
+        repeated=("lm_head.decoder.weight", "lm_head.decoder.bias"),
+        beside={},
+        unused=("roberta.pooler.",),  # which its own classifiers do not use
+    )
+    settings = replace(
+        Bert.settings,
+        defaults=Bert.settings.defaults | {"pad_token_id": 1},
+        activations={Activation.gelu: "gelu"},  # the head's is always this one
+        fixed={key: value for key, value in Bert.settings.fixed.items() if key != "position_offset"},
+    )
+
+    def differences(self, config: EncoderConfig) -> Iterator[str]:
+        yield from super().differences(config)
+        if not config.position_offset:
+            yield self.lacks("position_offset", 0, "whose positions begin after the id of the padding token")
+
+    def theirs(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
+        return {
+            **super().theirs(config, vocab_size),
+            "max_position_embeddings": config.max_seq_len + config.position_offset,
+            "pad_token_id": config.position_offset - 1,
+        }
+
+    def ours(self, theirs: dict[str, Any]) -> EncoderConfig:
+        offset = (self.settings.defaults | theirs)["pad_token_id"] + 1
+        same = super().ours(theirs)
+        return replace(same, position_offset=offset, max_seq_len=same.max_seq_len - offset)

@@ -1,0 +1,264 @@
+"""Hugging Face checkpoints: weights written as a stream, and read by slices.
+
+Holds files and nothing of runs; which tensor of theirs lies where in ours is `models/hub`'s to say.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pretrain.checkpoint.fragments import write_durably
+from pretrain.errors import CheckpointError, ConfigError, NumericalError
+from pretrain.hub import Family, Part, Tensors, family_of
+from pretrain.strategy.base import WEIGHT, Reader
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SHOWN = 8  # names in a message
+_AGAIN = "fetch or write it again"  # the fix of a damaged file
+_RUN = 1 << 20  # elements read and written at a time
+_AHEAD = 4  # of these runs, copies of what is stored, may wait to be hashed
+
+log = logging.getLogger(__name__)
+
+
+def write_weights(directory: Path, parts: list[Part], read: Reader, *, dtype: torch.dtype, max_bytes: int) -> None:
+    """Write the tensors of a reader durably into one safetensors file or several.
+
+    A file holds at most `max_bytes`, unless one tensor alone has more. What is held in memory is a part of a tensor,
+    or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
+    """
+    groups = _split(parts, max_bytes // dtype.itemsize)
+    files = {
+        _WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
+        for number, group in enumerate(groups, start=1)
+    }
+    for name, group in files.items():
+        pieces = (_buffer(part, piece, dtype) for part in group for piece in _pieces(part, read))
+        write_durably(directory / name, _header(group, dtype), pieces, ahead=_AHEAD)
+    if len(groups) > 1:
+        index = {
+            "metadata": {"total_size": sum(part.numel for part in parts) * dtype.itemsize},
+            "weight_map": {part.theirs: name for name, group in files.items() for part in group},
+        }
+        write_durably(directory / INDEX, json.dumps(index, indent=1).encode())
+
+
+def _split(parts: list[Part], max_elements: int) -> list[list[Part]]:
+    """Cut the list into runs of at most so many elements, at least one tensor each."""
+    groups: list[list[Part]] = [[]]
+    size = 0
+    for part in parts:
+        if groups[-1] and size + part.numel > max_elements:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += part.numel
+    return groups
+
+
+def _header(parts: list[Part], dtype: torch.dtype) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for part in parts:
+        begin, end = end, end + part.numel * dtype.itemsize
+        header[part.theirs] = {"dtype": _NAMES[dtype], "shape": part.their_shape, "data_offsets": [begin, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
+def _pieces(part: Part, read: Reader) -> Iterator[Tensor]:
+    """Yield the elements of a tensor in the order of its file."""
+    if part.transposed:
+        yield read(part.ours, WEIGHT, part.start, part.numel).reshape(part.shape).T
+        return
+    for begin in range(part.start, part.start + part.numel, _RUN):
+        yield read(part.ours, WEIGHT, begin, min(_RUN, part.start + part.numel - begin))
+
+
+def _buffer(part: Part, piece: Tensor, dtype: torch.dtype) -> memoryview:
+    converted = piece.to(dtype).contiguous()
+    if dtype is torch.float16 and not converted.isfinite().all():
+        raise NumericalError(f"{part.theirs}: holds values that are no finite fp16 numbers (65504 at most); use bf16")
+    array: Any = converted.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+class HuggingFaceWeights:
+    """The weights of a Hugging Face directory under our names, read by slices; see `Reader` in `strategy.base`."""
+
+    config: Any  # our model's, of the network whose weights these are
+    absent: list[str]  # names of heads' tensors that the checkpoint does not have
+
+    def __init__(self, directory: Path, prefix: str = "model.") -> None:
+        """Read names and shapes, not weights. Raises `CheckpointError` for files that are damaged or not of the
+        architecture that `config.json` describes, and `ConfigError` for an architecture that we do not have.
+        """
+        self.directory = directory
+        family, self.config, parts = _network(directory / "config.json", prefix)
+        self._opened: dict[str, Any] = {}  # memory-mapped on first use
+        self._file_of = self._locate()
+        self._stored = _by_todays_names(self._file_of, parts, family.tensors)
+        absent = _absent(parts, family.tensors.prefix, self._stored)
+        self.absent = sorted({part.ours for part in absent})
+        self._parts: dict[str, list[Part]] = {}
+        for part in [*parts, *family.parts_beside(self._shapes_beside(family.tensors))]:
+            if part not in absent:
+                self._parts.setdefault(part.ours, []).append(part)
+        self._check(family.tensors)
+
+    def weight_shapes(self) -> dict[str, torch.Size]:
+        """Return the shape of every weight by our name."""
+        return {
+            name: torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
+            for name, parts in self._parts.items()
+        }
+
+    def kinds(self, name: str) -> dict[str, torch.Size]:
+        return {WEIGHT: self.weight_shapes()[name]}
+
+    def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
+        out = torch.empty(numel, dtype=torch.float32)
+        for part in self._parts[name]:
+            low, high = max(start, part.start), min(start + numel, part.start + part.numel)
+            if low >= high:
+                continue
+            columns = math.prod(part.shape[1:])
+            first, last = (low - part.start) // columns, -((part.start - high) // columns)
+            stored = self._slice(self._stored[part.theirs])
+            rows = (stored[:, first:last].T if part.transposed else stored[first:last]).reshape(-1)
+            skipped = low - part.start - first * columns
+            out[low - start : high - start] = rows[skipped : skipped + high - low]
+        return out
+
+    def _locate(self) -> dict[str, str]:
+        """Return the file of every stored tensor."""
+        index = self.directory / INDEX
+        if not index.exists():
+            if not (self.directory / _WHOLE).exists():
+                rule = f"no {_WHOLE}; only safetensors are read, convert what is there"
+                raise CheckpointError(f"{self.directory}: {rule}")
+            return dict.fromkeys(self._open(_WHOLE).keys(), _WHOLE)
+        located = read_index(index)
+        held = {file: set(self._open(file).keys()) for file in set(located.values())}
+        if absent := [f"{name} in {file}" for name, file in located.items() if name not in held[file]]:
+            raise CheckpointError(f"{index}: lists tensors that are not there: {listed(absent)}; {_AGAIN}")
+        return located
+
+    def _shapes_beside(self, tensors: Tensors) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of stored tensors that belong to objectives, by our names."""
+        ours = {theirs: name for name, theirs in tensors.beside.items()}
+        found = {}
+        for name, stored in self._stored.items():
+            module, _, leaf = name.rpartition(".")
+            if module in ours:
+                found[f"{ours[module]}.{leaf}"] = tuple(self._slice(stored).get_shape())
+        return found
+
+    def _check(self, tensors: Tensors) -> None:
+        """Refuse tensors of the body that are missing, of another shape, or unknown; heads of other tasks are said."""
+        parts = {part.theirs: part for own in self._parts.values() for part in own}
+        repeated = tensors.repeated if self.config.tie_embeddings else ()
+        problems = [f"missing {name} {part.their_shape}" for name, part in parts.items() if name not in self._stored]
+        unused = []
+        for name, stored in self._stored.items():
+            if name in parts:
+                if (found := tuple(self._slice(stored).get_shape())) != parts[name].their_shape:
+                    problems.append(f"{stored} is {found}, not {parts[name].their_shape}")
+            elif name in repeated or name.endswith(tensors.derived):
+                continue
+            elif name.startswith(tensors.unused) or not name.startswith(tensors.prefix):
+                unused.append(stored)
+            else:
+                problems.append(f"extra {stored}")
+        if problems:
+            rule = "its weights are not those that its config.json describes"
+            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {listed(problems)}")
+        if unused:
+            log.info("%s: no part of our model and left alone: %s", self.directory, ", ".join(sorted(unused)))
+
+    def _slice(self, name: str) -> Any:
+        return self._open(self._file_of[name]).get_slice(name)
+
+    def _open(self, file: str) -> Any:
+        if file not in self._opened:
+            try:
+                self._opened[file] = safe_open(self.directory / file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{self.directory / file}: not a readable safetensors file ({error}); {_AGAIN}"
+                ) from None
+        return self._opened[file]
+
+
+def _by_todays_names(names: Iterable[str], parts: list[Part], tensors: Tensors) -> dict[str, str]:
+    """Return the name of every tensor in the files by the name that the family gives it today."""
+    body_alone = not any(name.startswith(tensors.prefix) for name in names)
+    outside = {part.theirs for part in parts} | set(tensors.repeated)
+    heads = tuple(theirs for theirs in tensors.beside.values() if not theirs.startswith(tensors.prefix))
+    stored = {}
+    for name in names:
+        today = next((name.removesuffix(old) + new for old, new in tensors.older.items() if name.endswith(old)), name)
+        in_body = body_alone and today not in outside and not today.startswith(heads)
+        stored[tensors.prefix + today if in_body else today] = name
+    return stored
+
+
+def _absent(parts: list[Part], prefix: str, stored: dict[str, str]) -> set[Part]:
+    """Return the tensors of those head modules of which a checkpoint has nothing: it is of another task, or of none."""
+    modules = {name.rpartition(".")[0] for name in stored}
+    head = (part for part in parts if not part.theirs.startswith(prefix))
+    return {part for part in head if part.theirs.rpartition(".")[0] not in modules}
+
+
+def _network(path: Path, prefix: str) -> tuple[Family, Any, list[Part]]:
+    """Return the family, our configuration and the tensors of a `config.json`, which every refusal names."""
+    theirs = read_json(path)
+    try:
+        family = family_of(theirs)
+        config = family.ours(theirs)
+        return family, config, list(family.parts(config, theirs["vocab_size"], prefix))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Values may be of any type and size, and whatever takes them first has its own word for what is wrong.
+        raise CheckpointError(f"{path}: not that of a {theirs.get('model_type')} ({error!r}); {_AGAIN}") from None
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of every tensor that an index lists: a file beside it. Raises `CheckpointError` otherwise."""
+    located = read_json(path).get("weight_map")
+    if not isinstance(located, dict) or not all(isinstance(file, str) for file in located.values()):
+        raise CheckpointError(f"{path}: has no weight_map from the names of tensors to those of files; {_AGAIN}")
+    for file in sorted(set(located.values())):
+        if Path(file).name != file or not (path.parent / file).is_file():
+            raise CheckpointError(f"{path}: lists {file!r}, which is no file beside it; {_AGAIN}")
+    return located
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a file of JSON holds. Raises `CheckpointError` for a file that holds none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object; {_AGAIN}")
+    return content
+
+
+def listed(problems: list[str]) -> str:
+    """Return the first few of the problems, in the order of the alphabet."""
+    return "; ".join(sorted(problems)[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")

@@ -1,0 +1,156 @@
+"""Ragged sequences cut into dense pieces for scaled_dot_product_attention.
+
+Pieces lie in the stream as they are where long enough, and are otherwise sorted by length and padded on the right. The
+plan is made once a batch and shared by all layers.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.models.attention.masks import lengths, visible
+from pretrain.models.base import Layout
+
+LONG_RUN_TOKENS = 32  # mean length of a piece from which calling the kernel piece by piece beats copying into buckets
+BUCKET_SLACK = 0.25  # share of a bucket's longest sequence that padding may add to a shorter one
+
+
+def attend_ragged(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, causal: bool, window: int | None, dropout: float
+) -> Tensor:
+    """Return the attention within sequences of uneven lengths, piece by piece, (Nq, H, E) as `Attend` does."""
+    plan: _Plan = layout.plan(("sdpa ragged", causal, window), lambda: _plan(layout, causal, window, q.device))
+    if plan.q_copy is not None and plan.k_copy is not None:
+        q, k, v = (x.index_select(0, copy.rows) for x, copy in ((q, plan.q_copy), (k, plan.k_copy), (v, plan.k_copy)))
+    splits = q.split(plan.q_rows), k.split(plan.k_rows), v.split(plan.k_rows)
+    pieces = zip(*splits, plan.counts, plan.masks, strict=True)
+    out = torch.cat([attend_dense(*piece, dropout) for piece in pieces])
+    return out if plan.q_copy is None else out.index_select(0, plan.q_copy.back)
+
+
+class Mask(NamedTuple):
+    """What the kernel is told beside q, k and v: a mask, or that its own causal rule is right, or neither."""
+
+    seen: Tensor | None  # (B or 1, 1, Tq, Tk) bool
+    causal: bool
+
+
+def mask_of(q_lengths: list[int], k_lengths: list[int], causal: bool, window: int | None, device: torch.device) -> Mask:
+    """Return the cheapest mask that is right for B right-padded sequences of these lengths."""
+    if window is None:
+        # Padding stands behind every real query, so that the causal rule hides it.
+        if causal and q_lengths == k_lengths:
+            return Mask(None, True)
+        if len(set(k_lengths)) == 1 and (not causal or max(q_lengths) == 1):
+            return Mask(None, False)
+    q, k = (torch.tensor(x).to(device, non_blocking=True) for x in (q_lengths, k_lengths))
+    return Mask(visible(q, k, max(q_lengths), max(k_lengths), causal, window).unsqueeze(1), False)
+
+
+def attend_dense(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Mask, dropout: float) -> Tensor:
+    """Return the attention within `count` sequences of equal length that lie end to end, in the shape of q."""
+    query, key, value = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
+    if dropout and q.device.type == "cpu" and q.dtype == torch.float32:
+        out = _written_out(query, key, value, mask, dropout)
+    else:
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask.seen,
+            is_causal=mask.causal,
+            dropout_p=dropout,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+    """Return softmax(q kᵀ / sqrt(E)) v with dropout of the weights, (B, H, Tq, E), for fp32 on CPUs.
+
+    The kernel there has no dropout and torch writes the same out, guarded against rows that see no key. Ours see one,
+    always, and are spared the guard: 3 to 5 % of a step of fine-tuning on short texts. Lower precisions are left to
+    torch, which computes them in fp32.
+    """
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    seen = mask.seen
+    if mask.causal:
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return F.dropout(scores.softmax(dim=-1), dropout) @ v
+
+
+class _Copy(NamedTuple):
+    """How the rows of one stream move into padded buckets and back.
+
+    Padding repeats the last row of its own sequence. Nothing reads it, so that its gradient is zero and a row's
+    gradient is that of its one real copy, exactly.
+    """
+
+    rows: Tensor  # (M,) int64, the flat row that each padded row is a copy of
+    back: Tensor  # (N,) int64, the padded row that holds each flat row
+
+
+class _Plan(NamedTuple):
+    """Dense pieces of one length each, in the order in which the kernel is called on them."""
+
+    q_rows: list[int]  # query rows of each piece, padding included
+    k_rows: list[int]  # key rows of each piece, padding included
+    counts: list[int]  # sequences of each piece
+    masks: list[Mask]
+    q_copy: _Copy | None  # None: the pieces lie in the flat stream already
+    k_copy: _Copy | None
+
+
+def _plan(layout: Layout, causal: bool, window: int | None, device: torch.device) -> _Plan:
+    """Cut the stream into runs of equal length where these are long, into padded buckets where they are short."""
+    q_lengths, k_lengths = lengths(layout)
+    owners = [s for s, pair in enumerate(zip(q_lengths, k_lengths, strict=True)) if pair != (0, 0)]
+    pieces = [list(run) for _, run in groupby(owners, key=lambda s: (q_lengths[s], k_lengths[s]))]
+    copied = sum(q_lengths) < LONG_RUN_TOKENS * len(pieces)
+    if copied:
+        pieces = _buckets(owners, q_lengths, k_lengths)
+    q_pieces = [[q_lengths[s] for s in piece] for piece in pieces]
+    k_pieces = [[k_lengths[s] for s in piece] for piece in pieces]
+    return _Plan(
+        q_rows=[len(piece) * max(piece) for piece in q_pieces],
+        k_rows=[len(piece) * max(piece) for piece in k_pieces],
+        counts=[len(piece) for piece in pieces],
+        masks=[mask_of(q, k, causal, window, device) for q, k in zip(q_pieces, k_pieces, strict=True)],
+        q_copy=_copy(pieces, q_lengths, device) if copied else None,
+        k_copy=_copy(pieces, k_lengths, device) if copied else None,
+    )
+
+
+def _buckets(owners: list[int], q_lengths: list[int], k_lengths: list[int]) -> list[list[int]]:
+    """Sort sequences by length; cut where padding would exceed the slack, or 16 tokens, which cost less than a call."""
+    buckets: list[list[int]] = []
+    for s in sorted(owners, key=lambda s: (k_lengths[s], q_lengths[s]), reverse=True):
+        first = buckets[-1][0] if buckets else None
+        if first is not None and k_lengths[first] - k_lengths[s] <= max(16, BUCKET_SLACK * k_lengths[first]):
+            buckets[-1].append(s)
+        else:
+            buckets.append([s])
+    return buckets
+
+
+def _copy(pieces: list[list[int]], sizes: list[int], device: torch.device) -> _Copy:
+    size = torch.tensor(sizes)
+    start = size.cumsum(0) - size
+    rows, real = [], []
+    for piece in pieces:
+        within = torch.arange(max(sizes[s] for s in piece))
+        rows.append((start[piece, None] + within.minimum(size[piece, None] - 1)).flatten())
+        real.append((within < size[piece, None]).flatten())
+    flat_rows, is_real = torch.cat(rows), torch.cat(real)
+    back = torch.empty(sum(sizes), dtype=torch.int64)
+    back[flat_rows[is_real]] = is_real.nonzero().squeeze(1)
+    return _Copy(flat_rows.to(device, non_blocking=True), back.to(device, non_blocking=True))

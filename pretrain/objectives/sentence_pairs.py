@@ -1,0 +1,168 @@
+"""Pairs: documents taken apart for next-sentence and sentence-order prediction.
+
+Holds arithmetic on token ids; the classifier and its loss are in `masked_lm`. Free of torch.
+
+Letters: N tokens of the micro-batch, S sequences, B slots.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from pretrain.data.batch import IGNORED, Slots, Vocabulary
+from pretrain.objectives.draws import Use, uniform
+from pretrain.objectives.masking import word_starts
+
+APART = 1  # the label of a pair whose second part does not follow the first; 0: it does
+
+
+class Sentences(StrEnum):
+    """What is to be told of the two parts of a pair."""
+
+    none = "none"  # nothing: documents stay whole
+    nsp = "nsp"  # next sentence: whether the second part comes from another document (Devlin et al. 2019)
+    sop = "sop"  # sentence order: whether the parts were swapped (Lan et al. 2020, "ALBERT")
+
+
+class Pairs(NamedTuple):
+    """Slots whose sequences became pairs where they could: as many sequences as before, none of them longer."""
+
+    slots: Slots  # N tokens anew; `following` is IGNORED throughout
+    segments: np.ndarray  # (N,) int64, 1 for the second part and what ends it, else 0
+    labels: np.ndarray  # (S,) int64: 0, APART, or IGNORED for a sequence that is no pair
+
+
+class Pairing:
+    """Makes pairs `prefix A suffix B suffix` of sequences: a pure function of the slots, their keys and the seed.
+
+    A sequence's text is cut where a word begins, each such place being as likely. With `sop` the parts change places
+    with probability 1/2. With `nsp`, B is replaced with probability 1/2 by a stretch of another sequence of the same
+    slot, any one being as likely, which begins with a word and is as long as B if that sequence is long enough.
+
+    A pair has one suffix more than a document. It may not become longer than the sequence it is made of, for that may
+    be as long as the model's context: so the text loses as many tokens at its end.
+
+    A sequence stays as it is, without a label, if its text has no two words; with `nsp` also if no other sequence of
+    its slot has text. A corpus of documents as long as slots therefore gives `nsp` nothing to learn.
+    """
+
+    def __init__(self, sentences: Sentences, vocabulary: Vocabulary, seed: int) -> None:
+        """Take a vocabulary that has ids both before and after a document."""
+        assert vocabulary.prefix and vocabulary.suffix
+        self._sentences = sentences
+        self._vocabulary = vocabulary
+        self._seed = seed
+
+    def __call__(self, slots: Slots) -> Pairs:
+        """Return the pairs of slots."""
+        offsets = slots.offsets.astype(np.int64)
+        bounds = offsets.searchsorted(slots.slots)  # (B+1,) the sequences at which slots begin
+        numbers = uniform(self._seed, Use.pairs, slots.keys, np.diff(bounds), columns=4)
+        words = np.flatnonzero(word_starts(slots.tokens, offsets, self._vocabulary))
+        texts = self._texts(slots.tokens, offsets)
+
+        room = np.diff(offsets) - len(self._vocabulary.prefix) - 2 * len(self._vocabulary.suffix)
+        ends = np.minimum(texts.ends, texts.begins + room)
+        low, high = words.searchsorted(texts.begins + 1), words.searchsorted(ends)  # the words that B may begin with
+        rows = low < high
+        if self._sentences is Sentences.nsp:
+            rows &= _others(texts, bounds) > 0
+        rows = np.flatnonzero(rows)  # (P,) the sequences that become pairs
+        cuts = words[_pick(low[rows], high[rows], numbers[rows, 0])]
+        first, second = _Ranges(texts.begins[rows], cuts), _Ranges(cuts, ends[rows])
+        apart = numbers[rows, 1] < 0.5
+        if self._sentences is Sentences.sop:
+            first, second = first.where(~apart, second), second.where(~apart, first)
+        else:
+            strangers = _strangers(texts, bounds, words, rows, second.lengths, numbers[rows])
+            second = second.where(~apart, strangers)
+        labels = np.full(len(offsets) - 1, IGNORED)
+        labels[rows] = np.where(apart, APART, 0)
+        return self._assemble(slots, bounds, rows, first, second, labels)
+
+    def _texts(self, tokens: np.ndarray, offsets: np.ndarray) -> _Ranges:
+        """Return where the text of each sequence lies: all of it but the frame, as far as packing left it one."""
+        begins, ends = offsets[:-1], offsets[1:]
+        prefix, suffix = self._vocabulary.prefix, self._vocabulary.suffix
+        last = len(tokens) - 1
+        led = [tokens[(begins + place).clip(max=last)] == token for place, token in enumerate(prefix)]
+        closed = [tokens[(ends - place).clip(min=0)] == token for place, token in enumerate(suffix[::-1], start=1)]
+        return _Ranges(begins + len(prefix) * np.all(led, axis=0), ends - len(suffix) * np.all(closed, axis=0))
+
+    def _assemble(
+        self, slots: Slots, bounds: np.ndarray, rows: np.ndarray, first: _Ranges, second: _Ranges, labels: np.ndarray
+    ) -> Pairs:
+        """Put the parts of the pairs `rows` between the ids of the frame, and all other sequences as they are."""
+        prefix, suffix = self._vocabulary.prefix, self._vocabulary.suffix
+        pool = np.concatenate([slots.tokens, prefix, suffix])
+        begins = np.zeros((len(labels), 5), dtype=np.int64)  # of the pieces of each sequence, in the pool
+        lengths = np.zeros_like(begins)
+        begins[:, 0], lengths[:, 0] = slots.offsets[:-1], np.diff(slots.offsets)
+        led, closed = len(slots.tokens), len(slots.tokens) + len(prefix)
+        for piece, (begin, length) in enumerate(
+            [
+                (led, len(prefix)),
+                (first.begins, first.lengths),
+                (closed, len(suffix)),
+                (second.begins, second.lengths),
+                (closed, len(suffix)),
+            ]
+        ):
+            begins[rows, piece], lengths[rows, piece] = begin, length
+        offsets = np.concatenate([[0], lengths.sum(axis=1).cumsum()])
+        begins, lengths = begins.reshape(-1), lengths.reshape(-1)
+        before = lengths.cumsum() - lengths
+        tokens = pool[np.arange(offsets[-1]) + (begins - before).repeat(lengths)]
+        segments = np.tile([0, 0, 0, 1, 1], len(labels)).repeat(lengths)
+        nothing = np.full_like(tokens, IGNORED)
+        return Pairs(Slots(tokens, nothing, offsets.astype(np.int32), offsets[bounds], slots.keys), segments, labels)
+
+
+class _Ranges(NamedTuple):
+    """Runs of tokens in the flat stream."""
+
+    begins: np.ndarray  # (P,) int64
+    ends: np.ndarray  # (P,) int64, not below the begins but for a sequence without text
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.ends - self.begins
+
+    def where(self, kept: np.ndarray, other: _Ranges) -> _Ranges:
+        """Return these ranges where `kept` (P,), the others elsewhere."""
+        return _Ranges(np.where(kept, self.begins, other.begins), np.where(kept, self.ends, other.ends))
+
+
+def _pick(low: np.ndarray, high: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return integers, each as likely in range(low, high), from numbers in [0, 1); all (P,)."""
+    return low + (numbers * (high - low)).astype(np.int64)
+
+
+def _others(texts: _Ranges, bounds: np.ndarray) -> np.ndarray:
+    """Return how many sequences with text are in the slot of each sequence with text, beside itself, (S,)."""
+    have_text = texts.lengths > 0
+    before = np.concatenate([[0], have_text.cumsum()])
+    return np.diff(before[bounds]).repeat(np.diff(bounds)) - have_text
+
+
+def _strangers(
+    texts: _Ranges,
+    bounds: np.ndarray,  # (B+1,) sequences
+    words: np.ndarray,  # where words begin
+    rows: np.ndarray,  # (P,) sequences that want a stretch of another one of their slot
+    lengths: np.ndarray,  # (P,) tokens wanted
+    numbers: np.ndarray,  # (P, 4), of which the last two are used
+) -> _Ranges:
+    """Return a stretch of another text of the slot for each row."""
+    candidates = np.flatnonzero(texts.lengths > 0)
+    slot = bounds.searchsorted(rows, side="right") - 1
+    low, high = candidates.searchsorted(bounds[slot]), candidates.searchsorted(bounds[slot + 1])
+    picked = _pick(low, high - 1, numbers[:, 2])
+    picked += picked >= candidates.searchsorted(rows)  # a row does not pick itself
+    begins, ends = texts.begins[candidates[picked]], texts.ends[candidates[picked]]
+    low, high = words.searchsorted(begins), words.searchsorted(np.maximum(begins, ends - lengths), side="right")
+    chosen = words[_pick(low, high, numbers[:, 3])]
+    return _Ranges(chosen, np.minimum(chosen + lengths, ends))

@@ -1,0 +1,1 @@
+"""The page that a run or a comparison of runs leaves behind."""

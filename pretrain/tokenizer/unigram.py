@@ -1,0 +1,81 @@
+"""Unigram language model, trained on the corpus.
+
+Holds that kind of tokenizer only; what every kind has in common is in `pretrain.tokenizer.base`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokenizers import models, pre_tokenizers, processors, trainers
+
+from pretrain.errors import check
+from pretrain.registry import register
+from pretrain.tokenizer.base import TrainedTokenizer, byte_level, check_enough_text, special_tokens
+
+REQUIRED = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+DECIMALS = 4  # of a log-probability
+PENALTIES = 256 * 1e-4  # range of the scores that the trainer gives to bytes that it did not learn
+
+
+@register("tokenizer", "unigram")
+@dataclass(kw_only=True)
+class UnigramTokenizer(TrainedTokenizer):
+    """Byte-level unigram language model, trained on the corpus (Kudo 2018, "Subword regularization").
+
+    The algorithm of SentencePiece over the words and bytes of GPT-2: white space is kept, and no text is unknown.
+    """
+
+    special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
+
+    template = ["<s>"], ["</s>"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = f"must hold {', '.join(REQUIRED)}, which frame, fill up and hide text; add the ones that are missing"
+        check(set(REQUIRED) <= set(self.special_tokens), "tokenizer.special_tokens", self.special_tokens, rule)
+        smallest = 256 + len(self.special_tokens)
+        rule = f"must be at least {smallest}: 256 bytes and the special tokens"
+        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
+
+    def train(self, texts: Iterator[str]) -> str:
+        """Train on the texts. Raises `DataError` if they hold too few distinct pieces for the vocabulary."""
+        learner = byte_level(models.Unigram())
+        trainer = trainers.UnigramTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=self.special_tokens,
+            unk_token="<unk>",
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        learner.train_from_iterator(texts, trainer)
+        scored = json.loads(learner.to_str())["model"]["vocab"][len(self.special_tokens) :]
+        learnt = [(piece, score) for piece, score in scored if score is not None]  # no text at all: no scores
+        vocabulary = [(token, 0.0) for token in self.special_tokens] + _canonical(learnt)
+        check_enough_text(self.vocab_size, len(vocabulary), "pieces")
+        ids = {token: number for number, token in enumerate(self.special_tokens)}
+        tokenizer = byte_level(models.Unigram(vocabulary, unk_id=ids["<unk>"]))
+        tokenizer.add_special_tokens(special_tokens(self.special_tokens, self.mask))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>",
+            pair="<s> $A </s> </s> $B </s>",
+            special_tokens=[(token, ids[token]) for token in ("<s>", "</s>")],
+        )
+        return tokenizer.to_str(pretty=True)
+
+
+def _canonical(learnt: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Return pieces and their log-probabilities, likeliest first, the same for the same texts.
+
+    The trainer's sums depend on the order of a hash table and of threads in their last digits, so they are rounded;
+    and it gives each byte that it did not learn a score a little above the lowest one, in the order of a hash table:
+    here they have all the lowest.
+    """
+    lowest = min((score for _, score in learnt), default=0.0)
+    scored = []
+    for piece, score in learnt:
+        unlearnt = len(piece) == 1 and score <= lowest + PENALTIES
+        scored.append((piece, round(lowest if unlearnt else score, DECIMALS)))
+    return sorted(scored, key=lambda entry: (-entry[1], entry[0]))

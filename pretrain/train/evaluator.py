@@ -1,0 +1,73 @@
+"""Held-out evaluation: loss, perplexity and bits per byte.
+
+Holds the measurement; when it happens is the loop's business, where it goes `tracking`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pretrain.data.batch import Batch
+from pretrain.distributed.world import World
+from pretrain.errors import DataError, check
+from pretrain.train.metrics import bits_per_byte, perplexity
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """How often and on how much held-out text a run is evaluated."""
+
+    every: int = 500  # optimizer steps; 0 = never
+    at_start: bool = True  # evaluate the initialisation too, so that progress has a beginning
+    max_slots: int = 0  # slots of data.seq_len tokens evaluated each time; 0 = the whole held-out split
+
+    def __post_init__(self) -> None:
+        check(self.every >= 0, "eval.every", self.every, "0 (never) or a number of optimizer steps")
+        check(self.max_slots >= 0, "eval.max_slots", self.max_slots, "0 (all) or a number of slots")
+
+
+@dataclass
+class Evaluator:
+    """Measures a module on the same held-out batches again and again. A collective: every rank calls it."""
+
+    module: nn.Module
+    batches: Callable[[], Iterable[Batch]]  # this rank's batches, as many on every rank; anew at each call
+    bytes_per_target: float | None  # UTF-8 bytes of held-out text that a target stands for, on average, if it does
+    world: World
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Return `loss` in nats a target, `perplexity`, `accuracy` and `bits_per_byte`, over all ranks' batches.
+
+        A batch without targets counts nothing; raises `DataError` if no batch has any. Accuracy is the share of targets
+        that the model holds likeliest. Bits per byte are exact when the whole split is evaluated. Where sequences have
+        labels, `sentence_loss` in nats a label and `sentence_accuracy` measure these.
+        """
+        self.module.eval()
+        sums = torch.zeros(5, dtype=torch.float64, device=self.world.device)
+        targets = 0
+        for batch in self.batches():
+            measured = self.module(batch.to(self.world.device))
+            sums[:2] += torch.stack([measured.nll, measured.correct])
+            if measured.labels is not None:
+                sums[2:] += measured.labels
+            targets += batch.num_targets
+        self.module.train()
+        [targets] = self.world.sum_ints(targets)
+        if not targets:
+            raise DataError(
+                "data.prepare.held_out: nothing in the held-out text is a target, so that its loss is no number; "
+                "hold out more text, or set eval.every=0"
+            )
+        nll, correct, label_nll, labels_right, labels = self.world.sum_tensor(sums).tolist()
+        loss = nll / targets
+        found = {"loss": loss, "perplexity": perplexity(loss), "accuracy": correct / targets}
+        if labels:
+            found |= {"sentence_loss": label_nll / labels, "sentence_accuracy": labels_right / labels}
+        if self.bytes_per_target is not None:
+            found["bits_per_byte"] = bits_per_byte(loss, num_targets=1, text_bytes=self.bytes_per_target)
+        return found

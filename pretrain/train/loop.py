@@ -1,0 +1,119 @@
+"""The training loop.
+
+Holds the algorithm alone: models, data, engines, sinks and files come in as protocols and callables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from pretrain.data.batch import Batch
+from pretrain.distributed.world import StopRequest, World
+from pretrain.errors import Preempted, check
+from pretrain.strategy.base import Strategy
+from pretrain.train.metrics import StepMeter
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How much is learnt, in optimizer steps of a global batch."""
+
+    steps: int = 1000  # optimizer steps of the whole run
+    batch_size: int = 32  # sequences (slots of data.seq_len tokens) in one optimizer step, over all ranks
+    micro_batch_size: int = 8  # sequences in one forward and backward pass of one rank
+    clip_norm: float | None = 1.0  # largest global gradient norm; null = no clipping
+    max_skipped: int = 10  # optimizer steps in a row that may be skipped for a non-finite gradient
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 1, "train.steps", self.steps, "at least 1 optimizer step")
+        check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 sequence")
+        check(self.micro_batch_size >= 1, "train.micro_batch_size", self.micro_batch_size, "at least 1 sequence")
+        check(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "above 0, or null")
+        check(self.max_skipped >= 0, "train.max_skipped", self.max_skipped, "0 or more optimizer steps")
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    """How often metrics are read from the device and written."""
+
+    every: int = 10  # optimizer steps
+
+    def __post_init__(self) -> None:
+        check(self.every >= 1, "log.every", self.every, "at least 1 optimizer step")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. Data, masks, dropout and learning rate are functions of `step` and of the configuration."""
+
+    step: int = 0  # optimizer steps taken
+    tokens: int = 0  # tokens that went through the model
+    step_targets: int = 0  # targets of the newest step, over all ranks
+
+
+class Hooks(Protocol):
+    """What the loop calls when it is due. All ranks call each hook at the same step."""
+
+    meter: StepMeter
+    log_every: int  # optimizer steps, as the next two
+    evaluate_every: int  # 0 = never
+    save_every: int
+
+    def log(self, state: TrainState) -> None: ...
+
+    def evaluate(self, state: TrainState) -> object: ...
+
+    def save(self, state: TrainState, *, required: bool) -> None: ...  # required: no later save could make up for it
+
+    def settle(self) -> None: ...  # at every step: what saves have left to do, or failed at, since they returned
+
+
+def train(
+    module: nn.Module,
+    strategy: Strategy,
+    steps: Iterable[list[Batch]],
+    schedule: Callable[[int], float],
+    state: TrainState,
+    *,
+    cfg: TrainConfig,
+    seed: int,
+    world: World,
+    hooks: Hooks,
+    stop: StopRequest,
+) -> None:
+    """Take one optimizer step for each list of micro-batches in `steps` (this rank's share of the global batch).
+
+    The loss of a step is the sum over its targets divided by the number of targets in the whole global batch; engines
+    average gradients over ranks, hence the factor `world.size`. Raises `Preempted` once a stop request is honoured.
+    """
+    for micro_batches in steps:
+        torch.manual_seed(hash((seed, state.step, world.rank)))  # dropout: a function of the step, so resume is exact
+        counts = [(batch.num_targets, batch.num_tokens) for batch in micro_batches]
+        targets, tokens = world.sum_ints(*map(sum, zip(*counts, strict=True)))
+        for number, batch in enumerate(micro_batches, start=1):
+            with strategy.micro_step(last=number == len(micro_batches)):
+                loss = module(batch.to(world.device))
+                strategy.backward(loss.total * (world.size / max(targets, 1)))
+            hooks.meter.add(loss.nll)
+        norm = strategy.step(schedule(state.step), cfg.clip_norm)
+        state.step += 1
+        state.tokens += tokens
+        state.step_targets = targets
+        hooks.meter.end_step(norm)
+
+        last = state.step == cfg.steps
+        [stops] = world.sum_ints(int(stop.received))
+        hooks.settle()
+        if last or state.step % hooks.log_every == 0:
+            hooks.log(state)
+        if hooks.evaluate_every and (last or state.step % hooks.evaluate_every == 0):
+            hooks.evaluate(state)
+        if last or stops or state.step % hooks.save_every == 0:
+            hooks.save(state, required=last or bool(stops))
+        if stops and not last:
+            raise Preempted(f"stopped as asked at step {state.step}, saved; the same command resumes")

@@ -1,0 +1,85 @@
+"""What a run is about to do, in a dozen lines, before the first step is paid for.
+
+Holds words and arithmetic; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import NamedTuple
+
+import torch
+from torch.cuda import nccl
+
+from pretrain.data.stream import HeldOut, TrainStream
+from pretrain.distributed.world import World
+from pretrain.objectives.base import Objective
+from pretrain.strategy.base import Memory
+from pretrain.train.loop import TrainConfig
+from pretrain.train.metrics import MFU_CONVENTION
+
+_LIBRARIES = ("torch", "accelerate", "deepspeed", "hydra-core", "tokenizers", "pyarrow", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that take part in training, with CUDA's where there is one."""
+    found = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    if torch.cuda.is_available():
+        found["cuda"] = str(torch.version.cuda)
+        found["nccl"] = ".".join(map(str, nccl.version()))  # the library that is loaded
+    return found
+
+
+class ModelSize(NamedTuple):
+    """What a model costs, known before a strategy cuts it."""
+
+    parameters: int  # tied ones once
+    learnt: int  # those that an optimizer updates
+    flops_per_token: float  # forward and backward
+
+    @classmethod
+    def of(cls, module: Objective, context: float, compute_share: float = 1.0) -> ModelSize:
+        """Measure a module on the meta device, for tokens in sequences of `context` tokens on average.
+
+        `compute_share` is that of the operations which remain where not all parameters learn.
+        """
+        parameters = list(module.parameters())
+        learnt = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        flops = compute_share * module.flops_per_token(context)
+        return cls(sum(parameter.numel() for parameter in parameters), learnt, flops)
+
+
+def summary(
+    *,
+    size: ModelSize,
+    memory: Memory,
+    seq_len: int,  # tokens in a slot
+    train: TrainConfig,
+    world: World,
+    stream: TrainStream,
+    held_out: HeldOut,
+) -> str:
+    """Return the start-up summary, one fact a line."""
+    tokens = train.batch_size * seq_len
+    micro_batches = train.batch_size // train.micro_batch_size // world.size
+    epochs = stream.epochs(train.steps * train.batch_size)
+    corpus = [
+        f"{source.name}: {source.corpus.num_tokens:,} tokens in {source.corpus.num_documents:,} documents, "
+        f"{epochs[source.name]:.2f} epochs"
+        for source in stream.sources
+    ]
+    rows = {
+        "model": f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)",
+        "memory": f"{sum(memory) / 2**20:,.0f} MiB a rank: weights {memory.weights / 2**20:,.0f}, gradients "
+        f"{memory.gradients / 2**20:,.0f}, optimizer {memory.optimizer / 2**20:,.0f}; activations come on top",
+        "step": f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro_batches} micro-batches of "
+        f"{train.micro_batch_size} on each of {world.size} ranks ({world.device.type})",
+        "run": f"{train.steps:,} steps, {train.steps * tokens:,} tokens, "
+        f"{train.steps * tokens * size.flops_per_token:.3g} FLOPs",
+        "corpus": "; ".join(corpus),
+        "held out": f"{held_out.num_targets:,} tokens, {held_out.text_bytes:,} bytes of text",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "mfu": MFU_CONVENTION,
+    }
+    return "\n".join(f"{name:>9}  {text}" for name, text in rows.items())

@@ -1,0 +1,190 @@
+"""What learns and what stays: adapters compute what peft's do, an export adds them up, and freezing freezes."""
+
+import itertools
+from math import prod
+from typing import Any, cast
+
+import pytest
+import torch
+from peft import LoraConfig as TheirConfig
+from peft import inject_adapter_in_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from finetune.counterpart import style_of
+from finetune.model.base import FineTuned
+from finetune.model.frozen import FrozenConfig, FullConfig
+from finetune.model.heads import Kind
+from finetune.model.lora import LoraConfig, Merged
+from finetune.model.losses import SingleLabel
+from pretrain.data.batch import Batch
+from pretrain.errors import ConfigError
+from pretrain.initial import InitialWeights
+from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.encoder import EncoderConfig
+from pretrain.optim.base import AdamWConfig, MuonConfig
+from pretrain.strategy.base import WEIGHT
+
+ENCODER = EncoderConfig(max_seq_len=12, width=20, layers=3, heads=4, mlp_width=44, init_std=0.3)
+LLAMA_LIKE = {"max_seq_len": 12, "width": 20, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 44, "init_std": 0.3}
+DECODER = DecoderConfig(**LLAMA_LIKE, bias=False)
+LENGTHS = [5, 1, 9]
+BATCH = Batch(
+    tokens=torch.arange(15) * 7 % 31,
+    positions=torch.cat([torch.arange(length) for length in LENGTHS]),
+    offsets=torch.tensor([0, 5, 6, 15], dtype=torch.int32),
+    max_len=9,
+    targets=torch.full((15,), -100),
+    num_targets=3,
+    lengths=LENGTHS,
+    labels=torch.tensor([2, 0, 1]),
+)
+
+
+def built(config, tuning=None, device="meta"):
+    with torch.device(device):
+        model = config.build(vocab_size=31, attend=sdpa, head=False)
+        if tuning:
+            tuning.prepare(model)
+        return FineTuned(
+            model, config, style_of(config, Kind.sequence), Kind.sequence, SingleLabel(), outputs=3, dropout=0.0
+        )
+
+
+def drawn(module, seed=3):
+    """Fill a module from its initial values, adapters with any values, and return it and its weights by name."""
+    initial = InitialWeights(module, seed)
+    module = module.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(initial(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))
+            if name.endswith("lora_b"):
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(prod(parameter.shape)))
+    return module, {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("layers", [["qkv", "out", "up", "down"], ["qkv", "down"]])
+def test_adapters_compute_and_learn_what_those_of_peft_do(config, layers):
+    tuning = LoraConfig(rank=3, alpha=7.5, layers=layers)
+    ours, values = drawn(built(config, tuning))
+    theirs = built(config, device="cpu")
+    their_config = TheirConfig(r=3, lora_alpha=cast(int, 7.5), lora_dropout=0.0, target_modules=layers)
+    inject_adapter_in_model(their_config, theirs.model)
+    learnt = {}
+    for name, parameter in theirs.named_parameters():
+        stem = name.replace(".base_layer", "").replace("lora_A.default.weight", "lora_a")
+        learnt[stem.replace("lora_B.default.weight", "lora_b")] = parameter
+    assert learnt.keys() == values.keys()
+    for name, parameter in learnt.items():
+        parameter.data.copy_(values[name])
+    first, second = ours(BATCH), theirs(BATCH)
+    torch.testing.assert_close(first.logits, second.logits, rtol=1e-6, atol=1e-6)
+    first.total.backward()
+    second.total.backward()
+    for name, parameter in ours.named_parameters():
+        assert parameter.requires_grad == learnt[name].requires_grad == ("lora_" in name or name.startswith("head."))
+        assert (parameter.grad is None) == (not parameter.requires_grad)
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, learnt[name].grad, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_change_nothing_until_they_learn_and_drop_only_what_they_read():
+    tuning = LoraConfig(rank=2, dropout=0.5)
+    adapted = built(ENCODER, tuning)
+    initial = InitialWeights(adapted, 3)
+    adapted = adapted.to_empty(device="cpu")
+    for name, parameter in adapted.named_parameters():
+        parameter.data.copy_(initial(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))
+        if name.endswith("mlp.down.lora_a"):
+            assert parameter.std().item() == pytest.approx((3 * 44) ** -0.5, rel=0.2)
+    plain, _ = drawn(built(ENCODER))
+    assert torch.equal(adapted(BATCH).logits, plain(BATCH).logits)
+    for name, parameter in adapted.named_parameters():
+        parameter.data.add_(0.1 if name.endswith("lora_b") else 0.0)
+    assert not torch.equal(adapted(BATCH).logits, adapted(BATCH).logits)
+    assert torch.equal(adapted.eval()(BATCH).logits, adapted(BATCH).logits)
+
+
+class Stored:
+    """Weights as a committed step gives them."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def weight_shapes(self):
+        return {name: value.shape for name, value in self.values.items()}
+
+    def __call__(self, name, kind, start, numel):
+        assert kind == WEIGHT
+        return self.values[name].reshape(-1)[start : start + numel].clone()
+
+
+def test_merged_weights_are_read_in_any_runs_and_compute_the_same():
+    tuning = LoraConfig(rank=3, alpha=7.5, layers=["qkv", "up"])
+    module, values = drawn(built(ENCODER, tuning))
+    merged = tuning.merged(cast(Any, Stored(values)))
+    assert isinstance(merged, Merged)
+    plain = built(ENCODER, device="cpu")
+    for name, parameter in plain.named_parameters():
+        expected = values[name].double()
+        if (stem := name.removesuffix("weight")) + "lora_a" in values:
+            expected = expected + 2.5 * values[stem + "lora_b"].double() @ values[stem + "lora_a"].double()
+        runs = itertools.pairwise([*range(0, parameter.numel(), 77), parameter.numel()])
+        found = torch.cat([merged(name, WEIGHT, start, end - start) for start, end in runs]).view(parameter.shape)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+        assert merged.kinds(name) == {WEIGHT: parameter.shape}
+        parameter.data.copy_(found)
+    torch.testing.assert_close(plain(BATCH).logits, module(BATCH).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize("optim", [AdamWConfig(), AdamWConfig(layer_decay=0.5), MuonConfig()], ids=str)
+def test_frozen_blocks_get_no_gradients_and_stay(config, blocks, optim):
+    module, values = drawn(built(config, FrozenConfig(blocks=blocks)))
+    before = {name: value.clone() for name, value in values.items()}
+    last = f"model.blocks.{config.layers - 1}."
+    after = ("head.", last, "model.final_norm.") if blocks else ("head.",)
+    optimizer = optim.build(module)
+    module(BATCH).total.backward()
+    optimizer.step()
+    moved = {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if name.startswith(after)}
+    assert all(parameter.grad is None for name, parameter in module.named_parameters() if name not in moved)
+
+
+def operations(tuning):
+    """Return the operations that a step takes in the blocks, adapters apart, as torch counts them."""
+    config = EncoderConfig(max_seq_len=12, width=64, layers=4, heads=4, mlp_width=256)
+    module, _ = drawn(built(config, tuning))
+    with FlopCounterMode(display=False) as counter:
+        module(BATCH).total.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("tuning", "blocks"),
+    [(FrozenConfig(), 0), (FrozenConfig(blocks=1), 1), (FrozenConfig(blocks=4), 4), (LoraConfig(rank=1), 2)],
+    ids=str,
+)
+def test_the_share_of_a_step_is_that_of_its_counted_operations(tuning, blocks):
+    assert tuning.compute_share(4) == pytest.approx((1 + 2 * blocks / 4) / 3)
+    assert operations(tuning) / operations(FullConfig()) == pytest.approx(tuning.compute_share(4), abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FrozenConfig(blocks=-1), r"tuning\.blocks=-1: 0 \(none of the model\) or more"),
+        (lambda: LoraConfig(rank=0), r"tuning\.rank=0: must be at least 1"),
+        (lambda: LoraConfig(alpha=0), r"tuning\.alpha=0: must be above 0"),
+        (lambda: LoraConfig(dropout=1), r"tuning\.dropout=1: must lie in \[0, 1\)"),
+        (lambda: LoraConfig(layers=[]), r"tuning\.layers=\[\]: name one at least"),
+        (lambda: built(ENCODER, FrozenConfig(blocks=4)), r"tuning\.blocks=4: the model has 3 blocks; lower it"),
+        (lambda: built(ENCODER, LoraConfig(layers=["q_proj"])), r"tuning\.layers=q_proj: .*choose among qkv, out, up"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

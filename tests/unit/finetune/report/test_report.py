@@ -1,0 +1,234 @@
+"""The report of fine-tuned runs: its numbers are those of evaluation and prediction, whatever the texts are."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from finetuned_runs import WORDS, texts, trained, write
+from markdown_it import MarkdownIt
+from matplotlib.image import imread
+from run_directories import make_run
+
+from finetune.evaluate import main as evaluate
+from finetune.predict import main as predict
+from finetune.report.__main__ import main as report
+from pretrain.compose import compose
+from pretrain.errors import ConfigError
+from pretrain.export import main as export_pretrained
+from pretrain.report.__main__ import main as report_pretrained
+from pretrain.run import pretrain
+from pretrain.sample import main as sample
+
+HOSTILE = ["a | b", "`x` *y* __z__", "<script>", "line\nbreak", "$5 & $6", "# no title", "![x](y)", "\\| \\"]
+
+
+def rows(page, title):
+    """Return the first table under a heading: {first cell: other cells}."""
+    text = page.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+    cells = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+
+
+def said(capsys, command, *arguments):
+    """Return the lines of JSON that a command prints."""
+    capsys.readouterr()
+    assert command([*map(str, arguments)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def written(capsys, run, *arguments):
+    """Return the page that the command names, after a look at its links and its HTML."""
+    capsys.readouterr()
+    assert report([str(run), *map(str, arguments)]) == 0
+    [name] = capsys.readouterr().out.splitlines()
+    page = run / "report" / "report.md" if "--out" not in arguments else arguments[-1] / "report.md"
+    assert name == str(page)
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(page.read_text())
+    pictures = [part.split('"')[0] for part in html.split('<img src="')[1:]]
+    assert pictures[0] == "training.png" and "<script" not in html
+    assert sorted(pictures) == sorted(path.name for path in page.parent.glob("*.png"))
+    assert all(imread(page.parent / picture).std() > 0.01 for picture in pictures)
+    return page
+
+
+def assert_metrics(page, measured):
+    shown = {name.strip("*"): value for name, [value] in rows(page, "What it reaches").items()}
+    for name, value in measured.items():
+        if "/" not in name:
+            assert shown[name] == ("-∞" if value == -sys.float_info.max else f"{value:.4f}")
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """A run on 23 texts, some of them hostile, with labels that are hostile, too."""
+    records = [
+        {"text": f"{text} {HOSTILE[place % len(HOSTILE)]}", "label": HOSTILE[WORDS.index(word) % 4]}
+        for place, (text, word) in enumerate(texts(23))
+    ]
+    folder = tmp_path_factory.mktemp("labels")
+    return *trained(folder, "bert", "classification", records), records
+
+
+def test_labels(capsys, labels):
+    run, data, records = labels
+    page = written(capsys, run)
+    [measured] = said(capsys, evaluate, run, data)
+    answers = said(capsys, predict, run, data)
+    assert_metrics(page, measured)
+    pairs = [(record["label"], answer["label"]) for record, answer in zip(records, answers, strict=True)]
+    names = sorted(set(HOSTILE[:4]))
+    counts = [[str(pairs.count((own, guess))) for guess in names] for own in names]
+    assert list(rows(page, "What is taken for what").values())[2:] == counts
+    wrong = [answer["score"] for answer, (own, guess) in zip(answers, pairs, strict=True) if own != guess]
+    errors = [line for line in page.read_text().split("## Worst errors")[1].splitlines() if line.startswith("| 0")]
+    assert len(errors) == min(len(wrong), 20)
+    assert errors[0].startswith(f"| {max(wrong):.3f} |")
+    facts = rows(page, "What it is")
+    assert facts["Task"] == ["classification, single_label"]
+    assert facts["Training set"][0].endswith("data.jsonl, 23 records")
+    record = json.loads((run / "run.json").read_text())
+    assert facts["Best step"] == [str(record["best_step"])]
+    assert facts["Step looked at"] == [f"{record['best_step']} of 4"]
+
+
+def test_the_same_page_twice_and_another_file_and_step(capsys, labels, tmp_path):
+    run, _, records = labels
+    page = written(capsys, run)
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    assert {path.name: path.read_bytes() for path in written(capsys, run).parent.iterdir()} == before
+    few = write(tmp_path / "few.jsonl", records[3:10])
+    last = max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+    other = written(capsys, run, few, "--step", last, "--max-tokens", 64, "--out", tmp_path / "a" / "b")
+    assert_metrics(other, said(capsys, evaluate, run, few, "--step", last)[0])
+    assert rows(other, "What it is")["Data looked at"][0].endswith("few.jsonl, 7 records, 7 sequences")
+
+
+def test_sets_of_labels(capsys, tmp_path):
+    records = [
+        {"text": text, "label": sorted({word, WORDS[place % 3]})} for place, (text, word) in enumerate(texts(20))
+    ]
+    run, data = trained(tmp_path, "bert", "classification", records, "task.problem=multi_label")
+    page = written(capsys, run)
+    assert_metrics(page, said(capsys, evaluate, run, data)[0])
+    answers = said(capsys, predict, run, data)
+    for word in sorted(WORDS):
+        own, guess = (
+            {n for n, row in enumerate(side) if word in row[key]}
+            for side, key in ((records, "label"), (answers, "labels"))
+        )
+        expected = [len(own & guess) / len(guess) if guess else 0.0, len(own & guess) / len(own)]
+        assert [float(cell) for cell in rows(page, "Labels")[word][:2]] == pytest.approx(expected, abs=6e-4)
+        assert rows(page, "Labels")[word][3] == str(len(own))
+
+
+def test_numbers_of_pairs(capsys, tmp_path):
+    records = [{"text": text, "other": "the way", "label": len(text) / 10 - 1} for text, _ in texts(20)]
+    columns = ["task.columns.text_pair=other", "task.problem=regression"]
+    run, data = trained(tmp_path, "bert", "classification", records, *columns)
+    page = written(capsys, run)
+    assert_metrics(page, said(capsys, evaluate, run, data)[0])
+    answers = said(capsys, predict, run, data)
+    most = max(abs(answer["score"] - record["label"]) for answer, record in zip(answers, records, strict=True))
+    first = page.read_text().split("## Worst errors")[1].splitlines()[6]
+    assert abs(float(first.split(" | ")[2])) == pytest.approx(most, rel=1e-3)
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+def test_answers_in_texts(capsys, tmp_path, unanswerable):
+    contexts = [" ".join(text for text, _ in texts(place % 4 + 2)) + HOSTILE[place % 8] for place in range(19)]
+    records = [
+        {
+            "id": f"{place}|",
+            "question": f"the year {HOSTILE[place % 8]}",
+            "context": context,
+            "answers": [] if unanswerable and place % 3 == 0 else [{"text": context.split()[1], "answer_start": 4}],
+        }
+        for place, context in enumerate(contexts)
+    ]
+    windows = ["task.stride=4", "task.max_question_tokens=6", f"task.unanswerable={unanswerable}"]
+    run, data = trained(tmp_path, "bert", "qa", records, *windows)
+    page = written(capsys, run)
+    [measured] = said(capsys, evaluate, run, data)
+    assert_metrics(page, measured)
+    lengths = [cells for name, cells in rows(page, "By length").items() if name[0].isdigit()]
+    if unanswerable:
+        kinds = rows(page, "Questions without an answer")
+        for name, key, number in (("with an answer", "has_answer", 12), ("without", "no_answer", 7)):
+            shown = [float(cell) for cell in kinds[name]]
+            expected = [measured[f"{key}_exact_match"], measured[f"{key}_f1"]]
+            assert shown[0] == number and shown[2:] == pytest.approx(expected, abs=6e-4)
+    else:
+        total = sum(int(number) * float(f1) for number, _, f1 in lengths[:-1])  # the last is the one length of answers
+        assert total / 19 == pytest.approx(measured["f1"], abs=1e-3)
+        assert float(lengths[-1][2]) == pytest.approx(measured["f1"], abs=6e-4)
+
+
+@pytest.mark.parametrize("scheme", ["bio", "none"])
+def test_tags_of_words(capsys, tmp_path, scheme):
+    sentences = [text.split() for text, _ in texts(21)]
+    tags = [["B-X" if word in WORDS[:3] else "B-Y|Z" if word == "way" else "O" for word in row] for row in sentences]
+    records = [{"words": row, "tags": own} for row, own in zip(sentences, tags, strict=True)]
+    run, data = trained(tmp_path, "bert", "tokens", records, f"task.scheme={scheme}")
+    page = written(capsys, run)
+    [measured] = said(capsys, evaluate, run, data)
+    assert_metrics(page, measured)
+    guesses = [answer["tags"] for answer in said(capsys, predict, run, data)]
+    if scheme == "bio":
+        shown = rows(page, "Types")
+        for kind, name in (("X", "X"), ("Y|Z", "Y&#124;Z")):
+            values = [measured[f"{key}/{kind}"] for key in ("precision", "recall", "f1")]
+            assert [float(cell) for cell in shown[name][:3]] == pytest.approx(values, abs=6e-4)
+            assert int(shown[name][3]) == sum(row.count(f"B-{kind}") for row in tags)
+    else:
+        pairs = [pair for row, guess in zip(tags, guesses, strict=True) for pair in zip(row, guess, strict=True)]
+        names = ["B-X", "B-Y|Z", "O"]
+        counts = [[str(pairs.count((own, guess))) for guess in names] for own in names]
+        order = [row.replace("&#124;", "|") for row in rows(page, "What is taken for what")][2:]
+        assert sorted(order) == names
+        for name, cells in zip(order, list(rows(page, "What is taken for what").values())[2:], strict=True):
+            assert cells == [counts[names.index(name)][names.index(column)] for column in order]
+
+
+def test_refusals(capsys, labels, tmp_path):
+    run, *_ = labels
+    pretrained = make_run(tmp_path / "pretrained")
+    unlabelled = write(tmp_path / "unlabelled.jsonl", [{"text": "the time"}])
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    for arguments, message in (
+        ([pretrained], "a run of python -m pretrain, none of python -m finetune; use python -m pretrain.report"),
+        ([tmp_path], "not a run directory"),
+        ([run, tmp_path / "nowhere.jsonl"], "nowhere.jsonl"),
+        ([run, unlabelled], "task.columns.label=label"),
+        ([run, "--out", taken], f"--out {taken}: no directory can be made there"),
+    ):
+        assert report([*map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err
+    assert report([str(run), "--step", "1000"]) == 4
+
+
+@pytest.mark.parametrize("command", [report_pretrained, sample, export_pretrained])
+def test_commands_of_pretraining_say_what_reads_a_fine_tuned_run(capsys, labels, command):
+    run, *_ = labels
+    assert command([str(run)]) == 2
+    told = f"{run}: a run of python -m finetune, none of python -m pretrain; use python -m finetune.report, .predict,"
+    assert told in capsys.readouterr().err
+
+
+def test_pretraining_does_not_go_on_from_a_fine_tuned_run(labels, tmp_path):
+    (tmp_path / "text.txt").write_text("the time")
+    overrides = ["data=text", f"data.sources.text.paths=[{tmp_path / 'text.txt'}]", f"run.root={tmp_path / 'runs'}"]
+    run, *_ = labels
+    with pytest.raises(ConfigError, match=f"{run}: a run of python -m finetune, none of python -m pretrain"):
+        pretrain(compose([*overrides, f"init_from={run}"]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_needs_no_torch():
+    program = (
+        "import sys\nfrom finetune.report.__main__ import main\ntry: main(['--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "--out DIR" in done.stdout

@@ -1,0 +1,466 @@
+"""Classification: encoding equals transformers', losses torch's, answers arithmetic by hand; faults have names."""
+
+import json
+import logging
+import math
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer, models, processors
+from transformers import AutoTokenizer
+from vocabularies import byte_level, word_piece
+
+from finetune.model.losses import ClassWeights
+from finetune.tasks.classification.task import ClassificationConfig, Columns, Problem, Text
+from pretrain.data.batch import IGNORED
+from pretrain.errors import ConfigError, DataError
+from pretrain.registry import typed
+from pretrain.tokenizer.base import load_tokenizer
+
+TEXTS = [
+    "the quick brown fox, jumped over a lazy dog's tail",
+    "naïve Café 文字 🙂 it's",
+    "a",
+    "one two three four five six seven eight nine ten",
+    "tabs\tand\nlines",
+]
+PAIR = Columns(text_pair="other")
+
+
+def bert() -> Tokenizer:
+    tokenizer = word_piece(TEXTS * 4)
+    places = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=places
+    )
+    return tokenizer
+
+
+def roberta() -> Tokenizer:
+    tokenizer = byte_level(TEXTS)
+    places = [(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B:0 </s>", special_tokens=places
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[bert, roberta, lambda: byte_level(TEXTS)], ids=["bert", "roberta", "bare"])
+def ours_and_theirs(request, tmp_path_factory):
+    """A tokenizer as ours, and the same as transformers reads it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    request.param().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return load_tokenizer(folder / "tokenizer.json"), AutoTokenizer.from_pretrained(folder)
+
+
+def written(folder: Path, rows: list[tuple], columns=("text", "label"), name="train.jsonl") -> str:
+    file = folder / name
+    file.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    return str(file)
+
+
+def task(problem="single_label", class_weights="none", **options) -> ClassificationConfig:
+    options |= {"problem": Problem(problem), "class_weights": ClassWeights(class_weights)}
+    return ClassificationConfig(train="train.jsonl", validation="validation.jsonl", **options)
+
+
+def encoded(folder: Path, rows: list[tuple], cfg: ClassificationConfig, columns=("text", "label")):
+    records = cfg.records(written(folder, rows, columns))
+    names = cfg.names(records)
+    return cfg.encode(records, bert(), names), names
+
+
+def assert_equal_to_transformers(cfg, records, ours, theirs):
+    """Every sequence of ours has the ids and token types of theirs."""
+    examples = cfg.encode(records, ours, ["0", "1"]).examples
+    pairs = [record.pair for record in records] if cfg.columns.text_pair else None
+    options = {"truncation": "longest_first", "max_length": cfg.max_tokens, "return_token_type_ids": True}
+    expected = theirs([record.text for record in records], pairs, **options)
+    assert len(examples) == len(records)
+    for example, (ids, types) in enumerate(zip(expected["input_ids"], expected["token_type_ids"], strict=True)):
+        place = slice(examples.offsets[example], examples.offsets[example + 1])
+        assert examples.tokens[place].tolist() == ids
+        assert examples.segments[place].tolist() == types
+
+
+# Without what begins a special token: those in a text are text here, which is tested below.
+letters = st.text(st.characters(codec="utf-8", exclude_characters="[<"), min_size=1, max_size=5)
+words = st.lists(st.sampled_from(" ".join(TEXTS).split()) | letters, max_size=30)
+texts = words.map(" ".join).map(lambda text: f"x{text}")
+
+
+pairs_of_texts = st.lists(st.tuples(texts, texts), min_size=1, max_size=4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=pairs_of_texts, pair=st.booleans(), max_tokens=st.integers(6, 40))
+def test_encoding_equals_transformers(ours_and_theirs, rows, pair, max_tokens):
+    cfg = task(columns=PAIR if pair else Columns(), max_tokens=max_tokens)
+    records = [Text(text, other if pair else None, "0", "here") for text, other in rows]
+    assert_equal_to_transformers(cfg, records, *ours_and_theirs)
+
+
+def test_what_is_cut_is_counted_and_the_tokenizer_left_as_it_was(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    cfg, tokenizer = task(max_tokens=8), bert()
+    records = cfg.records(written(tmp_path, [("a", 0), (TEXTS[0], 1), (TEXTS[3], 1)]))
+    encoding = cfg.encode(records, tokenizer, ["0", "1"])
+    assert encoding.examples.lengths.tolist() == [3, 8, 8]
+    assert encoding.examples.labels.tolist() == [0, 1, 1]
+    assert encoding.owner.tolist() == [0, 1, 2]
+    assert "2 of 3 texts are longer than task.max_tokens=8: cut" in caplog.text
+    assert tokenizer.truncation is None
+
+
+def test_special_tokens_in_a_text_are_text(tmp_path, ours_and_theirs):
+    cfg, (tokenizer, _) = task(), ours_and_theirs
+    special = {tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "<s>", "</s>")}
+
+    def count(text: str) -> int:
+        records = cfg.records(written(tmp_path, [(text, 0)]))
+        return sum(token in special for token in cfg.encode(records, tokenizer, ["0", "1"]).examples.tokens)
+
+    assert count("x [SEP] </s> [CLS] <s>") == count("x")
+
+
+@pytest.mark.parametrize(("pair", "least"), [(False, 3), (True, 5)])
+def test_a_sequence_needs_room_for_text(tmp_path, pair, least):
+    columns = PAIR if pair else Columns()
+    rows = [(TEXTS[0], TEXTS[3], 0)]
+    cfg = task(columns=columns, max_tokens=least - 1)
+    records = cfg.records(written(tmp_path, rows, ("text", "other", "label")))
+    with pytest.raises(ConfigError, match=f"task.max_tokens={least - 1}: must be at least {least}, "):
+        cfg.encode(records, bert(), ["0", "1"])
+    assert task(columns=columns, max_tokens=least).encode(records, bert(), ["0", "1"]).examples.lengths == [least]
+
+
+@pytest.mark.parametrize(
+    ("answers", "names"),
+    [
+        ([10, 2, -1, 2], ["-1", "2", "10"]),
+        (["10", "2", "x"], ["10", "2", "x"]),
+        (["pos", "Neg", "é", "neg"], ["Neg", "neg", "pos", "é"]),
+        (["01", "1", "0001", "0", "001"], ["0", "0001", "001", "01", "1"]),
+        (["1", "-", "0"], ["-", "0", "1"]),
+        (["NA", "None"], ["NA", "None"]),
+        ([1.0, 0.0, 10.0, 2.0], ["0", "1", "2", "10"]),
+        ([True, False], ["False", "True"]),
+    ],
+)
+def test_labels_have_an_order_of_their_own(tmp_path, answers, names):
+    for order in (answers, answers[::-1]):
+        records = task().records(written(tmp_path, [(f"text {i}", answer) for i, answer in enumerate(order)]))
+        assert task().names(records) == names
+
+
+def test_labels_may_be_set_and_are_numbered_so(tmp_path):
+    cfg = task(labels=["pos", "neg", "neutral"])
+    encoding, names = encoded(tmp_path, [("good", "pos"), ("bad", "neg"), ("grand", "pos")], cfg)
+    assert names == ["pos", "neg", "neutral"]
+    assert encoding.examples.labels.tolist() == [0, 1, 0]
+
+
+def test_sets_of_labels(tmp_path):
+    cfg = task(problem="multi_label", label_separator="|")
+    rows = [("a", ["10", 2]), ("b", "2 | 3|"), ("c", []), ("d", ""), ("e", [2])]
+    encoding, names = encoded(tmp_path, rows, cfg)
+    assert names == ["2", "3", "10"]
+    assert [record.answer for record in encoding.records] == [("10", "2"), ("2", "3"), (), (), ("2",)]
+    assert encoding.examples.labels.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    assert encoding.examples.labels.dtype == np.int64
+
+
+def test_numbers(tmp_path):
+    encoding, names = encoded(tmp_path, [("a", 1), ("b", "-2.5e-1"), ("c", 0.1)], task(problem="regression"))
+    assert names == ["label"]
+    assert encoding.examples.labels.dtype == np.float32
+    assert encoding.examples.labels.tolist() == [1, -0.25, np.float32(0.1)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "reason"),
+    [
+        ("single_label", None, "no label"),
+        ("single_label", "", "no label"),
+        ("single_label", math.nan, "no label"),
+        ("single_label", 0.5, "label is no name"),
+        ("single_label", ["a"], "label is no name"),
+        ("multi_label", 1, "no list of labels"),
+        ("multi_label", None, "no list of labels"),
+        ("multi_label", ["a", None], "no label"),
+        ("multi_label", "a,b,a", "a label twice .*"),
+        ("multi_label", [0, 1, 0], "a label twice .*not a 0 or 1 for each.*"),
+        ("regression", math.nan, "number is NaN or infinite"),
+        ("regression", "nan", "number is NaN or infinite"),
+        ("regression", -math.inf, "number is NaN or infinite"),
+        ("regression", 1e39, "number is NaN or infinite"),
+        ("regression", 10**400, "label is no number"),
+        ("regression", "high", "label is no number"),
+        ("regression", [1], "label is no number"),
+        ("regression", "", "no number"),
+    ],
+)
+def test_bad_answers_are_counted_and_refused(tmp_path, problem, answer, reason):
+    good = {"single_label": "a", "multi_label": ["a"], "regression": 1.0}[problem]
+    file = written(tmp_path, [("x", good), ("y", answer), ("z", good)])
+    with pytest.raises(DataError, match=rf"1 of 3 records are bad.*task.max_faults=0.*{reason}: 1 \({file}:2: "):
+        task(problem=problem).records(file)
+    assert [text.text for text in task(problem=problem, max_faults=0.4).records(file)] == ["x", "z"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("", "no text"), (" \n", "no text"), (None, "no text"), (7, "text is no string")]
+)
+def test_bad_texts_are_counted_and_refused(tmp_path, text, reason):
+    file = written(tmp_path, [("x", "good", 0), (text, "good", 0), ("good", text, 1)], ("text", "other", "label"))
+    with pytest.raises(DataError, match=rf"2 of 3 records are bad.*{reason}: 2 \({file}:2: .*, {file}:3: "):
+        task(columns=PAIR).records(file)
+
+
+def test_faults_of_reading_and_of_meaning_are_counted_together(tmp_path):
+    file = tmp_path / "train.csv"
+    file.write_text('text,label\na,0\nb\n"",1\nc,1\n')
+    with pytest.raises(DataError, match="2 of 4 records are bad"):
+        task(max_faults=0.49).records(str(file))
+    assert len(task(max_faults=0.5).records(str(file))) == 2
+
+
+def test_a_label_that_training_does_not_have(tmp_path):
+    cfg = task()
+    records = cfg.records(written(tmp_path, [("x", "pos"), ("y", "netural"), ("z", "neg")], name="validation.jsonl"))
+    with pytest.raises(DataError, match=r"label is none of neg, pos: 1 \(.*validation.jsonl:2: 'netural'\)"):
+        cfg.encode(records, bert(), ["neg", "pos"])
+    encoding = task(max_faults=0.5).encode(records, bert(), ["neg", "pos"])
+    assert [record.text for record in encoding.records] == ["x", "z"]
+    assert encoding.examples.labels.tolist() == [1, 0]
+    assert encoding.owner.tolist() == [0, 1]
+
+
+def test_a_text_without_a_token_is_a_fault(tmp_path):
+    records = task().records(written(tmp_path, [("known", 0), ("文", 1), ("known", 0)]))
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate("know")}, []))
+    with pytest.raises(DataError, match=r"no token: 1 \(.*train.jsonl:2: "):
+        task().encode(records, tokenizer, ["0", "1"])
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer"), [("single_label", "pos"), ("multi_label", ["a", "b"]), ("regression", 0.5)]
+)
+def test_one_answer_to_everything_teaches_nothing(tmp_path, problem, answer):
+    cfg = task(problem=problem)
+    records = cfg.records(written(tmp_path, [("a", answer), ("b", answer)]))
+    with pytest.raises(DataError, match=r"task.train: all examples have the same answer, .*nothing to learn"):
+        cfg.names(records)
+
+
+def test_one_answer_to_all_that_is_kept_teaches_nothing(tmp_path):
+    cfg = task(labels=["a", "b"], max_faults=0.9)
+    records = cfg.records(written(tmp_path, [("one", "a"), ("two", "c"), ("three", "a")]))
+    with pytest.raises(DataError, match=r"task.train: all examples have the same answer, 'a': there is nothing"):
+        cfg.names(records)
+
+
+def test_the_same_text_with_other_answers_is_told_with_the_count(tmp_path, caplog):
+    rows = [("x", "a"), ("y", "a"), ("x", "a"), ("x", "b"), ("y", "a"), ("z", "c")]
+    file = written(tmp_path, rows)
+    assert len(task().records(file)) == 6
+    assert f"{file}: 3 records have the same text as one with another answer" in caplog.text
+    assert f"as {file}:1 ('a') and {file}:4 ('b')" in caplog.text
+    caplog.clear()
+    pairs = written(tmp_path, [("x", "1", "a"), ("x", "2", "b")], ("text", "other", "label"))
+    task(columns=PAIR).records(pairs)
+    task().records(written(tmp_path, [("x", "a"), ("x", "a")]))
+    assert not caplog.records
+
+
+def test_a_missing_column_is_refused(tmp_path):
+    file = written(tmp_path, [("x", 0)], ("text", "lable"))
+    with pytest.raises(ConfigError, match=r"task.columns.label=label: .*train.jsonl .*; did you mean lable\?"):
+        task().records(file)
+    assert task().records(file, labelled=False)[0].answer is None
+
+
+def batch_of(encoding, chosen):
+    return encoding.examples.batch(np.array(chosen))
+
+
+def rows_of(counts: dict[str, int]) -> list[tuple]:
+    return [(f"text {name} {i}", name) for name, count in counts.items() for i in range(count)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_loss_of_one_label_is_torchs_with_the_balanced_weights_by_hand(tmp_path, smoothing, weights):
+    counts = {"a": 5, "b": 2, "c": 1}
+    cfg = task(label_smoothing=smoothing, class_weights=weights)
+    encoding, names = encoded(tmp_path, rows_of(counts), cfg)
+    batch = batch_of(encoding, [0, 5, 6, 7])
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(3))
+    weight = torch.tensor([8 / (3 * count) for count in counts.values()]) if weights == "balanced" else None
+    criterion = torch.nn.CrossEntropyLoss(weight, reduction="none", label_smoothing=smoothing, ignore_index=IGNORED)
+    total, correct = cfg.loss(encoding, names)(logits, batch)
+    torch.testing.assert_close(total, criterion(logits, torch.tensor([0, 1, 1, 2])).sum())
+    assert correct == (logits.argmax(1) == torch.tensor([0, 1, 1, 2])).sum()
+    if weight is not None:
+        assert math.isclose(weight[encoding.examples.labels].mean(), 1, rel_tol=1e-6)
+
+
+def test_loss_of_sets_of_labels_and_of_numbers_is_torchs(tmp_path):
+    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(3))
+    cfg = task(problem="multi_label")
+    encoding, names = encoded(tmp_path, [("x", ["a", "b"]), ("y", []), ("z", ["b"])], cfg)
+    total, _ = cfg.loss(encoding, names)(logits, batch_of(encoding, [2, 0, 1]))
+    targets = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    torch.testing.assert_close(total / 3, torch.nn.BCEWithLogitsLoss()(logits, targets))
+    cfg = task(problem="regression")
+    encoding, names = encoded(tmp_path, [("x", 1.5), ("y", -2), ("z", 0)], cfg)
+    total, _ = cfg.loss(encoding, names)(logits[:, :1], batch_of(encoding, [2, 0, 1]))
+    torch.testing.assert_close(total / 3, torch.nn.MSELoss()(logits[:, 0], torch.tensor([0, 1.5, -2])))
+
+
+def test_balanced_weights_need_an_example_of_each_class(tmp_path):
+    cfg = task(labels=["a", "b", "c"], class_weights="balanced")
+    encoding, names = encoded(tmp_path, rows_of({"a": 2, "b": 1}), cfg)
+    with pytest.raises(ConfigError, match=r"task.class_weights=balanced: no example of the training set has c;"):
+        cfg.loss(encoding, names)
+
+
+LOGITS = [np.array(row, np.float32) for row in ([2.0, -1.0, 0.5], [-30.0, 30.0, 0.0], [0.1, 0.2, 0.3])]
+
+
+def test_predictions_of_one_label(tmp_path):
+    cfg = task()
+    encoding, names = encoded(tmp_path, [("x", "a"), ("y", "b"), ("z", "c")], cfg)
+    found = list(cfg.predict(encoding, LOGITS, names))
+    places = [record.place for record in encoding.records]
+    for row, place, logits, label in zip(found, places, LOGITS, ["a", "b", "c"], strict=True):
+        powers = [math.exp(value) for value in logits.tolist()]
+        expected = dict(zip(names, [power / sum(powers) for power in powers], strict=True))
+        assert row == {
+            "place": place,
+            "label": label,
+            "score": pytest.approx(expected[label]),
+            "probabilities": pytest.approx(expected),
+        }
+    json.dumps(found)
+    assert cfg.measure(encoding, LOGITS, names)["accuracy"] == 1
+    assert cfg.measure(encoding, LOGITS[:1] * 3, names)["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_predictions_of_sets_of_labels(tmp_path):
+    cfg = task(problem="multi_label")
+    encoding, names = encoded(tmp_path, [("x", ["a", "c"]), ("y", ["b"]), ("z", [])], cfg)
+    found = list(cfg.predict(encoding, LOGITS, names))
+    assert [row["labels"] for row in found] == [["a", "c"], ["b"], ["a", "b", "c"]]
+    for row, logits in zip(found, LOGITS, strict=True):
+        expected = dict(zip(names, [1 / (1 + math.exp(-value)) for value in logits.tolist()], strict=True))
+        assert row["probabilities"] == pytest.approx(expected, rel=1e-12)
+        assert row["scores"] == [row["probabilities"][name] for name in row["labels"]]
+    json.dumps(found)
+    measured = cfg.measure(encoding, LOGITS, names)
+    assert measured["accuracy"] == pytest.approx(2 / 3)
+    assert measured["f1_micro"] == pytest.approx(2 * 3 / (3 + 6))
+
+
+def test_predictions_of_numbers(tmp_path):
+    cfg = task(problem="regression")
+    encoding, names = encoded(tmp_path, [("x", 1.0), ("y", 2.0), ("z", 9.0)], cfg)
+    logits = [np.array([value], np.float32) for value in (0.5, 0.25, 3.0)]
+    found = [(row.pop("place"), row) for row in cfg.predict(encoding, logits, names)]
+    places = [record.place for record in encoding.records]
+    assert found == list(zip(places, [{"score": 0.5}, {"score": 0.25}, {"score": 3.0}], strict=True))
+    assert cfg.measure(encoding, logits, names)["spearman"] == pytest.approx(0.5)
+
+
+def test_answers_of_texts_whose_labels_are_not_known(tmp_path):
+    cfg = task()
+    records = cfg.records(written(tmp_path, [("x",), ("y",)], ("text",)), labelled=False)
+    encoding = cfg.encode(records, bert(), ["a", "b", "c"])
+    assert encoding.examples.labels is None
+    assert [row["label"] for row in cfg.predict(encoding, LOGITS[:2], ["a", "b", "c"])] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"metric": "f2"}, "task.metric=f2: must be one of accuracy, f1, f1_macro, f1_micro, matthews"),
+        ({"metric": "mse", "problem": "regression"}, "task.metric=mse: must be one of spearman, pearson"),
+        ({"max_tokens": 0}, "task.max_tokens=0: must be above 0"),
+        ({"max_faults": 1.0}, "task.max_faults=1.0: "),
+        ({"label_smoothing": 1.0}, "task.label_smoothing=1.0: "),
+        ({"label_smoothing": 0.1, "problem": "multi_label"}, "task.label_smoothing=0.1: is for task.problem="),
+        ({"class_weights": "balanced", "problem": "regression"}, "task.class_weights=balanced: is for task.problem="),
+        ({"labels": ["a", "b"], "problem": "regression"}, "task.labels=.*: numbers have no labels"),
+        ({"labels": ["a", "a"]}, "task.labels=.*: must differ"),
+        ({"labels": ["a"]}, "task.labels=.*: name at least two, or none"),
+        ({"label_separator": ""}, "task.label_separator='': must not be empty"),
+    ],
+)
+def test_refused_settings(options, told):
+    with pytest.raises(ConfigError, match=told):
+        task(**options)
+
+
+def test_settings_as_they_are_composed():
+    node = OmegaConf.structured(ClassificationConfig)
+    given = {"train": "a", "validation": "b", "labels": [0, 1], "columns": {"text": "sentence"}, "metric": "f1"}
+    cfg = typed(OmegaConf.merge(node, given))
+    assert (cfg.labels, cfg.columns, cfg.metric) == (["0", "1"], Columns(text="sentence"), "f1")
+    for problem, metric in (("single_label", "accuracy"), ("multi_label", "f1_macro"), ("regression", "spearman")):
+        assert typed(OmegaConf.merge(node, {"train": "a", "validation": "b", "problem": problem})).metric == metric
+    with pytest.raises(ConfigError, match="validation: required and not given"):
+        typed(OmegaConf.merge(node, {"train": "a"}))
+
+
+def test_f1_of_label_1_is_for_two_labels(tmp_path):
+    cfg = task(metric="f1")
+    with pytest.raises(ConfigError, match=r"task.metric=f1: is of two labels, there are 3; choose f1_macro"):
+        encoded(tmp_path, [("x", "a"), ("y", "b"), ("z", "c")], cfg)
+
+
+shared_data = pytest.mark.skipif(
+    "HEADWATER_DATA" not in os.environ, reason="HEADWATER_DATA names no folder of real data"
+)
+
+
+def uncased() -> tuple[Tokenizer, AutoTokenizer]:
+    folder = Path(os.environ["HEADWATER_DATA"]) / "bert-uncased-tokenizer"
+    return load_tokenizer(folder / "tokenizer.json"), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.shared_data
+@shared_data
+def test_sst2_and_ag_news_encode_as_transformers_encode_them():
+    data = Path(os.environ["HEADWATER_DATA"])
+    cfg = task(columns=Columns(text="sentence"), max_tokens=24)
+    records = cfg.records(str(data / "sst2" / "dev.tsv"))
+    assert cfg.names(records) == ["0", "1"]
+    assert_equal_to_transformers(cfg, records, *uncased())
+    header = ["class", "title", "description"]
+    columns = Columns(text="title", text_pair="description", label="class")
+    cfg = task(columns=columns, header=header, max_tokens=40)
+    records = cfg.records(str(data / "ag_news" / "test.csv"))
+    assert cfg.names(records) == ["1", "2", "3", "4"]
+    records = [record._replace(answer="0") for record in records[:2000]]
+    assert_equal_to_transformers(cfg, records, *uncased())
+
+
+@pytest.mark.shared_data
+@shared_data
+def test_long_reviews_are_cut_as_transformers_cut_them(tmp_path):
+    rows = []
+    with tarfile.open(Path(os.environ["HEADWATER_DATA"]) / "imdb" / "aclImdb_labelled.tar.xz") as archive:
+        while len(rows) < 300 and (member := archive.next()):
+            if member.isfile():
+                rows.append((archive.extractfile(member).read().decode(), member.name.split("/")[2] == "pos"))
+    cfg = task(max_tokens=128)
+    records = [record._replace(answer="1") for record in cfg.records(written(tmp_path, rows))]
+    assert_equal_to_transformers(cfg, records, *uncased())

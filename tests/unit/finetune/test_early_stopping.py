@@ -1,0 +1,169 @@
+"""The best step of a run, what keeps it on disk, when a run ends early, and what a resumed one takes up."""
+
+import errno
+import json
+import math
+
+import pytest
+from toys import ALONE, toy_strategy
+
+from finetune.early_stopping import TaskHooks
+from pretrain.checkpoint.save import Checkpoints, SavingConfig, load_state
+from pretrain.train.loop import TrainState
+from pretrain.train.metrics import StepMeter, Throughput
+
+NAN = math.nan
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return the hooks of a run whose evaluations measure these values one after another."""
+
+    def make(*values, patience=None, keep=1, asynchronous=True):
+        measured = iter(values)
+        saving = SavingConfig(keep=keep, asynchronous=asynchronous)
+        return TaskHooks(
+            log_every=1,
+            evaluate_every=1,
+            save_every=1,
+            max_skipped=0,
+            world=ALONE,
+            strategy=toy_strategy()[1],
+            meter=StepMeter(ALONE.device),
+            throughput=Throughput(0, 0, 1.0, None),
+            evaluator=lambda: {"loss": 0.5, "f1": next(measured)},
+            checkpoints=Checkpoints(tmp_path / "checkpoints", saving, ALONE),
+            tracker=None,
+            learning_rate=lambda step: 1.0,
+            fingerprints={"seed": 1},
+            predicted=None,
+            metric="f1",
+            patience=patience,
+        )
+
+    return make
+
+
+def evaluate(hooks, *steps):
+    for step in steps:
+        hooks.evaluate(TrainState(step=step))
+
+
+def saved(hooks):
+    return sorted(int(path.name.removeprefix("step-")) for path in hooks.checkpoints.directory.glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "value", "stalled"),
+    [
+        ([0.1, 0.3, 0.2], 2, 0.3, 1),
+        ([0.3, 0.3, 0.3], 1, 0.3, 2),  # of equals the first
+        ([-0.5, -0.7], 1, -0.5, 1),  # correlations may be negative
+        ([0.0], 1, 0.0, 0),
+        ([NAN, -0.9], 2, -0.9, 0),  # any number is better than none
+        ([0.2, NAN, 0.1], 1, 0.2, 2),
+        ([NAN, NAN], 1, -math.inf, 1),  # some step is the best one, whatever is measured
+    ],
+)
+def test_the_best_step_is_the_first_with_the_largest_number(make, values, best, value, stalled):
+    hooks = make(*values, asynchronous=False)
+    for step in range(1, len(values) + 1):
+        evaluate(hooks, step)
+        hooks.save(TrainState(step=step), required=False)
+    assert hooks.checkpoints.best == (best, value)
+    assert (hooks.largest, hooks.stalled) == (value, stalled)
+
+
+def test_what_was_measured_comes_back(make):
+    assert make(0.4).evaluate(TrainState(step=1)) == {"loss": 0.5, "f1": 0.4}
+
+
+@pytest.mark.parametrize(("patience", "taken"), [(1, 3), (2, 4), (3, 7), (None, 7)])
+def test_a_run_ends_when_its_patience_is_used_up(make, patience, taken):
+    hooks = make(0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.1, patience=patience)
+    steps = 0
+    for steps, _ in enumerate(hooks.until_it_stalls([[]] * 7), start=1):
+        evaluate(hooks, steps)
+    assert steps == taken
+
+
+def test_steps_without_an_evaluation_use_up_no_patience(make):
+    hooks = make(0.1, patience=1)
+    evaluate(hooks, 1)
+    assert len(list(hooks.until_it_stalls([[]] * 5))) == 5
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.3, 0.2], [NAN], []])
+def test_a_resumed_run_takes_up_what_the_checkpoint_says(make, values):
+    before = make(*values, patience=2)
+    evaluate(before, *range(4 - len(values), 4))
+    before.save(TrainState(step=3, tokens=11), required=True)
+    after = make(0.2, 0.2, patience=2)
+    state = load_state(after.checkpoints.directory / "step-00000003")
+    after.go_on(state)
+    assert (state["tokens"], state["resume"]) == (11, {"seed": 1})
+    assert (after.largest, after.stalled) == (before.largest, before.stalled)
+    assert after.checkpoints.best == before.checkpoints.best
+    assert (after.checkpoints.best is None) == (not values)
+    json.dumps(after.progress(TrainState()))
+
+
+def test_a_run_that_had_ended_early_takes_no_step_when_it_is_started_again(make):
+    before = make(0.3, 0.2, patience=1)
+    evaluate(before, 1, 2)
+    before.save(TrainState(step=2), required=True)
+    after = make(patience=1)
+    after.go_on(load_state(after.checkpoints.directory / "step-00000002"))
+    assert not list(after.until_it_stalls([[]] * 3))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_best_step_stays_on_disk_whatever_is_kept(make, asynchronous):
+    hooks = make(0.1, 0.5, 0.2, 0.3, 0.1, asynchronous=asynchronous)
+    for step in range(1, 6):
+        evaluate(hooks, step)
+        hooks.save(TrainState(step=step), required=False)
+    hooks.checkpoints.settle(wait=True)
+    assert saved(hooks) == [2, 5]
+
+
+def test_the_best_step_stays_until_a_better_one_is_on_disk(make):
+    """The save before may be committed after the better step is measured, and before it is written."""
+    hooks = make(0.3, 0.1, 0.5)
+    for step in (1, 2):
+        evaluate(hooks, step)
+        hooks.save(TrainState(step=step), required=False)
+    evaluate(hooks, 3)
+    hooks.checkpoints.settle(wait=True)
+    assert saved(hooks) == [1, 2]
+    hooks.save(TrainState(step=3), required=True)
+    assert saved(hooks) == [3]
+
+
+def test_a_step_that_is_not_evaluated_is_never_the_best(make):
+    """A run that is asked to stop is saved between two evaluations."""
+    hooks = make(0.3, 0.1)
+    for step, evaluated in ((1, True), (2, False), (3, True)):
+        if evaluated:
+            evaluate(hooks, step)
+        hooks.save(TrainState(step=step), required=True)
+    assert hooks.checkpoints.best == (1, 0.3)
+    assert saved(hooks) == [1, 3]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_best_step_that_could_not_be_saved_leaves_the_one_before_it(make, asynchronous, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    hooks = make(0.3, 0.5, 0.4, 0.1, asynchronous=asynchronous)
+    for step in range(1, 5):
+        evaluate(hooks, step)
+        with monkeypatch.context() as disk:
+            if step == 2:
+                disk.setattr("pretrain.checkpoint.save.commit", fail)
+            hooks.save(TrainState(step=step), required=False)
+            hooks.checkpoints.settle(wait=True)
+    assert hooks.checkpoints.best == (3, 0.4)  # better than what is on disk, not than what was lost
+    assert load_state(hooks.checkpoints.directory / "step-00000004")["best"] == [3, 0.4]
+    assert saved(hooks) == [3, 4]

@@ -1,0 +1,97 @@
+"""Masks and pairs in training batches: the same however a step is divided, whoever reads it, and after a restart."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from corpora import write_corpus
+
+from pretrain.data.batch import IGNORED, Batch, Vocabulary
+from pretrain.data.loader import DataConfig, StepLoader
+from pretrain.data.packing import Packing
+from pretrain.data.sources.base import PreparedSource
+from pretrain.data.stream import TrainStream
+from pretrain.objectives.masked_lm import MaskedLMConfig
+from pretrain.objectives.masking import MaskingConfig, Unit
+from pretrain.objectives.sentence_pairs import Sentences
+
+CLS, SEP, MASK, SIZE = 1, 2, 3, 500
+CHOICES = [
+    MaskedLMConfig(),
+    MaskedLMConfig(masking=MaskingConfig(unit=Unit.whole_words)),
+    MaskedLMConfig(masking=MaskingConfig(unit=Unit.spans), sentences=Sentences.nsp),
+    MaskedLMConfig(sentences=Sentences.sop),
+]
+
+
+def vocabulary() -> Vocabulary:
+    ids = np.arange(SIZE)
+    return Vocabulary(ids < 10, ids < 300, ids < 10, MASK, [CLS], [SEP])
+
+
+@pytest.fixture
+def stream(tmp_path) -> TrainStream:
+    """A mixture of two small corpora, of which an epoch takes a few steps."""
+    draw = random.Random(0)
+    corpora = {
+        name: write_corpus(
+            tmp_path / name,
+            [[CLS, *(draw.randrange(10, SIZE) for _ in range(draw.randrange(1, 30))), SEP] for _ in range(60)],
+            vocab_size=SIZE,
+            prefix=[CLS],
+            suffix=[SEP],
+        )
+        for name in ("one", "two")
+    }
+    sources = {name: PreparedSource(path=str(path)) for name, path in corpora.items()}
+    return DataConfig(seq_len=32, packing=Packing.best_fit, sources=sources).train_stream(corpora, seed=3)
+
+
+def steps(stream: TrainStream, objective: MaskedLMConfig, **changes) -> list[list[Batch]]:
+    options = {"batch_size": 12, "micro_batch_size": 12, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 5}
+    with StepLoader(stream, objective.examples(vocabulary, seed=7), **{"pin": False, **options, **changes}) as loader:
+        return list(loader)
+
+
+def sequences(batches: list[Batch]) -> list[tuple]:
+    """Return tokens, targets, segments and label of each sequence."""
+    found = []
+    for batch in batches:
+        offsets = batch.offsets.tolist()
+        for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
+            columns = [batch.tokens, batch.targets] + ([] if batch.segments is None else [batch.segments])
+            label = None if batch.labels is None else batch.labels[number].item()
+            found.append((*(tuple(column[begin:end].tolist()) for column in columns), label))
+    return found
+
+
+@pytest.mark.parametrize("objective", CHOICES)
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 1), (1, 4), (2, 6), (2, 3), (3, 4), (3, 2)])
+def test_masks_are_the_same_however_a_step_is_divided(stream, objective, world_size, micro_batch_size):
+    whole = steps(stream, objective)
+    shared = {"world_size": world_size, "micro_batch_size": micro_batch_size}
+    ranks = [steps(stream, objective, rank=rank, **shared) for rank in range(world_size)]
+    for number, [batch] in enumerate(whole):
+        divided = [micro for rank in ranks for micro in rank[number]]
+        assert len(divided) == 12 // micro_batch_size
+        assert sequences(divided) == sequences([batch])
+        assert 0 < sum(micro.num_targets for micro in divided) == batch.num_targets
+
+
+@pytest.mark.parametrize("objective", CHOICES)
+def test_a_restart_at_a_later_step_sees_the_same_masks(stream, objective):
+    whole = steps(stream, objective)
+    for start in (1, 4):
+        rest = steps(stream, objective, start_step=start)
+        assert [sequences(step) for step in rest] == [sequences(step) for step in whole[start:]]
+
+
+@pytest.mark.parametrize("objective", CHOICES)
+def test_the_same_text_is_masked_anew_in_another_epoch(stream, objective):
+    examples, keys = objective.examples(vocabulary, seed=7), stream.locate(np.arange(12))
+    first, same, later = (examples(stream.read(keys + np.array([0, epoch, 0]))) for epoch in (0, 0, 1))
+    assert all(np.array_equal(one, other) for one, other in zip(first, same, strict=True))
+    hidden = [np.flatnonzero(made.targets != IGNORED) for made in (first, later)]
+    assert not np.array_equal(*hidden)
+    assert stream.read(keys).tokens.tolist() == stream.read(keys + np.array([0, 1, 0])).tokens.tolist()

@@ -1,0 +1,145 @@
+"""Every attention backend that runs on a CPU, and what the others refuse there."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from attention_laws import CASES, HEADS, MASKS, check_agrees_with_eager, check_isolates_sequences, layout, random_qkv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.errors import ConfigError
+from pretrain.models.attention.auto import AutoConfig
+from pretrain.models.attention.eager import EagerConfig, eager
+from pretrain.models.attention.flash import FlashConfig, make_flash
+from pretrain.models.attention.flex import FlexConfig, document_mask, make_flex
+from pretrain.models.attention.masks import visible
+from pretrain.models.attention.sdpa import SdpaConfig, sdpa
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="tests the refusal where there is no CUDA device")
+
+
+def test_eager_is_the_textbook_formula():
+    """Loops over queries and keys in float64, with the rules of `Attend` written out."""
+    q_lengths, k_lengths = [2, 3], [4, 3]
+    q, k, v = (x.detach().double() for x in random_qkv(5, 7, (4, 2), "cpu", torch.float32))
+    for causal, window in MASKS:
+        out = eager(q, k, v, layout(q_lengths, k_lengths), causal=causal, window=window)
+        for s, (q_start, k_start) in enumerate([(0, 0), (2, 4)]):
+            for i in range(q_lengths[s]):
+                position = i + k_lengths[s] - q_lengths[s]
+                keys = [j for j in range(k_lengths[s]) if not causal or j <= position]
+                keys = [j for j in keys if window is None or abs(position - j) < window]
+                for head in range(4):
+                    dots = [float(q[q_start + i, head] @ k[k_start + j, head // 2]) / math.sqrt(16) for j in keys]
+                    total = sum(math.exp(dot) for dot in dots)
+                    weighted = [
+                        math.exp(d) / total * v[k_start + j, head // 2] for d, j in zip(dots, keys, strict=True)
+                    ]
+                    torch.testing.assert_close(out[q_start + i, head], torch.stack(weighted).sum(0))
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("case", CASES)
+def test_sdpa_agrees_with_eager(case, mask, heads):
+    check_agrees_with_eager(sdpa, case, mask, heads)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.016)])
+def test_sdpa_agrees_with_eager_in_the_code_that_drops_weights(case, mask, heads, dtype, tolerance):
+    """The probability is so small that nothing is dropped and nothing is scaled."""
+    attend = partial(sdpa, dropout=1e-12)
+    check_agrees_with_eager(attend, case, mask, heads, dtype=dtype, tolerance=tolerance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=20), st.sampled_from(MASKS), st.sampled_from(HEADS))
+def test_sdpa_agrees_with_eager_on_any_lengths(lengths, mask, heads):
+    check_agrees_with_eager(sdpa, (lengths, None), mask, heads)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attend", [eager, sdpa])
+def test_sequences_are_isolated(attend, mask):
+    check_isolates_sequences(attend, mask)
+
+
+def test_an_upper_bound_serves_as_max_len():
+    q, k, v = random_qkv(12, 12, (4, 4), "cpu", torch.float32)
+    exact, bound = layout([4, 4, 4]), layout([4, 4, 4])
+    bound.max_q = bound.max_k = 99
+    torch.testing.assert_close(sdpa(q, k, v, bound, causal=True), sdpa(q, k, v, exact, causal=True))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_sequences_of_one_length_never_read_the_offsets(window):
+    """Offsets on the meta device cannot be read: on a GPU reading them would wait for the device."""
+    q, k, v = random_qkv(12, 12, (4, 4), "cpu", torch.float32)
+    uniform = layout([4, 4, 4])
+    expected = sdpa(q, k, v, uniform, causal=True, window=window)
+    uniform.q_offsets = uniform.k_offsets = uniform.q_offsets.to("meta")
+    torch.testing.assert_close(sdpa(q, k, v, uniform, causal=True, window=window), expected)
+
+
+def test_compiled_code_serves_all_ragged_batches():
+    from torch._dynamo import reset
+    from torch._dynamo.testing import CompileCounter
+
+    reset()
+    counter, compiled = CompileCounter(), []
+    attend = torch.compile(lambda q, k, v, packed: 2 * sdpa(q, k, v, packed, causal=True), backend=counter)
+    for lengths in ([5, 9], [3, 17, 4], [8, 2, 40, 1], [33, 6], [1, 2, 3, 4, 50]):
+        q, k, v = random_qkv(sum(lengths), sum(lengths), (4, 4), "cpu", torch.float32)
+        expected = 2 * sdpa(q, k, v, layout(lengths), causal=True)
+        torch.testing.assert_close(attend(q, k, v, layout(lengths)), expected)
+        compiled.append(counter.frame_count)
+    assert compiled[-1] == compiled[1] > 0, "once for the first shape, once for all others"
+
+
+@pytest.mark.parametrize("attend", [eager, sdpa])
+def test_dropout_keeps_the_mean(attend):
+    q, k, v = (x.detach() for x in random_qkv(512, 512, (4, 4), "cpu", torch.float32))
+    ones = torch.ones_like(v)
+    torch.manual_seed(0)
+    out = attend(q, k, ones, layout([256, 256]), causal=False, dropout=0.5)
+    assert out.std() > 0.01
+    assert abs(float(out.mean()) - 1) < 0.02
+
+
+def test_flex_masks_what_the_others_mask():
+    for q_lengths, k_lengths in CASES:
+        if 0 in q_lengths:
+            continue
+        own_keys = k_lengths or q_lengths
+        ragged = layout(q_lengths, k_lengths)
+        for causal, window in MASKS:
+            blocks = [
+                visible(torch.tensor([q]), torch.tensor([k]), q, k, causal, window)[0]
+                for q, k in zip(q_lengths, own_keys, strict=True)
+            ]
+            seen = document_mask(ragged, sum(q_lengths), sum(own_keys), causal, window)
+            q, k = torch.arange(sum(q_lengths))[:, None], torch.arange(sum(own_keys))[None, :]
+            torch.testing.assert_close(seen(torch.tensor(0), torch.tensor(0), q, k), torch.block_diag(*blocks).bool())
+
+
+@no_cuda
+def test_gpu_backends_refuse_a_machine_without_one():
+    with pytest.raises(ConfigError, match=r"attention=flash: needs a CUDA device.*attention=sdpa"):
+        FlashConfig().build()
+    with pytest.raises(ConfigError, match=r"attention=flex: needs a CUDA device.*attention=sdpa"):
+        FlexConfig().build()
+    assert AutoConfig().build() is sdpa
+    assert SdpaConfig().build() is sdpa
+    assert EagerConfig().build() is eager
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_flash, "flash"), (make_flex, "flex")])
+def test_gpu_backends_refuse_tensors_elsewhere(make, name):
+    q, k, v = random_qkv(4, 4, (4, 4), "cpu", torch.float32)
+    with pytest.raises(ConfigError, match=rf"attention={name}.*cpu.*attention=sdpa"):
+        make()(q, k, v, layout([4]), causal=True)

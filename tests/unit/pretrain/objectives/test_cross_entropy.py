@@ -1,0 +1,164 @@
+"""Chunked cross-entropy against torch's own over materialised logits, in float64 where exactness matters."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.data.batch import IGNORED
+from pretrain.objectives.cross_entropy import linear_cross_entropy
+
+WIDTH, VOCAB_SIZE = 6, 11
+
+
+def inputs(num_tokens, dtype=torch.float64, ignored=()):
+    generator = torch.Generator().manual_seed(num_tokens)
+    hidden = torch.randn(num_tokens, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(VOCAB_SIZE, WIDTH, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(VOCAB_SIZE, (num_tokens,), generator=generator)
+    targets[list(ignored)] = IGNORED
+    return hidden, weight, targets
+
+
+def reference(hidden, weight, targets, z_loss=0.0, bias=None):
+    logits = hidden @ weight.T + (0 if bias is None else bias)
+    nll = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    penalty = logits.logsumexp(1)[targets != IGNORED].square().sum()
+    return nll + z_loss * penalty, nll, (logits.argmax(1) == targets).sum()
+
+
+def chunked(hidden, weight, targets, **options):
+    num_targets = int((targets != IGNORED).sum())
+    return linear_cross_entropy(hidden, weight, targets, num_targets=num_targets, **options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_tokens=st.integers(1, 23),
+    ignored=st.sets(st.integers(0, 22)),
+    z_loss=st.sampled_from([0.0, 0.3]),
+    chunk_tokens=st.sampled_from([None, 1, 4, 23]),
+    upstream=st.sampled_from([1.0, -0.7, 1e-3]),
+    biased=st.booleans(),
+)
+def test_values_and_gradients(num_tokens, ignored, z_loss, chunk_tokens, upstream, biased):
+    hidden, weight, targets = inputs(num_tokens, ignored=[i for i in ignored if i < num_tokens])
+    bias = torch.randn(VOCAB_SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) if biased else None
+    learnt = (hidden, weight) if bias is None else (hidden, weight, bias.requires_grad_())
+    total, nll, correct = chunked(hidden, weight, targets, bias=bias, z_loss=z_loss, chunk_tokens=chunk_tokens)
+    expected, expected_nll, expected_correct = reference(hidden, weight, targets, z_loss, bias)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(nll, expected_nll)
+    assert correct == expected_correct
+    found = torch.autograd.grad(total * upstream, learnt)
+    for gradient, wanted in zip(found, torch.autograd.grad(expected * upstream, learnt), strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_nll_carries_no_graph_and_no_z_loss():
+    hidden, weight, targets = inputs(7)
+    total, nll, _ = chunked(hidden, weight, targets, z_loss=1.0)
+    assert total.requires_grad
+    assert not nll.requires_grad
+    assert total > nll
+
+
+def test_without_any_target_the_loss_is_zero_and_so_are_the_gradients():
+    hidden, weight, targets = inputs(3, ignored=[0, 1, 2])
+    total, nll, _ = chunked(hidden, weight, targets)
+    total.backward()
+    assert total == nll == 0
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
+
+
+def test_rows_without_a_target_may_hold_anything():
+    hidden, weight, targets = inputs(4, ignored=[1])
+    expected = chunked(hidden, weight, targets)[0]
+    with torch.no_grad():
+        hidden[1] = float("nan")
+    total = chunked(hidden, weight, targets)[0]
+    assert total == expected
+    total.backward()
+    assert not weight.grad.isnan().any()
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_a_frozen_side_gets_no_gradient(frozen):
+    sides = dict(zip(("hidden", "weight", "targets"), inputs(5), strict=True))
+    sides[frozen].requires_grad_(False)
+    chunked(**sides)[0].backward()
+    trained = sides["weight" if frozen == "hidden" else "hidden"]
+    expected = torch.autograd.grad(reference(**sides)[0], trained)[0]
+    torch.testing.assert_close(trained.grad, expected)
+    assert sides[frozen].grad is None
+
+
+def test_a_tied_weight_gets_both_gradients():
+    _, weight, targets = inputs(5)
+    tokens = torch.tensor([3, 1, 4, 1, 5])
+    found = torch.autograd.grad(chunked(weight[tokens].tanh(), weight, targets)[0], weight)
+    expected = torch.autograd.grad(reference(weight[tokens].tanh(), weight, targets)[0], weight)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_evaluation_computes_no_gradient(context):
+    hidden, weight, targets = inputs(5)
+    with context():
+        total, nll, _ = chunked(hidden, weight, targets)
+    assert not total.requires_grad
+    torch.testing.assert_close(nll, reference(hidden, weight, targets)[1].detach())
+
+
+def test_huge_logits_stay_finite():
+    """The target's probability underflows in fp32, its negative log-likelihood does not."""
+    hidden, weight, targets = inputs(9, torch.float32)
+    for scale in (1e3, 1e4):
+        total = chunked(hidden * scale, weight, targets)[0]
+        torch.testing.assert_close(total, reference(hidden * scale, weight, targets)[0])
+        total.backward()
+    assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_multiplies_in_half_precision_and_sums_in_fp32(dtype):
+    hidden, weight, targets = inputs(50, torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        total, nll, _ = chunked(hidden, weight, targets, chunk_tokens=16)
+    rounded = [x.detach().to(dtype).float().requires_grad_() for x in (hidden, weight)]
+    expected = reference(*rounded, targets)[0]
+    assert total.dtype == nll.dtype == torch.float32
+    torch.testing.assert_close(total, expected, rtol=1e-2, atol=0)
+    total.backward()
+    expected.backward()
+    for found, wanted in zip((hidden, weight), rounded, strict=True):
+        assert found.grad.dtype == torch.float32
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=2e-2, atol=5e-2)
+
+
+def test_a_second_backward_pass_is_refused():
+    hidden, weight, targets = inputs(5)
+    total = chunked(hidden, weight, targets)[0]
+    total.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="used up"):
+        total.backward()
+
+
+def test_never_holds_all_logits():
+    """A recorder of every tensor made sees at most one chunk of rows as wide as the vocabulary."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    rows = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            rows.extend(x.shape[0] for x in [out] if isinstance(x, torch.Tensor) and x.shape[1:] == (VOCAB_SIZE,))
+            return out
+
+    hidden, weight, targets = inputs(40)
+    with Recorder():
+        chunked(hidden, weight, targets, chunk_tokens=8)[0].backward()
+    assert max(rows) == 8

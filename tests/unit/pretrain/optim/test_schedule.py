@@ -1,0 +1,96 @@
+"""Schedules against tables worked out by hand, and the promises that hold for every schedule.
+
+Nothing here trains: a schedule is a function of the step.
+"""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.optim.schedule import ConstantSchedule, CosineSchedule, Decay, LinearSchedule, WsdSchedule
+
+SQRT_HALF = 0.70710678118654752
+
+TABLES = [
+    (ConstantSchedule(), 3, [1.0, 1.0, 1.0]),
+    (ConstantSchedule(warmup_steps=3), 5, [0.25, 0.5, 0.75, 1.0, 1.0]),
+    # Eighths of half a period: cos(k pi / 4) = 1, 0.7071, 0, -0.7071.
+    (CosineSchedule(floor=0.0), 4, [1.0, (1 + SQRT_HALF) / 2, 0.5, (1 - SQRT_HALF) / 2]),
+    (CosineSchedule(warmup_steps=1, floor=0.2), 5, [0.5, 1.0, 0.6 + 0.4 * SQRT_HALF, 0.6, 0.6 - 0.4 * SQRT_HALF]),
+    (LinearSchedule(), 4, [1.0, 0.75, 0.5, 0.25]),
+    (LinearSchedule(warmup_steps=2, floor=0.5), 7, [1 / 3, 2 / 3, 1.0, 0.9, 0.8, 0.7, 0.6]),
+    (
+        WsdSchedule(warmup_steps=1, decay_share=0.5),
+        8,
+        [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1 - SQRT_HALF, 1 - math.sqrt(0.75)],
+    ),
+    (WsdSchedule(decay_share=0.4, decay=Decay.linear, floor=0.2), 10, [1.0] * 7 + [0.8, 0.6, 0.4]),
+    # A fifth of 2 steps rounds to none: no decay at all.
+    (WsdSchedule(), 2, [1.0, 1.0]),
+]
+
+
+@pytest.mark.parametrize(("schedule", "total", "table"), TABLES)
+def test_table_by_hand(schedule, total, table):
+    multiplier = schedule.build(total)
+    assert [multiplier(step) for step in range(total)] == pytest.approx(table, abs=1e-12)
+
+
+@given(
+    kind=st.sampled_from([CosineSchedule, LinearSchedule, WsdSchedule]),
+    total=st.integers(1, 60),
+    warmup=st.integers(0, 60),
+    floor=st.floats(0, 1),
+)
+def test_rises_then_falls_and_stays_between_floor_and_peak(kind, total, warmup, floor):
+    warmup = min(warmup, total - round(0.2 * total) if kind is WsdSchedule else total)
+    multiplier = kind(warmup_steps=warmup, floor=floor).build(total)
+    values = [multiplier(step) for step in range(total)]
+    assert all(0 < value <= 1 or floor == 0 for value in values)
+    assert values[:warmup] == sorted(values[:warmup])
+    assert values[warmup:] == sorted(values[warmup:], reverse=True)
+    assert values[0] == (1 / (warmup + 1) if warmup else 1.0)
+    if warmup < total:
+        assert values[warmup] == 1.0
+        assert multiplier(total) == multiplier(total + 1000) == floor
+
+
+def test_same_until_the_decay_whatever_the_length():
+    short, long = (WsdSchedule(warmup_steps=5).build(total) for total in (100, 1000))
+    assert [short(step) for step in range(80)] == [long(step) for step in range(80)]
+
+
+def test_warmup_may_fill_the_run():
+    multiplier = CosineSchedule(warmup_steps=2).build(2)
+    assert [multiplier(step) for step in range(2)] == pytest.approx([1 / 3, 2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "total"),
+    [(CosineSchedule(warmup_steps=11), 10), (ConstantSchedule(warmup_steps=11), 10), (WsdSchedule(warmup_steps=9), 10)],
+)
+def test_refuses_phases_that_do_not_fit(schedule, total):
+    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=\d+: .* 10 steps"):
+        schedule.build(total)
+
+
+@pytest.mark.parametrize(
+    ("key", "make"),
+    [
+        ("schedule.warmup_steps=-1", lambda: LinearSchedule(warmup_steps=-1)),
+        ("schedule.floor=1.5", lambda: CosineSchedule(floor=1.5)),
+        ("schedule.floor=-0.1", lambda: LinearSchedule(floor=-0.1)),
+        ("schedule.decay_share=1.1", lambda: WsdSchedule(decay_share=1.1)),
+    ],
+)
+def test_refuses_values_by_name(key, make):
+    with pytest.raises(ValueError, match=key):
+        make()
+
+
+@pytest.mark.parametrize(("ratio", "total", "steps"), [(0.1, 250, 25), (0.06, 188, 11), (0.0, 40, 0), (1.0, 7, 7)])
+def test_a_share_of_the_steps_warms_up(ratio, total, steps):
+    shared, counted = LinearSchedule(warmup_ratio=ratio).build(total), LinearSchedule(warmup_steps=steps).build(total)
+    assert [shared(step) for step in range(total)] == [counted(step) for step in range(total)]

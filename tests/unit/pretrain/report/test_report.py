@@ -1,0 +1,201 @@
+"""The report of run directories: finished, running, killed, partly missing, broken."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pretrain.errors import ConfigError
+from pretrain.report import __main__ as report
+from pretrain.report.curves import MANY_POINTS, shared_axis, smoothed
+from pretrain.report.history import load
+
+
+def make_run(folder, *, name=None, steps=40, lr=1e-3, batch=64, config=True, facts=True):
+    """Write a run directory with known numbers: loss 8/sqrt(step), 100 tokens/s with one slow first line."""
+    folder.mkdir()
+    lines = [{"step": 0, "split": "validation", "loss": 8.0, "perplexity": 2981.0, "bits_per_byte": 4.0, "tokens": 0}]
+    for step in range(10, steps + 1, 10):
+        lines.append(
+            {"step": step, "split": "train", "loss": 8 / step**0.5, "tokens": step * batch, "lr": lr, "grad_norm": 1.0}
+            | {"tokens_per_s": 100.0 if step > 10 else 10.0, "mfu": None, "step_s": 0.5, "memory_bytes": 2**30}
+            | {"skipped": 1}
+        )
+        lines.append(
+            {"step": step, "split": "validation", "loss": 8 / step**0.5 + abs(step - 30) / 10, "perplexity": 5.0}
+            | {"bits_per_byte": 1.5, "tokens": step * batch}
+        )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if config:
+        (folder / "config.yaml").write_text(
+            f"run: {{name: {folder.name}}}\noptim: {{lr: {lr}, betas: [0.9, 0.95]}}\ntrain: {{batch_size: {batch}}}\n"
+        )
+    if facts:
+        details = {"parameters": 17_300_000, "exit": 0, "baselines": {"gzip -9": 2.25, "xz -9": 2.0}}
+        (folder / "run.json").write_text(json.dumps({"name": name or folder.name, **details}))
+    return folder
+
+
+def table(page, title):
+    """Return {first cell: other cells} of the table under a heading."""
+    text = page.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_one_run(tmp_path):
+    run = make_run(tmp_path / "demo")
+    page = report.write([run], run / "report")
+    assert page == run / "report" / "report.md"
+    reached = table(page, "What was reached")
+    assert reached == {
+        "demo": [],
+        "---": ["---"],
+        "Parameters": ["17.3 M"],
+        "Steps": ["40"],
+        "Tokens seen": ["2.56 k"],
+        "Training loss, last line": [f"{8 / math.sqrt(40):.4f}"],
+        "Held-out loss": [f"{8 / math.sqrt(40) + 1:.4f}"],
+        "Best held-out loss": [f"{8 / math.sqrt(30):.4f} at step 30"],
+        "Perplexity": ["5.00"],
+        "Bits per byte": ["1.5000"],
+        "Bits per byte, first evaluation": ["4.0000"],
+        "Bits per byte, `gzip -9`": ["2.2500"],
+        "Bits per byte, `xz -9`": ["2.0000"],
+        "Tokens per second, median": ["100"],
+        "Memory, largest": ["1.00 GiB"],
+        "Skipped updates": ["4"],
+        "Training time": ["0:00:20"],
+        "Exit code": ["0"],
+    }
+    assert "configurations differ" not in page.read_text()
+
+
+def test_the_figure_is_a_picture_with_curves_on_it(tmp_path):
+    from matplotlib.image import imread
+
+    run = make_run(tmp_path / "demo", steps=10 * MANY_POINTS)
+    report.write([run], tmp_path / "out")
+    pixels = imread(tmp_path / "out" / "curves.png")[..., :3]
+    assert pixels.shape == (1125, 1800, 3)
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # training, held out
+        assert (np.abs(pixels - np.array(colour) / 255).max(axis=2) < 0.02).sum() > 500
+
+
+def test_comparing_runs_shows_what_differs_and_only_that(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b|c", lr=3e-3), make_run(tmp_path / "d", batch=128)]
+    page = report.write(runs, tmp_path / "out")
+    assert table(page, "Where the configurations differ") == {
+        "key": ["a", "b\\|c", "d"],
+        "---": ["---"] * 3,
+        "`optim.lr`": ["`0.001`", "`0.003`", "`0.001`"],
+        "`train.batch_size`": ["`64`", "`64`", "`128`"],
+    }
+    assert table(page, "What was reached")["Tokens seen"] == ["2.56 k", "2.56 k", "5.12 k"]
+
+
+def test_choices_that_differ_are_told_one_by_one(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    for run, optim in zip(runs, ("adamw", "muon"), strict=True):
+        entries = f"[pretrain_schema, {{optim: {optim}}}, {{source@data.sources.text: text}}, _self_]"
+        with (run / "config.yaml").open("a") as config:
+            config.write(f"defaults: {entries}\n")
+    differing = table(report.write(runs, tmp_path / "out"), "Where the configurations differ")
+    assert differing == {"key": ["a", "b"], "---": ["---"] * 2, "`optim`": ["`adamw`", "`muon`"]}
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    runs = [make_run(tmp_path / "a", name="same"), make_run(tmp_path / "b", name="same")]
+    page = report.write(runs, tmp_path / "out")
+    assert table(page, "What was reached").keys() >= {"Steps"}
+    assert str(runs[0]) in page.read_text() and str(runs[1]) in page.read_text()
+
+
+def test_missing_files_and_a_torn_last_line_are_tolerated(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", config=False, facts=False)]
+    with (runs[1] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "split": "tr')
+    page = report.write(runs, tmp_path / "out")
+    reached = table(page, "What was reached")
+    assert reached["Parameters"] == ["17.3 M", "–"]
+    assert reached["Bits per byte, `xz -9`"] == ["2.0000", "–"]
+    assert reached["Steps"] == ["40", "40"]
+    assert "Not compared: no config.yaml in b." in page.read_text()
+
+
+def test_a_diverged_run_has_a_report(tmp_path):
+    run = make_run(tmp_path / "a")
+    lines = [
+        {"step": 50, "split": "train", "loss": "NaN", "grad_norm": "Infinity", "tokens": 3200, "tokens_per_s": 1.0},
+        {"step": 50, "split": "validation", "loss": "NaN", "perplexity": "NaN", "bits_per_byte": "NaN", "tokens": 3200},
+    ]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    reached = table(report.write([run], tmp_path / "out"), "What was reached")
+    assert reached["Held-out loss"] == ["nan"]
+    assert reached["Best held-out loss"] == [f"{8 / math.sqrt(30):.4f} at step 30"]
+
+
+def test_a_run_that_only_diverged_or_only_evaluated_can_be_drawn(tmp_path):
+    for number, line in enumerate(
+        [
+            {"step": 1, "split": "train", "loss": "NaN", "grad_norm": "Infinity", "tokens": 5},
+            {"step": 0, "split": "validation", "loss": 9.0, "tokens": 0},
+        ]
+    ):
+        run = tmp_path / str(number)
+        run.mkdir()
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        assert report.write([run], run / "report").is_file()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("metrics.jsonl", None, "metrics.jsonl: not there"),
+        ("metrics.jsonl", '{"step": 1, "spl', "no whole line yet"),
+        ("metrics.jsonl", '{"step": 1, "split": "train"}\nno\n', "metrics.jsonl:2: not a record"),
+        ("metrics.jsonl", '{"split": "train", "loss": 1}\n', "metrics.jsonl:1: not a record"),
+        ("metrics.jsonl", '{"step": 1, "split": "train", "loss": "low"}\n', "metrics.jsonl:1: not a record"),
+        ("run.json", "{", "run.json: not JSON"),
+        ("run.json", "[]", "run.json: holds no JSON object"),
+        ("config.yaml", "a: [", "config.yaml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name_with_exit_code_2(tmp_path, capsys, file, text, message):
+    run = make_run(tmp_path / "a")
+    (run / file).unlink()
+    if text is not None:
+        (run / file).write_text(text)
+    with pytest.raises(ConfigError):
+        load(run)
+    assert report.main([str(run)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_smoothing_keeps_level_start_and_slope_and_drops_a_spike():
+    values = np.linspace(8, 4, 1000)
+    values[500] = 100.0
+    values[600] = np.nan
+    at, smooth = smoothed(values)
+    assert smooth[0] == values[0]
+    assert len(at) == 300
+    np.testing.assert_allclose(smooth, np.linspace(8, 4, 1000)[at], atol=0.05)
+
+
+def test_runs_of_equal_batches_share_steps_and_others_tokens(tmp_path):
+    same, other = load(make_run(tmp_path / "a")), load(make_run(tmp_path / "b", batch=128))
+    assert shared_axis([same]) == shared_axis([same, same]) == "step"
+    assert shared_axis([same, other]) == "tokens"
+
+
+def test_the_command_needs_no_torch_and_tells_where_the_page_is(tmp_path):
+    run = make_run(tmp_path / "a")
+    program = (
+        "import sys; from pretrain.report.__main__ import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{run}/report/report.md\n"

@@ -1,0 +1,79 @@
+"""Activation checkpointing: the same gradients, and exactly the operators that each choice promises to run again."""
+
+from collections import Counter
+
+import pytest
+import torch
+from small_models import LLAMA, ragged_batch, small_decoder
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.errors import ConfigError
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.strategy.activation_checkpointing import RecomputationConfig, Recompute
+from pretrain.strategy.compile import CompileBlock, CompileConfig, CompileModel
+from pretrain.strategy.ddp import DDPConfig
+
+LAYERS = 5
+ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.times[operator.name()] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def backward(cfg, **fields):
+    """Return the gradients of a decoder, and what ran in its backward pass."""
+    module = CausalLMConfig().build(small_decoder(layers=LAYERS, **fields))
+    cfg.recompute(module.model, CompileConfig())
+    loss = module(ragged_batch([5, 5, 5])).total  # of one length: one call of attention a layer
+    with Counting() as counting:
+        loss.backward()
+    return {name: parameter.grad for name, parameter in module.named_parameters()}, counting.times
+
+
+@pytest.mark.parametrize("fields", [{}, LLAMA | {"kv_heads": 2}, {"dropout": 0.3}], ids=["gpt", "llama", "dropout"])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("choice", [Recompute.full, Recompute.selective])
+def test_gradients_stay_bit_for_bit(choice, every, fields):
+    gradients = []
+    for chosen in (Recompute.none, choice):
+        torch.manual_seed(5)
+        cfg = RecomputationConfig(activation_checkpointing=chosen, activation_checkpointing_every=every)
+        gradients.append(backward(cfg, **fields)[0])
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize(("every", "blocks"), [(1, 5), (2, 3), (5, 1), (9, 1)])
+def test_what_runs_again(every, blocks):
+    ran = {
+        choice: backward(RecomputationConfig(activation_checkpointing=choice, activation_checkpointing_every=every))[1]
+        for choice in Recompute
+    }
+    counts = lambda name: [ran[choice][name] for choice in Recompute]
+    assert counts("aten::gelu") == [0, blocks, blocks]
+    assert counts("aten::native_layer_norm") == [0, 2 * blocks, 2 * blocks]
+    assert counts(ATTENTION) == [0, blocks, 0]
+    none, full, selective = counts("aten::addmm")
+    assert (none, selective) == (0, 0)
+    assert full >= 3 * blocks, "all but the last projection, whose outcome nobody needs"
+
+
+@pytest.mark.parametrize("compilation", [CompileBlock(), CompileModel()])
+def test_a_choice_that_compilation_would_undo_is_refused(compilation):
+    cfg = RecomputationConfig(activation_checkpointing=Recompute.selective)
+    with pytest.raises(ConfigError, match=r"strategy.activation_checkpointing=selective: .* full, or compile=none"):
+        cfg.recompute(small_decoder(), compilation)
+
+
+def test_every_strategy_refuses_what_is_no_number_of_blocks():
+    with pytest.raises(ConfigError, match=r"strategy.activation_checkpointing_every=0: at least 1 block"):
+        DDPConfig(activation_checkpointing_every=0)

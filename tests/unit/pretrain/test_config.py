@@ -1,0 +1,109 @@
+"""The checks that no slice of the configuration can make alone."""
+
+import json
+
+import pytest
+from vocabularies import BERT, byte_level, word_piece
+
+from pretrain.compose import compose
+from pretrain.errors import ConfigError
+from pretrain.prepare import hand_over
+from pretrain.run import pretrain
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        (["optim=muon", "strategy=zero1"], r"optim=muon: updates whole matrices"),
+        (["optim=muon", "strategy=fsdp2"], r"optim=muon: updates whole matrices"),
+        (["model.max_seq_len=32", "data.seq_len=64"], r"model\.max_seq_len=32: must be at least 64, which is data"),
+        (["attention=flash"], r"precision=torch\.float32: attention=flash computes in half precision"),
+        (["attention=flex", "model.attention_dropout=0.1"], r"model\.attention_dropout=0\.1: .* no dropout of weights"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(overrides, refusal):
+    with pytest.raises(ConfigError, match=refusal):
+        compose(["experiment=demo", *overrides])
+
+
+@pytest.mark.parametrize("overrides", [["optim=muon"], ["optim=muon", "strategy=zero0"], ["strategy=zero3"]])
+def test_what_goes_together_is_accepted(overrides):
+    compose(["experiment=demo", *overrides])
+
+
+TEXTS = ["a text of a few words", "another one, with words"] * 20
+NO_MASK, NO_FRAME = (
+    r"objective=masked_lm: this tokenizer has no token that hides",
+    r"objective\.sentences=nsp: pairs need",
+)
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Return what composes a masked run of one text with a tokenizer."""
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
+
+    def composed(*overrides: str):
+        return compose(
+            [
+                *("experiment=demo", "model=encoder", "objective=masked_lm", "data=text"),
+                *(f"data.sources.text.paths=[{tmp_path}/text.txt]", "data.sources.text.documents=line"),
+                *(f"data.prepare.root={tmp_path}/corpora", f"run.root={tmp_path}/runs", *overrides),
+            ]
+        )
+
+    return composed
+
+
+@pytest.mark.parametrize("entry", [pretrain, hand_over])
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        (["tokenizer=bpe"], NO_MASK),
+        (["tokenizer=bpe", "tokenizer.special_tokens=['<s>','</s>','<hidden>']"], NO_MASK),
+        (
+            ["tokenizer=bpe", "tokenizer.mask='<hidden>'"],
+            r"tokenizer\.mask: '<hidden>' is not in tokenizer\.special_tok",
+        ),
+        (["tokenizer=bpe", "tokenizer.special_tokens=['<|endoftext|>','<mask>']", "+nsp"], NO_FRAME),
+        (["tokenizer=wordpiece", "tokenizer.suffix=[]", "+nsp"], NO_FRAME),
+        (["tokenizer=file", "tokenizer.path=bytes"], NO_MASK),
+        (
+            ["tokenizer=file", "tokenizer.path=bert", "tokenizer.mask='<hidden>'"],
+            r"tokenizer\.mask: '<hidden>' is not in",
+        ),
+        (["tokenizer=file", "tokenizer.path=bert", "tokenizer.prefix=[]", "+nsp"], NO_FRAME),
+        (["tokenizer=file", "tokenizer.path=nowhere"], r"tokenizer\.path: cannot be read .*nowhere"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused_before_text_is_prepared(
+    masked, tmp_path, monkeypatch, entry, overrides, refusal
+):
+    monkeypatch.chdir(tmp_path)
+    word_piece(TEXTS, 60).save("bert")
+    bytes_of = json.loads(byte_level(TEXTS, 300).to_str().replace("<mask>", "<hidden>"))
+    (tmp_path / "bytes").write_text(json.dumps(bytes_of))
+    pairs = ["objective.sentences=nsp", "model.token_types=2"] if "+nsp" in overrides else []
+    cfg = masked(*(override for override in overrides if override != "+nsp"), *pairs)
+    with pytest.raises(ConfigError, match=refusal):
+        entry(cfg)
+    assert not (tmp_path / "corpora").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["tokenizer=wordpiece"],
+        ["tokenizer=unigram", "objective.sentences=sop"],
+        ["tokenizer=bpe", "tokenizer.special_tokens=['<s>','</s>','<hidden>']", "tokenizer.mask='<hidden>'"],
+        ["tokenizer=bpe", f"tokenizer.special_tokens={BERT}", "objective.sentences=nsp"],
+        ["tokenizer=bpe", "model=decoder", "objective=causal_lm"],
+    ],
+)
+def test_a_tokenizer_that_fits_is_accepted(masked, overrides):
+    masked(*overrides).check_tokenizer()
+
+
+def test_a_corpus_that_exists_has_a_tokenizer_of_its_own(tmp_path):
+    prepared = [f"data.sources.prepared.path={tmp_path}/corpus", "tokenizer=bpe"]
+    compose(["model=encoder", "objective=masked_lm", "data=prepared", *prepared]).check_tokenizer()

@@ -1,0 +1,106 @@
+"""A run may begin with the weights of another or of a Hugging Face directory; what does not fit is refused."""
+
+import pytest
+import torch
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, make_run, settings_of
+from toys import ALONE, take_step, toy_strategy
+
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, newest_step
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.export import main
+from pretrain.initial import InitialWeights
+from pretrain.released import StartingWeights, starting_weights
+from pretrain.sample import load_run
+from pretrain.strategy.base import WEIGHT
+from pretrain.tokenizer.bpe import BpeTokenizer
+
+
+def begin(source, module, settings, tokenizer=None):
+    """Return what a run of this module, these settings and this tokenizer (else the source's) would begin with."""
+    tokenizer = tokenizer or source / "tokenizer.json"
+    return starting_weights(str(source), InitialWeights(module, 1), settings, ALONE, tokenizer=tokenizer)
+
+
+def test_moments_stay_behind(tmp_path):
+    module, strategy = toy_strategy()
+    take_step(module, strategy, seed=1)
+    Checkpoints(tmp_path, CheckpointConfig(), ALONE).save(1, strategy, {"tokens": 11}, required=True)
+    step = newest_step(tmp_path, ALONE)
+    reader = FragmentReader(step, load_manifest(step)["tensors"])
+    assert len(reader.kinds("model.embedding.weight")) > 1
+
+    _, begun = toy_strategy()
+    begun.load_fragments(StartingWeights(reader, reader.weight_shapes(), reader))
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in begun.module.state_dict().items())
+    assert not begun.optimizer.state
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run", *LLAMA_SETTINGS, "model.kv_heads=2", "model.tie_embeddings=false")
+
+
+def test_a_run_and_its_export_are_the_same_weights(run, caplog):
+    assert main([str(run)]) == 0
+    module = load_run(run)
+    for source in (run, run / "export"):
+        read = begin(source, module, settings_of(run))
+        for name, tensor in module.named_parameters():
+            assert read.kinds(name) == {WEIGHT: tensor.shape}
+            assert torch.equal(read(name, WEIGHT, 3, 5), tensor.detach().reshape(-1)[3:8])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"], "nothing differs"
+
+
+@pytest.mark.parametrize("export", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        (["model.layers=3"], "missing model.blocks.2.mlp.up.weight (192, 24)"),
+        (["model.width=48"], "model.blocks.0.attention.out.weight is (24, 24), the model's (48, 48)"),
+        (["model.tie_embeddings=true"], "extra model.head.weight (280, 24)"),
+        (["model.heads=2", "model.kv_heads=1"], "model.heads is 2, that of"),  # the same shapes, another network
+        (["model.positions=sinusoidal"], "model.positions is sinusoidal, that of"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(run, tmp_path, export, settings, refusal):
+    if export:
+        main([str(run)])
+    like = [*LLAMA_SETTINGS, "model.kv_heads=2", "model.tie_embeddings=false"]
+    other = make_run(tmp_path / "other", *like, *settings)
+    with pytest.raises(CheckpointError) as refused:
+        source = run / "export" if export else run
+        begin(source, load_run(other), settings_of(other))
+    assert refusal in str(refused.value)
+    assert str(run) in str(refused.value)
+
+
+def test_gelus_are_told_apart(tmp_path):
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS)
+    settings = settings_of(run) | {"model.activation": "gelu"}
+    with pytest.raises(CheckpointError, match=r"model.activation is gelu, that of .* gelu_tanh"):
+        begin(run, load_run(run), settings)
+
+
+@pytest.mark.parametrize("export", [False, True])
+def test_what_may_change_is_said(run, caplog, export):
+    main([str(run)])
+    changed = {"model.rope_theta": 5e5, "model.window": 9, "tokenizer": "another"}
+    settings = settings_of(run) | changed
+    begin(run / "export" if export else run, load_run(run), settings)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.split(", that of")[0] for line in said] == [f"init_from: {key} is {changed[key]}" for key in changed]
+
+
+def test_ids_of_other_tokens_are_refused(run, tmp_path):
+    """The same number of ids and the same shapes, but the tokens are those of another text."""
+    backwards = BpeTokenizer(vocab_size=280).train(text[::-1] for text in TEXTS)
+    other = make_run(tmp_path / "other", tokenizer=backwards)
+    changed = settings_of(run) | {"tokenizer": "another"}
+    with pytest.raises(CheckpointError, match=r"of 280 ids stand for other tokens than there.* tokenizer.path=.*run"):
+        begin(run, load_run(run), changed, other / "tokenizer.json")
+
+
+def test_what_is_neither_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere: no such directory"):
+        begin(tmp_path / "nowhere", load_run(run), settings_of(run))

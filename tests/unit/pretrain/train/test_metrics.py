@@ -1,0 +1,183 @@
+"""Metrics against arithmetic done another way."""
+
+import math
+import mmap
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.train.metrics import StepMeter, Throughput, bits_per_byte, memory, perplexity
+from pretrain.train.peaks import peak_flops
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=4), st.sampled_from([0.5, math.inf, math.nan])
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    read_every=st.integers(1, 5),
+)
+def test_step_meter_equals_a_loop_over_floats(steps, read_every):
+    meter = StepMeter(CPU)
+    skipped = in_a_row = 0
+    for number, (micro_batches, norm) in enumerate(steps, 1):
+        for nll in micro_batches:
+            meter.add(torch.tensor(nll, requires_grad=True))
+        meter.end_step(torch.tensor(norm))
+        bad = not math.isfinite(norm)
+        skipped += bad
+        in_a_row = in_a_row + 1 if bad else 0
+        if number % read_every == 0:
+            reading = meter.read(num_targets=7)
+            assert reading.loss == pytest.approx(math.fsum(micro_batches) / 7, rel=1e-12)
+            assert reading.grad_norm == norm or (math.isnan(norm) and math.isnan(reading.grad_norm))
+            assert (reading.skipped, reading.skipped_in_a_row) == (skipped, in_a_row)
+            skipped = 0
+
+
+def test_step_meter_reads_nothing_before_read():
+    meta = torch.device("meta")  # holds no data: reading a value raises
+    meter = StepMeter(meta)
+    for _ in range(3):
+        meter.add(torch.zeros((), device=meta))
+        meter.end_step(torch.zeros((), device=meta))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        meter.read(1)
+
+
+def test_a_step_without_targets_has_no_loss():
+    meter = StepMeter(CPU)
+    for nll, targets, loss in ((0.0, 0, None), (6.0, 3, 2.0)):
+        meter.add(torch.tensor(nll))
+        meter.end_step(torch.tensor(1.0))
+        assert meter.read(targets).loss == loss
+
+
+def test_step_meter_sums_the_loss_over_ranks_and_nothing_else():
+    meter = StepMeter(CPU)
+    meter.add(torch.tensor(3.0))
+    meter.end_step(torch.tensor(2.0))
+    reading = meter.read(10, sum_over_ranks=lambda local: local * 4)
+    assert reading.loss == pytest.approx(1.2)
+    assert reading.grad_norm == 2.0
+
+
+def test_throughput_counts_a_resumed_run_from_where_it_resumes_and_leaves_pauses_out():
+    clock = Clock()
+    throughput = Throughput(step=30, tokens=3000, flops_per_token=6e6, peak_flops=1.2e10, clock=clock)
+    clock.now += 2
+    with throughput.paused():
+        clock.now += 50
+    clock.now += 3
+    assert throughput.lap(40, 8000) == {"tokens_per_s": 1000.0, "step_s": 0.5, "mfu": 0.5}
+    clock.now += 4
+    assert throughput.lap(42, 9000) == {"tokens_per_s": 250.0, "step_s": 2.0, "mfu": 0.125}
+    assert throughput.lap(42, 9000) == {"tokens_per_s": None, "step_s": None, "mfu": None}
+
+
+def test_throughput_without_a_known_peak_has_no_mfu():
+    clock = Clock()
+    throughput = Throughput(step=0, tokens=0, flops_per_token=6e6, peak_flops=None, clock=clock)
+    clock.now += 1
+    assert throughput.lap(1, 10) == {"tokens_per_s": 10.0, "step_s": 1.0, "mfu": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312),
+        ("NVIDIA A100 80GB PCIe", torch.float32, 19.5),
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989.4),
+        ("NVIDIA H100 PCIe", torch.bfloat16, 756),
+        ("NVIDIA H100 NVL", torch.float16, 835.5),
+        ("NVIDIA H200", torch.bfloat16, 989.4),
+        ("NVIDIA H200 NVL", torch.bfloat16, 835.5),
+        ("NVIDIA B200", torch.bfloat16, 2250),
+        ("NVIDIA L4", torch.bfloat16, 121),
+        ("NVIDIA L40S", torch.bfloat16, 362),
+        ("NVIDIA A10", torch.bfloat16, 125),
+        ("Tesla V100-SXM2-16GB", torch.float16, 125),
+        ("Tesla V100-PCIE-32GB", torch.float32, 14),
+        ("NVIDIA GeForce RTX 4090", torch.bfloat16, 165.2),
+        ("AMD Instinct MI300X", torch.bfloat16, 1307.4),
+        ("AMD Instinct MI250X", torch.bfloat16, 191.5),
+    ],
+)
+def test_peak_of_known_devices(name, dtype, tera):
+    assert peak_flops(name, dtype) == pytest.approx(tera * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("cpu", torch.float32),
+        ("AMD EPYC 7B13", torch.bfloat16),
+        ("Tesla V100-SXM2-16GB", torch.bfloat16),  # no such unit
+        ("NVIDIA A10G", torch.bfloat16),  # not an A10
+        ("NVIDIA H20", torch.bfloat16),  # not an H200
+        ("NVIDIA GH200 480GB", torch.bfloat16),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", torch.bfloat16),  # a slice of the device
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", torch.bfloat16),
+        ("NVIDIA A100-SXM4-80GB", torch.int8),
+    ],
+)
+def test_no_peak_where_it_would_be_wrong(name, dtype):
+    assert peak_flops(name, dtype) is None
+
+
+def test_tf32_changes_the_peak_of_fp32_only_where_there_is_tf32():
+    assert peak_flops("NVIDIA A100-SXM4-80GB", torch.float32, tf32=True) == 156e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", torch.bfloat16, tf32=True) == 312e12
+    assert peak_flops("Tesla V100-SXM2-16GB", torch.float32, tf32=True) == 15.7e12
+
+
+def test_mfu_of_a_published_run():
+    # PaLM 540B, arXiv 2204.02311: 238.3 K tokens/s on 6,144 TPU v4 chips of 275 TFLOP/s, 46.2 % MFU with attention.
+    # FLOPs per token: 6 N + 12 L H Q T with L=118, H=48, Q=256, T=2048 (appendix B).
+    flops = 6 * 540.35e9 + 12 * 118 * 48 * 256 * 2048
+    clock = Clock()
+    throughput = Throughput(step=0, tokens=0, flops_per_token=flops, peak_flops=6144 * 275e12, clock=clock)
+    clock.now += 10
+    assert throughput.lap(10, 2_383_000)["mfu"] == pytest.approx(0.462, abs=0.001)
+
+
+def test_memory_of_the_cpu_is_the_resident_size():
+    before = memory(CPU)["memory_bytes"]
+    size = 64 * 2**20
+    with mmap.mmap(-1, size) as fresh:  # new pages of the system: an allocation may be served from freed ones
+        fresh[:: mmap.PAGESIZE] = b"1" * (size // mmap.PAGESIZE)
+        grown = memory(CPU)["memory_bytes"]
+        assert grown == pytest.approx(psutil.Process().memory_info().rss, rel=0.02)
+    assert grown - before > 0.9 * size
+
+
+def test_perplexity_is_safe():
+    assert perplexity(math.log(50_000)) == pytest.approx(50_000)
+    assert perplexity(1e6) == math.inf
+    assert math.isnan(perplexity(math.nan))
+
+
+def test_bits_per_byte_of_known_models():
+    # A uniform model over 256 bytes spends 8 bits on each; over 65,536 pairs of bytes as well, in half as many targets.
+    assert bits_per_byte(math.log(256), 1000, 1000) == pytest.approx(8)
+    assert bits_per_byte(math.log(65_536), 500, 1000) == pytest.approx(8)
+    # Three targets of probability 1/2, 1/4, 1/8 spell two bytes: six bits.
+    nll = -sum(math.log(p) for p in (1 / 2, 1 / 4, 1 / 8)) / 3
+    assert bits_per_byte(nll, 3, 2) == pytest.approx(3)
