@@ -27,12 +27,12 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from bench.rounds import machine, medians
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.distributed.world import World, ensure_group
-from pretrain.files import sync
+from pretrain.files import fsync_path
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.optim.base import AdamWConfig
+from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP, DDPConfig
 from pretrain.strategy.precision import FP32
@@ -91,8 +91,8 @@ def torch_save(directory: Path, state: dict) -> Callable[[], Taken]:
         path = directory / "state.pt"
         torch.save(state, path)
         stall = time.perf_counter() - begin
-        sync(path)
-        sync(directory)
+        fsync_path(path)
+        fsync_path(directory)
         return Taken(stall, time.perf_counter() - begin)
 
     return save

@@ -16,7 +16,7 @@ from finetune.counterpart import parts_of, style_of
 from finetune.load import Trained, open_trained
 from finetune.model.heads import Kind
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import load_manifest, load_state, shapes_of
+from pretrain.checkpoint.load import load_manifest, load_state, shapes_of
 from pretrain.errors import HeadwaterError
 from pretrain.hub.export_dir import Release, export_parser, write_release
 from pretrain.hub.special_tokens import counterpart

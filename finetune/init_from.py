@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from finetune.entry import FINETUNE
 from finetune.model.lora import Merged, is_adapter
+from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import check_architecture, load_manifest, saved_step
+from pretrain.checkpoint.load import check_architecture, load_manifest, saved_step
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
@@ -22,7 +23,6 @@ from pretrain.init_from import Source, is_released, open_source, place_of
 from pretrain.initial import InitialWeights
 from pretrain.registry import rebuilt
 from pretrain.released import StartingWeights, open_weights
-from pretrain.strategy.base import Reader
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.run_dir import read_record
 

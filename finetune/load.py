@@ -22,7 +22,7 @@ from finetune.model.base import FineTuned
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
 from pretrain.checkpoint.commit import step_number
-from pretrain.checkpoint.save import restore_weights, saved_step
+from pretrain.checkpoint.load import restore_weights, saved_step
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check

@@ -27,10 +27,10 @@ from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded
 from finetune.tasks.classification.labels import listed
 from pretrain.checkpoint.commit import step_names
-from pretrain.checkpoint.fragments import write_durably
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.distributed.world import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import DataError, check, exit_code_to
+from pretrain.files import write_hashed
 from pretrain.init_from import Source, find_source
 from pretrain.initial import InitialWeights
 from pretrain.registry import choices
@@ -239,7 +239,7 @@ def _introduce(
     for change in directory.changes(cfg):
         log.info("changed since the run's last start: %s", change)
     directory.write_config(cfg, SCHEMA)
-    write_durably(directory.path / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    write_hashed(directory.path / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     group, choice = choices()[type(network)]
     directory.record(
         parameters=size.parameters,

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import check_architecture, load_manifest, load_state, saved_step, shapes_of
+from pretrain.checkpoint.load import check_architecture, load_manifest, load_state, saved_step, shapes_of
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import HeadwaterError

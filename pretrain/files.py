@@ -1,17 +1,23 @@
-"""Files that survive a crash whole: written beside, synced, renamed.
+"""Files that survive a crash: written whole, put on disk, hashed on the way.
 
-Holds the two moves that every durable write is made of; what is written is the caller's.
+Holds the moves that every durable write is made of; what is written, and what a full disk means, is the caller's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+_BLOCK = 1 << 24  # bytes hashed or written at a time
+_AHEAD = 64  # blocks that writing may be ahead of hashing, so that the disk is busy early
 
-def sync(path: Path) -> None:
+
+def fsync_path(path: Path) -> None:
     """Put a file, or the names in a directory, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -20,7 +26,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace(path: Path, pieces: Iterable[bytes], prefix: str = ".tmp-") -> None:
+def replace_file(path: Path, pieces: Iterable[bytes], prefix: str = ".tmp-") -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old one or the new one, whole and on disk.
 
     Until it is complete, its name begins with `prefix`.
@@ -31,4 +37,32 @@ def replace(path: Path, pieces: Iterable[bytes], prefix: str = ".tmp-") -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync(path.parent)
+    fsync_path(path.parent)
+
+
+def write_hashed(path: Path, head: bytes, pieces: Iterable[memoryview] = (), *, ahead: int = _AHEAD) -> str:
+    """Write `head` and then `pieces` to a new file, fsync it, and return its SHA-256.
+
+    Hashing runs beside writing. Blocks of at most 16 MiB wait for it, `ahead` of them at most. The file has its final
+    name from the start: use it inside a directory that is committed as a whole.
+    """
+    digest = hashlib.sha256(head)
+    hashing: deque[Future[None]] = deque()
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
+        file.write(head)
+        for piece in pieces:
+            for begin in range(0, len(piece), _BLOCK):
+                block = piece[begin : begin + _BLOCK]
+                hashing.append(hasher.submit(digest.update, block))
+                file.write(block)
+                if len(hashing) > ahead:
+                    hashing.popleft().result()
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, check
-from pretrain.files import replace
+from pretrain.files import replace_file
 from pretrain.hub import FAMILIES
 from pretrain.hub.weights import INDEX, listed, read_index, read_json
 
@@ -59,15 +59,15 @@ def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:
         if absent := [name for name, place in weight_map.items() if place == file and name not in tensors]:
             rule = f"lacks tensors that {_OLD_INDEX} lists: {listed(absent)}"
             raise CheckpointError(f"{directory / file}: {rule}; fetch both again")
-        replace(target, [save(tensors, metadata={"format": "pt"})])
+        replace_file(target, [save(tensors, metadata={"format": "pt"})])
     written = list(targets.values())
     if weight_map:
         index = {"metadata": {}, "weight_map": {name: _renamed(file) for name, file in weight_map.items()}}
         written.append(directory / INDEX)
-        replace(written[-1], [json.dumps(index, indent=1).encode()])
+        replace_file(written[-1], [json.dumps(index, indent=1).encode()])
     if config is not None:
         written.append(directory / "config.json")
-        replace(written[-1], [json.dumps(config, indent=2).encode() + b"\n"])
+        replace_file(written[-1], [json.dumps(config, indent=2).encode() + b"\n"])
     return written
 
 

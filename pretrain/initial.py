@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
 from pretrain.objectives.base import Objective
-from pretrain.strategy.base import WEIGHT
 
 
 class InitialWeights:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.base import WEIGHT, Reader
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import Shapes, check_architecture, load_manifest, load_state, saved_step
+from pretrain.checkpoint.load import Shapes, check_architecture, load_manifest, load_state, saved_step
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.init_from import is_released, open_released, place_of
 from pretrain.initial import InitialWeights
-from pretrain.strategy.base import WEIGHT, Reader
 from pretrain.tokenizer.base import load_tokenizer, tokenizer_sha256
 from pretrain.train.run_dir import plain
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint.save import restore_weights, saved_step
+from pretrain.checkpoint.load import restore_weights, saved_step
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, HeadwaterError

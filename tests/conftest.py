@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("dist", "slurm", "unit", "docs")]
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "dist", "slurm", "docs")]
 
 from ranks import run, tiny
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.errors import check
 from pretrain.models.base import Model
 from pretrain.models.init import Initial
 from pretrain.registry import register
-from pretrain.strategy.base import WEIGHT
 
 DOWN, UP = "lora_a", "lora_b"  # the matrices A and B of the paper
 

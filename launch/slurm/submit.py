@@ -23,7 +23,7 @@ from launch.slurm.cluster import ClusterConfig
 from launch.slurm.script import Restarts, Shape, Task, module_script, run_script
 from pretrain.compose import Root, with_overrides
 from pretrain.errors import ConfigError, check
-from pretrain.files import replace
+from pretrain.files import replace_file
 from pretrain.registry import discover
 from pretrain.train.run_dir import RUN_NAME, RUN_NAME_RULE
 
@@ -215,7 +215,7 @@ def _submit(folder: Path, name: str, script: str, *options: str) -> str:
 def _written(folder: Path, name: str, script: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / name, [script.encode()])
+        replace_file(folder / name, [script.encode()])
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write the job script ({error}); choose another run.root") from None
     return folder / name

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint.fragments import Index, write_durably
-from pretrain.files import sync
+from pretrain.checkpoint.fragments import Index
+from pretrain.files import fsync_path, write_hashed
 
 FORMAT = 1
 _STEP = re.compile(r"step-\d{8}")
@@ -40,7 +40,7 @@ def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> No
     The manifest comes last and the rename after it: whatever moment a crash hits, a reader finds the step whole or
     not at all. Raises `OSError` as the system does.
     """
-    digest = write_durably(temporary / "state.json", state)
+    digest = write_hashed(temporary / "state.json", state)
     files = {"state.json": {"size": len(state), "sha256": digest}}
     files |= {index["file"]: {"size": index["size"], "sha256": index["sha256"]} for index in indices}
     tensors: dict[str, dict[str, Any]] = {}
@@ -49,14 +49,14 @@ def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> No
             entry = tensors.setdefault(name, {}).setdefault(kind, {"shape": shape, "dtype": dtype, "fragments": []})
             entry["fragments"].append([index["file"], start, numel])
     manifest = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
-    write_durably(temporary / "manifest.json", json.dumps(manifest).encode())
-    sync(temporary)
+    write_hashed(temporary / "manifest.json", json.dumps(manifest).encode())
+    fsync_path(temporary)
     final = temporary.with_name(step_name(step))
     replaced = temporary.with_name(f"{temporary.name}-replaced")
     if final.exists():  # the same step, not verified or written again after a resume
         final.rename(replaced)
     temporary.rename(final)
-    sync(final.parent)
+    fsync_path(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

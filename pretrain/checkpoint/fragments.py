@@ -6,13 +6,9 @@ Holds bytes on disk and nothing of steps or ranks. The format is that of the saf
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,12 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pretrain.checkpoint.base import WEIGHT, Fragment
 from pretrain.errors import CheckpointError
-from pretrain.strategy.base import WEIGHT, Fragment
+from pretrain.files import write_hashed
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
-_BLOCK = 1 << 24  # bytes hashed or written at a time
-_AHEAD = 64  # blocks that writing may be ahead of hashing: the disk is at work early
 
 
 class Index(TypedDict):
@@ -56,7 +51,7 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> Index:
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     pieces = (memoryview(_bytes_of(fragment.data)) for fragment in kept)
-    digest = write_durably(path, len(head).to_bytes(8, "little") + head, pieces)
+    digest = write_hashed(path, len(head).to_bytes(8, "little") + head, pieces)
     return Index(
         file=path.name,
         size=8 + len(head) + end,
@@ -68,40 +63,13 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> Index:
     )
 
 
-def write_durably(path: Path, head: bytes, pieces: Iterable[memoryview] = (), *, ahead: int = _AHEAD) -> str:
-    """Write `head` and then `pieces` to a new file, fsync it, and return its SHA-256.
-
-    Hashing runs beside writing, which holds on to the blocks, of 16 MiB or a piece, that it is `ahead` by.
-    """
-    digest = hashlib.sha256(head)
-    hashing: deque[Future[None]] = deque()
-    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
-        file.write(head)
-        for piece in pieces:
-            for begin in range(0, len(piece), _BLOCK):
-                block = piece[begin : begin + _BLOCK]
-                hashing.append(hasher.submit(digest.update, block))
-                file.write(block)
-                if len(hashing) > ahead:
-                    hashing.popleft().result()
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _bytes_of(data: Tensor) -> Any:
     """Return the tensor's bytes as a buffer, copied only if it is not on the CPU."""
     return data.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
 
 
 class FragmentReader:
-    """The tensors of a committed step, read by name and run of elements; see `Reader` in `strategy.base`."""
+    """The tensors of a committed step, read by name and run of elements; see `Reader` in `checkpoint.base`."""
 
     def __init__(self, step: Path, tensors: dict[str, dict[str, Any]]) -> None:
         self.step = step

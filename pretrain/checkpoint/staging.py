@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.base import Fragment
 from pretrain.errors import ResourceError
-from pretrain.strategy.base import Fragment
 
 _ALIGNMENT = 64  # bytes: any type may be viewed there, and copies begin at cache lines
 

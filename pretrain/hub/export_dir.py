@@ -18,12 +18,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pretrain.checkpoint.fragments import write_durably
+from pretrain.checkpoint.base import Reader
 from pretrain.errors import ConfigError, ResourceError
-from pretrain.files import sync
+from pretrain.files import fsync_path, write_hashed
 from pretrain.hub import Part
 from pretrain.hub.weights import DTYPES, write_weights
-from pretrain.strategy.base import Reader
 
 RECORD_FILE = "export.json"  # of which step an export is; `transformers` does not read it
 
@@ -51,7 +50,7 @@ def write_release(release: Release, out: Path, *, dtype: str, shard_mb: int, ove
     with _replacing(out) as directory:
         max_bytes = shard_mb * 1_000_000
         write_weights(directory, release.parts, release.read, dtype=DTYPES[dtype], max_bytes=max_bytes)
-        write_durably(directory / "tokenizer.json", release.tokenizer.to_str(pretty=True).encode())
+        write_hashed(directory / "tokenizer.json", release.tokenizer.to_str(pretty=True).encode())
         ids = {f"{role}_token_id": token for role, token in release.special.items()}
         name = str(DTYPES[dtype]).removeprefix("torch.")
         _write_json(directory / "config.json", {**release.config, **ids, "dtype": name})
@@ -109,11 +108,11 @@ def _replacing(directory: Path) -> Iterator[Path]:
             shutil.rmtree(torn)
         temporary.mkdir()
         yield temporary
-        sync(temporary)
+        fsync_path(temporary)
         if directory.exists():
             directory.rename(old)
         temporary.rename(directory)
-        sync(directory.parent)
+        fsync_path(directory.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise (ResourceError if full else ConfigError)(f"{directory}: cannot be exported ({error})") from None
@@ -137,4 +136,4 @@ def _tokenizer_config(model: Any, tokenizer: Tokenizer, special: dict[str, int |
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_durably(path, json.dumps(content, indent=2).encode() + b"\n")
+    write_hashed(path, json.dumps(content, indent=2).encode() + b"\n")

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.checkpoint.fragments import write_durably
+from pretrain.checkpoint.base import WEIGHT, Reader
 from pretrain.errors import CheckpointError, ConfigError, NumericalError
+from pretrain.files import write_hashed
 from pretrain.hub import Family, Part, Tensors, family_of
-from pretrain.strategy.base import WEIGHT, Reader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -46,13 +46,13 @@ def write_weights(directory: Path, parts: list[Part], read: Reader, *, dtype: to
     }
     for name, group in files.items():
         pieces = (_buffer(part, piece, dtype) for part in group for piece in _pieces(part, read))
-        write_durably(directory / name, _header(group, dtype), pieces, ahead=_AHEAD)
+        write_hashed(directory / name, _header(group, dtype), pieces, ahead=_AHEAD)
     if len(groups) > 1:
         index = {
             "metadata": {"total_size": sum(part.numel for part in parts) * dtype.itemsize},
             "weight_map": {part.theirs: name for name, group in files.items() for part in group},
         }
-        write_durably(directory / INDEX, json.dumps(index, indent=1).encode())
+        write_hashed(directory / INDEX, json.dumps(index, indent=1).encode())
 
 
 def _split(parts: list[Part], max_elements: int) -> list[list[Part]]:

@@ -89,7 +89,7 @@ def _about_export(export: Path) -> dict[str, Any] | None:
 def _checkpoints(run: Path) -> list[tuple[int, Path, bool]]:
     """Return the steps on disk, oldest first, and which is the best."""
     from pretrain.checkpoint.commit import step_names, step_number
-    from pretrain.checkpoint.save import load_state  # these import torch
+    from pretrain.checkpoint.load import load_state
 
     steps = [run / "checkpoints" / name for name in step_names(run / "checkpoints")]
     best = load_state(steps[-1]).get("best") if steps else None

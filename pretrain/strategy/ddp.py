@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
 from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
@@ -21,7 +22,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.base import guarded_step
 from pretrain.registry import register
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.base import WEIGHT, Fragment, Memory, Reader
+from pretrain.strategy.base import Memory
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
 from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
@@ -23,7 +24,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.base import guarded_step
 from pretrain.registry import register
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.base import WEIGHT, Fragment, Memory, Reader
+from pretrain.strategy.base import Memory
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 

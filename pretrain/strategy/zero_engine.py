@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
 from pretrain.distributed.world import World
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.strategy import zero_nvme as swapping
-from pretrain.strategy.base import WEIGHT, Fragment, Reader
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP
 from pretrain.strategy.precision import FP16, Precision

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from pretrain.errors import CheckpointError, ResourceError
-from pretrain.files import replace
+from pretrain.files import replace_file
 from pretrain.tracking.base import Record, Sink
 
 METRICS_FILE = "metrics.jsonl"
@@ -45,7 +45,7 @@ class JsonlSink(Sink):
         if len(kept) == len(lines):
             return
         self._file.close()
-        replace(self._path, kept)
+        replace_file(self._path, kept)
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, exit_code: int) -> None:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pretrain.errors import ConfigError, check
-from pretrain.files import replace
+from pretrain.files import replace_file
 from pretrain.registry import choices_in, flattened
 
 RECORD_FILE = "run.json"
@@ -109,7 +109,7 @@ class RunDirectory:
         for key, group, name in choices_in(cfg):
             defaults.append({group if key == group else f"{group}@{key}": name})
         body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)}))
-        replace(self.path / CONFIG_FILE, [body.encode()])
+        replace_file(self.path / CONFIG_FILE, [body.encode()])
 
     def begin(self) -> None:
         """Write `run.json`: this start is accepted. Until then it is as the start before left it."""
@@ -120,7 +120,7 @@ class RunDirectory:
         """Add entries to `run.json`, or to what `begin` will write there."""
         self._record |= entries
         if self._begun:
-            replace(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
+            replace_file(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
 
     @contextmanager
     def log_to(self, *packages: str) -> Iterator[None]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pretrain.checkpoint.save import Checkpoints, Shapes, load_state, newest_step, restore
+from pretrain.checkpoint.load import Shapes, load_state, newest_step, restore
+from pretrain.checkpoint.save import Checkpoints
 from pretrain.errors import CheckpointError, DataError, check
 from pretrain.strategy.base import Strategy
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, shapes_of
+from pretrain.checkpoint.load import load_manifest, shapes_of
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.data.batch import IGNORED, Batch
 from pretrain.distributed.world import World
 from pretrain.initial import InitialWeights
@@ -22,7 +23,7 @@ from pretrain.objectives.base import Objective
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.objectives.sentence_pairs import Sentences
-from pretrain.optim.base import AdamWConfig
+from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.base import Strategy
 from pretrain.strategy.compile import CompileConfig

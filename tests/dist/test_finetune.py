@@ -21,14 +21,14 @@ from finetune.evaluator import answers
 from finetune.model.base import FineTuned
 from finetune.model.heads import Kind
 from finetune.model.losses import SingleLabel, TokenLabels
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import load_manifest
+from pretrain.checkpoint.load import load_manifest
 from pretrain.data.batch import IGNORED
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder import EncoderConfig
-from pretrain.strategy.base import WEIGHT
 
 WORDS = ["time", "year", "people", "way", "world", "life", "school", "state", "of", "the"]
 VALIDATION = 7  # examples: a number that no number of ranks here divides

@@ -7,8 +7,10 @@ from ranks import column, on_ranks, run, tiny
 from small_models import LLAMA, VOCAB_SIZE, ragged_batch
 from toys import ToyObjective, take_step
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, newest_step, restore, shapes_of
+from pretrain.checkpoint.load import load_manifest, newest_step, restore, shapes_of
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.initial import InitialWeights
@@ -17,9 +19,8 @@ from pretrain.models.base import named_tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.optim.base import AdamWConfig
+from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.activation_checkpointing import Recompute
-from pretrain.strategy.base import WEIGHT
 from pretrain.strategy.compile import CompileBlock, CompileConfig
 from pretrain.strategy.ddp import DDPConfig
 from pretrain.strategy.fsdp2 import FSDP2Config

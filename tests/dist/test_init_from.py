@@ -10,13 +10,13 @@ from hugging_face_directories import write_released
 from ranks import column, on_ranks, run, tiny
 from run_directories import GPT2_SETTINGS, make_run, settings_of
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.export import main
 from pretrain.initial import InitialWeights
 from pretrain.models.encoder import EncoderConfig
 from pretrain.preset import main as preset
 from pretrain.released import starting_weights
 from pretrain.sample import load_run
-from pretrain.strategy.base import WEIGHT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

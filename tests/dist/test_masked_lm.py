@@ -18,7 +18,7 @@ from equivalence import (
 )
 from ranks import on_ranks
 
-from pretrain.checkpoint.save import restore, shapes_of
+from pretrain.checkpoint.load import restore, shapes_of
 from pretrain.objectives.sentence_pairs import Sentences
 from pretrain.strategy.precision import BF16
 

@@ -11,7 +11,7 @@ import pytest
 from ranks import FAST, column, command, run, tiny
 from safetensors.torch import load_file
 
-from pretrain.checkpoint.save import load_manifest, load_state
+from pretrain.checkpoint.load import load_manifest, load_state
 
 
 def final_weights(directory: Path) -> dict:

@@ -12,10 +12,11 @@ from ranks import FAST, command, on_ranks, run, tiny
 from safetensors.torch import load_file
 from test_pretrain import assert_equal_runs, children
 
+from pretrain.checkpoint.base import WEIGHT, Fragment
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, newest_step
+from pretrain.checkpoint.load import load_manifest, newest_step
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.errors import ResourceError
-from pretrain.strategy.base import WEIGHT, Fragment
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 

@@ -11,7 +11,7 @@ import pytest
 from ranks import column, launched, process_of, run, tiny
 from test_pretrain import assert_equal_runs
 
-from pretrain.checkpoint.save import load_manifest, load_state
+from pretrain.checkpoint.load import load_manifest, load_state
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 

@@ -8,7 +8,7 @@ import torch
 from equivalence import SEQUENCES, SHAPES, reference, save, start, stored, strategies, train
 from ranks import on_ranks
 
-from pretrain.checkpoint.save import restore
+from pretrain.checkpoint.load import restore
 from pretrain.strategy.precision import BF16
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too

@@ -6,7 +6,7 @@ from equivalence import SHAPES, save, start, stored, strategies, train
 from ranks import on_ranks
 
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import load_manifest
+from pretrain.checkpoint.load import load_manifest
 from pretrain.released import StartingWeights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # s; many processes on few cores

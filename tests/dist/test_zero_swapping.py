@@ -6,7 +6,7 @@ from equivalence import SEQUENCES, VOCABULARY, pack, save, sequences, start, sto
 from ranks import on_ranks
 from storages import storages
 
-from pretrain.checkpoint.save import restore, shapes_of
+from pretrain.checkpoint.load import restore, shapes_of
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from pretrain.checkpoint.base import WEIGHT, Fragment
 from pretrain.checkpoint.staging import Staging
-from pretrain.strategy.base import WEIGHT, Fragment
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ from ranks import FAST, column, command, tiny
 from pretrain.distributed.world import World
 from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.optim.base import AdamWConfig
+from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.precision import BF16, FP16, FP32
 
 pytestmark = pytest.mark.gpu

@@ -26,11 +26,11 @@ from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.encode import Task, UnitRecord, encode_unit, plan_units, train_tokenizer, unit_id
 from pretrain.data.prepare.locking import exclusive, shared
 from pretrain.data.prepare.progress import progress_bar
-from pretrain.data.prepare.shards import TEMPORARY, verify_shard, write_durably, writing
+from pretrain.data.prepare.shards import TEMPORARY, verify_shard, write_whole, writing
 from pretrain.data.prepare.workers import worker_pool
 from pretrain.data.sources.base import PreparedSource, SourceConfig
 from pretrain.errors import ConfigError, DataError
-from pretrain.files import sync
+from pretrain.files import fsync_path
 from pretrain.tokenizer.base import (
     ReadyTokenizer,
     TokenizerConfig,
@@ -147,7 +147,7 @@ def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, Text], cfg: Pre
                 serialized = future.result()
                 bar.update(1, text_chars.value)
         finished = work / "tokenizer.json"
-        write_durably(finished, serialized.encode())
+        write_whole(finished, serialized.encode())
         finished.rename(path)
     return path
 
@@ -177,13 +177,13 @@ def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
         )
         _check_splits(job.name, manifest, cfg)
         corpus = work / "corpus"
-        write_durably(corpus / "tokenizer.json", job.tokenizer.read_bytes())
+        write_whole(corpus / "tokenizer.json", job.tokenizer.read_bytes())
         with writing(corpus):
             manifest.save(corpus)
-        sync(corpus / "manifest.json")
-        sync(corpus)
+        fsync_path(corpus / "manifest.json")
+        fsync_path(corpus)
         corpus.rename(job.directory)
-        sync(job.directory.parent)
+        fsync_path(job.directory.parent)
 
 
 def _prepare_units(job: _Job, cfg: PrepareConfig) -> Share | None:

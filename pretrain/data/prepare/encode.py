@@ -20,11 +20,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pretrain.data.manifest import SPLITS, Shard
-from pretrain.data.prepare.shards import ShardWriter, write_durably
+from pretrain.data.prepare.shards import ShardWriter, write_whole
 from pretrain.data.prepare.workers import watched
 from pretrain.data.sources.base import Input, ReadableSource, Unit
 from pretrain.data.sources.documents import OnInvalid, Problems
-from pretrain.files import sync
+from pretrain.files import fsync_path
 from pretrain.tokenizer.base import TokenizerFacts, TrainedTokenizer, load_tokenizer
 
 # The tokenizers library holds about 100 bytes for each byte of text that it encodes at a time.
@@ -112,9 +112,9 @@ def encode_unit(task: Task, number: int, unit: Unit, record: Path) -> None:
         for writer in writers.values():
             writer.abandon()
         raise
-    sync(task.directory)
+    fsync_path(task.directory)
     done = UnitRecord(unit=unit_id(unit), shards=shards, skipped=dict(problems.counts))
-    write_durably(record, json.dumps(asdict(done)).encode())
+    write_whole(record, json.dumps(asdict(done)).encode())
 
 
 @dataclass(kw_only=True)

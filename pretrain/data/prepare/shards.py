@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pretrain.data.manifest import PAGE_BYTES, Shard
 from pretrain.errors import DataError, ResourceError
-from pretrain.files import replace
+from pretrain.files import replace_file
 
 TEMPORARY = "tmp-"  # files whose names begin so are not finished
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -71,7 +71,7 @@ class ShardWriter:
             return None
         self._shard.size = self._sink.size
         self._shard.sha256 = self._sink.sha256.hexdigest()
-        write_durably(self._path.with_suffix(".crc"), np.array(self._crcs, dtype="<u4").tobytes())
+        write_whole(self._path.with_suffix(".crc"), np.array(self._crcs, dtype="<u4").tobytes())
         self._temporary.replace(self._path)
         return self._shard
 
@@ -119,10 +119,10 @@ def verify_shard(directory: Path, shard: Shard) -> None:
         raise DataError(f"{checksums}: not the checksums of {path.name}; prepare the corpus again")
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it has its name only when all of it is on disk."""
     with writing(path):
-        replace(path, [data], prefix=TEMPORARY)
+        replace_file(path, [data], prefix=TEMPORARY)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import pytest
 from toys import ALONE, toy_strategy
 
 from finetune.early_stopping import TaskHooks
-from pretrain.checkpoint.save import Checkpoints, SavingConfig, load_state
+from pretrain.checkpoint.load import load_state
+from pretrain.checkpoint.save import Checkpoints, SavingConfig
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter, Throughput
 

@@ -16,6 +16,7 @@ from finetune.init_from import beginning, starting_weights
 from finetune.model.base import FineTuned
 from finetune.model.heads import Kind
 from finetune.model.losses import SingleLabel
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
@@ -25,7 +26,6 @@ from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.sample import load_run
-from pretrain.strategy.base import WEIGHT
 from pretrain.tokenizer.bpe import BpeTokenizer
 from pretrain.train.run_dir import plain
 

@@ -5,7 +5,8 @@ import pytest
 from finetune.entry import FINETUNE
 from pretrain.compose import compose
 from pretrain.errors import ConfigError
-from pretrain.optim.base import AdamWConfig, MuonConfig
+from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.muon import MuonConfig
 
 REQUIRED = ["task=classification", "task.train=a.tsv", "task.validation=b.tsv", "init_from=bert"]
 

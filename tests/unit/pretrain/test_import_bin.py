@@ -9,9 +9,9 @@ from hugging_face_directories import InMemory, write
 from safetensors.torch import load_file
 from small_models import VOCAB_SIZE, small_encoder
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.import_bin import main
-from pretrain.strategy.base import WEIGHT
 
 
 @pytest.fixture

@@ -5,14 +5,15 @@ import torch
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, make_run, settings_of
 from toys import ALONE, take_step, toy_strategy
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_manifest, newest_step
+from pretrain.checkpoint.load import load_manifest, newest_step
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.initial import InitialWeights
 from pretrain.released import StartingWeights, starting_weights
 from pretrain.sample import load_run
-from pretrain.strategy.base import WEIGHT
 from pretrain.tokenizer.bpe import BpeTokenizer
 
 

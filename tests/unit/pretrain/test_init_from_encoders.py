@@ -10,13 +10,13 @@ from run_directories import make_run, settings_of, word_pieces
 from toys import ALONE
 from transformers import AutoModel
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
 from pretrain.init_from import find_source
 from pretrain.initial import InitialWeights
 from pretrain.released import starting_weights
 from pretrain.sample import load_run
-from pretrain.strategy.base import WEIGHT
 
 SETTINGS = ["model.init_std=0.3", "model.layers=1", "objective.sentences=nsp"]
 SEED = 5  # of the run that starts; the source's is 1

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.import_bin import main
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.generate import generate, sample
-from pretrain.strategy.base import WEIGHT
 from pretrain.tokenizer.base import load_tokenizer
 
 

@@ -16,14 +16,15 @@ from finetune.model.frozen import FrozenConfig, FullConfig
 from finetune.model.heads import Kind
 from finetune.model.lora import LoraConfig, Merged
 from finetune.model.losses import SingleLabel
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import ConfigError
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
-from pretrain.optim.base import AdamWConfig, MuonConfig
-from pretrain.strategy.base import WEIGHT
+from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.muon import MuonConfig
 
 ENCODER = EncoderConfig(max_seq_len=12, width=20, layers=3, heads=4, mlp_width=44, init_std=0.3)
 LLAMA_LIKE = {"max_seq_len": 12, "width": 20, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 44, "init_std": 0.3}

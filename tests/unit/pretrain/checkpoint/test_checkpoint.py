@@ -12,18 +12,12 @@ import torch
 from safetensors.torch import load_file
 from toys import ALONE, ToyObjective, assert_same, state_of, take_step, toy_strategy
 
-from pretrain.checkpoint.save import (
-    CheckpointConfig,
-    Checkpoints,
-    load_manifest,
-    load_state,
-    newest_step,
-    restore,
-    restore_weights,
-    shapes_of,
-)
+from pretrain.checkpoint.load import load_manifest, load_state, newest_step, restore, restore_weights, shapes_of
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.errors import CheckpointError, ResourceError
-from pretrain.optim.base import MuonConfig
+from pretrain.optim.muon import MuonConfig
+
+SUPPORT = Path(__file__).parents[3] / "support"
 
 
 @pytest.fixture
@@ -236,7 +230,7 @@ def killed(tmp_path_factory):
     """A folder with the directory of checkpoints that each case left, by its number."""
     place = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-c", KILLED, str(place), json.dumps([case[:3] for case in CASES])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SUPPORT, timeout=240)
     codes = [0 if call == 99 else -9 for _, _, call, _ in CASES]
     assert [int(line) for line in done.stdout.split()] == codes, done.stderr
     return place
@@ -287,7 +281,7 @@ for step, required in ((3, False), (4, True)):
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_full_disk_keeps_the_old_step_and_stops_after_repeated_failures(tmp_path, asynchronous):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(asynchronous)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SUPPORT, timeout=120)
     assert "training went on" in done.stdout, done.stderr
     assert ResourceError.__name__ in done.stdout
     assert "step 3 could not be saved" in done.stdout

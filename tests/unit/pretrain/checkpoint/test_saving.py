@@ -7,14 +7,8 @@ import torch
 from toys import ALONE, assert_same, state_of, take_step, toy_strategy
 
 import pretrain.checkpoint.save
-from pretrain.checkpoint.save import (
-    CheckpointConfig,
-    Checkpoints,
-    load_state,
-    newest_step,
-    restore,
-    shapes_of,
-)
+from pretrain.checkpoint.load import load_state, newest_step, restore, shapes_of
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.errors import ResourceError
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from pretrain.checkpoint.base import WEIGHT, Fragment
 from pretrain.checkpoint.fragments import FragmentReader, write_fragments
 from pretrain.checkpoint.staging import Staging
 from pretrain.errors import ResourceError
-from pretrain.strategy.base import WEIGHT, Fragment
 
 
 def odd_fragments():

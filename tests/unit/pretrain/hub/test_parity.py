@@ -20,12 +20,12 @@ from small_models import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import IGNORED
 from pretrain.hub import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import Layout
 from pretrain.models.layers import Activation
-from pretrain.strategy.base import WEIGHT
 
 PAD = 1  # RoBERTa's; no document holds it
 GELUS = [Activation.gelu, Activation.gelu_tanh]

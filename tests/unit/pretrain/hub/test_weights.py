@@ -21,10 +21,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub import family_for
 from pretrain.hub.weights import HuggingFaceWeights
-from pretrain.strategy.base import WEIGHT
 
 FIELDS = {
     "gpt2": {"layers": 1},

@@ -13,7 +13,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.models.base import Model
-from pretrain.optim.base import AdamWConfig, AdjustLr, MuonConfig, guarded_step, partition
+from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.base import guarded_step, partition
+from pretrain.optim.muon import AdjustLr, MuonConfig
 
 
 class Gain(nn.Module):

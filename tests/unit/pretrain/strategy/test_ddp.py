@@ -6,7 +6,8 @@ import pytest
 import torch
 from toys import ALONE, ToyObjective, take_step, toy_batch, toy_strategy
 
-from pretrain.optim.base import AdamWConfig, MuonConfig
+from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.muon import MuonConfig
 from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.compile import CompileBlock, CompileModel
 from pretrain.strategy.ddp import DDPConfig

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ALONE
 
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.optim.base import AdamWConfig, MuonConfig
+from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.muon import MuonConfig
 from pretrain.strategy.precision import BF16, FP16, FP32
 
 

@@ -7,7 +7,7 @@ from pretrain.data.batch import Batch
 from pretrain.distributed.world import World
 from pretrain.models.base import Model
 from pretrain.objectives.base import Loss, Objective
-from pretrain.optim.base import AdamWConfig
+from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP, DDPConfig
 from pretrain.strategy.precision import FP32

@@ -6,7 +6,8 @@ from pathlib import Path
 from small_models import LLAMA, MODERNBERT
 from toys import ALONE
 
-from pretrain.checkpoint.save import CheckpointConfig, Checkpoints, load_state
+from pretrain.checkpoint.load import load_state
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.compose import compose
 from pretrain.initial import InitialWeights
 from pretrain.run import build_module

@@ -8,9 +8,9 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 from vocabularies import byte_level, word_piece
 
+from pretrain.checkpoint.base import WEIGHT
 from pretrain.hub import family_for
 from pretrain.hub.weights import write_weights
-from pretrain.strategy.base import WEIGHT
 
 
 class InMemory:

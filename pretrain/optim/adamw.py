@@ -1,0 +1,72 @@
+"""AdamW, and the learning rates of layers under a layer decay.
+
+Holds the optimizer's settings and its groups; which parameters decay is `base`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from pretrain.errors import check
+from pretrain.models.base import Model
+from pretrain.optim.base import ParameterGroup, check_decay, check_fraction, check_positive, parameter_group, partition
+from pretrain.registry import register
+
+
+@register("optim", "adamw")
+@dataclass(kw_only=True)
+class AdamWConfig:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), torch's fused kernel."""
+
+    whole_matrices: ClassVar[bool] = False
+    lr: float = 6e-4  # peak learning rate
+    beta1: float = 0.9  # decay of the first moment, per step
+    beta2: float = 0.95  # decay of the second moment, per step
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # share of a matrix taken off per step, times the learning rate
+    layer_decay: float = 1.0  # learning rate of a layer over that of the next one; 1: all the same
+
+    def __post_init__(self) -> None:
+        check_positive("optim.lr", self.lr)
+        check_fraction("optim.beta1", self.beta1)
+        check_fraction("optim.beta2", self.beta2)
+        check_positive("optim.eps", self.eps)
+        check_decay(self.weight_decay)
+        rule = "must be above 0 and at most 1; 1 turns it off"
+        check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, rule)
+
+    def build(self, module: nn.Module) -> torch.optim.AdamW:
+        """Return AdamW with the groups `decay` and `no_decay`; a group without parameters is left out.
+
+        With a layer decay there are as many of each as layers: what stands after the model learns at `lr`, a block n
+        steps below at lr * layer_decay^n, the embeddings lowest (Clark et al. 2020, ELECTRA, appendix B).
+        """
+        hidden, outer, vectors = partition(module)
+        depths, top = _depths(module) if self.layer_decay < 1 else ({}, 0)
+        groups = []
+        for depth in range(top, -1, -1):
+            lr = self.lr * self.layer_decay ** (top - depth)
+            matrices, rest = (
+                [parameter for parameter in parameters if depths.get(parameter, top) == depth]
+                for parameters in (hidden + outer, vectors)
+            )
+            groups += [
+                parameter_group("decay", matrices, lr, self.weight_decay),
+                parameter_group("no_decay", rest, lr, 0.0),
+            ]
+        return fused_adamw(groups, self.beta1, self.beta2, self.eps)
+
+
+def fused_adamw(groups: list[ParameterGroup], beta1: float, beta2: float, eps: float) -> torch.optim.AdamW:
+    filled = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(filled, betas=(beta1, beta2), eps=eps, fused=True)
+
+
+def _depths(module: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
+    """Return how deep each parameter of the model inside the module lies, and the depth of those beside it."""
+    [model] = [part for part in module.modules() if isinstance(part, Model)]
+    return {parameter: model.depth(name) for name, parameter in model.named_parameters()}, len(model.blocks) + 1
