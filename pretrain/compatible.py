@@ -10,7 +10,6 @@ from typing import Any
 from pretrain.errors import check
 from pretrain.models.attention.flash import HALF, FlashConfig
 from pretrain.models.attention.flex import FlexConfig
-from pretrain.registry import choices
 from pretrain.strategy.precision import Precision
 
 
@@ -18,9 +17,7 @@ def check_compatible(
     *, optim: Any, strategy: Any, precision: Precision, attention: Any, dropout: float, dropout_key: str
 ) -> None:
     """Raise `ConfigError` for choices that exclude each other; `dropout` is that of attention weights, and its key."""
-    rule = "updates whole matrices, of which this strategy gives a rank parts; use optim=adamw, or strategy=ddp"
-    _, name = choices()[type(optim)]
-    check(not (optim.whole_matrices and strategy.shards), "optim", name, rule)
+    optim.check(shards=strategy.shards)
     if isinstance(attention, FlashConfig):
         rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
         check(precision.dtype in HALF, "precision", str(precision.dtype), rule)

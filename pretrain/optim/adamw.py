@@ -6,7 +6,6 @@ Holds the optimizer's settings and its groups; which parameters decay is `base`'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,7 +21,6 @@ from pretrain.registry import register
 class AdamWConfig:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), torch's fused kernel."""
 
-    whole_matrices: ClassVar[bool] = False
     lr: float = 6e-4  # peak learning rate
     beta1: float = 0.9  # decay of the first moment, per step
     beta2: float = 0.95  # decay of the second moment, per step
@@ -38,6 +36,9 @@ class AdamWConfig:
         check_decay(self.weight_decay)
         rule = "must be above 0 and at most 1; 1 turns it off"
         check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, rule)
+
+    def check(self, *, shards: bool) -> None:
+        """See `OptimConfig`: AdamW updates element by element."""
 
     def build(self, module: nn.Module) -> torch.optim.AdamW:
         """Return AdamW with the groups `decay` and `no_decay`; a group without parameters is left out.

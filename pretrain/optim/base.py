@@ -5,7 +5,7 @@ Holds no schedule: each parameter group keeps its peak as `base_lr`, and a strat
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,9 @@ def partition(module: nn.Module) -> Partition:
 class OptimConfig(Protocol):
     """What `run` asks of an optimizer's dataclass."""
 
-    whole_matrices: ClassVar[bool]  # whether an update needs all of a matrix on one rank
+    def check(self, *, shards: bool) -> None:
+        """Raise `ConfigError` if the optimizer cannot run where a rank `shards`: holds parts of matrices."""
+        ...
 
     def build(self, module: nn.Module) -> Optimizer:
         """Return the optimizer of the module's trainable parameters."""
@@ -76,6 +78,24 @@ def guarded_step(optimizer: Optimizer, norm: Tensor) -> None:
             del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
     elif norm.isfinite():
         optimizer.step()
+
+
+def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
+    """Give every parameter group its peak learning rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return what the newest step used, by its names in records: `lr`, the largest rate of all parameter groups.
+
+    Where groups differ also `lr_min`, the smallest, and `lr_factor`, the multiple of their peaks that all of them took.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    low, high = min(rates), max(rates)
+    if low == high:
+        return {"lr": high}
+    return {"lr": high, "lr_min": low, "lr_factor": high / max(group["base_lr"] for group in optimizer.param_groups)}
 
 
 def parameter_group(name: str, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> ParameterGroup:

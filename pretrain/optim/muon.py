@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -33,7 +32,6 @@ class AdjustLr(StrEnum):
 class MuonConfig:
     """Muon (Jordan et al. 2024) for the matrices of blocks; AdamW for embeddings, heads, biases and norms."""
 
-    whole_matrices: ClassVar[bool] = True
     lr: float = 6e-4  # peak learning rate of Muon
     momentum: float = 0.95  # decay of the momentum, per step
     nesterov: bool = True  # look one step ahead along the momentum
@@ -61,6 +59,11 @@ class MuonConfig:
         check_fraction("optim.adamw_beta1", self.adamw_beta1)
         check_fraction("optim.adamw_beta2", self.adamw_beta2)
         check_positive("optim.adamw_eps", self.adamw_eps)
+
+    def check(self, *, shards: bool) -> None:
+        """See `OptimConfig`: orthogonalising a matrix takes all of it."""
+        rule = "updates whole matrices, of which this strategy gives a rank parts; use optim=adamw, or strategy=ddp"
+        check(not shards, "optim", "muon", rule)
 
     def build(self, module: nn.Module) -> MuonWithAdamW:
         """Return both in one, with the groups `muon`, `decay` and `no_decay`."""

@@ -51,6 +51,8 @@ class StrategyConfig(Protocol):
 class Strategy(Checkpointable, Protocol):
     """How one step runs on the hardware. All strategies give the same mathematics; what they save is in the base."""
 
+    optimizer: Optimizer  # once `setup` has made it
+
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         """Take over a module that is on the meta device and return the one that the loop calls.
 

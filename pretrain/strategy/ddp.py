@@ -19,7 +19,7 @@ from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim.base import guarded_step
+from pretrain.optim.base import guarded_step, set_learning_rates
 from pretrain.registry import register
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.base import Memory
@@ -59,12 +59,13 @@ class DDP:
     """The five verbs over Accelerate's DistributedDataParallel; see `Strategy`."""
 
     optimizer: Optimizer
+    recomputation: RecomputationConfig
 
     def __init__(self, cfg: DDPConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import GradientAccumulationPlugin
 
-        self.cfg = cfg
+        self.recomputation = cfg
         self.world = world
         self.precision = precision
         self.compilation = compilation
@@ -85,7 +86,7 @@ class DDP:
         self.module = module
         self.optimizer = make_optimizer(module)
         self.compilation.apply(module.model)  # first: around `checkpoint` it would find nothing to compile
-        self.cfg.recompute(module.model, self.compilation)
+        self.recomputation.recompute(module.model, self.compilation)
         module.forward = self.precision.autocast(self.world.device)(module.forward)
         self.wrapped = self._wrap(module)
         return self.wrapped
@@ -100,8 +101,7 @@ class DDP:
         self.accelerator.backward(self.scaler.scale(loss))
 
     def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor
+        set_learning_rates(self.optimizer, lr_factor)
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.module.parameters(), clip_norm or float("inf"))
         guarded_step(self.optimizer, norm)

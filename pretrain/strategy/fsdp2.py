@@ -21,7 +21,7 @@ from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim.base import guarded_step
+from pretrain.optim.base import guarded_step, set_learning_rates
 from pretrain.registry import register
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.base import Memory
@@ -130,8 +130,7 @@ class FSDP2:
         self.scaler.scale(loss).backward()
 
     def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor
+        set_learning_rates(self.optimizer, lr_factor)
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient_norm()
         clip_grads_with_norm_(self.module.parameters(), clip_norm or float("inf"), norm)

@@ -1,6 +1,6 @@
 """ZeRO (Rajbhandari et al. 2020) through DeepSpeed: moments, gradients and parameters sharded over the ranks.
 
-Holds the configuration and the dictionary that DeepSpeed is told; the verbs are in `zero_engine`.
+Holds the settings and the dictionary that DeepSpeed is configured with; the verbs are in `zero_engine`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ import json
 import logging
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
 from pretrain.registry import register
+from pretrain.strategy import zero_nvme
 from pretrain.strategy.activation_checkpointing import RecomputationConfig, Recompute
-from pretrain.strategy.base import Memory
+from pretrain.strategy.base import Memory, Strategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import FP16, Precision
-
-if TYPE_CHECKING:
-    from pretrain.strategy.base import Strategy
-
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class ZeROConfig(RecomputationConfig):
     hpz_ranks: int = 1  # ZeRO++, stage 3: ranks of a node that keep a second copy of parameters among them; 1 is off
     quantized_weights: bool = False  # ZeRO++, stage 3 on GPUs: gather parameters in int8
     quantized_gradients: bool = False  # ZeRO++, stage 3 on GPUs: reduce gradients in int4 and int8
-    log_dictionary: bool = False  # log what DeepSpeed is told
+    log_dictionary: bool = False  # log the dictionary that DeepSpeed is configured with
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,13 +99,17 @@ class ZeROConfig(RecomputationConfig):
 
     def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
         """Return the strategy for this rank."""
-        from pretrain.strategy.zero_engine import ReplicatedZeRO, ShardedZeRO
+        from pretrain.strategy.zero_engine import ReplicatedZeRO, ShardedZeRO, import_deepspeed
 
         ensure_group(world)
+        dictionary = self.dictionary(precision)
         if self.log_dictionary and world.is_first:
-            log.info("DeepSpeed is told %s", json.dumps(self.dictionary(precision)))
+            log.info("DeepSpeed's configuration: %s", json.dumps(dictionary))
+        if self.swapped:
+            zero_nvme.claim(Path(self.nvme_path), world.rank)
+            zero_nvme.load_async_io(import_deepspeed(world), self.swapped[0])
         strategy = ShardedZeRO if self.stage else ReplicatedZeRO
-        return strategy(self, world, precision, compilation)
+        return strategy(dictionary, self, world, precision, compilation)
 
     @property
     def shards(self) -> bool:

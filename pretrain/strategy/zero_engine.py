@@ -1,6 +1,12 @@
 """The five verbs over a DeepSpeed engine.
 
-Holds what DeepSpeed must be asked and where it keeps its shards; its configuration is in `zero`.
+Holds how DeepSpeed 0.19 is driven and where it keeps its shards; its settings are in `zero`.
+
+Two facts shape this file. First, DeepSpeed replaces the parameters that an optimizer was made for by its own flat fp32
+shards, cut evenly over the ranks without regard to where a parameter begins. A checkpoint needs names and places, so
+`ShardSlice` says which elements of which parameter lie where in a shard; moments have the shard's shape and are
+sliced alike. Second, the weights that compute (half precision, perhaps gathered) are copies of these shards: whoever
+writes to a shard must publish it (`_published`), or the next forward pass runs on old weights.
 """
 
 from __future__ import annotations
@@ -11,8 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +27,15 @@ from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
 from pretrain.distributed.world import World
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.strategy import zero_nvme as swapping
+from pretrain.optim.base import set_learning_rates
+from pretrain.strategy import zero_nvme
+from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP
 from pretrain.strategy.precision import FP16, Precision
-from pretrain.strategy.zero import Offload, ZeROConfig
-from pretrain.strategy.zero_shards import Part, part_of_flat_group, part_of_frozen, part_of_parameter
 
 
-def _deepspeed(world: World) -> Any:
+def import_deepspeed(world: World) -> Any:
     """Import DeepSpeed for the device at hand, quiet, and without kernels that it would compile first."""
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     os.environ.setdefault("LOCAL_RANK", "0")  # it reads them from the environment alone
@@ -44,28 +49,73 @@ def _deepspeed(world: World) -> Any:
     return deepspeed
 
 
+class ShardSlice(NamedTuple):
+    """Elements [start, start + numel) of a flattened parameter, inside a flat fp32 shard that the optimizer updates."""
+
+    start: int
+    numel: int
+    group: int  # DeepSpeed's number of the shard among this rank's
+    shard: Tensor  # (elements,) fp32; the optimizer's state is kept by it, moments have its shape
+    offset: int  # where the slice begins in the shard
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return the slice's elements of the shard or of a moment, (numel,), as a view."""
+        return values.narrow(0, self.offset, self.numel)
+
+
+def slice_of_flat_group(optimizer: Optimizer, parameter: nn.Parameter) -> ShardSlice | None:
+    """Return the slice under stages 1 and 2, None if other ranks hold all: a group is one flat tensor, cut evenly."""
+    mapping: Any = getattr(parameter, "_hp_mapping", None)
+    if mapping is None:
+        return None
+    [shard] = optimizer.param_groups[mapping.param_group_index]["params"]
+    whole, own = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return ShardSlice(whole.start, whole.numel, mapping.param_group_index, shard, own.start)
+
+
+def slice_of_parameter(zero: Any, parameter: nn.Parameter, rank: int) -> ShardSlice | None:
+    """Return the slice under stage 3, None if it is all padding: each parameter is cut evenly, its end padded."""
+    group, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
+    start = rank * padded
+    numel = min(padded, parameter.ds_numel - start)  # pyright: ignore[reportAttributeAccessIssue]
+    return ShardSlice(start, numel, group, zero.fp32_partitioned_groups_flat[group], offset) if numel > 0 else None
+
+
+def slice_of_frozen(parameter: Tensor, rank: int) -> ShardSlice | None:
+    """Return the slice of a frozen parameter under stage 3, in a shard of its own; None if it is all padding."""
+    shard: Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+    start = rank * shard.numel()
+    numel = min(shard.numel(), parameter.ds_numel - start)  # pyright: ignore[reportAttributeAccessIssue]
+    return ShardSlice(start, numel, -1, shard, 0) if numel > 0 else None
+
+
 class ShardedZeRO:
     """Stages 1 to 3; see `Strategy`."""
 
-    def __init__(self, cfg: ZeROConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
-        self.cfg = cfg
+    def __init__(
+        self,
+        dictionary: dict[str, Any],  # DeepSpeed's configuration
+        recomputation: RecomputationConfig,
+        world: World,
+        precision: Precision,
+        compilation: CompileConfig,
+    ) -> None:
+        self.dictionary = dictionary
+        self.recomputation = recomputation
         self.world = world
         self.precision = precision
         self.compilation = compilation
-        self.dictionary = cfg.dictionary(precision)
-        if cfg.swapped:
-            swapping.claim(Path(cfg.nvme_path), world.rank)
-            swapping.load_async_io(_deepspeed(world), cfg.swapped[0])
+        self.stage: int = dictionary["zero_optimization"]["stage"]
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
-        deepspeed = _deepspeed(self.world)
+        deepspeed = import_deepspeed(self.world)
         optimizer = make_optimizer(module)  # while parameters have their own shapes
         names = {parameter: name for name, parameter in module.named_parameters()}
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
         self.compilation.apply(module.model)
-        self.cfg.recompute(module.model, self.compilation)
-        if self.cfg.stage == 3:
-            self._be_born_sharded(deepspeed, module)
+        self.recomputation.recompute(module.model, self.compilation)
+        if self.stage == 3:
+            self._materialize_sharded(deepspeed, module)
         else:
             module.to_empty(device=self.world.device)
         born = dict(module.named_parameters())
@@ -77,12 +127,13 @@ class ShardedZeRO:
         )
         return self.engine
 
-    def _be_born_sharded(self, deepspeed: Any, module: Objective) -> None:
+    def _materialize_sharded(self, deepspeed: Any, module: Objective) -> None:
         """Give memory to one block or layer at a time, and leave each with this rank's shard before the next."""
         module.to(self.precision.dtype)
-        if self.cfg.offload_parameters is Offload.nvme:  # else each of five buffers had 100 million elements
+        zero = self.dictionary["zero_optimization"]
+        if zero.get("offload_param", {}).get("device") == "nvme":  # by default each of five buffers has 100 M elements
             largest = max(shape.numel() for shape in self.shapes.values())
-            self.dictionary["zero_optimization"]["offload_param"]["buffer_size"] = -(-largest // self.world.size)
+            zero["offload_param"]["buffer_size"] = -(-largest // self.world.size)
         layers = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
         groups = deepspeed.utils.groups
         swapper = None  # one for all parts: its buffers are locked memory
@@ -90,7 +141,7 @@ class ShardedZeRO:
             if next(part.parameters()).is_meta:
                 part.to_empty(device=self.world.device)
                 # The group of ZeRO++ is made by the first call, and made once in a process.
-                group = groups._get_zero_param_intra_parallel_group() if self.cfg.hpz_ranks > 1 else None
+                group = groups._get_zero_param_intra_parallel_group() if zero["zero_hpz_partition_size"] > 1 else None
                 options = {"zero_param_parallel_group": group, "param_swapper": swapper}
                 swapper = deepspeed.zero.Init(part, config_dict_or_path=self.dictionary, **options).param_swapper
 
@@ -102,8 +153,7 @@ class ShardedZeRO:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor
+        set_learning_rates(self.optimizer, lr_factor)
         self.zero.clip_grad = clip_norm or 0.0
         self.engine.step()
         return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
@@ -117,7 +167,7 @@ class ShardedZeRO:
             yield Fragment(name, WEIGHT, tuple(self.shapes[name]), part.start, _full_precision(part.of(part.shard)))
         for parts in self._parts().values():
             shard = parts[0][1].shard
-            values = swapping.stored(self.zero, shard, {WEIGHT: shard, **self.optimizer.state.get(shard, {})})
+            values = zero_nvme.stored(self.zero, shard, {WEIGHT: shard, **self.optimizer.state.get(shard, {})})
             for (name, part), (kind, value) in itertools.product(parts, values.items()):
                 if value.shape == values[WEIGHT].shape:
                     yield Fragment(name, kind, tuple(self.shapes[name]), part.start, part.of(value))
@@ -131,11 +181,11 @@ class ShardedZeRO:
             for name, part in self._frozen():
                 part.of(part.shard).copy_(read(name, WEIGHT, part.start, part.numel))
             for group, parts in self._parts().items():
-                with swapping.updated(self.zero, group) if self.cfg.stage == 3 else nullcontext():
+                with zero_nvme.updated(self.zero, group) if self.stage == 3 else nullcontext():
                     for name, part in parts:
                         self._load_part(name, part, read)
 
-    def _load_part(self, name: str, part: Part, read: Reader) -> None:
+    def _load_part(self, name: str, part: ShardSlice, read: Reader) -> None:
         state = self.optimizer.state
         for kind, shape in read.kinds(name).items():
             if kind == WEIGHT:
@@ -149,39 +199,39 @@ class ShardedZeRO:
     def _whole(self) -> Iterator[tuple[str, Tensor]]:
         """What every rank holds all of: buffers, and under stages 1 and 2 the parameters that do not learn."""
         for name, tensor in named_tensors(self.module):
-            if not isinstance(tensor, nn.Parameter) or (self.cfg.stage < 3 and not tensor.requires_grad):
+            if not isinstance(tensor, nn.Parameter) or (self.stage < 3 and not tensor.requires_grad):
                 yield name, tensor
 
-    def _frozen(self) -> Iterator[tuple[str, Part]]:
+    def _frozen(self) -> Iterator[tuple[str, ShardSlice]]:
         """This rank's parts of the parameters that do not learn, under stage 3: in the precision of the model."""
-        for name, tensor in named_tensors(self.module) if self.cfg.stage == 3 else ():
+        for name, tensor in named_tensors(self.module) if self.stage == 3 else ():
             frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-            if frozen and (part := part_of_frozen(tensor, self.world.rank)):
+            if frozen and (part := slice_of_frozen(tensor, self.world.rank)):
                 yield name, part
 
-    def _parts(self) -> dict[int, list[tuple[str, Part]]]:
+    def _parts(self) -> dict[int, list[tuple[str, ShardSlice]]]:
         """This rank's parts of the parameters, with their names, by the shard that they are in."""
-        parts: dict[int, list[tuple[str, Part]]] = {}
+        parts: dict[int, list[tuple[str, ShardSlice]]] = {}
         for name, tensor in named_tensors(self.module):
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad and (part := self._part(tensor)):
                 parts.setdefault(part.group, []).append((name, part))
         return parts
 
-    def _part(self, parameter: nn.Parameter) -> Part | None:
-        if self.cfg.stage == 3:
-            return part_of_parameter(self.zero, parameter, self.world.rank)
-        return part_of_flat_group(self.optimizer, parameter)
+    def _part(self, parameter: nn.Parameter) -> ShardSlice | None:
+        if self.stage == 3:
+            return slice_of_parameter(self.zero, parameter, self.world.rank)
+        return slice_of_flat_group(self.optimizer, parameter)
 
     @contextmanager
     def _published(self) -> Iterator[None]:
         """After the block, the weights that compute are those of the shards, on every rank."""
-        whole = self.zero.persistent_parameters if self.cfg.stage == 3 else []
+        whole = self.zero.persistent_parameters if self.stage == 3 else []
         if whole:
             whole[0].partition(whole)
         yield
         if whole:
             whole[0].all_gather(whole)
-        if self.cfg.stage == 3:
+        if self.stage == 3:
             self.zero.invalidate_secondary_tensor()  # the copies of ZeRO++
         else:
             self.zero.update_lp_params()
@@ -206,16 +256,24 @@ def _full_precision(tensor: Tensor) -> Tensor:
 class ReplicatedZeRO(DDP):
     """Stage 0: whole replicas whose gradients DeepSpeed averages, with autocast and loss scaling as under ddp."""
 
-    def __init__(self, cfg: ZeROConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
-        self.cfg = cfg
+    def __init__(
+        self,
+        dictionary: dict[str, Any],  # DeepSpeed's configuration
+        recomputation: RecomputationConfig,
+        world: World,
+        precision: Precision,
+        compilation: CompileConfig,
+    ) -> None:
+        self.dictionary = dictionary
+        self.recomputation = recomputation
         self.world = world
         self.precision = precision
         self.compilation = compilation
         self.scaler = precision.scaler(world.device)
 
     def _wrap(self, module: Objective) -> nn.Module:
-        self.engine, *_ = _deepspeed(self.world).initialize(
-            model=module, optimizer=self.optimizer, config=self.cfg.dictionary(self.precision), dist_init_required=False
+        self.engine, *_ = import_deepspeed(self.world).initialize(
+            model=module, optimizer=self.optimizer, config=self.dictionary, dist_init_required=False
         )
         return self.engine
 
