@@ -28,7 +28,7 @@ from bench.rounds import machine, medians
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.distributed.world import World, ensure_group
 from pretrain.files import fsync_path
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig

@@ -22,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING as MANDATORY
 from omegaconf import OmegaConf
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from launch.slurm.submit import SLURM
 from pretrain.compose import CONF, PRETRAIN, Root
 

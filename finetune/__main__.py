@@ -5,8 +5,7 @@ Holds nothing but the door; `finetune.run` builds and trains.
 
 import sys
 
-from finetune.config import FinetuneConfig
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE, FinetuneConfig
 from finetune.seeds import fine_tune_each
 from pretrain.compose import launch
 

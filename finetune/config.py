@@ -16,6 +16,7 @@ from finetune import model, tasks
 from pretrain import models, optim, strategy, tracking
 from pretrain.checkpoint.save import SavingConfig
 from pretrain.compatible import check_compatible
+from pretrain.compose import Root
 from pretrain.errors import check
 from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import discover
@@ -24,8 +25,6 @@ from pretrain.strategy.precision import Precision
 from pretrain.tracking.local import TrackerConfig
 from pretrain.train.loop import LogConfig
 from pretrain.train.run_dir import RunConfig
-
-SCHEMA = "finetune_schema"
 
 
 @dataclass(kw_only=True)
@@ -109,5 +108,8 @@ class FinetuneConfig:
 
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
-    ConfigStore.instance().store(name=SCHEMA, node=FinetuneConfig)
+    ConfigStore.instance().store(name="finetune_schema", node=FinetuneConfig)
     discover(tasks, model, models, optim, strategy, tracking)
+
+
+FINETUNE = Root("finetune", FinetuneConfig, register_choices)

@@ -44,7 +44,7 @@ class TaskHooks(RunHooks):
         """Return the metric of a step at which it was measured; one that is saved to be resumed from may have none."""
         return self.evaluated.value if self.evaluated and self.evaluated.step == state.step else None
 
-    def go_on(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: dict[str, Any]) -> None:
         """Take up what `progress` left in the checkpoint that the run resumes from."""
         self.largest, self.stalled = saved["largest"], saved["stalled"]
         self.checkpoints.best = Best(*saved["best"]) if saved["best"] else None
@@ -53,7 +53,7 @@ class TaskHooks(RunHooks):
         """Return what a checkpoint holds beside weights and moments."""
         return {**super().progress(state), "largest": self.largest, "stalled": self.stalled}
 
-    def until_it_stalls(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+    def until_patience_ends(self, steps: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """Yield the steps up to the one whose evaluation used up the patience."""
         for step in steps:
             if self.patience is not None and self.stalled >= self.patience:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from finetune.config import FinetuneConfig
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE, FinetuneConfig
 from finetune.evaluator import Answers, answers
-from finetune.init_from import fitting_tokenizer
+from finetune.init_from import load_fitting_tokenizer
 from finetune.model.base import FineTuned
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
@@ -26,9 +25,8 @@ from pretrain.checkpoint.load import restore_weights, saved_step
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
-from pretrain.registry import rebuilt
 from pretrain.report.history import load
-from pretrain.train.run_dir import read_record
+from pretrain.train.run_dir import network_of, read_record
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +80,12 @@ def open_trained(run: Path, step: int | None = None, overrides: Sequence[str] = 
     if changes := [*_found(run, place, set(cfg.task.found) - changed), *overrides]:
         batches = "train.max_tokens=${task.max_tokens}"  # of training; here they are `answers`' to say
         cfg = compose_run(run, FINETUNE, [batches, *changes])
-    settings = dict(record["network"])
-    network = rebuilt(settings.pop("choice"), settings)
+    network = network_of(run)
     rule = f"{run} sees sequences of at most {network.max_seq_len} tokens; lower it"
     check(cfg.task.max_tokens <= network.max_seq_len, "task.max_tokens", cfg.task.max_tokens, rule)
     module = build_module(cfg, network, record["vocab_size"], record["names"]).to_empty(device="cpu")
     restore_weights(place, module)
-    tokenizer = fitting_tokenizer(run / "tokenizer.json", record["vocab_size"])
+    tokenizer = load_fitting_tokenizer(run / "tokenizer.json", record["vocab_size"])
     return Trained(cfg=cfg, record=record, network=network, module=module, tokenizer=tokenizer, step=place)
 
 

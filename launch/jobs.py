@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from launch.sweep import expand, label, named
 from pretrain.compose import PRETRAIN, Root, compose_command_line, with_overrides
 from pretrain.data.prepare.cache_key import texts_of

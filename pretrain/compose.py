@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +21,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import world_size
 from pretrain.errors import ConfigError, HeadwaterError
-from pretrain.registry import flattened, nearest, typed
+from pretrain.init_from import settings_from
+from pretrain.registry import flattened, nearest, typed, unflattened
+from pretrain.tokenizer.file import TokenizerFile
 from pretrain.tracking.background import any_hangs
-from pretrain.train.run_dir import check_written_by
+from pretrain.train.run_dir import check_written_by, choice_of, read_config
 
 CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 
@@ -43,6 +46,14 @@ class Root(NamedTuple):
 
 
 PRETRAIN = Root("pretrain", PretrainConfig, register_choices)
+
+NOT_CHOSEN = "default"  # the choice of a group that conf/pretrain.yaml makes, for nobody else to make
+ADOPTED = ("model", "tokenizer", "objective")  # groups that a source can choose
+
+Choices = dict[str, str | None]
+"""Group -> what was chosen of it."""
+
+log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -81,7 +92,7 @@ def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
 def compose_command_line(root: Root) -> DictConfig | None:
     """Let Hydra compose `sys.argv`. Hydra starts nothing, writes nothing and handles no error of ours."""
     root.register()
-    composed: list[DictConfig] = []
+    composed: list[tuple[DictConfig, Choices]] = []
 
     def keep(cfg: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -89,7 +100,7 @@ def compose_command_line(root: Root) -> DictConfig | None:
                 "--multirun: the jobs of a sweep would share one process and its process group; "
                 f"`python -m launch local nproc=N -- {root.name} ...`, without --multirun, starts fresh ones for each"
             )
-        composed.append(cfg)
+        composed.append((cfg, dict(HydraConfig.get().runtime.choices)))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
     try:
@@ -99,7 +110,7 @@ def compose_command_line(root: Root) -> DictConfig | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HydraException, YAMLError) as error:
         raise ConfigError(_explained(error, root, sys.argv[1:], Place(CONF, root.name))) from None
-    return composed[0] if composed else None
+    return _with_source(*composed[0], sys.argv[1:], root) if composed else None
 
 
 def with_overrides(arguments: Sequence[str], *overrides: str) -> list[str]:
@@ -120,9 +131,63 @@ def compose(
     place = Place((config_dir or CONF).absolute(), config_name or root.name)
     try:
         with hydra.initialize_config_dir(str(place.directory), version_base="1.3"):
-            return typed(hydra.compose(place.name, overrides))
+            composed = hydra.compose(place.name, overrides, return_hydra_config=True)
     except (HydraException, YAMLError) as error:
         raise ConfigError(_explained(error, root, overrides, place)) from None
+    chosen = dict(composed.hydra.runtime.choices)
+    with open_dict(composed):
+        del composed["hydra"]
+    return typed(_with_source(composed, chosen, overrides, root))
+
+
+def _with_source(cfg: DictConfig, chosen: Choices, overrides: Sequence[str], root: Root) -> DictConfig:
+    """Give pretraining with `init_from` what nobody chose of model, tokenizer and objective: that of the source.
+
+    A run that resumes takes its own again, since its source may be gone. Settings that were given stay given.
+    """
+    wanted = [group for group in ADOPTED if chosen.get(group) == NOT_CHOSEN]
+    if root is not PRETRAIN or not cfg.init_from or not wanted:
+        return cfg
+    run = Path(cfg.run.root).expanduser() / cfg.run.name
+    resuming = (run / "config.yaml").exists() and any((run / "checkpoints").glob("step-*"))
+    taken = _settings_of_run(run, wanted) if resuming else settings_from(cfg.init_from)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        default = hydra.compose(root.name, [])
+    given = _given(cfg, default, overrides)
+    for group in wanted:
+        own = {key.removeprefix(f"{group}."): given[key] for key in given if key.startswith(f"{group}.")}
+        if group == "tokenizer" and own:  # settings of a tokenizer that is to be trained
+            continue
+        try:
+            cfg[group] = OmegaConf.merge(OmegaConf.structured(taken[group]), unflattened(own))
+        except OmegaConfBaseException as error:
+            rule = f"{group} is that of init_from={cfg.init_from}, which has no such setting; choose {group}= as well"
+            raise ConfigError(f"{group}.{error.full_key}: {rule}") from None
+        log.info("%s is that of %s, since %s= is not given", group, run if resuming else cfg.init_from, group)
+    if "model" in wanted:
+        for key in ("data.packing", "data.seq_len"):
+            if key in taken and key not in given and (key != "data.seq_len" or taken[key] < cfg.data.seq_len):
+                OmegaConf.update(cfg, key, taken[key])
+                log.info("%s=%s, which suits the network of %s", key, taken[key], cfg.init_from)
+    return cfg
+
+
+def _given(cfg: DictConfig, default: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings, by dotted key, that the command line names or a file sets to other than the default."""
+    values, usual = (flattened(OmegaConf.to_container(each, resolve=False)) for each in (cfg, default))
+    named = {override.partition("=")[0].lstrip("+") for override in overrides}
+    return {key: value for key, value in values.items() if key in named or value != usual.get(key)}
+
+
+def _settings_of_run(run: Path, groups: Sequence[str]) -> dict[str, Any]:
+    """Return what `settings_from` returned when the run began, from its config.yaml."""
+    taken = {group: choice_of(run, group) for group in groups}
+    tokenizer = taken.get("tokenizer")
+    if isinstance(tokenizer, TokenizerFile) and not Path(tokenizer.path).exists():
+        taken["tokenizer"] = replace(tokenizer, path=str(run / "tokenizer.json"))
+    kept = read_config(run)
+    return taken | {key: kept[key] for key in ("data.packing", "data.seq_len")}
 
 
 def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ()) -> Any:

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -82,13 +83,36 @@ def flattened(raw: Any, prefix: str = "") -> dict[str, Any]:
     return {key: leaf for name, value in raw.items() for key, leaf in flattened(value, f"{prefix}{name}.").items()}
 
 
+def unflattened(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dictionaries of leaves by their dotted keys, as `flattened` took them apart."""
+    nested: dict[str, Any] = {}
+    for key, leaf in leaves.items():
+        *parents, name = key.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = leaf
+    return nested
+
+
 def choices() -> dict[type, tuple[str, str]]:
     """Return the registered classes, each with its group and name."""
     return dict(_choices)
 
 
+def plain(value: Any) -> Any:
+    """Return a typed configuration as nested dictionaries of plain values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    return value.name if isinstance(value, Enum) else value
+
+
 def rebuilt(choice: str, values: dict[str, Any]) -> Any:
-    """Return the object of a choice, written `group=name`, from its plain values, as `rundir.plain` gives them."""
+    """Return the object of a choice, written `group=name`, from its plain values, as `plain` gives them."""
     group, _, name = choice.partition("=")
     [kind] = [kind for kind, known in _choices.items() if known == (group, name)]
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))

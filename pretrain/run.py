@@ -1,22 +1,19 @@
 """The composition root: build everything that a configuration names, resume, train.
 
-Holds no algorithm and no policy: one line a part, in the order in which parts need each other.
+Holds no algorithm and no policy: one line a part, in the order in which parts need each other. What fine-tuning does
+alike is in `train/session`.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import socket
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from pretrain.checkpoint.commit import step_names
-from pretrain.checkpoint.save import Checkpoints
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches
@@ -24,24 +21,16 @@ from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
-from pretrain.distributed.world import StopRequest, World, device_type, joined, rank, world_size
-from pretrain.errors import exit_code_to
+from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
 from pretrain.hub.special_tokens import warn_without_counterpart
-from pretrain.init_from import find_source
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
 from pretrain.objectives.base import Objective
-from pretrain.released import starting_weights
-from pretrain.strategy.base import Memory, Strategy
-from pretrain.tracking.base import Tracker
-from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.evaluator import Evaluator
 from pretrain.train.hooks import RunHooks
-from pretrain.train.loop import TrainState, train
-from pretrain.train.metrics import StepMeter, Throughput
-from pretrain.train.peaks import peak_of_all
-from pretrain.train.run_dir import RunDirectory, check_written_by, plain
-from pretrain.train.session import Fingerprints, resume
-from pretrain.train.summary import ModelSize, summary, versions
+from pretrain.train.loop import TrainState
+from pretrain.train.run_dir import check_written_by
+from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
+from pretrain.train.summary import ModelSize, predicted_memory, summary
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +40,15 @@ def pretrain(cfg: PretrainConfig) -> None:
     cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
     stop = StopRequest()
-    init_from = cfg.init_from
-    if init_from and not step_names(cfg.run.directory / "checkpoints"):  # a run that resumes needs its source no more
-        init_from = find_source(init_from, first=rank() == 0)
-        check_written_by("pretrain", Path(init_from).expanduser())
-    if rank() > 0:
-        _pretrain(cfg, init_from, None, stop)
-        return
-    directory = RunDirectory.claim(cfg.run)
-    with directory.log_to("pretrain"), exit_code_to(lambda code: directory.record(exit=code)):
-        directory.record(name=cfg.run.name, versions=versions(), exit=None)
-        if init_from != cfg.init_from:  # a name on the hub, and now its commit, too
-            directory.record(init_from=init_from)
-        _pretrain(cfg, init_from, directory, stop)
+    source = None
+    if cfg.init_from and not resumes(cfg.run):
+        source = find_source(cfg.init_from, first=rank() == 0)
+        if source:
+            check_written_by("pretrain", source.path)
+    # The record holds a name on the hub with its commit.
+    record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
+    with Session.opened("pretrain", cfg, stop, **record) as session:
+        _pretrain(cfg, shared_source(source, session.world), session)
 
 
 def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
@@ -72,86 +57,68 @@ def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
         return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
 
 
-def _pretrain(cfg: PretrainConfig, init_from: str | None, directory: RunDirectory | None, stop: StopRequest) -> None:
-    with joined() as world:
-        check_started_alike(cfg, ["pretrain"], world)
-        corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
-        stream = cfg.data.train_stream(corpora, cfg.seed)
-        held_out = cfg.data.held_out(corpora)
-        schedule = cfg.schedule.build(cfg.train.steps)
-        examples = cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed)
-        tokenizer = next(iter(corpora.values())) / "tokenizer.json"
-        module = build_module(cfg, stream.manifest.vocab_size)
-        size = ModelSize.of(module, stream.context)
-        predicted = cfg.strategy.memory(size.parameters, ranks=world.size, precision=cfg.precision)
-        initial = InitialWeights(module, cfg.seed)
-        strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
-        wrapped = strategy.setup(module, cfg.optim.build)
-        checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, world)
-        fingerprints = _fingerprints(cfg, stream)
-        check_agreement(fingerprints, world)
-        peak = peak_of_all(world, cfg.precision.dtype)
-        state = _start(cfg, init_from, checkpoints, initial, strategy, fingerprints, tokenizer)
-        tracker = _tracker(cfg, directory, state) if directory else None
-        hooks = RunHooks(
-            log_every=cfg.log.every,
-            evaluate_every=cfg.eval.every if held_out.num_slots else 0,
-            save_every=cfg.checkpoint.every,
-            max_skipped=cfg.train.max_skipped,
-            world=world,
-            strategy=strategy,
-            meter=StepMeter(world.device),
-            throughput=Throughput(state.step, state.tokens, size.flops_per_token, peak),
-            evaluator=_evaluator(cfg, wrapped, held_out, examples, world),
-            checkpoints=checkpoints,
-            tracker=tracker,
-            learning_rate=lambda step: cfg.optim.lr * schedule(step),
-            fingerprints=fingerprints,
-            predicted=predicted,
+def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
+    world = session.world
+    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
+    corpus = next(iter(corpora.values()))
+    tokenizer = corpus / "tokenizer.json"  # the same in each of them
+    stream = cfg.data.train_stream(corpora, cfg.seed)
+    held_out = cfg.data.held_out(corpora)
+    examples = cfg.objective.examples(partial(load_vocabulary, corpus), cfg.seed)
+    schedule = cfg.schedule.build(cfg.train.steps)
+    module = build_module(cfg, stream.manifest.vocab_size)
+    size = ModelSize.of(module, stream.context)
+    predicted = predicted_memory(cfg.strategy, size, ranks=world.size, precision=cfg.precision)
+    initial = InitialWeights(module, cfg.seed)
+    fingerprints = _fingerprints(cfg, stream)
+    trainee = session.build(
+        module,
+        fingerprints,
+        shapes=initial.shapes,
+        first_weights=lambda: (
+            weights_from(source, initial, fingerprints, world, tokenizer=tokenizer) if source else initial
+        ),
+        num_steps=cfg.train.steps,
+    )
+    session.begin(
+        cfg.model,
+        size,
+        corpora={name: str(path.resolve()) for name, path in corpora.items()},
+        vocab_size=stream.manifest.vocab_size,
+        document_frame=[stream.manifest.prefix, stream.manifest.suffix],
+        mask=stream.manifest.mask,
+    )
+    if session.directory:
+        shutil.copyfile(tokenizer, session.directory.path / "tokenizer.json")
+        _advise(cfg, session.directory.path)
+        seq_len, loop = cfg.data.seq_len, cfg.train
+        log.info(
+            summary(
+                size=size, memory=predicted, seq_len=seq_len, train=loop, world=world, stream=stream, held_out=held_out
+            )
         )
-        if directory:
-            _introduce(cfg, directory, size, predicted, corpora, stream, held_out, world)
-        with (
-            _steps(cfg, stream, examples, state, world) as steps,
-            exit_code_to(tracker.close if tracker else lambda code: None),
-            closing(checkpoints),
-        ):
-            if state.step == 0 and hooks.evaluate_every and cfg.eval.at_start:
-                hooks.evaluate(state)
-            stop.training = True
-            loop, seed = cfg.train, cfg.seed
-            train(wrapped, strategy, steps, schedule, state, cfg=loop, seed=seed, world=world, hooks=hooks, stop=stop)
+    hooks = session.hooks(
+        RunHooks,
+        trainee,
+        size=size,
+        num_steps=cfg.train.steps,
+        evaluator=_evaluator(cfg, trainee.model, held_out, examples, world),
+        evaluate_every=cfg.eval.every if held_out.num_slots else 0,
+        save_every=cfg.checkpoint.every,
+        predicted=predicted,
+    )
+    evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
+    with _steps(cfg, stream, examples, trainee.state, world) as steps:
+        session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
 
 
 def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
     order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
-    network = {f"model.{key}": value for key, value in plain(cfg.model).items() if "dropout" not in key}
-    return {**order, **network, "optim": type(cfg.optim).__name__}
+    return {**order, **network_fingerprints(cfg.model, cfg.optim)}
 
 
-def _start(
-    cfg: PretrainConfig,
-    init_from: str | None,
-    checkpoints: Checkpoints,
-    initial: InitialWeights,
-    strategy: Strategy,
-    fingerprints: Fingerprints,
-    tokenizer: Path,
-) -> TrainState:
-    """Fill the strategy from the newest checkpoint, or initialise it, and return where the run stands."""
-    saved = resume(checkpoints, strategy, initial.shapes, fingerprints, num_steps=cfg.train.steps)
-    if saved:
-        return TrainState(step=saved["step"], tokens=saved["tokens"])
-    world = checkpoints.world
-    given = init_from and starting_weights(init_from, initial, fingerprints, world, tokenizer=tokenizer)
-    strategy.load_fragments(given or initial)
-    return TrainState()
-
-
-def _evaluator(
-    cfg: PretrainConfig, wrapped: nn.Module, held_out: HeldOut, examples: Examples, world: World
-) -> Evaluator:
+def _evaluator(cfg: PretrainConfig, model: nn.Module, held_out: HeldOut, examples: Examples, world: World) -> Evaluator:
     batches = partial(
         evaluation_batches,
         held_out,
@@ -162,17 +129,7 @@ def _evaluator(
         max_slots=cfg.eval.max_slots,
     )
     bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if cfg.objective.covers_text else None
-    return Evaluator(module=wrapped, batches=batches, bytes_per_target=bytes_per_target, world=world)
-
-
-def _tracker(cfg: PretrainConfig, directory: RunDirectory, state: TrainState) -> Tracker:
-    return cfg.tracker.build(
-        run_dir=directory.path,
-        run_name=cfg.run.name,
-        total_steps=cfg.train.steps,
-        config=plain(cfg),
-        start_step=state.step,
-    )
+    return Evaluator(module=model, batches=batches, bytes_per_target=bytes_per_target, world=world)
 
 
 def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: TrainState, world: World) -> StepLoader:
@@ -189,46 +146,11 @@ def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: 
     )
 
 
-def _introduce(
-    cfg: PretrainConfig,
-    directory: RunDirectory,
-    size: ModelSize,
-    predicted: Memory,
-    corpora: dict[str, Path],
-    stream: TrainStream,
-    held_out: HeldOut,
-    world: World,
-) -> None:
-    """Say what the run is about to do, and keep what reports and samples will ask for."""
-    directory.begin()  # not before the resume is accepted: a refused one leaves the run as it was
-    for change in directory.changes(cfg):
-        log.info("changed since the run's last start: %s", change)
+def _advise(cfg: PretrainConfig, directory: Path) -> None:
+    """Warn of what will disappoint at the end of the run, while it costs nothing to change it."""
     if not cfg.objective.causal and cfg.data.packing is Packing.concat:
         log.warning(
             "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
             "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
         )
-    directory.write_config(cfg)
-    shutil.copyfile(next(iter(corpora.values())) / "tokenizer.json", directory.path / "tokenizer.json")
-    directory.record(
-        parameters=size.parameters,
-        flops_per_token=size.flops_per_token,
-        host=socket.gethostname(),
-        ranks=world.size,
-        corpora={name: str(path.resolve()) for name, path in corpora.items()},
-        vocab_size=stream.manifest.vocab_size,
-        document_frame=[stream.manifest.prefix, stream.manifest.suffix],
-        mask=stream.manifest.mask,
-    )
-    warn_without_counterpart(cfg.model, directory.path)
-    log.info(
-        summary(
-            size=size,
-            memory=predicted,
-            seq_len=cfg.data.seq_len,
-            train=cfg.train,
-            world=world,
-            stream=stream,
-            held_out=held_out,
-        )
-    )
+    warn_without_counterpart(cfg.model, directory)

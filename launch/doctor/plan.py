@@ -16,8 +16,7 @@ from launch.doctor.base import Check, Finding, Level, Subject, counted, grouped,
 from pretrain.data.loader import micro_batches_per_step
 from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError
-from pretrain.registry import choices, flattened
-from pretrain.train.run_dir import plain
+from pretrain.registry import choices, flattened, plain
 
 TIGHT = 0.8  # share of a device's memory beyond which activations will hardly fit
 
@@ -50,7 +49,7 @@ def size_of(subject: Subject) -> Size:
 
         source = open_source(cfg.init_from)
         with torch.device("meta"):
-            module = source.model.build(vocab_size=source.vocab_size, attend=cfg.attention.build(), head=False)
+            module = source.network.build(vocab_size=source.vocab_size, attend=cfg.attention.build(), head=False)
             cfg.tuning.prepare(module)
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     return Size(sum(count for count, _ in counts), sum(count for count, learns in counts if learns))

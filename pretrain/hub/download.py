@@ -12,7 +12,8 @@ from pretrain.errors import ConfigError, HeadwaterError
 
 _PART = r"\w[\w.-]*"
 _NAME = re.compile(rf"((?P<org>{_PART})/)?{_PART}(?P<revision>@{_PART}(/{_PART})*)?", re.ASCII)
-_FILES = ["config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
+_FACTS = ["config.json", "tokenizer.json"]
+_FILES = [*_FACTS, "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
 
 
 def is_hub_name(text: str) -> bool:
@@ -26,12 +27,14 @@ def is_hub_name(text: str) -> bool:
     return found["revision"] is not None or found["org"] is None or not Path(found["org"]).is_dir()
 
 
-def fetch(name: str) -> str:
+def fetch(name: str, *, weights: bool = True) -> str:
     """Return the name with the commit that it stands for, `org/name@commit`, whose files are in the cache then.
+
+    Without `weights` these are configuration and tokenizer alone.
 
     Raises `ConfigError` where the hub cannot be reached, or does not have it, and nothing is in the cache.
     """
-    return f"{name.partition('@')[0]}@{_snapshot(name, only_cached=False).name}"
+    return f"{name.partition('@')[0]}@{_snapshot(name, only_cached=False, files=_FILES if weights else _FACTS).name}"
 
 
 def cached(name: str) -> Path:
@@ -39,13 +42,13 @@ def cached(name: str) -> Path:
     return _snapshot(name, only_cached=True)
 
 
-def _snapshot(name: str, *, only_cached: bool) -> Path:
+def _snapshot(name: str, *, only_cached: bool, files: list[str] = _FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     try:
         found = snapshot_download(
-            repository, revision=revision or None, allow_patterns=_FILES, local_files_only=only_cached
+            repository, revision=revision or None, allow_patterns=files, local_files_only=only_cached
         )
     except HeadwaterError:  # the request to stop
         raise

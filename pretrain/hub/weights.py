@@ -107,7 +107,7 @@ class HuggingFaceWeights:
         architecture that `config.json` describes, and `ConfigError` for an architecture that we do not have.
         """
         self.directory = directory
-        family, self.config, parts = _network(directory / "config.json", prefix)
+        family, self.config, parts = read_network(directory / "config.json", prefix)
         self._opened: dict[str, Any] = {}  # memory-mapped on first use
         self._file_of = self._locate()
         self._stored = _by_todays_names(self._file_of, parts, family.tensors)
@@ -223,8 +223,11 @@ def _absent(parts: list[Part], prefix: str, stored: dict[str, str]) -> set[Part]
     return {part for part in head if part.theirs.rpartition(".")[0] not in modules}
 
 
-def _network(path: Path, prefix: str) -> tuple[Family, Any, list[Part]]:
-    """Return the family, our configuration and the tensors of a `config.json`, which every refusal names."""
+def read_network(path: Path, prefix: str = "model.") -> tuple[Family, Any, list[Part]]:
+    """Return the family, our configuration and the tensors of a `config.json`, which every refusal names.
+
+    Raises `ConfigError` for an architecture that we do not have, `CheckpointError` for a damaged file.
+    """
     theirs = read_json(path)
     try:
         family = family_of(theirs)

@@ -17,9 +17,9 @@ from typing import Any
 
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
-from pretrain.registry import choices_in, flattened
+from pretrain.registry import choices_in, flattened, plain
 from pretrain.tracking.redaction import redacted
-from pretrain.train.run_dir import LOCK_FILE, plain
+from pretrain.train.run_dir import LOCK_FILE
 from pretrain.train.summary import versions
 
 Facts = dict[str, Any]

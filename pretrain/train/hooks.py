@@ -1,6 +1,6 @@
 """What happens at log, evaluation and checkpoint steps of a run.
 
-Holds the glue between measurements, sinks and checkpoints; the loop decides when, `run` builds it.
+Holds the glue between measurements, sinks and checkpoints; the loop decides when, `session` builds it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
+from pretrain.optim.base import learning_rates
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Tracker
 from pretrain.train.loop import TrainState
-from pretrain.train.memory import compare
 from pretrain.train.metrics import StepMeter, Throughput, memory
-from pretrain.train.session import Fingerprints
+from pretrain.train.summary import compare_memory
 
 
 @dataclass(kw_only=True)
@@ -37,8 +37,7 @@ class RunHooks:
     evaluator: Callable[[], dict[str, float]]  # measures held-out text; a collective
     checkpoints: Checkpoints
     tracker: Tracker | None
-    learning_rate: Callable[[int], float]  # of the step about to be taken, counted from 0
-    fingerprints: Fingerprints  # what a resume must find unchanged
+    fingerprints: dict[str, Any]  # what a resume must find unchanged
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def __post_init__(self) -> None:
@@ -50,7 +49,7 @@ class RunHooks:
         reading = self.meter.read(state.step_targets, self.world.sum_tensor)
         if self.tracker:
             record = {"step": state.step, "split": "train", "loss": reading.loss, "tokens": state.tokens}
-            record |= {"lr": self.learning_rate(state.step - 1), "grad_norm": reading.grad_norm}
+            record |= learning_rates(self.strategy.optimizer) | {"grad_norm": reading.grad_norm}
             record |= self.throughput.lap(state.step, state.tokens) | memory(self.world.device)
             self.tracker.log(record | {"skipped": reading.skipped})
         self._check_memory()
@@ -66,7 +65,7 @@ class RunHooks:
         if self.predicted and self.world.device.type == "cuda":  # nobody counts what tensors take up on a CPU
             held = self.world.gather(torch.cuda.memory_allocated(self.world.device))
             if self.world.is_first:
-                compare(max(held), self.predicted)
+                compare_memory(max(held), self.predicted)
             self.predicted = None
 
     def evaluate(self, state: TrainState) -> dict[str, float]:

@@ -14,8 +14,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +22,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from pretrain import models
 from pretrain.errors import ConfigError, check
 from pretrain.files import replace_file
-from pretrain.registry import choices_in, flattened
+from pretrain.registry import choices_in, discover, flattened, plain, rebuilt
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -184,12 +184,20 @@ def check_written_by(program: str, run: Path) -> None:
             raise ConfigError(f"{run}: a run of python -m {other}, none of python -m {program}; use {READERS[other]}")
 
 
-def plain(value: Any) -> Any:
-    """Return a typed configuration as nested dictionaries of plain values."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [plain(entry) for entry in value]
-    return value.name if isinstance(value, Enum) else value
+def network_of(run: Path) -> Any:
+    """Return the configuration of a run's network, such as a DecoderConfig, without composing anything."""
+    discover(models)
+    recorded = read_record(run).get("network")
+    if recorded is None:  # a run older than this entry
+        return choice_of(run, "model")
+    values = dict(recorded)
+    return rebuilt(values.pop("choice"), values)
+
+
+def choice_of(run: Path, group: str) -> Any:
+    """Return the object that a run's config.yaml chose of a group, from its values there. Raises `ConfigError`."""
+    config = read_nested_config(run)
+    chosen = [entry[group] for entry in config.get("defaults", []) if isinstance(entry, dict) and group in entry]
+    if not chosen:
+        raise ConfigError(f"{run / CONFIG_FILE}: chooses no {group}; name a run directory such as runs/demo")
+    return rebuilt(f"{group}={chosen[-1]}", config[group])

@@ -1,22 +1,207 @@
-"""Where a run goes on: at its newest checkpoint, if that is of the same run.
+"""One run on one rank, from the claim of its directory to its last save: what pretraining and fine-tuning share.
 
-Holds the comparison; checkpoints are read by `checkpoint`, weights to start from by `released`.
+Holds the order in which these things happen. What is trained, and on what, is for the two composition roots to say.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
+from torch import nn
+
+from pretrain.checkpoint.base import Reader
+from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.load import Shapes, load_state, newest_step, restore
 from pretrain.checkpoint.save import Checkpoints
-from pretrain.errors import CheckpointError, DataError, check
-from pretrain.strategy.base import Strategy
+from pretrain.data.batch import Batch
+from pretrain.distributed.world import StopRequest, World, joined, rank
+from pretrain.errors import CheckpointError, DataError, check, exit_code_to
+from pretrain.objectives.base import Objective
+from pretrain.registry import choices, plain
+from pretrain.strategy.base import Memory, Strategy
+from pretrain.train.agreement import check_agreement, check_started_alike
+from pretrain.train.hooks import RunHooks
+from pretrain.train.loop import TrainConfig, TrainState, train
+from pretrain.train.metrics import StepMeter, Throughput
+from pretrain.train.peaks import peak_of_all
+from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.summary import ModelSize, versions
 
 Fingerprints = dict[str, Any]
 """What a resumed run must find unchanged, and all ranks alike: a setting or a part of the data -> its plain value."""
 
+H = TypeVar("H", bound=RunHooks)
+
 log = logging.getLogger(__name__)
+
+
+class Trainee(NamedTuple):
+    """A model ready to be trained."""
+
+    model: nn.Module  # as the strategy wrapped it
+    strategy: Strategy
+    checkpoints: Checkpoints
+    fingerprints: Fingerprints
+    state: TrainState  # where the run stands
+    saved: dict[str, Any] | None  # what the checkpoint that it resumed from holds beside its tensors; None: step 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A run whose ranks have met and agree. Its methods are collectives, in the order in which they stand here."""
+
+    program: str  # "pretrain" or "finetune"
+    cfg: Any  # the root configuration; read here: run, seed, train, optim, strategy, precision, ..., checkpoint
+    world: World
+    directory: RunDirectory | None  # on rank 0 alone
+    stop: StopRequest
+
+    @classmethod
+    @contextmanager
+    def opened(cls, program: str, cfg: Any, stop: StopRequest, **record: Any) -> Iterator[Session]:
+        """Claim the run directory, log into it, join the other ranks and see that all were started alike.
+
+        `record` are entries of run.json that are known so far. The exit code goes there at the end.
+        """
+        packages = ["pretrain", program] if program != "pretrain" else ["pretrain"]
+        with ExitStack() as stack:
+            directory = None
+            if rank() == 0:
+                directory = RunDirectory.claim(cfg.run)
+                stack.enter_context(directory.log_to(*packages))
+                stack.enter_context(exit_code_to(lambda code: directory.record(exit=code)))
+                directory.record(name=cfg.run.name, versions=versions(), exit=None, **record)
+            world = stack.enter_context(joined())
+            check_started_alike(cfg, packages, world)
+            yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
+
+    def build(
+        self,
+        module: Objective,
+        fingerprints: Fingerprints,
+        *,
+        shapes: Shapes,
+        first_weights: Callable[[], Reader],
+        num_steps: int,
+    ) -> Trainee:
+        """Hand a module on the meta device to the strategy, and fill it from the newest checkpoint if there is one.
+
+        `shapes` are those of the whole module, `first_weights` fill it at step 0, `num_steps` are those of the whole
+        run. Raises what `resume` raises.
+        """
+        cfg = self.cfg
+        strategy = cfg.strategy.build(world=self.world, precision=cfg.precision, compilation=cfg.compile)
+        model = strategy.setup(module, cfg.optim.build)
+        checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, self.world)
+        check_agreement(fingerprints, self.world)
+        saved = resume(checkpoints, strategy, shapes, fingerprints, num_steps=num_steps)
+        if saved is None:
+            strategy.load_fragments(first_weights())
+        state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
+        return Trainee(model, strategy, checkpoints, fingerprints, state, saved)
+
+    def begin(self, network: Any, size: ModelSize, **facts: Any) -> None:
+        """Record that the run starts: its configuration and, in run.json, what other commands will want to know.
+
+        Comes after the resume is accepted: a refused one leaves the directory as it was.
+        """
+        if self.directory is None:
+            return
+        self.directory.begin()
+        for change in self.directory.changes(self.cfg):
+            log.info("changed since the run's last start: %s", change)
+        self.directory.write_config(self.cfg, f"{self.program}_schema")
+        group, choice = choices()[type(network)]
+        self.directory.record(
+            network={"choice": f"{group}={choice}", **plain(network)},
+            parameters=size.parameters,
+            flops_per_token=size.flops_per_token,
+            host=socket.gethostname(),
+            ranks=self.world.size,
+            **facts,
+        )
+
+    def hooks(
+        self,
+        kind: type[H],
+        trainee: Trainee,
+        *,
+        size: ModelSize,
+        num_steps: int,
+        evaluator: Callable[[], dict[str, float]],
+        evaluate_every: int,
+        save_every: int,
+        predicted: Memory,
+        **own: Any,
+    ) -> H:
+        """Return what the loop calls at log, evaluation and checkpoint steps; `own` are fields of the `kind` alone."""
+        cfg, state = self.cfg, trainee.state
+        tracker = None
+        if self.directory:
+            tracker = cfg.tracker.build(
+                run_dir=self.directory.path,
+                run_name=cfg.run.name,
+                total_steps=num_steps,
+                config=plain(cfg),
+                start_step=state.step,
+            )
+        peak = peak_of_all(self.world, cfg.precision.dtype)
+        return kind(
+            log_every=cfg.log.every,
+            evaluate_every=evaluate_every,
+            save_every=save_every,
+            max_skipped=cfg.train.max_skipped,
+            world=self.world,
+            strategy=trainee.strategy,
+            meter=StepMeter(self.world.device),
+            throughput=Throughput(state.step, state.tokens, size.flops_per_token, peak),
+            evaluator=evaluator,
+            checkpoints=trainee.checkpoints,
+            tracker=tracker,
+            fingerprints=trainee.fingerprints,
+            predicted=predicted,
+            **own,
+        )
+
+    def train(
+        self,
+        trainee: Trainee,
+        steps: Iterable[list[Batch]],
+        schedule: Callable[[int], float],
+        hooks: RunHooks,
+        cfg: TrainConfig,
+        *,
+        evaluate_first: bool = False,
+    ) -> None:
+        """Train to the end; whatever the end is, the tracker learns the exit code and the last save is completed."""
+        close_tracker = hooks.tracker.close if hooks.tracker else lambda code: None
+        with exit_code_to(close_tracker), closing(trainee.checkpoints):
+            if evaluate_first and trainee.state.step == 0:
+                hooks.evaluate(trainee.state)
+            self.stop.training = True
+            train(
+                trainee.model,
+                trainee.strategy,
+                steps,
+                schedule,
+                trainee.state,
+                cfg=cfg,
+                seed=self.cfg.seed,
+                world=self.world,
+                hooks=hooks,
+                stop=self.stop,
+            )
+            trainee.checkpoints.settle(wait=True)  # where steps ended early the last save is under way
+
+
+def resumes(cfg: RunConfig) -> bool:
+    """Return whether a run has a checkpoint to resume from, so that it needs no source of first weights any more."""
+    return bool(step_names(cfg.directory / "checkpoints"))
 
 
 def resume(
@@ -37,8 +222,14 @@ def resume(
             kind = CheckpointError if key.startswith(("model.", "optim")) else DataError
             rule = "which would make it another run; restore it, or choose another run.name"
             raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}")
-    rule = f"{newest} is past it; raise it to go on, or choose another run.name"
+    rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
     check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
     restore(newest, shapes, strategy)
     log.info("resuming from %s", newest)
     return saved
+
+
+def network_fingerprints(network: Any, optim: Any) -> Fingerprints:
+    """Return what a resumed run must find unchanged of its network and of its optimizer's moments."""
+    settings = {f"model.{key}": value for key, value in plain(network).items() if "dropout" not in key}
+    return {**settings, "optim": type(optim).__name__}

@@ -5,6 +5,7 @@ Holds words and arithmetic; nothing here decides anything.
 
 from __future__ import annotations
 
+import logging
 import platform
 from importlib.metadata import version
 from typing import NamedTuple
@@ -15,11 +16,17 @@ from torch.cuda import nccl
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
-from pretrain.strategy.base import Memory
+from pretrain.strategy.base import Memory, StrategyConfig
+from pretrain.strategy.precision import Precision
 from pretrain.train.loop import TrainConfig
 from pretrain.train.metrics import MFU_CONVENTION
 
+TOLERANCE = 0.1  # of predicted memory: communication buffers and the batches that wait
+UNMENTIONED = 64 * 2**20  # bytes of difference that no user needs to hear of
 _LIBRARIES = ("torch", "accelerate", "deepspeed", "hydra-core", "tokenizers", "pyarrow", "numpy", "safetensors")
+
+
+log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -35,19 +42,26 @@ class ModelSize(NamedTuple):
     """What a model costs, known before a strategy cuts it."""
 
     parameters: int  # tied ones once
-    learnt: int  # those that an optimizer updates
+    trainable: int  # those that an optimizer updates
     flops_per_token: float  # forward and backward
 
     @classmethod
     def of(cls, module: Objective, context: float, compute_share: float = 1.0) -> ModelSize:
         """Measure a module on the meta device, for tokens in sequences of `context` tokens on average.
 
-        `compute_share` is that of the operations which remain where not all parameters learn.
+        `compute_share` is that of the operations which remain where parameters are frozen.
         """
         parameters = list(module.parameters())
-        learnt = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         flops = compute_share * module.flops_per_token(context)
-        return cls(sum(parameter.numel() for parameter in parameters), learnt, flops)
+        return cls(sum(parameter.numel() for parameter in parameters), trainable, flops)
+
+
+def predicted_memory(strategy: StrategyConfig, size: ModelSize, *, ranks: int, precision: Precision) -> Memory:
+    """Predict what a rank holds: all weights, but gradients and moments only of what is trainable."""
+    counts = (size.parameters, size.trainable)
+    whole, trainable = (strategy.memory(count, ranks=ranks, precision=precision) for count in counts)
+    return Memory(whole.weights, trainable.gradients, trainable.optimizer)
 
 
 def summary(
@@ -83,3 +97,21 @@ def summary(
         "mfu": MFU_CONVENTION,
     }
     return "\n".join(f"{name:>9}  {text}" for name, text in rows.items())
+
+
+def compare_memory(held: int, predicted: Memory) -> None:
+    """Log the bytes of tensors that the fullest rank holds between two steps beside the prediction; warn above it.
+
+    The prediction is for the end of a backward pass. Between steps gradients, copies and buffers may be freed.
+    """
+    most = sum(predicted)
+    measured = f"tensors of {_mib(held)} MiB on the fullest rank"
+    text = f"memory after the first steps: {measured}, predicted {_mib(most)} with gradients"
+    if held - most > max(TOLERANCE * most, UNMENTIONED):
+        log.warning("%s; other tensors are alive, or the prediction is wrong", text)
+    else:
+        log.info("%s", text)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f}"

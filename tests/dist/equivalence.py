@@ -15,7 +15,7 @@ from pretrain.checkpoint.load import load_manifest, shapes_of
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.data.batch import IGNORED, Batch
 from pretrain.distributed.world import World
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig

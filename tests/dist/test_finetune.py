@@ -26,7 +26,7 @@ from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest
 from pretrain.data.batch import IGNORED
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder import EncoderConfig
 
@@ -86,7 +86,7 @@ def test_a_run_learns_and_leaves_what_it_promises(place, whole):
     assert record["best_step"] == max(measured, key=lambda step: (measured[step], -step))
     log = (whole / "log.txt").read_text()
     assert "starting from the weights of bert" in log
-    assert "head.classifier.weight, head.classifier.bias begin with initial values" in log
+    assert "head.classifier.weight, head.classifier.bias get initial values" in log
     assert f"at step {record['best_step']}" in log
 
 

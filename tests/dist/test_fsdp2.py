@@ -13,7 +13,7 @@ from pretrain.checkpoint.load import load_manifest, newest_step, restore, shapes
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import named_tensors
 from pretrain.models.decoder import DecoderConfig

@@ -12,10 +12,8 @@ from run_directories import GPT2_SETTINGS, make_run, settings_of
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.export import main
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights, open_source, shared_source, weights_from
 from pretrain.models.encoder import EncoderConfig
-from pretrain.preset import main as preset
-from pretrain.released import starting_weights
 from pretrain.sample import load_run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -39,28 +37,29 @@ def test_a_run_begins_where_its_source_ended(place, uninterrupted, exported, sou
 
 
 ABOUT_TEXT_AND_LENGTH = ("data=", "data.sources", "data.prepare", "train.", "eval.")
-SAID = [*(override for override in tiny("") if override.startswith(ABOUT_TEXT_AND_LENGTH)), "train.steps=2"]
+TEXT_AND_LENGTH = [*(override for override in tiny("") if override.startswith(ABOUT_TEXT_AND_LENGTH)), "train.steps=2"]
 
 
 @pytest.mark.parametrize("source", ["run", "export"])
-def test_a_written_experiment_goes_on_where_its_source_ended(place, uninterrupted, exported, tmp_path, source):
-    """All that is said beside it is the text and how long to train."""
-    folder = {"run": uninterrupted, "export": exported}[source]
-    assert preset([str(folder), "--out", str(tmp_path), "--name", f"on-{source}"]) == 0
-    run("--config-dir", str(tmp_path), f"experiment=on-{source}", *SAID, cwd=place)
-    losses = column(place / "runs" / f"on-{source}", "loss", "validation")
+def test_network_and_tokenizer_come_with_the_weights(place, uninterrupted, exported, source):
+    """All that is given beside the source is the text and how long to train."""
+    folder = {"run": uninterrupted, "export": exported}[source].relative_to(place)
+    name = f"further-{source}"
+    run(f"run.name={name}", f"init_from={folder}", *TEXT_AND_LENGTH, cwd=place)
+    losses = column(place / "runs" / name, "loss", "validation")
     assert losses[0] == pytest.approx(column(uninterrupted, "loss", "validation")[24], abs=1e-6)
     assert sorted(losses) == [0, 2]
 
 
-def test_a_written_experiment_goes_on_from_a_released_encoder(place, tmp_path):
-    config = EncoderConfig(max_seq_len=64, width=32, layers=1, heads=4)
+def test_a_released_encoder_is_continued_without_any_model_setting(place, tmp_path):
+    config = EncoderConfig(max_seq_len=32, width=32, layers=1, heads=4)
     write_released(tmp_path / "bert", config, (place / "text.txt").read_text().split("\n\n"))
-    assert preset([str(tmp_path / "bert"), "--out", str(tmp_path)]) == 0
-    done = run("--config-dir", str(tmp_path), "experiment=from-bert", *SAID, "data.seq_len=32", cwd=place)
+    done = run("run.name=from-bert", f"init_from={tmp_path}/bert", *TEXT_AND_LENGTH, cwd=place)
     assert f"starting from the weights of {tmp_path}/bert" in done.stderr
     assert "init_from: " not in done.stderr, "nothing is new, left or different"
-    assert sorted(column(place / "runs" / "from-bert", "loss", "validation")) == [0, 2]
+    again = run("run.name=from-bert", f"init_from={tmp_path}/bert", *TEXT_AND_LENGTH, "train.steps=3", cwd=place)
+    assert "resuming from" in again.stderr and "changed since" in again.stderr
+    assert sorted(column(place / "runs" / "from-bert", "loss", "validation")) == [0, 2, 3]
 
 
 def test_a_resumed_run_asks_for_its_source_no_more(place, uninterrupted):
@@ -91,9 +90,9 @@ def test_a_name_on_the_hub_is_kept_with_its_commit(place, uninterrupted, exporte
 
 
 def begin(world, run):
-    name = f"org/name@{COMMIT}" if world.is_first else "org/name"
-    module, tokenizer = load_run(run), run / "tokenizer.json"
-    read = starting_weights(name, InitialWeights(module, 2), settings_of(run), world, tokenizer=tokenizer)
+    found = open_source(f"org/name@{COMMIT}") if world.is_first else None
+    source, module, tokenizer = shared_source(found, world), load_run(run), run / "tokenizer.json"
+    read = weights_from(source, InitialWeights(module, 2), settings_of(run), world, tokenizer=tokenizer)
     for key, tensor in module.named_parameters():
         assert torch.equal(read(key, WEIGHT, 0, tensor.numel()), tensor.detach().reshape(-1))
 

@@ -7,7 +7,7 @@ from ranks import on_ranks
 
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest
-from pretrain.released import StartingWeights
+from pretrain.init_from import SourceWeights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # s; many processes on few cores
 
@@ -24,7 +24,7 @@ def read_weights(world, folder):
     for name, cfg in strategies(world.size).items():
         _, _, strategy = start(world, cfg)
         reader = FragmentReader(step, load_manifest(step)["tensors"])
-        strategy.load_fragments(StartingWeights(reader, reader.weight_shapes(), reader))
+        strategy.load_fragments(SourceWeights(reader, reader.weight_shapes(), reader))
         begun = stored(save(world, strategy, folder / name, 0))
         for tensor in SHAPES:
             assert torch.equal(begun[f"weight {tensor}"], source[f"weight {tensor}"]), (name, tensor)

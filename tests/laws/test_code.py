@@ -10,7 +10,7 @@ from typing import get_type_hints
 
 import pytest
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from launch.local import LOCAL
 from launch.slurm.submit import SLURM
 from pretrain.compose import PRETRAIN

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, MODERNBERT_SETTINGS, TEXTS, make_run, word_pieces
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from finetune.run import finetune
 from pretrain.compose import compose
 from pretrain.tokenizer.bpe import BpeTokenizer

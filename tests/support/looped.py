@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pretrain.data.batch import IGNORED, Batch
 from pretrain.distributed.world import World
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights
 from pretrain.models.base import Attend
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig

@@ -9,12 +9,13 @@ from toys import ALONE
 from pretrain.checkpoint.load import load_state
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.compose import compose
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights
+from pretrain.registry import choices, plain
 from pretrain.run import build_module
 from pretrain.tokenizer.base import describe
 from pretrain.tokenizer.bpe import BpeTokenizer
 from pretrain.tokenizer.wordpiece import REQUIRED, WordPieceTokenizer
-from pretrain.train.run_dir import RunDirectory, plain
+from pretrain.train.run_dir import RunDirectory
 
 TEXTS = ["the time of the year", "people and the world", "a way of life, a state of the world", "school time"] * 20
 GPT2_SETTINGS = ["model.init_std=0.3"]
@@ -63,8 +64,16 @@ def make_run(
     file = path / "tokenizer.json"
     file.write_text(tokenizer or BpeTokenizer(vocab_size=min(vocab_size, 280)).train(iter(TEXTS)))
     facts = describe(file, cfg.tokenizer)
+    group, choice = choices()[type(cfg.model)]
+    network = {"choice": f"{group}={choice}", **plain(cfg.model)}
     run.begin()
-    run.record(name=path.name, vocab_size=vocab_size, document_frame=[facts.prefix, facts.suffix], mask=facts.mask)
+    run.record(
+        name=path.name,
+        network=network,
+        vocab_size=vocab_size,
+        document_frame=[facts.prefix, facts.suffix],
+        mask=facts.mask,
+    )
     module = build_module(cfg, vocab_size)
     initial = InitialWeights(module, cfg.seed)
     strategy = cfg.strategy.build(world=ALONE, precision=cfg.precision, compilation=cfg.compile)

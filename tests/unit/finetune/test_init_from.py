@@ -1,7 +1,6 @@
 """What fine-tuning begins with: all of a model, what its head may take over, and a tokenizer that frames texts."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from toys import ALONE
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from finetune.counterpart import style_of
-from finetune.init_from import beginning, starting_weights
+from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
 from finetune.model.heads import Kind
 from finetune.model.losses import SingleLabel
@@ -20,17 +19,16 @@ from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
-from pretrain.initial import InitialWeights
+from pretrain.init_from import InitialWeights, open_source
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
+from pretrain.registry import plain
 from pretrain.sample import load_run
 from pretrain.tokenizer.bpe import BpeTokenizer
-from pretrain.train.run_dir import plain
 
 SEED = 5  # of fine-tuning; the source's is 1
-NOWHERE = Path("nowhere")
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +38,13 @@ def everything_is_captured(caplog):
 
 def begin(place, kind=Kind.sequence, scratch=False):
     """Return the module filled with what it begins with, and its initial weights."""
-    source, _ = beginning(str(place), NOWHERE)
-    style = style_of(source.model, kind)
+    source = open_source(str(place))
+    style = style_of(source.network, kind)
     with torch.device("meta"):
-        model = source.model.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
-        module = FineTuned(model, source.model, style, kind, SingleLabel(), outputs=3, dropout=0.1)
+        model = source.network.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
+        module = FineTuned(model, source.network, style, kind, SingleLabel(), outputs=3, dropout=0.1)
     initial = InitialWeights(module, SEED)
-    read = starting_weights(source, initial, ALONE, names=["a", "b", "c"], scratch=scratch)
+    read = weights_from(source, initial, ALONE, names=["a", "b", "c"], scratch=scratch)
     filled(module.to_empty(device="cpu"), read)
     return module.eval(), initial
 
@@ -73,12 +71,12 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_by_both_sizes(tmp_path):
         (place / "tokenizer.json").write_text(BpeTokenizer(vocab_size=270).train(iter(TEXTS)))
         told = f"{place}/tokenizer.json: of another vocabulary: it has ids up to 269, but the model's embedding 72 rows"
         with pytest.raises(ConfigError, match=told):
-            beginning(str(place), NOWHERE)
+            tokenizer_of(open_source(str(place)))
 
 
 def said_to_be_new(caplog):
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().endswith("with initial values")]
-    return {name for line in lines for name in line.removesuffix(" begin with initial values").split(", ")}
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().endswith("get initial values")]
+    return {name for line in lines for name in line.removesuffix(" get initial values").split(", ")}
 
 
 CLASSIFIER = {"head.classifier.weight", "head.classifier.bias"}
@@ -112,7 +110,7 @@ def test_a_run_and_its_export_give_all_of_the_model(trained, caplog, place):
     assert_begun(module, initial, theirs, taken)
     assert said_to_be_new(caplog) == new
     if fields:  # the tokenizer of an exported decoder frames nothing, as prompts are not ended
-        _, tokenizer = beginning(str(run / place), NOWHERE)
+        tokenizer = tokenizer_of(open_source(str(run / place)))
         assert tokenizer.encode("time", "year").tokens == ["[CLS]", "time", "[SEP]", "year", "[SEP]"]
         assert tokenizer.encode("time", "year").type_ids == ([0] * 5 if name == "modernbert" else [0, 0, 0, 1, 1])
         assert tokenizer.encode("time").tokens == ["[CLS]", "time", "[SEP]"]
@@ -123,7 +121,7 @@ def test_from_scratch_nothing_is_read_but_network_and_tokenizer(trained, caplog)
     module, initial = begin(run, scratch=True)
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, initial(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape)), name
-    assert f"all weights begin with initial values: of {run} network and tokenizer alone are taken" in caplog.messages
+    assert f"all weights get initial values: of {run} network and tokenizer alone are taken" in caplog.messages
 
 
 SMALL = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4}
@@ -141,7 +139,7 @@ RELEASED = {
 def test_a_released_directory_gives_all_of_the_model(tmp_path, name):
     write_released(tmp_path / "released", RELEASED[name], TEXTS)
     module, _ = begin(tmp_path / "released")
-    ids = torch.tensor(beginning(str(tmp_path / "released"), NOWHERE)[1].encode(TEXTS[0]).ids)
+    ids = torch.tensor(tokenizer_of(open_source(str(tmp_path / "released"))).encode(TEXTS[0]).ids)
     layout = Layout.of(torch.tensor([0, len(ids)], dtype=torch.int32), len(ids), [len(ids)])
     with torch.no_grad():
         expected = AutoModel.from_pretrained(tmp_path / "released").eval()(ids[None]).last_hidden_state[0]
@@ -170,11 +168,13 @@ def test_what_a_run_keeps_of_its_source_is_all_it_needs(tmp_path, released):
         write_released(place, RELEASED["roberta"], TEXTS)
     else:
         make_run(place, "model.init_std=0.3", **ENCODER, tokenizer=word_pieces())
-    source, tokenizer = beginning(str(place), NOWHERE)
+    source = open_source(str(place))
+    tokenizer = tokenizer_of(source)
     keep(tmp_path / "run", source, tokenizer)
-    kept, ours = beginning(None, tmp_path / "run")
-    assert (kept.model, kept.vocab_size, kept.mask) == (source.model, source.vocab_size, source.mask)
-    assert kept.frame == source.frame
+    kept = own_source(tmp_path / "run")
+    ours = tokenizer_of(kept)
+    assert (kept.network, kept.vocab_size, kept.mask) == (source.network, source.vocab_size, source.mask)
+    assert [*kept.template] == [*source.template]
     for text in (("people and the world",), ("a way", "of life")):
         assert ours.encode(*text).ids == tokenizer.encode(*text).ids
         assert ours.encode(*text).type_ids == tokenizer.encode(*text).type_ids
@@ -184,8 +184,14 @@ def keep(run, source, tokenizer):
     """Write what a run of fine-tuning does of its source."""
     run.mkdir()
     tokenizer.save(str(run / "tokenizer.json"))
-    choice = {"choice": "model=encoder", **plain(source.model)}
-    facts = {"network": choice, "vocab_size": source.vocab_size, "document_frame": source.frame, "mask": source.mask}
+    choice = {"choice": "model=encoder", **plain(source.network)}
+    facts = {
+        "network": choice,
+        "vocab_size": source.vocab_size,
+        "document_frame": source.template,
+        "mask": source.mask,
+        "names": [],
+    }
     (run / "run.json").write_text(json.dumps(facts))
 
 
@@ -209,8 +215,8 @@ def test_one_kind_of_segment_is_that_of_all_tokens(tmp_path):
 
 def test_a_run_whose_weights_are_of_another_network_is_refused(tmp_path):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("  layers: 2", "  layers: 3"))
+    record = (run / "run.json").read_text()
+    (run / "run.json").write_text(record.replace('"layers": 2', '"layers": 3'))
     with pytest.raises(CheckpointError, match=r"of another architecture.*missing model\.blocks\.2\."):
         begin(run)
 
@@ -218,4 +224,4 @@ def test_a_run_whose_weights_are_of_another_network_is_refused(tmp_path):
 def test_a_run_of_the_other_kind_is_refused_by_name(tmp_path):
     run = make_run(tmp_path / "run", "model.init_std=0.3", **ENCODER, tokenizer=word_pieces())
     with pytest.raises(ConfigError, match=r"run\.name=run: .* is no run of fine-tuning; choose another run\.name"):
-        beginning(None, run)
+        own_source(run)

@@ -12,7 +12,7 @@ from run_directories import TEXTS, json_of
 from tokenizers import processors
 from transformers import AutoModelForQuestionAnswering, pipeline
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from finetune.evaluate import main as evaluate
 from finetune.export import main as export
 from finetune.load import open_trained
@@ -167,13 +167,13 @@ def test_a_run_starts_from_the_best_step_of_another(tmp_path, capsys, caplog, sa
     found = lines(capsys)
     names = {name for name, _ in open_trained(tmp_path / "again").module.named_parameters()}
     assert not any("lora" in name for name in names)
-    said = [record.getMessage() for record in caplog.records if "begin with initial values" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "get initial values" in record.getMessage()]
     if same:
         assert not said
         for one, other in zip(found, expected, strict=True):
             assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
     else:
-        assert said == ["head.classifier.weight, head.classifier.bias begin with initial values"]
+        assert said == ["head.classifier.weight, head.classifier.bias get initial values"]
 
 
 def test_standard_input_and_refusals(tmp_path, capsys, monkeypatch):

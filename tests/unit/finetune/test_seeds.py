@@ -18,7 +18,7 @@ from finetuned_runs import texts, write
 from ranks import FAST, command, run
 from run_directories import make_run, word_pieces
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from finetune.seeds import Children, SeedError, arguments_of_one, best, fine_tune_each, together
 from pretrain.compose import compose, compose_command_line
 from pretrain.distributed.world import STOP_SIGNALS

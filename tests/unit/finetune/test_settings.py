@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from pretrain.compose import compose
 from pretrain.errors import ConfigError
 from pretrain.optim.adamw import AdamWConfig

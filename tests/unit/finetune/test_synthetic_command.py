@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE
 from finetune.synthetic.__main__ import write
 from finetune.synthetic.packages import examples
 from finetune.synthetic.signatures import questions

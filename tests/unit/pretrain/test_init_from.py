@@ -11,8 +11,7 @@ from pretrain.checkpoint.load import load_manifest, newest_step
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
-from pretrain.initial import InitialWeights
-from pretrain.released import StartingWeights, starting_weights
+from pretrain.init_from import InitialWeights, SourceWeights, open_source, weights_from
 from pretrain.sample import load_run
 from pretrain.tokenizer.bpe import BpeTokenizer
 
@@ -20,7 +19,7 @@ from pretrain.tokenizer.bpe import BpeTokenizer
 def begin(source, module, settings, tokenizer=None):
     """Return what a run of this module, these settings and this tokenizer (else the source's) would begin with."""
     tokenizer = tokenizer or source / "tokenizer.json"
-    return starting_weights(str(source), InitialWeights(module, 1), settings, ALONE, tokenizer=tokenizer)
+    return weights_from(open_source(str(source)), InitialWeights(module, 1), settings, ALONE, tokenizer=tokenizer)
 
 
 def test_moments_stay_behind(tmp_path):
@@ -32,7 +31,7 @@ def test_moments_stay_behind(tmp_path):
     assert len(reader.kinds("model.embedding.weight")) > 1
 
     _, begun = toy_strategy()
-    begun.load_fragments(StartingWeights(reader, reader.weight_shapes(), reader))
+    begun.load_fragments(SourceWeights(reader, reader.weight_shapes(), reader))
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in begun.module.state_dict().items())
     assert not begun.optimizer.state
 

@@ -13,9 +13,7 @@ from transformers import AutoModel
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
-from pretrain.init_from import find_source
-from pretrain.initial import InitialWeights
-from pretrain.released import starting_weights
+from pretrain.init_from import InitialWeights, find_source, open_source, weights_from
 from pretrain.sample import load_run
 
 SETTINGS = ["model.init_std=0.3", "model.layers=1", "objective.sentences=nsp"]
@@ -47,8 +45,12 @@ def module_of(source, folder, rows):
 
 def begin(source, module):
     run = source if (source / "run.json").exists() else source.parent
-    return starting_weights(
-        str(source), InitialWeights(module, SEED), settings_of(run), ALONE, tokenizer=source / "tokenizer.json"
+    return weights_from(
+        open_source(str(source)),
+        InitialWeights(module, SEED),
+        settings_of(run),
+        ALONE,
+        tokenizer=source / "tokenizer.json",
     )
 
 
@@ -77,9 +79,7 @@ def test_a_vocabulary_of_another_size(source, tmp_path, caplog, rows, export):
             assert torch.equal(found, torch.cat([rows_of_theirs, fresh[len(rows_of_theirs) :]]))
     if rows > ROWS:
         assert not whole(read, "model.head.bias", module)[ROWS:].any()
-        assert "init_from: rows 77 to 79 of model.embedding.weight are new and begin with initial values" in said(
-            caplog
-        )
+        assert "init_from: rows 77 to 79 of model.embedding.weight are new and get initial values" in said(caplog)
     else:
         assert f"init_from: rows {rows} to 76 of model.head.bias stand for no token and are left out" in said(caplog)
 
@@ -109,7 +109,7 @@ def test_tokens_are_not_taken_away(source, tmp_path):
             begin(place, module)
         assert (
             "model.embedding.weight has rows for 77 tokens, 72 of which its tokenizer.json uses, the model 71; "
-            f"tokens are not taken away; set tokenizer=file tokenizer.path={place}"
+            f"tokens cannot be taken away; set tokenizer=file tokenizer.path={place}"
         ) in str(refused.value)
     with pytest.raises(CheckpointError, match=r"and no tokenizer.json says which it uses, the model 71"):
         begin(source / "body", module)
@@ -138,7 +138,7 @@ def test_tensors_of_the_objective_come_along_or_begin_anew(source, tmp_path, cap
     read = begin(without, module)
     assert torch.equal(whole(read, CLASSIFIER, module), whole(InitialWeights(module, SEED), CLASSIFIER, module))
     own = ", ".join(f"{part}.{kind}" for part in ("pooler.dense", "sentence_classifier") for kind in ("weight", "bias"))
-    assert said(caplog) == [f"init_from: {without} has no {own}; they begin with initial values"]
+    assert said(caplog) == [f"init_from: {without} has no {own}; they get initial values"]
 
 
 def test_a_name_on_the_hub_is_the_files_of_its_commit(source, tmp_path, monkeypatch, caplog):
@@ -149,15 +149,15 @@ def test_a_name_on_the_hub_is_the_files_of_its_commit(source, tmp_path, monkeypa
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert find_source("org/name", first=False) == "org/name"
+    assert find_source("org/name", first=False) is None
     found = find_source("org/name", first=True)
-    assert found == f"org/name@{commit}"
+    assert found.name == f"org/name@{commit}"
     (repository / "refs" / "main").write_text("fedcba9876543210fedcba9876543210fedcba98")  # moved on since
     module, tokenizer = module_of(source, tmp_path, ROWS), source / "tokenizer.json"
-    read = starting_weights(found, InitialWeights(module, SEED), settings_of(source), ALONE, tokenizer=tokenizer)
+    read = weights_from(found, InitialWeights(module, SEED), settings_of(source), ALONE, tokenizer=tokenizer)
     name = "model.embedding.weight"
     assert torch.equal(whole(read, name, module), load_run(source).get_parameter(name))
-    assert f"starting from the weights of {found}" in [record.getMessage() for record in caplog.records]
+    assert f"starting from the weights of {found.name}" in [record.getMessage() for record in caplog.records]
     with pytest.raises(ConfigError, match=r"init_from=org/name: no such directory, and not to be had from the Hugging"):
         find_source("org/name", first=True)
     (repository / "refs" / "main").write_text(commit)
@@ -170,4 +170,6 @@ def test_other_orders_are_told_from_other_weights(source, tmp_path):
     module = module_of(source, tmp_path, ROWS)
     changed = settings_of(source) | {"model.order": "pre"}
     with pytest.raises(CheckpointError, match=r"model.order is pre, that of .* post"):
-        starting_weights(str(source), InitialWeights(module, SEED), changed, ALONE, tokenizer=source / "tokenizer.json")
+        weights_from(
+            open_source(str(source)), InitialWeights(module, SEED), changed, ALONE, tokenizer=source / "tokenizer.json"
+        )

@@ -27,7 +27,9 @@ def test_what_a_run_may_start_from_is_found(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in ("run", "./run", "run/export", str(run), "~/run"):
-        assert find_source(source, first=True) == find_source(source, first=False) == source
+        for first in (True, False):
+            found = find_source(source, first=first)
+            assert found.name == source and found.path.samefile(run / "export" if "export" in source else run)
 
 
 NOT_THERE = "no such directory; name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
@@ -78,9 +80,9 @@ def test_what_transformers_wrote_is_known(tmp_path, config):
     source = open_source(str(tmp_path / "model"))
     prefix, suffix = ("<s>", "</s>") if config.causal else ("[CLS]", "[SEP]")
     assert (source.path, source.tokenizer) == (tmp_path / "model", tmp_path / "model" / "tokenizer.json")
-    assert source.model == replace(config, mlp_width=4 * config.width)
+    assert source.network == replace(config, mlp_width=4 * config.width)
     assert source.vocab_size == tokenizer.get_vocab_size()
-    assert source.frame == ([tokenizer.token_to_id(prefix)], [tokenizer.token_to_id(suffix)])
+    assert source.template == ([tokenizer.token_to_id(prefix)], [tokenizer.token_to_id(suffix)])
     assert source.mask == tokenizer.token_to_id("<mask>" if config.causal else "[MASK]")
 
 
@@ -92,8 +94,8 @@ def test_a_run_and_its_export_are_known_alike(tmp_path, export):
         assert main([str(run)]) == 0
     source, record = open_source(str(run / "export" if export else run)), json_of(run / "run.json")
     assert source.vocab_size == 77 and record["mask"] is None
-    assert [*source.frame] == record["document_frame"]
-    assert (source.model.width, source.model.max_seq_len, source.model.causal) == (24, 32, False)
+    assert [*source.template] == record["document_frame"]
+    assert (source.network.width, source.network.max_seq_len, source.network.causal) == (24, 32, False)
     assert f'"[MASK]": {source.mask}' in source.tokenizer.read_text()
 
 
@@ -103,7 +105,7 @@ def test_what_a_run_named_counts(tmp_path):
     run = make_run(tmp_path / "run", *named, model="encoder", tokenizer=word_pieces("<hide>"))
     source, record = open_source(str(run)), json_of(run / "run.json")
     assert source.mask == record["mask"] == 0
-    assert source.frame == (record["document_frame"][0], []) and len(source.frame[0]) == 1
+    assert source.template == (record["document_frame"][0], []) and len(source.template[0]) == 1
     (run / "run.json").write_text(json.dumps({key: value for key, value in record.items() if key != "mask"}))
     assert open_source(str(run)).mask not in (None, 0), "a run from before there was such a setting"
 
@@ -111,10 +113,10 @@ def test_what_a_run_named_counts(tmp_path):
 def test_decoders_need_no_mask_and_may_have_no_frame_that_is_known(run):
     assert main([str(run)]) == 0
     assert open_source(str(run)).mask is None
-    assert open_source(str(run / "export")).frame == open_source(str(run)).frame == ([0], [])
+    assert open_source(str(run / "export")).template == open_source(str(run)).template == ([0], [])
     file = run / "export" / "tokenizer.json"
     file.write_text(file.read_text().replace("<|endoftext|>", "<|ends|>"))
-    assert open_source(str(run / "export")).frame is None
+    assert open_source(str(run / "export")).template is None
 
 
 @pytest.mark.parametrize("export", [False, True])
@@ -122,9 +124,8 @@ def test_a_source_without_a_readable_tokenizer_is_refused(run, export):
     assert main([str(run)]) == 0
     directory = run / "export" if export else run
     (directory / "tokenizer.json").write_text("{}")
-    kind = CheckpointError if export else ConfigError
-    with pytest.raises(kind, match=rf"{directory}/tokenizer.json: not a readable tokenizer"):
-        open_source(str(directory))
+    with pytest.raises(CheckpointError, match=rf"{directory}/tokenizer.json: not a readable tokenizer"):
+        find_source(str(directory), first=True)
     (directory / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match=rf"{directory}: no tokenizer.json.* beside its weights, as AutoTokenizer"):
-        open_source(str(directory))
+    with pytest.raises(ConfigError, match=rf"{directory}: no tokenizer.json.* beside its weights"):
+        _ = open_source(str(directory)).tokenizer

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config import FinetuneConfig
-from finetune.entry import FINETUNE
+from finetune.config import FINETUNE, FinetuneConfig
 from pretrain.compose import compose
 from pretrain.errors import ConfigError
-from pretrain.train.run_dir import RunConfig, RunDirectory, plain, read_record
+from pretrain.registry import plain
+from pretrain.train.run_dir import RunConfig, RunDirectory, read_record
 
 
 def refused(*arguments: str, directory: Path) -> str:

@@ -1,6 +1,6 @@
-"""An experiment written from a source composes to the source's network and tokenizer, setting by setting."""
+"""With init_from= alone, a configuration has the source's network and tokenizer, setting by setting."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA
 
 from pretrain.compose import compose, compose_run
 from pretrain.data.packing import Packing
+from pretrain.errors import ConfigError
 from pretrain.export import main as export
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
-from pretrain.preset import main
 from pretrain.tokenizer.base import describe, load_tokenizer
+from pretrain.tokenizer.wordpiece import WordPieceTokenizer
 from pretrain.train.run_dir import read_record
 
 SMALL = {"width": 24, "layers": 2, "heads": 4, "max_seq_len": 32}
@@ -35,19 +36,17 @@ NETWORKS = {
 }
 
 
-def written(source, out, *overrides):
-    """Return what the experiment written from a source, named `further`, composes to."""
-    assert main([str(source), "--out", str(out), "--name", "further"]) == 0
-    return compose(["experiment=further", f"hydra.searchpath=[file://{out.absolute()}]", *overrides])
+def composed(source, *overrides):
+    """Return the configuration of a run that starts from a source and chooses neither network nor tokenizer."""
+    return compose([f"init_from={source}", *overrides])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_transformers_writes_is_gone_on_from(tmp_path, name):
+def test_what_transformers_writes_is_taken_over(tmp_path, name):
     tokenizer = write_released(tmp_path / "model", NETWORKS[name], TEXTS)
-    cfg = written(tmp_path / "model", tmp_path / "own")
+    cfg = composed(tmp_path / "model")
     theirs = HuggingFaceWeights(tmp_path / "model").config
     assert type(cfg.model) is type(theirs) and asdict(cfg.model) == asdict(theirs)
-    assert cfg.init_from == str(tmp_path / "model") and cfg.run.name == "further"
     assert cfg.objective.causal == theirs.causal and (cfg.data.packing is Packing.windows) != theirs.causal
     assert cfg.data.seq_len == min(theirs.max_seq_len, 1024)
     cfg.check_tokenizer()
@@ -62,7 +61,7 @@ def test_what_transformers_writes_is_gone_on_from(tmp_path, name):
 
 def test_sequences_may_be_shorter_than_the_source_knows(tmp_path):
     write_released(tmp_path / "model", NETWORKS["bert"], TEXTS)
-    cfg = written(tmp_path / "model", tmp_path / "own", "data.seq_len=20")
+    cfg = composed(tmp_path / "model", "data.seq_len=20")
     assert (cfg.data.seq_len, cfg.model.max_seq_len) == (20, 32)
 
 
@@ -85,7 +84,7 @@ BASES = {
 
 
 @pytest.mark.parametrize("model", BASES)
-def test_any_run_is_gone_on_from(tmp_path, model):
+def test_the_network_of_any_run_is_taken_over(tmp_path, model):
     @settings(max_examples=8, deadline=None)
     @given(st.sampled_from(BASES[model]), st.fixed_dictionaries(SHARED))
     def check(base, drawn):
@@ -93,9 +92,9 @@ def test_any_run_is_gone_on_from(tmp_path, model):
         changed = [f"model.{key}={'null' if value is None else value}" for key, value in drawn.items()]
         tokenizer = word_pieces() if model == "encoder" else None
         run = make_run(folder / "run", *base, *changed, model=model, tokenizer=tokenizer)
-        cfg, theirs = written(run, folder / "own"), compose_run(run)
+        cfg, theirs = composed(run), compose_run(run)
         assert type(cfg.model) is type(theirs.model) and asdict(cfg.model) == asdict(theirs.model)
-        assert cfg.init_from == str(run) and cfg.objective.causal == theirs.objective.causal
+        assert cfg.objective.causal == theirs.objective.causal
 
     number = count()
     check()
@@ -105,7 +104,7 @@ def test_tokens_that_a_run_named_are_named_again(tmp_path):
     """Those of its tokenizer.json are others, which it would take by itself."""
     named = ["tokenizer.prefix=['[SEP]','[UNK]']", "tokenizer.suffix=[]", "tokenizer.mask='<hide>'"]
     run = make_run(tmp_path / "run", *named, model="encoder", tokenizer=word_pieces("<hide>"))
-    cfg, record = written(run, tmp_path / "own"), read_record(run)
+    cfg, record = composed(run), read_record(run)
     facts = describe(Path(cfg.tokenizer.path), cfg.tokenizer)
     assert [facts.prefix, facts.suffix] == record["document_frame"] and facts.mask == record["mask"] is not None
     assert cfg.tokenizer.roles() == (["[SEP]", "[UNK]"], [], "<hide>")
@@ -116,64 +115,74 @@ def test_a_tokenizer_that_tells_no_frame_leaves_it_to_the_run(tmp_path):
     assert export([str(run)]) == 0
     file = run / "export" / "tokenizer.json"
     file.write_text(file.read_text().replace("<|endoftext|>", "<|ends|>"))
-    cfg = written(run / "export", tmp_path / "own")
+    cfg = composed(run / "export")
     assert (cfg.tokenizer.prefix, cfg.tokenizer.suffix) == (None, None)
     assert load_tokenizer(Path(cfg.tokenizer.path)).token_to_id("<|ends|>") is not None
 
 
-def test_names_and_places(tmp_path, monkeypatch, capsys):
-    """A name comes from the source, is not the source's own, and paths lead there from any directory."""
-    monkeypatch.chdir(tmp_path)
-    run = make_run(tmp_path / "runs" / "small-1.5", *GPT2_SETTINGS)
-    assert main(["runs/small-1.5", "--out", "own"]) == 0
-    file = tmp_path / "own" / "experiment" / "from-small-1.5.yaml"
-    assert Path(capsys.readouterr().out.strip()).absolute() == file
-    text = file.read_text()
-    assert "python -m pretrain --config-dir own experiment=from-small-1.5 data=text" in text
-    assert "280 rows" in text and "config.yaml" in text
-    monkeypatch.chdir("/")
-    cfg = compose(["experiment=from-small-1.5", f"hydra.searchpath=[file://{tmp_path}/own]"])
-    assert (cfg.run.name, cfg.init_from, cfg.tokenizer.path) == (
-        "from-small-1.5",
-        str(run),
-        str(run / "tokenizer.json"),
-    )
+def test_given_settings_stay_given(tmp_path, caplog):
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS, "model.dropout=0.1", "model.window=5")
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\nmodel: {window: 3}\n")
+    cfg = composed(run, "experiment=mine", f"hydra.searchpath=[file://{own.parent}]", "model.dropout=0.0")
+    theirs = compose_run(run).model
+    assert cfg.model == replace(theirs, window=3, dropout=0.0) and theirs.dropout == 0.1 and theirs.window == 5
+    assert isinstance(composed(run, "tokenizer=wordpiece").tokenizer, WordPieceTokenizer)
+    assert composed(run, "tokenizer.vocab_size=777").tokenizer == compose(["tokenizer.vocab_size=777"]).tokenizer
+    assert composed(run, "model=demo").model.width == 256
 
 
-def test_a_name_on_the_hub_is_pinned_to_its_commit(tmp_path, monkeypatch):
+def test_what_was_taken_over_is_logged(tmp_path, caplog):
+    caplog.set_level("INFO")
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS)
+    composed(run, "objective=causal_lm")
+    said = [record.getMessage() for record in caplog.records if record.name == "pretrain.compose"]
+    assert said == [
+        f"model is that of {run}, since model= is not given",
+        f"tokenizer is that of {run}, since tokenizer= is not given",
+        f"data.seq_len=32, which suits the network of {run}",
+    ]
+
+
+def test_a_setting_that_the_network_lacks_is_refused_by_name(tmp_path):
+    write_released(tmp_path / "model", NETWORKS["bert"], TEXTS)
+    with pytest.raises(ConfigError, match=r"^model.kv_heads: model is that of init_from=.*; choose model= as well$"):
+        composed(tmp_path / "model", "+model.kv_heads=2")
+
+
+def test_a_name_on_the_hub_needs_no_weights(tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--org--name"
-    write_released(repository / "snapshots" / commit, NETWORKS["roberta"], TEXTS)
+    files = repository / "snapshots" / commit
+    write_released(files, NETWORKS["roberta"], TEXTS)
+    network = HuggingFaceWeights(files).config
+    (files / "model.safetensors").unlink()
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert main(["org/name", "--out", str(tmp_path / "own")]) == 0
-    cfg = compose(["experiment=from-name", f"hydra.searchpath=[file://{tmp_path}/own]"])
-    assert cfg.init_from == f"org/name@{commit}"
-    assert cfg.model == HuggingFaceWeights(repository / "snapshots" / commit).config
-    assert Path(cfg.tokenizer.path).samefile(repository / "snapshots" / commit / "tokenizer.json")
+    cfg = composed("org/name")
+    assert cfg.model == network
+    assert Path(cfg.tokenizer.path).samefile(files / "tokenizer.json")
+
+
+def test_a_run_that_resumes_takes_its_own_again(tmp_path):
+    """Also when its source is gone."""
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS, "tokenizer=file", "tokenizer.path=gone/tokenizer.json")
+    cfg = composed("gone", f"run.root={tmp_path}", "run.name=run")
+    theirs = compose_run(run)
+    assert (cfg.model, cfg.objective) == (theirs.model, theirs.objective)
+    assert cfg.tokenizer == replace(theirs.tokenizer, path=str(run / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "problem"),
-    [
-        (["nowhere"], 2, "init_from=nowhere: no such directory"),
-        (["empty"], 4, "init_from=empty: no step is saved there"),
-        (["run", "--name", "run"], 2, "--name=run: a run of that name would resume run; choose another"),
-        (["run", "--name", "demo"], 2, "--name=demo: experiment=demo would find "),
-        (["run", "--name", "my run"], 2, "--name=my run: letters, digits"),
-        (["run", "--name", "there"], 2, "there.yaml: exists; choose another --name, or delete it"),
-        (["run", "--out", "run/run.json"], 2, "--out=run/run.json: cannot be written"),
-    ],
+    ("source", "kind", "problem"),
+    [("nowhere", ConfigError, "init_from=nowhere: no such directory"), ("foreign", ConfigError, "model_type=t5")],
 )
-def test_refusals_say_what_to_do(tmp_path, monkeypatch, capsys, arguments, code, problem):
+def test_refusals_say_what_to_do(tmp_path, monkeypatch, source, kind, problem):
     monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "run", *GPT2_SETTINGS)
-    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    there = tmp_path / "own" / "experiment" / "there.yaml"
-    there.parent.mkdir(parents=True)
-    there.write_text("precious")
-    assert main(["--out", "own", *arguments]) == code
-    assert problem in capsys.readouterr().err
-    assert there.read_text() == "precious" and list(there.parent.iterdir()) == [there]
+    write_released(tmp_path / "foreign", NETWORKS["gpt2"], TEXTS)
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(kind, match=problem):
+        composed(source)
