@@ -29,7 +29,7 @@ from pretrain.train.run_dir import RunConfig
 
 @dataclass(kw_only=True)
 class TuneConfig:
-    """How much is learnt, in epochs of the training set."""
+    """How long and in which batches a run fine-tunes."""
 
     epochs: float = 3.0  # times that each example is seen
     batch_size: int = 32  # examples in one optimizer step, over all ranks

@@ -60,7 +60,7 @@ def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> 
     """Run `count` ranks of a command on this node to their end; return the exit code that stands for all of them.
 
     It is that of the rank that failed first, 7 if a signal ended that one; ranks that end with 7 because they miss
-    another one come after it, even if they were faster. It is 85 if they stopped as asked, and 0 if all ended with 0.
+    another one come after it, even if they were faster. It is 85 if they stopped on request, and 0 if all ended with 0.
     What the first to fail wrote comes last on standard error. Output goes to `logs`/rank-N.log; that of rank 0 is this
     command's own, and what it writes to standard error is in its log as well. However this ends, short of SIGKILL, no
     rank outlives it.

@@ -73,7 +73,7 @@ def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
     except HeadwaterError as error:
         print(f"{error}", file=sys.stderr)
         code = error.exit_code
-    except Exception:  # a bug: told as Python tells it, and with the exit code that Python gives it
+    except Exception:  # a bug: reported as Python does it, with its exit code
         if world_size() == 1:
             raise
         traceback.print_exc()
@@ -81,7 +81,7 @@ def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
     if world_size() > 1 or any_hangs():
         # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs
         # of 4 ranks, torch 2.13), and its exit code with it; and W&B's own hook waits for a server that is silent
-        # (30 s, wandb 0.31). Everything of ours is closed by now: skip the teardown.
+        # (30 s, wandb 0.31). All our resources are closed by now: skip the teardown.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -90,7 +90,7 @@ def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
 
 
 def compose_command_line(root: Root) -> DictConfig | None:
-    """Let Hydra compose `sys.argv`. Hydra starts nothing, writes nothing and handles no error of ours."""
+    """Let Hydra compose `sys.argv`. Hydra starts nothing, writes nothing and handles none of our errors."""
     root.register()
     composed: list[tuple[DictConfig, Choices]] = []
 

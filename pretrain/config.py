@@ -34,7 +34,7 @@ class PretrainConfig:
     """Everything that decides a pretraining run.
 
     A field without a default is a config group: one of its registered dataclasses is chosen on the command line
-    (`model=gpt2_124m`). The first block decides what is learnt, the second how fast and where.
+    (`model=gpt2_124m`). The first block decides what is trained, the second how fast and where.
     """
 
     run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory

@@ -46,7 +46,7 @@ class TimedOut(HeadwaterError):
 
 
 class PeerLost(HeadwaterError):
-    """Another rank that ended, or its network; the ranks that are left cannot go on."""
+    """Another rank that ended, or its network; the remaining ranks cannot continue."""
 
     exit_code = 7
 
@@ -58,7 +58,7 @@ class ResourceError(HeadwaterError):
 
 
 class Preempted(HeadwaterError):
-    """The run was asked to stop; its checkpoint is written and it wants to be started again."""
+    """The run was asked to stop; its checkpoint is written; the same command resumes it."""
 
     exit_code = 85
 

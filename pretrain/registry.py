@@ -37,7 +37,7 @@ def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
 
 
 def discover(*packages: ModuleType) -> None:
-    """Import every module below the packages, so that adding a file adds its choices; `_this.py` waits to be asked."""
+    """Import every module below the packages, so that adding a file adds its choices."""
     for package in packages:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if "._" not in module.name:

@@ -37,7 +37,7 @@ class Reader(Protocol):
 
 
 class Checkpointable(Protocol):
-    """What a checkpoint asks of the owner of weights and moments: a strategy, whatever engine it drives."""
+    """The owner of weights and moments that can be saved: a strategy, whatever engine it drives."""
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield what this rank writes of weights, buffers and moments; over all ranks each element comes once."""

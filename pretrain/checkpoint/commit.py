@@ -60,11 +60,11 @@ def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> No
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def prune(directory: Path, committed: int, keep: int, favourite: int | None = None) -> None:
-    """Delete all but the newest steps and a favourite.
+def prune(directory: Path, committed: int, keep: int, best: int | None = None) -> None:
+    """Delete all but the newest steps and the best one.
 
     One after `committed` was passed over on resume, and counts for nothing.
     """
     for name in [name for name in step_names(directory) if name <= step_name(committed)][:-keep]:
-        if favourite is None or name != step_name(favourite):
+        if best is None or name != step_name(best):
             shutil.rmtree(directory / name, ignore_errors=True)

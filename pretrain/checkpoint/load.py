@@ -28,10 +28,10 @@ Shapes = dict[str, torch.Size]
 
 
 def newest_step(directory: Path, world: World) -> Path | None:
-    """Return the newest step whose every file verifies, None if there is none; what is passed over is said.
+    """Return the newest step whose every file verifies, None if there is none; what is skipped is logged.
 
     A collective: ranks share the hashing and choose the same step. Raises `CheckpointError` if there are steps and all
-    are damaged: beginning again must not happen by itself.
+    are damaged: starting over must not happen by itself.
     """
     [steps, *_] = world.gather(step_names(directory)[::-1])  # rank 0's view, so that all agree
     for name in steps:
@@ -39,11 +39,11 @@ def newest_step(directory: Path, world: World) -> Path | None:
         if not problems:
             return directory / name
         if world.is_first:
-            log.warning("checkpoint %s is passed over: %s", name, "; ".join(problems))
+            log.warning("checkpoint %s is skipped: %s", name, "; ".join(problems))
     if steps:
         raise CheckpointError(
             f"{directory}: none of its {len(steps)} steps verifies (the log says why); restore one, or move them away "
-            "to begin again from step 0"
+            "to start over from step 0"
         )
     return None
 

@@ -40,7 +40,7 @@ class SavingConfig:
     """How a run is saved, and how many steps stay on disk."""
 
     keep: int = 2  # newest committed steps that stay; older ones are deleted after the next commit
-    asynchronous: bool = True  # copy what a rank saves into host memory, and write it while training goes on
+    asynchronous: bool = True  # copy what a rank saves into host memory, and write it while training continues
     max_failures: int = 3  # saves in a row that may fail (a full disk, say) before the run stops with exit code 8
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class Checkpoints:
         self.world = world
         self.failures = 0
         self.best: Best | None = None  # of the committed steps; it stays, whatever its age
-        self.on_commit: Callable[[int, Path, bool], None] | None = None  # told step, its directory, whether it is best
+        self.on_commit: Callable[[int, Path, bool], None] | None = None  # step, its directory, whether it is the best
         self.under_way: _Save | None = None  # one at most
         self._staging = Staging()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -120,7 +120,7 @@ class Checkpoints:
 
         The first committed step of the largest `value` stays on disk; `state.json` keeps it as `best`.
         Waits for the save before, if it is not done. Returns once the step is committed if it is `required` (the last
-        one, or that of a run which is asked to stop) or saving is not asynchronous, else as soon as the values are
+        one, or that of a run which was asked to stop) or saving is not asynchronous, else as soon as the values are
         copied; `settle` does the rest. Raises what `settle` raises.
         """
         self.settle(wait=True)
@@ -142,7 +142,7 @@ class Checkpoints:
     def settle(self, *, wait: bool = False) -> None:
         """Carry a save under way on, as far as all ranks are ready for it, or to its end; cheap if there is none.
 
-        A failed write keeps the steps before it and lets training go on. Raises `ResourceError` after `max_failures`
+        A failed write keeps the steps before it and lets training continue. Raises `ResourceError` after `max_failures`
         in a row, and at once for a save that was `required`.
         """
         while self.under_way and (wait or self._all_ready(self.under_way)):

@@ -1,6 +1,6 @@
-"""Private copies of fragments in host memory, so that training can go on while they are written.
+"""Private copies of fragments in host memory, so that training continues while they are written.
 
-Holds the memory and the copying; when to copy, and what becomes of the copies, is `checkpoint`'s.
+Holds the memory and the copying; when to copy, and what becomes of the copies, is decided in `save`.
 """
 
 from __future__ import annotations

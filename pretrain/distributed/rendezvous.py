@@ -1,6 +1,6 @@
-"""Finding the other ranks, and telling their end from a bug: who never came, who is lost, who hangs.
+"""How ranks find each other, and how an error that another rank caused is told apart from a bug.
 
-Holds the meeting at rank 0's store and the looks of errors; the process group is `distributed`'s.
+Holds the rendezvous at rank 0's store and the patterns of errors; the process group is in `world`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from pretrain.errors import ConfigError, HeadwaterError, PeerLost, TimedOut
 
-JOIN_S = 600.0  # seconds in which all ranks must come: rank 0 may have to fetch a model from the hub before
-POLL_S, PROBE_S = 0.2, 5.0  # between two looks whether they are there, and for one at most
-LEAVE_S = 10.0  # that rank 0 waits for others to hear that ranks are missing
-GIVEN_UP = "given up"  # key of the store: how long somebody waited in vain
+JOIN_S = 600.0  # seconds in which all ranks must arrive; rank 0 may first have to fetch a model from the hub
+POLL_S = 0.2  # between two attempts
+PROBE_S = 5.0  # time-out of one attempt to connect
+LEAVE_S = 10.0  # how long rank 0, whose end closes the store, lets others read that ranks are missing
+TIMED_OUT = "timed out"  # key of the store: how long the first rank to time out has waited
 SHOWN_RANKS = 16
 
-# What gloo, NCCL and torch's store say of a connection that broke, and of one on which nothing came in time.
+# What gloo, NCCL and torch's store report of a broken connection, and of one that timed out.
 _LOST = re.compile(
     r"gloo/transport.*(Connection closed by peer|Connection reset by peer|Broken pipe)|Gloo connectFullMesh failed"
     r"|NCCL.*(remote process exited or there was a network error|Connection closed by remote peer)"
@@ -35,30 +36,30 @@ _TIMED_OUT = re.compile(
 
 
 def meet(rank: int, size: int) -> Store:
-    """Return the store of this start's ranks once all of them have come to it.
+    """Return the store of the ranks of this start once all of them have arrived.
 
-    Raises `TimedOut` with the ranks that did not, and `ConfigError` for a port that rank 0 cannot have.
+    Raises `TimedOut`, which names the missing ranks, and `ConfigError` for a port that rank 0 cannot listen on.
     """
     deadline = time.monotonic() + JOIN_S
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives ranks that it starts again
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun restarts ranks over one store
     store = PrefixStore(f"ranks-{attempt}", _store(rank, size, deadline))
-    store.set(f"came/{rank}", "")
+    store.set(f"arrived/{rank}", "")
     store.add("arrived", 1)
     while (arrived := store.add("arrived", 0)) < size:
         if time.monotonic() >= deadline:
-            store.set(GIVEN_UP, f"{JOIN_S:.0f} s")
-        if store.check([GIVEN_UP]):  # by this rank or by another, whose patience is the one to tell
-            missing = [str(number) for number in range(size) if not store.check([f"came/{number}"])]
-            patience = store.get(GIVEN_UP).decode()
+            store.set(TIMED_OUT, f"{JOIN_S:.0f} s")
+        if store.check([TIMED_OUT]):  # this rank or another: all report the same
+            missing = [str(number) for number in range(size) if not store.check([f"arrived/{number}"])]
+            waited = store.get(TIMED_OUT).decode()
             _leave(store, rank, arrived)
             rule = "their own logs, or their nodes, say why"
-            raise TimedOut(f"{_who(rank)}: {_listed(missing)} of {size} did not come within {patience}; {rule}")
+            raise TimedOut(f"{_who(rank)}: {_listed(missing)} of {size} did not arrive within {waited}; {rule}")
         time.sleep(POLL_S)
     return store
 
 
-def explained(error: RuntimeError, rank: int) -> HeadwaterError | None:
-    """Return what an error of a collective says about other ranks, None if it says nothing: it may be a bug."""
+def error_of_peers(error: RuntimeError, rank: int) -> HeadwaterError | None:
+    """Return the `PeerLost` or `TimedOut` that an error of a collective stands for; None: it may be a bug of ours."""
     text = str(error)
     first = text.partition("\n")[0]
     if _TIMED_OUT.search(text):
@@ -69,7 +70,7 @@ def explained(error: RuntimeError, rank: int) -> HeadwaterError | None:
 
 
 def _leave(store: Store, rank: int, arrived: int) -> None:
-    """Leave a store in which ranks are missing: rank 0, whose end closes it, after the others that came."""
+    """Leave a store in which ranks are missing. Rank 0, whose end closes it, leaves after the others."""
     store.add("left", 1)
     deadline = time.monotonic() + LEAVE_S
     while rank == 0 and store.add("left", 0) < arrived and time.monotonic() < deadline:
@@ -92,7 +93,7 @@ def _store(rank: int, size: int, deadline: float) -> Store:
 
 
 def _await_listener(rank: int, host: str, port: int, deadline: float) -> None:
-    """Wait until something listens at an address. The store itself would wait deaf to signals, with pages of log."""
+    """Wait until something listens at an address; the store's own wait ignores signals and floods the log."""
     while True:
         try:
             with socket.create_connection((host, port), timeout=PROBE_S):

@@ -5,6 +5,7 @@ Holds every collective that the framework calls by itself; gradients are the str
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -20,12 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.distributed.heap import keep_freed_memory
-from pretrain.distributed.rendezvous import explained, meet
+from pretrain.distributed.rendezvous import error_of_peers, meet
 from pretrain.errors import Preempted, check
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a run to save and end
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's numbers of its parameters, mallopt(3)
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class World:
 def joined() -> Iterator[World]:
     """Join the process group that torchrun describes, for the rest of this process; one process alone needs none.
 
-    Raises `TimedOut` and `PeerLost` for errors of collectives in here that tell of other ranks, and nothing of ours.
+    Errors of collectives that are due to other ranks become `TimedOut` and `PeerLost`; all other errors pass through.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = device_type() == "cuda"
@@ -121,15 +123,28 @@ def joined() -> Iterator[World]:
             dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
         yield world
     except RuntimeError as error:
-        if (reason := explained(error, world.rank)) is None:
+        if (reason := error_of_peers(error, world.rank)) is None:
             raise
-        log.debug("what told of other ranks:", exc_info=error)  # in the run's log.txt alone: it helps few
+        log.debug("the error behind it:", exc_info=error)  # in log.txt alone: it helps few
         raise reason from error
     # A group of several ranks goes with its process. Its last owner may be DDP's reducer, which holds the interpreter's
     # lock while it waits for gloo's threads, and one of these may wait for that lock to free a tensor: such runs hung
     # when all was done (torch 2.13).
     if world.size == 1 and dist.is_initialized():  # a group that `ensure_group` made
         dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Have memory that tensors gave back stay with the process, as torch's own allocator has it on a GPU.
+
+    By default glibc returns it to the system, tensors above 32 MiB at once, and the next step faults every page in
+    again. In return the process stays as large as it ever was, and steps of varying sizes fragment the heap (with
+    glibc's own settings hardly less): `bench/README.md` has figures. Other C libraries keep their own settings.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
 def ensure_group(world: World) -> None:
@@ -156,4 +171,4 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         if not self.training:
-            raise Preempted("stopped as asked before the first step; the same command begins again")
+            raise Preempted("stopped on request before the first step; the same command starts again")

@@ -53,7 +53,7 @@ def partition(module: nn.Module) -> Partition:
 
 
 class OptimConfig(Protocol):
-    """What `run` asks of an optimizer's dataclass."""
+    """The settings of an optimizer."""
 
     def check(self, *, shards: bool) -> None:
         """Raise `ConfigError` if the optimizer cannot run where a rank `shards`: holds parts of matrices."""

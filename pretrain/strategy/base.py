@@ -28,7 +28,7 @@ class Memory(NamedTuple):
 
 
 class StrategyConfig(Protocol):
-    """What `run` asks of a strategy's dataclass."""
+    """The settings of a strategy, and what is known of it before it exists."""
 
     @property
     def shards(self) -> bool:

@@ -1,6 +1,6 @@
 """ZeRO-Infinity (Rajbhandari et al. 2021): shards that lie in files on an NVMe disk while they are not used.
 
-Holds what DeepSpeed 0.19 is asked about them, under stage 3; settings are in `zero`, the verbs in `zero_engine`.
+Holds how DeepSpeed 0.19 handles them under stage 3; settings are in `zero`, the verbs in `zero_engine`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What all ranks must have in common: settings, versions, code, the run directory, and later the data.
 
-Holds the comparisons, before anything is paid for; what the data are is for the composition roots to say.
+Holds the comparisons, before anything is paid for; what is compared of the data is said by the composition roots.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHOWN_FACTS = 6  # of one rank
 def check_started_alike(cfg: Any, packages: Sequence[str], world: World) -> None:
     """Refuse ranks that were started with other settings, libraries or code than the others, or elsewhere.
 
-    `cfg` is a whole typed configuration, `packages` are those of ours that train. A collective; all ranks raise the
+    `cfg` is a whole typed configuration, `packages` are ours that take part in training. A collective; all ranks raise the
     same `ConfigError`.
     """
     versions_here = {f"the version of {name}": number for name, number in versions().items()}
@@ -54,10 +54,11 @@ def check_agreement(facts: Facts, world: World) -> None:
     if not others:
         return
     reference, named = digests.index(usual), others[:SHOWN_RANKS]
-    told = world.gather([socket.gethostname(), facts] if world.rank in {reference, *named} else None)
-    expected = told[reference][1]
+    answers = world.gather([socket.gethostname(), facts] if world.rank in {reference, *named} else None)
+    expected = answers[reference][1]
     lines = [
-        f"rank {rank} on host {told[rank][0]}: {_difference(told[rank][1], expected, reference)}" for rank in named
+        f"rank {rank} on host {answers[rank][0]}: {_difference(answers[rank][1], expected, reference)}"
+        for rank in named
     ]
     rule = "give all ranks the same command, environment, code and files"
     head = f"{len(others)} of {world.size} ranks differ from the others; {rule}:"
@@ -73,7 +74,7 @@ def check_directory(path: Path, world: World) -> None:
     [held, *_] = world.gather(lock.read_text() if world.is_first else None)
     seen = _shows(lock, held)
     strangers = world.gather(None if seen else [socket.gethostname(), str(path.absolute())])
-    lines = [f"rank {rank} on host {told[0]}: {told[1]}" for rank, told in enumerate(strangers) if told]
+    lines = [f"rank {rank} on host {answer[0]}: {answer[1]}" for rank, answer in enumerate(strangers) if answer]
     if lines:
         rule = "put it on a file system that all nodes share, and give its absolute path"
         head = f"run.root: some ranks do not see the run directory that rank 0 holds ({held.strip()}); {rule}:"

@@ -21,7 +21,7 @@ from pretrain.train.metrics import StepMeter
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How much is learnt, in optimizer steps of a global batch."""
+    """How long and in which batches a run trains."""
 
     steps: int = 1000  # optimizer steps of the whole run
     batch_size: int = 32  # sequences (slots of data.seq_len tokens) in one optimizer step, over all ranks
@@ -116,4 +116,4 @@ def train(
         if last or stops or state.step % hooks.save_every == 0:
             hooks.save(state, required=last or bool(stops))
         if stops and not last:
-            raise Preempted(f"stopped as asked at step {state.step}, saved; the same command resumes")
+            raise Preempted(f"stopped on request at step {state.step}, saved; the same command resumes")

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 from ranks import FAST, free_port
 
-from pretrain.distributed.rendezvous import explained
+from pretrain.distributed.rendezvous import error_of_peers
 from pretrain.errors import PeerLost, TimedOut
 
 COLLECTIVES = """
@@ -91,7 +91,7 @@ def test_ranks_that_never_come_are_named():
     patience = "10 + 50 * int(os.environ['RANK'])"  # rank 0 gives up first, and its end must not be what 2 tells
     for code, told in ends("pass", ranks=(0, 2), size=4, join_s=patience):
         assert code == 6
-        assert "ranks 1, 3 of 4 did not come within 10 s" in told
+        assert "ranks 1, 3 of 4 did not arrive within 10 s" in told
     [(code, told)] = ends("pass", ranks=[1], join_s="3")
     assert code == 6
     assert "rank 1 on host" in told and "rank 0 did not listen there within 3 s" in told
@@ -139,6 +139,6 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/"
     ],
 )
 def test_errors_that_tell_of_other_ranks_are_told_from_bugs(error, kind):
-    reason = explained(error, 3)
+    reason = error_of_peers(error, 3)
     assert type(reason) is (kind or type(None))
     assert reason is None or "rank 3 on host" in str(reason)

@@ -45,7 +45,7 @@ def the_one_step(directory: Path, launcher) -> int:
     assert load_state(step)["step"] == max(column(directory, "loss"))
     assert json.loads((directory / "run.json").read_text())["exit"] == 85
     for rank in range(4):
-        said = re.findall(r"stopped as asked at step (\d+)", (directory / "ranks" / f"rank-{rank}.log").read_text())
+        said = re.findall(r"stopped on request at step (\d+)", (directory / "ranks" / f"rank-{rank}.log").read_text())
         assert int(said[-1]) == load_state(step)["step"], "every rank knows of the same step"
     return load_state(step)["step"]
 

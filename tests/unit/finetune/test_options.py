@@ -114,11 +114,14 @@ def test_a_step_that_was_not_measured_has_no_threshold(capsys, caplog, tmp_path,
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("tuning=lora", "--set tuning=lora: is no setting of the task"),
-        ("task=tokens", "--set task=tokens: is no setting of the task"),
-        ("+task.stride=1", "--set +task.stride=1: is no setting of the task"),
-        ("task.unanswerable=false", "--set task.unanswerable=false: the run has learnt with its own task.unanswerable"),
-        ("task.validation=x.jsonl", "the run has learnt with its own task.validation, which stays; leave it out"),
+        ("tuning=lora", "--set tuning=lora: not a setting of the task"),
+        ("task=tokens", "--set task=tokens: not a setting of the task"),
+        ("+task.stride=1", "--set +task.stride=1: not a setting of the task"),
+        (
+            "task.unanswerable=false",
+            "--set task.unanswerable=false: the run was trained with its own task.unanswerable",
+        ),
+        ("task.validation=x.jsonl", "the run was trained with its own task.validation, which stays; leave it out"),
         ("task.nbest=3", "task.nbest: no such setting; did you mean task.n_best?"),
         ("task.n_best=many", "task.n_best=many: Value 'many'"),
         ("task.n_best=0", "task.n_best=0: must be at least 1"),
@@ -136,7 +139,7 @@ def test_settings_that_are_refused(capsys, unanswerable, setting, message):
 def test_each_command_refuses(capsys, unanswerable, command):
     run, data, _ = unanswerable
     assert command([str(run), str(data), "--set", "optim.lr=1"]) == 2
-    assert "--set optim.lr=1: is no setting of the task" in capsys.readouterr().err
+    assert "--set optim.lr=1: not a setting of the task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

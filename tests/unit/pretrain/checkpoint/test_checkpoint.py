@@ -109,7 +109,7 @@ def test_a_damaged_step_is_passed_over_by_name(trained, damage, caplog):
     _, _, checkpoints = trained
     DAMAGE[damage](checkpoints.directory / "step-00000003")
     assert newest_step(checkpoints.directory, ALONE) == checkpoints.directory / "step-00000002"
-    assert "step-00000003 is passed over" in caplog.text
+    assert "step-00000003 is skipped" in caplog.text
 
 
 def test_nothing_begins_again_by_itself_when_every_step_is_damaged(trained):
