@@ -96,9 +96,7 @@ def _changed(task: TaskConfig, overrides: Sequence[str]) -> set[str]:
         key = override.partition("=")[0]
         name = key.removeprefix("task.").partition(".")[0]
         if not key.startswith("task."):
-            raise ConfigError(
-                f"--set {override}: not a setting of the task, and no others can be set here; leave it out"
-            )
+            raise ConfigError(f"--set {override}: not a setting of the task; only those can be set here")
         if name in task.fixed:
             raise ConfigError(
                 f"--set {override}: the run was trained with its own task.{name}, which stays; leave it out"

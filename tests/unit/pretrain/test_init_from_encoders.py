@@ -111,7 +111,7 @@ def test_tokens_are_not_taken_away(source, tmp_path):
             "model.embedding.weight has rows for 77 tokens, 72 of which its tokenizer.json uses, the model 71; "
             f"tokens cannot be taken away; set tokenizer=file tokenizer.path={place}"
         ) in str(refused.value)
-    with pytest.raises(CheckpointError, match=r"and no tokenizer.json says which it uses, the model 71"):
+    with pytest.raises(CheckpointError, match=r"and no tokenizer.json says which of them are used, the model 71"):
         begin(source / "body", module)
 
 
