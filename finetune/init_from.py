@@ -18,7 +18,7 @@ from pretrain.checkpoint.load import check_architecture, load_manifest, saved_st
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
-from pretrain.hub.special_tokens import frame
+from pretrain.hub.special_tokens import set_template
 from pretrain.init_from import Source, is_released, open_source, place_of
 from pretrain.initial import InitialWeights
 from pretrain.registry import rebuilt
@@ -47,7 +47,7 @@ def beginning(init_from: str | None, run: Path) -> tuple[Source, Tokenizer]:
     source = open_source(init_from)
     tokenizer = fitting_tokenizer(source.tokenizer, source.vocab_size)
     if not is_released(source.path) and source.frame is not None:
-        frame(tokenizer, source.frame, getattr(source.model, "token_types", 0))
+        set_template(tokenizer, source.frame, getattr(source.model, "token_types", 0))
     return source, tokenizer
 
 

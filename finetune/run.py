@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from finetune.config import SCHEMA, FinetuneConfig
-from finetune.counterpart import style_of
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
 from finetune.early_stopping import TaskHooks
@@ -31,6 +30,7 @@ from pretrain.checkpoint.save import Checkpoints
 from pretrain.distributed.world import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import DataError, check, exit_code_to
 from pretrain.files import write_hashed
+from pretrain.hub.family import head_for
 from pretrain.init_from import Source, find_source
 from pretrain.initial import InitialWeights
 from pretrain.registry import choices
@@ -84,7 +84,7 @@ def build_module(
     with torch.device("meta"):
         model = network.build(vocab_size=vocab_size, attend=cfg.attention.build(), head=False)
         cfg.tuning.prepare(model)
-        return FineTuned(model, network, style_of(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
+        return FineTuned(model, network, head_for(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
 
 
 def _finetune(cfg: FinetuneConfig, init_from: str | None, directory: RunDirectory | None, stop: StopRequest) -> None:

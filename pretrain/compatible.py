@@ -8,8 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.errors import check
-from pretrain.models.attention.flash import HALF, FlashConfig
-from pretrain.models.attention.flex import FlexConfig
 from pretrain.registry import choices
 from pretrain.strategy.precision import Precision
 
@@ -21,9 +19,4 @@ def check_compatible(
     rule = "updates whole matrices, of which this strategy gives a rank parts; use optim=adamw, or strategy=ddp"
     _, name = choices()[type(optim)]
     check(not (optim.whole_matrices and strategy.shards), "optim", name, rule)
-    if isinstance(attention, FlashConfig):
-        rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
-        check(precision.dtype in HALF, "precision", str(precision.dtype), rule)
-    if isinstance(attention, FlashConfig | FlexConfig):
-        rule = "attention=flash and attention=flex have no dropout of weights; set 0, or attention=sdpa"
-        check(dropout == 0, dropout_key, dropout, rule)
+    attention.check(dtype=precision.dtype, dropout=dropout, dropout_key=dropout_key)

@@ -60,9 +60,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         names = choices()
         _, objective = names[type(self.objective)]
-        sides = "to the left only" if self.model.causal else "to both sides"
-        rule = f"does not fit model={names[type(self.model)][1]}, whose tokens look {sides}; choose another of either"
-        check(self.objective.causal == self.model.causal, "objective", objective, rule)
+        rule = f"does not fit model={names[type(self.model)][1]}, which is {self.model.kind}; change one of the two"
+        check(self.objective.kind is self.model.kind, "objective", objective, rule)
         longest, rule = self.model.max_seq_len, "must be at least {}, which is data.seq_len; raise it, or lower that"
         check(longest >= self.data.seq_len, "model.max_seq_len", longest, rule.format(self.data.seq_len))
         if self.objective.pairs:

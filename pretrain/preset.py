@@ -92,8 +92,8 @@ def _experiment(name: str, init_from: str, source: Source, out: Path) -> str:
         choice=choice,
         rows=source.vocab_size,
     )
-    chosen = {"tokenizer": "file", "model": choice, "objective": "causal_lm" if model.causal else "masked_lm"}
-    packing = {} if model.causal else {"packing": Packing.windows.value}
+    chosen = {"tokenizer": "file", "model": choice, "objective": "causal_lm" if model.kind.generates else "masked_lm"}
+    packing = {} if model.kind.generates else {"packing": Packing.windows.value}
     settings = {
         "defaults": [{f"override /{group}": node} for group, node in chosen.items()],
         "run": {"name": name},

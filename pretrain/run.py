@@ -26,12 +26,13 @@ from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import StopRequest, World, device_type, joined, rank, world_size
 from pretrain.errors import exit_code_to
-from pretrain.hub.special_tokens import warn_without_counterpart
+from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import find_source
 from pretrain.initial import InitialWeights
 from pretrain.objectives.base import Objective
 from pretrain.released import starting_weights
 from pretrain.strategy.base import Memory, Strategy
+from pretrain.tokenizer.base import load_tokenizer
 from pretrain.tracking.base import Tracker
 from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.evaluator import Evaluator
@@ -39,7 +40,7 @@ from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState, train
 from pretrain.train.metrics import StepMeter, Throughput
 from pretrain.train.peaks import peak_of_all
-from pretrain.train.run_dir import RunDirectory, check_written_by, plain
+from pretrain.train.run_dir import RunDirectory, check_written_by, plain, read_record
 from pretrain.train.session import Fingerprints, resume
 from pretrain.train.summary import ModelSize, summary, versions
 
@@ -203,7 +204,7 @@ def _introduce(
     directory.begin()  # not before the resume is accepted: a refused one leaves the run as it was
     for change in directory.changes(cfg):
         log.info("changed since the run's last start: %s", change)
-    if not cfg.objective.causal and cfg.data.packing is Packing.concat:
+    if cfg.objective.wants_special_tokens and cfg.data.packing is Packing.concat:
         log.warning(
             "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
             "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
@@ -220,7 +221,8 @@ def _introduce(
         document_frame=[stream.manifest.prefix, stream.manifest.suffix],
         mask=stream.manifest.mask,
     )
-    warn_without_counterpart(cfg.model, directory.path)
+    tokenizer = load_tokenizer(directory.path / "tokenizer.json")
+    warn_unless_exportable(cfg.model, read_record(directory.path), tokenizer)
     log.info(
         summary(
             size=size,

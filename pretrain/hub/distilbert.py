@@ -5,15 +5,15 @@ Holds names and configuration: BERT without token types, under names of its own.
 
 from __future__ import annotations
 
-from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.hub.family import Family, HeadLayer, Settings, TaskHead, Tensors, encoder_heads
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
 
 class DistilBert(Family):
-    """See `Family`."""
+    """BERT without token types."""
 
-    kind = EncoderConfig
+    config_type = EncoderConfig
     model_type = "distilbert"
     architecture = "DistilBertForMaskedLM"
 
@@ -67,4 +67,13 @@ class DistilBert(Family):
             "pruned_heads": {},
         },
         silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
+    )
+    heads = encoder_heads(
+        "DistilBert",
+        TaskHead(
+            architecture="DistilBertForSequenceClassification",
+            names={"relu.dense": "pre_classifier", "classifier": "classifier"},
+            layers=(HeadLayer.relu, HeadLayer.dropout),
+        ),
+        spans=(HeadLayer.dropout,),
     )

@@ -11,15 +11,14 @@ from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA
 from toys import ALONE
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from finetune.counterpart import style_of
 from finetune.init_from import beginning, starting_weights
 from finetune.model.base import FineTuned
-from finetune.model.heads import Kind
 from finetune.model.losses import SingleLabel
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
+from pretrain.hub.family import HeadKind, head_for
 from pretrain.initial import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
@@ -38,10 +37,10 @@ def everything_is_captured(caplog):
     caplog.set_level("INFO")
 
 
-def begin(place, kind=Kind.sequence, scratch=False):
+def begin(place, kind=HeadKind.sequence, scratch=False):
     """Return the module filled with what it begins with, and its initial weights."""
     source, _ = beginning(str(place), NOWHERE)
-    style = style_of(source.model, kind)
+    style = head_for(source.model, kind)
     with torch.device("meta"):
         model = source.model.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
         module = FineTuned(model, source.model, style, kind, SingleLabel(), outputs=3, dropout=0.1)

@@ -48,11 +48,14 @@ def test_what_transformers_writes_is_gone_on_from(tmp_path, name):
     theirs = HuggingFaceWeights(tmp_path / "model").config
     assert type(cfg.model) is type(theirs) and asdict(cfg.model) == asdict(theirs)
     assert cfg.init_from == str(tmp_path / "model") and cfg.run.name == "further"
-    assert cfg.objective.causal == theirs.causal and (cfg.data.packing is Packing.windows) != theirs.causal
+    assert (
+        cfg.objective.kind.generates == theirs.kind.generates
+        and (cfg.data.packing is Packing.windows) != theirs.kind.generates
+    )
     assert cfg.data.seq_len == min(theirs.max_seq_len, 1024)
     cfg.check_tokenizer()
     prefix, suffix, mask = cfg.tokenizer.roles()
-    if not theirs.causal:
+    if not theirs.kind.generates:
         framed = [prefix[0], *tokenizer.encode("time", add_special_tokens=False).tokens, suffix[0]]
         assert tokenizer.encode("time").tokens == framed
         assert mask in ("[MASK]", "<mask>")
@@ -95,7 +98,7 @@ def test_any_run_is_gone_on_from(tmp_path, model):
         run = make_run(folder / "run", *base, *changed, model=model, tokenizer=tokenizer)
         cfg, theirs = written(run, folder / "own"), compose_run(run)
         assert type(cfg.model) is type(theirs.model) and asdict(cfg.model) == asdict(theirs.model)
-        assert cfg.init_from == str(run) and cfg.objective.causal == theirs.objective.causal
+        assert cfg.init_from == str(run) and cfg.objective.kind is theirs.objective.kind
 
     number = count()
     check()
