@@ -18,7 +18,7 @@ from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest, load_state, shapes_of
 from pretrain.errors import HeadwaterError
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
-from pretrain.hub.family import HeadKind, head_for
+from pretrain.hub.family import HeadKind
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,13 +37,13 @@ def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
     trained = open_trained(options.run, options.step)
     network, kind, record = trained.network, trained.cfg.task.kind, trained.record
-    _, config, special_tokens = hf_model(network, record, trained.tokenizer)
+    family, config, special_tokens = hf_model(network, record, trained.tokenizer)
     export = Export(
         model=network,
         tensors=list(hf_tensors(network, kind, record["vocab_size"], shapes_of(trained.module))),
         read=trained.cfg.tuning.merged(FragmentReader(trained.step, load_manifest(trained.step)["tensors"])),
         tokenizer=trained.tokenizer,
-        config={**config, "architectures": [head_for(network, kind).architecture], **_outputs(trained)},
+        config={**config, "architectures": [family.task_architecture(kind)], **_outputs(trained)},
         special_tokens=special_tokens | _padding(trained.tokenizer, special_tokens),
         generates=False,
         run=record["name"],

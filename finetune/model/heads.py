@@ -58,7 +58,7 @@ def hf_tensors(
     Raises `ConfigError` for a model of no family.
     """
     family = family_for(config)
-    head, prefix = family.heads[kind], family.tensors.prefix
+    head, prefix = family.heads.of(kind), family.tensors.prefix
     for tensor in family.model_tensors(config, vocab_size, "model."):
         if tensor.theirs.startswith(prefix):  # else it belongs to the head that predicts tokens, which is left out
             yield tensor._replace(theirs=(head.prefix or prefix) + tensor.theirs.removeprefix(prefix))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.hub.family import Family, HeadLayer, Settings, TaskHead, Tensors, encoder_heads
+from pretrain.hub.family import Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
@@ -86,13 +86,11 @@ class Bert(Family):
         silent=("classifier_dropout", "pooler_", "directionality"),
     )
 
-    heads = encoder_heads(
-        "Bert",
-        TaskHead(
-            architecture="BertForSequenceClassification",
+    heads = Heads(
+        sequence=TaskHead(
             names={"pooler.dense": "bert.pooler.dense", "classifier": "classifier"},
             layers=(HeadLayer.pooler, HeadLayer.dropout),
-        ),
+        )
     )
 
     def differences(self, config: EncoderConfig) -> Iterator[str]:

@@ -5,7 +5,9 @@ Holds names and configuration: BERT without token types, under names of its own.
 
 from __future__ import annotations
 
-from pretrain.hub.family import Family, HeadLayer, Settings, TaskHead, Tensors, encoder_heads
+from dataclasses import replace
+
+from pretrain.hub.family import SPANS, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
@@ -68,12 +70,10 @@ class DistilBert(Family):
         },
         silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
     )
-    heads = encoder_heads(
-        "DistilBert",
-        TaskHead(
-            architecture="DistilBertForSequenceClassification",
+    heads = Heads(
+        sequence=TaskHead(
             names={"relu.dense": "pre_classifier", "classifier": "classifier"},
             layers=(HeadLayer.relu, HeadLayer.dropout),
         ),
-        spans=(HeadLayer.dropout,),
+        span=replace(SPANS, layers=(HeadLayer.dropout,)),
     )

@@ -99,6 +99,13 @@ class HeadKind(StrEnum):
     token = "token"  # each token
 
 
+_CLASSES = {
+    HeadKind.sequence: "ForSequenceClassification",
+    HeadKind.span: "ForQuestionAnswering",
+    HeadKind.token: "ForTokenClassification",
+}
+
+
 class Pooling(StrEnum):
     """Which hidden state represents a sequence."""
 
@@ -120,50 +127,35 @@ class HeadLayer(StrEnum):
 class TaskHead:
     """The head of one of a family's classes for tasks, as fine-tuning builds it and as `transformers` names it."""
 
-    architecture: str  # the class in transformers
-    names: dict[str, str]  # modules below our head, and theirs
+    names: dict[str, str] = field(default_factory=lambda: {"classifier": "classifier"})  # below our head, and theirs
     layers: tuple[HeadLayer, ...] = ()  # before the classifier
     bias: bool = True  # whether the classifier has one
     pooling: Pooling = Pooling.first  # of sequences
     prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
 
 
-def encoder_heads(name: str, sequence: TaskHead, spans: tuple[HeadLayer, ...] = ()) -> dict[HeadKind, TaskHead]:
-    """Return the heads of BERT-like classes in transformers, which differ in how they classify sequences."""
-    span = TaskHead(architecture=f"{name}ForQuestionAnswering", names={"classifier": "qa_outputs"}, layers=spans)
-    token = TaskHead(
-        architecture=f"{name}ForTokenClassification",
-        names={"classifier": "classifier"},
-        layers=(HeadLayer.dropout,),
-    )
-    return {HeadKind.sequence: sequence, HeadKind.span: span, HeadKind.token: token}
+SPANS = TaskHead(names={"classifier": "qa_outputs"})
+TOKENS = TaskHead(layers=(HeadLayer.dropout,))
+LAST_TOKEN = TaskHead(names={"classifier": "score"}, bias=False, pooling=Pooling.last)  # it has seen the whole text
 
 
-def decoder_heads(name: str, token: str, span_prefix: str | None = None) -> dict[HeadKind, TaskHead]:
-    """Return the heads of decoders in transformers: a text is represented by its last token, which has seen all of it.
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families."""
 
-    `token` is the classifier's name in the class for tokens, `span_prefix` begins the body's names in that for spans.
-    """
-    return {
-        HeadKind.sequence: TaskHead(
-            architecture=f"{name}ForSequenceClassification",
-            names={"classifier": "score"},
-            bias=False,
-            pooling=Pooling.last,
-        ),
-        HeadKind.span: TaskHead(
-            architecture=f"{name}ForQuestionAnswering", names={"classifier": "qa_outputs"}, prefix=span_prefix
-        ),
-        HeadKind.token: TaskHead(
-            architecture=f"{name}ForTokenClassification", names={"classifier": token}, layers=(HeadLayer.dropout,)
-        ),
-    }
+    sequence: TaskHead
+    span: TaskHead = SPANS
+    token: TaskHead = TOKENS
+
+    def of(self, kind: HeadKind) -> TaskHead:
+        """Return the head of a kind."""
+        return getattr(self, kind)
 
 
 class Family:
     """A Hugging Face architecture that some of our models are: three tables, and overrides where tables do not suffice.
 
-    Defining a subclass registers it.
+    Defining a subclass registers it; its name begins those of its classes in transformers.
     """
 
     config_type: ClassVar[type[Config]]  # our configuration of its models
@@ -172,10 +164,14 @@ class Family:
     pretraining: ClassVar[str] = ""  # the class that also has the tensors `beside` the model, if there is one
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
-    heads: ClassVar[dict[HeadKind, TaskHead]]
+    heads: ClassVar[Heads]
 
     def __init_subclass__(cls) -> None:
         FAMILIES[cls.model_type] = cls()
+
+    def task_architecture(self, kind: HeadKind) -> str:
+        """Return the name of the class with a task's head."""
+        return type(self).__name__ + _CLASSES[kind]
 
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
@@ -298,9 +294,9 @@ def family_of(theirs: dict[str, Any]) -> Family:
 def head_for(config: Any, kind: HeadKind) -> TaskHead:
     """Return the head that a model's family has; a model of no family has GPT-2's if it is causal, else BERT's."""
     try:
-        return family_for(config).heads[kind]
+        return family_for(config).heads.of(kind)
     except ConfigError:
-        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].heads[kind]
+        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].heads.of(kind)
 
 
 def _rows(fused: int, rows: int, width: int) -> list[int]:

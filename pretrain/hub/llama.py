@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.family import Family, Settings, Tensors, decoder_heads
+from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Settings, Tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
 
@@ -73,7 +73,11 @@ class Llama(Family):
         read=("head_dim", "rope_parameters", "rope_theta"),
         silent=("pretraining_tp", "max_sequence_length", "is_llama_config"),
     )
-    heads = decoder_heads("Llama", token="score", span_prefix="transformer.")
+    heads = Heads(
+        sequence=LAST_TOKEN,
+        span=replace(SPANS, prefix="transformer."),
+        token=replace(TOKENS, names={"classifier": "score"}),
+    )
 
     def to_hf(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
@@ -103,4 +107,4 @@ class Mistral(Llama):
         fixed={key: value for key, value in Llama.settings.fixed.items() if key != "window"},
         computes=Llama.settings.computes | {"layer_types": None},
     )
-    heads = decoder_heads("Mistral", token="score")
+    heads = replace(Llama.heads, span=SPANS)

@@ -6,20 +6,19 @@ Holds names and configuration. Its fused projections have the order of ours: que
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
-from pretrain.hub.family import Family, HeadKind, HeadLayer, Settings, TaskHead, Tensors
+from pretrain.hub.family import Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
 _BIASES = ("attention_bias", "mlp_bias", "classifier_bias")  # beside that of the norms; ours are all there or none
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
-_CLASSES = {
-    HeadKind.sequence: "ModernBertForSequenceClassification",
-    HeadKind.span: "ModernBertForQuestionAnswering",
-    HeadKind.token: "ModernBertForTokenClassification",
-}
-_HEAD_NAMES = {"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"}
+# All of its heads begin with the transform that masked language modelling trained.
+_HEAD = TaskHead(
+    names={"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"},
+    layers=(HeadLayer.transform, HeadLayer.dropout),
+)
 
 
 class ModernBert(Family):
@@ -86,10 +85,7 @@ class ModernBert(Family):
             "position_embedding_type",  # the released file has BERT's, which its code does not read
         ),
     )
-    heads: ClassVar[dict[HeadKind, TaskHead]] = {  # all begin with the transform that masked language modelling trained
-        kind: TaskHead(architecture=name, names=_HEAD_NAMES, layers=(HeadLayer.transform, HeadLayer.dropout))
-        for kind, name in _CLASSES.items()
-    }
+    heads = Heads(sequence=_HEAD, span=_HEAD, token=_HEAD)
 
     def to_hf(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
         local = config.rope_theta if config.window is None else config.local_rope_theta

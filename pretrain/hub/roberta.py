@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.bert import Bert, body_names
-from pretrain.hub.family import HeadLayer, TaskHead, encoder_heads
+from pretrain.hub.family import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 
@@ -42,13 +42,11 @@ class Roberta(Bert):
         fixed={key: value for key, value in Bert.settings.fixed.items() if key != "position_offset"},
     )
 
-    heads = encoder_heads(
-        "Roberta",
-        TaskHead(
-            architecture="RobertaForSequenceClassification",
+    heads = Heads(
+        sequence=TaskHead(
             names={"tanh.dense": "classifier.dense", "classifier": "classifier.out_proj"},
             layers=(HeadLayer.dropout, HeadLayer.tanh, HeadLayer.dropout),
-        ),
+        )
     )
 
     def differences(self, config: EncoderConfig) -> Iterator[str]:

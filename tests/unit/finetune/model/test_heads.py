@@ -52,7 +52,7 @@ def pair(config, kind, loss, outputs, problem=None, dropout=0.5):
         ours = FineTuned(model, config, head_for(config, kind), kind, loss, outputs=outputs, dropout=dropout)
     ours = ours.to_empty(device="cpu").eval()
     ours.load_state_dict(as_ours(ours, config, kind, theirs, lambda parameter: parameter.detach()))
-    assert type(theirs).__name__ == head_for(config, kind).architecture
+    assert type(theirs).__name__ == family_for(config).task_architecture(kind)
     return ours, theirs
 
 
