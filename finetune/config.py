@@ -15,7 +15,6 @@ from omegaconf import MISSING
 from finetune import model, tasks
 from pretrain import models, optim, strategy, tracking
 from pretrain.checkpoint.save import SavingConfig
-from pretrain.compatible import check_compatible
 from pretrain.compose import Root
 from pretrain.errors import check
 from pretrain.optim.schedule import ScheduleConfig
@@ -90,13 +89,9 @@ class FinetuneConfig:
             check(0 <= getattr(self, key) < 1, key, getattr(self, key), "must lie in [0, 1)")
         rule = f"an example may have task.max_tokens={self.task.max_tokens}; raise this, or lower that"
         check(self.train.max_tokens >= self.task.max_tokens, "train.max_tokens", self.train.max_tokens, rule)
-        check_compatible(
-            optim=self.optim,
-            strategy=self.strategy,
-            precision=self.precision,
-            attention=self.attention,
-            dropout=self.attention_dropout,
-            dropout_key="attention_dropout",
+        self.optim.check(shards=self.strategy.shards)
+        self.attention.check(
+            dtype=self.precision.dtype, dropout=self.attention_dropout, dropout_key="attention_dropout"
         )
 
     def check_start(self, *, ranks: int, device_type: str) -> None:

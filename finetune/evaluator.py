@@ -16,11 +16,11 @@ from torch import nn
 
 from finetune.data.batches import measuring_batches
 from finetune.data.examples import Examples
-from finetune.model.heads import Kind
 from finetune.tasks.base import Encoded, TaskConfig
 from pretrain.data.corpus import concatenated_ranges
 from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
+from pretrain.hub.family import HeadKind
 
 _FIX = "lower optim.lr or use precision=bf16 or fp32, and train again; the steps before are saved"
 
@@ -34,7 +34,7 @@ class Answers(NamedTuple):
 
 @torch.no_grad()
 def answers(
-    module: nn.Module, examples: Examples, *, kind: Kind, outputs: int, max_tokens: int, world: World
+    module: nn.Module, examples: Examples, *, kind: HeadKind, outputs: int, max_tokens: int, world: World
 ) -> Answers:
     """Return the answers to all examples. A collective; what one rank would return, bit for bit.
 
@@ -42,7 +42,7 @@ def answers(
     outputs that are not finite: the largest of them would be an answer like any other.
     """
     module.eval()
-    rows = int(examples.offsets[-1]) if kind is not Kind.sequence else len(examples)
+    rows = int(examples.offsets[-1]) if kind is not HeadKind.sequence else len(examples)
     found = torch.zeros(rows, outputs, device=world.device)
     losses, targets = [torch.zeros((), device=world.device)], 0  # of each batch
     for chosen, batch in measuring_batches(examples, max_tokens=max_tokens, rank=world.rank, world_size=world.size):
@@ -51,7 +51,7 @@ def answers(
             continue
         assert measured.logits is not None
         places = chosen
-        if kind is not Kind.sequence:
+        if kind is not HeadKind.sequence:
             places = concatenated_ranges(examples.offsets[chosen], examples.lengths[chosen])
         found[torch.from_numpy(places).to(world.device)] = measured.logits
         losses.append(measured.nll.float())
@@ -63,9 +63,9 @@ def answers(
     together = world.sum_tensor(found).cpu().numpy()  # each row is one rank's, and zeros everywhere else
     if broken := int((~np.isfinite(together)).any(axis=1).sum()):
         raise NumericalError(f"{broken} of {rows} outputs of the model are not finite; {_FIX}")
-    cuts = examples.offsets[1:-1] if kind is not Kind.sequence else np.arange(1, len(examples))
+    cuts = examples.offsets[1:-1] if kind is not HeadKind.sequence else np.arange(1, len(examples))
     parts = np.split(together, cuts)
-    return Answers([part[0] for part in parts] if kind is Kind.sequence else parts, loss)
+    return Answers([part[0] for part in parts] if kind is HeadKind.sequence else parts, loss)
 
 
 @dataclass(frozen=True, kw_only=True)

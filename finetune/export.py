@@ -1,6 +1,6 @@
 """`python -m finetune.export RUN`: write a fine-tuned model as a directory that `transformers` and its pipelines load.
 
-Holds the command line and what the outputs are called; names of tensors are `counterpart`'s, files `release`'s.
+Holds the command line and the names of outputs; names of tensors are in `model/heads`, files in `hub/export_dir`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from finetune.counterpart import parts_of, style_of
 from finetune.load import Trained, open_trained
-from finetune.model.heads import Kind
+from finetune.model.heads import hf_tensors
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest, load_state, shapes_of
 from pretrain.errors import HeadwaterError
-from pretrain.hub.export_dir import Release, export_parser, write_release
-from pretrain.hub.special_tokens import counterpart
+from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
+from pretrain.hub.family import HeadKind
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,25 +26,25 @@ def main(arguments: list[str] | None = None) -> int:
     description = "Write the best step of a run as a directory that Hugging Face transformers loads."
     options = export_parser("python -m finetune.export", description, default_step="the best").parse_args(arguments)
     try:
-        print(export(options))
+        print(export_run(options))
     except HeadwaterError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def export(options: argparse.Namespace) -> Path:
-    """Export as the command line says and return the directory. Raises `ConfigError` for what has no counterpart."""
+def export_run(options: argparse.Namespace) -> Path:
+    """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
     trained = open_trained(options.run, options.step)
     network, kind, record = trained.network, trained.cfg.task.kind, trained.record
-    _, config, special = counterpart(network, record, trained.tokenizer)
-    release = Release(
+    family, config, special_tokens = hf_model(network, record, trained.tokenizer)
+    export = Export(
         model=network,
-        parts=list(parts_of(network, kind, record["vocab_size"], shapes_of(trained.module))),
+        tensors=list(hf_tensors(network, kind, record["vocab_size"], shapes_of(trained.module))),
         read=trained.cfg.tuning.merged(FragmentReader(trained.step, load_manifest(trained.step)["tensors"])),
         tokenizer=trained.tokenizer,
-        config={**config, "architectures": [style_of(network, kind).architecture], **_outputs(trained)},
-        special=special | _padding(trained.tokenizer, special),
+        config={**config, "architectures": [family.task_architecture(kind)], **_outputs(trained)},
+        special_tokens=special_tokens | _padding(trained.tokenizer, special_tokens),
         generates=False,
         run=record["name"],
         step=load_state(trained.step)["step"],
@@ -54,30 +53,29 @@ def export(options: argparse.Namespace) -> Path:
             "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
         },
     )
-    out = options.out or options.run / "export"
-    return write_release(release, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
+    return write_export(export, options)
 
 
-def _padding(tokenizer: Tokenizer, special: dict[str, int | None]) -> dict[str, int]:
-    """Return the token that fills up a batch of texts where none is known: a decoder's that begins them, if any does.
+def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dict[str, int]:
+    """Return a padding token where the tokenizer has none: of a decoder the token that begins texts, if there is one.
 
-    `transformers` finds the last token of a text as the last that is not this one, so no text may end with it.
+    `transformers` takes the last token that is not padding as the last of a text, so no text may end with this one.
     """
-    begin = special["bos"]
-    if special.get("pad") is not None or begin is None or tokenizer.encode("a").ids[-1:] == [begin]:
+    begin = special_tokens["bos"]
+    if special_tokens.get("pad") is not None or begin is None or tokenizer.encode("a").ids[-1:] == [begin]:
         return {}
     return {"pad": begin}
 
 
 def _outputs(trained: Trained) -> dict[str, Any]:
     """Return what `config.json` says of the head's outputs."""
-    if trained.cfg.task.kind is Kind.span:
+    if trained.cfg.task.kind is HeadKind.span:
         return {}
     names = dict(enumerate(trained.names))
     problem = getattr(trained.cfg.task, "problem", None)  # of texts; tokens have one label each
     kinds = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
-    told = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
-    return {"id2label": names, "label2id": {name: number for number, name in names.items()}, **told}
+    problem_type = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
+    return {"id2label": names, "label2id": {name: number for number, name in names.items()}, **problem_type}
 
 
 if __name__ == "__main__":

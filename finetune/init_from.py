@@ -16,7 +16,7 @@ from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import check_architecture
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
-from pretrain.hub.special_tokens import frame
+from pretrain.hub.special_tokens import set_template
 from pretrain.init_from import InitialWeights, RunSource, Source, SourceWeights
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.run_dir import choice_of
@@ -39,7 +39,7 @@ def tokenizer_of(source: Source) -> Tokenizer:
     """
     tokenizer = load_fitting_tokenizer(source.tokenizer, source.vocab_size)
     if isinstance(source, RunSource) and not source.is_fine_tuned:  # others keep the template in their tokenizer.json
-        frame(tokenizer, source.template, getattr(source.network, "token_types", 0))
+        set_template(tokenizer, source.template, getattr(source.network, "token_types", 0))
     return tokenizer
 
 

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from finetune.config import FinetuneConfig
-from finetune.counterpart import style_of
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
 from finetune.early_stopping import TaskHooks
@@ -28,6 +27,7 @@ from finetune.tasks.classification.labels import listed
 from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
 from pretrain.errors import DataError, check
 from pretrain.files import replace_file
+from pretrain.hub.family import head_for
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source
 from pretrain.registry import choices, plain
 from pretrain.train.loop import TrainConfig
@@ -67,7 +67,7 @@ def build_module(
     with torch.device("meta"):
         model = network.build(vocab_size=vocab_size, attend=cfg.attention.build(), head=False)
         cfg.tuning.prepare(model)
-        return FineTuned(model, network, style_of(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
+        return FineTuned(model, network, head_for(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
 
 
 def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:

@@ -13,7 +13,6 @@ from omegaconf import MISSING
 
 from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import CheckpointConfig
-from pretrain.compatible import check_compatible
 from pretrain.data.loader import DataConfig, micro_batches_per_step
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.sources.base import ReadableSource
@@ -60,9 +59,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         names = choices()
         _, objective = names[type(self.objective)]
-        sides = "to the left only" if self.model.causal else "to both sides"
-        rule = f"does not fit model={names[type(self.model)][1]}, whose tokens look {sides}; choose another of either"
-        check(self.objective.causal == self.model.causal, "objective", objective, rule)
+        rule = f"does not fit model={names[type(self.model)][1]}, which is {self.model.kind}; change one of the two"
+        check(self.objective.kind is self.model.kind, "objective", objective, rule)
         longest, rule = self.model.max_seq_len, "must be at least {}, which is data.seq_len; raise it, or lower that"
         check(longest >= self.data.seq_len, "model.max_seq_len", longest, rule.format(self.data.seq_len))
         if self.objective.pairs:
@@ -71,11 +69,9 @@ class PretrainConfig:
             check(isolated, "data.isolate_documents", isolated, rule)
             rule = "objective.sentences tells two segments apart; set 2 or more, or objective.sentences=none"
             check(token_types >= 2, "model.token_types", token_types, rule)
-        check_compatible(
-            optim=self.optim,
-            strategy=self.strategy,
-            precision=self.precision,
-            attention=self.attention,
+        self.optim.check(shards=self.strategy.shards)
+        self.attention.check(
+            dtype=self.precision.dtype,
             dropout=getattr(self.model, "attention_dropout", 0),
             dropout_key="model.attention_dropout",
         )

@@ -1,7 +1,6 @@
 """`python -m pretrain.export RUN`: write a run's weights as a directory that `transformers` loads.
 
-Holds the command line; the directory is `release`'s, names and settings `models/hub`'s, and what can be exported is
-`counterpart`'s to say.
+Holds the command line and the choice of weights; names and settings are in `hub/family`, files in `hub/export_dir`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from pretrain.checkpoint.load import check_architecture, load_manifest, load_sta
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import HeadwaterError
-from pretrain.hub.export_dir import Release, export_parser, write_release
-from pretrain.hub.special_tokens import counterpart, frame
+from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
+from pretrain.hub.special_tokens import set_template
 from pretrain.run import build_module
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.run_dir import read_record
@@ -28,41 +27,40 @@ def main(arguments: list[str] | None = None) -> int:
     options = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
     options = options.parse_args(arguments)
     try:
-        print(export(options))
+        print(export_run(options))
     except HeadwaterError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def export(options: argparse.Namespace) -> Path:
-    """Export as the command line says and return the directory. Raises `ConfigError` for what has no counterpart."""
+def export_run(options: argparse.Namespace) -> Path:
+    """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
     cfg, record = compose_run(options.run), read_record(options.run)
     tokenizer = load_tokenizer(options.run / "tokenizer.json")
-    family, network, special = counterpart(cfg.model, record, tokenizer)
+    family, config, special_tokens = hf_model(cfg.model, record, tokenizer)
     step = saved_step(options.run / "checkpoints", World.alone(), options.step)
     reader = FragmentReader(step, load_manifest(step)["tensors"])
     shapes = shapes_of(build_module(cfg, record["vocab_size"]))
     check_architecture(step, shapes, reader.weight_shapes())
-    beside = list(family.parts_beside(shapes))
-    parts = [*family.parts(cfg.model, record["vocab_size"], "model."), *beside]
-    if left_out := sorted(shapes.keys() - {part.ours for part in parts}):
+    beside = list(family.objective_tensors(shapes))
+    tensors = [*family.model_tensors(cfg.model, record["vocab_size"], "model."), *beside]
+    if left_out := sorted(shapes.keys() - {tensor.ours for tensor in tensors}):
         print(f"left out, as {family.architecture} has no place for them: {', '.join(left_out)}", file=sys.stderr)
-    if not cfg.model.causal:
-        frame(tokenizer, record["document_frame"], cfg.model.token_types)
-    release = Release(
+    if cfg.objective.wants_special_tokens:
+        set_template(tokenizer, record["document_frame"], cfg.model.token_types)
+    export = Export(
         model=cfg.model,
-        parts=parts,
+        tensors=tensors,
         read=reader,
         tokenizer=tokenizer,
-        config=network | ({"architectures": [family.pretraining]} if beside else {}),
-        special=special,
-        generates=cfg.model.causal,
+        config=config | ({"architectures": [family.pretraining]} if beside else {}),
+        special_tokens=special_tokens,
+        generates=cfg.model.kind.generates,
         run=record["name"],
         step=load_state(step)["step"],
     )
-    out = options.out or options.run / "export"
-    return write_release(release, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
+    return write_export(export, options)
 
 
 if __name__ == "__main__":

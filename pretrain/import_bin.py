@@ -1,6 +1,6 @@
 """`python -m pretrain.import_bin DIRECTORY`: write the weights of an old `pytorch_model.bin` as safetensors beside it.
 
-Holds the only place that unpickles, and torch lets nothing but tensors pass there; everything else reads safetensors.
+Holds the only code that unpickles, through torch's reader that admits tensors alone; all other code reads safetensors.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, check
 from pretrain.files import replace_file
-from pretrain.hub import FAMILIES
-from pretrain.hub.weights import INDEX, listed, read_index, read_json
+from pretrain.hub.family import FAMILIES
+from pretrain.hub.weights import INDEX, first_few, read_index, read_json
 
 _WHOLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -57,7 +57,7 @@ def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:
             for name, tensor in _load(directory / file).items()
         }
         if absent := [name for name, place in weight_map.items() if place == file and name not in tensors]:
-            rule = f"lacks tensors that {_OLD_INDEX} lists: {listed(absent)}"
+            rule = f"lacks tensors that {_OLD_INDEX} lists: {first_few(absent)}"
             raise CheckpointError(f"{directory / file}: {rule}; fetch both again")
         replace_file(target, [save(tensors, metadata={"format": "pt"})])
     written = list(targets.values())

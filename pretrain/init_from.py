@@ -230,12 +230,12 @@ def settings_from(init_from: str) -> dict[str, Any]:
     prefix, suffix = ([name_of(token) for token in ids] for ids in source.template) if source.template else (None, None)
     mask = None if source.mask is None else name_of(source.mask)
     objectives = {name: kind for kind, (group, name) in choices().items() if group == "objective"}
-    objective = objectives["causal_lm" if source.network.causal else "masked_lm"]
+    objective = objectives["causal_lm" if source.network.kind.generates else "masked_lm"]
     return {
         "model": source.network,
         "tokenizer": TokenizerFile(path=str(source.tokenizer.absolute()), prefix=prefix, suffix=suffix, mask=mask),
         "objective": objective(),
-        **({} if source.network.causal else {"data.packing": Packing.windows}),
+        **({} if source.network.kind.generates else {"data.packing": Packing.windows}),
         "data.seq_len": source.network.max_seq_len,
     }
 

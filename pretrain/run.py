@@ -22,13 +22,14 @@ from pretrain.data.prepare.build import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
-from pretrain.hub.special_tokens import warn_without_counterpart
+from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
 from pretrain.objectives.base import Objective
+from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.evaluator import Evaluator
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
-from pretrain.train.run_dir import check_written_by
+from pretrain.train.run_dir import check_written_by, read_record
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, predicted_memory, summary
 
@@ -148,9 +149,10 @@ def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: 
 
 def _advise(cfg: PretrainConfig, directory: Path) -> None:
     """Warn of what will disappoint at the end of the run, while it costs nothing to change it."""
-    if not cfg.objective.causal and cfg.data.packing is Packing.concat:
+    if cfg.objective.wants_special_tokens and cfg.data.packing is Packing.concat:
         log.warning(
             "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
             "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
         )
-    warn_without_counterpart(cfg.model, directory)
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    warn_unless_exportable(cfg.model, read_record(directory), tokenizer)

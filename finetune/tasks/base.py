@@ -13,9 +13,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Examples
-from finetune.model.heads import Kind
 from finetune.model.losses import TaskLoss
 from finetune.report.page import Section
+from pretrain.hub.family import HeadKind
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Encoded:
 class TaskConfig(Protocol):
     """What `run` asks of a task's dataclass, a choice of the group `task`."""
 
-    kind: ClassVar[Kind]  # what its head answers for
+    kind: ClassVar[HeadKind]  # what its head answers for
     fixed: ClassVar[tuple[str, ...]]  # settings that only learning reads or that weights are for: no use changes them
     train: str  # file, or name on the hub, of the examples to learn from
     validation: str  # of those that measure it

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.hub.family import Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
@@ -30,9 +30,9 @@ def body_names(prefix: str) -> dict[str, str | tuple[str, ...]]:
 
 
 class Bert(Family):
-    """See `Family`."""
+    """Post-norm encoder with learned positions and token types."""
 
-    kind = EncoderConfig
+    config_type = EncoderConfig
     model_type = "bert"
     architecture = "BertForMaskedLM"
     pretraining = "BertForPreTraining"
@@ -86,7 +86,14 @@ class Bert(Family):
         silent=("classifier_dropout", "pooler_", "directionality"),
     )
 
+    heads = Heads(
+        sequence=TaskHead(
+            names={"pooler.dense": "bert.pooler.dense", "classifier": "classifier"},
+            layers=(HeadLayer.pooler, HeadLayer.dropout),
+        )
+    )
+
     def differences(self, config: EncoderConfig) -> Iterator[str]:
         yield from super().differences(config)
         if not config.token_types:
-            yield self.lacks("token_types", 0, "which knows 1 and more")
+            yield self.lacks("token_types", 0, "which has 1 or more")

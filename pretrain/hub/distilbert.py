@@ -5,15 +5,17 @@ Holds names and configuration: BERT without token types, under names of its own.
 
 from __future__ import annotations
 
-from pretrain.hub.family import Family, Settings, Tensors
+from dataclasses import replace
+
+from pretrain.hub.family import SPANS, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
 
 class DistilBert(Family):
-    """See `Family`."""
+    """BERT without token types."""
 
-    kind = EncoderConfig
+    config_type = EncoderConfig
     model_type = "distilbert"
     architecture = "DistilBertForMaskedLM"
 
@@ -67,4 +69,11 @@ class DistilBert(Family):
             "pruned_heads": {},
         },
         silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
+    )
+    heads = Heads(
+        sequence=TaskHead(
+            names={"relu.dense": "pre_classifier", "classifier": "classifier"},
+            layers=(HeadLayer.relu, HeadLayer.dropout),
+        ),
+        span=replace(SPANS, layers=(HeadLayer.dropout,)),
     )

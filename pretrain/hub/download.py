@@ -1,6 +1,6 @@
-"""Released checkpoints from the Hugging Face hub: fetched by one rank, read from its cache by all.
+"""Checkpoints from the Hugging Face hub: downloaded by one rank, read from the cache by all.
 
-Holds names and the fetching; what is in the files is `huggingface`'s to read.
+Holds names and the download; `weights` reads the files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _FILES = [*_FACTS, "model*.safetensors", "model.safetensors.index.json"]  # pick
 
 
 def is_hub_name(text: str) -> bool:
-    """Return whether this is `org/name` (or, as old ones are, `name`), perhaps with `@revision`, and not a path.
+    """Return whether this is `org/name` (or `name`, as old ones are), perhaps with `@revision`, and not a path.
 
-    What exists is a path, and without a revision so is what would lie in a directory that exists.
+    Anything that exists is a path, and so is a name without a revision that would lie in an existing directory.
     """
     found = _NAME.fullmatch(text)
     if found is None or Path(text).exists():
@@ -28,17 +28,15 @@ def is_hub_name(text: str) -> bool:
 
 
 def fetch(name: str, *, weights: bool = True) -> str:
-    """Return the name with the commit that it stands for, `org/name@commit`, whose files are in the cache then.
+    """Download into the cache and return the name with its commit, `org/name@commit`.
 
-    Without `weights` these are configuration and tokenizer alone.
-
-    Raises `ConfigError` where the hub cannot be reached, or does not have it, and nothing is in the cache.
+    Without `weights` only configuration and tokenizer. Raises `ConfigError` if neither the hub nor the cache has it.
     """
     return f"{name.partition('@')[0]}@{_snapshot(name, only_cached=False, files=_FILES if weights else _FACTS).name}"
 
 
 def cached(name: str) -> Path:
-    """Return the directory of a checkpoint that was fetched. Raises `ConfigError` where the cache does not have it."""
+    """Return the directory of a downloaded checkpoint. Raises `ConfigError` where the cache does not have it."""
     return _snapshot(name, only_cached=True)
 
 

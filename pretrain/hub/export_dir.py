@@ -1,6 +1,6 @@
-"""Directories that `transformers` loads: their files, put in place all at once, and the options of commands for that.
+"""Directories that `transformers` loads: which models have one, their files, and the options of export commands.
 
-Holds the directory; which weights and settings it has is for the exports of pretraining and of fine-tuning to say.
+Holds what exports of pretraining and of fine-tuning share; each chooses its own weights and settings.
 """
 
 from __future__ import annotations
@@ -8,62 +8,101 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from pretrain.checkpoint.base import Reader
 from pretrain.errors import ConfigError, ResourceError
 from pretrain.files import fsync_path, write_hashed
-from pretrain.hub import Part
+from pretrain.hub.family import Family, HFTensor, family_for
+from pretrain.hub.special_tokens import special_token_ids
 from pretrain.hub.weights import DTYPES, write_weights
+from pretrain.models.base import ModelKind
 
-RECORD_FILE = "export.json"  # of which step an export is; `transformers` does not read it
+EXPORT_RECORD = "export.json"  # which step of which run an export is of; `transformers` does not read it
+
+log = logging.getLogger(__name__)
+
+
+class HFModel(NamedTuple):
+    """What `transformers` needs to know of a run's model to compute what it computes."""
+
+    family: Family
+    config: dict[str, Any]  # what config.json says of the network
+    special_tokens: dict[str, int | None]  # ids by their roles in `transformers`
+
+
+def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFModel:
+    """Return what a model is in `transformers`; `record` is the `run.json` of its run.
+
+    Raises `ConfigError` for a model that no family supports; it names every setting that is in the way.
+    """
+    family = family_for(model)
+    config = family.to_hf(model, record["vocab_size"])
+    special_tokens = special_token_ids(tokenizer, record, model.kind)
+    if (needed := config.get("pad_token_id")) is not None and needed != special_tokens["pad"]:
+        rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
+        found = special_tokens["pad"]
+        raise ConfigError(f"model.position_offset={needed + 1}: {rule}; that of tokenizer.json is {found}")
+    return HFModel(family, config, special_tokens)
+
+
+def warn_unless_exportable(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Log, before anything is trained, why the model of a run cannot be exported, if it cannot."""
+    try:
+        hf_model(model, record, tokenizer)
+    except ConfigError as error:
+        log.warning("python -m pretrain.export will refuse this run: %s", error)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release:
-    """What is released of a run."""
+class Export:
+    """The contents of an export directory."""
 
     model: Any  # our configuration of the network
-    parts: list[Part]  # tensors, by our names in `read` and theirs
+    tensors: list[HFTensor]  # by our names in `read` and theirs
     read: Reader
     tokenizer: Tokenizer
     config: dict[str, Any]  # of config.json: the network, its class, what its outputs mean
-    special: dict[str, int | None]  # ids of special tokens by the names that `transformers` has for what they do
-    generates: bool  # whether the directory is one of a model that writes text
+    special_tokens: dict[str, int | None]  # ids by their roles in `transformers`
+    generates: bool  # whether the model continues texts
     run: str  # name of the run
     step: int  # of its checkpoint
-    tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over those of all
+    tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over the defaults
 
 
-def write_release(release: Release, out: Path, *, dtype: str, shard_mb: int, overwrite: bool) -> Path:
-    """Write the directory and return its absolute path. Raises `ConfigError` for a place that is taken."""
-    out = out.absolute()
-    _check_place(out, release, overwrite)
+def write_export(export: Export, options: argparse.Namespace) -> Path:
+    """Write the directory that the `options` of `export_parser` name, and return its absolute path.
+
+    Raises `ConfigError` for a directory that must not be replaced.
+    """
+    out, dtype = (options.out or options.run / "export").absolute(), DTYPES[options.dtype]
+    _check_place(out, export, options.overwrite)
     with _replacing(out) as directory:
-        max_bytes = shard_mb * 1_000_000
-        write_weights(directory, release.parts, release.read, dtype=DTYPES[dtype], max_bytes=max_bytes)
-        write_hashed(directory / "tokenizer.json", release.tokenizer.to_str(pretty=True).encode())
-        ids = {f"{role}_token_id": token for role, token in release.special.items()}
-        name = str(DTYPES[dtype]).removeprefix("torch.")
-        _write_json(directory / "config.json", {**release.config, **ids, "dtype": name})
-        if release.generates:
+        max_bytes = options.shard_mb * 1_000_000
+        write_weights(directory, export.tensors, export.read, dtype=dtype, max_bytes=max_bytes)
+        write_hashed(directory / "tokenizer.json", export.tokenizer.to_str(pretty=True).encode())
+        ids = {f"{role}_token_id": token for role, token in export.special_tokens.items()}
+        named = {"dtype": str(dtype).removeprefix("torch.")}
+        _write_json(directory / "config.json", export.config | ids | named)
+        if export.generates:
             _write_json(directory / "generation_config.json", ids)
-        tokenizer_config = _tokenizer_config(release.model, release.tokenizer, release.special)
-        _write_json(directory / "tokenizer_config.json", tokenizer_config | release.tokenizer_settings)
-        _write_json(directory / RECORD_FILE, {"run": release.run, "step": release.step, "dtype": dtype})
+        _write_json(directory / "tokenizer_config.json", _tokenizer_config(export) | export.tokenizer_settings)
+        record = {"run": export.run, "step": export.step, "dtype": options.dtype}
+        _write_json(directory / EXPORT_RECORD, record)
     return out
 
 
 def export_parser(prog: str, description: str, *, default_step: str) -> argparse.ArgumentParser:
-    """Return the parser of a command that writes a release, by default of the step that `default_step` describes."""
+    """Return the parser of an export command; its help describes the step exported by default as `default_step`."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
     parser.add_argument("--step", type=int, default=None, help=f"a saved step (default: {default_step})")
@@ -83,23 +122,23 @@ def _megabytes(text: str) -> int:
     return size
 
 
-def _check_place(out: Path, release: Release, overwrite: bool) -> None:
-    """Refuse to replace what is no export, and, unless asked to, an export of another run or step."""
+def _check_place(out: Path, export: Export, overwrite: bool) -> None:
+    """Refuse to replace anything but an export, and, without `overwrite`, an export of another run or step."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        record = json.loads((out / RECORD_FILE).read_bytes())
+        record = json.loads((out / EXPORT_RECORD).read_bytes())
         found = record["run"], record["step"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"--out={out}: exists and is no export; name another directory") from None
-    if found != (release.run, release.step) and not overwrite:
-        there, new = (f"step {step} of run {run}" for run, step in (found, (release.run, release.step)))
+    if found != (export.run, export.step) and not overwrite:
+        there, new = (f"step {step} of run {run}" for run, step in (found, (export.run, export.step)))
         raise ConfigError(f"--out={out}: holds {there}, not {new}; --overwrite replaces it, or name another")
 
 
 @contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
-    """Give a directory to fill, which takes the place of `directory` when it is complete and on disk."""
+    """Yield a temporary directory, which replaces `directory` when it is complete and on disk."""
     temporary = directory.with_name(f".tmp-{directory.name}-{secrets.token_hex(4)}")
     old = temporary.with_name(f"{temporary.name}-replaced")
     try:
@@ -121,18 +160,18 @@ def _replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _tokenizer_config(model: Any, tokenizer: Tokenizer, special: dict[str, int | None]) -> dict[str, Any]:
+def _tokenizer_config(export: Export) -> dict[str, Any]:
     """Return what `transformers` reads beside tokenizer.json."""
-    about = {
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.max_seq_len,
+        "model_max_length": export.model.max_seq_len,
         "clean_up_tokenization_spaces": False,
     }
-    if not model.causal:
-        segments = ["token_type_ids"] if model.token_types > 1 else []
-        about["model_input_names"] = ["input_ids", *segments, "attention_mask"]
-    tokens = {role: tokenizer.id_to_token(token) for role, token in special.items() if token is not None}
-    return about | {f"{role}_token": token for role, token in tokens.items()}
+    if export.model.kind is ModelKind.bidirectional:
+        segments = ["token_type_ids"] if export.model.token_types > 1 else []
+        config["model_input_names"] = ["input_ids", *segments, "attention_mask"]
+    tokens = {role: token for role, token in export.special_tokens.items() if token is not None}
+    return config | {f"{role}_token": export.tokenizer.id_to_token(token) for role, token in tokens.items()}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

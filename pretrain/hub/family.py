@@ -1,6 +1,7 @@
-"""What a Hugging Face family is: where each of its tensors lies in ours, and its configuration both ways.
+"""A Hugging Face family: where its tensors lie in ours, its configuration both ways, the heads of its task classes.
 
-Holds the tables' meaning; families have files of their own, reading and writing checkpoints is not done here.
+Holds what the tables mean and the choice among families; each family has a file of its own, which this module knows
+nothing of. Reading and writing checkpoints is in `weights` and `export_dir`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import Enum, StrEnum
 from math import prod
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 
 from pretrain.errors import ConfigError
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
@@ -29,13 +31,13 @@ _SILENT = (
     *("use_cache", "return_dict", "output_", "torchscript", "gradient_checkpointing", "chunk_size_feed_forward"),
     *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
 )
-_NOTHING = (None, False, {}, [], "")  # a key with one of these asks for nothing
+_UNSET = (None, False, {}, [], "")  # a key with one of these changes nothing
 
 
-class Part(NamedTuple):
+class HFTensor(NamedTuple):
     """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed.
 
-    Each element of ours lies in one part only, so a list of parts serves both directions.
+    Each element of ours lies in exactly one of them, so a list of these serves both directions.
     """
 
     theirs: str  # name in the Hugging Face checkpoint
@@ -76,11 +78,11 @@ class Tensors:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the settings of a family's config.json are among ours."""
+    """How the settings of a family's config.json translate into ours."""
 
     same: dict[str, str]  # keys of config.json, and ours of the same value
     defaults: dict[str, Any]  # of the keys that a config.json may leave out
-    training: dict[str, str]  # as `same`, for what training alone asks for: written, not read
+    training: dict[str, str]  # as `same`, for settings that act in training alone: written, not read
     activation_key: str
     activations: dict[Activation, str]
     fixed: dict[str, Any]  # ours, with the one value that they have in all of its models
@@ -89,30 +91,102 @@ class Settings:
     silent: tuple[str, ...] = ()  # keys, or their beginnings, of heads that we do not have and of how to compute
 
 
-class Family:
-    """A Hugging Face architecture that some of our models are: two tables, and what tables cannot say as overrides."""
+class HeadKind(StrEnum):
+    """What a task's head makes predictions for."""
 
-    kind: ClassVar[type[Config]]  # our configuration of its models
+    sequence = "sequence"  # each sequence, from the hidden state of one token
+    span = "span"  # each token: whether an answer begins there, and whether one ends there
+    token = "token"  # each token
+
+
+_CLASSES = {
+    HeadKind.sequence: "ForSequenceClassification",
+    HeadKind.span: "ForQuestionAnswering",
+    HeadKind.token: "ForTokenClassification",
+}
+
+
+class Pooling(StrEnum):
+    """Which hidden state represents a sequence."""
+
+    first = "first"  # that of its first token
+    last = "last"  # that of its last token
+
+
+class HeadLayer(StrEnum):
+    """A layer before a head's classifier."""
+
+    pooler = "pooler"  # BERT's, which pretraining may have trained
+    tanh = "tanh"  # a projection as wide as the model, and its tanh
+    relu = "relu"  # the same with relu
+    transform = "transform"  # the layers before the vocabulary projection, trained with it
+    dropout = "dropout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskHead:
+    """The head of one of a family's classes for tasks, as fine-tuning builds it and as `transformers` names it."""
+
+    names: dict[str, str] = field(default_factory=lambda: {"classifier": "classifier"})  # below our head, and theirs
+    layers: tuple[HeadLayer, ...] = ()  # before the classifier
+    bias: bool = True  # whether the classifier has one
+    pooling: Pooling = Pooling.first  # of sequences
+    prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
+
+
+SPANS = TaskHead(names={"classifier": "qa_outputs"})
+TOKENS = TaskHead(layers=(HeadLayer.dropout,))
+LAST_TOKEN = TaskHead(names={"classifier": "score"}, bias=False, pooling=Pooling.last)  # it has seen the whole text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families."""
+
+    sequence: TaskHead
+    span: TaskHead = SPANS
+    token: TaskHead = TOKENS
+
+    def of(self, kind: HeadKind) -> TaskHead:
+        """Return the head of a kind."""
+        return getattr(self, kind)
+
+
+class Family:
+    """A Hugging Face architecture that some of our models are: three tables, and overrides where tables do not suffice.
+
+    Defining a subclass registers it; its name begins those of its classes in transformers.
+    """
+
+    config_type: ClassVar[type[Config]]  # our configuration of its models
     model_type: ClassVar[str]  # in config.json
     architecture: ClassVar[str]  # the class in transformers
-    pretraining: ClassVar[str] = ""  # the class that has the tensors beside the model, too, if any has
+    pretraining: ClassVar[str] = ""  # the class that also has the tensors `beside` the model, if there is one
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
+    heads: ClassVar[Heads]
+
+    def __init_subclass__(cls) -> None:
+        FAMILIES[cls.model_type] = cls()
+
+    def task_architecture(self, kind: HeadKind) -> str:
+        """Return the name of the class with a task's head."""
+        return type(self).__name__ + _CLASSES[kind]
 
     def differences(self, config: Any) -> Iterator[str]:
-        """Yield what this architecture does not have of a configuration of its kind."""
+        """Yield why this architecture cannot express a configuration of its type, setting by setting."""
         known = {key: [value] for key, value in self.settings.fixed.items()}
         known["activation"] = list(self.settings.activations)
         for key, values in known.items():
             if (found := getattr(config, key)) not in values:
-                yield self.lacks(key, found, f"which knows {' and '.join(map(_shown, values))} only")
+                yield self.lacks(key, found, f"which has {' and '.join(map(_shown, values))} only")
 
     def lacks(self, key: str, found: Any, rule: str) -> str:
-        """Return the words for a setting of ours that this architecture does not have."""
-        return f"model.{key}={_shown(found)}: has no counterpart in {self.architecture}, {rule}"
+        """Return the message for a setting of ours that this architecture does not have."""
+        return f"model.{key}={_shown(found)}: is not supported by {self.architecture}, {rule}"
 
-    def parts(self, config: Any, vocab_size: int, prefix: str = "") -> Iterator[Part]:
-        """Yield every tensor, in the order of the model; a tied head is none. `prefix` begins our names."""
+    def model_tensors(self, config: Any, vocab_size: int, prefix: str = "") -> Iterator[HFTensor]:
+        """Yield every tensor, in the order of the model; a tied head is none. `prefix` is put before our names."""
         with torch.device("meta"):
             model = config.build(vocab_size=vocab_size, attend=sdpa)
         for name, parameter in model.named_parameters():
@@ -124,17 +198,17 @@ class Family:
             row = 0
             for their, rows in zip(fused, _rows(len(fused), len(parameter), config.width), strict=True):
                 shape = (rows, *parameter.shape[1:])
-                yield Part(f"{their.replace('#', str(layer))}.{leaf}", prefix + name, shape, row, transposed)
+                yield HFTensor(f"{their.replace('#', str(layer))}.{leaf}", prefix + name, shape, row, transposed)
                 row += rows
 
-    def parts_beside(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Part]:
+    def objective_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HFTensor]:
         """Yield those tensors of an objective, of such `shapes`, that this family's checkpoints may hold."""
         for name, shape in shapes.items():
             module, _, leaf = name.rpartition(".")
             if theirs := self.tensors.beside.get(module):
-                yield Part(f"{theirs}.{leaf}", name, tuple(shape))
+                yield HFTensor(f"{theirs}.{leaf}", name, tuple(shape))
 
-    def theirs(self, config: Any, vocab_size: int) -> dict[str, Any]:
+    def to_hf(self, config: Any, vocab_size: int) -> dict[str, Any]:
         """Return what `config.json` says of the network; ids of special tokens only where the network needs them."""
         config = replace(config, mlp_width=config.hidden_width)
         settings = self.settings
@@ -146,7 +220,7 @@ class Family:
             settings.activation_key: settings.activations[config.activation],
         }
 
-    def ours(self, theirs: dict[str, Any]) -> Any:
+    def from_hf(self, theirs: dict[str, Any]) -> Any:
         """Return our configuration of the same network. Raises `ConfigError` for a setting that we do not have."""
         settings = self.settings
         theirs = settings.defaults | theirs
@@ -157,9 +231,9 @@ class Family:
         if Activation.gelu_tanh in settings.activations:
             named["gelu_pytorch_tanh"] = Activation.gelu_tanh
         if theirs[key] not in named:
-            raise self.refusal(key, theirs[key], f"there are {', '.join(named)}")
+            raise self.refusal(key, theirs[key], f"{', '.join(named)} are")
         same = {own: theirs[their] for their, own in settings.same.items()}
-        return self.kind(**settings.fixed, **same, activation=named[theirs[key]])
+        return self.config_type(**settings.fixed, **same, activation=named[theirs[key]])
 
     def _check_known(self, theirs: dict[str, Any]) -> None:
         """Raise `ConfigError` for the first key that nothing here knows: it may change what the network computes."""
@@ -167,27 +241,62 @@ class Family:
         known = {*settings.same, *settings.training, *settings.computes, *settings.read, settings.activation_key}
         for key, value in theirs.items():
             silent = key.startswith((*_SILENT, *settings.silent)) or key.endswith("_token_id")
-            if key not in known and not silent and value not in _NOTHING:
-                raise self.refusal(key, value, "it is not known, and may change what the network computes")
+            if key not in known and not silent and value not in _UNSET:
+                raise self.refusal(key, value, "unknown, and may change what the network computes")
 
     def expect(self, theirs: dict[str, Any], **wanted: Any) -> None:
-        """Raise `ConfigError` for the first setting of theirs that is there and not what our model has."""
+        """Raise `ConfigError` for the first setting of theirs that is there with another value than our models have."""
         for key, value in wanted.items():
             if theirs.get(key, value) != value:
-                raise self.refusal(key, theirs[key], f"{value} has one")
+                raise self.refusal(key, theirs[key], f"{value} is")
 
     def refusal(self, key: str, found: Any, rule: str) -> ConfigError:
         """Return the error for a setting of theirs that our model does not have."""
-        group, name = choices()[self.kind]
-        return ConfigError(f"{key}={found} has no counterpart in {group}={name} ({rule})")
+        group, name = choices()[self.config_type]
+        return ConfigError(f"{key}={found} is not supported by {group}={name} ({rule})")
 
     def rope_theta(self, rope: dict[str, Any], default: float) -> float:
         """Return the base of rotary frequencies. Raises `ConfigError` for frequencies that are scaled."""
         self.expect(rope, rope_type="default", type="default", partial_rotary_factor=1.0)  # `type` in older files
         for key in sorted(rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}):
-            if rope[key] not in _NOTHING:
+            if rope[key] not in _UNSET:
                 raise self.refusal(f"rope_parameters.{key}", rope[key], "frequencies are not scaled")
         return float(rope.get("rope_theta") or default)
+
+
+FAMILIES: dict[str, Family] = {}
+"""Every family by its `model_type`; importing `pretrain.hub` fills it."""
+
+
+def family_for(config: Any) -> Family:
+    """Return the family whose models compute what a model of this configuration computes, setting for setting.
+
+    Raises `ConfigError` for a model of no family; it names the settings that the closest family does not support.
+    """
+    of_its_type = [family for family in FAMILIES.values() if isinstance(config, family.config_type)]
+    if not of_its_type:
+        raise ConfigError(f"{type(config).__name__}: is none of {', '.join(FAMILIES)}: this model cannot be exported")
+    differences = {family: list(family.differences(config)) for family in of_its_type}
+    nearest = min(differences, key=lambda family: len(differences[family]))
+    if differences[nearest]:
+        raise ConfigError(f"{'; '.join(differences[nearest])}: this model cannot be exported")
+    return nearest
+
+
+def family_of(theirs: dict[str, Any]) -> Family:
+    """Return the family of a Hugging Face `config.json`. Raises `ConfigError` for one that we do not have."""
+    found = theirs.get("model_type")
+    if found not in FAMILIES:
+        raise ConfigError(f"model_type={found}: is not supported; choose a model of {', '.join(FAMILIES)}")
+    return FAMILIES[found]
+
+
+def head_for(config: Any, kind: HeadKind) -> TaskHead:
+    """Return the head that a model's family has; a model of no family has GPT-2's if it is causal, else BERT's."""
+    try:
+        return family_for(config).heads.of(kind)
+    except ConfigError:
+        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].heads.of(kind)
 
 
 def _rows(fused: int, rows: int, width: int) -> list[int]:

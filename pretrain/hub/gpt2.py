@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.hub.family import LAST_TOKEN, Family, Heads, Settings, Tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
 
 
 class GPT2(Family):
-    """See `Family`."""
+    """Pre-norm decoder with learned positions."""
 
-    kind = DecoderConfig
+    config_type = DecoderConfig
     model_type = "gpt2"
     architecture = "GPT2LMHeadModel"
 
@@ -65,6 +65,7 @@ class GPT2(Family):
         computes={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         silent=("summary_", "n_ctx", "reorder_and_upcast_attn"),
     )
+    heads = Heads(sequence=LAST_TOKEN)
 
     def differences(self, config: DecoderConfig) -> Iterator[str]:
         yield from super().differences(config)

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Settings, Tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
 
 
 class Llama(Family):
-    """See `Family`."""
+    """Pre-norm decoder with RMSNorm, rotary positions and SwiGLU."""
 
-    kind = DecoderConfig
+    config_type = DecoderConfig
     model_type = "llama"
     architecture = "LlamaForCausalLM"
 
@@ -73,17 +73,22 @@ class Llama(Family):
         read=("head_dim", "rope_parameters", "rope_theta"),
         silent=("pretraining_tp", "max_sequence_length", "is_llama_config"),
     )
+    heads = Heads(
+        sequence=LAST_TOKEN,
+        span=replace(SPANS, prefix="transformer."),
+        token=replace(TOKENS, names={"classifier": "score"}),
+    )
 
-    def theirs(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
+    def to_hf(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
-            **super().theirs(replace(config, kv_heads=config.num_kv_heads), vocab_size),
+            **super().to_hf(replace(config, kv_heads=config.num_kv_heads), vocab_size),
             "head_dim": config.head_width,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "rope_theta": config.rope_theta,  # what readers older than transformers 5 look at
         }
 
-    def ours(self, theirs: dict[str, Any]) -> DecoderConfig:
-        same = super().ours(theirs)
+    def from_hf(self, theirs: dict[str, Any]) -> DecoderConfig:
+        same = super().from_hf(theirs)
         self.expect({"head_dim": theirs.get("head_dim") or same.head_width}, head_dim=same.head_width)
         same.rope_theta = self.rope_theta(theirs.get("rope_parameters") or {}, theirs.get("rope_theta", 10_000.0))
         return same
@@ -102,3 +107,4 @@ class Mistral(Llama):
         fixed={key: value for key, value in Llama.settings.fixed.items() if key != "window"},
         computes=Llama.settings.computes | {"layer_types": None},
     )
+    heads = replace(Llama.heads, span=SPANS)

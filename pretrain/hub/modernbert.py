@@ -8,18 +8,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.family import Family, Settings, Tensors
+from pretrain.hub.family import Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
 _BIASES = ("attention_bias", "mlp_bias", "classifier_bias")  # beside that of the norms; ours are all there or none
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+# All of its heads begin with the transform that masked language modelling trained.
+_HEAD = TaskHead(
+    names={"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"},
+    layers=(HeadLayer.transform, HeadLayer.dropout),
+)
 
 
 class ModernBert(Family):
-    """See `Family`."""
+    """Pre-norm encoder with rotary positions and gated MLPs, most layers with a window."""
 
-    kind = EncoderConfig
+    config_type = EncoderConfig
     model_type = "modernbert"
     architecture = "ModernBertForMaskedLM"
 
@@ -77,17 +82,18 @@ class ModernBert(Family):
         silent=(
             *("classifier_pooling", "classifier_dropout", "sparse_pred", "initializer_cutoff_factor"),
             *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"),
-            "position_embedding_type",  # the released file has BERT's, of which its code reads nothing
+            "position_embedding_type",  # the released file has BERT's, which its code does not read
         ),
     )
+    heads = Heads(sequence=_HEAD, span=_HEAD, token=_HEAD)
 
-    def theirs(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
+    def to_hf(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
         local = config.rope_theta if config.window is None else config.local_rope_theta
         return {
-            **super().theirs(config, vocab_size),
+            **super().to_hf(config, vocab_size),
             **dict.fromkeys(_BIASES, config.bias),
             **({} if config.window is None else {"local_attention": 2 * (config.window - 1)}),
-            "layer_types": _kinds(1 if config.window is None else config.global_every, config.layers),
+            "layer_types": _layer_types(1 if config.window is None else config.global_every, config.layers),
             "rope_parameters": {
                 _GLOBAL: {"rope_type": "default", "rope_theta": config.rope_theta},
                 _LOCAL: {"rope_type": "default", "rope_theta": local},
@@ -96,8 +102,8 @@ class ModernBert(Family):
             **dict.fromkeys(f"{role}_token_id" for role in ("pad", "bos", "eos", "cls", "sep")),
         }
 
-    def ours(self, theirs: dict[str, Any]) -> EncoderConfig:
-        same = super().ours(theirs)
+    def from_hf(self, theirs: dict[str, Any]) -> EncoderConfig:
+        same = super().from_hf(theirs)
         self.expect(dict.fromkeys(_BIASES, False) | theirs, **dict.fromkeys(_BIASES, same.bias))
         every = self._global_every(theirs, same.layers)
         rope = theirs.get("rope_parameters") or {}
@@ -115,12 +121,12 @@ class ModernBert(Family):
 
     def _global_every(self, theirs: dict[str, Any], layers: int) -> int | None:
         """Return n where layers 0, n, 2n, ... see all keys, None where none does."""
-        kinds = theirs.get("layer_types") or _kinds(theirs.get("global_attn_every_n_layers", 3), layers)
-        every = next((layer for layer in range(1, layers) if kinds[layer] == _GLOBAL), layers)
-        every = every if _GLOBAL in kinds else None
-        self.expect({"layer_types": kinds}, layer_types=_kinds(every, layers))
+        types = theirs.get("layer_types") or _layer_types(theirs.get("global_attn_every_n_layers", 3), layers)
+        every = next((layer for layer in range(1, layers) if types[layer] == _GLOBAL), layers)
+        every = every if _GLOBAL in types else None
+        self.expect({"layer_types": types}, layer_types=_layer_types(every, layers))
         return every
 
 
-def _kinds(every: int | None, layers: int) -> list[str]:
+def _layer_types(every: int | None, layers: int) -> list[str]:
     return [_LOCAL if every is None or layer % every else _GLOBAL for layer in range(layers)]

@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.bert import Bert, body_names
+from pretrain.hub.family import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 
 
 class Roberta(Bert):
-    """See `Family`."""
+    """BERT with positions counted from the padding token's id, and another head."""
 
     model_type = "roberta"
     architecture = "RobertaForMaskedLM"
@@ -41,19 +42,26 @@ class Roberta(Bert):
         fixed={key: value for key, value in Bert.settings.fixed.items() if key != "position_offset"},
     )
 
+    heads = Heads(
+        sequence=TaskHead(
+            names={"tanh.dense": "classifier.dense", "classifier": "classifier.out_proj"},
+            layers=(HeadLayer.dropout, HeadLayer.tanh, HeadLayer.dropout),
+        )
+    )
+
     def differences(self, config: EncoderConfig) -> Iterator[str]:
         yield from super().differences(config)
         if not config.position_offset:
             yield self.lacks("position_offset", 0, "whose positions begin after the id of the padding token")
 
-    def theirs(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
+    def to_hf(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
-            **super().theirs(config, vocab_size),
+            **super().to_hf(config, vocab_size),
             "max_position_embeddings": config.max_seq_len + config.position_offset,
             "pad_token_id": config.position_offset - 1,
         }
 
-    def ours(self, theirs: dict[str, Any]) -> EncoderConfig:
+    def from_hf(self, theirs: dict[str, Any]) -> EncoderConfig:
         offset = (self.settings.defaults | theirs)["pad_token_id"] + 1
-        same = super().ours(theirs)
+        same = super().from_hf(theirs)
         return replace(same, position_offset=offset, max_seq_len=same.max_seq_len - offset)

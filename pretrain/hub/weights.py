@@ -1,6 +1,6 @@
 """Hugging Face checkpoints: weights written as a stream, and read by slices.
 
-Holds files and nothing of runs; which tensor of theirs lies where in ours is `models/hub`'s to say.
+Holds files and nothing of runs; `family` knows which tensor of theirs lies where in ours.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor
 from pretrain.checkpoint.base import WEIGHT, Reader
 from pretrain.errors import CheckpointError, ConfigError, NumericalError
 from pretrain.files import write_hashed
-from pretrain.hub import Family, Part, Tensors, family_of
+from pretrain.hub.family import Family, HFTensor, Tensors, family_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHOWN = 8  # names in a message
-_AGAIN = "fetch or write it again"  # the fix of a damaged file
-_RUN = 1 << 20  # elements read and written at a time
-_AHEAD = 4  # of these runs, copies of what is stored, may wait to be hashed
+_FIX = "fetch or write it again"  # of a damaged file
+_CHUNK = 1 << 20  # elements read and written at a time
+_AHEAD = 4  # chunks that may wait to be hashed
 
 log = logging.getLogger(__name__)
 
 
-def write_weights(directory: Path, parts: list[Part], read: Reader, *, dtype: torch.dtype, max_bytes: int) -> None:
+def write_weights(directory: Path, parts: list[HFTensor], read: Reader, *, dtype: torch.dtype, max_bytes: int) -> None:
     """Write the tensors of a reader durably into one safetensors file or several.
 
-    A file holds at most `max_bytes`, unless one tensor alone has more. What is held in memory is a part of a tensor,
-    or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
+    A file holds at most `max_bytes`, unless one tensor alone has more. Held in memory at a time are some chunks of a
+    tensor, or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
     """
     groups = _split(parts, max_bytes // dtype.itemsize)
     files = {
@@ -45,8 +45,8 @@ def write_weights(directory: Path, parts: list[Part], read: Reader, *, dtype: to
         for number, group in enumerate(groups, start=1)
     }
     for name, group in files.items():
-        pieces = (_buffer(part, piece, dtype) for part in group for piece in _pieces(part, read))
-        write_hashed(directory / name, _header(group, dtype), pieces, ahead=_AHEAD)
+        chunks = (_buffer(part, chunk, dtype) for part in group for chunk in _chunks(part, read))
+        write_hashed(directory / name, _header(group, dtype), chunks, ahead=_AHEAD)
     if len(groups) > 1:
         index = {
             "metadata": {"total_size": sum(part.numel for part in parts) * dtype.itemsize},
@@ -55,9 +55,9 @@ def write_weights(directory: Path, parts: list[Part], read: Reader, *, dtype: to
         write_hashed(directory / INDEX, json.dumps(index, indent=1).encode())
 
 
-def _split(parts: list[Part], max_elements: int) -> list[list[Part]]:
+def _split(parts: list[HFTensor], max_elements: int) -> list[list[HFTensor]]:
     """Cut the list into runs of at most so many elements, at least one tensor each."""
-    groups: list[list[Part]] = [[]]
+    groups: list[list[HFTensor]] = [[]]
     size = 0
     for part in parts:
         if groups[-1] and size + part.numel > max_elements:
@@ -68,7 +68,7 @@ def _split(parts: list[Part], max_elements: int) -> list[list[Part]]:
     return groups
 
 
-def _header(parts: list[Part], dtype: torch.dtype) -> bytes:
+def _header(parts: list[HFTensor], dtype: torch.dtype) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for part in parts:
@@ -79,17 +79,17 @@ def _header(parts: list[Part], dtype: torch.dtype) -> bytes:
     return len(head).to_bytes(8, "little") + head
 
 
-def _pieces(part: Part, read: Reader) -> Iterator[Tensor]:
+def _chunks(part: HFTensor, read: Reader) -> Iterator[Tensor]:
     """Yield the elements of a tensor in the order of its file."""
     if part.transposed:
         yield read(part.ours, WEIGHT, part.start, part.numel).reshape(part.shape).T
         return
-    for begin in range(part.start, part.start + part.numel, _RUN):
-        yield read(part.ours, WEIGHT, begin, min(_RUN, part.start + part.numel - begin))
+    for begin in range(part.start, part.start + part.numel, _CHUNK):
+        yield read(part.ours, WEIGHT, begin, min(_CHUNK, part.start + part.numel - begin))
 
 
-def _buffer(part: Part, piece: Tensor, dtype: torch.dtype) -> memoryview:
-    converted = piece.to(dtype).contiguous()
+def _buffer(part: HFTensor, chunk: Tensor, dtype: torch.dtype) -> memoryview:
+    converted = chunk.to(dtype).contiguous()
     if dtype is torch.float16 and not converted.isfinite().all():
         raise NumericalError(f"{part.theirs}: holds values that are no finite fp16 numbers (65504 at most); use bf16")
     array: Any = converted.view(-1).view(torch.uint8).numpy()
@@ -97,7 +97,7 @@ def _buffer(part: Part, piece: Tensor, dtype: torch.dtype) -> memoryview:
 
 
 class HuggingFaceWeights:
-    """The weights of a Hugging Face directory under our names, read by slices; see `Reader` in `strategy.base`."""
+    """The weights of a Hugging Face directory under our names, read by slices; see `Reader` in `checkpoint.base`."""
 
     config: Any  # our model's, of the network whose weights these are
     absent: list[str]  # names of heads' tensors that the checkpoint does not have
@@ -110,11 +110,11 @@ class HuggingFaceWeights:
         family, self.config, parts = read_network(directory / "config.json", prefix)
         self._opened: dict[str, Any] = {}  # memory-mapped on first use
         self._file_of = self._locate()
-        self._stored = _by_todays_names(self._file_of, parts, family.tensors)
+        self._stored = _by_current_names(self._file_of, parts, family.tensors)
         absent = _absent(parts, family.tensors.prefix, self._stored)
         self.absent = sorted({part.ours for part in absent})
-        self._parts: dict[str, list[Part]] = {}
-        for part in [*parts, *family.parts_beside(self._shapes_beside(family.tensors))]:
+        self._parts: dict[str, list[HFTensor]] = {}
+        for part in [*parts, *family.objective_tensors(self._shapes_beside(family.tensors))]:
             if part not in absent:
                 self._parts.setdefault(part.ours, []).append(part)
         self._check(family.tensors)
@@ -154,7 +154,7 @@ class HuggingFaceWeights:
         located = read_index(index)
         held = {file: set(self._open(file).keys()) for file in set(located.values())}
         if absent := [f"{name} in {file}" for name, file in located.items() if name not in held[file]]:
-            raise CheckpointError(f"{index}: lists tensors that are not there: {listed(absent)}; {_AGAIN}")
+            raise CheckpointError(f"{index}: lists tensors that are not there: {first_few(absent)}; {_FIX}")
         return located
 
     def _shapes_beside(self, tensors: Tensors) -> dict[str, tuple[int, ...]]:
@@ -168,7 +168,7 @@ class HuggingFaceWeights:
         return found
 
     def _check(self, tensors: Tensors) -> None:
-        """Refuse tensors of the body that are missing, of another shape, or unknown; heads of other tasks are said."""
+        """Refuse tensors of the body that are missing, of another shape, or unknown; log heads of other tasks."""
         parts = {part.theirs: part for own in self._parts.values() for part in own}
         repeated = tensors.repeated if self.config.tie_embeddings else ()
         problems = [f"missing {name} {part.their_shape}" for name, part in parts.items() if name not in self._stored]
@@ -185,7 +185,7 @@ class HuggingFaceWeights:
                 problems.append(f"extra {stored}")
         if problems:
             rule = "its weights are not those that its config.json describes"
-            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {listed(problems)}")
+            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {first_few(problems)}")
         if unused:
             log.info("%s: no part of our model and left alone: %s", self.directory, ", ".join(sorted(unused)))
 
@@ -198,70 +198,70 @@ class HuggingFaceWeights:
                 self._opened[file] = safe_open(self.directory / file, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"{self.directory / file}: not a readable safetensors file ({error}); {_AGAIN}"
+                    f"{self.directory / file}: not a readable safetensors file ({error}); {_FIX}"
                 ) from None
         return self._opened[file]
 
 
-def _by_todays_names(names: Iterable[str], parts: list[Part], tensors: Tensors) -> dict[str, str]:
-    """Return the name of every tensor in the files by the name that the family gives it today."""
+def _by_current_names(names: Iterable[str], parts: list[HFTensor], tensors: Tensors) -> dict[str, str]:
+    """Return the name of every tensor in the files by its current name in the family."""
     body_alone = not any(name.startswith(tensors.prefix) for name in names)
     outside = {part.theirs for part in parts} | set(tensors.repeated)
     heads = tuple(theirs for theirs in tensors.beside.values() if not theirs.startswith(tensors.prefix))
     stored = {}
     for name in names:
-        today = next((name.removesuffix(old) + new for old, new in tensors.older.items() if name.endswith(old)), name)
-        in_body = body_alone and today not in outside and not today.startswith(heads)
-        stored[tensors.prefix + today if in_body else today] = name
+        current = next((name.removesuffix(old) + new for old, new in tensors.older.items() if name.endswith(old)), name)
+        in_body = body_alone and current not in outside and not current.startswith(heads)
+        stored[tensors.prefix + current if in_body else current] = name
     return stored
 
 
-def _absent(parts: list[Part], prefix: str, stored: dict[str, str]) -> set[Part]:
-    """Return the tensors of those head modules of which a checkpoint has nothing: it is of another task, or of none."""
+def _absent(parts: list[HFTensor], prefix: str, stored: dict[str, str]) -> set[HFTensor]:
+    """Return the tensors of head modules that a checkpoint lacks altogether: it is of another task, or of none."""
     modules = {name.rpartition(".")[0] for name in stored}
     head = (part for part in parts if not part.theirs.startswith(prefix))
     return {part for part in head if part.theirs.rpartition(".")[0] not in modules}
 
 
-def read_network(path: Path, prefix: str = "model.") -> tuple[Family, Any, list[Part]]:
-    """Return the family, our configuration and the tensors of a `config.json`, which every refusal names.
+def read_network(path: Path, prefix: str = "model.") -> tuple[Family, Any, list[HFTensor]]:
+    """Return the family, our configuration and the tensors of a `config.json`; every refusal names the file.
 
     Raises `ConfigError` for an architecture that we do not have, `CheckpointError` for a damaged file.
     """
     theirs = read_json(path)
     try:
         family = family_of(theirs)
-        config = family.ours(theirs)
-        return family, config, list(family.parts(config, theirs["vocab_size"], prefix))
+        config = family.from_hf(theirs)
+        return family, config, list(family.model_tensors(config, theirs["vocab_size"], prefix))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # Values may be of any type and size, and whatever takes them first has its own word for what is wrong.
-        raise CheckpointError(f"{path}: not that of a {theirs.get('model_type')} ({error!r}); {_AGAIN}") from None
+        # Values may be of any type and size, and the code that meets one first raises whatever it raises.
+        raise CheckpointError(f"{path}: not that of a {theirs.get('model_type')} ({error!r}); {_FIX}") from None
 
 
 def read_index(path: Path) -> dict[str, str]:
     """Return the file of every tensor that an index lists: a file beside it. Raises `CheckpointError` otherwise."""
     located = read_json(path).get("weight_map")
     if not isinstance(located, dict) or not all(isinstance(file, str) for file in located.values()):
-        raise CheckpointError(f"{path}: has no weight_map from the names of tensors to those of files; {_AGAIN}")
+        raise CheckpointError(f"{path}: has no weight_map from the names of tensors to those of files; {_FIX}")
     for file in sorted(set(located.values())):
         if Path(file).name != file or not (path.parent / file).is_file():
-            raise CheckpointError(f"{path}: lists {file!r}, which is no file beside it; {_AGAIN}")
+            raise CheckpointError(f"{path}: lists {file!r}, which is no file beside it; {_FIX}")
     return located
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a file of JSON holds. Raises `CheckpointError` for a file that holds none."""
+    """Return the object in a JSON file. Raises `CheckpointError` for a file without one."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_FIX}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object; {_AGAIN}")
+        raise CheckpointError(f"{path}: not a JSON object; {_FIX}")
     return content
 
 
-def listed(problems: list[str]) -> str:
-    """Return the first few of the problems, in the order of the alphabet."""
+def first_few(problems: list[str]) -> str:
+    """Return the first few problems in alphabetical order, as one line."""
     return "; ".join(sorted(problems)[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")

@@ -10,11 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.models.init import Initial
+
+
+class ModelKind(StrEnum):
+    """Which tokens of its sequence a token sees. Every model is of one kind, and every objective trains one."""
+
+    causal = "causal"  # itself and those before it: a decoder
+    bidirectional = "bidirectional"  # all of them: an `EncoderModel`
+
+    @property
+    def generates(self) -> bool:
+        """Whether models of this kind continue a text."""
+        return self is ModelKind.causal
 
 
 @dataclass
@@ -29,7 +43,7 @@ class Layout:
     k_offsets: Tensor  # (S+1,) int32, the same tensor in self-attention
     max_q: int  # longest query sequence in tokens, an upper bound is allowed
     max_k: int  # longest key sequence in tokens, an upper bound is allowed
-    q_lengths: list[int] | None = None  # (S,) tokens of each; None: who needs them reads the offsets from the device
+    q_lengths: list[int] | None = None  # (S,) tokens of each; None: backends that need them read the offsets
     k_lengths: list[int] | None = None
     _plans: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -46,7 +60,7 @@ class Layout:
 
 
 class Attend(Protocol):
-    """One attention backend. All backends agree up to floating-point order; one that cannot honour a mask refuses."""
+    """One attention backend. All agree up to floating-point order; one that cannot apply a mask raises an error."""
 
     def __call__(
         self,
@@ -60,6 +74,21 @@ class Attend(Protocol):
         dropout: float = 0.0,  # probability that an attention weight is dropped
     ) -> Tensor:  # (Nq, H, E)
         ...
+
+
+class AttentionConfig:
+    """A choice of the config group `attention`."""
+
+    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str) -> None:
+        """Raise `ConfigError` for what the backend cannot compute; this default accepts everything.
+
+        `dtype` is that of `precision`, `dropout` the probability that an attention weight is dropped, set by
+        `dropout_key`. Needs no device: `build` looks at those.
+        """
+
+    def build(self) -> Attend:
+        """Return the backend; raise `ConfigError` where no device can run it."""
+        raise NotImplementedError
 
 
 class Model(nn.Module):
@@ -80,7 +109,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def initial(self, name: str) -> Initial:
-        """Return how the parameter or buffer of that name begins, by the published scheme."""
+        """Return the distribution that the parameter or buffer of that name is initialised from."""
         raise NotImplementedError
 
     def depth(self, name: str) -> int:
@@ -93,13 +122,13 @@ class Model(nn.Module):
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the floating-point operations of one token's forward and backward pass at this sequence length.
 
-        `head_share` is the share of tokens that what predicts tokens sees: 0 where it is left out.
+        `head_share` is the share of tokens that pass through the head; 0 for a model built without one.
         """
         raise NotImplementedError
 
 
 class EncoderModel(Model):
-    """A network that sees each token from both sides, with a head of its own for hidden tokens."""
+    """A bidirectional network, whose head predicts masked tokens."""
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Layout, segments: Tensor | None = None) -> Tensor:
         """Return the final hidden states (N, D); `segments` (N,) are token-type ids, all 0 where None."""
@@ -115,18 +144,18 @@ class EncoderModel(Model):
 
 
 class ModelConfig(Protocol):
-    """What `run` asks of a model's dataclass."""
+    """What a choice of the config group `model` provides."""
 
     @property
-    def causal(self) -> bool:
-        """Whether a token sees the tokens before it only; else the model is an `EncoderModel`."""
+    def kind(self) -> ModelKind:
+        """Which tokens its tokens see; a class variable, no setting."""
         ...
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Model:
         """Return the model; called under `torch.device("meta")`, so nothing is allocated.
 
-        Without its `head`, what predicts tokens alone is left out, and its methods are not called: objectives on
-        sequences have heads of their own, and parameters that nothing learns would only take up memory.
+        Without its `head`, the modules that only predict tokens are left out and their methods are not called: tasks
+        bring heads of their own, and parameters that no loss trains would only take up memory.
         """
         ...
 

@@ -1,6 +1,7 @@
 """The bidirectional encoder: BERT, RoBERTa, DistilBERT, ModernBERT and what lies between them.
 
-Holds the architecture and its dataclass; blocks are in `layers`, kernels in `attention/`. Letters: `models/base.py`.
+Holds the architecture, its dataclass and the layers of its heads; shared settings and blocks are in `network`, kernels
+in `attention/`. Letters of shapes: `models/base.py`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import check
-from pretrain.models.base import Attend, EncoderModel, Layout
-from pretrain.models.init import Init, Initial, scheme
-from pretrain.models.layers import (
-    MLP,
-    Activation,
-    Attention,
-    Block,
-    Norm,
-    Positions,
-    PostNormBlock,
-    Rotary,
-    activate,
-    make_norm,
-    rotary,
-)
+from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
+from pretrain.models.init import Init, Initial
+from pretrain.models.layers import Activation, Block, Positions, PostNormBlock, Rotary, activate, rotary
+from pretrain.models.network import NetworkConfig
 from pretrain.registry import register
 
 
@@ -40,74 +30,33 @@ class Order(StrEnum):
 
 @register("model", "encoder")
 @dataclass(kw_only=True)
-class EncoderConfig:
+class EncoderConfig(NetworkConfig):
     """`model=encoder`: the defaults are BERT's (Devlin et al. 2019); presets are files in conf/model."""
 
-    max_seq_len: int  # tokens a sequence may have; owned by data.seq_len
-    width: int = 768  # of the residual stream, D
-    layers: int = 12  # blocks, L
-    heads: int = 12  # H
-    mlp_width: int | None = None  # hidden width of the MLP; null: 4 * width
-    order: Order = Order.post  # where a block normalises: post or pre
-    norm_eps: float = 1e-12  # added to the variance
-    activation: Activation = Activation.gelu  # of the MLP: gelu, gelu_tanh, swiglu or geglu
+    kind = ModelKind.bidirectional
+
+    norm_eps: float = 1e-12
+    activation: Activation = Activation.gelu
     positions: Positions = Positions.learned  # how it knows where a token stands: learned or rotary
-    position_offset: int = 0  # row of the first position's vector; RoBERTa's is 2
     rope_theta: float = 160_000.0  # base of the rotary frequencies where a layer sees all keys
+    bias: bool = True  # biases in projections and layer norms; the one on the logits is always there
+    window: int | None = None  # keys a query sees up to itself, and as many after it, in tokens; null: all
+    init: Init = Init.bert
+
+    order: Order = Order.post  # where a block normalises: post or pre
+    position_offset: int = 0  # row of the first position's vector; RoBERTa's is 2
     local_rope_theta: float = 10_000.0  # base of the rotary frequencies under a window
     token_types: int = 2  # kinds of segments, each with a vector of its own; 0: none
-    bias: bool = True  # biases in projections and layer norms; the one on the logits is always there
-    tie_embeddings: bool = True  # the head is the embedding
-    window: int | None = None  # keys a query sees up to itself, and as many after it, in tokens; null: all
-    global_every: int | None = None  # with a window, layers 0, n, 2n, ... see all keys; null: none does
-    dropout: float = 0.0  # probability, of embeddings and residual branches
-    attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
-    init: Init = Init.bert  # scheme of the initial weights: bert, modernbert, gpt2 or olmo2
-    init_std: float = 0.02  # standard deviation of initial matrices
 
     def __post_init__(self) -> None:
-        for key in ("max_seq_len", "width", "layers", "heads", "mlp_width", "window", "global_every"):
-            value = getattr(self, key)
-            check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
+        super().__post_init__()
         for key in ("position_offset", "token_types"):
             check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must not be negative")
-        check(self.width % self.heads == 0, "model.heads", self.heads, f"must divide model.width={self.width}")
         rule = "belongs to decoders; choose learned or rotary"
         check(self.positions is not Positions.sinusoidal, "model.positions", self.positions.value, rule)
-        if self.positions is Positions.rotary:
-            rule = f"rotates pairs of coordinates, but a head's width is {self.head_width}"
-            check(self.head_width % 2 == 0, "model.positions", self.positions.value, rule)
-            rule = "belongs to learned positions; set 0"
-            check(self.position_offset == 0, "model.position_offset", self.position_offset, rule)
-        for key in ("norm_eps", "rope_theta", "local_rope_theta", "init_std"):
-            check(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
-        for key in ("dropout", "attention_dropout"):
-            check(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "must lie in [0, 1)")
-        rule = "means something only beside model.window; set it or leave this null"
-        check(self.global_every is None or self.window is not None, "model.global_every", self.global_every, rule)
-
-    @property
-    def causal(self) -> bool:
-        """Tokens see both sides."""
-        return False
-
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head, E."""
-        return self.width // self.heads
-
-    @property
-    def hidden_width(self) -> int:
-        """Hidden width of the MLP; a gated one has two projections of it."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
-
-    def layer_window(self, layer: int) -> int | None:
-        """Return the window of a layer in tokens, None where it sees all keys."""
-        return None if self.global_every is not None and layer % self.global_every == 0 else self.window
-
-    def make_norm(self) -> nn.Module:
-        """Return a layer norm over the width."""
-        return make_norm(Norm.layernorm, self.width, self.norm_eps, self.bias)
+        offset, learned = self.position_offset, self.positions is Positions.learned
+        check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
+        check(self.local_rope_theta > 0, "model.local_rope_theta", self.local_rope_theta, "must be positive")
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Encoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
@@ -127,7 +76,10 @@ class Encoder(EncoderModel):
         if config.token_types:
             self.type_embedding = nn.Embedding(config.token_types, width)
         self.embedding_norm = config.make_norm()
-        self.blocks = nn.ModuleList(_block(config, layer, attend) for layer in range(config.layers))
+        block = PostNormBlock if config.order is Order.post else Block
+        self.blocks = nn.ModuleList(config.make_block(layer, attend, block) for layer in range(config.layers))
+        if config.order is Order.pre:  # the norm of the embeddings is the first branch's norm already
+            self.blocks[0].attention_norm = nn.Identity()
         self.final_norm = config.make_norm() if config.order is Order.pre else nn.Identity()
         if head:
             self.transform = Transform(config)
@@ -170,29 +122,20 @@ class Encoder(EncoderModel):
         return self.head.bias
 
     def initial(self, name: str) -> Initial:
-        """Return how a parameter begins by the configured scheme (see `Init`); there are no buffers."""
-        residual = ("attention.out.weight", "mlp.down.weight", "transform.dense.weight")
-        parameter, layers = self.get_parameter(name), self.config.layers
-        return scheme(
-            self.config.init, name, ndim=parameter.ndim, std=self.config.init_std, residual=residual, layers=layers
-        )
+        """Return the distribution of a parameter by the configured scheme (see `Init`); there are no buffers."""
+        return self.config.initial(name, self.get_parameter(name).ndim)
 
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
-        """Return the operations of one token, forward and backward, by the convention of `Decoder.flops_per_token`.
+        """Return the operations of one token (see `NetworkConfig`).
 
-        `head_share` is the share of tokens that the head's transform and the vocabulary projection see.
+        `head_share` is the share of tokens that pass through the head's transform and the vocabulary projection.
         """
-        config = self.config
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
         head = head_share * (self.transform.dense.weight.numel() + self.head_weight().numel()) if head_share else 0.0
-        # A window reaches as far to the right as to the left, and counts the token itself once.
-        windows = (config.layer_window(layer) for layer in range(config.layers))
-        keys = sum(seq_len if window is None else min(2 * window - 1, seq_len) for window in windows)
-        return 6.0 * (matrices + head) + 12.0 * config.width * keys
+        return self.config.flops_per_token(self.blocks, head, seq_len)
 
 
 class Transform(nn.Module):
-    """What stands between hidden states and the vocabulary projection: a layer, its nonlinearity, a norm."""
+    """The layers between hidden states and the vocabulary projection: a projection, its nonlinearity, a norm."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -215,24 +158,16 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(vocab_size))
 
 
-def _block(config: EncoderConfig, layer: int, attend: Attend) -> Block:
-    attention = Attention(
-        width=config.width,
-        heads=config.heads,
-        kv_heads=config.heads,
-        bias=config.bias,
-        dropout=config.attention_dropout,
-        causal=False,
-        window=config.layer_window(layer),
-        attend=attend,
-    )
-    # The norm of the embeddings is the first branch's norm already.
-    normalised = config.order is Order.pre and layer == 0
-    kind = PostNormBlock if config.order is Order.post else Block
-    return kind(
-        attention_norm=nn.Identity() if normalised else config.make_norm(),
-        attention=attention,
-        mlp_norm=config.make_norm(),
-        mlp=MLP(width=config.width, hidden=config.hidden_width, activation=config.activation, bias=config.bias),
-        dropout=config.dropout,
-    )
+class Pooler(nn.Module):
+    """BERT's layer between the first token's hidden state and classifiers of sequences (Devlin et al. 2019).
+
+    Not part of the model, whose parameters all take part in every objective: objectives and tasks add it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """Map the hidden states of the first tokens of sequences (S, D) to (S, D)."""
+        return torch.tanh(self.dense(first))

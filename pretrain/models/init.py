@@ -1,6 +1,6 @@
 """Initial values of parameters: every tensor drawn by generators of its own, keyed by the seed and its name.
 
-Holds the schemes and the drawing, not the models: a model says how each of its parameters begins.
+Holds the schemes and the drawing, not the models: a model names the distribution of each of its parameters.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ class Init(StrEnum):
     bert = "bert"  # one standard deviation for all, nothing beyond two of them (Devlin et al. 2019)
     modernbert = "modernbert"  # shrunk like gpt2's, nothing beyond two deviations (Warner et al. 2024)
 
+    @property
+    def shrinks_residual(self) -> bool:
+        """Whether projections into the residual stream have a smaller deviation the more layers there are."""
+        return self in (Init.gpt2, Init.modernbert)
 
-SHRUNK, CUT = (Init.gpt2, Init.modernbert), (Init.bert, Init.modernbert)
+    @property
+    def cuts(self) -> bool:
+        """Whether values beyond two standard deviations are drawn again."""
+        return self in (Init.bert, Init.modernbert)
 
 
 class Initial(NamedTuple):
-    """How a tensor begins: normally distributed, or constant where `std` is 0."""
+    """The distribution of a tensor's initial values: normal, or constant where `std` is 0."""
 
     mean: float = 0.0
     std: float = 0.0
     cut: bool = False  # draw anew what lies more than two standard deviations from the mean
-
-
-def scheme(init: Init, name: str, *, ndim: int, std: float, residual: tuple[str, ...], layers: int) -> Initial:
-    """Return how a parameter begins; names that end in one of `residual` are projections into the residual stream."""
-    if ndim == 1:
-        return Initial(mean=0.0 if name.endswith("bias") else 1.0)
-    shrunk = init in SHRUNK and name.endswith(residual)
-    return Initial(std=std / (2 * layers) ** 0.5 if shrunk else std, cut=init in CUT)
 
 
 def draw(initial: Initial, *, seed: int, name: str, start: int, numel: int, total: int) -> Tensor:

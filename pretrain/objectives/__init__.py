@@ -1,1 +1,1 @@
-"""What is learnt from a batch."""
+"""Objectives: what a model is trained to predict from a batch, one file each."""

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from pretrain.data.batch import Batch, Examples, Vocabulary
-from pretrain.models.base import Model
+from pretrain.models.base import Model, ModelKind
 from pretrain.models.init import Initial
 
 
@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     nll: Tensor  # () fp32, negative log-likelihood in nats alone, summed over targets, detached
     correct: Tensor  # () targets whose own logit is the largest, detached
     labels: Tensor | None = None  # (3,) the same of labels of sequences, detached: nll, how many are right, how many
-    logits: Tensor | None = None  # (S, C) or (N, C) fp32, detached: of a task's head, what its predictions are made of
+    logits: Tensor | None = None  # (S, C) or (N, C) fp32, detached: of a task's head, for its predictions
 
 
 class Objective(nn.Module):
@@ -38,21 +38,21 @@ class Objective(nn.Module):
         return self.model.flops_per_token(seq_len)
 
     def initial(self, name: str) -> Initial:
-        """Return how the tensor of that name begins; an objective with parameters beside `model` answers for them."""
+        """Return the distribution of a tensor's initial values; an objective overrides it for parameters of its own."""
         return self.model.initial(name.removeprefix("model."))
 
 
 class ObjectiveConfig(Protocol):
-    """What `run` asks of an objective's dataclass."""
+    """What a choice of the config group `objective` provides."""
 
     @property
-    def causal(self) -> bool:
-        """Whether it trains a model whose tokens see those before them only."""
+    def kind(self) -> ModelKind:
+        """The kind of model that it trains; a class variable, no setting."""
         ...
 
     @property
     def covers_text(self) -> bool:
-        """Whether its targets spell the text once, so that its loss can be told in bits per byte."""
+        """Whether every token of the text is a target once, so that its loss is one of bits per byte, too."""
         ...
 
     @property
@@ -60,11 +60,16 @@ class ObjectiveConfig(Protocol):
         """Whether it makes pairs of documents' parts: sequences with segments 0 and 1."""
         ...
 
+    @property
+    def wants_special_tokens(self) -> bool:
+        """Whether every sequence should have the special tokens around a document ([CLS], [SEP]) at its ends."""
+        ...
+
     def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
         """Raise `ConfigError` for a tokenizer that the objective cannot work with.
 
-        `mask` says whether it has a token that hides others, `frame` whether it puts tokens on both sides of a
-        document. Called before text is prepared with the tokenizer.
+        `mask` says whether it has a mask token, `frame` whether it puts special tokens on both sides of a document.
+        Called before text is prepared with the tokenizer.
         """
         ...
 
@@ -73,10 +78,10 @@ class ObjectiveConfig(Protocol):
         ...
 
     def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
-        """Return what turns slots into inputs: a pure function of the slots, their keys and the seed.
+        """Return the function from slots to inputs: a pure function of the slots, their keys and the seed.
 
-        `vocabulary` reads that of the corpus, which takes a while: call it if it is needed.
+        `vocabulary` reads that of the corpus, which takes a while: call it only if it is needed.
 
-        Raises `ConfigError` as `check_tokenizer` does: the corpus may be one that was prepared before.
+        Raises `ConfigError` as `check_tokenizer` does: the corpus may have been prepared earlier.
         """
         ...

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pretrain.data.batch import Batch, Examples, Inputs, Vocabulary
 from pretrain.errors import check
-from pretrain.models.base import Layout, Model
+from pretrain.models.base import Layout, Model, ModelKind
 from pretrain.objectives.base import Loss, Objective
 from pretrain.objectives.cross_entropy import linear_cross_entropy
 from pretrain.registry import register
@@ -21,6 +21,11 @@ from pretrain.registry import register
 class CausalLMConfig:
     """`objective=causal_lm`: predict the token that follows, inside its document."""
 
+    kind = ModelKind.causal
+    covers_text = True
+    pairs = False
+    wants_special_tokens = False
+
     z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in PaLM; 0 is off
     chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
@@ -29,30 +34,15 @@ class CausalLMConfig:
         chunk = self.chunk_tokens
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
-    @property
-    def causal(self) -> bool:
-        """A token that saw its follower would have nothing to predict."""
-        return True
-
-    @property
-    def covers_text(self) -> bool:
-        """Every token of the text is a target once."""
-        return True
-
-    @property
-    def pairs(self) -> bool:
-        """Documents stay as they are."""
-        return False
-
     def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
-        """Text is all that it needs."""
+        """Accept every tokenizer."""
 
     def build(self, model: Model) -> CausalLM:
         """Return the module that is trained."""
         return CausalLM(self, model)
 
     def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
-        """Return what takes the tokens of slots as they are and the token after each as its target."""
+        """Return the function that keeps a slot's tokens as they are, with the next token of each as its target."""
         return lambda slots: Inputs(slots.tokens, slots.following, slots.offsets)
 
 

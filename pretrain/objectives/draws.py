@@ -1,6 +1,6 @@
-"""Random numbers that belong to a slot: the same whoever asks for them, when, and beside which other slots.
+"""Random numbers keyed by slot: the same on every rank, at any time, and in any batch.
 
-Holds the generator only; what is decided by its numbers is in `masking` and `pairs`. Free of torch.
+Holds the generator only; `masking` and `sentence_pairs` use the numbers. Free of torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.random import Generator, Philox
 
 
 class Use(IntEnum):
-    """What numbers are for, so that two uses of one slot never share any. Values are for ever: runs depend on them."""
+    """What numbers are for, so that two uses of one slot never share any. Never change a value: runs depend on them."""
 
     masking = 0
     pairs = 1

@@ -1,7 +1,7 @@
-"""Masked language modelling (Devlin et al. 2019): predict hidden tokens from both sides, and perhaps tell pairs apart.
+"""Masked language modelling (Devlin et al. 2019): predict masked tokens from both sides, and perhaps classify pairs.
 
-Holds the objective and its dataclass. Which tokens are hidden is in `masking`, how pairs are made in `pairs`, the loss
-itself in `cross_entropy`.
+Holds the objective and its dataclass. Which tokens are masked is in `masking`, how pairs are made in `sentence_pairs`,
+the loss itself in `cross_entropy`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ from torch import Tensor, nn
 
 from pretrain.data.batch import IGNORED, Batch, Examples, Inputs, Slots, Vocabulary
 from pretrain.errors import ConfigError, check
-from pretrain.models.base import EncoderModel, Layout, Model
+from pretrain.models.base import EncoderModel, Layout, Model, ModelKind
+from pretrain.models.encoder import Pooler
 from pretrain.models.init import Initial
 from pretrain.objectives.base import Loss, Objective
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
-from pretrain.objectives.pooler import Pooler
 from pretrain.objectives.sentence_pairs import Pairing, Sentences
 from pretrain.registry import register
 
-INIT_STD = 0.02  # of the matrices that tell pairs apart, with nothing beyond two of it: as in BERT
+INIT_STD = 0.02  # of the classifier's matrices, cut at two deviations: as in BERT
 
 
 @register("objective", "masked_lm")
 @dataclass(kw_only=True)
 class MaskedLMConfig:
-    """`objective=masked_lm`: predict hidden tokens; the defaults are RoBERTa's, `sentences=nsp` makes them BERT's.
+    """`objective=masked_lm`: predict masked tokens; the defaults are RoBERTa's, `sentences=nsp` makes them BERT's.
 
     The loss of a step is one sum, divided by the masked tokens of the global batch. In it a pair counts as much as
     `sentence_weight` times the masked tokens that are expected in it. So with 1 the two losses count alike, as in BERT,
     however long documents are and however a step is divided; the mean over pairs is weighted by their lengths. The
     losses in the metrics are those of masked tokens alone; evaluations measure the pairs beside them.
     """
+
+    kind = ModelKind.bidirectional
+    covers_text = False  # most of the text is no target
+    wants_special_tokens = True
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     sentences: Sentences = Sentences.none  # none, nsp (next sentence) or sop (sentence order): told by the first token
@@ -49,18 +53,8 @@ class MaskedLMConfig:
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
     @property
-    def causal(self) -> bool:
-        """A hidden token is predicted from both sides."""
-        return False
-
-    @property
-    def covers_text(self) -> bool:
-        """Most of the text is no target."""
-        return False
-
-    @property
     def pairs(self) -> bool:
-        """Only the losses on sentences take documents apart."""
+        """Whether there is a loss on sentences, for which documents are cut in two."""
         return self.sentences is not Sentences.none
 
     def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
@@ -80,11 +74,11 @@ class MaskedLMConfig:
 
     def build(self, model: Model) -> MaskedLM:
         """Return the module that is trained."""
-        assert isinstance(model, EncoderModel), "a model that is not causal is an EncoderModel"
+        assert isinstance(model, EncoderModel), "a bidirectional model is an EncoderModel"
         return MaskedLM(self, model)
 
     def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
-        """Return what makes pairs of slots, if so configured, and hides tokens; see `ObjectiveConfig`."""
+        """Return the function that makes pairs of slots, if configured, and masks tokens; see `ObjectiveConfig`."""
         known = vocabulary()
         self.check_tokenizer(mask=known.mask is not None, frame=bool(known.prefix and known.suffix))
         assert known.mask is not None
@@ -101,7 +95,7 @@ class MaskedLMConfig:
 
 
 class MaskedLM(Objective):
-    """An encoder, the loss of its predictions of hidden tokens, and perhaps a classifier of pairs."""
+    """An encoder, the loss of its predictions of masked tokens, and perhaps a classifier of pairs."""
 
     def __init__(self, config: MaskedLMConfig, model: EncoderModel) -> None:
         super().__init__()
@@ -114,7 +108,7 @@ class MaskedLM(Objective):
 
     @property
     def encoder(self) -> EncoderModel:
-        """The model, known for what it is."""
+        """The model by its own type."""
         assert isinstance(self.model, EncoderModel)
         return self.model
 
@@ -154,14 +148,14 @@ class MaskedLM(Objective):
         return self.config.sentence_weight * self.config.masking.rate * (losses * lengths).sum(), sums
 
     def initial(self, name: str) -> Initial:
-        """Return how a tensor begins: the classifier of pairs as in BERT, the rest as the model says."""
+        """Return the distribution of a tensor's initial values: of the classifier of pairs BERT's, else the model's."""
         if name.startswith("model."):
             return super().initial(name)
         return Initial(std=INIT_STD, cut=True) if name.endswith("weight") else Initial()
 
     def flops_per_token(self, seq_len: float) -> float:
-        """Return the operations of a token, forward and backward, of which a share goes through the head.
+        """Return the operations of a token, forward and backward; only masked tokens pass through the head.
 
-        The classifier of pairs sees one token of a sequence and is left out.
+        The classifier of pairs sees one token a sequence and is left out.
         """
         return self.encoder.flops_per_token(seq_len, head_share=self.config.masking.rate)

@@ -78,12 +78,12 @@ def _about_export(export: Path) -> dict[str, Any] | None:
     """Return what an export says of itself, None where there is none."""
     if not export.is_dir():
         return None
-    from pretrain.hub.export_dir import RECORD_FILE  # it imports torch
+    from pretrain.hub.export_dir import EXPORT_RECORD  # it imports torch
 
     try:
-        return json.loads((export / RECORD_FILE).read_bytes())
+        return json.loads((export / EXPORT_RECORD).read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{export / RECORD_FILE}: not readable ({error}); move away what is no export") from None
+        raise ConfigError(f"{export / EXPORT_RECORD}: not readable ({error}); move away what is no export") from None
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path, bool]]:

@@ -34,7 +34,7 @@ SHOWN_FACTS = 6  # of one rank
 def check_started_alike(cfg: Any, packages: Sequence[str], world: World) -> None:
     """Refuse ranks that were started with other settings, libraries or code than the others, or elsewhere.
 
-    `cfg` is a whole typed configuration, `packages` are those of ours that train. A collective; all ranks raise the same
+    `cfg` is a whole typed configuration, `packages` are those that train. A collective; all ranks raise the same
     `ConfigError`.
     """
     versions_here = {f"the version of {name}": number for name, number in versions().items()}

@@ -8,7 +8,7 @@ import torch
 from launch.slurm.submit import SLURM
 from pretrain.compose import PRETRAIN, compose
 from pretrain.data.loader import micro_batches_per_step
-from pretrain.hub import family_for
+from pretrain.hub.family import family_for
 from pretrain.models.attention.sdpa import sdpa
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -15,17 +15,16 @@ from run_directories import make_run, word_pieces
 from test_pretrain import assert_equal_runs
 from toys import ALONE
 
-from finetune.counterpart import style_of
 from finetune.data.examples import Example, Examples
 from finetune.evaluator import answers
 from finetune.model.base import FineTuned
-from finetune.model.heads import Kind
 from finetune.model.losses import SingleLabel, TokenLabels
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest
 from pretrain.data.batch import IGNORED
+from pretrain.hub.family import HeadKind, head_for
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder import EncoderConfig
@@ -233,19 +232,19 @@ def measure(world, folder):
         tokens = [draw.randrange(60) for _ in range(length)]
         rows.append(Example(tokens, [0] * length, label=number % 3, targets=tags))
     found = {}
-    for kind, loss in ((Kind.sequence, SingleLabel()), (Kind.token, TokenLabels())):
-        examples = Examples.of(row._replace(label=None) if kind is Kind.token else row for row in rows)
+    for kind, loss in ((HeadKind.sequence, SingleLabel()), (HeadKind.token, TokenLabels())):
+        examples = Examples.of(row._replace(label=None) if kind is HeadKind.token else row for row in rows)
         config = EncoderConfig(max_seq_len=12, width=24, layers=2, heads=4, init_std=0.3)
         with torch.device("meta"):
             model = config.build(vocab_size=60, attend=sdpa, head=False)
-            module = FineTuned(model, config, style_of(config, kind), kind, loss, outputs=3, dropout=0.1)
+            module = FineTuned(model, config, head_for(config, kind), kind, loss, outputs=3, dropout=0.1)
         initial = InitialWeights(module, 1)
         for name, parameter in module.to_empty(device="cpu").named_parameters():
             parameter.data.copy_(initial(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))
         for max_tokens in (12, 30):
             answer = answers(module, examples, kind=kind, outputs=3, max_tokens=max_tokens, world=world)
             found[f"{kind} {max_tokens}"] = [answer.loss, [logits.tolist() for logits in answer.logits]]
-            shapes = [(3,)] * VALIDATION if kind is Kind.sequence else [(len(row.tokens), 3) for row in rows]
+            shapes = [(3,)] * VALIDATION if kind is HeadKind.sequence else [(len(row.tokens), 3) for row in rows]
             assert [logits.shape for logits in answer.logits] == shapes
     (folder / f"{world.rank}-of-{world.size}.json").write_text(json.dumps(found))
 

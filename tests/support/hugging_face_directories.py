@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from vocabularies import byte_level, word_piece
 
 from pretrain.checkpoint.base import WEIGHT
-from pretrain.hub import family_for
+from pretrain.hub.family import family_for
 from pretrain.hub.weights import write_weights
 
 
@@ -29,8 +29,8 @@ class InMemory:
 def write(directory, model, max_bytes=10**9, dtype=torch.float32):
     directory.mkdir()
     family = family_for(model.config)
-    (directory / "config.json").write_text(json.dumps(family.theirs(model.config, VOCAB_SIZE)))
-    parts = list(family.parts(model.config, VOCAB_SIZE, "model."))
+    (directory / "config.json").write_text(json.dumps(family.to_hf(model.config, VOCAB_SIZE)))
+    parts = list(family.model_tensors(model.config, VOCAB_SIZE, "model."))
     write_weights(directory, parts, InMemory(model), dtype=dtype, max_bytes=max_bytes)
     return directory
 
@@ -42,13 +42,13 @@ def write_released(directory, config, texts):
     """
     family = family_for(config)
     tokenizer = (word_piece if family.model_type in ("bert", "distilbert") else byte_level)(texts)
-    if not config.causal:
+    if not config.kind.generates:
         frame = ("[CLS]", "[SEP]") if tokenizer.token_to_id("[CLS]") is not None else ("<s>", "</s>")
         special = [(token, tokenizer.token_to_id(token)) for token in frame]
         template = f"{frame[0]} $A {frame[1]}"
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
-    theirs = AutoConfig.for_model(**family.theirs(config, tokenizer.get_vocab_size()))
-    kind = AutoModelForCausalLM if config.causal else AutoModelForMaskedLM
+    theirs = AutoConfig.for_model(**family.to_hf(config, tokenizer.get_vocab_size()))
+    kind = AutoModelForCausalLM if config.kind.generates else AutoModelForMaskedLM
     kind.from_config(theirs).save_pretrained(directory)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
     return tokenizer

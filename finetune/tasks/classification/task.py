@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 from finetune.data.bad_records import Faults
 from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
-from finetune.model.heads import Kind
 from finetune.model.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced
 from finetune.report.page import Section
 from finetune.tasks.base import Encoded
@@ -29,6 +28,7 @@ from finetune.tasks.classification.labels import Answer, BadRecordError, label, 
 from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from finetune.tasks.classification.page import Item, multi_label, regression, single_label
 from pretrain.errors import ConfigError, DataError, check
+from pretrain.hub.family import HeadKind
 from pretrain.registry import register
 
 BATCH = 1024  # texts that are tokenised at a time
@@ -75,7 +75,7 @@ class Text(NamedTuple):
 class ClassificationConfig:
     """A class, a set of labels, or a number for a text or a pair of texts."""
 
-    kind: ClassVar[Kind] = Kind.sequence
+    kind: ClassVar[HeadKind] = HeadKind.sequence
     fixed: ClassVar[tuple[str, ...]] = (
         *("train", "validation", "metric", "problem", "labels"),
         *("label_smoothing", "class_weights"),

@@ -18,7 +18,6 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Examples
-from finetune.model.heads import Kind
 from finetune.model.losses import Spans, TaskLoss
 from finetune.report.page import Section
 from finetune.tasks.base import Encoded
@@ -28,6 +27,7 @@ from finetune.tasks.qa.questions import ROLES, Question, read_questions
 from finetune.tasks.qa.spans import Candidates, Span, candidates
 from finetune.tasks.qa.windows import Windowed, split
 from pretrain.errors import DataError, check
+from pretrain.hub.family import HeadKind
 from pretrain.registry import register
 
 
@@ -43,7 +43,7 @@ class QaMetric(StrEnum):
 class QaConfig:
     """The part of a text that answers a question about it."""
 
-    kind: ClassVar[Kind] = Kind.span
+    kind: ClassVar[HeadKind] = HeadKind.span
     fixed: ClassVar[tuple[str, ...]] = ("train", "validation", "metric", "unanswerable")
 
     train: str = MISSING  # SQuAD's JSON, JSON lines or Parquet, or hub name, of the questions to learn from

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from finetune.data.bad_records import SHOWN, Faults
 from finetune.data.examples import Example, Examples
 from finetune.data.records import JSON_LINES, Record, read_records
-from finetune.model.heads import Kind
 from finetune.model.losses import ClassWeights, TaskLoss, TokenLabels, balanced
 from finetune.report.page import Section
 from finetune.tasks.base import Encoded
@@ -33,6 +32,7 @@ from finetune.tasks.tokens.tags import OUTSIDE, TagScheme, entity_spans, fits, m
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.documents import COMPRESSED
 from pretrain.errors import ConfigError, DataError, check
+from pretrain.hub.family import HeadKind
 from pretrain.registry import register
 
 COLUMN_FILES = (".conll", ".iob", ".iob2", ".bio", ".txt", ".tsv")  # names on the hub do not end so
@@ -60,7 +60,7 @@ class Aligned(NamedTuple):
 class TokensConfig:
     """A tag for every word of a sentence."""
 
-    kind: ClassVar[Kind] = Kind.token
+    kind: ClassVar[HeadKind] = HeadKind.token
     fixed: ClassVar[tuple[str, ...]] = (
         *("train", "validation", "metric", "scheme", "labels"),
         *("label_all_pieces", "label_smoothing", "class_weights"),

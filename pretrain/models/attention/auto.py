@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pretrain.models.attention.flash import HALF, available, make_flash
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import Attend, Layout
+from pretrain.models.base import Attend, AttentionConfig, Layout
 from pretrain.registry import register
 
 
 @register("attention", "auto")
 @dataclass(kw_only=True)
-class AutoConfig:
-    """`attention=auto`: the fastest backend that can run what it is asked."""
+class AutoConfig(AttentionConfig):
+    """`attention=auto`: flash where device, precision and shapes allow it, sdpa elsewhere."""
 
     def build(self) -> Attend:
         """Return the backend."""

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.attention.masks import lengths, visible
-from pretrain.models.base import Attend, Layout
+from pretrain.models.base import Attend, AttentionConfig, Layout
 from pretrain.registry import register
 
 
 @register("attention", "eager")
 @dataclass(kw_only=True)
-class EagerConfig:
+class EagerConfig(AttentionConfig):
     """`attention=eager`: any device and precision, slow."""
 
     def build(self) -> Attend:
@@ -27,14 +27,7 @@ class EagerConfig:
 
 
 def eager(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Layout,
-    *,
-    causal: bool,
-    window: int | None = None,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Return softmax(q kᵀ / sqrt(E)) v of each sequence, (Nq, H, E), computed in fp32 or better (see `Attend`)."""
     q_lengths, k_lengths = lengths(layout)

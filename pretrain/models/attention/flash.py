@@ -12,17 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.errors import ConfigError
-from pretrain.models.base import Attend, Layout
+from pretrain.errors import ConfigError, check
+from pretrain.models.base import Attend, AttentionConfig, Layout
 from pretrain.registry import register
 
 HALF = (torch.bfloat16, torch.float16)
+NO_DROPOUT = "attention=flash has no dropout of weights; set 0, or attention=sdpa"
 
 
 @register("attention", "flash")
 @dataclass(kw_only=True)
-class FlashConfig:
+class FlashConfig(AttentionConfig):
     """`attention=flash`: CUDA devices from sm80 (A100) in bf16 or fp16, no attention dropout."""
+
+    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str) -> None:
+        """Raise `ConfigError` for single precision and for dropout."""
+        rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
+        check(dtype in HALF, "precision", str(dtype), rule)
+        check(dropout == 0, dropout_key, dropout, NO_DROPOUT)
 
     def build(self) -> Attend:
         """Return the backend; raise `ConfigError` where no CUDA device can run it."""
@@ -42,7 +49,7 @@ def make_flash() -> Attend:
     """Return the backend without asking for a device."""
     from torch.nn.attention.varlen import varlen_attn  # pulls in torch._dynamo
 
-    # torch 2.11 takes grouped heads as they are, later versions want to be told.
+    # torch 2.11 takes grouped heads as they are, later versions need the option.
     grouped_option: dict[str, Any] = (
         {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     )
@@ -60,10 +67,7 @@ def make_flash() -> Attend:
         if not q.is_cuda or q.dtype not in HALF:
             found = f"{q.dtype} on {q.device}"
             raise ConfigError(f"attention=flash: computes in bf16 or fp16 on CUDA, not {found}; use attention=sdpa")
-        if dropout > 0:
-            raise ConfigError(f"model.attention_dropout={dropout}: attention=flash has none; use 0 or attention=sdpa")
-        # The kernel's window counts the keys beside the query itself; -1 is no limit.
-        behind = -1 if window is None else window - 1
+        check(dropout == 0, "model.attention_dropout", dropout, NO_DROPOUT)
         out = varlen_attn(
             q,
             k,
@@ -72,10 +76,19 @@ def make_flash() -> Attend:
             layout.k_offsets,
             layout.max_q,
             layout.max_k,
-            window_size=(behind, 0 if causal else behind),
+            window_size=kernel_window(window, causal),
             **(grouped_option if q.shape[1] != k.shape[1] else {}),
         )
         assert isinstance(out, Tensor)
         return out
 
     return flash
+
+
+def kernel_window(window: int | None, causal: bool) -> tuple[int, int]:
+    """Return how many keys to the left and to the right of itself a query sees, as the kernel counts; -1 is no limit.
+
+    Our `window` counts the query's own position too (see `Attend`), and under a causal mask nothing lies to the right.
+    """
+    beside = -1 if window is None else window - 1
+    return beside, 0 if causal else beside

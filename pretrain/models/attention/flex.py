@@ -11,17 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.errors import ConfigError
-from pretrain.models.base import Attend, Layout
+from pretrain.errors import ConfigError, check
+from pretrain.models.base import Attend, AttentionConfig, Layout
 from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
+NO_DROPOUT = "attention=flex has no dropout of weights; set 0, or attention=sdpa"
 
 
 @register("attention", "flex")
 @dataclass(kw_only=True)
-class FlexConfig:
+class FlexConfig(AttentionConfig):
     """`attention=flex`: CUDA devices in any precision, no attention dropout; compiles on first use."""
+
+    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str) -> None:
+        """Raise `ConfigError` for dropout."""
+        check(dropout == 0, dropout_key, dropout, NO_DROPOUT)
 
     def build(self) -> Attend:
         """Return the backend; raise `ConfigError` without a CUDA device."""
@@ -50,8 +55,7 @@ def make_flex() -> Attend:
     ) -> Tensor:
         if not q.is_cuda:
             raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")
-        if dropout > 0:
-            raise ConfigError(f"model.attention_dropout={dropout}: attention=flex has none; use 0 or attention=sdpa")
+        check(dropout == 0, "model.attention_dropout", dropout, NO_DROPOUT)
 
         def make_mask() -> BlockMask:
             mask = document_mask(layout, len(q), len(k), causal, window)

@@ -1,6 +1,6 @@
 """Attention through torch's scaled_dot_product_attention, the choice for CPUs.
 
-Sequences of one length are a reshape; how ragged ones become dense is in `pieces`.
+Sequences of one length are a reshape; how ragged ones become dense is in `sdpa_ragged`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.models.attention import sdpa_ragged
 from pretrain.models.attention.sdpa_ragged import Mask, attend_dense, attend_ragged, mask_of
-from pretrain.models.base import Attend, Layout
+from pretrain.models.base import Attend, AttentionConfig, Layout
 from pretrain.registry import register
 
 
 @register("attention", "sdpa")
 @dataclass(kw_only=True)
-class SdpaConfig:
+class SdpaConfig(AttentionConfig):
     """`attention=sdpa`: any device and precision; no fused kernel where CPUs drop attention weights."""
 
     def build(self) -> Attend:
@@ -26,14 +27,7 @@ class SdpaConfig:
 
 
 def sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Layout,
-    *,
-    causal: bool,
-    window: int | None = None,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Return the attention of each sequence over its own keys, (Nq, H, E) (see `Attend`)."""
     if window is not None and window >= layout.max_k:
@@ -47,7 +41,5 @@ def sdpa(
             mask = layout.plan(("sdpa uniform", causal, window), lambda: mask_of(*one, causal, window, q.device))
         return attend_dense(q, k, v, num_sequences, mask, dropout)
     if torch.compiler.is_compiling():
-        from pretrain.models.attention import _uncompiled
-
-        return _uncompiled.attend_ragged(q, k, v, layout, causal, window, dropout)  # pyright: ignore[reportCallIssue]
+        return sdpa_ragged.attend_ragged_uncompiled(q, k, v, layout, causal, window, dropout)
     return attend_ragged(q, k, v, layout, causal, window, dropout)

@@ -10,15 +10,14 @@ from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA
 from toys import ALONE
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from finetune.counterpart import style_of
 from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
-from finetune.model.heads import Kind
 from finetune.model.losses import SingleLabel
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
+from pretrain.hub.family import HeadKind, head_for
 from pretrain.init_from import InitialWeights, open_source
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
@@ -36,10 +35,10 @@ def everything_is_captured(caplog):
     caplog.set_level("INFO")
 
 
-def begin(place, kind=Kind.sequence, scratch=False):
+def begin(place, kind=HeadKind.sequence, scratch=False):
     """Return the module filled with what it begins with, and its initial weights."""
     source = open_source(str(place))
-    style = style_of(source.network, kind)
+    style = head_for(source.network, kind)
     with torch.device("meta"):
         model = source.network.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
         module = FineTuned(model, source.network, style, kind, SingleLabel(), outputs=3, dropout=0.1)

@@ -47,11 +47,12 @@ def test_what_transformers_writes_is_taken_over(tmp_path, name):
     cfg = composed(tmp_path / "model")
     theirs = HuggingFaceWeights(tmp_path / "model").config
     assert type(cfg.model) is type(theirs) and asdict(cfg.model) == asdict(theirs)
-    assert cfg.objective.causal == theirs.causal and (cfg.data.packing is Packing.windows) != theirs.causal
+    generates = theirs.kind.generates
+    assert cfg.objective.kind.generates == generates and (cfg.data.packing is Packing.windows) != generates
     assert cfg.data.seq_len == min(theirs.max_seq_len, 1024)
     cfg.check_tokenizer()
     prefix, suffix, mask = cfg.tokenizer.roles()
-    if not theirs.causal:
+    if not theirs.kind.generates:
         framed = [prefix[0], *tokenizer.encode("time", add_special_tokens=False).tokens, suffix[0]]
         assert tokenizer.encode("time").tokens == framed
         assert mask in ("[MASK]", "<mask>")
@@ -94,7 +95,7 @@ def test_the_network_of_any_run_is_taken_over(tmp_path, model):
         run = make_run(folder / "run", *base, *changed, model=model, tokenizer=tokenizer)
         cfg, theirs = composed(run), compose_run(run)
         assert type(cfg.model) is type(theirs.model) and asdict(cfg.model) == asdict(theirs.model)
-        assert cfg.objective.causal == theirs.objective.causal
+        assert cfg.objective.kind is theirs.objective.kind
 
     number = count()
     check()

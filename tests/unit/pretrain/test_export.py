@@ -125,22 +125,22 @@ def test_documents_framed_on_both_sides_and_on_none(small):
 @pytest.mark.parametrize(
     ("settings", "refusal"),
     [
-        (["model.positions=sinusoidal"], "model.positions=sinusoidal: has no counterpart in GPT2LMHeadModel"),
-        (["model.norm=rmsnorm"], "model.norm=rmsnorm: has no counterpart in GPT2LMHeadModel"),
-        (["model.window=4"], "model.window=4: has no counterpart in GPT2LMHeadModel, which knows null only"),
-        (["model.bias=false"], "model.bias=false: has no counterpart in GPT2LMHeadModel, which knows true only"),
-        (["model.kv_heads=2"], "model.kv_heads=2: has no counterpart in GPT2LMHeadModel"),
-        (["model.activation=swiglu"], "model.activation=swiglu: has no counterpart in GPT2LMHeadModel"),
-        ([*LLAMA_SETTINGS, "model.activation=gelu"], "model.activation=gelu: has no counterpart in LlamaForCausalLM"),
-        ([*LLAMA_SETTINGS, "model.norm=layernorm"], "model.norm=layernorm: has no counterpart in LlamaForCausalLM"),
-        ([*LLAMA_SETTINGS, "model.bias=true"], "model.bias=true: has no counterpart in LlamaForCausalLM"),
+        (["model.positions=sinusoidal"], "model.positions=sinusoidal: is not supported by GPT2LMHeadModel"),
+        (["model.norm=rmsnorm"], "model.norm=rmsnorm: is not supported by GPT2LMHeadModel"),
+        (["model.window=4"], "model.window=4: is not supported by GPT2LMHeadModel, which has null only"),
+        (["model.bias=false"], "model.bias=false: is not supported by GPT2LMHeadModel, which has true only"),
+        (["model.kv_heads=2"], "model.kv_heads=2: is not supported by GPT2LMHeadModel"),
+        (["model.activation=swiglu"], "model.activation=swiglu: is not supported by GPT2LMHeadModel"),
+        ([*LLAMA_SETTINGS, "model.activation=gelu"], "model.activation=gelu: is not supported by LlamaForCausalLM"),
+        ([*LLAMA_SETTINGS, "model.norm=layernorm"], "model.norm=layernorm: is not supported by LlamaForCausalLM"),
+        ([*LLAMA_SETTINGS, "model.bias=true"], "model.bias=true: is not supported by LlamaForCausalLM"),
         (
             [*LLAMA_SETTINGS, "model.window=4", "model.global_every=2"],
-            "model.global_every=2: has no counterpart in MistralForCausalLM, which knows null only",
+            "model.global_every=2: is not supported by MistralForCausalLM, which has null only",
         ),
     ],
 )
-def test_what_has_no_counterpart_is_refused_by_name(tmp_path, capsys, settings, refusal):
+def test_models_of_no_family_are_refused_by_name(tmp_path, capsys, settings, refusal):
     run = make_run(tmp_path / "run", *settings)
     assert main([str(run)]) == 2
     assert refusal in capsys.readouterr().err

@@ -48,7 +48,7 @@ NOT_THERE = "no such directory; name a run, a Hugging Face directory or, as org/
         ("runs/empty", CheckpointError, "no step is saved there"),
         ("runs/torn", CheckpointError, "model.safetensors: not a readable safetensors file"),
         ("runs/garbled", CheckpointError, "tokenizer.json: not a readable tokenizer; fetch or write it again"),
-        ("runs/foreign", ConfigError, "config.json: model_type=t5: not an architecture of ours"),
+        ("runs/foreign", ConfigError, "config.json: model_type=t5: is not supported"),
     ],
 )
 def test_what_is_not_there_or_neither_is_refused_before_anything_is_prepared(
@@ -78,12 +78,12 @@ SMALL = {"max_seq_len": 32, "width": 24, "layers": 1, "heads": 4}
 def test_what_transformers_wrote_is_known(tmp_path, config):
     tokenizer = write_released(tmp_path / "model", config, TEXTS)
     source = open_source(str(tmp_path / "model"))
-    prefix, suffix = ("<s>", "</s>") if config.causal else ("[CLS]", "[SEP]")
+    prefix, suffix = ("<s>", "</s>") if config.kind.generates else ("[CLS]", "[SEP]")
     assert (source.path, source.tokenizer) == (tmp_path / "model", tmp_path / "model" / "tokenizer.json")
     assert source.network == replace(config, mlp_width=4 * config.width)
     assert source.vocab_size == tokenizer.get_vocab_size()
     assert source.template == ([tokenizer.token_to_id(prefix)], [tokenizer.token_to_id(suffix)])
-    assert source.mask == tokenizer.token_to_id("<mask>" if config.causal else "[MASK]")
+    assert source.mask == tokenizer.token_to_id("<mask>" if config.kind.generates else "[MASK]")
 
 
 @pytest.mark.parametrize("export", [False, True])
@@ -95,7 +95,7 @@ def test_a_run_and_its_export_are_known_alike(tmp_path, export):
     source, record = open_source(str(run / "export" if export else run)), json_of(run / "run.json")
     assert source.vocab_size == 77 and record["mask"] is None
     assert [*source.template] == record["document_frame"]
-    assert (source.network.width, source.network.max_seq_len, source.network.causal) == (24, 32, False)
+    assert (source.network.width, source.network.max_seq_len, source.network.kind.generates) == (24, 32, False)
     assert f'"[MASK]": {source.mask}' in source.tokenizer.read_text()
 
 

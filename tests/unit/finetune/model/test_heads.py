@@ -13,12 +13,11 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from finetune.counterpart import parts_of, style_of
 from finetune.model.base import FineTuned
-from finetune.model.heads import Kind, Pooling, pooled
+from finetune.model.heads import hf_tensors, pooled
 from finetune.model.losses import MultiLabel, Regression, SingleLabel, Spans, TokenLabels
 from pretrain.data.batch import IGNORED
-from pretrain.hub import family_for
+from pretrain.hub.family import HeadKind, Pooling, family_for, head_for
 from pretrain.models.attention.sdpa import sdpa
 
 PAD = 1  # RoBERTa's; no text holds it
@@ -33,15 +32,15 @@ MODELS = {
     "mistral": lambda: small_decoder(**LLAMA, window=4, kv_heads=2),
 }
 CLASSES = {
-    Kind.sequence: AutoModelForSequenceClassification,
-    Kind.span: AutoModelForQuestionAnswering,
-    Kind.token: AutoModelForTokenClassification,
+    HeadKind.sequence: AutoModelForSequenceClassification,
+    HeadKind.span: AutoModelForQuestionAnswering,
+    HeadKind.token: AutoModelForTokenClassification,
 }
 
 
 def pair(config, kind, loss, outputs, problem=None, dropout=0.5):
     """Return transformers' model of a task, random everywhere, and ours with the same weights."""
-    network = family_for(config).theirs(config, VOCAB_SIZE)
+    network = family_for(config).to_hf(config, VOCAB_SIZE)
     labels = {"num_labels": outputs, "problem_type": problem, "pad_token_id": PAD}
     head = {"classifier_dropout": dropout, "seq_classif_dropout": dropout}
     theirs = CLASSES[kind].from_config(AutoConfig.for_model(**(network | labels | head))).eval()
@@ -50,10 +49,10 @@ def pair(config, kind, loss, outputs, problem=None, dropout=0.5):
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3, generator=generator)
     with torch.device("meta"):
         model = config.build(vocab_size=VOCAB_SIZE, attend=sdpa, head=False)
-        ours = FineTuned(model, config, style_of(config, kind), kind, loss, outputs=outputs, dropout=dropout)
+        ours = FineTuned(model, config, head_for(config, kind), kind, loss, outputs=outputs, dropout=dropout)
     ours = ours.to_empty(device="cpu").eval()
     ours.load_state_dict(as_ours(ours, config, kind, theirs, lambda parameter: parameter.detach()))
-    assert type(theirs).__name__ == style_of(config, kind).architecture
+    assert type(theirs).__name__ == family_for(config).task_architecture(kind)
     return ours, theirs
 
 
@@ -61,7 +60,7 @@ def as_ours(ours, config, kind, theirs, read):
     """Return our names and layouts of what `read` gives for each of their parameters: itself or its gradient."""
     shapes = {name: parameter.shape for name, parameter in ours.named_parameters()}
     pieces = {}
-    for part in parts_of(config, kind, VOCAB_SIZE, shapes):
+    for part in hf_tensors(config, kind, VOCAB_SIZE, shapes):
         tensor = read(theirs.get_parameter(part.theirs))
         pieces.setdefault(part.ours, []).append(tensor.T if part.transposed else tensor)
     assert pieces.keys() == shapes.keys(), "every tensor of ours has a name there"
@@ -89,10 +88,10 @@ def check(ours, theirs, config, kind, batch, **labels):
     if batch.segments is not None:
         inputs["token_type_ids"] = padded(batch.segments)
     found, expected = ours(batch), theirs(**inputs, **labels)
-    if kind is Kind.span:
+    if kind is HeadKind.span:
         logits = torch.stack([expected.start_logits, expected.end_logits], dim=2)[real.bool()]
     else:
-        logits = expected.logits if kind is Kind.sequence else expected.logits[real.bool()]
+        logits = expected.logits if kind is HeadKind.sequence else expected.logits[real.bool()]
     assert logits.std() > 0.05, "logits that say something"
     torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.total / batch.num_targets, expected.loss, atol=1e-5, rtol=1e-5)
@@ -107,24 +106,24 @@ def check(ours, theirs, config, kind, batch, **labels):
 def test_a_label_for_each_text(name):
     config = MODELS[name]().config
     labels = torch.tensor([2, 0, 1, 1, 2])
-    ours, theirs = pair(config, Kind.sequence, SingleLabel(), 3, "single_label_classification")
-    check(ours, theirs, config, Kind.sequence, batch_of(config, labels=labels), labels=labels)
+    ours, theirs = pair(config, HeadKind.sequence, SingleLabel(), 3, "single_label_classification")
+    check(ours, theirs, config, HeadKind.sequence, batch_of(config, labels=labels), labels=labels)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_labels_that_may_hold_together(name):
     config = MODELS[name]().config
     labels = (torch.arange(len(LENGTHS) * 3).reshape(-1, 3) % 2).float()
-    ours, theirs = pair(config, Kind.sequence, MultiLabel(), 3, "multi_label_classification")
-    check(ours, theirs, config, Kind.sequence, batch_of(config, labels=labels), labels=labels)
+    ours, theirs = pair(config, HeadKind.sequence, MultiLabel(), 3, "multi_label_classification")
+    check(ours, theirs, config, HeadKind.sequence, batch_of(config, labels=labels), labels=labels)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_a_number_for_each_text(name):
     config = MODELS[name]().config
     labels = torch.linspace(-1.5, 2, len(LENGTHS))
-    ours, theirs = pair(config, Kind.sequence, Regression(), 1, "regression")
-    check(ours, theirs, config, Kind.sequence, batch_of(config, labels=labels), labels=labels)
+    ours, theirs = pair(config, HeadKind.sequence, Regression(), 1, "regression")
+    check(ours, theirs, config, HeadKind.sequence, batch_of(config, labels=labels), labels=labels)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -132,7 +131,7 @@ def test_a_span_of_each_text(name):
     """Theirs leaves padding in the softmax; ours has none, so texts are of one length here."""
     config = MODELS[name]().config
     labels = torch.tensor([[0, 0], [0, 1], [3, 9], [4, 4], [0, 0]])
-    ours, theirs = pair(config, Kind.span, Spans(), 2)
+    ours, theirs = pair(config, HeadKind.span, Spans(), 2)
     for sequence in range(len(LENGTHS)):
         begin, end = sum(LENGTHS[:sequence]), sum(LENGTHS[: sequence + 1])
         batch = batch_of(config)
@@ -150,7 +149,7 @@ def test_a_span_of_each_text(name):
         torch.testing.assert_close(found.total, expected.loss, atol=1e-5, rtol=1e-5)
         found.total.backward()
         expected.loss.backward()
-    theirs_by_ours = as_ours(ours, config, Kind.span, theirs, lambda parameter: parameter.grad)
+    theirs_by_ours = as_ours(ours, config, HeadKind.span, theirs, lambda parameter: parameter.grad)
     for parameter_name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs_by_ours[parameter_name], atol=3e-5, rtol=1e-4)
 
@@ -160,9 +159,9 @@ def test_a_label_for_each_token(name):
     config = MODELS[name]().config
     targets = torch.arange(sum(LENGTHS)) % 5
     targets[targets == 4] = IGNORED
-    ours, theirs = pair(config, Kind.token, TokenLabels(), 4)
+    ours, theirs = pair(config, HeadKind.token, TokenLabels(), 4)
     batch = batch_of(config, targets=targets, num_targets=int((targets != IGNORED).sum()))
-    check(ours, theirs, config, Kind.token, batch, labels=padded(targets, IGNORED))
+    check(ours, theirs, config, HeadKind.token, batch, labels=padded(targets, IGNORED))
 
 
 @pytest.mark.parametrize(
@@ -175,14 +174,14 @@ def test_a_label_for_each_token(name):
 )
 def test_dropout_acts_where_theirs_does(name, fields):
     config = replace(MODELS[name]().config, **fields)
-    ours, theirs = pair(config, Kind.token, None, 3, dropout=0.0)
+    ours, theirs = pair(config, HeadKind.token, None, 3, dropout=0.0)
     check_same_distribution(ours, theirs, batch_of(config), lambda logits, real: logits[real])
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
 def test_dropout_of_heads_acts_where_theirs_does(name):
     config = MODELS[name]().config
-    ours, theirs = pair(config, Kind.sequence, None, 3, dropout=0.2)
+    ours, theirs = pair(config, HeadKind.sequence, None, 3, dropout=0.2)
     check_same_distribution(ours, theirs, batch_of(config), lambda logits, _: logits)
 
 
@@ -220,7 +219,7 @@ def test_spans_and_labels_in_parts_sum_to_the_whole():
     """Whatever the micro-batches: sums over sequences, also where a rank has nothing left."""
     config = small_encoder().config
     labels = torch.tensor([[0, 0], [0, 1], [3, 9], [4, 4], [0, 0]])
-    ours, _ = pair(config, Kind.span, Spans(), 2)
+    ours, _ = pair(config, HeadKind.span, Spans(), 2)
     whole = batch_of(config, labels=labels)
     ours(whole).total.backward()
     expected = {name: parameter.grad.clone() for name, parameter in ours.named_parameters()}

@@ -10,15 +10,14 @@ from peft import LoraConfig as TheirConfig
 from peft import inject_adapter_in_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.counterpart import style_of
 from finetune.model.base import FineTuned
 from finetune.model.frozen import FrozenConfig, FullConfig
-from finetune.model.heads import Kind
 from finetune.model.lora import LoraConfig, Merged
 from finetune.model.losses import SingleLabel
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import ConfigError
+from pretrain.hub.family import HeadKind, head_for
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
@@ -48,7 +47,7 @@ def built(config, tuning=None, device="meta"):
         if tuning:
             tuning.prepare(model)
         return FineTuned(
-            model, config, style_of(config, Kind.sequence), Kind.sequence, SingleLabel(), outputs=3, dropout=0.0
+            model, config, head_for(config, HeadKind.sequence), HeadKind.sequence, SingleLabel(), outputs=3, dropout=0.0
         )
 
 

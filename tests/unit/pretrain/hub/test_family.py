@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from pretrain.errors import ConfigError
-from pretrain.hub import family_for, family_of
+from pretrain.hub.family import family_for, family_of
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation
@@ -54,15 +54,15 @@ def test_each_element_lies_in_one_part_and_every_tensor_of_theirs_is_one(name):
     family = family_for(model.config)
     assert family.model_type == name.split(",")[0]
     covered = {name: torch.zeros(parameter.shape) for name, parameter in model.named_parameters()}
-    parts = {part.theirs: part for part in family.parts(model.config, VOCAB_SIZE)}
+    parts = {part.theirs: part for part in family.model_tensors(model.config, VOCAB_SIZE)}
     for part in parts.values():
         assert part.shape[1:] == covered[part.ours].shape[1:]
         covered[part.ours].view(-1)[part.start : part.start + part.numel] += 1
     assert all(bool((count == 1).all()) for count in covered.values())
 
     with torch.device("meta"):
-        config = AutoConfig.for_model(**family.theirs(model.config, VOCAB_SIZE))
-        theirs = (AutoModelForCausalLM if model.config.causal else AutoModelForMaskedLM).from_config(config)
+        config = AutoConfig.for_model(**family.to_hf(model.config, VOCAB_SIZE))
+        theirs = (AutoModelForCausalLM if model.config.kind.generates else AutoModelForMaskedLM).from_config(config)
     assert type(theirs).__name__ == family.architecture
     shapes = {name: tuple(parameter.shape) for name, parameter in theirs.named_parameters()}
     assert shapes == {name: part.their_shape for name, part in parts.items()}
@@ -71,51 +71,51 @@ def test_each_element_lies_in_one_part_and_every_tensor_of_theirs_is_one(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_our_configuration_comes_back(name):
     config = small_model(name).config
-    theirs = family_for(config).theirs(config, VOCAB_SIZE)
+    theirs = family_for(config).to_hf(config, VOCAB_SIZE)
     assert family_of(theirs) is family_for(config)
-    assert outright(family_of(theirs).ours(theirs)) == outright(config)
-    assert outright(family_of(theirs).ours(AutoConfig.for_model(**theirs).to_dict())) == outright(config)
+    assert outright(family_of(theirs).from_hf(theirs)) == outright(config)
+    assert outright(family_of(theirs).from_hf(AutoConfig.for_model(**theirs).to_dict())) == outright(config)
 
 
 def outright(config):
     """Say what may be left to a rule, and leave out what only training asks for."""
-    if config.causal:
+    if config.kind.generates:
         return replace(config, kv_heads=config.num_kv_heads, mlp_width=config.hidden_width)
     return replace(config, mlp_width=config.hidden_width)
 
 
 def test_what_transformers_writes_is_understood():
     gpt2 = GPT2Config(n_embd=24, n_head=2, n_layer=3).to_dict()
-    assert family_of(gpt2).ours(gpt2) == DecoderConfig(max_seq_len=1024, width=24, heads=2, layers=3, kv_heads=None)
+    assert family_of(gpt2).from_hf(gpt2) == DecoderConfig(max_seq_len=1024, width=24, heads=2, layers=3, kv_heads=None)
     size = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_hidden_layers": 3}
     llama = LlamaConfig(**size, rope_parameters={"rope_type": "default", "rope_theta": 5e5}).to_dict()
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3, "tie_embeddings": False, "norm_eps": 1e-6, **LLAMA}
-    assert family_of(llama).ours(llama) == DecoderConfig(max_seq_len=2048, kv_heads=4, rope_theta=5e5, **ours)
+    assert family_of(llama).from_hf(llama) == DecoderConfig(max_seq_len=2048, kv_heads=4, rope_theta=5e5, **ours)
     mistral = MistralConfig(**size, num_key_value_heads=2, sliding_window=9).to_dict()
-    assert family_of(mistral).ours(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
+    assert family_of(mistral).from_hf(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
     bert = BertConfig(**size).to_dict()
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
-    assert family_of(bert).ours(bert) == EncoderConfig(max_seq_len=512, **ours)
+    assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=512, **ours)
     roberta = RobertaConfig(**size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5).to_dict()
-    assert family_of(roberta).ours(roberta) == EncoderConfig(max_seq_len=512, **ours, **ROBERTA)
+    assert family_of(roberta).from_hf(roberta) == EncoderConfig(max_seq_len=512, **ours, **ROBERTA)
     modern = ModernBertConfig(**size).to_dict()
     windows = {"window": 65, "global_every": 3}
-    assert family_of(modern).ours(modern) == EncoderConfig(max_seq_len=8192, **ours, **MODERNBERT, **windows)
+    assert family_of(modern).from_hf(modern) == EncoderConfig(max_seq_len=8192, **ours, **MODERNBERT, **windows)
 
 
 def test_configurations_of_older_versions_are_understood():
     theirs = LlamaConfig(hidden_size=24, num_attention_heads=4).to_dict()
     del theirs["rope_parameters"], theirs["head_dim"]
-    assert family_of(theirs).ours({**theirs, "rope_theta": 5e5, "rope_scaling": None}).rope_theta == 5e5
-    assert family_of(theirs).ours(theirs).rope_theta == 10_000
+    assert family_of(theirs).from_hf({**theirs, "rope_theta": 5e5, "rope_scaling": None}).rope_theta == 5e5
+    assert family_of(theirs).from_hf(theirs).rope_theta == 10_000
     theirs = {**ModernBertConfig(num_hidden_layers=7).to_dict(), "global_rope_theta": 5e4, "local_rope_theta": None}
     del theirs["rope_parameters"], theirs["layer_types"]
-    ours = family_of(theirs).ours({**theirs, "global_attn_every_n_layers": 2})
+    ours = family_of(theirs).from_hf({**theirs, "global_attn_every_n_layers": 2})
     assert (ours.rope_theta, ours.local_rope_theta, ours.global_every) == (5e4, 5e4, 2)
-    assert family_of(theirs).ours(theirs).global_every == 3
+    assert family_of(theirs).from_hf(theirs).global_every == 3
     bert = {"model_type": "bert", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert |= {"intermediate_size": 40, "max_position_embeddings": 9}
-    assert family_of(bert).ours(bert) == EncoderConfig(max_seq_len=9, width=24, layers=1, heads=2, mlp_width=40)
+    assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=9, width=24, layers=1, heads=2, mlp_width=40)
 
 
 BERT, MODERN = BertConfig().to_dict(), ModernBertConfig().to_dict()
@@ -129,89 +129,89 @@ def rotary(kind, **more):
 @pytest.mark.parametrize(
     ("theirs", "refusal"),
     [
-        ({"model_type": "bloom"}, "model_type=bloom: not an architecture of ours; there are gpt2, llama, mistral"),
-        (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx=True has no"),
+        ({"model_type": "bloom"}, "model_type=bloom: is not supported; choose a model of bert, distilbert, gpt2, ll"),
+        (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx=True is not"),
         (
             GPT2Config(activation_function="relu").to_dict(),
-            "activation_function=relu has no counterpart in model=decoder (there are gelu_new, gelu",
+            "activation_function=relu is not supported by model=decoder (gelu_new, gelu",
         ),
-        (LlamaConfig(attention_bias=True).to_dict(), "attention_bias=True has no counterpart"),
+        (LlamaConfig(attention_bias=True).to_dict(), "attention_bias=True is not supported"),
         (
             {**LlamaConfig().to_dict(), "qk_norm": True},
-            "qk_norm=True has no counterpart in model=decoder (it is not known, and may change",
+            "qk_norm=True is not supported by model=decoder (unknown, and may change",
         ),
-        ({**LlamaConfig().to_dict(), "rope_interleaved": True}, "rope_interleaved=True has no"),
-        ({**BERT, "is_encoder_decoder": True}, "is_encoder_decoder=True has no"),
-        ({**MODERN, "embedding_size": 128}, "embedding_size=128 has no"),
-        (LlamaConfig(hidden_act="gelu").to_dict(), "hidden_act=gelu has no counterpart"),
-        (LlamaConfig(head_dim=64).to_dict(), "head_dim=64 has no counterpart"),
+        ({**LlamaConfig().to_dict(), "rope_interleaved": True}, "rope_interleaved=True is not"),
+        ({**BERT, "is_encoder_decoder": True}, "is_encoder_decoder=True is not"),
+        ({**MODERN, "embedding_size": 128}, "embedding_size=128 is not"),
+        (LlamaConfig(hidden_act="gelu").to_dict(), "hidden_act=gelu is not supported"),
+        (LlamaConfig(head_dim=64).to_dict(), "head_dim=64 is not supported"),
         (
             LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}).to_dict(),
-            "rope_type=linear has no counterpart",
+            "rope_type=linear is not supported",
         ),
         (
             {**LlamaConfig().to_dict(), "rope_parameters": {"type": "linear", "factor": 4.0, "rope_theta": 1e4}},
-            "type=linear has no",
+            "type=linear is not",
         ),
         (
             {**LlamaConfig().to_dict(), "rope_parameters": {"rope_type": "default", "factor": 4.0}},
-            "rope_parameters.factor=4.0 has no",
+            "rope_parameters.factor=4.0 is not",
         ),
-        ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 has no"),
-        ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling={'type': 'linear'} has no"),
+        ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 is not"),
+        ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling={'type': 'linear'} is not"),
         (
             {**BERT, "position_embedding_type": "relative_key"},
-            "position_embedding_type=relative_key has no counterpart",
+            "position_embedding_type=relative_key is not supported",
         ),
-        ({**BERT, "is_decoder": True}, "is_decoder=True has no counterpart in model=encoder (False has one)"),
-        ({**BERT, "add_cross_attention": True}, "add_cross_attention=True has no"),
+        ({**BERT, "is_decoder": True}, "is_decoder=True is not supported by model=encoder (False is)"),
+        ({**BERT, "add_cross_attention": True}, "add_cross_attention=True is not"),
         (
             {**BERT, "hidden_act": "relu"},
-            "hidden_act=relu has no counterpart in model=encoder (there are gelu, gelu_new",
+            "hidden_act=relu is not supported by model=encoder (gelu, gelu_new",
         ),
-        ({**BERT, "tie_word_embeddings": False}, "tie_word_embeddings=False has no"),
-        ({**BERT, "pruned_heads": {"0": [1]}}, "pruned_heads={'0': [1]} has no"),
-        (RobertaConfig(hidden_act="gelu_new").to_dict(), "hidden_act=gelu_new has no"),
-        (DistilBertConfig(sinusoidal_pos_embds=True).to_dict(), "sinusoidal_pos_embds=True has no"),
-        (DistilBertConfig(activation="relu").to_dict(), "activation=relu has no"),
-        ({**MODERN, "mlp_bias": True}, "mlp_bias=True has no"),
-        ({**MODERN, "norm_bias": True}, "attention_bias=False has no"),
-        ({**MODERN, "classifier_bias": True}, "classifier_bias=True has no"),
-        ({**MODERN, "decoder_bias": False}, "decoder_bias=False has no"),
-        ({**MODERN, "classifier_activation": "relu"}, "classifier_activation=relu has no"),
-        ({**MODERN, "rope_parameters": rotary("full_attention", rope_type="yarn")}, "rope_type=yarn has no"),
-        ({**MODERN, "rope_parameters": rotary("sliding_attention", rope_type="linear")}, "rope_type=linear has no"),
+        ({**BERT, "tie_word_embeddings": False}, "tie_word_embeddings=False is not"),
+        ({**BERT, "pruned_heads": {"0": [1]}}, "pruned_heads={'0': [1]} is not"),
+        (RobertaConfig(hidden_act="gelu_new").to_dict(), "hidden_act=gelu_new is not"),
+        (DistilBertConfig(sinusoidal_pos_embds=True).to_dict(), "sinusoidal_pos_embds=True is not"),
+        (DistilBertConfig(activation="relu").to_dict(), "activation=relu is not"),
+        ({**MODERN, "mlp_bias": True}, "mlp_bias=True is not"),
+        ({**MODERN, "norm_bias": True}, "attention_bias=False is not"),
+        ({**MODERN, "classifier_bias": True}, "classifier_bias=True is not"),
+        ({**MODERN, "decoder_bias": False}, "decoder_bias=False is not"),
+        ({**MODERN, "classifier_activation": "relu"}, "classifier_activation=relu is not"),
+        ({**MODERN, "rope_parameters": rotary("full_attention", rope_type="yarn")}, "rope_type=yarn is not"),
+        ({**MODERN, "rope_parameters": rotary("sliding_attention", rope_type="linear")}, "rope_type=linear is not"),
         ({**MODERN, "layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 20}, "layer_types=['full_att"),
         ({**MODERN, "layer_types": ["sliding_attention"] * 21 + ["full_attention"]}, "layer_types=['sliding_att"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
     with pytest.raises(ConfigError, match=re.escape(refusal)):
-        family_of(theirs).ours(theirs)
+        family_of(theirs).from_hf(theirs)
 
 
 @pytest.mark.parametrize(
     ("fields", "refusal"),
     [
-        ({"token_types": 0, "norm_eps": 1e-5}, "model.token_types=0: has no counterpart in BertForMaskedLM"),
-        ({"tie_embeddings": False}, "model.tie_embeddings=false: has no counterpart in BertForMaskedLM"),
-        ({"window": 4}, "model.window=4: has no counterpart in BertForMaskedLM, which knows null only"),
+        ({"token_types": 0, "norm_eps": 1e-5}, "model.token_types=0: is not supported by BertForMaskedLM"),
+        ({"tie_embeddings": False}, "model.tie_embeddings=false: is not supported by BertForMaskedLM"),
+        ({"window": 4}, "model.window=4: is not supported by BertForMaskedLM, which has null only"),
         (
             {"activation": Activation.geglu},
-            "activation=geglu: has no counterpart in BertForMaskedLM, which knows gelu and",
+            "activation=geglu: is not supported by BertForMaskedLM, which has gelu and",
         ),
-        ({"order": Order.pre}, "model.order=pre: has no counterpart in BertForMaskedLM"),
+        ({"order": Order.pre}, "model.order=pre: is not supported by BertForMaskedLM"),
         (
             {"order": Order.pre, "window": 4},
-            "which knows post only; model.window=4: has no counterpart in BertForMaskedLM, which knows null only: this",
+            "which has post only; model.window=4: is not supported by BertForMaskedLM, which has null only: this",
         ),
-        ({**ROBERTA, "bias": False}, "model.bias=false: has no counterpart in RobertaForMaskedLM"),
-        ({**ROBERTA, "token_types": 0}, "model.token_types=0: has no counterpart in RobertaForMaskedLM"),
-        ({**MODERNBERT, "activation": Activation.gelu}, "model.activation=gelu: has no counterpart in ModernBertFor"),
-        ({**MODERNBERT, "token_types": 2}, "model.token_types=2: has no counterpart in ModernBertForMaskedLM"),
+        ({**ROBERTA, "bias": False}, "model.bias=false: is not supported by RobertaForMaskedLM"),
+        ({**ROBERTA, "token_types": 0}, "model.token_types=0: is not supported by RobertaForMaskedLM"),
+        ({**MODERNBERT, "activation": Activation.gelu}, "model.activation=gelu: is not supported by ModernBertFor"),
+        ({**MODERNBERT, "token_types": 2}, "model.token_types=2: is not supported by ModernBertForMaskedLM"),
     ],
 )
-def test_encoders_without_a_counterpart_are_refused_by_name(fields, refusal):
+def test_encoders_of_no_family_are_refused_by_name(fields, refusal):
     with pytest.raises(ConfigError, match=re.escape(refusal)):
         family_for(EncoderConfig(max_seq_len=32, **fields))
 
@@ -231,4 +231,4 @@ RELEASED = [
 def test_keys_that_change_nothing_are_no_reason_to_refuse(theirs):
     today = {key: value for key, value in theirs.items() if key in AutoConfig.for_model(theirs["model_type"]).to_dict()}
     assert len(today) < len(theirs)
-    assert family_of(theirs).ours(theirs) == family_of(today).ours(today)
+    assert family_of(theirs).from_hf(theirs) == family_of(today).from_hf(today)

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import IGNORED
-from pretrain.hub import family_for
+from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import Layout
 from pretrain.models.layers import Activation
@@ -82,10 +82,10 @@ def models(draw, name):
 lengths_of_documents = st.lists(st.integers(1, 16), min_size=1, max_size=5)
 
 
-def counterpart(config):
+def transformers_model(config):
     """Return transformers' model of this configuration, with weights that leave no norm or bias at 1 or 0."""
-    theirs = AutoConfig.for_model(**{**family_for(config).theirs(config, VOCAB_SIZE), "pad_token_id": PAD})
-    model = (AutoModelForCausalLM if config.causal else AutoModelForMaskedLM).from_config(theirs).eval()
+    theirs = AutoConfig.for_model(**{**family_for(config).to_hf(config, VOCAB_SIZE), "pad_token_id": PAD})
+    model = (AutoModelForCausalLM if config.kind.generates else AutoModelForMaskedLM).from_config(theirs).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -95,7 +95,7 @@ def counterpart(config):
 def as_ours(config, theirs, read):
     """Return our names and layouts of what `read` gives for each parameter: itself or its gradient."""
     pieces = {}
-    for part in family_for(config).parts(config, VOCAB_SIZE):
+    for part in family_for(config).model_tensors(config, VOCAB_SIZE):
         tensor = read(theirs.get_parameter(part.theirs))
         pieces.setdefault(part.ours, []).append(tensor.T if part.transposed else tensor)
     return {name: torch.cat(parts) for name, parts in pieces.items()}
@@ -113,7 +113,7 @@ def test_equals_transformers(tmp_path, name):
     def check(fields, lengths):
         ours = small_decoder(**fields) if name in DECODERS else small_encoder(**fields)
         assert family_for(ours.config).model_type == name
-        theirs = counterpart(ours.config)
+        theirs = transformers_model(ours.config)
         ours.load_state_dict(as_ours(ours.config, theirs, lambda parameter: parameter.detach()))
         check_parity(ours, theirs, lengths)
         check_identity(ours, tmp_path / str(next(number)))
@@ -136,7 +136,7 @@ def check_parity(ours, theirs, lengths):
     inputs = {"input_ids": padded(tokens, lengths, PAD)}
     real = inputs["attention_mask"] = padded(torch.ones_like(tokens), lengths, 0)
     layout = Layout.of(batch.offsets, batch.max_len)
-    if ours.config.causal:
+    if ours.config.kind.generates:
         hidden = ours(tokens, batch.positions, layout)
         logits = F.linear(hidden, ours.head_weight())
         targets = batch.targets

@@ -23,7 +23,7 @@ from transformers import (
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.hub import family_for
+from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 
 FIELDS = {
@@ -77,8 +77,8 @@ def test_any_run_of_any_tensor(written, data):
 def test_what_transformers_writes_is_read(tmp_path, name, form):
     config = small_model(name).config
     body = form == "the body alone"
-    theirs = (AutoModelForCausalLM if config.causal else AutoModelForMaskedLM).from_config(
-        AutoConfig.for_model(**family_for(config).theirs(config, VOCAB_SIZE)),
+    theirs = (AutoModelForCausalLM if config.kind.generates else AutoModelForMaskedLM).from_config(
+        AutoConfig.for_model(**family_for(config).to_hf(config, VOCAB_SIZE)),
         dtype=torch.bfloat16 if form == "half precision" else torch.float32,
     )
     for parameter in theirs.parameters():
@@ -87,7 +87,7 @@ def test_what_transformers_writes_is_read(tmp_path, name, form):
     kept.save_pretrained(tmp_path, max_shard_size="8KB" if form == "several files" else "1GB")
     assert (tmp_path / "model.safetensors").exists() != (form == "several files")
     read = HuggingFaceWeights(tmp_path)
-    parts = list(family_for(config).parts(config, VOCAB_SIZE))
+    parts = list(family_for(config).model_tensors(config, VOCAB_SIZE))
     head = [part for part in parts if not part.theirs.startswith(theirs.base_model_prefix)]
     assert read.absent == (sorted(f"model.{part.ours}" for part in head) if body else [])
     for part in parts:
@@ -164,7 +164,7 @@ def test_what_objectives_have_beside_the_model_is_read_too(tmp_path, caplog, pre
 @pytest.mark.parametrize("task", [BertForSequenceClassification, BertForQuestionAnswering])
 def test_heads_of_other_tasks_are_named_and_left_alone(tmp_path, caplog, task):
     model = small_encoder()
-    theirs = task(BertConfig(**family_for(model.config).theirs(model.config, VOCAB_SIZE)))
+    theirs = task(BertConfig(**family_for(model.config).to_hf(model.config, VOCAB_SIZE)))
     theirs.save_pretrained(tmp_path)
     with caplog.at_level("INFO"):
         read = HuggingFaceWeights(tmp_path)
@@ -266,9 +266,9 @@ def test_a_damaged_directory_of_several_files_is_refused_by_name(llama, problem)
 @pytest.mark.parametrize(
     ("kind", "changed", "problem"),
     [
-        (ConfigError, {"model_type": "t5"}, "model_type=t5: not an architecture of ours"),
-        (ConfigError, {"qk_norm": True}, "qk_norm=True has no counterpart in model=decoder"),
-        (ConfigError, {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn has no counterpart"),
+        (ConfigError, {"model_type": "t5"}, "model_type=t5: is not supported"),
+        (ConfigError, {"qk_norm": True}, "qk_norm=True is not supported by model=decoder"),
+        (ConfigError, {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn is not supported"),
         (ConfigError, {"num_attention_heads": 5}, "model.heads=5: "),
         (CheckpointError, {"model_type": ["llama"]}, "not that of a ['llama'] (TypeError("),
         (CheckpointError, {"hidden_size": "24"}, "not that of a llama (TypeError("),

@@ -1,6 +1,7 @@
 """Every attention backend that runs on a CPU, and what the others refuse there."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pretrain.errors import ConfigError
 from pretrain.models.attention.auto import AutoConfig
 from pretrain.models.attention.eager import EagerConfig, eager
-from pretrain.models.attention.flash import FlashConfig, make_flash
+from pretrain.models.attention.flash import FlashConfig, kernel_window, make_flash
 from pretrain.models.attention.flex import FlexConfig, document_mask, make_flex
 from pretrain.models.attention.masks import visible
 from pretrain.models.attention.sdpa import SdpaConfig, sdpa
@@ -101,6 +102,20 @@ def test_compiled_code_serves_all_ragged_batches():
     assert compiled[-1] == compiled[1] > 0, "once for the first shape, once for all others"
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_compiled_code_keeps_the_window_of_ragged_sequences(causal):
+    lengths = [9, 2, 14]
+    inputs = random_qkv(sum(lengths), sum(lengths), (4, 2), "cpu", torch.float32)
+    attend = torch.compile(lambda *inputs: sdpa(*inputs, causal=causal, window=3), backend="aot_eager")
+    found, expected = attend(*inputs, layout(lengths)), eager(*inputs, layout(lengths), causal=causal, window=3)
+    everywhere = eager(*inputs, layout(lengths), causal=causal)
+    assert not torch.allclose(expected, everywhere, atol=1e-2), "a window that hides something"
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    gradients = (torch.autograd.grad(out, inputs, upstream) for out in (found, expected))
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("attend", [eager, sdpa])
 def test_dropout_keeps_the_mean(attend):
     q, k, v = (x.detach() for x in random_qkv(512, 512, (4, 4), "cpu", torch.float32))
@@ -125,6 +140,33 @@ def test_flex_masks_what_the_others_mask():
             seen = document_mask(ragged, sum(q_lengths), sum(own_keys), causal, window)
             q, k = torch.arange(sum(q_lengths))[:, None], torch.arange(sum(own_keys))[None, :]
             torch.testing.assert_close(seen(torch.tensor(0), torch.tensor(0), q, k), torch.block_diag(*blocks).bool())
+
+
+@pytest.mark.parametrize("mask", [*MASKS, (False, 1)])
+def test_the_window_of_flash_hides_what_the_others_hide(mask):
+    """The kernel lets query i see keys i - left to i + right of as many keys, without a limit where it is -1."""
+    (causal, window), length = mask, 9
+    left, right = (length if side == -1 else side for side in kernel_window(window, causal))
+    for i in range(length):
+        ours = [j for j in range(length) if (j <= i or not causal) and (window is None or abs(i - j) < window)]
+        assert [j for j in range(length) if i - left <= j <= i + right] == ours
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "dropout", "refusal"),
+    [
+        (FlashConfig, torch.float32, 0.0, "precision=torch.float32: attention=flash computes in half precision"),
+        (FlashConfig, torch.bfloat16, 0.1, "attention_dropout=0.1: attention=flash has no dropout"),
+        (FlexConfig, torch.float32, 0.1, "attention_dropout=0.1: attention=flex has no dropout"),
+        (FlashConfig, torch.float16, 0.0, None),
+        (FlexConfig, torch.float32, 0.0, None),
+        *((config, torch.float32, 0.1, None) for config in (AutoConfig, EagerConfig, SdpaConfig)),
+    ],
+)
+def test_each_backend_says_what_it_cannot_compute(config, dtype, dropout, refusal):
+    expected = pytest.raises(ConfigError, match=refusal) if refusal else nullcontext()
+    with expected:
+        config().check(dtype=dtype, dropout=dropout, dropout_key="attention_dropout")
 
 
 @no_cuda

@@ -26,8 +26,14 @@ def hidden(model, batch):
         ({"layers": 0}, "model.layers=0: must be at least 1"),
         ({"width": 64, "heads": 7}, "model.heads=7: must divide model.width=64"),
         ({"width": 64, "heads": 8, "kv_heads": 3}, "model.kv_heads=3: must divide 8 heads"),
-        ({"width": 12, "heads": 4, "positions": Positions.rotary}, "model.positions=rotary: needs pairs"),
-        ({"width": 5, "heads": 1, "positions": Positions.sinusoidal}, "model.positions=sinusoidal: needs pairs"),
+        (
+            {"width": 12, "heads": 4, "positions": Positions.rotary},
+            "model.positions=rotary: needs pairs of coordinates",
+        ),
+        (
+            {"width": 5, "heads": 1, "positions": Positions.sinusoidal},
+            "model.positions=sinusoidal: needs pairs of coordinates",
+        ),
         ({"dropout": 1.0}, r"model.dropout=1.0: must lie in \[0, 1\)"),
         ({"attention_dropout": -0.1}, "model.attention_dropout=-0.1"),
         ({"window": 0}, "model.window=0"),
@@ -101,6 +107,24 @@ def test_rotary_attention_depends_on_distance_alone():
 
     torch.testing.assert_close(dot(3, 1), dot(103, 101), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(dot(3, 1), dot(4, 1))
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_rotations_are_computed_in_fp32_whatever_the_model_computes_in(cast):
+    """At position 4,000 bf16 would be off by whole turns; queries are rounded once, after the rotation."""
+    model, tables = small_decoder(**LLAMA), []
+    model.blocks[0].register_forward_pre_hook(lambda block, inputs: tables.extend(inputs[2]))
+    batch = ragged_batch([16])
+    batch.positions = 250 * torch.arange(16) + 7
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not cast):
+        hidden(model.to(torch.bfloat16) if cast else model, batch)
+    angles = batch.positions.double()[:, None] * 10_000.0 ** -(torch.arange(0, 6, 2).double() / 6)
+    for table, expected in zip(tables, (angles.cos(), angles.sin()), strict=True):
+        assert table.dtype == torch.float32
+        torch.testing.assert_close(table[:, 0].double(), expected, atol=1e-3, rtol=0)
+    x = torch.randn(16, 4, 6, generator=torch.Generator().manual_seed(1)).bfloat16()
+    exact = rotate(x.double(), (tables[0].double(), tables[1].double()))
+    assert torch.equal(rotate(x, (tables[0], tables[1])), exact.bfloat16())
 
 
 def test_sinusoids_are_those_of_the_paper():

@@ -26,7 +26,10 @@ def hidden(model, batch, segments=None):
     [
         ({"layers": 0}, "model.layers=0: must be at least 1"),
         ({"width": 64, "heads": 7}, "model.heads=7: must divide model.width=64"),
-        ({"width": 12, "heads": 4, "positions": Positions.rotary}, "model.positions=rotary: rotates pairs"),
+        (
+            {"width": 12, "heads": 4, "positions": Positions.rotary},
+            "model.positions=rotary: needs pairs of coordinates",
+        ),
         ({"positions": Positions.sinusoidal}, "model.positions=sinusoidal: belongs to decoders"),
         (
             {"positions": Positions.rotary, "position_offset": 2},

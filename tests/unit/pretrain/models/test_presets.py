@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pretrain.compose import compose
-from pretrain.hub import family_of
+from pretrain.hub.family import family_of
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.init import Init
 
@@ -75,7 +75,7 @@ def test_encoder_presets_are_the_released_networks(name):
     with torch.device("meta"):
         released = AutoModelForMaskedLM.from_config(config)
     theirs = config.to_dict()
-    published = family_of(theirs).ours(theirs)
+    published = family_of(theirs).from_hf(theirs)
     model = build(name, config.vocab_size, published.max_seq_len)
     assert num_parameters(model) == num_parameters(released)
     assert f" {num_parameters(model):,} parameters" in (PRESETS / f"{name}.yaml").read_text()

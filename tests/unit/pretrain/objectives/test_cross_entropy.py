@@ -138,6 +138,19 @@ def test_autocast_multiplies_in_half_precision_and_sums_in_fp32(dtype):
         torch.testing.assert_close(found.grad, wanted.grad, rtol=2e-2, atol=5e-2)
 
 
+def test_the_gradient_of_the_weight_is_summed_in_fp32():
+    """Over 256 chunks; a sum in bf16 stops growing where the addends are below its last digit."""
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = (torch.randn(rows, 32, generator=generator).bfloat16() for rows in (2048, 16))
+    targets = torch.randint(16, (2048,), generator=generator)
+    exact = weight.double().requires_grad_()
+    reference(hidden.double(), exact, targets)[0].backward()
+    master = weight.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chunked(hidden, master, targets, chunk_tokens=8)[0].backward()
+    assert (master.grad - exact.grad).norm() < 2e-3 * exact.grad.norm()
+
+
 def test_a_second_backward_pass_is_refused():
     hidden, weight, targets = inputs(5)
     total = chunked(hidden, weight, targets)[0]

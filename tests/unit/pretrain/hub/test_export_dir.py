@@ -1,11 +1,12 @@
 """What a run says of its export when it starts is what its export says."""
 
 import pytest
-from run_directories import GPT2_SETTINGS, TEXTS, make_run, word_pieces
+from run_directories import GPT2_SETTINGS, TEXTS, json_of, make_run, word_pieces
 
 from pretrain.compose import compose_run
 from pretrain.export import main
-from pretrain.hub.special_tokens import warn_without_counterpart
+from pretrain.hub.export_dir import warn_unless_exportable
+from pretrain.tokenizer.base import load_tokenizer
 from pretrain.tokenizer.bpe import BpeTokenizer
 
 ROBERTA = ["model.position_offset=2", "model.token_types=1"]
@@ -16,17 +17,17 @@ PADDED = BpeTokenizer(vocab_size=270, special_tokens=["<s>", "<pad>", "</s>", "<
     ("model", "settings", "tokenizer", "refusal"),
     [
         ("decoder", GPT2_SETTINGS, None, None),
-        ("decoder", ["model.window=4", "model.kv_heads=2"], None, "model.window=4: has no counterpart in GPT2LMHead"),
-        ("decoder", ["model.window=4", "model.kv_heads=2"], None, "; model.kv_heads=2: has no counterpart in GPT2LM"),
+        ("decoder", ["model.window=4", "model.kv_heads=2"], None, "model.window=4: is not supported by GPT2LMHead"),
+        ("decoder", ["model.window=4", "model.kv_heads=2"], None, "; model.kv_heads=2: is not supported by GPT2LM"),
         ("encoder", ROBERTA, PADDED.train(iter(TEXTS)), None),
         ("encoder", ROBERTA, word_pieces(), "model.position_offset=2: RobertaForMaskedLM counts positions from the id"),
-        ("encoder", ["model.tie_embeddings=false"], word_pieces(), "model.tie_embeddings=false: has no counterpart"),
+        ("encoder", ["model.tie_embeddings=false"], word_pieces(), "model.tie_embeddings=false: is not supported"),
     ],
 )
 def test_a_run_warns_of_what_its_export_refuses(tmp_path, caplog, capsys, model, settings, tokenizer, refusal):
     run = make_run(tmp_path / "run", *settings, model=model, tokenizer=tokenizer)
     caplog.clear()
-    warn_without_counterpart(compose_run(run).model, run)
+    warn_unless_exportable(compose_run(run).model, json_of(run / "run.json"), load_tokenizer(run / "tokenizer.json"))
     assert main([str(run)]) == (2 if refusal else 0)
     expected = [f"python -m pretrain.export will refuse this run: {capsys.readouterr().err.strip()}"] if refusal else []
     assert [record.getMessage() for record in caplog.records] == expected

@@ -1,0 +1,122 @@
+"""What decoders and encoders have in common: the settings of a stack of blocks, their checks, and the blocks.
+
+Holds no architecture: embeddings, heads and the order of things are in `decoder` and `encoder`, layers in `layers`.
+Letters of shapes: `models/base.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from pretrain.errors import check
+from pretrain.models.base import Attend, ModelKind
+from pretrain.models.init import Init, Initial
+from pretrain.models.layers import MLP, Activation, Attention, Block, Norm, Positions, make_norm
+
+# Projections into the residual stream, and the head's transform, which ModernBERT initialises like them.
+_RESIDUAL = ("attention.out.weight", "mlp.down.weight", "transform.dense.weight")
+
+
+@dataclass(kw_only=True)
+class NetworkConfig:
+    """The settings of a stack of transformer blocks; the defaults are GPT-2's."""
+
+    kind: ClassVar[ModelKind]
+
+    max_seq_len: int  # tokens a sequence may have; owned by data.seq_len
+    width: int = 768  # of the residual stream, D
+    layers: int = 12  # blocks, L
+    heads: int = 12  # query heads, H
+    mlp_width: int | None = None  # hidden width of the MLP; null: 4 * width
+    norm_eps: float = 1e-5  # added to the variance
+    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh, swiglu or geglu
+    positions: Positions = Positions.learned  # how it knows where a token stands: learned, sinusoidal or rotary
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    bias: bool = True  # biases in projections and layer norms
+    tie_embeddings: bool = True  # the head is the embedding
+    window: int | None = None  # keys a query sees up to itself, in tokens; null: all
+    global_every: int | None = None  # with a window, layers 0, n, 2n, ... see all keys; null: none does
+    dropout: float = 0.0  # probability, of embeddings and residual branches
+    attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
+    init: Init = Init.gpt2  # scheme of the initial weights: gpt2, olmo2, bert or modernbert
+    init_std: float = 0.02  # standard deviation of initial matrices
+
+    def __post_init__(self) -> None:
+        for key in ("max_seq_len", "width", "layers", "heads", "mlp_width", "window", "global_every"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
+        check(self.width % self.heads == 0, "model.heads", self.heads, f"must divide model.width={self.width}")
+        paired = self.head_width if self.positions is Positions.rotary else self.width
+        even = self.positions is Positions.learned or paired % 2 == 0
+        rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
+        check(even, "model.positions", self.positions.value, rule)
+        for key in ("norm_eps", "rope_theta", "init_std"):
+            check(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
+        for key in ("dropout", "attention_dropout"):
+            check(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "must lie in [0, 1)")
+        rule = "means something only beside model.window; set it or leave this null"
+        check(self.global_every is None or self.window is not None, "model.global_every", self.global_every, rule)
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head, E."""
+        return self.width // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key-value heads, K."""
+        return self.heads
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of the MLP; a gated one has two projections of it."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+    def layer_window(self, layer: int) -> int | None:
+        """Return the window of a layer in tokens, None where it sees all keys."""
+        return None if self.global_every is not None and layer % self.global_every == 0 else self.window
+
+    def make_norm(self) -> nn.Module:
+        """Return a normalisation layer over the width."""
+        return make_norm(Norm.layernorm, self.width, self.norm_eps, self.bias)
+
+    def make_block(self, layer: int, attend: Attend, block: type[Block] = Block) -> Block:
+        """Return the block of a layer, counted from 0."""
+        attention = Attention(
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.num_kv_heads,
+            bias=self.bias,
+            dropout=self.attention_dropout,
+            causal=self.kind is ModelKind.causal,
+            window=self.layer_window(layer),
+            attend=attend,
+        )
+        mlp = MLP(width=self.width, hidden=self.hidden_width, activation=self.activation, bias=self.bias)
+        norms = {"attention_norm": self.make_norm(), "mlp_norm": self.make_norm()}
+        return block(attention=attention, mlp=mlp, dropout=self.dropout, **norms)
+
+    def initial(self, name: str, ndim: int) -> Initial:
+        """Return the distribution of a parameter of this name and number of dimensions, by the scheme `init`."""
+        if ndim == 1:
+            return Initial(mean=0.0 if name.endswith("bias") else 1.0)
+        shrunk = self.init.shrinks_residual and name.endswith(_RESIDUAL)
+        return Initial(std=self.init_std / (2 * self.layers) ** 0.5 if shrunk else self.init_std, cut=self.init.cuts)
+
+    def flops_per_token(self, blocks: nn.ModuleList, head: float, seq_len: float) -> float:
+        """Return the floating-point operations of one token, forward and backward (PaLM, appendix B, 2022).
+
+        6 a parameter of every matrix product: those of the `blocks`, and `head` parameters more. And 12 H E a layer and
+        visible key. All keys in the window or sequence count as visible, those after the query too: the convention of
+        PaLM and of torch's counter, twice what a causal kernel has to compute.
+        """
+        matrices = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
+        # A bidirectional window reaches as far to the right as to the left, and counts the token itself once.
+        both_sides = self.kind is not ModelKind.causal
+        windows = (self.layer_window(layer) for layer in range(self.layers))
+        reach = (None if window is None else 2 * window - 1 if both_sides else window for window in windows)
+        keys = sum(seq_len if visible is None else min(visible, seq_len) for visible in reach)
+        return 6.0 * (matrices + head) + 12.0 * self.width * keys
