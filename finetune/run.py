@@ -24,8 +24,7 @@ from finetune.evaluator import TaskEvaluator
 from finetune.init_from import beginning, starting_weights
 from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
-from finetune.tasks.base import Encoded
-from finetune.tasks.classification.labels import listed
+from finetune.tasks.base import Encoded, shortlist
 from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.distributed.world import StopRequest, World, device_type, joined, rank, world_size
@@ -261,7 +260,7 @@ def _introduce(
         )
     log.info(
         "%s parameters, of which %s learn; %s steps; outputs: %s",
-        *(f"{size.parameters:,}", f"{size.learnt:,}", f"{steps.total:,}", listed(data.names)),
+        *(f"{size.parameters:,}", f"{size.learnt:,}", f"{steps.total:,}", shortlist(data.names)),
     )
     return cfg.tracker.build(
         run_dir=directory.path,

@@ -1,7 +1,7 @@
 """Metrics of classification and regression, computed by scikit-learn and scipy.
 
-No answers to questions and no entities: those are in `squad` and `entities`. Every value but the mean squared error
-is a share or a correlation, not a percentage. The libraries are imported when the first value is asked for.
+Metrics of answers and of entities are their tasks' own. Every value but the mean squared error is a share or a
+correlation, not a percentage. The libraries are imported when the first value is computed.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def regression_metrics(predicted: ArrayLike, targets: ArrayLike) -> dict[str, fl
 
 
 def accuracy(predicted: Array, labels: Array) -> float:
-    """Share of examples whose label id is right; both [examples]."""
+    """Share of examples whose predicted label id is right; both [examples]."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(labels, predicted))
 
 
 def f1(predicted: Array, labels: Array, average: Literal["binary", "macro", "micro"]) -> float:
-    """F1 of label ids, both [examples]; what divides by nothing counts as 0.0.
+    """F1 of label ids, both [examples]; a quotient by 0 counts as 0.0.
 
     `binary`: that of label 1 among the labels 0 and 1. `macro`: the mean over labels; as in scikit-learn, a label that
     occurs on neither side is left out. `micro`: of the counts of all labels together.
