@@ -53,7 +53,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     figure = _figure(size, size)
     panel = figure.subplots()
     shown = ConfusionMatrixDisplay(shares)
-    shown.plot(include_values=few, values_format=".0%", cmap="Blues", ax=panel, colorbar=False, im_kw={"vmax": 1})
+    shown.plot(include_values=few, values_format=".0%", cmap="Blues", ax=panel, colorbar=False, im_kw={"vmin": 0, "vmax": 1})
     labels = [shortened(name, LABEL_ROOM) for name in names]
     places = range(len(names))
     panel.set_xticks(places, labels, parse_math=False, rotation=45, ha="right", rotation_mode="anchor")
