@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from finetune.options import parser_of_use
 from finetune.report.figures import draw_training
-from finetune.report.page import Section, clipped, value_text, write
+from finetune.report.page import Section, clipped, value_text, write_page
 from pretrain.errors import HeadwaterError
 from pretrain.registry import choices
 from pretrain.report.history import History, load
@@ -67,7 +67,7 @@ def report(options: argparse.Namespace) -> Path:
         Section("Metrics", _metrics(task.metric, measured)),
         *task.sections(encoded, logits, trained.names, measured),
     ]
-    return write(history.name, sections, options.out or options.run / "report")
+    return write_page(history.name, sections, options.out or options.run / "report")
 
 
 def _facts(trained: Trained, history: History, source: str, encoded: Encoded) -> str:

@@ -52,8 +52,8 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     size = 3 + (0.6 if few else 0.28) * len(names)  # inches
     figure = _figure(size, size)
     panel = figure.subplots()
-    shown = ConfusionMatrixDisplay(shares)
-    shown.plot(include_values=few, values_format=".0%", cmap="Blues", ax=panel, colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+    look = {"cmap": "Blues", "colorbar": False, "im_kw": {"vmin": 0, "vmax": 1}}
+    ConfusionMatrixDisplay(shares).plot(include_values=few, values_format=".0%", ax=panel, **look)
     labels = [shortened(name, LABEL_ROOM) for name in names]
     places = range(len(names))
     panel.set_xticks(places, labels, parse_math=False, rotation=45, ha="right", rotation_mode="anchor")

@@ -48,7 +48,7 @@ def worst_errors(mistakes: Sequence[Mistake], total: int, by: str) -> Section:
     return Section("Worst errors", f"{count} Sorted by {by}, worst first.\n\n{errors}")
 
 
-def write(title: str, sections: Sequence[Section], out: Path) -> Path:
+def write_page(title: str, sections: Sequence[Section], out: Path) -> Path:
     """Write a page and its figures into a directory, and return the page's path."""
     try:
         out.mkdir(parents=True, exist_ok=True)

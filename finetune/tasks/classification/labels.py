@@ -57,7 +57,7 @@ def label_set(value: Any, separator: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def number(value: Any) -> float:
+def regression_target(value: Any) -> float:
     """Return a target of regression. Raises `BadRecordError` for what is no number, or not finite in float32."""
     if value is None or value == "":
         raise BadRecordError("no number", f"{value!r:.80}")

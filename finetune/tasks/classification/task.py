@@ -33,7 +33,7 @@ from finetune.tasks.classification.labels import (
     label_name,
     label_names,
     label_set,
-    number,
+    regression_target,
 )
 from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from pretrain.errors import ConfigError, DataError, check
@@ -261,7 +261,7 @@ class ClassificationConfig:
             case Problem.multi_label:
                 return label_set(value, self.label_separator)
             case Problem.regression:
-                return number(value)
+                return regression_target(value)
 
     def _check_room(self, tokenizer: Tokenizer) -> None:
         """Raise `ConfigError` if a sequence is full before it has a token of each text: nothing would be cut then."""
