@@ -77,7 +77,7 @@ def open_trained(run: Path, step: int | None = None, overrides: Sequence[str] = 
     cfg, record = compose_run(run, FINETUNE), read_record(run)
     place = saved_step(run / "checkpoints", World.alone(), record.get("best_step") if step is None else step)
     changed = _changed(cfg.task, overrides)
-    if changes := [*_found(run, place, set(cfg.task.found) - changed), *overrides]:
+    if changes := [*_found(run, place, set(cfg.task.tuned_settings) - changed), *overrides]:
         batches = "train.max_tokens=${task.max_tokens}"  # of training; here they are `answers`' to say
         cfg = compose_run(run, FINETUNE, [batches, *changes])
     network = network_of(run)

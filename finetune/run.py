@@ -22,8 +22,7 @@ from finetune.evaluator import TaskEvaluator
 from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
-from finetune.tasks.base import Encoded
-from finetune.tasks.classification.labels import listed
+from finetune.tasks.base import Encoded, shortlist
 from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
 from pretrain.errors import DataError, check
 from pretrain.files import replace_file
@@ -196,5 +195,5 @@ def _summarise(data: TaskData, size: ModelSize, steps: TrainingSteps) -> None:
         )
     log.info(
         "%s parameters, of which %s are trainable; %s steps; outputs: %s",
-        *(f"{size.parameters:,}", f"{size.trainable:,}", f"{steps.total:,}", listed(data.names)),
+        *(f"{size.parameters:,}", f"{size.trainable:,}", f"{steps.total:,}", shortlist(data.names)),
     )

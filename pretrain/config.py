@@ -70,11 +70,8 @@ class PretrainConfig:
             rule = "objective.sentences tells two segments apart; set 2 or more, or objective.sentences=none"
             check(token_types >= 2, "model.token_types", token_types, rule)
         self.optim.check(shards=self.strategy.shards)
-        self.attention.check(
-            dtype=self.precision.dtype,
-            dropout=getattr(self.model, "attention_dropout", 0),
-            dropout_key="model.attention_dropout",
-        )
+        dropout = getattr(self.model, "attention_dropout", 0)
+        self.attention.check(dtype=self.precision.dtype, dropout=dropout, dropout_key="model.attention_dropout")
 
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks on devices "cuda" or "cpu" cannot run, and for missing inputs.

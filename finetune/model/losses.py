@@ -1,7 +1,6 @@
-"""What tasks minimise: sums over the targets of a micro-batch, from the logits of its sequences or tokens.
+"""The losses of tasks: sums over the targets of a micro-batch, from the logits of its sequences or tokens.
 
-Holds formulas; the logits are `objective`'s, the division by the targets of the global batch the loop's. Letters: S
-sequences, N tokens, C outputs of the head.
+The training loop divides by the targets of the global batch. Letters: S sequences, N tokens, C outputs of the head.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ class SingleLabel:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLabels:
-    """Cross-entropy of one label a token; targets (N,) int64, IGNORED for pieces of words that have none."""
+    """Cross-entropy of one label a token; targets (N,) int64, IGNORED for tokens that have none."""
 
-    smoothing: float = 0.0  # as above
-    weights: tuple[float, ...] | None = None  # as above
+    smoothing: float = 0.0  # as of SingleLabel
+    weights: tuple[float, ...] | None = None  # as of SingleLabel, over the words of the training set
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return _cross_entropy(logits, batch.targets, self.smoothing, self.weights)
@@ -59,7 +58,7 @@ class TokenLabels:
 
 @dataclass(frozen=True)
 class MultiLabel:
-    """Binary cross-entropy, the mean over classes that may each hold or not; labels (S, C) of 0 and 1."""
+    """Binary cross-entropy, the mean over classes, each of which may apply or not; labels (S, C) of 0 and 1."""
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.labels is not None
@@ -69,7 +68,7 @@ class MultiLabel:
 
 @dataclass(frozen=True)
 class Regression:
-    """Squared error of one number a sequence; labels (S,). Nothing is right or wrong."""
+    """Squared error of one number a sequence; labels (S,). No prediction counts as right."""
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.labels is not None
@@ -77,7 +76,7 @@ class Regression:
 
 
 @dataclass(frozen=True)
-class Spans:
+class AnswerSpans:
     """Mean of the cross-entropies of an answer's first and last token among those of its sequence (Devlin et al. 2019).
 
     Labels (S, 2) int64 are places in the sequence; those of a question without an answer are 0, 0.
@@ -106,15 +105,14 @@ def _cross_entropy(
     return total, (logits.argmax(1) == targets).sum()
 
 
-def balanced(targets: np.ndarray, names: list[str], *, of: str) -> tuple[float, ...]:
-    """Return the weight of each class: T / (C n) for one that n of all T targets have, so that their mean is 1.
+def balanced_weights(targets: np.ndarray, names: list[str], *, of: str) -> tuple[float, ...]:
+    """Return the weight of each class: T / (C n) where n of T targets have it, so that the mean over targets is 1.
 
-    `targets` (T,) are those of the training set, each `of` an example or a word. Raises
-    `ConfigError` where a weight would be infinite.
+    `targets` (T,) are those of the training set; `of` says in messages what has a target, an example or a word. Raises
+    `ConfigError` for a class that no target has.
     """
     counts = np.bincount(targets, minlength=len(names))
     missing = [name for name, count in zip(names, counts, strict=True) if not count]
-    absent = f"no {of} of the training set has {', '.join(missing)}"
-    rule = f"{absent}; take them out of task.labels, or set none"
+    rule = f"no {of} of the training set has {', '.join(missing)}; take them out of task.labels, or set none"
     check(not missing, "task.class_weights", ClassWeights.balanced, rule)
     return tuple((counts.sum() / (len(names) * counts)).tolist())

@@ -1,21 +1,21 @@
 """`python -m finetune.report RUN [FILE]`: a page on what a fine-tuned model gets right, and what it gets wrong.
 
-Holds the command and the page; what it says of answers is the task's, in `sections`, and `figures` draws. With `--sync`
-the records of the run go to W&B instead, which is `pretrain.report.wandb_sync`'s.
+What it says of answers is the task's, in its `page`. With `--sync` the records of the run go to W&B instead, by
+`pretrain.report.wandb_sync`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.options import parser_of_use
 from finetune.report.figures import draw_training
-from finetune.report.page import Picture, Section, clipped, value_text
-from pretrain.errors import ConfigError, HeadwaterError
+from finetune.report.page import Section, clipped, value_text, write_page
+from pretrain.errors import HeadwaterError
 from pretrain.registry import choices
 from pretrain.report.history import History, load
 from pretrain.report.markdown import UNKNOWN, count, literal, table
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from finetune.load import Trained
     from finetune.tasks.base import Encoded, TaskConfig
 
-PAGE = "report.md"
-LABELS_ROOM = 400  # characters of the names of labels
+OUTPUTS_ROOM = 400  # characters of the names of all outputs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 def report(options: argparse.Namespace) -> Path:
     """Write the page and its figures as the command line says, and return the page's path.
 
-    Raises `ConfigError` for what is no run of fine-tuning and for a file that is not there, `DataError` for bad
-    records beyond the share that is allowed.
+    Raises `ConfigError` for a directory that is no run of fine-tuning and for a file that is not there, `DataError`
+    for more bad records than are allowed.
     """
     from finetune.load import open_trained  # it imports torch, which --help does without
 
@@ -59,78 +58,51 @@ def report(options: argparse.Namespace) -> Path:
     history = load(options.run)
     source = options.source or trained.cfg.task.validation
     encoded = trained.encode(source, labelled=True)
-    found = trained.answers(encoded, options.max_tokens)
-    task, best = trained.cfg.task, trained.record.get("best_step")
-    measured = task.measure(encoded, found.logits, trained.names)
-    curves = Picture(
-        "training",
-        f"Loss and {task.metric} over the steps of the run",
-        lambda path: draw_training(history, task.metric, best, path),
-    )
-    page = [
-        Section("What it is", [_facts(trained, history, source, encoded)]),
-        Section("How it was trained", [curves]),
-        Section("What it reaches", [_metrics(task.metric, measured)]),
-        *task.sections(encoded, found.logits, trained.names, measured),
+    logits = trained.answers(encoded, options.max_tokens).logits
+    task = trained.cfg.task
+    measured = task.measure(encoded, logits, trained.names)
+    sections = [
+        Section("Run", _facts(trained, history, source, encoded)),
+        Section("Training", "", draw_training(history, task.metric, trained.record.get("best_step"))),
+        Section("Metrics", _metrics(task.metric, measured)),
+        *task.sections(encoded, logits, trained.names, measured),
     ]
-    return write(history.name, page, options.out or options.run / "report")
-
-
-def write(title: str, sections: Sequence[Section], out: Path) -> Path:
-    """Write a page and its pictures into a directory, and return the page's path."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: no directory can be made there ({error}); name another") from None
-    parts = [f"# {literal(title)}"]
-    for section in sections:
-        parts.append(f"## {section.title}")
-        parts += [part if isinstance(part, str) else _drawn(part, out) for part in section.parts]
-    page = out / PAGE
-    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return page
-
-
-def _drawn(picture: Picture, out: Path) -> str:
-    """Draw a picture and return the link to it."""
-    picture.draw(out / f"{picture.name}.png")
-    return f"![{literal(picture.shows)}]({picture.name}.png)"
+    return write_page(history.name, sections, options.out or options.run / "report")
 
 
 def _facts(trained: Trained, history: History, source: str, encoded: Encoded) -> str:
-    """Return what the run is, and what is looked at here, as a table."""
+    """Return what the run is, and what is measured here, as a table."""
     cfg, record = trained.cfg, trained.record
-    task, sizes = cfg.task, record.get("records", {})  # runs from before it was recorded have none
-    step = trained.number
-    rows = [
-        ("Task", literal(_task(task))),
-        ("Started from", literal(record.get("init_from", cfg.init_from))),
-        ("Parameters", count(record.get("parameters"))),
-        ("Outputs", clipped(", ".join(trained.names), LABELS_ROOM)),
-        ("Training set", _set(task.train, sizes.get("training"))),
-        ("Validation set", _set(task.validation, sizes.get("validation"))),
-        ("Epochs, learning rate", f"{cfg.train.epochs:g}, {cfg.optim.lr:g}"),
-        ("Best step", f"{record['best_step']:,}" if record.get("best_step") is not None else UNKNOWN),
-        ("Step looked at", f"{step:,} of {history.train[-1]['step']:,.0f}" if history.train else f"{step:,}"),
-        ("Data looked at", f"{_set(source, len(encoded.records))}, {len(encoded.examples):,} sequences"),
-    ]
-    return table(["", ""], [list(row) for row in rows])
+    sizes = record.get("records", {})  # runs from before it was recorded have none
+    best, last = record.get("best_step"), history.train[-1]["step"] if history.train else trained.number
+    facts = {
+        "Task": literal(_task_name(cfg.task)),
+        "Initial weights": literal(record.get("init_from", cfg.init_from)),
+        "Parameters": count(record.get("parameters")),
+        "Outputs": clipped(", ".join(trained.names), OUTPUTS_ROOM),
+        "Training set": _data_set(cfg.task.train, sizes.get("training")),
+        "Validation set": _data_set(cfg.task.validation, sizes.get("validation")),
+        "Epochs, learning rate": f"{cfg.train.epochs:g}, {cfg.optim.lr:g}",
+        "Best step": UNKNOWN if best is None else f"{best:,}",
+        "Step of this page": f"{trained.number:,} of {last:,.0f}",
+        "Data of this page": f"{_data_set(source, len(encoded.records))}, {len(encoded.examples):,} sequences",
+    }
+    return table(["", ""], list(facts.items()))
 
 
 def _metrics(chosen: str, measured: Mapping[str, float]) -> str:
-    """Return the metrics as a table; those of single types of entities have one of their own."""
-    values = {name: value for name, value in measured.items() if "/" not in name}
-    rows = [[f"**{name}**" if name == chosen else name, value_text(value)] for name, value in values.items()]
-    return table(["metric", "value"], rows)
+    """Return the metrics as a table, without those of single types of entities (`f1/PER`), which have their own."""
+    values = {name: value_text(value) for name, value in measured.items() if "/" not in name}
+    return table(["metric", "value"], [(f"**{name}**" if name == chosen else name, values[name]) for name in values])
 
 
-def _task(task: TaskConfig) -> str:
-    """Return the name of a task, and of the problem that it poses if it knows several."""
+def _task_name(task: TaskConfig) -> str:
+    """Return the name of a task, with its problem or scheme if it has several."""
     name, problem = choices()[type(task)][1], getattr(task, "problem", None) or getattr(task, "scheme", None)
     return f"{name}, {problem}" if problem else name
 
 
-def _set(source: str, size: int | None) -> str:
+def _data_set(source: str, size: int | None) -> str:
     return literal(source) if size is None else f"{literal(source)}, {size:,} records"
 
 

@@ -1,94 +1,55 @@
-"""What is taken for what, and how well each label is found: of texts, of words, of anything that has one label.
+"""Precision, recall and F1 of each label, and which label is predicted for which: of texts, of words, of entities.
 
-Holds these two sections, whose numbers are scikit-learn's; errors with their texts are for the tasks' own sections.
-Letters: E examples, C labels.
+The errors with their texts are the tasks' own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from finetune.report.figures import draw_confusion
-from finetune.report.page import LABEL_ROOM, Picture, Section, clipped
+from finetune.report.page import LABEL_ROOM, Section, clipped
 from pretrain.report.markdown import table
 
-TABLE_LABELS = 12  # up to here the counts are also in a table; beyond it are the most frequent confusions
-FIGURE_LABELS = 40  # up to here there is a figure
-LISTED = 60  # labels in the table of labels
-CONFUSIONS = 15  # in the list of the most frequent ones
+FIGURE_LABELS = 40  # with more labels there is no figure
+MAX_LABELS = 60  # rows of the table of labels
+MAX_CONFUSIONS = 15  # rows of the table of confusions
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Section:
-    """Return how often each label (E,) is predicted (E,) as which; both hold places in `names`."""
-    from sklearn.metrics import confusion_matrix
+def by_label(in_data: Iterable[str], predicted: Iterable[str], right: Iterable[str]) -> Section:
+    """Return precision, recall and F1 of each label that occurs, the lowest F1 first.
 
-    counts = confusion_matrix(labels, predicted, labels=range(len(names)))
-    parts: list[str | Picture] = []
-    if len(names) <= FIGURE_LABELS:
-        parts.append(confusion_picture(counts, names, names))
-    if len(names) <= TABLE_LABELS:
-        parts += ["Rows are the labels of the data, columns what is predicted.", confusion_table(counts, names, names)]
-    else:
-        parts.append(_frequent(counts, names))
-    return Section("What is taken for what", parts)
-
-
-def confusion_picture(counts: np.ndarray, rows: Sequence[str], header: Sequence[str]) -> Picture:
-    """Return the figure of counts (R, C) of what is (rows) and what is predicted (columns)."""
-    shows = "Counts of what is predicted for each label of the data"
-    return Picture("confusion", shows, lambda path: draw_confusion(counts, rows, header, path))
-
-
-def confusion_table(counts: np.ndarray, rows: Sequence[str], header: Sequence[str]) -> str:
-    """Return counts (R, C) as a table."""
-    body = [
-        [clipped(name, LABEL_ROOM), *(f"{count:,}" for count in row)]
-        for name, row in zip(rows, counts.tolist(), strict=True)
-    ]
-    return table(["", *(clipped(name, LABEL_ROOM) for name in header)], body)
-
-
-def by_label(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Section:
-    """Return precision, recall, F1 and support of each label.
-
-    `labels` and `predicted` are places in `names`, (E,), or zeros and ones, (E, C). What divides by nothing is 0.
+    Each argument names a label once per occurrence: in the data, in the predictions, and in both. Precision of what is
+    never predicted and recall of what the data do not have are 0.
     """
-    if labels.ndim == 1:
-        found = _scores(labels, predicted, range(len(names)))
-    else:
-        found = np.hstack([_scores(own, guess, [1]) for own, guess in zip(labels.T, predicted.T, strict=True)])
-    rows = list(zip(names, *found.tolist(), strict=True))
-    told = ""
-    if len(rows) > LISTED:
-        told = f"The {LISTED} of {len(rows):,} labels with the lowest F1, of those that the data have."
-        rows = sorted((row for row in rows if row[4]), key=lambda row: row[3])[:LISTED]
-    body = [
-        [clipped(name, LABEL_ROOM), *(f"{value:.3f}" for value in shares), f"{support:,.0f}"]
-        for name, *shares, support in rows
-    ]
-    return Section(
-        "Labels", [*([told] if told else []), table(["label", "precision", "recall", "F1", "support"], body)]
-    )
-
-
-def _scores(labels: np.ndarray, predicted: np.ndarray, of: Sequence[int]) -> np.ndarray:
-    """Return precision, recall, F1 and support (4, n) of n labels."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    options: Any = {"labels": of, "zero_division": 0.0}  # scikit-learn's annotations know neither
-    return np.array(precision_recall_fscore_support(labels, predicted, **options), dtype=np.float64)
-
-
-def _frequent(counts: np.ndarray, names: Sequence[str]) -> str:
-    """Return the most frequent confusions as a table."""
-    wrong = counts * ~np.eye(len(names), dtype=bool)
+    real, guessed, hits = Counter(in_data), Counter(predicted), Counter(right)
+    f1 = {label: 2 * hits[label] / (real[label] + guessed[label]) for label in sorted(real | guessed)}
     rows = []
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
-        gold, predicted = divmod(int(place), len(names))
-        if wrong[gold, predicted]:
-            shown = [clipped(names[label], LABEL_ROOM) for label in (gold, predicted)]
-            rows.append([*shown, f"{wrong[gold, predicted]:,}", f"{counts[gold].sum():,}"])
-    return table(["in the data", "predicted", "times", "of"], rows) if rows else "No label is taken for another."
+    for label in sorted(f1, key=lambda label: f1[label])[:MAX_LABELS]:
+        shares = (hits[label] / max(guessed[label], 1), hits[label] / max(real[label], 1), f1[label])
+        counts = (f"{real[label]:,}", f"{guessed[label]:,}")
+        rows.append([clipped(label, LABEL_ROOM), *(f"{share:.3f}" for share in shares), *counts])
+    more = f" Shown are {MAX_LABELS} of {len(f1):,} labels." if len(f1) > MAX_LABELS else ""
+    header = ["label", "precision", "recall", "F1", "in the data", "predicted"]
+    return Section("Labels", f"The lowest F1 comes first.{more}\n\n{table(header, rows)}")
+
+
+def confusion(in_data: Sequence[str], predicted: Sequence[str], names: Iterable[str]) -> Section:
+    """Return how often which label is predicted for which, one pair per answer; `names` gives the figure its order."""
+    pairs, real = Counter(zip(in_data, predicted, strict=True)), Counter(in_data)
+    rows = [
+        [*(clipped(label, LABEL_ROOM) for label in pair), f"{times:,}", f"{real[pair[0]]:,}"]
+        for pair, times in pairs.most_common()
+        if pair[0] != pair[1]
+    ]
+    text = "No label is taken for another."
+    if rows:
+        text = table(["in the data", "predicted instead", "times", "of"], rows[:MAX_CONFUSIONS])
+    labels = [name for name in names if any(name in pair for pair in pairs)]
+    if len(labels) > FIGURE_LABELS:
+        return Section("Confusion matrix", text)
+    counts = np.array([[pairs[own, guess] for guess in labels] for own in labels])
+    return Section("Confusion matrix", text, draw_confusion(counts, labels))

@@ -1,61 +1,70 @@
-"""Of what a report page is made: sections of Markdown and pictures, and foreign texts cut to a readable length.
+"""A report page: sections of Markdown, each with at most one figure, and the section of the worst errors.
 
-Holds no task's section, no drawing and no files.
+Which sections there are is for the command and the tasks to say; drawing is in `figures`.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+from pretrain.errors import ConfigError
+from pretrain.report.markdown import literal, table
 
-from pretrain.report.markdown import literal
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
+PAGE = "report.md"
 WORST = 20  # errors that a page shows
 TEXT_ROOM = 240  # characters of a text in a table
 LABEL_ROOM = 40  # characters of a label
-
-
-class Picture(NamedTuple):
-    """A figure of a page."""
-
-    name: str  # of its file, without .png
-    shows: str  # what can be seen on it, for those who cannot
-    draw: Callable[[Path], None]  # writes it as PNG
 
 
 class Section(NamedTuple):
     """A part of a page under a title."""
 
     title: str
-    parts: list[str | Picture]  # Markdown and pictures, from top to bottom
+    text: str  # Markdown
+    figure: Figure | None = None  # shown above the text, saved under the title
 
 
-class Bin(NamedTuple):
-    """Neighbouring values of a whole number, such as lengths."""
+class Mistake(NamedTuple):
+    """A wrong answer."""
 
-    low: int  # the smallest value there is
-    high: int  # the largest
-    members: np.ndarray  # (n,) int64, which of the values are in it; n > 0
-
-    @property
-    def name(self) -> str:
-        """What values are in it."""
-        return f"{self.low}" if self.low == self.high else f"{self.low}–{self.high}"
+    badness: tuple[float, ...]  # the largest come first
+    cells: Sequence[str]  # Markdown: how wrong, what is predicted, what the data say, the text, where it is
 
 
-def quantile_bins(values: np.ndarray, at_most: int = 6) -> list[Bin]:
-    """Return bins of values (n,) int64 in ascending order, about as many values in each; equal values share a bin."""
-    if not len(values):
-        return []
-    cuts = np.quantile(values, np.arange(1, at_most) / at_most, method="higher")
-    places = np.searchsorted(np.unique(cuts), values, side="right")
-    members = [np.flatnonzero(places == place) for place in np.unique(places)]
-    return [Bin(int(values[chosen].min()), int(values[chosen].max()), chosen) for chosen in members]
+def worst_errors(mistakes: Sequence[Mistake], total: int, by: str) -> Section:
+    """Return the `WORST` of the mistakes among `total` answers; `by` says in a few words how wrong one is."""
+    rows = [mistake.cells for mistake in sorted(mistakes, key=lambda mistake: mistake.badness, reverse=True)[:WORST]]
+    count = f"{len(mistakes):,} of {total:,} answers differ from the data."
+    if not rows:
+        return Section("Worst errors", count)
+    errors = table([by, "predicted", "in the data", "text", "where"], rows)
+    return Section("Worst errors", f"{count} Sorted by {by}, worst first.\n\n{errors}")
+
+
+def write_page(title: str, sections: Sequence[Section], out: Path) -> Path:
+    """Write a page and its figures into a directory, and return the page's path."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: no directory can be made there ({error}); name another") from None
+    parts = [f"# {literal(title)}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        if section.figure is not None:
+            name = f"{section.title.lower().replace(' ', '-')}.png"
+            section.figure.savefig(out / name)
+            parts.append(f"![{section.title}]({name})")
+        parts.append(section.text)
+    page = out / PAGE
+    page.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    return page
 
 
 def clipped(text: str, room: int = TEXT_ROOM) -> str:
@@ -70,7 +79,5 @@ def shortened(text: str, room: int) -> str:
 
 
 def value_text(value: float) -> str:
-    """Return a metric with four digits after the point; a threshold that nothing reaches is the largest number."""
-    if abs(value) < sys.float_info.max or math.isnan(value):
-        return f"{value:.4f}"
-    return "∞" if value > 0 else "-∞"
+    """Return a metric with four digits after the point; the largest float stands for a threshold that is infinite."""
+    return f"{math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value:.4f}"

@@ -1,1 +1,1 @@
-"""Tasks: what is asked of a text, how answers are encoded, learnt, decoded and measured. One file a task."""
+"""Tasks: what is predicted of a text. A folder holds a task's dataclass, labels, metrics, decoding and report."""

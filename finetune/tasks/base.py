@@ -1,6 +1,6 @@
-"""What a task is to the rest of fine-tuning.
+"""What a task is to the rest of fine-tuning: the protocol, and the two small things that all tasks share.
 
-Holds the protocol; each task has its own file. Nothing here reads files or builds networks.
+Nothing here reads files or builds networks; each task has a folder of its own.
 """
 
 from __future__ import annotations
@@ -17,23 +17,43 @@ from finetune.model.losses import TaskLoss
 from finetune.report.page import Section
 from pretrain.hub.family import HeadKind
 
+MAX_NAMES = 10  # names of outputs that a message lists
+
+
+class BadRecordError(Exception):
+    """A record that cannot be used: the reason that it is counted under, what is there, and where if not at its start.
+
+    It never leaves a task, which counts it with `Faults`.
+    """
+
+    def __init__(self, reason: str, detail: str, place: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.place = place
+
+
+def shortlist(names: Sequence[str]) -> str:
+    """Return the names of outputs for a message: the first `MAX_NAMES`, then how many there are if there are more."""
+    more = f", ... ({len(names):,} in all)" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
 
 @dataclass(frozen=True)
 class Encoded:
     """A data set as a task encoded it: E sequences of R records (a long text may be several)."""
 
     examples: Examples
-    records: Sequence[Any]  # the task's own: texts, answers, where they came from
+    records: Sequence[Any]  # of the task's own type: texts, answers, where they came from
     owner: np.ndarray  # (E,) int64, the record of each sequence, in ascending order; a record may have none
 
 
 class TaskConfig(Protocol):
-    """What `run` asks of a task's dataclass, a choice of the group `task`."""
+    """What the rest of fine-tuning needs of a task's dataclass, a choice of the group `task`."""
 
-    kind: ClassVar[HeadKind]  # what its head answers for
-    fixed: ClassVar[tuple[str, ...]]  # settings that only learning reads or that weights are for: no use changes them
-    train: str  # file, or name on the hub, of the examples to learn from
-    validation: str  # of those that measure it
+    kind: ClassVar[HeadKind]  # whether its head answers for sequences, tokens or spans
+    fixed: ClassVar[tuple[str, ...]]  # settings that a trained run keeps: prediction and evaluation cannot change them
+    train: str  # file, or name on the hub, of the training set
+    validation: str  # the same of the validation set
     max_tokens: int  # of a sequence; what is longer is cut or split, as the task says
 
     @property
@@ -42,15 +62,14 @@ class TaskConfig(Protocol):
         ...
 
     @property
-    def found(self) -> tuple[str, ...]:
-        """The settings that are left to measuring, which finds them as metrics of the same names."""
+    def tuned_settings(self) -> tuple[str, ...]:
+        """The settings that are chosen on the validation set, where `measure` returns them under the same names."""
         ...
 
     def records(self, source: str, *, labelled: bool = True) -> list[Any]:
         """Read a data set, with its answers or without.
 
-        Raises `ConfigError` for a file or column that is not there, `DataError` for bad records beyond the share that
-        is allowed.
+        Raises `ConfigError` for a file or column that is not there, `DataError` for more bad records than are allowed.
         """
         ...
 
@@ -59,7 +78,10 @@ class TaskConfig(Protocol):
         ...
 
     def encode(self, records: Sequence[Any], tokenizer: Tokenizer, names: list[str]) -> Encoded:
-        """Encode records with a tokenizer that frames texts. Raises `DataError` for answers that have no name."""
+        """Encode records with a tokenizer whose template adds the special tokens.
+
+        Raises `DataError` for answers that are not among the names.
+        """
         ...
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
@@ -67,18 +89,22 @@ class TaskConfig(Protocol):
         ...
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
-        """Return the metrics of a data set from the logits of each of its sequences: (C,), or (tokens, C)."""
+        """Return the metrics of a data set from the logits of each of its sequences: (C,), or (tokens, C).
+
+        A name here is all that a metric needs to be logged and shown; `EVALUATION` in `pretrain.tracking.console` may
+        give it a label and a format.
+        """
         ...
 
     def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield what is predicted for each record, plain values with scores, in order.
+        """Yield the prediction for each record in order: plain values with scores.
 
-        What a line is of is its `place`, as faults tell it, or an `id` that records have.
+        Each says which record it is for: by its `place` (file and line), or by the `id` that records have.
         """
         ...
 
     def sections(
         self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
     ) -> list[Section]:
-        """Return what a report page says of the answers to a data set that has answers; `measure` gave `measured`."""
+        """Return the task's own sections of a report on a data set that has answers, whose metrics are `measured`."""
         ...

@@ -27,19 +27,26 @@ _TRAIN = (
     ("mfu", "MFU {:.1%}"),
 )
 _BAR = tuple(entry for entry in _TRAIN if entry[0] not in ("lr", "grad_norm"))  # a bar has room for less
-_EVALUATION = (
-    ("loss", "loss {:.4f}"),
-    ("perplexity", "perplexity {:.2f}"),
-    ("accuracy", "accuracy {:.1%}"),
-    ("sentence_accuracy", "of sentences {:.1%}"),
-    ("exact_match", "exact match {:.1%}"),
-    ("f1", "F1 {:.1%}"),
-    ("f1_macro", "macro F1 {:.1%}"),
-    ("matthews", "Matthews {:.3f}"),
-    ("pearson", "Pearson {:.3f}"),
-    ("spearman", "Spearman {:.3f}"),
-    ("bits_per_byte", "{:.4f} bits per byte"),
-)
+
+# Labels and formats of the metrics of evaluations, in the order that they are shown in. A metric that is in neither of
+# these two is shown behind the others by its own name, unless it is of a part (f1/PER): a new one needs no line here.
+EVALUATION = {
+    "loss": "loss {:.4f}",
+    "perplexity": "perplexity {:.2f}",
+    "accuracy": "accuracy {:.1%}",
+    "sentence_accuracy": "of sentences {:.1%}",
+    "exact_match": "exact match {:.1%}",
+    "f1": "F1 {:.1%}",
+    "f1_macro": "macro F1 {:.1%}",
+    "matthews": "Matthews {:.3f}",
+    "pearson": "Pearson {:.3f}",
+    "spearman": "Spearman {:.3f}",
+    "bits_per_byte": "{:.4f} bits per byte",
+}
+LEFT_OUT = {
+    *("step", "split", "tokens", "sentence_loss", "f1_micro", "no_answer_threshold"),
+    *("has_answer_exact_match", "has_answer_f1", "no_answer_exact_match", "no_answer_f1"),
+}
 
 
 class ConsoleSink(Sink):
@@ -64,7 +71,7 @@ class ConsoleSink(Sink):
         step = record["step"]
         assert isinstance(step, int)
         if record["split"] != "train":
-            self._print(step, [f"{record['split']}:", *_readable(record, _EVALUATION)])
+            self._print(step, [f"{record['split']}:", *_evaluation(record)])
             return
         left = self._time_left.after(step)
         if self._progress is None:
@@ -122,6 +129,11 @@ class _TimeLeft:
 
 def _readable(record: Record, entries: tuple[tuple[str, str], ...]) -> list[str]:
     return [text.format(record[key]) for key, text in entries if record.get(key) is not None]
+
+
+def _evaluation(record: Record) -> list[str]:
+    others = [key for key in record if key not in EVALUATION.keys() | LEFT_OUT and "/" not in key]
+    return _readable(record, (*EVALUATION.items(), *((key, f"{key} {{:.4g}}") for key in others)))
 
 
 def _warnings(record: Record) -> list[str]:

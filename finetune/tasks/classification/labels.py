@@ -1,96 +1,96 @@
-"""Labels and numbers, as the cells of a data set give them: what they say, their order, and what they are learnt as.
+"""Labels and numbers: from the cells of a data set to the targets of a loss, with their names and their order.
 
-Holds no reading of files and no names of tokens' labels beyond their order; which problem is posed is the task's.
+Files are read by `finetune.data`; which of the three problems is posed is the task's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-LARGEST = float(np.finfo(np.float32).max)  # of targets of regression
-SHOWN = 10  # labels that are told of those that there are
+from finetune.tasks.base import BadRecordError, shortlist
 
-Answer = str | float | tuple[str, ...]  # a label, a number, or a set of labels, sorted
+LARGEST = float(np.finfo(np.float32).max)  # magnitude of a target of regression
 
-
-class BadRecordError(Exception):
-    """A record that cannot be used: the reason it is counted under, and what is there."""
-
-    def __init__(self, reason: str, value: object) -> None:
-        super().__init__(f"{value!r:.80}")
-        self.reason = reason
+Label = str | float | tuple[str, ...]  # a label, a number, or a set of labels, sorted
 
 
-def label(value: Any) -> str:
+class LabelledText(NamedTuple):
+    """A text, or a pair of texts."""
+
+    text: str
+    pair: str | None
+    label: Label | None  # None: not known
+    place: str  # file and line
+
+
+def label_name(value: Any) -> str:
     """Return the name of a label: a string as it is, or an integer, which data frames may have stored as a float.
 
-    Raises `BadRecordError` for what is missing (NaN among it) and for what is neither.
+    Raises `BadRecordError` for a missing value (NaN included) and for anything else.
     """
     if value is None or value == "" or value != value:
-        raise BadRecordError("no label", value)
+        raise BadRecordError("no label", f"{value!r:.80}")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int):
-        raise BadRecordError("label is no name", value)
+        raise BadRecordError("label is no name", f"{value!r:.80}")
     return str(value)
 
 
 def label_set(value: Any, separator: str) -> tuple[str, ...]:
-    """Return a set of labels, perhaps empty, sorted: of a list, or of names in a string with `separator` between them.
+    """Return a sorted set of labels, perhaps empty, from a list or from names with `separator` between them.
 
-    Raises `BadRecordError` for anything else, a 0 or 1 for each of three labels or more among it: one occurs twice.
+    Raises `BadRecordError` for anything else and for a label that occurs twice, as it does in a list of zeros and ones.
     """
     if isinstance(value, str):
         value = [name.strip() for name in value.split(separator) if name.strip()]
     if not isinstance(value, list):
-        raise BadRecordError("no list of labels", value)
-    names = sorted(map(label, value))
+        raise BadRecordError("no list of labels", f"{value!r:.80}")
+    names = sorted(map(label_name, value))
     if len(set(names)) < len(names):
-        raise BadRecordError("a label twice (a list has the names of a record's labels, not a 0 or 1 for each)", value)
+        reason = "a label twice (a list has the names of a record's labels, not a 0 or 1 for each)"
+        raise BadRecordError(reason, f"{value!r:.80}")
     return tuple(names)
 
 
-def number(value: Any) -> float:
+def regression_target(value: Any) -> float:
     """Return a target of regression. Raises `BadRecordError` for what is no number, or not finite in float32."""
     if value is None or value == "":
-        raise BadRecordError("no number", value)
+        raise BadRecordError("no number", f"{value!r:.80}")
     try:
         found = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise BadRecordError("label is no number", value) from None
+        raise BadRecordError("label is no number", f"{value!r:.80}") from None
     if not abs(found) <= LARGEST:
-        raise BadRecordError("number is NaN or infinite", value)
+        raise BadRecordError("number is NaN or infinite", f"{value!r:.80}")
     return found
 
 
-def names_in(answers: Iterable[Answer | None]) -> list[str]:
-    """Return the labels in answers, in an order that only they decide: integers by value, others by code points."""
+def label_names(labels: Iterable[Label | None]) -> list[str]:
+    """Return all names in labels and sets of them, in an order of their own: integers by value, others by code point.
+
+    Numbers have no names.
+    """
     names: set[str] = set()
-    for answer in answers:
-        names.update((answer,) if isinstance(answer, str) else answer if isinstance(answer, tuple) else ())
+    for label in labels:
+        names.update((label,) if isinstance(label, str) else label if isinstance(label, tuple) else ())
     if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return labels as messages tell them: the first `SHOWN`, and how many there are if there are more."""
-    more = f", ... ({len(names):,} in all)" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def as_target(label: Label | None, indices: Mapping[str, int]) -> int | float | list[int] | None:
+    """Return a label as a loss takes it: its index, a 0 or 1 for each label of a set, or the number itself.
 
-
-def learnt(answer: Answer | None, numbers: Mapping[str, int]) -> int | float | list[int] | None:
-    """Return an answer as a loss takes it: the number of its label, a 0 or 1 for each label, or itself.
-
-    Raises `BadRecordError` for a label that has no number.
+    Raises `BadRecordError` for a label that has no index.
     """
-    for name in names_in([answer]):
-        if name not in numbers:
-            raise BadRecordError(f"label is none of {listed([*numbers])}", name)
-    if isinstance(answer, str):
-        return numbers[answer]
-    return [int(name in answer) for name in numbers] if isinstance(answer, tuple) else answer
+    for name in label_names([label]):
+        if name not in indices:
+            raise BadRecordError(f"label is none of {shortlist([*indices])}", f"{name!r:.80}")
+    if isinstance(label, str):
+        return indices[label]
+    return [int(name in label) for name in indices] if isinstance(label, tuple) else label

@@ -1,13 +1,12 @@
 """Metrics of classification and regression, computed by scikit-learn and scipy.
 
-No answers to questions and no entities: those are in `squad` and `entities`. Every value but the mean squared error
-is a share or a correlation, not a percentage. The libraries are imported when the first value is asked for.
+Metrics of answers and of entities are their tasks' own. Every value but the mean squared error is a share or a
+correlation, not a percentage. The libraries are imported when the first value is computed.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -20,19 +19,24 @@ def classification_metrics(predicted: ArrayLike, labels: ArrayLike, num_labels: 
     """Values of a task where every example has one label: `accuracy`, `f1_macro`, `f1_micro`, `matthews`.
 
     `predicted` and `labels` are label ids of shape [examples], from 0 to `num_labels` - 1. With two labels there is
-    also `f1`: that of label 1, the positive one. Over all labels `f1_micro` equals the accuracy. Raises `ValueError`
-    for shapes that differ, no examples or ids outside the range.
+    also `f1`: that of label 1, the positive one. Over all labels `f1_micro` equals the accuracy; `f1_macro` leaves out
+    a label that occurs on neither side. The Matthews correlation (Gorodkin 2004) is 0.0 where either side has a single
+    label. Raises `ValueError` for shapes that differ, no examples or ids outside the range.
     """
+    from sklearn.metrics import accuracy_score, matthews_corrcoef
+
     predicted, labels = _pair(predicted, labels, dimensions=1)
     low, high = min(predicted.min(), labels.min()), max(predicted.max(), labels.max())
     if low < 0 or high >= num_labels:
         raise ValueError(f"label ids from {low} to {high}: with {num_labels} labels they are 0 to {num_labels - 1}")
-    values = {"accuracy": accuracy(predicted, labels)}
+    values = {"accuracy": float(accuracy_score(labels, predicted))}
     if num_labels == 2:
-        values["f1"] = f1(predicted, labels, "binary")
-    values["f1_macro"] = f1(predicted, labels, "macro")
-    values["f1_micro"] = f1(predicted, labels, "micro")
-    values["matthews"] = matthews(predicted, labels)
+        values["f1"] = _f1(predicted, labels, "binary")
+    values["f1_macro"] = _f1(predicted, labels, "macro")
+    values["f1_micro"] = _f1(predicted, labels, "micro")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A single label was found", category=UserWarning)
+        values["matthews"] = float(matthews_corrcoef(labels, predicted))
     return values
 
 
@@ -50,80 +54,36 @@ def multi_label_metrics(predicted: ArrayLike, labels: ArrayLike) -> dict[str, fl
     predicted, labels = predicted.astype(int), labels.astype(int)
     return {
         "accuracy": float((predicted == labels).all(axis=1).mean()),
-        "f1_macro": float(np.mean([f1(*columns, "binary") for columns in zip(predicted.T, labels.T, strict=True)])),
-        "f1_micro": f1(predicted.ravel(), labels.ravel(), "binary"),
+        "f1_macro": float(np.mean([_f1(*columns, "binary") for columns in zip(predicted.T, labels.T, strict=True)])),
+        "f1_micro": _f1(predicted.ravel(), labels.ravel(), "binary"),
     }
 
 
 def regression_metrics(predicted: ArrayLike, targets: ArrayLike) -> dict[str, float]:
     """Values of a task with one number per example: `pearson`, `spearman`, `mse`.
 
-    `predicted` and `targets` are numbers of shape [examples]; the arithmetic is in float64. A NaN on either side makes
-    every value NaN. Raises `ValueError` for shapes that differ or no examples.
+    `predicted` and `targets` are numbers of shape [examples]; the arithmetic is in float64. Correlations are NaN for
+    one example and where either side is constant; ties have their mean rank. A NaN on either side makes every value
+    NaN. Raises `ValueError` for shapes that differ or no examples.
     """
-    predicted, targets = _pair(predicted, targets, dimensions=1)
-    return {
-        "pearson": pearson(predicted, targets),
-        "spearman": spearman(predicted, targets),
-        "mse": mean_squared_error(predicted, targets),
-    }
+    from scipy.stats import pearsonr, spearmanr
+
+    predicted, targets = (side.astype(np.float64) for side in _pair(predicted, targets, dimensions=1))
+    values = {"pearson": np.nan, "spearman": np.nan}
+    if len(targets) > 1:  # scipy refuses less
+        with warnings.catch_warnings():  # of constant sides, whose NaN is documented above
+            warnings.simplefilter("ignore")
+            for name, correlate in (("pearson", pearsonr), ("spearman", spearmanr)):
+                found: Any = correlate(predicted, targets)
+                values[name] = float(found.statistic)
+    return values | {"mse": float(np.mean(np.square(predicted - targets)))}
 
 
-def accuracy(predicted: Array, labels: Array) -> float:
-    """Share of examples whose label id is right; both [examples]."""
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(labels, predicted))
-
-
-def f1(predicted: Array, labels: Array, average: Literal["binary", "macro", "micro"]) -> float:
-    """F1 of label ids, both [examples]; what divides by nothing counts as 0.0.
-
-    `binary`: that of label 1 among the labels 0 and 1. `macro`: the mean over labels; as in scikit-learn, a label that
-    occurs on neither side is left out. `micro`: of the counts of all labels together.
-    """
+def _f1(predicted: Array, labels: Array, average: Literal["binary", "macro", "micro"]) -> float:
+    """F1 of label ids, both [examples]; a quotient by 0 counts as 0.0."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predicted, average=average, zero_division=0.0))  # pyright: ignore[reportArgumentType]
-
-
-def matthews(predicted: Array, labels: Array) -> float:
-    """Matthews correlation of label ids, both [examples], for two labels or more (Gorodkin 2004).
-
-    0.0 where either side has a single label.
-    """
-    from sklearn.metrics import matthews_corrcoef
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A single label was found", category=UserWarning)
-        return float(matthews_corrcoef(labels, predicted))
-
-
-def pearson(predicted: Array, targets: Array) -> float:
-    """Pearson correlation of two [examples]; NaN for one example or where either side is constant."""
-    from scipy.stats import pearsonr
-
-    return _correlation(pearsonr, predicted, targets)
-
-
-def spearman(predicted: Array, targets: Array) -> float:
-    """Spearman rank correlation of two [examples], ties by mean rank; NaN as in `pearson`."""
-    from scipy.stats import spearmanr
-
-    return _correlation(spearmanr, predicted, targets)
-
-
-def mean_squared_error(predicted: Array, targets: Array) -> float:
-    """Mean of the squared differences of two [examples], in the targets' unit squared."""
-    return float(np.mean(np.square(np.asarray(predicted, np.float64) - np.asarray(targets, np.float64))))
-
-
-def _correlation(correlate: Callable[..., Any], predicted: Array, targets: Array) -> float:
-    if len(targets) < 2:  # scipy refuses it
-        return float("nan")
-    with warnings.catch_warnings():  # a constant side is documented as NaN, a nearly constant one as imprecise
-        warnings.simplefilter("ignore")
-        return float(correlate(np.asarray(predicted, np.float64), np.asarray(targets, np.float64)).statistic)
 
 
 def _pair(predicted: ArrayLike, labels: ArrayLike, dimensions: int) -> tuple[Array, Array]:

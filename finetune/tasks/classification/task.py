@@ -1,7 +1,7 @@
 """Classification: a class, a set of labels, or a number for a text or a pair of texts.
 
-Holds what is encoded, learnt, measured and answered; files are read in `records`, formulas are in `losses` and
-`metrics`. Letters: E examples, C outputs of the head.
+Files are read by `finetune.data`; formulas are in `finetune.model.losses` and `metrics`. Letters: E examples, C
+outputs of the head.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,12 +21,20 @@ from tokenizers import Tokenizer
 from finetune.data.bad_records import Faults
 from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
-from finetune.model.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced
+from finetune.model.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import Encoded
-from finetune.tasks.classification.labels import Answer, BadRecordError, label, label_set, learnt, names_in, number
+from finetune.tasks.base import BadRecordError, Encoded
+from finetune.tasks.classification import page
+from finetune.tasks.classification.labels import (
+    Label,
+    LabelledText,
+    as_target,
+    label_name,
+    label_names,
+    label_set,
+    regression_target,
+)
 from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from finetune.tasks.classification.page import Item, multi_label, regression, single_label
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
@@ -49,25 +57,16 @@ METRICS = {
     Problem.multi_label: ["f1_macro", "f1_micro", "accuracy"],
     Problem.regression: ["spearman", "pearson"],
 }
-"""What may choose the best step, of which more is better; the first one does if none is set."""
+"""The metrics that may choose the best step: more is better. The first one does if none is set."""
 
 
 @dataclass(kw_only=True)
-class Columns:
+class TextColumns:
     """The columns of a data set of texts."""
 
     text: str = "text"  # column of the text
     text_pair: str | None = None  # column of the second text of a pair; null: texts stand alone
     label: str = "label"  # column of the label, the labels or the number
-
-
-class Text(NamedTuple):
-    """A text, or a pair of texts."""
-
-    text: str
-    pair: str | None
-    answer: Answer | None  # None: it is not known
-    place: str  # file and line
 
 
 @register("task", "classification")
@@ -80,11 +79,11 @@ class ClassificationConfig:
         *("train", "validation", "metric", "problem", "labels"),
         *("label_smoothing", "class_weights"),
     )
-    found: ClassVar[tuple[str, ...]] = ()
+    tuned_settings: ClassVar[tuple[str, ...]] = ()
 
-    train: str = MISSING  # file (CSV, TSV, JSON lines, Parquet), or org/name:split, of the examples to learn from
-    validation: str = MISSING  # of those that measure it
-    columns: Columns = field(default_factory=Columns)
+    train: str = MISSING  # file (CSV, TSV, JSON lines, Parquet), or org/name:split, of the training set
+    validation: str = MISSING  # the same of the validation set
+    columns: TextColumns = field(default_factory=TextColumns)
     header: list[str] = field(default_factory=list)  # columns of CSV and TSV files whose first line does not name them
     problem: Problem = Problem.single_label  # what is answered: single_label, multi_label or regression
     labels: list[str] = field(default_factory=list)  # labels in their order; empty: those of the training set, sorted
@@ -114,11 +113,10 @@ class ClassificationConfig:
         if self.problem is Problem.regression:
             check(not self.labels, "task.labels", self.labels, "numbers have no labels; leave it out for regression")
 
-    def records(self, source: str, *, labelled: bool = True) -> list[Text]:
-        """Read a data set, with the answers or, for texts to be answered, without looking for them.
+    def records(self, source: str, *, labelled: bool = True) -> list[LabelledText]:
+        """Read a data set; without `labelled` its column of labels need not be there.
 
-        Raises `ConfigError` for a file or column that is not there, `DataError` for bad records beyond the share that
-        is allowed.
+        Raises `ConfigError` for a file or column that is not there, `DataError` for more bad records than are allowed.
         """
         columns = {"text": self.columns.text}
         if self.columns.text_pair is not None:
@@ -136,43 +134,43 @@ class ClassificationConfig:
         _warn_of_contradictions(source, texts)
         return texts
 
-    def names(self, records: Sequence[Text]) -> list[str]:
-        """Return the labels in the order of their numbers: integers by value, others by name, or as they are set.
+    def names(self, records: Sequence[LabelledText]) -> list[str]:
+        """Return the labels in the order of their indices: integers by value, others by name, or as they are set.
 
-        Of regression it is the name of the number. Raises `DataError` if all examples have the same answer.
+        For regression it is the name of the number. Raises `DataError` if all examples have the same label.
         """
-        answers = {record.answer for record in records}
+        labels = {record.label for record in records}
         if self.problem is Problem.single_label and self.labels:
-            answers &= set(self.labels)  # others are bad records
-        if len(answers) < 2:
-            told = ", ".join(f"{answer!r:.80}" for answer in answers) or "none"
-            raise DataError(f"task.train: all examples have the same answer, {told}: there is nothing to learn")
+            labels &= set(self.labels)  # others are bad records
+        if len(labels) < 2:
+            only = ", ".join(f"{label!r:.80}" for label in labels) or "none"
+            raise DataError(f"task.train: all examples have the same label, {only}: there is nothing to learn")
         if self.problem is Problem.regression:
             return [self.columns.label]
-        names = self.labels or names_in(answers)
+        names = self.labels or label_names(labels)
         if self.metric == "f1" and len(names) != 2:
-            raise ConfigError(f"task.metric=f1: is of two labels, there are {len(names)}; choose f1_macro or f1_micro")
+            raise ConfigError(f"task.metric=f1: is for two labels, there are {len(names)}; choose f1_macro or f1_micro")
         return names
 
-    def encode(self, records: Sequence[Text], tokenizer: Tokenizer, names: list[str]) -> Encoded:
+    def encode(self, records: Sequence[LabelledText], tokenizer: Tokenizer, names: list[str]) -> Encoded:
         """Encode texts, one sequence each, cut to `max_tokens`, the longer text of a pair first.
 
-        The tokenizer frames them by its own template. Leaves out records whose labels are not among the names, and
-        raises `DataError` if there are more of them than allowed; `ConfigError` if a sequence has no room for text.
+        Leaves out records whose labels are not among the names. Raises `DataError` if there are more of these than are
+        allowed, `ConfigError` if a sequence has no room for text beside the special tokens.
         """
         self._check_room(tokenizer)
-        numbers = {name: index for index, name in enumerate(names)}
+        indices = {name: index for index, name in enumerate(names)}
         faults = Faults("examples", allowed=self.max_faults)
-        kept: list[Text] = []
+        kept: list[LabelledText] = []
         examples: list[Example] = []
         num_cut = 0
         for record, encoding in self._encodings(records, tokenizer):
             try:
-                target = learnt(record.answer, numbers)
+                target = as_target(record.label, indices)
             except BadRecordError as bad:
                 faults.report(bad.reason, record.place, str(bad))
                 continue
-            if not encoding.ids:  # of letters that are unknown to a tokenizer without a template
+            if not encoding.ids:  # a tokenizer without special tokens drops letters that it does not know
                 faults.report("no token", record.place, f"{record.text!a:.80}")
                 continue
             num_cut += bool(encoding.overflowing)
@@ -184,7 +182,7 @@ class ClassificationConfig:
         return Encoded(Examples.of(examples), kept, np.arange(len(kept)))
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
-        """Return what training minimises; the classes of `encoded` have `balanced` weights if that is set."""
+        """Return what training minimises, with balanced weights of the classes of `encoded` if these are set."""
         match self.problem:
             case Problem.multi_label:
                 return MultiLabel()
@@ -192,7 +190,7 @@ class ClassificationConfig:
                 return Regression()
             case Problem.single_label if self.class_weights is ClassWeights.none:
                 return SingleLabel(smoothing=self.label_smoothing)
-        weights = balanced(_labels(encoded), names, of="example")
+        weights = balanced_weights(_labels(encoded), names, of="example")
         return SingleLabel(smoothing=self.label_smoothing, weights=weights)
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
@@ -207,33 +205,29 @@ class ClassificationConfig:
                 return regression_metrics(outputs[:, 0], labels)
 
     def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield the answer to each text, after its `place`: `label`, its probability `score`, all `probabilities`.
+        """Yield for each text its `place`, the `label`, its probability `score`, and all `probabilities`.
 
-        For multi_label there are `labels` and `scores`, of those that are more likely than not; for regression the
-        number alone, `score`.
+        For multi_label there are `labels`, all that are more likely than not, and their `scores`; for regression
+        `score` is the number itself.
         """
         for record, row in zip(encoded.records, logits, strict=True):
-            yield {"place": record.place, **self._told(row, names)}
+            yield {"place": record.place, **self._prediction(row, names)}
 
     def sections(
         self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
     ) -> list[Section]:
-        """Return confusions and labels, or the scatter of numbers, and the worst errors."""
-        outputs, labels = np.stack(logits), _labels(encoded)
-        items = [
-            Item([record.text] if record.pair is None else [record.text, record.pair], record.place)
-            for record in encoded.records
-        ]
+        """Return the numbers of each label, confusions and the worst errors; of regression the last alone."""
+        predictions = list(self.predict(encoded, logits, names))
         match self.problem:
             case Problem.single_label:
-                return single_label(items, self._probabilities(outputs), labels, names)
+                return page.single_label(encoded.records, predictions, names)
             case Problem.multi_label:
-                return multi_label(items, self._probabilities(outputs), labels, names)
+                return page.label_sets(encoded.records, predictions)
             case Problem.regression:
-                return regression(items, outputs[:, 0], labels)
+                return page.regression(encoded.records, predictions)
 
-    def _told(self, row: np.ndarray, names: list[str]) -> dict[str, Any]:
-        """Return the answer that logits (C,) give."""
+    def _prediction(self, row: np.ndarray, names: list[str]) -> dict[str, Any]:
+        """Return what logits (C,) predict."""
         if self.problem is Problem.regression:
             return {"score": float(row[0])}
         probabilities = dict(zip(names, self._probabilities(row).tolist(), strict=True))
@@ -249,34 +243,34 @@ class ClassificationConfig:
         outputs = torch.from_numpy(logits).double()
         return (outputs.softmax(-1) if self.problem is Problem.single_label else outputs.sigmoid()).numpy()
 
-    def _text(self, record: Record) -> Text:
-        """Return what a record says. Raises `BadRecordError` for one that cannot be used."""
+    def _text(self, record: Record) -> LabelledText:
+        """Return the text, or pair, and the label of a record. Raises `BadRecordError` for one that cannot be used."""
         texts = [record.values[role] for role in ("text", "text_pair") if role in record.values]
         for text in texts:
             if text is None or text == "" or (isinstance(text, str) and text.isspace()):
-                raise BadRecordError("no text", text)
+                raise BadRecordError("no text", f"{text!r:.80}")
             if not isinstance(text, str):
-                raise BadRecordError("text is no string", text)
-        answer = self._answer(record.values["label"]) if "label" in record.values else None
-        return Text(texts[0], texts[1] if len(texts) == 2 else None, answer, record.place)
+                raise BadRecordError("text is no string", f"{text!r:.80}")
+        label = self._label(record.values["label"]) if "label" in record.values else None
+        return LabelledText(texts[0], texts[1] if len(texts) == 2 else None, label, record.place)
 
-    def _answer(self, value: Any) -> Answer:
+    def _label(self, value: Any) -> Label:
         match self.problem:
             case Problem.single_label:
-                return label(value)
+                return label_name(value)
             case Problem.multi_label:
                 return label_set(value, self.label_separator)
             case Problem.regression:
-                return number(value)
+                return regression_target(value)
 
     def _check_room(self, tokenizer: Tokenizer) -> None:
         """Raise `ConfigError` if a sequence is full before it has a token of each text: nothing would be cut then."""
         pair = self.columns.text_pair is not None
         least = tokenizer.num_special_tokens_to_add(pair) + 1 + pair
-        rule = f"must be at least {least}, the tokens that frame texts and one of each"
+        rule = f"must be at least {least}: the special tokens and one token of each text"
         check(self.max_tokens >= least, "task.max_tokens", self.max_tokens, rule)
 
-    def _encodings(self, records: Sequence[Text], tokenizer: Tokenizer) -> Iterator[tuple[Text, Any]]:
+    def _encodings(self, records: Sequence[LabelledText], tokenizer: Tokenizer) -> Iterator[tuple[LabelledText, Any]]:
         tokenizer.enable_truncation(self.max_tokens, strategy="longest_first")
         try:
             for start in range(0, len(records), BATCH):
@@ -294,15 +288,16 @@ def _labels(encoded: Encoded) -> np.ndarray:
     return labels
 
 
-def _warn_of_contradictions(source: str, texts: Iterable[Text]) -> None:
-    """Tell how many records have a text that another record answers in another way."""
-    answers = defaultdict(list)
+def _warn_of_contradictions(source: str, texts: Iterable[LabelledText]) -> None:
+    """Log how many records have a text that another record labels in another way."""
+    same = defaultdict(list)
     for text in texts:
-        answers[text.text, text.pair].append(text)
-    found = [group for group in answers.values() if len({text.answer for text in group}) > 1]
-    if found:
-        first, second = next((found[0][0], text) for text in found[0] if text.answer != found[0][0].answer)
+        same[text.text, text.pair].append(text)
+    contradictory = [group for group in same.values() if len({text.label for text in group}) > 1]
+    if contradictory:
+        first, *others = contradictory[0]
+        second = next(text for text in others if text.label != first.label)
         log.warning(
-            "%s: %d records have the same text as one with another answer, as %s (%r) and %s (%r)",
-            *(source, sum(map(len, found)), first.place, first.answer, second.place, second.answer),
+            "%s: %d records have the same text as one with another label, as %s (%r) and %s (%r)",
+            *(source, sum(map(len, contradictory)), first.place, first.label, second.place, second.label),
         )

@@ -1,7 +1,7 @@
 """Exact match and F1 of answers to questions, as SQuAD's official scripts count them, and the no-answer threshold.
 
-No spans and no logits: what a model answered arrives here as text. All values are shares; the official scripts print
-them as percentages (times 100). Sources: Rajpurkar et al. 2016, arXiv 1606.05250 (1.1); Rajpurkar et al. 2018, arXiv
+Answers arrive here as text; spans and logits are elsewhere. All values are shares; the official scripts print
+percentages. Sources: Rajpurkar et al. 2016, arXiv 1606.05250 (1.1); Rajpurkar et al. 2018, arXiv
 1806.03822 (2.0, with questions that have no answer).
 """
 
@@ -22,7 +22,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 class Score(NamedTuple):
-    """What the answer to one question is worth."""
+    """The scores of the answer to one question."""
 
     exact_match: float  # 1.0 or 0.0
     f1: float  # share, over words
@@ -36,9 +36,9 @@ def normalise(text: str) -> str:
 def score(prediction: str, answers: Sequence[str], *, version_2: bool) -> Score:
     """The best values that `prediction` reaches with any of `answers`.
 
-    By the rules of 2.0 a question without answers wants an empty prediction, and answers of which normalisation leaves
-    nothing do not count. By those of 1.1 every answer counts, one of which nothing is left has an F1 of 0.0 with
-    anything, and a question without answers raises `ValueError`.
+    By the rules of 2.0 the right prediction for a question without answers is an empty one, and answers that are empty
+    after normalisation do not count. By those of 1.1 every answer counts, an empty one has an F1 of 0.0 with any
+    prediction, and a question without answers raises `ValueError`.
     """
     if not (answers or version_2):
         raise ValueError("a question without answers is scored by the rules of SQuAD 2.0 only: version_2=True")
@@ -74,11 +74,11 @@ def best_threshold(no_answer_scores: ArrayLike, scores_with_answer: ArrayLike, s
     """The threshold with the best mean when questions whose no-answer score is above it are left unanswered.
 
     All three are [questions]: the score of no answer minus that of the best span (logits), inf where there is no span;
-    what that span is worth (exact match or F1); what an empty prediction is worth, the same where there is no span. The
-    result is the middle of the first range of thresholds that are best, so that rounding moves no question across it
-    that counts: -inf where it is best to answer nothing, inf where it is best to answer all. The official sweep takes
-    the score at the lower end, and may cut through questions of equal score. Raises `ValueError` for shapes that
-    differ, no questions or NaN.
+    the exact match or F1 of that span; the same of an empty prediction (equal to it where there is no span). The result
+    is the middle of the first interval of best thresholds, so that rounding moves no question across it: -inf where it
+    is best to answer nothing, inf where it is best to answer everything. The official sweep takes the score at the
+    lower end, and may separate questions of equal score. Raises `ValueError` for shapes that differ, no questions or
+    NaN.
     """
     scores = np.asarray(no_answer_scores, np.float64)
     answered, unanswered = np.asarray(scores_with_answer, np.float64), np.asarray(scores_without, np.float64)

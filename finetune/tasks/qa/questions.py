@@ -1,7 +1,6 @@
 """Questions about texts, their answers and where in the text these are: read and checked.
 
-Holds SQuAD's JSON and what a good question is; JSON lines, Parquet and the hub are read by `records`, tokens are made
-in `windows`.
+SQuAD's JSON is read here; JSON lines, Parquet and the hub by `finetune.data`. Tokens are made in `windows`.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from typing import Any, NamedTuple
 
 from finetune.data.bad_records import Faults
 from finetune.data.records import read_records
+from finetune.tasks.base import BadRecordError
 from pretrain.data.sources.documents import COMPRESSED, open_bytes
 from pretrain.errors import DataError
 
 ROLES = ("id", "question", "context", "answers", "answer_start")
-LABELS = ("answers", "answer_start")  # the roles of what is asked for
+LABELS = ("answers", "answer_start")  # the roles that predictions do without
 
 
 class Answer(NamedTuple):
@@ -40,7 +40,7 @@ class Question:
     id: str
     text: str
     context: str
-    answers: tuple[Answer, ...] | None  # each is right; (): the context holds none; None: not known
+    answers: tuple[Answer, ...] | None  # each is right; (): the context has none; None: not known
 
 
 def read_questions(
@@ -48,13 +48,13 @@ def read_questions(
 ) -> list[Question]:
     """Read the questions of a file, or of a data set on the hub; with their answers if they are `labelled`.
 
-    A `.json` file of one object, compressed or not, is SQuAD's, 1.1 or 2.0; all else is read as records, whose
-    `columns` of `ROLES` are named. Answers are a list of {text, answer_start}, lists of both as {text: [...],
-    answer_start: [...]}, or one text whose beginning another column has; no text means that there is no answer, which
-    is good if questions may be `unanswerable`.
+    A `.json` file of one object, compressed or not, is SQuAD's, 1.1 or 2.0; all else is read as records, with `columns`
+    named for each of `ROLES`. Answers are a list of {text, answer_start}, lists of both as {text: [...], answer_start:
+    [...]}, or one text whose start is in another column; no text means no answer, which is an error unless questions
+    may be `unanswerable`.
 
-    A record that is no good question is counted and left out. Raises `DataError` if their share is above
-    `max_faults`, or for a file that cannot be read, and `ConfigError` for a file or column that is not there.
+    Bad records are counted and left out. Raises `DataError` if their share is above `max_faults`, or for a file that
+    cannot be read, and `ConfigError` for a file or column that is not there.
     """
     faults = Faults(source, allowed=max_faults)
     questions: dict[str, Question] = {}
@@ -62,21 +62,13 @@ def read_questions(
         try:
             question = _question(values, labelled=labelled, unanswerable=unanswerable)
             if question.id in questions:
-                raise _BadQuestionError("duplicate id", repr(question.id))
-        except _BadQuestionError as bad:
+                raise BadRecordError("duplicate id", repr(question.id))
+        except BadRecordError as bad:
             faults.report(bad.reason, place, str(bad))
         else:
             questions[question.id] = question
     faults.settle(len(questions) + sum(faults.counts.values()))
     return list(questions.values())
-
-
-class _BadQuestionError(Exception):
-    """A record that is no good question: the reason it is counted under, and what is there."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def _rows(
@@ -90,14 +82,14 @@ def _rows(
 
 
 def _squad(source: str) -> dict[str, Any] | None:
-    """Return the contents of a JSON file that is one object, in SQuAD's manner, or None for any other source."""
+    """Return the contents of a JSON file in SQuAD's format, which is one object, or None for any other source."""
     suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSED]
     if suffixes[-1:] != [".json"] or not Path(source).is_file():
         return None
     with open_bytes(source) as stream:
         try:
             found = json.load(stream)
-        except (ValueError, RecursionError):  # lines of JSON, or no JSON, of which `records` tells the line
+        except (ValueError, RecursionError):  # lines of JSON, or no JSON, for which `read_records` names the line
             return None
     return found if isinstance(found, dict) and "data" in found else None
 
@@ -132,22 +124,22 @@ def _question(values: dict[str, Any], *, labelled: bool, unanswerable: bool) -> 
     )
     if question.answers == () and not unanswerable:
         detail = f"question {question.id!r}; task.unanswerable=true if that is meant"
-        raise _BadQuestionError("no answer", detail)
+        raise BadRecordError("no answer", detail)
     return question
 
 
 def _text(values: dict[str, Any], key: str) -> str:
     if key not in values:
-        raise _BadQuestionError("missing field", f"no {key!r}, there are {sorted(values)}")
+        raise BadRecordError("missing field", f"no {key!r}, there are {sorted(values)}")
     value = values[key]
     if not isinstance(value, str):
-        raise _BadQuestionError("no text", f"{key!r} is {value!a:.40}")
+        raise BadRecordError("no text", f"{key!r} is {value!a:.40}")
     if not value.strip():
-        raise _BadQuestionError(f"empty {key}", f"{value!r:.40}")
+        raise BadRecordError(f"empty {key}", f"{value!r:.40}")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can escape
-        raise _BadQuestionError("no text", f"{key!r} is {value!a:.40} ({error.reason})") from None
+        raise BadRecordError("no text", f"{key!r} is {value!a:.40} ({error.reason})") from None
     return value
 
 
@@ -155,28 +147,28 @@ def _answers(values: dict[str, Any], context: str) -> tuple[Answer, ...]:
     if values.get("is_impossible"):
         return ()
     if "answers" not in values:
-        raise _BadQuestionError("missing field", f"no 'answers', there are {sorted(values)}")
+        raise BadRecordError("missing field", f"no 'answers', there are {sorted(values)}")
     found = values["answers"]
     if isinstance(found, str):
         found = [{"text": found, "answer_start": values.get("answer_start")}] if found else []
     elif isinstance(found, dict):
         texts, starts = found.get("text"), found.get("answer_start")
         if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
-            raise _BadQuestionError("bad answers", f"{found!a:.80}, expected as many texts as starts")
+            raise BadRecordError("bad answers", f"{found!a:.80}, expected as many texts as starts")
         found = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     if not isinstance(found, list | None):
-        raise _BadQuestionError("bad answers", f"{found!a:.80}, expected texts and where they start")
+        raise BadRecordError("bad answers", f"{found!a:.80}, expected texts and where they start")
     return tuple(_answer(one, context) for one in found or [])
 
 
 def _answer(found: Any, context: str) -> Answer:
     text, start = (found.get("text"), found.get("answer_start")) if isinstance(found, dict) else (None, None)
     if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
-        raise _BadQuestionError("bad answers", f"{found!a:.80}, expected a text and the character where it starts")
+        raise BadRecordError("bad answers", f"{found!a:.80}, expected a text and the character where it starts")
     if not text.strip():
-        raise _BadQuestionError("empty answer", f"{text!r:.40}")
+        raise BadRecordError("empty answer", f"{text!r:.40}")
     if start < 0 or context[start : start + len(text)] != text:
         elsewhere = context.find(text)
         what = f"it is at {elsewhere}" if elsewhere >= 0 else "nor is it anywhere in it"
-        raise _BadQuestionError("an answer is not where it says", f"{text!r:.80} not at {start} of its context, {what}")
+        raise BadRecordError("an answer is not where it says", f"{text!r:.80} not at {start} of its context, {what}")
     return Answer(text.strip(), start + len(text) - len(text.lstrip()))

@@ -1,7 +1,7 @@
 """From the logits of a question's windows to the spans that may answer it, best first.
 
-Holds the search over spans of tokens; characters of tokens are in `windows`, whether an answer is right in `squad`.
-Letters: n tokens of a window that are context's, W windows of a question.
+Which characters tokens stand for is in `windows`, whether an answer is right in `metrics`. Letters: n context tokens
+of a window, W windows of a question.
 """
 
 from __future__ import annotations
@@ -12,47 +12,50 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from finetune.tasks.qa.windows import Windowed
+from finetune.tasks.qa.windows import WindowedQuestion
 
 
-class Span(NamedTuple):
+class AnswerSpan(NamedTuple):
     """A part of a context that may be the answer."""
 
     start: int  # characters of the context before it
-    end: int  # the same of its end
+    end: int  # characters of the context before its end
     score: float  # logit of its first token as a start plus that of its last as an end
 
 
 class Candidates(NamedTuple):
-    """What a model thinks of a question."""
+    """The answers that a model considers."""
 
-    spans: list[Span]  # distinct, best first; none if the context has no tokens
+    spans: list[AnswerSpan]  # distinct, best first; none if the context has no tokens
     no_answer: float  # score of there being no answer in any window
 
 
-def candidates(one: Windowed, logits: Sequence[np.ndarray], *, n_best: int, max_answer_tokens: int) -> Candidates:
+def candidates(
+    question: WindowedQuestion, logits: Sequence[np.ndarray], *, n_best: int, max_answer_tokens: int
+) -> Candidates:
     """Return the `n_best` spans of at most `max_answer_tokens` over all windows of a question.
 
-    `logits` are those of its W sequences, (tokens, 2) each: of beginning and of ending an answer. All spans within the
-    context are compared, not only those between the best starts and the best ends. A span that several windows hold
-    counts once, with its best score. There is no answer if no window has one, so the score of that is the least over
-    windows of the score of the sequence's first token (Devlin et al. 2019, section 4.3, as its code has it).
+    `logits` are those of its W sequences, (tokens, 2) each: that an answer starts and that it ends at a token. All
+    spans within the context are compared, not only those between the best starts and the best ends. A span that is in
+    several windows counts once, with its best score. The score of no answer is that of the sequence's first token, the
+    lowest over the windows, since there is no answer only if no window has one (Devlin et al. 2019, section 4.3, as in
+    its code).
     """
     found: list[tuple[float, int, int]] = []
     no_answer = np.inf
-    for start, sequence in zip(one.starts, logits, strict=True):
+    for start, sequence in zip(question.starts, logits, strict=True):
         rows = sequence.astype(np.float64)
         no_answer = min(no_answer, float(rows[0].sum()))
-        held = one.window(start)
-        context = rows[one.place : one.place + len(held)]
+        held = question.window(start)
+        context = rows[question.context_start : question.context_start + len(held)]
         first, last, scores = best_spans(context[:, 0], context[:, 1], n_best=n_best, longest=max_answer_tokens)
         found += zip(scores.tolist(), (first + start).tolist(), (last + start).tolist(), strict=True)
     found.sort(key=lambda span: (-span[0], *span[1:]))
-    spans: dict[tuple[int, int], Span] = {}
+    spans: dict[tuple[int, int], AnswerSpan] = {}
     for score, first, last in found:
-        begin, end = one.characters(first, last)
+        begin, end = question.characters(first, last)
         if begin < end and (begin, end) not in spans:
-            spans[begin, end] = Span(begin, end, score)
+            spans[begin, end] = AnswerSpan(begin, end, score)
     return Candidates(list(spans.values())[:n_best], no_answer)
 
 

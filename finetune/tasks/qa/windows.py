@@ -1,7 +1,7 @@
 """Questions and contexts as tokens: windows over long contexts, and answers as spans of tokens and back.
 
-Holds the encoding; where questions come from is in `questions`, which span is predicted in `spans`. Letters: T tokens
-of a context, W windows of a question.
+Questions are read in `questions`; which span is predicted is found in `spans`. Letters: T tokens of a context, W
+windows of a question.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from finetune.data.examples import Example
 from finetune.tasks.qa.questions import Answer, Question
 from pretrain.errors import DataError, check
 
-AT_ONCE = 1000  # texts that are tokenized at a time, so that the library's large results do not pile up
-NO_ANSWER = [0, 0]  # first and last token of what a window without an answer is taught
+BATCH = 1000  # texts that are tokenized at a time, so that the library's large results do not pile up
+NO_ANSWER = [0, 0]  # label of a window without the answer: first and last token of the span
 
 log = logging.getLogger(__name__)
 
 
-class Piece(NamedTuple):
-    """Tokens in a row."""
+class TokenRun(NamedTuple):
+    """Consecutive tokens."""
 
     ids: list[int]
     types: list[int]  # token-type ids, as long
 
 
-class Frame(NamedTuple):
-    """What a tokenizer puts around a question and the context that follows it."""
+class PairTemplate(NamedTuple):
+    """The special tokens that a tokenizer puts around a question and the context that follows it."""
 
-    before: Piece
-    between: Piece
-    after: Piece
+    before: TokenRun
+    between: TokenRun
+    after: TokenRun
     question_type: int  # token-type id
     context_type: int  # the same
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, questions: Sequence[Question]) -> Frame:
-        """Look at the first question and context that both have tokens. Raises `DataError` if there are none."""
+    def of(cls, tokenizer: Tokenizer, questions: Sequence[Question]) -> PairTemplate:
+        """Read it off the first question and context that both have tokens. Raises `DataError` if there are none."""
         for question in questions:
             pair = tokenizer.encode(question.text, question.context)
             if {0, 1} <= set(pair.sequence_ids):
@@ -50,14 +50,14 @@ class Frame(NamedTuple):
         raise DataError("the tokenizer makes no tokens of these questions and contexts: is it for another language?")
 
     @classmethod
-    def _around(cls, pair: Encoding) -> Frame:
+    def _around(cls, pair: Encoding) -> PairTemplate:
         ids, types, owners = pair.ids, pair.type_ids, pair.sequence_ids
         question, context = owners.index(0), owners.index(1)
         question_end, context_end = question + owners.count(0), context + owners.count(1)
         return cls(
-            before=Piece(ids[:question], types[:question]),
-            between=Piece(ids[question_end:context], types[question_end:context]),
-            after=Piece(ids[context_end:], types[context_end:]),
+            before=TokenRun(ids[:question], types[:question]),
+            between=TokenRun(ids[question_end:context], types[question_end:context]),
+            after=TokenRun(ids[context_end:], types[context_end:]),
             question_type=types[question],
             context_type=types[context],
         )
@@ -65,25 +65,25 @@ class Frame(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """Tokens that are neither question nor context."""
-        return sum(len(piece.ids) for piece in (self.before, self.between, self.after))
+        return sum(len(run.ids) for run in (self.before, self.between, self.after))
 
-    def around(self, question: list[int], context: list[int], label: list[int] | None) -> Example:
-        """Return the sequence of a question's tokens and a window's."""
-        pieces = (
+    def fill(self, question: list[int], context: list[int], label: list[int] | None) -> Example:
+        """Return the sequence of a question's tokens and those of a window."""
+        runs = (
             self.before,
-            Piece(question, [self.question_type] * len(question)),
+            TokenRun(question, [self.question_type] * len(question)),
             self.between,
-            Piece(context, [self.context_type] * len(context)),
+            TokenRun(context, [self.context_type] * len(context)),
             self.after,
         )
         return Example(
-            tokens=[token for piece in pieces for token in piece.ids],
-            segments=[kind for piece in pieces for kind in piece.types],
+            tokens=[token for run in runs for token in run.ids],
+            segments=[token_type for run in runs for token_type in run.types],
             label=label,
         )
 
 
-class Context(NamedTuple):
+class TokenizedContext(NamedTuple):
     """The tokens of a context, which its questions share."""
 
     ids: list[int]  # T
@@ -97,23 +97,23 @@ class Context(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windowed:
+class WindowedQuestion:
     """A question and its windows, each of which is a sequence of tokens: the question, then a part of the context."""
 
     question: Question
-    context: Context
-    place: int  # of the context's first token in each sequence
-    room: int  # context tokens of a window, of which the last may have fewer
-    starts: range  # W: context tokens before each window
+    context: TokenizedContext
+    context_start: int  # position of the first context token in each sequence
+    room: int  # context tokens of a window; the last one may have fewer
+    starts: range  # W, the first context token of each window
 
     def window(self, start: int) -> range:
         """Return the tokens of the context that the window at `start` holds."""
         return range(start, min(start + self.room, len(self.context.ids)))
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
-        """Return where the text of the context's tokens `first` to `last` begins and ends, without white space.
+        """Return where the text of the context's tokens `first` to `last` starts and ends, without white space.
 
-        Tokens of many tokenizers hold the space before a word, which is no part of an answer.
+        Tokens of many tokenizers include the space before a word, which is no part of an answer.
         """
         start, end = int(self.context.offsets[first, 0]), int(self.context.offsets[last, 1])
         text = self.question.context[start:end]
@@ -121,18 +121,18 @@ class Windowed:
 
 
 @dataclass
-class Losses:
-    """Ids of the questions of which something was lost; answers are the first ones, which are learnt."""
+class SplitReport:
+    """Ids of the questions that were not encoded in full; of several answers the first counts, the training target."""
 
     shortened: list[str] = field(default_factory=list)  # questions longer than is allowed
-    cut: list[str] = field(default_factory=list)  # answers that no window holds
-    inexact: list[str] = field(default_factory=list)  # answers that begin or end where no token does: they come back so
+    cut: list[str] = field(default_factory=list)  # answers that are whole in no window
+    inexact: list[str] = field(default_factory=list)  # answers that start or end inside a token
 
-    def tell(self, num_questions: int, num_windows: int) -> None:
-        """Log what was lost."""
+    def log(self, num_questions: int, num_windows: int) -> None:
+        """Write the counts to the log."""
         log.info(
             "%d questions in %d windows; %d questions shortened to task.max_question_tokens, %d answers in no window, "
-            "%d answers that begin or end where no token does%s",
+            "%d answers that start or end inside a token%s",
             num_questions,
             num_windows,
             len(self.shortened),
@@ -142,53 +142,52 @@ class Losses:
         )
 
 
-def split(
+def split_into_windows(
     questions: Sequence[Question], tokenizer: Tokenizer, *, max_tokens: int, stride: int, max_question_tokens: int
-) -> tuple[list[Windowed], list[Example], Losses]:
-    """Return the questions with their windows, the sequences of all windows in order, and what was lost.
+) -> tuple[list[WindowedQuestion], list[Example], SplitReport]:
+    """Return the questions with their windows, the sequences of all windows in order, and what was not kept.
 
-    A sequence has at most `max_tokens`; windows share `stride` tokens of the context, and of a question the first
-    `max_question_tokens` are kept. Sequences have labels if the questions have answers: the places of the first and
-    the last token of the first answer in the sequence, or `NO_ANSWER` where the window does not hold all of it.
+    A sequence has at most `max_tokens`; consecutive windows share `stride` tokens of the context, and of a question the
+    first `max_question_tokens` are kept. If the questions have answers, the label of a sequence is the positions of the
+    first and the last token of the first answer, or `NO_ANSWER` where the window does not hold all of it.
 
-    The tokenizer frames pairs of texts, and neither truncates nor pads. Raises `ConfigError` if it leaves no room for
-    more than the stride, `DataError` if it makes no tokens.
+    The tokenizer has a template for pairs and neither truncates nor pads. Raises `ConfigError` if there is no room for
+    more of the context than the stride, `DataError` if the tokenizer makes no tokens.
     """
     assert tokenizer.truncation is None and tokenizer.padding is None, "answers would be cut without a word"
-    frame = Frame.of(tokenizer, questions)
-    least = max_tokens - frame.num_tokens - max_question_tokens  # context tokens beside the longest question
+    template = PairTemplate.of(tokenizer, questions)
+    least = max_tokens - template.num_tokens - max_question_tokens  # context tokens beside the longest question
     check(stride < least, "task.stride", stride, f"must be below {least}, what task.max_tokens leaves for the context")
     contexts = _contexts(tokenizer, list(dict.fromkeys(question.context for question in questions)))
-    windowed: list[Windowed] = []
+    windowed: list[WindowedQuestion] = []
     sequences: list[Example] = []
-    losses = Losses()
-    asked = _encodings(tokenizer, [question.text for question in questions])
-    for question, encoding in zip(questions, asked, strict=True):
+    report = SplitReport()
+    encodings = _encodings(tokenizer, [question.text for question in questions])
+    for question, encoding in zip(questions, encodings, strict=True):
         ids, context = encoding.ids[:max_question_tokens], contexts[question.context]
         if len(encoding.ids) > max_question_tokens:
-            losses.shortened.append(question.id)
-        room = max_tokens - frame.num_tokens - len(ids)
-        one = Windowed(
+            report.shortened.append(question.id)
+        room = max_tokens - template.num_tokens - len(ids)
+        one = WindowedQuestion(
             question=question,
             context=context,
-            place=len(frame.before.ids) + len(ids) + len(frame.between.ids),
+            context_start=len(template.before.ids) + len(ids) + len(template.between.ids),
             room=room,
             starts=range(0, max(len(context.ids) - stride, 1), room - stride),
         )
-        if not one.place + len(context.ids):
+        if not one.context_start + len(context.ids):
             raise DataError(
                 f"question {question.id!r}: the tokenizer makes no tokens of it or its context; leave it out"
             )
-        labels = _labels(one, losses)
-        for start, label in zip(one.starts, labels, strict=True):
+        for start, label in zip(one.starts, _labels(one, report), strict=True):
             window = one.window(start)
-            sequences.append(frame.around(ids, context.ids[window.start : window.stop], label))
+            sequences.append(template.fill(ids, context.ids[window.start : window.stop], label))
         windowed.append(one)
-    return windowed, sequences, losses
+    return windowed, sequences, report
 
 
-def _labels(one: Windowed, losses: Losses) -> Sequence[list[int] | None]:
-    """Return the label of each window, and note what is lost of the answer."""
+def _labels(one: WindowedQuestion, report: SplitReport) -> Sequence[list[int] | None]:
+    """Return the label of each window, and note an answer that is not kept exactly."""
     question = one.question
     if question.answers is None:
         return [None] * len(one.starts)
@@ -197,25 +196,25 @@ def _labels(one: Windowed, losses: Losses) -> Sequence[list[int] | None]:
     answer = question.answers[0]
     held = one.context.tokens_of(answer)
     labels = [
-        [one.place + held[0] - start, one.place + held[-1] - start]
+        [one.context_start + held[0] - start, one.context_start + held[-1] - start]
         if held and held[0] in (window := one.window(start)) and held[-1] in window
         else NO_ANSWER
         for start in one.starts
     ]
     if all(label is NO_ANSWER for label in labels):
-        losses.cut.append(question.id)
+        report.cut.append(question.id)
     elif one.characters(held[0], held[-1]) != (answer.start, answer.end):
-        losses.inexact.append(question.id)
+        report.inexact.append(question.id)
     return labels
 
 
-def _contexts(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Context]:
+def _contexts(tokenizer: Tokenizer, texts: list[str]) -> dict[str, TokenizedContext]:
     return {
-        text: Context(encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
+        text: TokenizedContext(encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
         for text, encoding in zip(texts, _encodings(tokenizer, texts), strict=True)
     }
 
 
 def _encodings(tokenizer: Tokenizer, texts: list[str]) -> Iterator[Encoding]:
-    for start in range(0, len(texts), AT_ONCE):
-        yield from tokenizer.encode_batch(texts[start : start + AT_ONCE], add_special_tokens=False)
+    for start in range(0, len(texts), BATCH):
+        yield from tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False)

@@ -1,6 +1,6 @@
 """Sentences from CoNLL columns: one word a line, with its tag in another column, and a blank line between sentences.
 
-Holds the reading; other formats are in `records`, and what a tag may be is for the task to say.
+Other formats are read by `finetune.data`; which tags there may be is in `sentences`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ DOCUMENT = "-DOCSTART-"  # the word of a line that stands between documents
 class _Line(NamedTuple):
     number: int  # from 1
     cells: list[str] | None  # None: not UTF-8
-    shown: str  # of what is no UTF-8
+    shown: str  # of a line that is not UTF-8
 
 
 def read_columns(file: str, faults: Faults, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
-    """Yield each sentence with its `words`, its `tags` (None: they are not read) and the `lines` that it stands on.
+    """Yield each sentence with its `words`, its `lines`, and its `tags` unless `tag_column` is None.
 
-    Columns count from 0, or from -1 backwards. They stand between tabs on a line that has one (a word may hold spaces
-    then), else between runs of spaces; every line has as many as the first. The file may be compressed. Reports a
-    sentence with another line to `faults`, once.
+    Columns count from 0, or from -1 backwards. They are separated by tabs on a line that has one (a word may contain
+    spaces then), else by runs of spaces; every line has as many as the first. The file may be compressed. A sentence
+    with any other line is reported to `faults`, once.
 
     Raises `ConfigError` for columns that the first line does not have, `DataError` for a file that cannot be read.
     """
@@ -65,9 +65,10 @@ def _sentences(file: str) -> Iterator[list[_Line]]:
 
 
 def _parsed(number: int, data: bytes) -> _Line:
-    """Return the columns of a line, of which a blank one has none."""
+    """Return the columns of a line; a blank one has none."""
     try:
-        text = data.decode().removeprefix("\ufeff").rstrip("\r\n")  # files that were joined have marks inside
+        # A byte order mark may be on any line, if files were joined.
+        text = data.decode().removeprefix("\ufeff").rstrip("\r\n")
     except UnicodeDecodeError:
         return _Line(number, None, ascii(data)[:80])
     if not text.strip():

@@ -1,6 +1,6 @@
-"""Precision, recall and F1 of named entities, computed by `seqeval`.
+"""Entities in tags, and their precision, recall and F1, by `seqeval`.
 
-No words and no subwords: tags of whole words arrive here, one list per sentence. All values are shares.
+Tags of whole words arrive here, one list per sentence. All values are shares.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ _NAMES = {"f1": "f1-score", "precision": "precision", "recall": "recall"}  # our
 
 
 def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
-    """Values over all entities, `f1`, `precision`, `recall`, of words, `accuracy`, and of types, as in `f1/PER`.
+    """Values over all entities (`f1`, `precision`, `recall`), over words (`accuracy`), and of each type (`f1/PER`).
 
-    An entity is right where its type, first and last word are. Broken sequences (an I- that nothing begins, a change
-    of type inside) are read as by the script `conlleval` of CoNLL-2000: what goes on with nothing begun begins. What
-    divides by nothing is 0.0. Raises `DataError` for what is no tag, `ValueError` for lengths that differ and for no
-    words.
+    An entity is right if its type, first and last word are. A quotient by 0 is 0.0. Raises `DataError` for what is no
+    tag, `ValueError` for lengths that differ and for no words.
     """
     from seqeval.metrics import accuracy_score
 
@@ -40,19 +38,30 @@ def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
     }
 
 
+def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:
+    """Return the type, first and last word of each entity of a sentence, in order.
+
+    Broken sequences are read as by the script `conlleval` of CoNLL-2000: an I- that continues no entity of its type
+    starts one.
+    """
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return get_entities(tags)
+
+
 def _report(truth: list[list[str]], guess: list[list[str]]) -> dict[str, Any]:
     """seqeval's table: one row for each type, and three for the averages."""
     from seqeval.metrics import classification_report
 
-    divided_by_nothing: Any = 0  # declared as a string
+    zero: Any = 0  # seqeval declares a string
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=RuntimeWarning)  # it takes the mean over types of no types, too
-        report: Any = classification_report(truth, guess, output_dict=True, zero_division=divided_by_nothing)
+        warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the mean over types where there are none
+        report: Any = classification_report(truth, guess, output_dict=True, zero_division=zero)
     return report
 
 
 def _check_tags(tags: set[str]) -> None:
-    """seqeval takes some foreign tags for others, with no more than a warning."""
+    """Refuse what seqeval would take for another tag, with no more than a warning."""
     for tag in sorted(tags):
         if not re.fullmatch(r"O|[BIES]-.+", tag):
             rule = "must be O or one of B-, I-, E-, S- before a type; rename it in the data"

@@ -15,7 +15,7 @@ from transformers import (
 
 from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors, pooled
-from finetune.model.losses import MultiLabel, Regression, SingleLabel, Spans, TokenLabels
+from finetune.model.losses import AnswerSpans, MultiLabel, Regression, SingleLabel, TokenLabels
 from pretrain.data.batch import IGNORED
 from pretrain.hub.family import HeadKind, Pooling, family_for, head_for
 from pretrain.models.attention.sdpa import sdpa
@@ -131,7 +131,7 @@ def test_a_span_of_each_text(name):
     """Theirs leaves padding in the softmax; ours has none, so texts are of one length here."""
     config = MODELS[name]().config
     labels = torch.tensor([[0, 0], [0, 1], [3, 9], [4, 4], [0, 0]])
-    ours, theirs = pair(config, HeadKind.span, Spans(), 2)
+    ours, theirs = pair(config, HeadKind.span, AnswerSpans(), 2)
     for sequence in range(len(LENGTHS)):
         begin, end = sum(LENGTHS[:sequence]), sum(LENGTHS[: sequence + 1])
         batch = batch_of(config)
@@ -219,7 +219,7 @@ def test_spans_and_labels_in_parts_sum_to_the_whole():
     """Whatever the micro-batches: sums over sequences, also where a rank has nothing left."""
     config = small_encoder().config
     labels = torch.tensor([[0, 0], [0, 1], [3, 9], [4, 4], [0, 0]])
-    ours, _ = pair(config, HeadKind.span, Spans(), 2)
+    ours, _ = pair(config, HeadKind.span, AnswerSpans(), 2)
     whole = batch_of(config, labels=labels)
     ours(whole).total.backward()
     expected = {name: parameter.grad.clone() for name, parameter in ours.named_parameters()}

@@ -1,23 +1,22 @@
-"""What report pages say of answers: numbers against scikit-learn and counting by hand, and the order of errors."""
+"""What report pages say of answers: numbers against scikit-learn, seqeval and counts by hand."""
 
 import sys
-from itertools import pairwise
+from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.image import imread
 from sklearn.metrics import classification_report, confusion_matrix
 
-from finetune.report.confusion import CONFUSIONS, FIGURE_LABELS, LISTED, TABLE_LABELS
-from finetune.report.page import WORST, Picture, clipped, quantile_bins, value_text
-from finetune.tasks.classification.page import Item, multi_label, regression, single_label
-from finetune.tasks.qa import page as qa
-from finetune.tasks.qa.metrics import Score, score
+from finetune.report.confusion import FIGURE_LABELS, MAX_CONFUSIONS, MAX_LABELS
+from finetune.report.page import WORST, clipped, value_text
+from finetune.tasks.classification import page as classification
+from finetune.tasks.classification.labels import LabelledText
+from finetune.tasks.qa.page import answer_sections
 from finetune.tasks.qa.questions import Answer, Question
-from finetune.tasks.tokens import page as tokens
 from finetune.tasks.tokens.metrics import entity_metrics
+from finetune.tasks.tokens.page import tag_sections
+from finetune.tasks.tokens.sentences import Sentence
 
 
 def section(sections, title):
@@ -25,48 +24,31 @@ def section(sections, title):
     return found
 
 
-def tables(found):
-    """Return the rows of each table of a section, without the line below the header."""
-    texts = [part for part in found.parts if isinstance(part, str) and part.startswith("|")]
-    return [[line.strip("| ").split(" | ") for n, line in enumerate(text.splitlines()) if n != 1] for text in texts]
+def rows(sections, title):
+    """Return the rows of the table of a section, without the header."""
+    lines = [line for line in section(sections, title).text.splitlines() if line.startswith("|")]
+    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines[2:]]
 
 
-def draw(sections, folder):
-    """Draw all pictures, and return how many there are."""
-    pictures = [part for one in sections for part in one.parts if isinstance(part, Picture)]
-    assert len({picture.name for picture in pictures}) == len(pictures)
-    for picture in pictures:
-        picture.draw(folder / f"{picture.name}.png")
-        assert imread(folder / f"{picture.name}.png").std() > 0.01
-    return len(pictures)
+def drawn(found, folder):
+    """Draw the figure of a section, and return its confusion matrix."""
+    found.figure.savefig(folder / "figure.png")
+    assert imread(folder / "figure.png").std() > 0.01
+    [panel] = found.figure.axes
+    return np.array(panel.images[0].get_array())
 
 
-def items(number):
-    return [Item([f"text {place}"], f"data.tsv:{place + 2}") for place in range(number)]
+def texts(labels):
+    return [LabelledText(f"text {place}", None, label, f"data.tsv:{place + 2}") for place, label in enumerate(labels)]
 
 
-def labelled(number, labels, seed=3):
-    draw = np.random.default_rng(seed)
-    logits = draw.normal(size=(number, labels))
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return shares, draw.integers(0, labels, number)
+def shares(*logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
-@given(values=st.lists(st.integers(0, 40), min_size=1, max_size=80), at_most=st.integers(1, 8))
-def test_bins_part_values_in_order_and_equal_ones_share_a_bin(values, at_most):
-    values = np.array(values)
-    bins = quantile_bins(values, at_most)
-    assert 1 <= len(bins) <= at_most
-    assert sorted(np.concatenate([each.members for each in bins])) == list(range(len(values)))
-    for each in bins:
-        assert (values[each.members].min(), values[each.members].max()) == (each.low, each.high)
-    assert all(one.high < following.low for one, following in pairwise(bins))
-
-
-def test_bins_of_different_values_are_of_about_one_size():
-    sizes = [len(each.members) for each in quantile_bins(np.random.default_rng(1).permutation(103), at_most=5)]
-    assert len(sizes) == 5 and max(sizes) - min(sizes) <= 1
-    assert quantile_bins(np.array([], dtype=np.int64)) == []
+def by_scikit_learn(report, name):
+    theirs = report[name]
+    return [*(f"{theirs[key]:.3f}" for key in ("precision", "recall", "f1-score")), str(int(theirs["support"]))]
 
 
 def test_texts_are_cut_with_an_ellipsis_and_stay_on_one_line():
@@ -76,193 +58,140 @@ def test_texts_are_cut_with_an_ellipsis_and_stay_on_one_line():
 
 def test_values_are_short_whatever_they_are():
     values = [0.12345, -3.0, float("nan"), sys.float_info.max, -sys.float_info.max, float("inf")]
-    assert [value_text(value) for value in values] == ["0.1235", "-3.0000", "nan", "∞", "-∞", "∞"]
+    assert [value_text(value) for value in values] == ["0.1235", "-3.0000", "nan", "inf", "-inf", "inf"]
 
 
-@pytest.mark.parametrize("labels", [2, 3, TABLE_LABELS + 1, FIGURE_LABELS + 1, LISTED + 1])
+@pytest.mark.parametrize("labels", [2, 3, FIGURE_LABELS + 1, MAX_LABELS + 9])
 def test_one_label(tmp_path, labels):
-    shares, gold = labelled(211, labels)
     names = [f"label|{number}" for number in range(labels)]
-    found = single_label(items(211), shares, gold, names)
-    predicted = shares.argmax(1)
-    counts = confusion_matrix(gold, predicted, labels=range(labels))
-    [first] = tables(section(found, "What is taken for what"))
-    shown = [f"label&#124;{number}" for number in range(labels)]
-    if labels <= TABLE_LABELS:
-        assert first == [shown, *([name, *map(str, row)] for name, row in zip(shown, counts.tolist(), strict=True))]
-    else:
-        wrong = [(counts[a, b], a, b) for a in range(labels) for b in range(labels) if a != b and counts[a, b]]
-        most = sorted(wrong, key=lambda one: (-one[0], *one[1:]))[:CONFUSIONS]
-        assert first[1:] == [[shown[a], shown[b], str(times), str(counts[a].sum())] for times, a, b in most]
-    assert draw(found, tmp_path) == (labels <= FIGURE_LABELS)
-    report = classification_report(gold, predicted, labels=range(labels), output_dict=True, zero_division=0)
-    rows = tables(section(found, "Labels"))[0][1:]
-    for name, *values in rows:
-        theirs = report[name.removeprefix("label&#124;")]
-        assert values[:3] == [f"{theirs[key]:.3f}" for key in ("precision", "recall", "f1-score")]
-        assert values[3] == str(int(theirs["support"]))
-    assert len(rows) == min(labels, LISTED)
-    errors = tables(section(found, "Worst errors"))[0][1:]
-    at = [int(row[-2].removeprefix("text ")) for row in errors]
-    confidence = shares.max(1)
-    assert len(at) == WORST and all(predicted[place] != gold[place] for place in at)
-    assert min(confidence[at]) >= max(
-        confidence[place] for place in range(211) if predicted[place] != gold[place] and place not in at
-    )
-    assert errors[0][:4] == [
-        f"{confidence[at[0]]:.3f}",
-        shown[predicted[at[0]]],
-        shown[gold[at[0]]],
-        f"{shares[at[0], gold[at[0]]]:.3f}",
+    draw = np.random.default_rng(3)
+    probabilities, gold = shares(*draw.normal(size=(511, labels))), draw.integers(0, labels, 511)
+    guess = probabilities.argmax(1)
+    predictions = [
+        {"label": names[best], "score": row[best], "probabilities": dict(zip(names, row, strict=True))}
+        for best, row in zip(guess, probabilities, strict=True)
     ]
-    assert errors[0][-1] == f"data.tsv:{at[0] + 2}"
+    found = classification.single_label(texts([names[label] for label in gold]), predictions, names)
+    report = classification_report(
+        gold, guess, labels=range(labels), target_names=names, output_dict=True, zero_division=0
+    )
+    numbers = rows(found, "Labels")
+    assert len(numbers) == min(labels, MAX_LABELS)
+    assert (f"Shown are {MAX_LABELS} of {labels} labels" in section(found, "Labels").text) == (labels > MAX_LABELS)
+    for name, *values, predicted in numbers:
+        assert values == by_scikit_learn(report, name.replace("&#124;", "|"))
+        assert predicted == str((guess == names.index(name.replace("&#124;", "|"))).sum())
+    lowest = sorted(report[name]["f1-score"] for name in names)[:MAX_LABELS]
+    assert [row[3] for row in numbers] == [f"{value:.3f}" for value in lowest]
+    counts = confusion_matrix(gold, guess, labels=range(labels))
+    confusions = rows(found, "Confusion matrix")
+    wrong = counts[~np.eye(labels, dtype=bool)]
+    assert [int(row[2]) for row in confusions] == sorted(wrong[wrong > 0].tolist(), reverse=True)[:MAX_CONFUSIONS]
+    for *pair, times, of in confusions:
+        own, other = (names.index(name.replace("&#124;", "|")) for name in pair)
+        assert own != other and (int(times), int(of)) == (counts[own, other], counts[own].sum())
+    matrix = section(found, "Confusion matrix")
+    if labels > FIGURE_LABELS:
+        assert matrix.figure is None
+    else:
+        assert drawn(matrix, tmp_path) == pytest.approx(counts / counts.sum(1, keepdims=True))
+    assert section(found, "Worst errors").text.startswith(f"{(gold != guess).sum()} of 511 answers differ")
+    errors = rows(found, "Worst errors")
+    most = sorted(np.flatnonzero(gold != guess), key=lambda place: -probabilities[place].max())[:WORST]
+    for place, error in zip(most, errors, strict=True):
+        shown = [names[label].replace("|", "&#124;") for label in (guess[place], gold[place])]
+        where = [f"text {place}", f"data.tsv:{place + 2}"]
+        assert error == [f"{probabilities[place].max():.3f}", *shown, *where]
 
 
 def test_no_error_is_said():
-    shares, _ = labelled(9, 3)
-    found = single_label(items(9), shares, shares.argmax(1), ["a", "b", "c"])
-    assert section(found, "Worst errors").parts == ["There is none."]
+    found = classification.single_label(texts("abc"), [{"label": name, "score": 0.9} for name in "abc"], "abc")
+    assert section(found, "Worst errors").text == "0 of 3 answers differ from the data."
+    assert section(found, "Confusion matrix").text == "No label is taken for another."
 
 
 @pytest.mark.parametrize("labels", [1, 5])
 def test_several_labels(labels):
     draw = np.random.default_rng(5)
-    shares, gold = draw.random((83, labels)), draw.integers(0, 2, (83, labels))
+    probabilities, gold = draw.random((83, labels)), draw.integers(0, 2, (83, labels))
     names = [*"abcde"][:labels]
-    found = multi_label(items(83), shares, gold, names)
-    report = classification_report(gold, shares > 0.5, output_dict=True, zero_division=0, target_names=None)
+
+    def names_of(row):
+        return tuple(name for name, has in zip(names, row, strict=True) if has)
+
+    predictions = [
+        {"labels": [*names_of(row > 0.5)], "probabilities": dict(zip(names, row, strict=True))} for row in probabilities
+    ]
+    found = classification.label_sets(texts([names_of(row) for row in gold]), predictions)
+    report = classification_report(gold, probabilities > 0.5, output_dict=True, zero_division=0)
     if labels == 1:  # scikit-learn takes a single column for classes 0 and 1
         report = {"0": report["1"]}
-    for number, (name, *values) in enumerate(tables(section(found, "Labels"))[0][1:]):
-        theirs = report[str(number)]
-        assert name == names[number] and values[3] == str(int(theirs["support"]))
-        assert values[:3] == [f"{theirs[key]:.3f}" for key in ("precision", "recall", "f1-score")]
-    most = max(
-        (abs(shares[place, label] - 0.5), -place, label)
-        for place in range(83)
-        for label in range(labels)
-        if (shares[place, label] > 0.5) != gold[place, label]
-    )
-    place, label = -most[1], most[2]
-    first = tables(section(found, "Worst errors"))[0][1]
-    sets = [
-        ", ".join(name for name, has in zip(names, row, strict=True) if has) or "*none*"
-        for row in (shares[place] > 0.5, gold[place])
-    ]
-    assert first == [f"{0.5 + most[0]:.3f}", names[label], *sets, f"text {place}", f"data.tsv:{place + 2}"]
+    assert sorted(name for name, *_ in rows(found, "Labels")) == names
+    for name, *values, _ in rows(found, "Labels"):
+        assert values == by_scikit_learn(report, str(names.index(name)))
+    wrong = np.where((probabilities > 0.5) != gold, abs(probabilities - 0.5), 0)
+    place, label = np.unravel_index(wrong.argmax(), wrong.shape)
+    sets = [", ".join(names_of(row)) or "*none*" for row in (probabilities[place] > 0.5, gold[place])]
+    first = [f"{0.5 + wrong.max():.3f} for {names[label]}", *sets, f"text {place}", f"data.tsv:{place + 2}"]
+    assert rows(found, "Worst errors")[0] == first
+    assert f"{np.count_nonzero(wrong.max(1))} of 83 answers" in section(found, "Worst errors").text
 
 
-def test_numbers(tmp_path):
-    predicted, targets = np.array([1.0, 2.0, 5.0, 0.5], np.float32), np.array([1.0, 4.5, 4.0, 0.25], np.float32)
-    pairs = [Item([f"left {place}", f"right {place}"], f"data.tsv:{place}") for place in range(4)]
-    found = regression(pairs, predicted, targets)
-    rows = tables(section(found, "Worst errors"))[0]
-    assert rows[0] == ["predicted", "in the data", "difference", "text", "second text", "where"]
-    assert [row[-3] for row in rows[1:]] == ["left 1", "left 2", "left 3", "left 0"]
-    assert rows[1] == ["2", "4.5", "-2.5", "left 1", "right 1", "data.tsv:1"]
-    assert (
-        "The mean absolute difference is 0.9375, the median 0.625." in section(found, "Predictions and targets").parts
-    )
-    assert draw(found, tmp_path) == 1
-
-
-CONTEXT = "The cat <sat> on the mat, and the dog | slept under the *old* table. " * 3
-
-
-def answered(number, *, unanswerable):
-    """Return questions with lengths and answers of all kinds."""
-    draw = np.random.default_rng(number)
-    found = []
-    for place in range(number):
-        start = int(draw.integers(0, 60))
-        end = start + int(draw.integers(1, 30))
-        text = CONTEXT[start:end].strip()
-        golds = () if unanswerable and place % 3 == 0 else (Answer(text, CONTEXT.index(text)),)
-        begin = int(draw.integers(0, 60))
-        span = None if unanswerable and place % 4 == 0 else (begin, begin + 9)
-        question = Question(id=f"q{place}", text=f"what | is {place}?", context=CONTEXT, answers=golds)
-        said = CONTEXT[slice(*span)] if span else ""
-        found.append(
-            qa.Answered(
-                question=question,
-                context_tokens=int(draw.integers(10, 400)),
-                span=span,
-                score=float(draw.normal()),
-                probability=float(draw.random()),
-                worth=score(said, [answer.text for answer in golds], version_2=unanswerable),
-                no_answer_score=float(draw.normal()) if unanswerable and place % 5 else None,
-            )
-        )
-    return found
-
-
-def by_hand(questions):
-    number = len(questions)
-    return [f"{sum(getattr(one.worth, key) for one in questions) / number:.3f}" for key in ("exact_match", "f1")]
-
-
-@pytest.mark.parametrize("unanswerable", [False, True])
-def test_answers(tmp_path, unanswerable):
-    questions = answered(97, unanswerable=unanswerable)
-    found = qa.sections(questions, 0.25 if unanswerable else None)
-    contexts, answers = tables(section(found, "By length"))
-    with_answer = [one for one in questions if one.question.answers]
-    for rows, among, length in (
-        (contexts, questions, lambda one: one.context_tokens),
-        (answers, with_answer, lambda one: len(one.question.answers[0].text.split())),
-    ):
-        for name, number, *values in rows[1:]:
-            low, _, high = name.partition("–")
-            own = [one for one in among if int(low) <= length(one) <= int(high or low)]
-            assert (int(number), values) == (len(own), by_hand(own))
-        assert sum(int(row[1]) for row in rows[1:]) == len(among)
-    if unanswerable:
-        kinds = tables(section(found, "Questions without an answer"))[0][1:]
-        for (name, number, none, *values), own in zip(
-            kinds, (with_answer, [one for one in questions if not one.question.answers]), strict=True
-        ):
-            assert name.startswith("with") and (int(number), values) == (len(own), by_hand(own))
-            assert int(none) == sum(one.span is None for one in own)
-    assert draw(found, tmp_path) == (3 if unanswerable else 1)
+def test_numbers():
+    targets, predicted = [1.0, 4.5, 4.0, 0.25], [1.0, 2.0, 5.0, 0.5]
+    pairs = [LabelledText(f"left {n}", f"right {n}", target, f"data.tsv:{n}") for n, target in enumerate(targets)]
+    errors = rows(classification.regression(pairs, [{"score": score} for score in predicted]), "Worst errors")
+    assert [row[3] for row in errors] == [f"left {n} / right {n}" for n in (1, 2, 3, 0)]
+    assert errors[0] == ["-2.5", "2", "4.5", "left 1 / right 1", "data.tsv:1"]
 
 
 def test_the_worst_answers_come_first_and_are_shown_in_their_contexts():
     context = "x" * 200 + ' <b>"Anna"</b> met Otto | Kern. ' + "y" * 200
-    gold, said = context.index("Otto | Kern"), context.index('"Anna"')
+    gold, other = context.index("Otto | Kern"), context.index('"Anna"')
+    spans = {"none": None, "half": (gold, gold + 4), "wrong": (other, other + 6), "right": (gold, gold + 11)}
 
-    def one(name, f1, probability, span, golds=True):
-        answers = (Answer("Otto | Kern", gold), Answer("Otto", gold)) if golds else ()
+    def case(name, span, probability, *, answerable=True):
+        answers = (Answer("Otto | Kern", gold), Answer("Kern", gold + 7)) if answerable else ()
+        start, end = spans[span] or (None, None)
+        answer = context[start:end] if spans[span] else ""
         question = Question(id=name, text="Who?", context=context, answers=answers)
-        return qa.Answered(question, 9, span, 1.5, probability, Score(0.0, f1), None)
+        return question, {"answer": answer, "start": start, "end": end, "probability": probability}
 
-    shown = [
-        one("half", 0.5, 0.99, (gold, gold + 6)),
-        one("unsure", 0.0, 0.2, (said, said + 6)),
-        one("sure", 0.0, 0.9, (said, said + 6)),
-        one("nothing", 0.0, 0.1, None),
-        one("something", 0.0, 0.05, (said, said + 6), golds=False),
+    cases = [
+        case("right", "right", 0.99),
+        case("half", "half", 0.98),
+        case("unsure", "wrong", 0.2),
+        case("sure", "wrong", 0.9),
+        case("nothing", "none", 0.1),
+        case("something", "wrong", 0.05, answerable=False),
+        case("rightly nothing", "none", 0.05, answerable=False),
     ]
-    right = shown[0]._replace(worth=Score(1.0, 1.0))
-    told, errors = section(qa.sections([right, *shown], 0.0), "Worst errors").parts
-    assert told.startswith("5 of 6 answers")
-    blocks = errors.split("\n\n")
-    assert [block.split("(")[1].split(")")[0] for block in blocks] == ["sure", "unsure", "nothing", "something", "half"]
-    lines = blocks[0].splitlines()
-    assert lines[0] == "1. Who? (sure)"
-    assert "predicted (F1 0.00, probability 0.900, score 1.50): …xxx" in lines[1]
-    assert '&lt;b&gt;<b>"Anna"</b>&lt;/b&gt; met Otto &#124; Kern.' in lines[1] and lines[1].endswith("yyy…")
-    assert "<b>Otto &#124; Kern</b>. y" in lines[2] and lines[3].strip() == "- or: Otto"
-    assert "*no answer*" in blocks[2].splitlines()[1] and "in the data: *no answer*" in blocks[3]
+    found = answer_sections(*zip(*cases, strict=True), 0.25)
+    assert section(found, "Worst errors").text.startswith("5 of 7 answers differ from the data.")
+    errors = rows(found, "Worst errors")
+    assert [row[-1] for row in errors] == ["sure", "unsure", "nothing", "something", "half"]
+    scores, predicted, in_data, question, _ = errors[0]
+    assert (scores, question) == ("0.00, 0.900", "Who?")
+    assert predicted.startswith("…xxx") and predicted.endswith("yyy…")
+    assert '&lt;b&gt;<b>"Anna"</b>&lt;/b&gt; met Otto &#124; Kern.' in predicted
+    assert "<b>Otto &#124; Kern</b>. y" in in_data and in_data.endswith("; or: Kern")
+    assert errors[2][1] == "*no answer*" and errors[3][2] == "*no answer*"
+    assert errors[4][0] == "0.67, 0.980"  # one of the two words of an answer
+    matrix = section(found, "Confusion matrix")
+    assert "by more than the threshold, 0.2500." in matrix.text
+    assert matrix.figure.axes[0].images[0].get_array().tolist() == [[4 / 5, 1 / 5], [1 / 2, 1 / 2]]
+    confusions = [["answer", "no answer", "1", "5"], ["no answer", "answer", "1", "2"]]
+    assert sorted(rows(found, "Confusion matrix")) == confusions
 
 
 def test_a_short_context_is_shown_whole():
     question = Question(id="a", text="Who?", context="It was Anna.", answers=(Answer("It", 0),))
-    one = qa.Answered(question, 4, (7, 11), 1.5, 0.5, Score(0.0, 0.0), None)
-    lines = section(qa.sections([one], None), "Worst errors").parts[1].splitlines()
-    assert [line.split(": ", 1)[1] for line in lines[1:]] == ["It was <b>Anna</b>.", "<b>It</b> was Anna."]
+    found = answer_sections([question], [{"answer": "Anna", "start": 7, "end": 11, "probability": 0.5}], None)
+    assert [one.title for one in found] == ["Worst errors"]
+    assert rows(found, "Worst errors")[0][1:3] == ["It was <b>Anna</b>.", "<b>It</b> was Anna."]
 
 
-SENTENCES = [
+TAGGED = [
     ("Anna Lee met Otto in Rome", "B-PER I-PER O B-PER O B-LOC", "B-PER I-PER O B-LOC O B-LOC"),
     ("Rome is big", "B-LOC O O", "O O O"),
     ("New York City and I", "B-LOC I-LOC I-LOC O O", "B-LOC I-LOC O O B-PER"),
@@ -271,72 +200,61 @@ SENTENCES = [
 ]
 
 
-def tagged(rows=SENTENCES):
-    return [tokens.Tagged(*(text.split() for text in row), f"data.conll:{n}") for n, row in enumerate(rows)]
+def tagged(sentences=TAGGED):
+    words, tags, predicted = ([text.split() for text in column] for column in zip(*sentences, strict=True))
+    return [Sentence(*row, f"data.conll:{n}") for n, row in enumerate(zip(words, tags, strict=True))], predicted
 
 
 def test_entities(tmp_path):
-    measured = entity_metrics([one.predicted for one in tagged()], [one.tags for one in tagged()])
-    found = tokens.of_entities(tagged(), measured)
-    assert tables(section(found, "Types"))[0][1:] == [
-        ["LOC", "0.333", "0.333", "0.333", "3", "3"],
-        ["ORG", "0.000", "0.000", "0.000", "0", "1"],
-        ["PER", "0.500", "0.500", "0.500", "2", "2"],
+    sentences, predicted = tagged()
+    found = tag_sections(sentences, predicted, ["O", "B-LOC", "I-LOC", "B-ORG", "B-PER", "I-PER"], entities=True)
+    measured = entity_metrics(predicted, [sentence.tags for sentence in sentences])
+    counts = {"LOC": ["3", "3"], "ORG": ["0", "1"], "PER": ["2", "2"]}
+    assert [row[0] for row in rows(found, "Labels")] == ["ORG", "LOC", "PER"]
+    for kind, *values in rows(found, "Labels"):
+        theirs = [f"{measured[f'{name}/{kind}']:.3f}" for name in ("precision", "recall", "f1")]
+        assert values == [*theirs, *counts[kind]]
+    words = {("LOC", "O"): 2, ("PER", "LOC"): 1, ("O", "PER"): 1, ("O", "ORG"): 1}  # of the words, by hand
+    support = {"LOC": "5", "PER": "3", "O": "9"}
+    shown = {(own, guess): (times, of) for own, guess, times, of in rows(found, "Confusion matrix")}
+    assert shown == {pair: (str(times), support[pair[0]]) for pair, times in words.items()}
+    types = [
+        [tag.partition("-")[2] or tag for tag in chain(*tags)]
+        for tags in ([sentence.tags for sentence in sentences], predicted)
     ]
-    assert tables(section(found, "What is taken for what"))[0] == [
-        ["LOC", "ORG", "PER", "other words", "missed"],
-        ["LOC", "1", "0", "0", "1", "1"],
-        ["ORG", "0", "0", "0", "0", "0"],
-        ["PER", "1", "0", "1", "0", "0"],
-        ["no entity", "0", "1", "1", "0", "0"],
+    matrix = confusion_matrix(*types, labels=["O", "LOC", "ORG", "PER"])
+    shares = drawn(section(found, "Confusion matrix"), tmp_path)
+    assert shares == pytest.approx(matrix / np.maximum(matrix.sum(1, keepdims=True), 1))
+    assert section(found, "Worst errors").text.startswith("4 of 5 answers differ from the data.")
+    assert rows(found, "Worst errors")[:2] == [
+        ["2", "O B-PER", "I-LOC O", "New York <b>City</b> and <b>I</b>", "data.conll:2"],
+        ["1", "B-LOC", "B-PER", "Anna Lee met <b>Otto</b> in Rome", "data.conll:0"],
     ]
-    lengths = tables(section(found, "By length"))[0][1:]
-    assert lengths == [
-        ["1", "1", "0.000"],
-        ["2", "1", "–"],
-        ["3", "1", "0.000"],
-        ["5", "1", "0.000"],
-        ["6", "1", f"{2 * 2 / (3 + 3):.3f}"],
-    ]
-    told, errors = section(found, "Worst sentences").parts
-    assert told.startswith("4 of 5 sentences have entities that are missed, or should not be there: 7 in all.")
-    blocks = errors.split("\n\n")
-    assert blocks[0].splitlines() == [
-        "1. data.conll:2, 3 errors",
-        "    - in the data: <b>New York City</b> (LOC) and I",
-        "    - predicted: <b>New York</b> (LOC) City and <b>I</b> (PER)",
-    ]
-    assert [block.split(",")[0] for block in blocks[1:]] == ["2. data.conll:0", "3. data.conll:1", "4. data.conll:4"]
-    assert draw(found, tmp_path) == 2
+    assert [row[-1] for row in rows(found, "Worst errors")[2:]] == ["data.conll:1", "data.conll:4"]
 
 
-def test_no_entities_at_all_are_said():
-    [found] = tokens.of_entities(tagged([("a b", "O O", "O O")]), {})
-    assert found.parts == ["There is no entity, neither in the data nor predicted."]
+def test_no_entities_at_all():
+    found = tag_sections(*tagged([("a b", "O O", "O O")]), ["O", "B-X"], entities=True)
+    assert rows(found, "Labels") == rows(found, "Worst errors") == []
 
 
 def test_a_long_sentence_is_shown_from_shortly_before_its_first_error():
     words = [f"w{place}" for place in range(200)]
-    one = tokens.Tagged(words, ["O"] * 200, ["O"] * 100 + ["B-X"] + ["O"] * 99, "data.conll:1")
-    found = tokens.of_entities([one], {f"{name}/X": 0.0 for name in ("f1", "precision", "recall")})
-    line = section(found, "Worst sentences").parts[1].splitlines()[2]
-    assert line == f"    - predicted: … {' '.join(words[88:100])} <b>w100</b> (X) {' '.join(words[101:148])} …"
+    sentence, predicted = Sentence(words, ["O"] * 200, "f:1"), ["O"] * 100 + ["B-X"] + ["O"] * 98 + ["B-X"]
+    [error] = rows(tag_sections([sentence], [predicted], ["O", "B-X"], entities=True), "Worst errors")
+    shown = f"… {' '.join(words[88:100])} <b>w100</b> {' '.join(words[101:148])} …"
+    assert error == ["2", "B-X", "O", shown, "f:1"]
 
 
-def test_tags_that_mark_no_entities(tmp_path):
-    rows = [("a b c", "X Y X", "X X O"), ("d", "Y", "Y"), ("*e* f", "X X", "Y Y")]
-    found = tokens.of_labels(tagged(rows), ["X", "Y"])  # O: that of a word without a token
-    assert tables(section(found, "What is taken for what"))[0][1:] == [
-        ["X", "1", "2", "1"],
-        ["Y", "1", "1", "0"],
-        ["O", "0", "0", "0"],
-    ]
-    assert tables(section(found, "Labels"))[0][1] == ["X", "0.500", "0.250", "0.333", "4"]
-    assert tables(section(found, "By length"))[0][1:] == [["1", "1", "1.000"], ["2", "1", "0.000"], ["3", "1", "0.333"]]
-    first = section(found, "Worst sentences").parts[1].splitlines()
-    assert first[:3] == [
-        "1. data.conll:0, 2 errors",
-        "    - in the data: a/<b>X</b> b/<b>Y</b> c/<b>X</b>",
-        "    - predicted: a/<b>X</b> b/<b>X</b> c/<b>O</b>",
-    ]
-    assert draw(found, tmp_path) == 2
+def test_tags_that_mark_no_entities():
+    examples = [("a b c", "X-1 Y X-1", "X-1 X-1 O"), ("d", "Y", "Y"), ("*e* f", "X-1 X-1", "Y Y")]
+    sentences, predicted = tagged(examples)
+    found = tag_sections(sentences, predicted, ["X-1", "Y"], entities=False)  # O: of a word without a token
+    report = classification_report(
+        [*chain(*(sentence.tags for sentence in sentences))], [*chain(*predicted)], output_dict=True, zero_division=0
+    )
+    for name, *values, _ in rows(found, "Labels"):
+        assert values == by_scikit_learn(report, name)
+    confusions = [["X-1", "Y", "2", "4"], ["Y", "X-1", "1", "2"], ["X-1", "O", "1", "4"]]
+    assert rows(found, "Confusion matrix") == confusions
+    assert rows(found, "Worst errors")[1] == ["2", "Y Y", "X-1 X-1", "<b>\\*e\\*</b> <b>f</b>", "data.conll:2"]

@@ -17,17 +17,23 @@ from pretrain.compose import compose
 from pretrain.errors import ConfigError
 from pretrain.export import main as export_pretrained
 from pretrain.report.__main__ import main as report_pretrained
+from pretrain.report.markdown import literal
 from pretrain.run import pretrain
 from pretrain.sample import main as sample
 
 HOSTILE = ["a | b", "`x` *y* __z__", "<script>", "line\nbreak", "$5 & $6", "# no title", "![x](y)", "\\| \\"]
 
 
-def rows(page, title):
-    """Return the first table under a heading: {first cell: other cells}."""
+def cells(page, title):
+    """Return the rows of the table under a heading, without its header."""
     text = page.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
-    cells = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+
+
+def rows(page, title):
+    """Return the table under a heading: {first cell: other cells}."""
+    return {name: values for name, *values in cells(page, title)}
 
 
 def said(capsys, command, *arguments):
@@ -53,7 +59,7 @@ def written(capsys, run, *arguments):
 
 
 def assert_metrics(page, measured):
-    shown = {name.strip("*"): value for name, [value] in rows(page, "What it reaches").items()}
+    shown = {name.strip("*"): value for name, [value] in rows(page, "Metrics").items()}
     for name, value in measured.items():
         if "/" not in name:
             assert shown[name] == ("-∞" if value == -sys.float_info.max else f"{value:.4f}")
@@ -77,19 +83,21 @@ def test_labels(capsys, labels):
     answers = said(capsys, predict, run, data)
     assert_metrics(page, measured)
     pairs = [(record["label"], answer["label"]) for record, answer in zip(records, answers, strict=True)]
-    names = sorted(set(HOSTILE[:4]))
-    counts = [[str(pairs.count((own, guess))) for guess in names] for own in names]
-    assert list(rows(page, "What is taken for what").values())[2:] == counts
+    for name in {label for pair in pairs for label in pair}:
+        counts = [str([pair[side] for pair in pairs].count(name)) for side in (0, 1)]
+        assert rows(page, "Labels")[literal(name)][3:] == counts
+    confusions = {(literal(own), literal(guess)): pairs.count((own, guess)) for own, guess in pairs if own != guess}
+    shown = {(own, guess): int(times) for own, guess, times, _ in cells(page, "Confusion matrix")}
+    assert shown == confusions
     wrong = [answer["score"] for answer, (own, guess) in zip(answers, pairs, strict=True) if own != guess]
-    errors = [line for line in page.read_text().split("## Worst errors")[1].splitlines() if line.startswith("| 0")]
-    assert len(errors) == min(len(wrong), 20)
-    assert errors[0].startswith(f"| {max(wrong):.3f} |")
-    facts = rows(page, "What it is")
+    errors = [row[0] for row in cells(page, "Worst errors")]
+    assert errors == [f"{score:.3f}" for score in sorted(wrong, reverse=True)][:20]
+    facts = rows(page, "Run")
     assert facts["Task"] == ["classification, single_label"]
     assert facts["Training set"][0].endswith("data.jsonl, 23 records")
     record = json.loads((run / "run.json").read_text())
     assert facts["Best step"] == [str(record["best_step"])]
-    assert facts["Step looked at"] == [f"{record['best_step']} of 4"]
+    assert facts["Step of this page"] == [f"{record['best_step']} of 4"]
 
 
 def test_the_same_page_twice_and_another_file_and_step(capsys, labels, tmp_path):
@@ -101,7 +109,7 @@ def test_the_same_page_twice_and_another_file_and_step(capsys, labels, tmp_path)
     last = max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
     other = written(capsys, run, few, "--step", last, "--max-tokens", 64, "--out", tmp_path / "a" / "b")
     assert_metrics(other, said(capsys, evaluate, run, few, "--step", last)[0])
-    assert rows(other, "What it is")["Data looked at"][0].endswith("few.jsonl, 7 records, 7 sequences")
+    assert rows(other, "Run")["Data of this page"][0].endswith("few.jsonl, 7 records, 7 sequences")
 
 
 def test_sets_of_labels(capsys, tmp_path):
@@ -130,8 +138,7 @@ def test_numbers_of_pairs(capsys, tmp_path):
     assert_metrics(page, said(capsys, evaluate, run, data)[0])
     answers = said(capsys, predict, run, data)
     most = max(abs(answer["score"] - record["label"]) for answer, record in zip(answers, records, strict=True))
-    first = page.read_text().split("## Worst errors")[1].splitlines()[6]
-    assert abs(float(first.split(" | ")[2])) == pytest.approx(most, rel=1e-3)
+    assert abs(float(cells(page, "Worst errors")[0][0])) == pytest.approx(most, rel=1e-3)
 
 
 @pytest.mark.parametrize("unanswerable", [False, True])
@@ -151,17 +158,21 @@ def test_answers_in_texts(capsys, tmp_path, unanswerable):
     page = written(capsys, run)
     [measured] = said(capsys, evaluate, run, data)
     assert_metrics(page, measured)
-    lengths = [cells for name, cells in rows(page, "By length").items() if name[0].isdigit()]
+    wrong = round(19 * (1 - measured["exact_match"]))
+    assert f"{wrong} of 19 answers differ from the data." in page.read_text()
+    assert len(cells(page, "Worst errors")) == wrong
+    assert ("## Confusion matrix" in page.read_text()) == unanswerable
     if unanswerable:
-        kinds = rows(page, "Questions without an answer")
-        for name, key, number in (("with an answer", "has_answer", 12), ("without", "no_answer", 7)):
-            shown = [float(cell) for cell in kinds[name]]
-            expected = [measured[f"{key}_exact_match"], measured[f"{key}_f1"]]
-            assert shown[0] == number and shown[2:] == pytest.approx(expected, abs=6e-4)
-    else:
-        total = sum(int(number) * float(f1) for number, _, f1 in lengths[:-1])  # the last is the one length of answers
-        assert total / 19 == pytest.approx(measured["f1"], abs=1e-3)
-        assert float(lengths[-1][2]) == pytest.approx(measured["f1"], abs=6e-4)
+        answers = said(capsys, predict, run, data)
+        pairs = [
+            (bool(record["answers"]), answer["answer"] != "") for record, answer in zip(records, answers, strict=True)
+        ]
+        names = {True: "answer", False: "no answer"}
+        expected = {
+            (names[own], names[not own]): pairs.count((own, not own)) for own in names if (own, not own) in pairs
+        }
+        shown = {(own, guess): int(times) for own, guess, times, _ in cells(page, "Confusion matrix")}
+        assert shown == expected
 
 
 @pytest.mark.parametrize("scheme", ["bio", "none"])
@@ -175,19 +186,16 @@ def test_tags_of_words(capsys, tmp_path, scheme):
     assert_metrics(page, measured)
     guesses = [answer["tags"] for answer in said(capsys, predict, run, data)]
     if scheme == "bio":
-        shown = rows(page, "Types")
+        shown = rows(page, "Labels")
         for kind, name in (("X", "X"), ("Y|Z", "Y&#124;Z")):
             values = [measured[f"{key}/{kind}"] for key in ("precision", "recall", "f1")]
             assert [float(cell) for cell in shown[name][:3]] == pytest.approx(values, abs=6e-4)
             assert int(shown[name][3]) == sum(row.count(f"B-{kind}") for row in tags)
     else:
         pairs = [pair for row, guess in zip(tags, guesses, strict=True) for pair in zip(row, guess, strict=True)]
-        names = ["B-X", "B-Y|Z", "O"]
-        counts = [[str(pairs.count((own, guess))) for guess in names] for own in names]
-        order = [row.replace("&#124;", "|") for row in rows(page, "What is taken for what")][2:]
-        assert sorted(order) == names
-        for name, cells in zip(order, list(rows(page, "What is taken for what").values())[2:], strict=True):
-            assert cells == [counts[names.index(name)][names.index(column)] for column in order]
+        confusions = {(literal(own), literal(guess)): pairs.count((own, guess)) for own, guess in pairs if own != guess}
+        shown = {(own, guess): int(times) for own, guess, times, _ in cells(page, "Confusion matrix")}
+        assert shown == confusions
 
 
 def test_refusals(capsys, labels, tmp_path):

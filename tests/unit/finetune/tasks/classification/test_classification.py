@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 from vocabularies import byte_level, word_piece
 
 from finetune.model.losses import ClassWeights
-from finetune.tasks.classification.task import ClassificationConfig, Columns, Problem, Text
+from finetune.tasks.classification.labels import LabelledText
+from finetune.tasks.classification.task import ClassificationConfig, Problem, TextColumns
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError, DataError
 from pretrain.registry import typed
@@ -31,7 +32,7 @@ TEXTS = [
     "one two three four five six seven eight nine ten",
     "tabs\tand\nlines",
 ]
-PAIR = Columns(text_pair="other")
+PAIR = TextColumns(text_pair="other")
 
 
 def bert() -> Tokenizer:
@@ -103,8 +104,8 @@ pairs_of_texts = st.lists(st.tuples(texts, texts), min_size=1, max_size=4)
 @settings(max_examples=20, deadline=None)
 @given(rows=pairs_of_texts, pair=st.booleans(), max_tokens=st.integers(6, 40))
 def test_encoding_equals_transformers(ours_and_theirs, rows, pair, max_tokens):
-    cfg = task(columns=PAIR if pair else Columns(), max_tokens=max_tokens)
-    records = [Text(text, other if pair else None, "0", "here") for text, other in rows]
+    cfg = task(columns=PAIR if pair else TextColumns(), max_tokens=max_tokens)
+    records = [LabelledText(text, other if pair else None, "0", "here") for text, other in rows]
     assert_equal_to_transformers(cfg, records, *ours_and_theirs)
 
 
@@ -133,11 +134,11 @@ def test_special_tokens_in_a_text_are_text(tmp_path, ours_and_theirs):
 
 @pytest.mark.parametrize(("pair", "least"), [(False, 3), (True, 5)])
 def test_a_sequence_needs_room_for_text(tmp_path, pair, least):
-    columns = PAIR if pair else Columns()
+    columns = PAIR if pair else TextColumns()
     rows = [(TEXTS[0], TEXTS[3], 0)]
     cfg = task(columns=columns, max_tokens=least - 1)
     records = cfg.records(written(tmp_path, rows, ("text", "other", "label")))
-    with pytest.raises(ConfigError, match=f"task.max_tokens={least - 1}: must be at least {least}, "):
+    with pytest.raises(ConfigError, match=f"task.max_tokens={least - 1}: must be at least {least}: "):
         cfg.encode(records, bert(), ["0", "1"])
     assert task(columns=columns, max_tokens=least).encode(records, bert(), ["0", "1"]).examples.lengths == [least]
 
@@ -173,7 +174,7 @@ def test_sets_of_labels(tmp_path):
     rows = [("a", ["10", 2]), ("b", "2 | 3|"), ("c", []), ("d", ""), ("e", [2])]
     encoding, names = encoded(tmp_path, rows, cfg)
     assert names == ["2", "3", "10"]
-    assert [record.answer for record in encoding.records] == [("10", "2"), ("2", "3"), (), (), ("2",)]
+    assert [record.label for record in encoding.records] == [("10", "2"), ("2", "3"), (), (), ("2",)]
     assert encoding.examples.labels.tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]]
     assert encoding.examples.labels.dtype == np.int64
 
@@ -257,14 +258,14 @@ def test_a_text_without_a_token_is_a_fault(tmp_path):
 def test_one_answer_to_everything_teaches_nothing(tmp_path, problem, answer):
     cfg = task(problem=problem)
     records = cfg.records(written(tmp_path, [("a", answer), ("b", answer)]))
-    with pytest.raises(DataError, match=r"task.train: all examples have the same answer, .*nothing to learn"):
+    with pytest.raises(DataError, match=r"task.train: all examples have the same label, .*nothing to learn"):
         cfg.names(records)
 
 
 def test_one_answer_to_all_that_is_kept_teaches_nothing(tmp_path):
     cfg = task(labels=["a", "b"], max_faults=0.9)
     records = cfg.records(written(tmp_path, [("one", "a"), ("two", "c"), ("three", "a")]))
-    with pytest.raises(DataError, match=r"task.train: all examples have the same answer, 'a': there is nothing"):
+    with pytest.raises(DataError, match=r"task.train: all examples have the same label, 'a': there is nothing"):
         cfg.names(records)
 
 
@@ -272,7 +273,7 @@ def test_the_same_text_with_other_answers_is_told_with_the_count(tmp_path, caplo
     rows = [("x", "a"), ("y", "a"), ("x", "a"), ("x", "b"), ("y", "a"), ("z", "c")]
     file = written(tmp_path, rows)
     assert len(task().records(file)) == 6
-    assert f"{file}: 3 records have the same text as one with another answer" in caplog.text
+    assert f"{file}: 3 records have the same text as one with another label" in caplog.text
     assert f"as {file}:1 ('a') and {file}:4 ('b')" in caplog.text
     caplog.clear()
     pairs = written(tmp_path, [("x", "1", "a"), ("x", "2", "b")], ("text", "other", "label"))
@@ -285,7 +286,7 @@ def test_a_missing_column_is_refused(tmp_path):
     file = written(tmp_path, [("x", 0)], ("text", "lable"))
     with pytest.raises(ConfigError, match=r"task.columns.label=label: .*train.jsonl .*; did you mean lable\?"):
         task().records(file)
-    assert task().records(file, labelled=False)[0].answer is None
+    assert task().records(file, labelled=False)[0].label is None
 
 
 def batch_of(encoding, chosen):
@@ -413,7 +414,7 @@ def test_settings_as_they_are_composed():
     node = OmegaConf.structured(ClassificationConfig)
     given = {"train": "a", "validation": "b", "labels": [0, 1], "columns": {"text": "sentence"}, "metric": "f1"}
     cfg = typed(OmegaConf.merge(node, given))
-    assert (cfg.labels, cfg.columns, cfg.metric) == (["0", "1"], Columns(text="sentence"), "f1")
+    assert (cfg.labels, cfg.columns, cfg.metric) == (["0", "1"], TextColumns(text="sentence"), "f1")
     for problem, metric in (("single_label", "accuracy"), ("multi_label", "f1_macro"), ("regression", "spearman")):
         assert typed(OmegaConf.merge(node, {"train": "a", "validation": "b", "problem": problem})).metric == metric
     with pytest.raises(ConfigError, match="validation: required and not given"):
@@ -422,7 +423,7 @@ def test_settings_as_they_are_composed():
 
 def test_f1_of_label_1_is_for_two_labels(tmp_path):
     cfg = task(metric="f1")
-    with pytest.raises(ConfigError, match=r"task.metric=f1: is of two labels, there are 3; choose f1_macro"):
+    with pytest.raises(ConfigError, match=r"task.metric=f1: is for two labels, there are 3; choose f1_macro"):
         encoded(tmp_path, [("x", "a"), ("y", "b"), ("z", "c")], cfg)
 
 
@@ -440,16 +441,16 @@ def uncased() -> tuple[Tokenizer, AutoTokenizer]:
 @shared_data
 def test_sst2_and_ag_news_encode_as_transformers_encode_them():
     data = Path(os.environ["HEADWATER_DATA"])
-    cfg = task(columns=Columns(text="sentence"), max_tokens=24)
+    cfg = task(columns=TextColumns(text="sentence"), max_tokens=24)
     records = cfg.records(str(data / "sst2" / "dev.tsv"))
     assert cfg.names(records) == ["0", "1"]
     assert_equal_to_transformers(cfg, records, *uncased())
     header = ["class", "title", "description"]
-    columns = Columns(text="title", text_pair="description", label="class")
+    columns = TextColumns(text="title", text_pair="description", label="class")
     cfg = task(columns=columns, header=header, max_tokens=40)
     records = cfg.records(str(data / "ag_news" / "test.csv"))
     assert cfg.names(records) == ["1", "2", "3", "4"]
-    records = [record._replace(answer="0") for record in records[:2000]]
+    records = [record._replace(label="0") for record in records[:2000]]
     assert_equal_to_transformers(cfg, records, *uncased())
 
 
@@ -462,5 +463,5 @@ def test_long_reviews_are_cut_as_transformers_cut_them(tmp_path):
             if member.isfile():
                 rows.append((archive.extractfile(member).read().decode(), member.name.split("/")[2] == "pos"))
     cfg = task(max_tokens=128)
-    records = [record._replace(answer="1") for record in cfg.records(written(tmp_path, rows))]
+    records = [record._replace(label="1") for record in cfg.records(written(tmp_path, rows))]
     assert_equal_to_transformers(cfg, records, *uncased())

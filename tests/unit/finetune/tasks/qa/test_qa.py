@@ -13,7 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from finetune.model.losses import Spans
+from finetune.model.losses import AnswerSpans
 from finetune.tasks.base import Encoded
 from finetune.tasks.qa.metrics import squad_metrics
 from finetune.tasks.qa.questions import Answer, Question
@@ -67,12 +67,12 @@ def test_windows_become_examples_with_owners_and_labels():
     assert encoded.owner.tolist() == [0, 0, 1, 1]
     assert encoded.examples.labels is not None
     assert encoded.examples.labels.tolist() == [[5, 6], [1, 2], [0, 0], [0, 0]]
-    assert cfg.loss(encoded, NAMES) == Spans()
+    assert cfg.loss(encoded, NAMES) == AnswerSpans()
     batch = encoded.examples.batch(np.array([1, 0]))
     rows = torch.zeros(14, 2)
     for place, output in ((1, 0), (2, 1), (7 + 5, 0), (7 + 6, 1)):  # where the answer is
         rows[place, output] = 50
-    total, correct = Spans()(rows, batch)
+    total, correct = AnswerSpans()(rows, batch)
     assert total < 1e-6 and correct == 2
 
 
@@ -200,7 +200,7 @@ def test_answers_in_no_window_are_refused_or_told(caplog):
             {"no_answer_threshold": float("-inf"), "unanswerable": True},
             "task.no_answer_threshold=-inf: must be a finite",
         ),
-        ({"no_answer_threshold": 1.0}, "task.no_answer_threshold=1.0: is between answer and none"),
+        ({"no_answer_threshold": 1.0}, "task.no_answer_threshold=1.0: is for questions without an answer"),
         ({"columns": {"id": "id"}}, "task.columns={'id': 'id'}: name a column"),
     ],
 )

@@ -8,18 +8,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from finetune.tasks.qa.questions import Question
 from finetune.tasks.qa.spans import best_spans, candidates
-from finetune.tasks.qa.windows import Windowed, split
+from finetune.tasks.qa.windows import WindowedQuestion, split_into_windows
 
 CONTEXT = "the cat sat on the mat in the old hall"  # 10 words
 
 
-def windowed(*, max_tokens: int, stride: int) -> tuple[Windowed, list[int]]:
+def windowed(*, max_tokens: int, stride: int) -> tuple[WindowedQuestion, list[int]]:
     """A question of one token about ten words, and the tokens of its windows."""
     words = ["who", *dict.fromkeys(CONTEXT.split())]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="who"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     question = Question(id="q7", text="who", context=CONTEXT, answers=None)
-    [one], sequences, _ = split([question], tokenizer, max_tokens=max_tokens, stride=stride, max_question_tokens=1)
+    [one], sequences, _ = split_into_windows(
+        [question], tokenizer, max_tokens=max_tokens, stride=stride, max_question_tokens=1
+    )
     return one, [len(sequence.tokens) for sequence in sequences]
 
 
@@ -89,7 +91,7 @@ def test_no_answer_is_the_least_over_windows():
 def test_white_space_is_no_answer():
     tokenizer = vocabularies.byte_level(["a b"] * 9)
     question = Question(id="q", text="a", context="a   b", answers=None)
-    [one], [sequence], _ = split([question], tokenizer, max_tokens=20, stride=2, max_question_tokens=2)
+    [one], [sequence], _ = split_into_windows([question], tokenizer, max_tokens=20, stride=2, max_question_tokens=2)
     assert len(sequence.tokens) == 5  # the question, "a", two spaces, " b"
     logits = np.zeros((5, 2), np.float32)
     logits[2:4] = 9

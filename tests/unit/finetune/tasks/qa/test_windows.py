@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.tasks.qa.questions import Answer, Question
 from finetune.tasks.qa.spans import candidates
-from finetune.tasks.qa.windows import NO_ANSWER, split
+from finetune.tasks.qa.windows import NO_ANSWER, split_into_windows
 from pretrain.errors import ConfigError, DataError
 
 WORDS = [
@@ -90,7 +90,9 @@ def ideal(one, sequences) -> list[np.ndarray]:
 def test_every_answer_comes_back_exactly_or_is_counted(kind, question, room, stride):
     vocabulary = tokenizer(kind)
     limit = 12 + 4 + max(room, stride + 1)
-    [one], sequences, losses = split([question], vocabulary, max_tokens=limit, stride=stride, max_question_tokens=12)
+    [one], sequences, losses = split_into_windows(
+        [question], vocabulary, max_tokens=limit, stride=stride, max_question_tokens=12
+    )
     [answer] = question.answers
     tokens = range(len(one.context.ids))
     spans = {(first, last): one.characters(first, last) for first in tokens for last in tokens[first:]}
@@ -150,7 +152,7 @@ def test_windows_and_labels_are_those_of_the_recipe(kind, question, room, stride
     """
     vocabulary = tokenizer(kind)
     limit = len(vocabulary.encode(question.text).ids) + 4 + max(room, stride + 1)
-    [one], sequences, _ = split(
+    [one], sequences, _ = split_into_windows(
         [question], vocabulary, max_tokens=limit, stride=stride, max_question_tokens=limit - stride - 5
     )
     starts, ends = one.context.offsets.T
@@ -165,14 +167,18 @@ def test_questions_share_contexts_and_have_windows_of_their_own():
     some = [
         Question(id=f"{words}", text="of " * words, context=context, answers=(Answer("In", 0),)) for words in (1, 3, 9)
     ]
-    together, sequences, losses = split(some, tokenizer("word_piece"), max_tokens=30, stride=4, max_question_tokens=5)
+    together, sequences, losses = split_into_windows(
+        some, tokenizer("word_piece"), max_tokens=30, stride=4, max_question_tokens=5
+    )
     assert losses.shortened == ["9"]
-    assert [one.place for one in together] == [3, 5, 7]
+    assert [one.context_start for one in together] == [3, 5, 7]
     assert together[0].context is together[2].context
     alone = [
         sequence
         for one in some
-        for sequence in split([one], tokenizer("word_piece"), max_tokens=30, stride=4, max_question_tokens=5)[1]
+        for sequence in split_into_windows(
+            [one], tokenizer("word_piece"), max_tokens=30, stride=4, max_question_tokens=5
+        )[1]
     ]
     assert sequences == alone
     assert max(len(sequence.tokens) for sequence in sequences) == 30
@@ -181,7 +187,7 @@ def test_questions_share_contexts_and_have_windows_of_their_own():
 def test_an_answer_that_no_window_holds_is_cut_and_taught_as_none():
     context = "a " * 30
     question = Question(id="q", text="of", context=context, answers=(Answer(context[10:40].strip(), 10),))
-    [one], sequences, losses = split(
+    [one], sequences, losses = split_into_windows(
         [question], tokenizer("word_piece"), max_tokens=16, stride=3, max_question_tokens=4
     )
     assert len(one.starts) > 2 and losses.cut == ["q"]
@@ -191,14 +197,16 @@ def test_an_answer_that_no_window_holds_is_cut_and_taught_as_none():
 def test_labels_are_there_where_answers_are_known():
     for answers, labels in ((None, None), ((), NO_ANSWER)):
         question = Question(id="q", text="of", context="a U.S. answer", answers=answers)
-        _, [sequence], losses = split([question], tokenizer("unigram"), max_tokens=60, stride=4, max_question_tokens=9)
+        _, [sequence], losses = split_into_windows(
+            [question], tokenizer("unigram"), max_tokens=60, stride=4, max_question_tokens=9
+        )
         assert sequence.label == labels and not losses.cut
 
 
 def test_a_stride_that_leaves_no_room_is_refused():
     question = Question(id="q", text="of", context="a", answers=())
     with pytest.raises(ConfigError, match=r"task.stride=8: must be below 8"):
-        split([question], tokenizer("word_piece"), max_tokens=20, stride=8, max_question_tokens=9)
+        split_into_windows([question], tokenizer("word_piece"), max_tokens=20, stride=8, max_question_tokens=9)
 
 
 def test_texts_without_tokens():
@@ -208,9 +216,9 @@ def test_texts_without_tokens():
     known = Question(id="known", text="A", context="C", answers=(Answer("C", 0),))
     sizes = {"max_tokens": 20, "stride": 8, "max_question_tokens": 9}
     with pytest.raises(DataError, match="makes no tokens of these questions"):
-        split([strange, asked], letters, **sizes)
+        split_into_windows([strange, asked], letters, **sizes)
     with pytest.raises(DataError, match="'strange': the tokenizer makes no tokens"):
-        split([known, strange], letters, **sizes)
-    (one, _), sequences, losses = split([asked, known], letters, **sizes)
+        split_into_windows([known, strange], letters, **sizes)
+    (one, _), sequences, losses = split_into_windows([asked, known], letters, **sizes)
     assert losses.cut == ["asked"] and [list(sequence.tokens) for sequence in sequences] == [[0], [0, 1]]
     assert candidates(one, [np.ones((1, 2), np.float32)], n_best=5, max_answer_tokens=3) == ([], 2.0)

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune.tasks.tokens.sentences import Sentence
-from finetune.tasks.tokens.tags import TagScheme
-from finetune.tasks.tokens.task import Columns, TokensConfig
+from finetune.tasks.tokens.sentences import Sentence, TagScheme
+from finetune.tasks.tokens.task import TagColumns, TokensConfig
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError, DataError
 from pretrain.tokenizer.base import load_tokenizer
@@ -63,7 +62,7 @@ def test_lists_of_other_formats(write):
     found = TokensConfig().records(lines)
     assert found[1] == Sentence(["a"], ["O"], "train.jsonl:2") and found[0].tags == ["B-LOC", "I-LOC"]
     pq.write_table(pa.table({"tokens": [row["words"] for row in rows], "ner": [[1, 2], [0]]}), "train.parquet")
-    columns = Columns(words="tokens", tags="ner")
+    columns = TagColumns(words="tokens", tags="ner")
     numbered = TokensConfig(columns=columns, labels=["O", "B-LOC", "I-LOC"]).records("train.parquet")
     assert [found.tags for found in numbered] == [["B-LOC", "I-LOC"], ["O"]]
     unlabelled = write('{"words": ["a"]}', "new.jsonl")
@@ -127,16 +126,16 @@ def test_bad_lists(write, values, told):
 @pytest.mark.parametrize(
     ("scheme", "tags", "told"),
     [
-        ("bio", "O I-X I-X B-X", "1 entities are not spelt as bio has it (a.conll:2: I-X I-X)"),
-        ("bio", "B-X I-Y O O", "1 entities are not spelt as bio has it (a.conll:2: I-Y)"),
-        ("bioes", "B-X I-X O S-X", "1 entities are not spelt as bioes has it (a.conll:1: B-X I-X)"),
-        ("bioes", "B-X E-X B-X E-Y", "2 entities are not spelt as bioes has it (a.conll:3: B-X, a.conll:4: E-Y)"),
+        ("bio", "O I-X I-X B-X", "1 entities are not spelled as in bio (a.conll:2: I-X I-X)"),
+        ("bio", "B-X I-Y O O", "1 entities are not spelled as in bio (a.conll:2: I-Y)"),
+        ("bioes", "B-X I-X O S-X", "1 entities are not spelled as in bioes (a.conll:1: B-X I-X)"),
+        ("bioes", "B-X E-X B-X E-Y", "2 entities are not spelled as in bioes (a.conll:3: B-X, a.conll:4: E-Y)"),
         ("bio", "O B-X I-X B-X", None),
         ("bioes", "B-X I-X E-X S-X", None),
         ("none", "I-X O E-X I-X", None),
     ],
 )
-def test_misspelt_entities_are_told_and_kept(write, caplog, scheme, tags, told):
+def test_misspelled_entities_are_told_and_kept(write, caplog, scheme, tags, told):
     file = write("".join(f"w {tag}\n" for tag in tags.split()), "a.conll")
     [sentence] = TokensConfig(scheme=TagScheme(scheme)).records(file)
     assert sentence.tags == tags.split()
@@ -150,7 +149,7 @@ def test_names_depend_on_the_content_alone():
     assert plain.names(records) == ["B-X", "B-Y", "I-X", "I-Y"]
     assert plain.names([Sentence(["a", "b", "c"], ["NN", "O", "DT"], "f:1")]) == ["O", "DT", "NN"]
     assert TokensConfig(labels=["B-Z", "O"]).names(records) == ["B-Z", "O"]
-    with pytest.raises(DataError, match=r"task.train: all words have the tag 'O': nothing can be learnt"):
+    with pytest.raises(DataError, match=r"task.train: all words have the tag 'O': there is nothing to learn"):
         TokensConfig().names([Sentence(["a"], ["O"], "f:1")])
     with pytest.raises(DataError, match="f:1: no tags"):
         TokensConfig().names([Sentence(["a"], None, "f:1")])
@@ -162,7 +161,7 @@ def test_a_tag_that_training_lacks_is_refused_by_name():
     tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     records = [Sentence(["a", "b"], ["O", tag], f"f:{n}", range(n, n + 2)) for n, tag in enumerate(["O", "B-X", "B-Y"])]
-    with pytest.raises(DataError, match=r"tags that are to be O, B-X: 1 of 3 .*unknown tag 'B-Y': 1 \(f:3: 'b'\)"):
+    with pytest.raises(DataError, match=r"tags other than O, B-X: 1 of 3 .*unknown tag 'B-Y': 1 \(f:3: 'b'\)"):
         TokensConfig().encode(records, tokenizer, ["O", "B-X"])
     assert len(TokensConfig(max_faults=0.4).encode(records, tokenizer, ["O", "B-X"]).records) == 2
 
@@ -230,4 +229,4 @@ def test_wnut(caplog):
             assert values["f1"] == values["accuracy"] == 1
             lost = {word for record in encoded.records for word in np.array(record.sentence.words)[record.first < 0]}
             assert lost <= {"\ufe0f"}, "a variation selector alone"
-    assert "emerging.dev.conll: 1 entities are not spelt as bio has it" in caplog.text
+    assert "emerging.dev.conll: 1 entities are not spelled as in bio" in caplog.text

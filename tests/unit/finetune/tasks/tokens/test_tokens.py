@@ -12,8 +12,7 @@ from vocabularies import KINDS
 
 from finetune.model.losses import ClassWeights
 from finetune.tasks.tokens.alignment import NO_WORD, word_of_tokens
-from finetune.tasks.tokens.sentences import Sentence
-from finetune.tasks.tokens.tags import TagScheme
+from finetune.tasks.tokens.sentences import Sentence, TagScheme
 from finetune.tasks.tokens.task import TokensConfig
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError, DataError
@@ -22,8 +21,8 @@ TEXTS = ["The people of São Paulo walk to the Tate, don't they?", "naïve coöp
 NAMES = ["O", "B-LOC", "B-PER", "I-LOC", "I-PER"]
 
 
-def framed(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, with its own tokens around a text."""
+def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, with special tokens around a text."""
     first, last = ("[CLS]", "[SEP]") if tokenizer.token_to_id("[CLS]") is not None else ("<s>", "</s>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}", special_tokens=[(name, tokenizer.token_to_id(name)) for name in (first, last)]
@@ -32,10 +31,10 @@ def framed(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-TOKENIZERS = {kind: framed(train(TEXTS)) for kind, train in KINDS.items()}
+TOKENIZERS = {kind: with_special_tokens(train(TEXTS)) for kind, train in KINDS.items()}
 bare = KINDS["byte_level"](TEXTS)
 bare.encode_special_tokens = True
-TOKENIZERS["without a frame"] = bare
+TOKENIZERS["without special tokens"] = bare
 
 WORDS = st.one_of(
     st.sampled_from(
@@ -74,11 +73,11 @@ def readable(tokenizer, word):
 @example(tagged=[[("\x01", "B-PER")], [("the", "B-PER")]], room=5)
 def test_every_word_has_one_target_and_gets_its_tag_back(kind, tagged, room):
     tokenizer, records = TOKENIZERS[kind], sentences(tagged)
-    frame = 0 if kind == "without a frame" else 2
-    task = TokensConfig(max_tokens=room + frame)
+    special = 0 if kind == "without special tokens" else 2
+    task = TokensConfig(max_tokens=room + special)
     encoded = task.encode(records, tokenizer, NAMES)
     examples = encoded.examples
-    assert (examples.lengths <= room + frame).all() and (np.diff(encoded.owner) >= 0).all()
+    assert (examples.lengths <= room + special).all() and (np.diff(encoded.owner) >= 0).all()
     placed = 0
     predictions = list(task.predict(encoded, ideal(encoded), NAMES))
     for number, (sentence, found) in enumerate(zip(records, predictions, strict=True)):
@@ -90,7 +89,7 @@ def test_every_word_has_one_target_and_gets_its_tag_back(kind, tagged, room):
             else:
                 assert predicted == tag and NAMES[examples.targets[place]] == tag
                 placed += 1
-        check_pieces(tokenizer, sentence, encoded, number, frame)
+        check_pieces(tokenizer, sentence, encoded, number, special)
     assert placed == sum(np.count_nonzero(record.first != NO_WORD) for record in encoded.records)
     if placed:
         assert placed == np.count_nonzero(examples.targets != IGNORED)
@@ -103,9 +102,9 @@ def owners_by_letter(words, offsets):
     return [found[-1] if found else None for found in inside]
 
 
-def check_pieces(tokenizer, sentence, encoded, number, frame):
+def check_pieces(tokenizer, sentence, encoded, number, special):
     """The sequences of a sentence hold its tokens in order; all but a whole one begin with a word's first piece."""
-    whole, side = tokenizer.encode(" ".join(sentence.words)), frame // 2
+    whole, side = tokenizer.encode(" ".join(sentence.words)), special // 2
     content = whole.ids[side : len(whole.ids) - side]
     owners = owners_by_letter(sentence.words, whole.offsets[side : len(whole.ids) - side])
     first = sorted(owners.index(word) for word in set(owners) - {None})
@@ -190,7 +189,7 @@ def test_sequences_are_as_few_as_it_takes(max_tokens, lengths):
 
 
 def test_what_a_token_stands_for():
-    """Offsets by hand: spaces go with the word after them, but not to a word of no letters; frames have none."""
+    """Offsets by hand: spaces go to the next word, but not to one of no letters; special tokens have none."""
     words = ["ab", "", "c", " ", "d"]  # "ab  c   d"
     offsets = np.array([(0, 0), (0, 1), (1, 2), (2, 4), (4, 5), (3, 4), (2, 3), (5, 9), (6, 7), (7, 8), (1, 5), (1, 1)])
     found = [None, 0, 0, None, 2, None, None, 4, 3, None, 2, None]
@@ -198,7 +197,7 @@ def test_what_a_token_stands_for():
     assert word_of_tokens(np.array([(0, 3), (3, 4)]), words).tolist() == [0, NO_WORD]
 
 
-def test_a_sequence_holds_more_than_the_frame():
+def test_a_sequence_holds_more_than_special_tokens():
     with pytest.raises(ConfigError, match=r"task.max_tokens=2: the tokenizer puts 2 tokens around a text; .* least 3"):
         TokensConfig(max_tokens=2).encode([Sentence(["a"], ["O"], "f:1")], TOKENIZERS["unigram"], NAMES)
 
@@ -236,7 +235,7 @@ def test_measures():
     assert task.metric == "f1" and values["f1"] == pytest.approx(2 / 3) and values["f1/LOC"] == 1
     plain = TokensConfig(scheme=TagScheme.none)
     assert plain.metric == "accuracy" and plain.measure(encoded, logits, NAMES) == {"accuracy": 3 / 4}
-    with pytest.raises(DataError, match="f:1: no tags; they are needed"):
+    with pytest.raises(DataError, match="f:1: no tags; training and evaluation need them"):
         task.measure(task.encode([records[0]._replace(tags=None)], TOKENIZERS["unigram"], NAMES), logits, NAMES)
 
 
@@ -253,3 +252,28 @@ def test_losses():
     batch = encoded.examples.batch(np.array([0]))
     assert (plain.weights, plain.smoothing, batch.num_targets) == (None, 0.2, 4)
     assert plain(torch.tensor(ideal(encoded)[0]), batch)[1] == 4, "all are right"
+
+
+@pytest.mark.parametrize("class_weights", ClassWeights)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_loss_with_smoothing_is_torchs_over_the_words_alone(smoothing, class_weights):
+    """The reference sees one row a word and no ignored target; the sentences have 1, 5 and 3 words of many tokens."""
+    words = [["Ann"], ["In", "São", "Paulo", "walks,", "naïvely"], ["the", "Paulo's", "Ann"]]
+    tags = [["B-PER"], ["O", "B-LOC", "I-LOC", "O", "O"], ["O", "B-PER", "I-PER"]]
+    records = [Sentence(*row, f"f:{number}") for number, row in enumerate(zip(words, tags, strict=True))]
+    task = TokensConfig(label_smoothing=smoothing, class_weights=class_weights)
+    encoded = task.encode(records, TOKENIZERS["byte_level"], NAMES)
+    batch = encoded.examples.batch(np.arange(len(records)))
+    first = np.concatenate([record.first for record in encoded.records])
+    targets = torch.tensor([NAMES.index(tag) for row in tags for tag in row])
+    assert batch.num_targets == len(first) == 9 and (batch.targets == IGNORED).sum() > 9
+    logits = 3 * torch.randn(len(batch.targets), len(NAMES), generator=torch.Generator().manual_seed(3))
+    weight = None
+    if class_weights is ClassWeights.balanced:
+        weight = 9 / (len(NAMES) * targets.bincount(minlength=len(NAMES)).double())
+    expected = torch.nn.functional.cross_entropy(
+        logits[first].double(), targets, weight=weight, reduction="sum", label_smoothing=smoothing
+    )
+    total, correct = task.loss(encoded, NAMES)(logits, batch)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-6, atol=0)
+    assert correct == (logits[first].argmax(1) == targets).sum()
