@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from finetune.data.bad_records import Faults
 from finetune.data.records import Record
-from pretrain.data.sources.documents import open_bytes
+from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.readers import open_bytes
 from pretrain.errors import check
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that stands between documents
@@ -22,7 +22,7 @@ class _Line(NamedTuple):
     shown: str  # of what is no UTF-8
 
 
-def read_columns(file: str, faults: Faults, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
+def read_columns(file: str, faults: BadRecords, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
     """Yield each sentence with its `words`, its `tags` (None: they are not read) and the `lines` that it stands on.
 
     Columns count from 0, or from -1 backwards. They stand between tabs on a line that has one (a word may hold spaces

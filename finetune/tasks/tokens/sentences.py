@@ -27,7 +27,7 @@ class Sentence(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """Why a record is left out, as `Faults.report` takes it."""
+    """Why a record is left out, as `BadRecords.report` takes it."""
 
     reason: str
     place: str

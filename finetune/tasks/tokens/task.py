@@ -17,7 +17,6 @@ import numpy as np
 from omegaconf import MISSING
 from tokenizers import Tokenizer
 
-from finetune.data.bad_records import SHOWN, Faults
 from finetune.data.examples import Example, Examples
 from finetune.data.records import JSON_LINES, Record, read_records
 from finetune.model.heads import Kind
@@ -31,7 +30,8 @@ from finetune.tasks.tokens.page import Tagged, of_entities, of_labels
 from finetune.tasks.tokens.sentences import Bad, Sentence, to_sentence
 from finetune.tasks.tokens.tags import OUTSIDE, TagScheme, entity_spans, fits, misspelt
 from pretrain.data.batch import IGNORED
-from pretrain.data.sources.documents import COMPRESSED
+from pretrain.data.sources.bad_records import SHOWN, BadRecords
+from pretrain.data.sources.readers import COMPRESSED
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
 
@@ -99,7 +99,7 @@ class TokensConfig:
         read as `conlleval` does. Raises `ConfigError` for a file or column that is not there, `DataError` for bad
         sentences beyond the share that is allowed.
         """
-        faults = Faults(source, allowed=self.max_faults)
+        faults = BadRecords(source, allowed=self.max_faults)
         sentences: list[Sentence] = []
         spellings: list[str] = []
         for record in self._read(source, labelled, faults):
@@ -215,7 +215,7 @@ class TokensConfig:
             rule = f"must have {OUTSIDE}, the tag of words in no entity; add it"
             check(OUTSIDE in self.labels, "task.labels", self.labels, rule)
 
-    def _read(self, source: str, labelled: bool, faults: Faults) -> Iterator[Record]:
+    def _read(self, source: str, labelled: bool, faults: BadRecords) -> Iterator[Record]:
         path = Path(source)
         form = next((suffix for suffix in reversed(path.suffixes) if suffix not in COMPRESSED), "")
         if path.exists() and not path.is_dir() and form not in (*JSON_LINES, ".parquet"):
@@ -229,7 +229,7 @@ class TokensConfig:
 
     def _named(self, records: Sequence[Sentence], names: list[str]) -> list[Sentence]:
         """Return the sentences all of whose tags have names. Raises `DataError` for too many of the others."""
-        faults = Faults(f"tags that are to be {', '.join(names)}", allowed=self.max_faults)
+        faults = BadRecords(f"tags that are to be {', '.join(names)}", allowed=self.max_faults)
         known, kept = set(names), []
         for sentence in records:
             strangers = [word for word, tag in enumerate(sentence.tags or []) if tag not in known]

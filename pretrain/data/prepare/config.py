@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.data.manifest import PAGE_BYTES
-from pretrain.data.sources.documents import OnInvalid
+from pretrain.data.sources.bad_records import OnInvalid
 from pretrain.errors import check
 
 

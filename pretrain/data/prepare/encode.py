@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 from pretrain.data.manifest import SPLITS, Shard
 from pretrain.data.prepare.shards import ShardWriter, write_whole
 from pretrain.data.prepare.workers import watched
+from pretrain.data.sources.bad_records import BadRecords, OnInvalid
 from pretrain.data.sources.base import Input, ReadableSource, Unit
-from pretrain.data.sources.documents import OnInvalid, Problems
 from pretrain.files import fsync_path
 from pretrain.tokenizer.base import TokenizerFacts, TrainedTokenizer, load_tokenizer
 
@@ -72,12 +72,12 @@ def train_tokenizer(
         for _, (source, inputs) in sorted(sources.items())
         for unit in plan_units(source, inputs, unit_bytes)
     ]
-    problems = Problems(on_invalid)
+    bad = BadRecords(policy=on_invalid)
 
     def sample() -> Iterator[str]:
         for source, unit in units:
             left = tokenizer.train_bytes // len(units)
-            for text in source.texts(unit, problems):
+            for text in source.texts(unit, bad):
                 data = text.encode()
                 if not is_held_out(data, held_out):
                     yield from pieces(data[:left].decode(errors="ignore"))
@@ -90,7 +90,7 @@ def train_tokenizer(
 
 def encode_unit(task: Task, number: int, unit: Unit, record: Path) -> None:
     """Write the shards of a unit and then its record, which says that it is done."""
-    problems = Problems(task.on_invalid)
+    bad = BadRecords(policy=task.on_invalid)
     writers = {
         split: ShardWriter(
             task.directory,
@@ -102,7 +102,7 @@ def encode_unit(task: Task, number: int, unit: Unit, record: Path) -> None:
         for split in SPLITS
     }
     try:
-        texts = watched(task.source.texts(unit, problems))
+        texts = watched(task.source.texts(unit, bad))
         for text, ids in encode_documents(_tokenizer(task.tokenizer), texts, task.facts.prefix, task.facts.suffix):
             data = text.encode()
             split = "validation" if is_held_out(data, task.held_out) else "train"
@@ -113,7 +113,7 @@ def encode_unit(task: Task, number: int, unit: Unit, record: Path) -> None:
             writer.abandon()
         raise
     fsync_path(task.directory)
-    done = UnitRecord(unit=unit_id(unit), shards=shards, skipped=dict(problems.counts))
+    done = UnitRecord(unit=unit_id(unit), shards=shards, skipped=dict(bad.counts))
     write_whole(record, json.dumps(asdict(done)).encode())
 
 

@@ -23,7 +23,7 @@ from pretrain.tokenizer.file import Gpt2Tokenizer, TokenizerFile
 
 
 def test_preparing_needs_no_torch():
-    modules = "pretrain.prepare, pretrain.data.prepare.build, pretrain.data.sources.records"
+    modules = "pretrain.prepare, pretrain.data.prepare.build, pretrain.data.sources.structured"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
