@@ -171,7 +171,7 @@ def encode_documents(
 
 
 def cuttable(tokenizer: Tokenizer) -> bool:
-    """Return whether chunks of a text have the ids of the whole: not if a tokenizer marks the start of a text (Llama)."""
+    """Return whether chunks of a text have the ids of the whole: not if a tokenizer marks its start (Llama)."""
 
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
