@@ -13,13 +13,12 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
-import torch
 
-from pretrain.data.batch import IGNORED, Batch, Examples, Slots
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.sources.base import SourceConfig
-from pretrain.data.stream import HeldOut, Source, TrainStream
+from pretrain.data.stream import HeldOut, PackedSource, TrainStream
 from pretrain.errors import check
 from pretrain.registry import register
 
@@ -63,9 +62,11 @@ class DataConfig:
         """Open the validation splits of prepared corpora, by source name. Raises `DataError` for damaged ones."""
         return HeldOut(self._open(corpora, "validation"), isolate=self.isolate_documents)
 
-    def _open(self, corpora: dict[str, Path], split: str) -> list[Source]:
+    def _open(self, corpora: dict[str, Path], split: str) -> list[PackedSource]:
         return [
-            Source.open(name, corpora[name], split, seq_len=self.seq_len, packing=self.packing, stride=self.stride)
+            PackedSource.open(
+                name, corpora[name], split, seq_len=self.seq_len, packing=self.packing, stride=self.stride
+            )
             for name in sorted(self.sources)
         ]
 
@@ -82,24 +83,6 @@ def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: i
         f"the nearest are {lower} and {lower + together}",
     )
     return batch_size // together
-
-
-def build_batch(slots: Slots, examples: Examples) -> Batch:
-    """Return the micro-batch (N tokens, S sequences) that an objective makes of slots."""
-    made = examples(slots)
-    lengths = np.diff(made.offsets)
-    positions = np.arange(len(made.tokens)) - made.offsets[:-1].astype(np.int64).repeat(lengths)
-    return Batch(
-        tokens=torch.from_numpy(made.tokens),
-        positions=torch.from_numpy(positions),
-        offsets=torch.from_numpy(made.offsets),
-        max_len=int(lengths.max()),
-        targets=torch.from_numpy(made.targets),
-        num_targets=int(np.count_nonzero(made.targets != IGNORED)),
-        lengths=lengths.tolist(),
-        segments=None if made.segments is None else torch.from_numpy(made.segments),
-        labels=None if made.labels is None else torch.from_numpy(made.labels),
-    )
 
 
 class StepLoader:
@@ -136,7 +119,7 @@ class StepLoader:
                 numbers = steps[:, None] * batch_size + own_first + np.arange(per_rank)
                 for keys in stream.locate(numbers.reshape(-1)).reshape(-1, per_rank, 3):
                     micros = [keys[at : at + micro_batch_size] for at in range(0, per_rank, micro_batch_size)]
-                    batches = [build_batch(stream.read(micro), examples) for micro in micros]
+                    batches = [Batch.of(examples(stream.read(micro))) for micro in micros]
                     yield [batch.pin_memory() for batch in batches] if pin else batches
 
         self._ready = _Ahead(depth)
@@ -220,4 +203,4 @@ def evaluation_batches(
     for first in range(0, num_slots, micro_batch_size * world_size):
         start = first + rank * micro_batch_size
         own = chosen[start : start + micro_batch_size]
-        yield build_batch(held_out.slots(own), examples) if len(own) else Batch.empty()
+        yield Batch.of(examples(held_out.slots(own))) if len(own) else Batch.empty()

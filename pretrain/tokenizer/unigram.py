@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from pretrain.errors import check
 from pretrain.registry import register
 from pretrain.tokenizer.base import TrainedTokenizer, byte_level, check_enough_text, special_tokens
 
@@ -31,14 +30,7 @@ class UnigramTokenizer(TrainedTokenizer):
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
     template = ["<s>"], ["</s>"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = f"must hold {', '.join(REQUIRED)}, which frame, fill up and hide text; add the ones that are missing"
-        check(set(REQUIRED) <= set(self.special_tokens), "tokenizer.special_tokens", self.special_tokens, rule)
-        smallest = 256 + len(self.special_tokens)
-        rule = f"must be at least {smallest}: 256 bytes and the special tokens"
-        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
+    required = REQUIRED
 
     def train(self, texts: Iterator[str]) -> str:
         """Train on the texts. Raises `DataError` if they hold too few distinct pieces for the vocabulary."""

@@ -31,14 +31,11 @@ class WordPieceTokenizer(TrainedTokenizer):
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
     template = ["[CLS]"], ["[SEP]"]
+    required = REQUIRED
+    alphabet_size = 1, "a character"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"must hold {', '.join(REQUIRED)}, which frame, fill up and hide text; add the ones that are missing"
-        check(set(REQUIRED) <= set(self.special_tokens), "tokenizer.special_tokens", self.special_tokens, rule)
-        smallest = len(self.special_tokens) + 1
-        rule = f"must be at least {smallest}: a character and the special tokens"
-        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
         check(self.alphabet >= 1, "tokenizer.alphabet", self.alphabet, "must be at least 1")
         check(self.min_frequency >= 1, "tokenizer.min_frequency", self.min_frequency, "must be at least 1")
 

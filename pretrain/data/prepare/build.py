@@ -18,6 +18,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -151,12 +152,7 @@ def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
         done = [record for record in _encode_units(job, work, cfg) if record is not None]
         manifest = Manifest(
             source=source_values(job.text.source),
-            dtype=job.facts.dtype,
-            vocab_size=job.facts.vocab_size,
-            tokenizer_sha256=job.facts.sha256,
-            prefix=job.facts.prefix,
-            suffix=job.facts.suffix,
-            mask=job.facts.mask,
+            **asdict(job.facts),
             splits={
                 split: Split(shards=[shard for record in done if (shard := record.shards[split])]) for split in SPLITS
             },
@@ -239,11 +235,10 @@ def _check_one_tokenizer(
     """
     owners: dict[str, str] = {}  # what must be the same for all -> the first that has it
     if facts is not None:
-        owners[_identity(facts.sha256, facts)] = "the configured tokenizer"
+        owners[_identity(facts)] = "the configured tokenizer"
     for name, directory in directories.items():
         if facts is None or isinstance(sources[name], PreparedSource):
-            manifest = Manifest.load(directory)
-            owners.setdefault(_identity(manifest.tokenizer_sha256, manifest), f"data.sources.{name} ({directory})")
+            owners.setdefault(_identity(Manifest.load(directory)), f"data.sources.{name} ({directory})")
     if len(owners) > 1:
         listed = "; ".join(f"{owner}: {identity}" for identity, owner in owners.items())
         raise ConfigError(
@@ -252,9 +247,9 @@ def _check_one_tokenizer(
         )
 
 
-def _identity(sha256: str, owner: Manifest | TokenizerFacts) -> str:
-    mask = "" if owner.mask is None else f", id that hides others {owner.mask}"
-    return f"tokenizer SHA-256 {sha256:.16}, ids before a document {owner.prefix}, after it {owner.suffix}{mask}"
+def _identity(of: Manifest | TokenizerFacts) -> str:
+    mask = "" if of.mask is None else f", id that hides others {of.mask}"
+    return f"tokenizer SHA-256 {of.tokenizer_sha256:.16}, ids before a document {of.prefix}, after it {of.suffix}{mask}"
 
 
 def _num_workers(cfg: PrepareConfig) -> int:

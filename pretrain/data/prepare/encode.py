@@ -87,11 +87,7 @@ def encode_unit(encoding: Encoding, number: int, unit: Unit, record: Path) -> No
     bad = BadRecords(policy=cfg.on_invalid)
     writers = {
         split: ShardWriter(
-            encoding.directory,
-            f"{split}-{number:05d}",
-            dtype=facts.dtype,
-            vocab_size=facts.vocab_size,
-            batch_bytes=cfg.batch_bytes,
+            encoding.directory, f"{split}-{number:05d}", facts.dtype, facts.vocab_size, batch_bytes=cfg.batch_bytes
         )
         for split in SPLITS
     }

@@ -34,7 +34,7 @@ class ShardWriter:
     longest document if that is more.
     """
 
-    def __init__(self, directory: Path, name: str, *, dtype: str, vocab_size: int, batch_bytes: int) -> None:
+    def __init__(self, directory: Path, name: str, dtype: str, vocab_size: int, *, batch_bytes: int) -> None:
         """Open the shard `name` (such as "train-00000") of ids below `vocab_size`."""
         self._path = directory / f"{name}.arrow"
         self._temporary = directory / f"{TEMPORARY}{uuid.uuid4().hex}-{name}.arrow"
