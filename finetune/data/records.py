@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -230,14 +231,8 @@ def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str]
 
 def _is_text(value: Any) -> bool:
     """Return whether all strings in a value are valid text: JSON can escape half a surrogate pair, which is not."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-        return True
-    if isinstance(value, list):
-        return all(map(_is_text, value))
-    if isinstance(value, dict):
-        return all(_is_text(part) for pair in value.items() for part in pair)
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
     return True

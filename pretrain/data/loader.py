@@ -75,13 +75,9 @@ def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: i
     """Return how many micro-batches each rank runs in a step. Raises `ValueError` if they do not come out even."""
     together = micro_batch_size * world_size
     lower = max(batch_size // together, 1) * together
-    check(
-        batch_size % together == 0,
-        "train.batch_size",
-        batch_size,
-        f"must be a multiple of train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}; "
-        f"the nearest are {lower} and {lower + together}",
-    )
+    product = f"train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}"
+    rule = f"must be a multiple of {product}; the nearest are {lower} and {lower + together}"
+    check(batch_size % together == 0, "train.batch_size", batch_size, rule)
     return batch_size // together
 
 

@@ -97,26 +97,41 @@ class Concat:
         return Chunks.separate(begins[real], (cuts - begins)[real], closed[real], counts)
 
 
-class BestFit:
-    """Documents placed whole: longest first, each into the slot that it fills best, a new one if it fits none.
+class _Planned:
+    """Items that are placed whole, longest first, each into the slot that it fills best, a new one if it fits none.
 
-    Best-fit decreasing, as in Ding et al., "Fewer Truncations Improve Language Modeling", 2024. A document longer
-    than `seq_len` is cut into full slots and a remainder. Every token is in exactly one slot; slots that nothing
-    fits are left partial. The plan takes 17 bytes of memory a document or part.
+    Best-fit decreasing, as in Ding et al., "Fewer Truncations Improve Language Modeling", 2024.
+    """
+
+    def __init__(self, lengths: np.ndarray, seq_len: int, *columns: np.ndarray) -> None:
+        """Plan the slots of items with lengths (P,) in tokens; `columns` (P,) describe them."""
+        by_slot, self._firsts = fill(lengths, seq_len)
+        self._columns = [column[by_slot] for column in columns]
+        self.num_slots = len(self._firsts) - 1
+
+    def _items(self, slots: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return how many items are in each of slots (B,), and the columns of these items, longest items first."""
+        counts = self._firsts[slots + 1] - self._firsts[slots]
+        chosen = concatenated_ranges(self._firsts[slots], counts)
+        return counts, [column[chosen] for column in self._columns]
+
+
+class BestFit(_Planned):
+    """Whole documents. One longer than `seq_len` is cut into full slots and a remainder.
+
+    Every token is in exactly one slot; slots that nothing fits are left partial. The plan takes 17 bytes of memory a
+    document or part.
     """
 
     def __init__(self, document_lengths: np.ndarray, seq_len: int) -> None:
         """Plan the slots of documents (D,) int64 that follow each other in the stream."""
         lengths, starts, closed = _cut_documents(document_lengths, seq_len)
-        by_slot, self._firsts = fill(lengths, seq_len)
-        self._starts, self._lengths, self._closed = starts[by_slot], lengths[by_slot], closed[by_slot]
-        self.num_slots = len(self._firsts) - 1
+        super().__init__(lengths, seq_len, starts, lengths, closed)
 
     def chunks(self, slots: np.ndarray) -> Chunks:
         """Return the planned chunks of slots (B,), longest first."""
-        counts = self._firsts[slots + 1] - self._firsts[slots]
-        chosen = concatenated_ranges(self._firsts[slots], counts)
-        return Chunks.separate(self._starts[chosen], self._lengths[chosen], self._closed[chosen], counts)
+        counts, (starts, lengths, closed) = self._items(slots)
+        return Chunks.separate(starts, lengths, closed, counts)
 
 
 def _cut_documents(document_lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -129,7 +144,7 @@ def _cut_documents(document_lengths: np.ndarray, seq_len: int) -> tuple[np.ndarr
     return np.minimum(left, seq_len), starts, left <= seq_len
 
 
-class Windows:
+class Windows(_Planned):
     """Whole documents, each a sequence; one longer than `seq_len` as overlapping windows, each a sequence.
 
     A window holds the ids before a document, the last `stride` tokens of the window before it, new tokens, and the ids
@@ -154,23 +169,19 @@ class Windows:
         self._before = int(starts[~inner & ~closed].max(initial=0)), before
         self._after = int((starts + lengths)[inner & closed].max(initial=after)) - after, after
         self._stride = stride
-        by_slot, self._firsts = fill(lengths + inner * (before + stride) + ~closed * after, seq_len)
-        self._starts, self._lengths = starts[by_slot], lengths[by_slot]
-        self._inner, self._closed = inner[by_slot], closed[by_slot]
-        self.num_slots = len(self._firsts) - 1
+        taken = lengths + inner * (before + stride) + ~closed * after
+        super().__init__(taken, seq_len, starts, lengths, inner, closed)
 
     def chunks(self, slots: np.ndarray) -> Chunks:
         """Return the planned windows of slots (B,), longest first: up to four chunks each."""
-        counts = self._firsts[slots + 1] - self._firsts[slots]
-        chosen = concatenated_ranges(self._firsts[slots], counts)
-        starts, inner, closed = self._starts[chosen], self._inner[chosen], self._closed[chosen]
-        columns = [  # start and length of the four parts of a window
+        counts, (starts, own_lengths, inner, closed) = self._items(slots)
+        parts = [  # start and length of the four parts of a window
             (np.full_like(starts, self._before[0]), inner * self._before[1]),
             (starts - self._stride, inner * self._stride),
-            (starts, self._lengths[chosen]),
+            (starts, own_lengths),
             (np.full_like(starts, self._after[0]), ~closed * self._after[1]),
         ]
-        lengths = np.stack([length for _, length in columns], axis=1)
+        lengths = np.stack([length for _, length in parts], axis=1)
         real = lengths > 0
         own = np.zeros_like(real)
         own[:, 2] = True
@@ -178,7 +189,7 @@ class Windows:
         opens[np.arange(len(real)), real.argmax(axis=1)] = True
         slot = np.arange(len(slots)).repeat(counts).repeat(real.sum(axis=1))
         return Chunks(
-            starts=np.stack([start for start, _ in columns], axis=1)[real],
+            starts=np.stack([start for start, _ in parts], axis=1)[real],
             lengths=lengths[real],
             closed=(own & closed[:, None])[real],
             opens=opens[real],
@@ -220,7 +231,7 @@ def fill(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     return by_slot, np.concatenate([[0], np.cumsum(np.bincount(slots))])
 
 
-class Run(NamedTuple):
+class SlotRun(NamedTuple):
     """Neighbouring slots that get equally many items of one length."""
 
     first: int  # number of the first slot
@@ -228,13 +239,13 @@ class Run(NamedTuple):
     each: int  # items in each slot
 
 
-def place(histogram: np.ndarray, seq_len: int) -> list[Run]:
+def place(histogram: np.ndarray, seq_len: int) -> list[SlotRun]:
     """Place items by best-fit decreasing; `histogram` (seq_len+1,) counts the items of each length.
 
     Items of one length are alike, and so are slots with the same room: they are placed in runs, so the work grows
     with the number of different lengths and rooms, not with items times slots. Runs come longest items first.
     """
-    placed: list[Run] = []
+    placed: list[SlotRun] = []
     num_slots = 0
     rooms: list[int] = []  # sorted: the different amounts of room left in slots, none of them 0
     partial: dict[int, list[tuple[int, int]]] = defaultdict(list)  # room -> (first slot, slots) with that room
@@ -260,7 +271,7 @@ def place(histogram: np.ndarray, seq_len: int) -> list[Run]:
             # A slot with room for several items gets them one after another: after each it is the tightest that fits.
             each = min(room // length, items)
             filled = min(slots, items // each)
-            placed.append(Run(first, filled, each))
+            placed.append(SlotRun(first, filled, each))
             items -= filled * each
             keep(room - each * length, first, filled)
             keep(room, first + filled, slots - filled)

@@ -56,27 +56,90 @@ class PackedSource:
         return cls(name, corpus, packer, seq_len, packing, stride)
 
 
-class TrainStream:
+class _Layout(NamedTuple):
+    """The chunks of a micro-batch, each with its source and its place in the flat batch."""
+
+    sources: np.ndarray  # (P,) int64
+    chunks: Chunks  # of all sources, in batch order
+    at: np.ndarray  # (P+1,) int64, where chunks begin in the batch
+
+
+class _Stream:
+    """Slots of several sources, read into one flat micro-batch."""
+
+    def __init__(self, sources: Sequence[PackedSource], *, isolate: bool) -> None:
+        self.sources = sources
+        self._isolate = isolate
+
+    def read(self, keys: np.ndarray) -> Slots:
+        """Return the slots of keys (B, 3), in that order. Raises `DataError` for damaged data."""
+        layout = self._lay_out(keys)
+        tokens, following = self._read_tokens(layout)
+        slots = layout.at[np.concatenate([[0], layout.chunks.counts.cumsum()])]
+        offsets = np.concatenate([layout.at[:-1][layout.chunks.opens], slots[-1:]]) if self._isolate else slots
+        return Slots(tokens, following, offsets.astype(np.int32), slots, keys)
+
+    def _lay_out(self, keys: np.ndarray) -> _Layout:
+        """Return the chunks of slots (B, 3) in the order of the slots, whatever sources they come from."""
+        present = dict.fromkeys(keys[:, 0].tolist())
+        rows = [np.flatnonzero(keys[:, 0] == source) for source in present]
+        parts = [self.sources[source].packer.chunks(keys[own, 2]) for source, own in zip(present, rows, strict=True)]
+        slot = np.concatenate([own.repeat(part.counts) for own, part in zip(rows, parts, strict=True)])
+        in_order = np.argsort(slot, kind="stable")
+        columns = zip(*(part[:-1] for part in parts), strict=True)
+        chunks = Chunks(
+            *(np.concatenate(column)[in_order] for column in columns), counts=np.bincount(slot, minlength=len(keys))
+        )
+        at = np.concatenate([[0], chunks.lengths.cumsum()])
+        return _Layout(keys[slot[in_order], 0], chunks, at)
+
+    def _read_tokens(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens (N,) of the chunks and the id that follows each in its document's stream (N,)."""
+        starts, lengths, closed, _, context, _ = layout.chunks
+        num_tokens = layout.at[-1]
+        after = np.empty_like(starts)  # what follows the last token of each chunk
+        tokens = np.empty(num_tokens + len(starts), dtype=np.int64)  # the ids of the chunks, then some of `after`
+        for source in dict.fromkeys(layout.sources.tolist()):
+            corpus = self.sources[source].corpus
+            own = np.flatnonzero(layout.sources == source)
+            after[own] = _after_document(corpus)
+            cut = own[~(closed | context)[own]]  # the document continues after the chunk: read one more token
+            corpus.copy(
+                np.concatenate([starts[own], starts[cut] + lengths[cut]]),
+                np.concatenate([lengths[own], np.ones_like(cut)]),
+                tokens,
+                np.concatenate([layout.at[own], num_tokens + cut]),
+            )
+            after[cut] = tokens[num_tokens + cut]
+        following = tokens[1 : num_tokens + 1].copy()
+        following[layout.at[1:] - 1] = after
+        following[np.repeat(context, lengths)] = IGNORED  # these tokens have their targets in another chunk
+        return tokens[:num_tokens], following
+
+
+class TrainStream(_Stream):
     """The endless training data: slot number g is a pure function of (seed, g)."""
 
     def __init__(self, sources: Sequence[PackedSource], weights: list[float], *, seed: int, isolate: bool) -> None:
         """Interleave sources by weight (shares of slots).
 
-        Raises `DataError` for a source that has no slot to give and for corpora of different tokenizers.
+        They have one tokenizer, as `prepare` checks. Raises `DataError` for a source without a single slot.
         """
+        super().__init__(sources, isolate=isolate)
         for source in sources:
             if not source.packer.num_slots:
                 raise DataError(
                     f"data.sources.{source.name}: {source.corpus.num_tokens} training tokens, fewer than one slot of "
                     f"data.seq_len={source.seq_len}; lower data.seq_len or add text"
                 )
-        self.sources = sources
-        self.vocab_size = _shared_vocabulary(sources)
         self._mixture = Mixture(weights, [source.packer.num_slots for source in sources])
         self._seed = seed
-        self._reader = _Reader(sources, isolate=isolate)
         self._weights = weights
-        self._isolate = isolate
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer that all sources share."""
+        return self.manifest.vocab_size
 
     @property
     def manifest(self) -> Manifest:
@@ -127,21 +190,17 @@ class TrainStream:
             keys[drawn, 2] = shuffle(indices[drawn])
         return keys
 
-    def read(self, keys: np.ndarray) -> Slots:
-        """Return the slots that `locate` named, in order. Raises `DataError` for damaged data."""
-        return self._reader.read(keys)
-
     def slots(self, numbers: np.ndarray) -> Slots:
         """Return the slots with these sequence numbers (B,) int64, in order. Raises `DataError` for damaged data."""
         return self.read(self.locate(numbers))
 
 
-class HeldOut:
+class HeldOut(_Stream):
     """The validation splits of all sources, one after another: each target of each split lies in exactly one slot."""
 
     def __init__(self, sources: Sequence[PackedSource], *, isolate: bool) -> None:
         """Join sources; `PackedSource.open` of a validation split keeps partial slots."""
-        self._reader = _Reader(sources, isolate=isolate)
+        super().__init__(sources, isolate=isolate)
         self._firsts = np.cumsum([0, *(source.packer.num_slots for source in sources)])
         self.num_slots = int(self._firsts[-1])
         self.num_targets = sum(_num_targets(source.corpus) for source in sources)
@@ -150,80 +209,7 @@ class HeldOut:
     def slots(self, numbers: np.ndarray) -> Slots:
         """Return slots (B,) int64, all in range(num_slots). Raises `DataError` for damaged data."""
         sources = np.searchsorted(self._firsts, numbers, side="right") - 1
-        return self._reader.read(np.stack([sources, np.zeros_like(sources), numbers - self._firsts[sources]], axis=1))
-
-
-class _Layout(NamedTuple):
-    """The chunks of a micro-batch, each with its source and its place in the flat batch."""
-
-    sources: np.ndarray  # (P,) int64
-    chunks: Chunks  # of all sources, in batch order
-    at: np.ndarray  # (P+1,) int64, where chunks begin in the batch
-
-
-class _Reader:
-    """Reads slots of several sources into one flat micro-batch."""
-
-    def __init__(self, sources: Sequence[PackedSource], *, isolate: bool) -> None:
-        self._sources = sources
-        self._isolate = isolate
-
-    def read(self, keys: np.ndarray) -> Slots:
-        layout = self._lay_out(keys)
-        tokens, following = self._read_tokens(layout)
-        slots = layout.at[np.concatenate([[0], layout.chunks.counts.cumsum()])]
-        offsets = np.concatenate([layout.at[:-1][layout.chunks.opens], slots[-1:]]) if self._isolate else slots
-        return Slots(tokens, following, offsets.astype(np.int32), slots, keys)
-
-    def _lay_out(self, keys: np.ndarray) -> _Layout:
-        """Return the chunks of slots (B, 3) in the order of the slots, whatever sources they come from."""
-        present = dict.fromkeys(keys[:, 0].tolist())
-        rows = [np.flatnonzero(keys[:, 0] == source) for source in present]
-        parts = [self._sources[source].packer.chunks(keys[own, 2]) for source, own in zip(present, rows, strict=True)]
-        slot = np.concatenate([own.repeat(part.counts) for own, part in zip(rows, parts, strict=True)])
-        in_order = np.argsort(slot, kind="stable")
-        columns = zip(*(part[:-1] for part in parts), strict=True)
-        chunks = Chunks(
-            *(np.concatenate(column)[in_order] for column in columns), counts=np.bincount(slot, minlength=len(keys))
-        )
-        at = np.concatenate([[0], chunks.lengths.cumsum()])
-        return _Layout(keys[slot[in_order], 0], chunks, at)
-
-    def _read_tokens(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens (N,) of the chunks and the id that follows each in its document's stream (N,)."""
-        starts, lengths, closed, _, context, _ = layout.chunks
-        num_tokens = layout.at[-1]
-        after = np.empty_like(starts)  # what follows the last token of each chunk
-        tokens = np.empty(num_tokens + len(starts), dtype=np.int64)  # the ids of the chunks, then some of `after`
-        for source in dict.fromkeys(layout.sources.tolist()):
-            corpus = self._sources[source].corpus
-            own = np.flatnonzero(layout.sources == source)
-            after[own] = _after_document(corpus)
-            cut = own[~(closed | context)[own]]  # the document continues after the chunk: read one more token
-            corpus.copy(
-                np.concatenate([starts[own], starts[cut] + lengths[cut]]),
-                np.concatenate([lengths[own], np.ones_like(cut)]),
-                tokens,
-                np.concatenate([layout.at[own], num_tokens + cut]),
-            )
-            after[cut] = tokens[num_tokens + cut]
-        following = tokens[1 : num_tokens + 1].copy()
-        following[layout.at[1:] - 1] = after
-        following[np.repeat(context, lengths)] = IGNORED  # these tokens have their targets in another chunk
-        return tokens[:num_tokens], following
-
-
-def _shared_vocabulary(sources: Sequence[PackedSource]) -> int:
-    """Return the vocabulary size of corpora that were made with one tokenizer."""
-    first = sources[0]
-    for source in sources[1:]:
-        own, other = source.corpus.manifest.tokenizer_sha256, first.corpus.manifest.tokenizer_sha256
-        if own != other:
-            raise DataError(
-                f"data.sources.{source.name}: made with tokenizer {own[:12]}, data.sources.{first.name} with "
-                f"{other[:12]}; sources of one mixture need one tokenizer, prepare them again"
-            )
-    return first.corpus.manifest.vocab_size
+        return self.read(np.stack([sources, np.zeros_like(sources), numbers - self._firsts[sources]], axis=1))
 
 
 def _after_document(corpus: Corpus) -> int:

@@ -95,9 +95,7 @@ class TrainedTokenizer(TokenizerConfig, ABC):
 
     def __post_init__(self) -> None:
         check(self.train_bytes > 0, "tokenizer.train_bytes", self.train_bytes, "must be above 0")
-        rule = (
-            f"must hold {', '.join(self.required)}, which frame, fill up and hide text; add the ones that are missing"
-        )
+        rule = f"must hold {', '.join(self.required)} for templates, padding and masks; add the ones that are missing"
         known = set(self.special_tokens)
         check(known >= set(self.required), "tokenizer.special_tokens", self.special_tokens, rule)
         count, what = self.alphabet_size

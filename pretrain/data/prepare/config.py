@@ -1,6 +1,7 @@
 """The settings of preparing a corpus.
 
-Holds their checks; what they do is in `preparation`, which of them name a corpus in `naming`. Free of torch.
+Holds their checks; what they do is in `build` and `encode`, which of them decide the name of a corpus in `cache_key`.
+Free of torch.
 """
 
 from __future__ import annotations
@@ -31,9 +32,8 @@ class PrepareConfig:
         check(0 <= self.held_out < 1, "data.prepare.held_out", self.held_out, "a fraction from 0 to below 1")
         check(self.workers >= 0, "data.prepare.workers", self.workers, "0 (every core) or more")
         check(self.unit_bytes >= 0, "data.prepare.unit_bytes", self.unit_bytes, "0 (by size) or more")
-        check(
-            self.batch_bytes >= PAGE_BYTES, "data.prepare.batch_bytes", self.batch_bytes, f"at least {PAGE_BYTES} bytes"
-        )
+        rule = f"at least {PAGE_BYTES} bytes"
+        check(self.batch_bytes >= PAGE_BYTES, "data.prepare.batch_bytes", self.batch_bytes, rule)
         check(self.parts >= 1, "data.prepare.parts", self.parts, "1 (prepare the whole) or more")
         rule = f"a number from 0 to below data.prepare.parts={self.parts}"
         check(0 <= self.part < self.parts, "data.prepare.part", self.part, rule)

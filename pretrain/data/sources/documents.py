@@ -7,6 +7,7 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 from pretrain.data.sources.bad_records import BadRecords, OnInvalid
@@ -68,13 +69,13 @@ def lines(stream: BinaryIO, file: str, start: int, stop: int | None) -> Iterator
 def paragraphs(stream: BinaryIO, file: str, start: int, stop: int | None) -> Iterator[Raw]:
     """Yield the runs of non-blank lines whose preceding blank line begins in the bytes [start, stop).
 
-    The run at the beginning of the stream belongs to start = 0. So every run belongs to one range, and a range is read
+    The run at the start of the stream belongs to start = 0. So every run belongs to one range, and a range is read
     without looking back.
     """
     owned = start == 0
     held: list[bytes] = []
     begin = length = 0
-    for position, line in _lines_from(stream, file, start):
+    for position, line in chain(_lines_from(stream, file, start), [(0, b"\n")]):  # the end is like a blank line
         if line.isspace():
             if held:
                 yield Raw(b"".join(held).rstrip(b"\r\n"), file, begin)
@@ -88,8 +89,6 @@ def paragraphs(stream: BinaryIO, file: str, start: int, stop: int | None) -> Ite
             held.append(line)
             length += len(line)
             _check_length(length, file, begin)
-    if held:
-        yield Raw(b"".join(held).rstrip(b"\r\n"), file, begin)
 
 
 def _lines_from(stream: BinaryIO, file: str, start: int) -> Iterator[tuple[int, bytes]]:

@@ -201,10 +201,3 @@ def test_a_source_without_one_slot_is_refused(tmp_path):
     source = PackedSource.open("tiny", path, "train", seq_len=16, packing=Packing.concat)
     with pytest.raises(DataError, match=r"data\.sources\.tiny: 15 training tokens.*data\.seq_len=16"):
         TrainStream([source], [1.0], seed=1, isolate=True)
-
-
-def test_sources_of_two_tokenizers_are_refused(tmp_path):
-    world = make_world(tmp_path)
-    world.train[1].corpus.manifest.tokenizer_sha256 = "f" * 64
-    with pytest.raises(DataError, match=r"data\.sources\.second: made with tokenizer ffff.*one tokenizer"):
-        world.stream()
