@@ -107,7 +107,7 @@ def _table(
                 raise ConfigError(f"task.header={','.join(header)}: {place}: {rule}")
             elif not names:
                 names = cells
-                _check_columns(file, columns, names, "; if its first line is none of names, set task.header")
+                _check_columns(file, columns, names, "; if its first line holds no names, set task.header")
             elif len(cells) != len(names):
                 bad.report("too few or too many cells", place, f"{len(cells)}, expected {len(names)}")
             else:

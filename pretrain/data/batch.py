@@ -1,6 +1,6 @@
 """The batch: ragged sequences that lie end to end in one flat stream.
 
-Holds the type that loaders produce and models consume, not how either works.
+Holds the types that loaders produce and models consume, not how either works.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Slots(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What an objective needs to know of a tokenizer of V ids."""
+    """What an objective needs to know about a tokenizer with V ids."""
 
-    special: np.ndarray  # (V,) bool, ids that stand for no text: [CLS], [MASK], <|endoftext|>
-    starts_word: np.ndarray  # (V,) bool, ids that begin a word, whatever is before them
-    ends_word: np.ndarray  # (V,) bool, ids after which a word begins, whatever follows
-    mask: int | None  # the id that hides a token; None: this tokenizer has none
+    special: np.ndarray  # (V,) bool, ids that are not text: [CLS], [MASK], <|endoftext|>
+    starts_word: np.ndarray  # (V,) bool, ids that start a word, whatever comes before
+    ends_word: np.ndarray  # (V,) bool, ids that end a word, whatever follows
+    mask: int | None  # the id that replaces a hidden token; None if there is none
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
 
@@ -71,7 +71,7 @@ class Batch:
     lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
     segments: Tensor | None = None  # (N,) int64 token-type ids
     labels: Tensor | None = None  # (S, ...) of sequences: int64, IGNORED = none; or numbers, nan = none
-    filler: bool = False  # whether it stands for no text
+    filler: bool = False  # whether it holds no text, only a place in a collective
 
     @classmethod
     def of(cls, inputs: Inputs, *, num_targets: int | None = None, filler: bool = False) -> Batch:

@@ -22,13 +22,13 @@ from pretrain.data.stream import HeldOut, PackedSource, TrainStream
 from pretrain.errors import check
 from pretrain.registry import register
 
-_LOCATED = 1024  # slots whose place in the corpora is computed at a time, because few and many cost the same
+_LOCATED = 1024  # slots located in the corpora at a time: numpy takes as long for a few as for many
 
 
 @register("data", "packed")
 @dataclass(kw_only=True)
 class DataConfig:
-    """What text is learnt from and how it is cut into sequences."""
+    """The text to train on and how it is cut into sequences."""
 
     seq_len: int = 1024  # tokens in a slot, the longest context that is trained
     packing: Packing = Packing.concat  # concat cuts the stream; best_fit and windows keep documents whole
@@ -72,7 +72,7 @@ class DataConfig:
 
 
 def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Return how many micro-batches each rank runs in a step. Raises `ValueError` if they do not come out even."""
+    """Return how many micro-batches each rank runs in a step. Raises `ConfigError` if the batch is not divisible."""
     together = micro_batch_size * world_size
     lower = max(batch_size // together, 1) * together
     product = f"train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}"
@@ -87,7 +87,7 @@ class StepLoader:
     Step s holds the sequence numbers from s * batch_size up to (s + 1) * batch_size, whatever the number of ranks and
     the size of micro-batches; rank r takes the r-th of `world_size` equal runs of them. A thread builds up to `depth`
     steps ahead. Its errors are raised at the step that they belong to. The thread ends with `close`, at the end of a
-    `with` block, or when nobody holds the loader any more.
+    `with` block, or when the loader is garbage collected.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ class _Ahead:
         """Return the next step, waiting for it, or raise what ended the thread."""
         item = self._items.get()
         if isinstance(item, BaseException):
-            self._items.put(item)  # for whoever asks again
+            self._items.put(item)  # for the next call
             raise item
         self._room.release()
         return item
 
     def stop(self) -> None:
-        """Let `fill` return after the step that it is at."""
+        """Let `fill` return after the current step."""
         self._stopped = True
         self._room.release()
 
@@ -190,8 +190,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's share of the held-out slots, each slot on exactly one rank.
 
-    All ranks get the same number of batches, because sharded engines communicate in every forward pass: a rank that
-    has nothing left yields a batch without targets.
+    All ranks get the same number of batches, because sharded engines communicate in every forward pass: a rank without
+    slots yields a batch without targets.
     """
     total = held_out.num_slots
     num_slots = min(total, max_slots) if max_slots else total

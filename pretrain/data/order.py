@@ -77,7 +77,7 @@ class Permutation:
 class Mixture:
     """An interleaving of sources that repeats every BLOCK slots, each source in proportion to its weight.
 
-    Each source runs through its own epochs: one that is exhausted begins its next while the others go on.
+    Each source has its own epochs: one that is exhausted starts its next while the others continue theirs.
     """
 
     def __init__(self, weights: list[float], sizes: list[int]) -> None:

@@ -28,7 +28,7 @@ TEMPLATES = (
     (["<|begin_of_text|>"], ["<|end_of_text|>"]),  # Llama 3
     (["<bos>"], ["<eos>"]),  # Gemma
 )
-MASKS = ("[MASK]", "<mask>")  # what tokenizers call the token that hides another, if `tokenizer.mask` names none
+MASKS = ("[MASK]", "<mask>")  # names of the token that replaces hidden ones, if `tokenizer.mask` names none
 
 Template = tuple[list[str], list[str]]  # tokens before and after a text
 
@@ -38,7 +38,7 @@ class Roles(NamedTuple):
 
     prefix: list[str]  # before each document
     suffix: list[str]  # after each document
-    mask: str | None  # hides another token; None: this tokenizer has none
+    mask: str | None  # replaces a hidden token; None if there is none
 
 
 @dataclass(kw_only=True)
@@ -124,7 +124,7 @@ class TokenizerFacts:
     dtype: str  # "uint16" or "uint32", the smaller one that holds every id
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
-    mask: int | None  # id that `tokenizer.mask` names; None: it names none
+    mask: int | None  # id that `tokenizer.mask` names, if it names one
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -163,12 +163,12 @@ def describe(path: Path, cfg: TokenizerConfig) -> TokenizerFacts:
 
 
 def find_mask(vocabulary: Collection[str]) -> str | None:
-    """Return the token that hides others in a tokenizer, by its name; None if there is none."""
+    """Return the token that replaces hidden ones, found by its name; None if there is none."""
     return next((name for name in MASKS if name in vocabulary), None)
 
 
 def special_tokens(names: list[str], mask: str | None) -> list[AddedToken]:
-    """Return special tokens of a byte-level tokenizer; `mask` is the one that hides others (None: those in MASKS).
+    """Return special tokens of a byte-level tokenizer; `mask` is the one that replaces hidden ones (None: MASKS).
 
     The mask takes the space before it, as the word that it hides did.
     """

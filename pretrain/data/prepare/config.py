@@ -39,6 +39,6 @@ class PrepareConfig:
         check(0 <= self.part < self.parts, "data.prepare.part", self.part, rule)
 
     def check_whole(self) -> None:
-        """Raise a `ConfigError` if this prepares a part only, where a corpus is to be read."""
-        rule = "only python -m pretrain.prepare does a part, for a later run of it without to join; leave it out"
+        """Raise `ConfigError` if this prepares only a part, where a whole corpus is needed."""
+        rule = "only python -m pretrain.prepare does a part, and without parts commits them all; leave it out here"
         check(self.parts == 1, "data.prepare.parts", self.parts, rule)

@@ -34,7 +34,7 @@ CHUNK_CHARS = 2**16  # a document of more than twice as many is encoded in chunk
 SMALLEST_UNIT, LARGEST_UNIT = 2**20, 2**27  # bytes of input
 UNITS = 64  # that a corpus is cut into, between those sizes
 
-# Between these characters usual pre-tokenizers begin a new word, so a cut there changes no id; `cuttable` tries it.
+# Pre-tokenizers usually start a new word between these characters, so a cut there changes no id; `cuttable` tries it.
 _CUT = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
 
 
@@ -176,7 +176,7 @@ def cuttable(tokenizer: Tokenizer) -> bool:
 
 
 def _batches(texts: Iterable[str], *, cut: bool) -> Iterator[list[tuple[str, str | None]]]:
-    """Group chunks of about BATCH_CHARS in all; the last chunk of each text stands with the text, others with None."""
+    """Group chunks to about BATCH_CHARS. The last chunk of a text comes with the text, the others with None."""
     batch: list[tuple[str, str | None]] = []
     size = 0
     for text in texts:
