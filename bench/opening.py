@@ -107,9 +107,9 @@ def measure(directory: Path, packing: Packing) -> dict[str, float | str]:
     packer = pack(packing, corpus, SEQ_LEN, partial=False)
     opened = time.perf_counter()
     shuffle = Permutation(packer.num_slots, seed=1, source=0, epoch=0)
-    pieces = packer.pieces(shuffle(np.arange(packer.num_slots - STEP, packer.num_slots)))
-    tokens = np.empty(pieces.lengths.sum(), dtype=np.int64)
-    corpus.copy(pieces.starts, pieces.lengths, tokens, np.cumsum(pieces.lengths) - pieces.lengths)
+    chunks = packer.chunks(shuffle(np.arange(packer.num_slots - STEP, packer.num_slots)))
+    tokens = np.empty(chunks.lengths.sum(), dtype=np.int64)
+    corpus.copy(chunks.starts, chunks.lengths, tokens, np.cumsum(chunks.lengths) - chunks.lengths)
     done = time.perf_counter()
     return {
         "packing": packing,

@@ -30,8 +30,8 @@ import psutil
 
 from bench.rounds import ROOT, machine
 from pretrain.data.manifest import Manifest
+from pretrain.data.sources.bad_records import BadRecords, OnInvalid
 from pretrain.data.sources.base import StdlibSource
-from pretrain.data.sources.documents import OnInvalid, Problems
 from pretrain.tokenizer.bpe import BpeTokenizer
 
 PEER = ROOT / "bench" / "peers" / "map_and_group.py"
@@ -43,7 +43,7 @@ def write_corpus(path: Path, megabytes: int) -> int:
     """Write the standard library again and again, other names in each copy, until there is enough; return its bytes."""
     source = StdlibSource()
     units = source.units(source.inputs(), unit_bytes=2**20)
-    originals = [text for unit in units for text in source.texts(unit, Problems(OnInvalid.skip))]
+    originals = [text for unit in units for text in source.texts(unit, BadRecords(policy=OnInvalid.skip))]
     total = 0
     with path.open("w") as file:
         for number in itertools.count():

@@ -2,9 +2,9 @@
 
 Holds nothing but the door; `pretrain.data.prepare.build` does the work.
 
-Typing a whole configuration needs torch, preparing does not: the process that has typed it hands the plan to a fresh
-one that takes its place and never imports torch, which leaves 200 MB free. Worker processes import this module too, so
-its top imports nothing of weight.
+Checking a whole configuration needs torch, preparing does not: the process that has checked it is replaced (`execv`) by
+one that never imports torch, which saves 200 MB. Worker processes import this module too, so nothing heavy is imported
+at its top.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PLAN = "--plan="  # followed by the file descriptor of a plan
 
 
 def hand_over(cfg: PretrainConfig) -> None:
-    """Become a fresh process that prepares what the configuration names, if its objective can work with that."""
+    """Become a fresh process that prepares what the configuration names, if its objective fits the tokenizer."""
     cfg.check_tokenizer()
     with plan_file(cfg.data.sources, cfg.tokenizer, cfg.data.prepare) as file:
         os.set_inheritable(file.fileno(), True)
@@ -53,7 +53,7 @@ def plan_file(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg:
 
 
 def arguments(plan: IO[str]) -> list[str]:
-    """Return the arguments with which Python carries out a plan that it inherits."""
+    """Return the arguments with which Python carries out a plan that it inherits as an open file."""
     return ["-m", "pretrain.prepare", f"{_PLAN}{plan.fileno()}"]
 
 
@@ -88,7 +88,7 @@ def summary(name: str, directory: Path, manifest: Manifest) -> str:
 
 
 def share_summary(name: str, share: Share | None) -> str:
-    """Return which units of a corpus a part has done, and what is left to do."""
+    """Return which units of a corpus a part has done, and what to run next."""
     if share is None:
         return f"{name}: prepared already, nothing is left for a part"
     numbers = [str(number) for number in share.numbers]
@@ -117,7 +117,7 @@ def _unpacked(packed: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Type the configuration of the command line, or carry out the plan that was made of one."""
+    """Check the configuration of the command line, or carry out a plan that was made from one."""
     from pretrain.errors import HeadwaterError
 
     if not sys.argv[-1].startswith(_PLAN):

@@ -2,9 +2,9 @@
 
 Holds the order and the division under a budget of tokens; batches are cut by `examples`.
 
-A step's examples are drawn without regard to their lengths. Within the step they are sorted by length, so that those
-of a micro-batch are alike, and dealt to ranks, so that ranks have equal work: neither changes what the step learns,
-because its loss is one sum over all of its targets.
+The examples of a step are drawn regardless of their lengths. Within the step they are sorted by length, so that a
+micro-batch has similar ones, and dealt to ranks, so that ranks have equal work: neither changes the gradient of the
+step, because its loss is one sum over all its targets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pretrain.data.order import Permutation
 class TrainingSteps:
     """The steps of a run as one rank sees them: lists of micro-batches, as many on every rank.
 
-    Each example is seen `epochs` times; the last step may be smaller than the others.
+    Each example is seen `epochs` times; the last step may be smaller.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TrainingSteps:
             yield [batch.pin_memory() for batch in batches] if self._pin else batches
 
     def chosen(self, step: int) -> np.ndarray:
-        """Return the examples of a step over all ranks, (B,) int64: each once an epoch, in an order of its own."""
+        """Return the examples of a step over all ranks, (B,) int64: each once an epoch, shuffled anew every epoch."""
         first = step * self._batch_size
         numbers = np.arange(first, min(first + self._batch_size, self._seen))
         epochs, places = np.divmod(numbers, len(self._examples))
@@ -94,9 +94,9 @@ def under_budget(ordered: np.ndarray, lengths: np.ndarray, max_tokens: int) -> l
 def measuring_batches(
     examples: Examples, *, max_tokens: int, rank: int, world_size: int
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield this rank's batches of all examples, each with the numbers of its examples; none of them for an empty one.
+    """Yield this rank's batches of all examples, each with the indices of its examples (none for an empty batch).
 
-    What is in a batch does not depend on the number of ranks, so that neither do the logits, bit for bit.
+    The contents of a batch do not depend on the number of ranks, so the logits do not either, bit for bit.
     """
     longest_first = np.argsort(-examples.lengths, kind="stable")
     parts = under_budget(longest_first, examples.lengths, max_tokens)

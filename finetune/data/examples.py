@@ -1,6 +1,6 @@
-"""Encoded examples: what a task makes of texts, ragged, in memory.
+"""Encoded examples: the token sequences that a task makes of texts, ragged, in memory.
 
-Holds the type and how batches are cut from it; which examples are in a batch is `batches`' business.
+Holds the type and how a batch is cut from it; which examples are in a batch is decided in `batches`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from pretrain.data.batch import IGNORED, Batch
+from pretrain.data.batch import IGNORED, Batch, Inputs
 from pretrain.data.corpus import concatenated_ranges
 
 
 class Example(NamedTuple):
-    """One sequence of tokens and what is known of it."""
+    """One sequence of tokens with its labels."""
 
     tokens: list[int]
     segments: list[int]  # token-type ids, as long
     label: int | float | list[int] | list[float] | None = None  # of the sequence
-    targets: list[int] | None = None  # of its tokens, as long; IGNORED where none is wanted
+    targets: list[int] | None = None  # of its tokens, as long; IGNORED = none
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ class Examples:
 
     @property
     def context(self) -> float:
-        """Tokens of the example that a token lies in, on average: what attention costs by."""
+        """Length of the example of an average token: the cost of attention grows with it."""
         return float((self.lengths**2).sum() / self.lengths.sum())
 
     @property
     def sha256(self) -> str:
-        """The hash of all that training sees."""
+        """Hash of everything that training sees."""
         digest = hashlib.sha256()
         for array in (self.tokens, self.segments, self.offsets, self.labels, self.targets):
             digest.update(b"" if array is None else array.tobytes())
@@ -78,21 +77,16 @@ class Examples:
         starts, lengths = self.offsets[chosen], self.lengths[chosen]
         places = concatenated_ranges(starts, lengths)
         offsets = np.concatenate([[0], lengths.cumsum()])
-        positions = np.arange(len(places)) - offsets[:-1].repeat(lengths)
         targets = np.full(len(places), IGNORED) if self.targets is None else self.targets[places]
-        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
-        labelled = len(chosen) if labels is not None else 0
-        return Batch(
-            tokens=torch.from_numpy(self.tokens[places].astype(np.int64)),
-            positions=torch.from_numpy(positions),
-            offsets=torch.from_numpy(offsets.astype(np.int32)),
-            max_len=int(lengths.max()),
-            targets=torch.from_numpy(targets),
-            num_targets=labelled or int(np.count_nonzero(targets != IGNORED)),
-            lengths=lengths.tolist(),
-            segments=torch.from_numpy(self.segments[places].astype(np.int64)),
+        labels = None if self.labels is None else self.labels[chosen]
+        inputs = Inputs(
+            tokens=self.tokens[places].astype(np.int64),
+            targets=targets,
+            offsets=offsets.astype(np.int32),
+            segments=self.segments[places].astype(np.int64),
             labels=labels,
         )
+        return Batch.of(inputs, num_targets=None if labels is None else len(labels))
 
 
 def _joined(rows: list[list[int]], total: int, dtype: type) -> np.ndarray:

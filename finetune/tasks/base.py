@@ -23,7 +23,7 @@ MAX_NAMES = 10  # names of outputs that a message lists
 class BadRecordError(Exception):
     """A record that cannot be used: the reason that it is counted under, what is there, and where if not at its start.
 
-    It never leaves a task, which counts it with `Faults`.
+    It never leaves a task, which counts it with `BadRecords`.
     """
 
     def __init__(self, reason: str, detail: str, place: str = "") -> None:

@@ -1,12 +1,12 @@
 """The batch: ragged sequences that lie end to end in one flat stream.
 
-Holds the type that loaders produce and models consume, not how either works.
+Holds the types that loaders produce and models consume, not how either works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,32 +23,32 @@ class Slots(NamedTuple):
     """
 
     tokens: np.ndarray  # (N,) int64
-    following: np.ndarray  # (N,) int64, the id after each token, IGNORED where nothing may be learnt
+    following: np.ndarray  # (N,) int64, the id after each token, IGNORED where there is no target
     offsets: np.ndarray  # (S+1,) int32, where sequences begin
     slots: np.ndarray  # (B+1,) int64, where slots begin
-    keys: np.ndarray  # (B, 3) int64: source, epoch and index of each slot, what randomness is drawn from
+    keys: np.ndarray  # (B, 3) int64: source, epoch and index of each slot; random draws depend on nothing else
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What an objective needs to know of a tokenizer of V ids."""
+    """What an objective needs to know about a tokenizer with V ids."""
 
-    special: np.ndarray  # (V,) bool, ids that stand for no text: [CLS], [MASK], <|endoftext|>
-    starts_word: np.ndarray  # (V,) bool, ids that begin a word, whatever is before them
-    ends_word: np.ndarray  # (V,) bool, ids after which a word begins, whatever follows
-    mask: int | None  # the id that hides a token; None: this tokenizer has none
+    special: np.ndarray  # (V,) bool, ids that are not text: [CLS], [MASK], <|endoftext|>
+    starts_word: np.ndarray  # (V,) bool, ids that start a word, whatever comes before
+    ends_word: np.ndarray  # (V,) bool, ids that end a word, whatever follows
+    mask: int | None  # the id that replaces a hidden token; None if there is none
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
 
 
 class Inputs(NamedTuple):
-    """What an objective makes of slots: N tokens in S sequences, perhaps other ones than the slots have."""
+    """What a batch is made from: N tokens in S sequences. Objectives make them from slots, and may change sequences."""
 
     tokens: np.ndarray  # (N,) int64, what the model sees
     targets: np.ndarray  # (N,) int64, IGNORED where nothing is predicted
     offsets: np.ndarray  # (S+1,) int32, where sequences begin
     segments: np.ndarray | None = None  # (N,) int64 token-type ids
-    labels: np.ndarray | None = None  # (S,) int64, one a sequence, IGNORED = none
+    labels: np.ndarray | None = None  # (S, ...) of sequences: int64, IGNORED = none; or float32, nan = none
 
 
 Examples = Callable[[Slots], Inputs]
@@ -71,21 +71,31 @@ class Batch:
     lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
     segments: Tensor | None = None  # (N,) int64 token-type ids
     labels: Tensor | None = None  # (S, ...) of sequences: int64, IGNORED = none; or numbers, nan = none
-    filler: bool = False  # whether it stands for no text
+    filler: bool = False  # whether it holds no text, only a place in a collective
+
+    @classmethod
+    def of(cls, inputs: Inputs, *, num_targets: int | None = None, filler: bool = False) -> Batch:
+        """Return the batch of flat arrays; `num_targets` is the number of token targets unless it is given."""
+        tokens, targets, offsets, segments, labels = inputs
+        lengths = np.diff(offsets)
+        positions = np.arange(len(tokens)) - offsets[:-1].astype(np.int64).repeat(lengths)
+        return cls(
+            tokens=torch.from_numpy(tokens),
+            positions=torch.from_numpy(positions),
+            offsets=torch.from_numpy(offsets),
+            max_len=int(lengths.max()),
+            targets=torch.from_numpy(targets),
+            num_targets=int(np.count_nonzero(targets != IGNORED)) if num_targets is None else num_targets,
+            lengths=lengths.tolist(),
+            segments=None if segments is None else torch.from_numpy(segments),
+            labels=None if labels is None else torch.from_numpy(labels),
+            filler=filler,
+        )
 
     @classmethod
     def empty(cls) -> Batch:
-        """Return a batch of one sequence of one token that counts nothing: of a rank that has nothing left."""
-        return cls(
-            tokens=torch.zeros(1, dtype=torch.int64),
-            positions=torch.zeros(1, dtype=torch.int64),
-            offsets=torch.tensor([0, 1], dtype=torch.int32),
-            max_len=1,
-            targets=torch.full((1,), IGNORED, dtype=torch.int64),
-            num_targets=0,
-            lengths=[1],
-            filler=True,
-        )
+        """Return a batch of one token without a target, for a rank that has no examples left."""
+        return cls.of(Inputs(np.array([0]), np.array([IGNORED]), np.array([0, 1], dtype=np.int32)), filler=True)
 
     @property
     def num_tokens(self) -> int:
@@ -94,18 +104,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; copies from pinned memory do not wait."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, so that `to` can copy while the device computes."""
-        pinned = {
-            field.name: value.pin_memory()
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})

@@ -13,23 +13,22 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
-import torch
 
-from pretrain.data.batch import IGNORED, Batch, Examples, Slots
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.sources.base import SourceConfig
-from pretrain.data.stream import HeldOut, Source, TrainStream
+from pretrain.data.stream import HeldOut, PackedSource, TrainStream
 from pretrain.errors import check
 from pretrain.registry import register
 
-_LOCATED = 1024  # slots whose place in the corpora is computed at a time, because few and many cost the same
+_LOCATED = 1024  # slots located in the corpora at a time: numpy takes as long for a few as for many
 
 
 @register("data", "packed")
 @dataclass(kw_only=True)
 class DataConfig:
-    """What text is learnt from and how it is cut into sequences."""
+    """The text to train on and how it is cut into sequences."""
 
     seq_len: int = 1024  # tokens in a slot, the longest context that is trained
     packing: Packing = Packing.concat  # concat cuts the stream; best_fit and windows keep documents whole
@@ -63,43 +62,23 @@ class DataConfig:
         """Open the validation splits of prepared corpora, by source name. Raises `DataError` for damaged ones."""
         return HeldOut(self._open(corpora, "validation"), isolate=self.isolate_documents)
 
-    def _open(self, corpora: dict[str, Path], split: str) -> list[Source]:
+    def _open(self, corpora: dict[str, Path], split: str) -> list[PackedSource]:
         return [
-            Source.open(name, corpora[name], split, seq_len=self.seq_len, packing=self.packing, stride=self.stride)
+            PackedSource.open(
+                name, corpora[name], split, seq_len=self.seq_len, packing=self.packing, stride=self.stride
+            )
             for name in sorted(self.sources)
         ]
 
 
 def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Return how many micro-batches each rank runs in a step. Raises `ValueError` if they do not come out even."""
+    """Return how many micro-batches each rank runs in a step. Raises `ConfigError` if the batch is not divisible."""
     together = micro_batch_size * world_size
     lower = max(batch_size // together, 1) * together
-    check(
-        batch_size % together == 0,
-        "train.batch_size",
-        batch_size,
-        f"must be a multiple of train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}; "
-        f"the nearest are {lower} and {lower + together}",
-    )
+    product = f"train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}"
+    rule = f"must be a multiple of {product}; the nearest are {lower} and {lower + together}"
+    check(batch_size % together == 0, "train.batch_size", batch_size, rule)
     return batch_size // together
-
-
-def build_batch(slots: Slots, examples: Examples) -> Batch:
-    """Return the micro-batch (N tokens, S sequences) that an objective makes of slots."""
-    made = examples(slots)
-    lengths = np.diff(made.offsets)
-    positions = np.arange(len(made.tokens)) - made.offsets[:-1].astype(np.int64).repeat(lengths)
-    return Batch(
-        tokens=torch.from_numpy(made.tokens),
-        positions=torch.from_numpy(positions),
-        offsets=torch.from_numpy(made.offsets),
-        max_len=int(lengths.max()),
-        targets=torch.from_numpy(made.targets),
-        num_targets=int(np.count_nonzero(made.targets != IGNORED)),
-        lengths=lengths.tolist(),
-        segments=None if made.segments is None else torch.from_numpy(made.segments),
-        labels=None if made.labels is None else torch.from_numpy(made.labels),
-    )
 
 
 class StepLoader:
@@ -108,7 +87,7 @@ class StepLoader:
     Step s holds the sequence numbers from s * batch_size up to (s + 1) * batch_size, whatever the number of ranks and
     the size of micro-batches; rank r takes the r-th of `world_size` equal runs of them. A thread builds up to `depth`
     steps ahead. Its errors are raised at the step that they belong to. The thread ends with `close`, at the end of a
-    `with` block, or when nobody holds the loader any more.
+    `with` block, or when the loader is garbage collected.
     """
 
     def __init__(
@@ -136,7 +115,7 @@ class StepLoader:
                 numbers = steps[:, None] * batch_size + own_first + np.arange(per_rank)
                 for keys in stream.locate(numbers.reshape(-1)).reshape(-1, per_rank, 3):
                     micros = [keys[at : at + micro_batch_size] for at in range(0, per_rank, micro_batch_size)]
-                    batches = [build_batch(stream.read(micro), examples) for micro in micros]
+                    batches = [Batch.of(examples(stream.read(micro))) for micro in micros]
                     yield [batch.pin_memory() for batch in batches] if pin else batches
 
         self._ready = _Ahead(depth)
@@ -184,13 +163,13 @@ class _Ahead:
         """Return the next step, waiting for it, or raise what ended the thread."""
         item = self._items.get()
         if isinstance(item, BaseException):
-            self._items.put(item)  # for whoever asks again
+            self._items.put(item)  # for the next call
             raise item
         self._room.release()
         return item
 
     def stop(self) -> None:
-        """Let `fill` return after the step that it is at."""
+        """Let `fill` return after the current step."""
         self._stopped = True
         self._room.release()
 
@@ -211,8 +190,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's share of the held-out slots, each slot on exactly one rank.
 
-    All ranks get the same number of batches, because sharded engines communicate in every forward pass: a rank that
-    has nothing left yields a batch without targets.
+    All ranks get the same number of batches, because sharded engines communicate in every forward pass: a rank without
+    slots yields a batch without targets.
     """
     total = held_out.num_slots
     num_slots = min(total, max_slots) if max_slots else total
@@ -220,4 +199,4 @@ def evaluation_batches(
     for first in range(0, num_slots, micro_batch_size * world_size):
         start = first + rank * micro_batch_size
         own = chosen[start : start + micro_batch_size]
-        yield build_batch(held_out.slots(own), examples) if len(own) else Batch.empty()
+        yield Batch.of(examples(held_out.slots(own))) if len(own) else Batch.empty()

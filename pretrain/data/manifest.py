@@ -1,6 +1,6 @@
 """The manifest of a prepared corpus: what was prepared, from what, and the hashes that prove it.
 
-Holds the types and their JSON; writing shards is in `preparation`, reading tokens in `corpus`. Free of torch.
+Holds the types and their JSON; writing shards is in `prepare`, reading tokens in `corpus`. Free of torch.
 
 A corpus directory holds `manifest.json`, `tokenizer.json` and, per split and shard, two files:
 
@@ -65,7 +65,7 @@ class Manifest:
     tokenizer_sha256: str
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
-    mask: int | None = None  # id that hides another, if one was named; null: that of [MASK] or <mask>, if there is one
+    mask: int | None = None  # id that `tokenizer.mask` named; null: that of [MASK] or <mask>, if there is one
     splits: dict[str, Split]
     skipped: dict[str, int]  # reason -> documents or lines left out or mended
     versions: dict[str, str]  # libraries that took part
@@ -73,7 +73,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over what training can see: tokenizer, document frame, mask and the hash of every shard."""
+        """SHA-256 over what training can see: tokenizer, document template, mask and the hash of every shard."""
         seen = [self.format, self.dtype, self.tokenizer_sha256, self.prefix, self.suffix]
         seen += [[shard.sha256 for shard in self.splits[split].shards] for split in SPLITS]
         seen += [] if self.mask is None else [self.mask]

@@ -1,42 +1,43 @@
 """Packing: how the token stream of a split is cut into slots of at most `seq_len` tokens.
 
-Holds geometry only (which ranges of the stream lie in which slot); the search for places is in `placement`, the order
-of slots in `order`, the tokens are read in `stream`. Free of torch.
+Holds geometry only: which ranges of the stream lie in which slot. The order of slots is in `order`; tokens are read in
+`stream`. Free of torch.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import defaultdict
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pretrain.data.corpus import Corpus, concatenated_ranges
-from pretrain.data.placement import fill
 from pretrain.errors import check
 
 
 class Packing(StrEnum):
-    """How documents come into slots."""
+    """How documents are packed into slots."""
 
     concat = "concat"  # cut the stream every seq_len tokens
     best_fit = "best_fit"  # whole documents wherever they fit
-    windows = "windows"  # whole documents; long ones as overlapping windows, each framed like a document
+    windows = "windows"  # whole documents; long ones as overlapping windows, each with the ids around a document
 
 
-class Pieces(NamedTuple):
+class Chunks(NamedTuple):
     """The documents, or parts of them, that lie in B slots: P ranges of the stream, none of them empty."""
 
     starts: np.ndarray  # (P,) int64, position of the first token in the stream
     lengths: np.ndarray  # (P,) int64, tokens, at least 1
-    closed: np.ndarray  # (P,) bool, whether the document ends with the piece
-    opens: np.ndarray  # (P,) bool, whether a sequence begins with the piece; else it goes on the one before
-    context: np.ndarray  # (P,) bool, whether it repeats tokens that are another piece's own, to be seen, not predicted
-    counts: np.ndarray  # (B,) int64, pieces of each slot
+    closed: np.ndarray  # (P,) bool, whether the document ends with the chunk
+    opens: np.ndarray  # (P,) bool, whether a sequence begins with the chunk; else it continues the one before
+    context: np.ndarray  # (P,) bool, whether these tokens are also in another chunk, which has their targets
+    counts: np.ndarray  # (B,) int64, chunks of each slot
 
     @classmethod
-    def separate(cls, starts: np.ndarray, lengths: np.ndarray, closed: np.ndarray, counts: np.ndarray) -> Pieces:
-        """Return pieces that are a sequence each, none of them context."""
+    def separate(cls, starts: np.ndarray, lengths: np.ndarray, closed: np.ndarray, counts: np.ndarray) -> Chunks:
+        """Return chunks that are a sequence each, none of them context."""
         opens, context = np.ones(len(starts), dtype=bool), np.zeros(len(starts), dtype=bool)
         return cls(starts, lengths, closed, opens, context, counts)
 
@@ -46,8 +47,8 @@ class Packer(Protocol):
 
     num_slots: int
 
-    def pieces(self, slots: np.ndarray) -> Pieces:
-        """Return the pieces of slots (B,) int64, in order."""
+    def chunks(self, slots: np.ndarray) -> Chunks:
+        """Return the chunks of slots (B,) int64, in order."""
         ...
 
 
@@ -75,47 +76,62 @@ class Concat:
         self._seq_len = seq_len
         self.num_slots = -(-corpus.num_tokens // seq_len) if partial else corpus.num_tokens // seq_len
 
-    def pieces(self, slots: np.ndarray) -> Pieces:
+    def chunks(self, slots: np.ndarray) -> Chunks:
         """Cut slots (B,) at the boundaries of documents."""
         starts = slots * self._seq_len
         ends = np.minimum(starts + self._seq_len, self._corpus.num_tokens)
         boundaries, found = self._corpus.boundaries(starts, ends)
-        # Each slot's pieces end at the boundaries in it and at its own end, which makes an empty piece if both agree.
-        last = (found + 1).cumsum() - 1  # where among all ends the slots' own ends are
+        # The chunks of a slot end at the boundaries inside it and at its own end, so an empty one follows if a boundary
+        # is there, too.
+        last = (found + 1).cumsum() - 1  # index of each slot's own end among all ends
         closed = np.ones(len(boundaries) + len(slots), dtype=bool)
         closed[last] = False
         cuts = np.empty(len(closed), dtype=np.int64)
-        cuts[closed] = boundaries
-        cuts[last] = ends
+        cuts[closed], cuts[last] = boundaries, ends
         begins = np.empty_like(cuts)
         begins[1:] = cuts[:-1]
         begins[last - found] = starts
         real = cuts > begins
         slot = np.arange(len(slots)).repeat(found + 1)[real]
         counts = np.bincount(slot, minlength=len(slots))
-        return Pieces.separate(begins[real], (cuts - begins)[real], closed[real], counts)
+        return Chunks.separate(begins[real], (cuts - begins)[real], closed[real], counts)
 
 
-class BestFit:
-    """Documents placed whole: longest first, each into the slot that it fills best, a new one if it fits none.
+class _Planned:
+    """Items that are placed whole, longest first, each into the slot that it fills best, a new one if it fits none.
 
-    Best-fit decreasing, as in Ding et al., "Fewer Truncations Improve Language Modeling", 2024. A document longer
-    than `seq_len` is cut into full slots and a remainder. Every token is in exactly one slot; slots that nothing
-    fits are left partial. The plan takes 17 bytes of memory a document or part.
+    Best-fit decreasing, as in Ding et al., "Fewer Truncations Improve Language Modeling", 2024.
+    """
+
+    def __init__(self, lengths: np.ndarray, seq_len: int, *columns: np.ndarray) -> None:
+        """Plan the slots of items with lengths (P,) in tokens; `columns` (P,) describe them."""
+        by_slot, self._firsts = fill(lengths, seq_len)
+        self._columns = [column[by_slot] for column in columns]
+        self.num_slots = len(self._firsts) - 1
+
+    def _items(self, slots: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return how many items are in each of slots (B,), and the columns of these items, longest items first."""
+        counts = self._firsts[slots + 1] - self._firsts[slots]
+        chosen = concatenated_ranges(self._firsts[slots], counts)
+        return counts, [column[chosen] for column in self._columns]
+
+
+class BestFit(_Planned):
+    """Whole documents. One longer than `seq_len` is cut into full slots and a remainder.
+
+    Every token is in exactly one slot; slots that nothing fits are left partial. The plan takes 17 bytes of memory a
+    document or part.
     """
 
     def __init__(self, document_lengths: np.ndarray, seq_len: int) -> None:
         """Plan the slots of documents (D,) int64 that follow each other in the stream."""
         lengths, starts, closed = _cut_documents(document_lengths, seq_len)
-        by_slot, self._firsts = fill(lengths, seq_len)
-        self._starts, self._lengths, self._closed = starts[by_slot], lengths[by_slot], closed[by_slot]
-        self.num_slots = len(self._firsts) - 1
+        super().__init__(lengths, seq_len, starts, lengths, closed)
 
-    def pieces(self, slots: np.ndarray) -> Pieces:
-        """Return the planned pieces of slots (B,), longest first."""
-        counts = self._firsts[slots + 1] - self._firsts[slots]
-        chosen = concatenated_ranges(self._firsts[slots], counts)
-        return Pieces.separate(self._starts[chosen], self._lengths[chosen], self._closed[chosen], counts)
+    def chunks(self, slots: np.ndarray) -> Chunks:
+        """Return the planned chunks of slots (B,), longest first."""
+        counts, (starts, lengths, closed) = self._items(slots)
+        return Chunks.separate(starts, lengths, closed, counts)
 
 
 def _cut_documents(document_lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,13 +144,13 @@ def _cut_documents(document_lengths: np.ndarray, seq_len: int) -> tuple[np.ndarr
     return np.minimum(left, seq_len), starts, left <= seq_len
 
 
-class Windows:
+class Windows(_Planned):
     """Whole documents, each a sequence; one longer than `seq_len` as overlapping windows, each a sequence.
 
-    A window holds the ids that go before a document, `stride` tokens that the window before it has as well, tokens of
-    its own, and the ids that go after a document: `seq_len` in all, less in the last. The first begins and the last
-    ends as the document does. So every token of a document is some window's own, once; all else is context. Slots are
-    filled as by `BestFit`. The plan takes 18 bytes of memory a document or window.
+    A window holds the ids before a document, the last `stride` tokens of the window before it, new tokens, and the ids
+    after a document: `seq_len` in all, less in the last window. So every token of a document is new in exactly one
+    window; everything else is context. Slots are filled as by `BestFit`. The plan takes 18 bytes of memory a document
+    or window.
     """
 
     def __init__(self, document_lengths: np.ndarray, seq_len: int, *, before: int, after: int, stride: int) -> None:
@@ -149,35 +165,31 @@ class Windows:
         rule = f"must be below {room}: data.seq_len={seq_len} without the {before + after} ids around a document"
         check(stride < room, "data.stride", stride, rule)
         starts, lengths, inner, closed = _cut_windows(document_lengths, before, room, after, stride)
-        # The ids around the last document that is cut serve every window; if none is, they are not asked for.
+        # Every window takes the ids around a document from the last document that is cut.
         self._before = int(starts[~inner & ~closed].max(initial=0)), before
         self._after = int((starts + lengths)[inner & closed].max(initial=after)) - after, after
         self._stride = stride
-        by_slot, self._firsts = fill(lengths + inner * (before + stride) + ~closed * after, seq_len)
-        self._starts, self._lengths = starts[by_slot], lengths[by_slot]
-        self._inner, self._closed = inner[by_slot], closed[by_slot]
-        self.num_slots = len(self._firsts) - 1
+        taken = lengths + inner * (before + stride) + ~closed * after
+        super().__init__(taken, seq_len, starts, lengths, inner, closed)
 
-    def pieces(self, slots: np.ndarray) -> Pieces:
-        """Return the planned windows of slots (B,), longest first: up to four pieces each."""
-        counts = self._firsts[slots + 1] - self._firsts[slots]
-        chosen = concatenated_ranges(self._firsts[slots], counts)
-        starts, inner, closed = self._starts[chosen], self._inner[chosen], self._closed[chosen]
-        columns = [  # start and length of what a window consists of
+    def chunks(self, slots: np.ndarray) -> Chunks:
+        """Return the planned windows of slots (B,), longest first: up to four chunks each."""
+        counts, (starts, own_lengths, inner, closed) = self._items(slots)
+        parts = [  # start and length of the four parts of a window
             (np.full_like(starts, self._before[0]), inner * self._before[1]),
             (starts - self._stride, inner * self._stride),
-            (starts, self._lengths[chosen]),
+            (starts, own_lengths),
             (np.full_like(starts, self._after[0]), ~closed * self._after[1]),
         ]
-        lengths = np.stack([length for _, length in columns], axis=1)
+        lengths = np.stack([length for _, length in parts], axis=1)
         real = lengths > 0
         own = np.zeros_like(real)
         own[:, 2] = True
         opens = np.zeros_like(real)
         opens[np.arange(len(real)), real.argmax(axis=1)] = True
         slot = np.arange(len(slots)).repeat(counts).repeat(real.sum(axis=1))
-        return Pieces(
-            starts=np.stack([start for start, _ in columns], axis=1)[real],
+        return Chunks(
+            starts=np.stack([start for start, _ in parts], axis=1)[real],
             lengths=lengths[real],
             closed=(own & closed[:, None])[real],
             opens=opens[real],
@@ -189,7 +201,7 @@ class Windows:
 def _cut_windows(
     document_lengths: np.ndarray, before: int, room: int, after: int, stride: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return start and length of what is each window's own, whether it is not the first, and whether it is the last.
+    """Return start and length of the new tokens of each window, whether it is not the first, and whether it is last.
 
     A window has room for `room` tokens of text; `before` and `after` are the ids around a document.
     """
@@ -203,3 +215,64 @@ def _cut_windows(
     begins = np.where(inner, skipped + stride, 0)
     ends = np.where(closed, document_lengths[document], skipped + room)
     return (np.cumsum(document_lengths) - document_lengths)[document] + begins, ends - begins, inner, closed
+
+
+def fill(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items of lengths (P,), all in range(1, seq_len + 1), in the order of their slots, longest first.
+
+    The first array (P,) holds indices of items, the second (slots+1,) where in it the items of each slot begin.
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    runs = place(np.bincount(lengths, minlength=seq_len + 1), seq_len)
+    slots = np.concatenate(
+        [np.empty(0, np.int64), *(np.repeat(np.arange(run.first, run.first + run.slots), run.each) for run in runs)]
+    )
+    by_slot = longest_first[np.argsort(slots, kind="stable")]
+    return by_slot, np.concatenate([[0], np.cumsum(np.bincount(slots))])
+
+
+class SlotRun(NamedTuple):
+    """Neighbouring slots that get equally many items of one length."""
+
+    first: int  # number of the first slot
+    slots: int
+    each: int  # items in each slot
+
+
+def place(histogram: np.ndarray, seq_len: int) -> list[SlotRun]:
+    """Place items by best-fit decreasing; `histogram` (seq_len+1,) counts the items of each length.
+
+    Items of one length are alike, and so are slots with the same room: they are placed in runs, so the work grows
+    with the number of different lengths and rooms, not with items times slots. Runs come longest items first.
+    """
+    placed: list[SlotRun] = []
+    num_slots = 0
+    rooms: list[int] = []  # sorted: the different amounts of room left in slots, none of them 0
+    partial: dict[int, list[tuple[int, int]]] = defaultdict(list)  # room -> (first slot, slots) with that room
+
+    def keep(room: int, first: int, slots: int) -> None:
+        if room and slots:
+            if not partial[room]:
+                insort(rooms, room)
+            partial[room].append((first, slots))
+
+    for length in range(seq_len, 0, -1):
+        items = int(histogram[length])
+        while items:
+            tightest = bisect_left(rooms, length)
+            if tightest == len(rooms):
+                room, first, slots = seq_len, num_slots, -(-items // (seq_len // length))
+                num_slots += slots
+            else:
+                room = rooms[tightest]
+                first, slots = partial[room].pop()
+                if not partial[room]:
+                    del rooms[tightest]
+            # A slot with room for several items gets them one after another: after each it is the tightest that fits.
+            each = min(room // length, items)
+            filled = min(slots, items // each)
+            placed.append(SlotRun(first, filled, each))
+            items -= filled * each
+            keep(room - each * length, first, filled)
+            keep(room, first + filled, slots - filled)
+    return placed

@@ -1,6 +1,21 @@
 """From sequence numbers to slots of tokens: training and held-out streams as pure functions.
 
 Holds how sources, order and packing come together; batches and the thread that builds them are in `loader`.
+
+The layout. A split is one stream of token ids, document after document, each with the ids of its template around it.
+`packing` cuts the stream into slots: a slot is a list of chunks, and a chunk is a range of the stream inside one
+document. Training numbers slots without end: sequence number g -> (source, epoch, slot of that source), its key. A
+micro-batch of B keys becomes one flat array of N tokens, the chunks of the first slot, then those of the second, and so
+on. Three arrays divide it, each finer than the one before:
+
+    slots    [0, ..., N]  B+1 entries, where slots begin
+    offsets  [0, ..., N]  S+1 entries, where sequences begin: what attention and positions may not cross
+    at       [0, ..., N]  P+1 entries, where chunks begin (internal: a window is up to four chunks, one sequence)
+
+`following` holds the id after each token. After the last token of a chunk that is the next token of the stream if the
+document continues there, although that token lies in another slot; if the document ends with the chunk, the id that
+leads the next document where documents have no id at their end, else IGNORED. So a cut costs no target. Tokens that a
+window repeats from the one before have none here: they have theirs there.
 """
 
 from __future__ import annotations
@@ -8,24 +23,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from pretrain.data.batch import IGNORED, Slots
 from pretrain.data.corpus import Corpus
 from pretrain.data.manifest import Manifest
-from pretrain.data.mixture import BLOCK, Mixture
-from pretrain.data.order import Permutation
-from pretrain.data.packing import Packer, Packing, Pieces, pack
+from pretrain.data.order import BLOCK, Mixture, Permutation
+from pretrain.data.packing import Chunks, Packer, Packing, pack
 from pretrain.errors import DataError
 
-_SAMPLE = 64  # slots that tell the length of sequences
+_SAMPLE = 64  # slots from which the length of sequences is estimated
 
 
 @dataclass(frozen=True)
-class Source:
-    """One split of one corpus, cut into slots."""
+class PackedSource:
+    """One split of the corpus of one source, cut into slots."""
 
     name: str
     corpus: Corpus
@@ -35,43 +49,106 @@ class Source:
     stride: int  # tokens that neighbouring windows share
 
     @classmethod
-    def open(cls, name: str, directory: Path, split: str, *, seq_len: int, packing: Packing, stride: int = 0) -> Source:
+    def open(cls, name: str, directory: Path, split: str, *, seq_len: int, packing: Packing, stride: int = 0) -> Self:
         """Open the split `train` for training (full slots with `concat`), any other for complete coverage."""
         corpus = Corpus.open(directory, split)
         packer = pack(packing, corpus, seq_len, stride=stride, partial=split != "train")
         return cls(name, corpus, packer, seq_len, packing, stride)
 
 
-class TrainStream:
-    """The endless training data: slot number g is a pure function of (seed, g), whoever asks and in whatever order."""
+class _Layout(NamedTuple):
+    """The chunks of a micro-batch, each with its source and its place in the flat batch."""
 
-    def __init__(self, sources: Sequence[Source], weights: list[float], *, seed: int, isolate: bool) -> None:
+    sources: np.ndarray  # (P,) int64
+    chunks: Chunks  # of all sources, in batch order
+    at: np.ndarray  # (P+1,) int64, where chunks begin in the batch
+
+
+class _Stream:
+    """Slots of several sources, read into one flat micro-batch."""
+
+    def __init__(self, sources: Sequence[PackedSource], *, isolate: bool) -> None:
+        self.sources = sources
+        self._isolate = isolate
+
+    def read(self, keys: np.ndarray) -> Slots:
+        """Return the slots of keys (B, 3), in that order. Raises `DataError` for damaged data."""
+        layout = self._lay_out(keys)
+        tokens, following = self._read_tokens(layout)
+        slots = layout.at[np.concatenate([[0], layout.chunks.counts.cumsum()])]
+        offsets = np.concatenate([layout.at[:-1][layout.chunks.opens], slots[-1:]]) if self._isolate else slots
+        return Slots(tokens, following, offsets.astype(np.int32), slots, keys)
+
+    def _lay_out(self, keys: np.ndarray) -> _Layout:
+        """Return the chunks of slots (B, 3) in the order of the slots, whatever sources they come from."""
+        present = dict.fromkeys(keys[:, 0].tolist())
+        rows = [np.flatnonzero(keys[:, 0] == source) for source in present]
+        parts = [self.sources[source].packer.chunks(keys[own, 2]) for source, own in zip(present, rows, strict=True)]
+        slot = np.concatenate([own.repeat(part.counts) for own, part in zip(rows, parts, strict=True)])
+        in_order = np.argsort(slot, kind="stable")
+        columns = zip(*(part[:-1] for part in parts), strict=True)
+        chunks = Chunks(
+            *(np.concatenate(column)[in_order] for column in columns), counts=np.bincount(slot, minlength=len(keys))
+        )
+        at = np.concatenate([[0], chunks.lengths.cumsum()])
+        return _Layout(keys[slot[in_order], 0], chunks, at)
+
+    def _read_tokens(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens (N,) of the chunks and the id that follows each in its document's stream (N,)."""
+        starts, lengths, closed, _, context, _ = layout.chunks
+        num_tokens = layout.at[-1]
+        after = np.empty_like(starts)  # what follows the last token of each chunk
+        tokens = np.empty(num_tokens + len(starts), dtype=np.int64)  # the ids of the chunks, then some of `after`
+        for source in dict.fromkeys(layout.sources.tolist()):
+            corpus = self.sources[source].corpus
+            own = np.flatnonzero(layout.sources == source)
+            after[own] = _after_document(corpus)
+            cut = own[~(closed | context)[own]]  # the document continues after the chunk: read one more token
+            corpus.copy(
+                np.concatenate([starts[own], starts[cut] + lengths[cut]]),
+                np.concatenate([lengths[own], np.ones_like(cut)]),
+                tokens,
+                np.concatenate([layout.at[own], num_tokens + cut]),
+            )
+            after[cut] = tokens[num_tokens + cut]
+        following = tokens[1 : num_tokens + 1].copy()
+        following[layout.at[1:] - 1] = after
+        following[np.repeat(context, lengths)] = IGNORED  # these tokens have their targets in another chunk
+        return tokens[:num_tokens], following
+
+
+class TrainStream(_Stream):
+    """The endless training data: slot number g is a pure function of (seed, g)."""
+
+    def __init__(self, sources: Sequence[PackedSource], weights: list[float], *, seed: int, isolate: bool) -> None:
         """Interleave sources by weight (shares of slots).
 
-        Raises `DataError` for a source that has no slot to give and for corpora of different tokenizers.
+        They have one tokenizer, as `prepare` checks. Raises `DataError` for a source without a single slot.
         """
+        super().__init__(sources, isolate=isolate)
         for source in sources:
             if not source.packer.num_slots:
                 raise DataError(
                     f"data.sources.{source.name}: {source.corpus.num_tokens} training tokens, fewer than one slot of "
                     f"data.seq_len={source.seq_len}; lower data.seq_len or add text"
                 )
-        self.sources = sources
-        self.vocab_size = _shared_vocabulary(sources)
         self._mixture = Mixture(weights, [source.packer.num_slots for source in sources])
         self._seed = seed
-        self._reader = _Reader(sources, isolate=isolate)
         self._weights = weights
-        self._isolate = isolate
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer that all sources share."""
+        return self.manifest.vocab_size
 
     @property
     def manifest(self) -> Manifest:
-        """What all sources have in common: vocabulary and document frame (`prepare` sees to it)."""
+        """What all sources have in common: vocabulary and document template (`prepare` checks it)."""
         return self.sources[0].corpus.manifest
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which tokens a slot holds, beside the seed: a setting or a part of it -> its plain value."""
+        """What decides, beside the seed, which tokens a slot holds: the name of a setting or a corpus -> its value."""
         first = self.sources[0]
         seen: dict[str, Any] = {"tokenizer": self.manifest.tokenizer_sha256[:16]}
         seen |= {"data.seq_len": first.seq_len, "data.packing": first.packing.value}
@@ -90,7 +167,7 @@ class TrainStream:
 
     @property
     def context(self) -> float:
-        """Tokens of the sequence that a token lies in, on average over the first slots: what attention costs by."""
+        """Length of the sequence of an average token, over the first slots: the cost of attention grows with it."""
         lengths = np.diff(self.slots(np.arange(_SAMPLE)).offsets).astype(np.int64)
         return float((lengths**2).sum() / lengths.sum())
 
@@ -113,21 +190,17 @@ class TrainStream:
             keys[drawn, 2] = shuffle(indices[drawn])
         return keys
 
-    def read(self, keys: np.ndarray) -> Slots:
-        """Return the slots that `locate` named, in order. Raises `DataError` for damaged data."""
-        return self._reader.read(keys)
-
     def slots(self, numbers: np.ndarray) -> Slots:
         """Return the slots with these sequence numbers (B,) int64, in order. Raises `DataError` for damaged data."""
         return self.read(self.locate(numbers))
 
 
-class HeldOut:
+class HeldOut(_Stream):
     """The validation splits of all sources, one after another: each target of each split lies in exactly one slot."""
 
-    def __init__(self, sources: Sequence[Source], *, isolate: bool) -> None:
-        """Join sources; `Source.open` of a validation split keeps partial slots."""
-        self._reader = _Reader(sources, isolate=isolate)
+    def __init__(self, sources: Sequence[PackedSource], *, isolate: bool) -> None:
+        """Join sources; `PackedSource.open` of a validation split keeps partial slots."""
+        super().__init__(sources, isolate=isolate)
         self._firsts = np.cumsum([0, *(source.packer.num_slots for source in sources)])
         self.num_slots = int(self._firsts[-1])
         self.num_targets = sum(_num_targets(source.corpus) for source in sources)
@@ -136,95 +209,14 @@ class HeldOut:
     def slots(self, numbers: np.ndarray) -> Slots:
         """Return slots (B,) int64, all in range(num_slots). Raises `DataError` for damaged data."""
         sources = np.searchsorted(self._firsts, numbers, side="right") - 1
-        return self._reader.read(np.stack([sources, np.zeros_like(sources), numbers - self._firsts[sources]], axis=1))
-
-
-class _Layout(NamedTuple):
-    """The pieces of a micro-batch, each with its source and its place in the flat batch."""
-
-    sources: np.ndarray  # (P,) int64
-    pieces: Pieces  # of all sources, in batch order
-    at: np.ndarray  # (P+1,) int64, where pieces begin in the batch
-
-
-class _Reader:
-    """Reads slots of several sources into one flat micro-batch."""
-
-    def __init__(self, sources: Sequence[Source], *, isolate: bool) -> None:
-        self._sources = sources
-        self._isolate = isolate
-
-    def read(self, keys: np.ndarray) -> Slots:
-        layout = self._lay_out(keys)
-        tokens, following = self._read_tokens(layout)
-        firsts = np.concatenate([[0], layout.pieces.counts.cumsum()])
-        slots = layout.at[firsts]
-        offsets = np.concatenate([layout.at[:-1][layout.pieces.opens], slots[-1:]]) if self._isolate else slots
-        return Slots(tokens, following, offsets.astype(np.int32), slots, keys)
-
-    def _lay_out(self, keys: np.ndarray) -> _Layout:
-        """Return the pieces of slots (B, 3) in the order of the slots, whatever sources they come from."""
-        present = dict.fromkeys(keys[:, 0].tolist())
-        places = [np.flatnonzero(keys[:, 0] == source) for source in present]
-        parts = [
-            self._sources[source].packer.pieces(keys[rows, 2]) for source, rows in zip(present, places, strict=True)
-        ]
-        slot = np.concatenate([rows.repeat(part.counts) for rows, part in zip(places, parts, strict=True)])
-        in_order = np.argsort(slot, kind="stable")
-        pieces = Pieces(
-            starts=np.concatenate([part.starts for part in parts])[in_order],
-            lengths=np.concatenate([part.lengths for part in parts])[in_order],
-            closed=np.concatenate([part.closed for part in parts])[in_order],
-            opens=np.concatenate([part.opens for part in parts])[in_order],
-            context=np.concatenate([part.context for part in parts])[in_order],
-            counts=np.bincount(slot, minlength=len(keys)),
-        )
-        at = np.concatenate([[0], pieces.lengths.cumsum()])
-        return _Layout(keys[slot[in_order], 0], pieces, at)
-
-    def _read_tokens(self, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens (N,) of the pieces and the id that follows each in its document's stream (N,)."""
-        starts, lengths, closed, _, context, _ = layout.pieces
-        num_tokens = layout.at[-1]
-        after = np.empty_like(starts)  # what follows the last token of each piece
-        tokens = np.empty(num_tokens + len(starts), dtype=np.int64)  # the ids of the pieces, then some of `after`
-        for source in dict.fromkeys(layout.sources.tolist()):
-            corpus = self._sources[source].corpus
-            own = np.flatnonzero(layout.sources == source)
-            after[own] = _after_document(corpus)
-            cut = own[~(closed | context)[own]]  # the document goes on after the piece: one more token is read
-            corpus.copy(
-                np.concatenate([starts[own], starts[cut] + lengths[cut]]),
-                np.concatenate([lengths[own], np.ones_like(cut)]),
-                tokens,
-                np.concatenate([layout.at[own], num_tokens + cut]),
-            )
-            after[cut] = tokens[num_tokens + cut]
-        following = tokens[1 : num_tokens + 1].copy()
-        following[layout.at[1:] - 1] = after
-        for piece in context.nonzero()[0].tolist():  # what follows these tokens is learnt elsewhere
-            following[layout.at[piece] : layout.at[piece + 1]] = IGNORED
-        return tokens[:num_tokens], following
-
-
-def _shared_vocabulary(sources: Sequence[Source]) -> int:
-    """Return the vocabulary size of corpora that were made with one tokenizer."""
-    first = sources[0]
-    for source in sources[1:]:
-        own, other = source.corpus.manifest.tokenizer_sha256, first.corpus.manifest.tokenizer_sha256
-        if own != other:
-            raise DataError(
-                f"data.sources.{source.name}: made with tokenizer {own[:12]}, data.sources.{first.name} with "
-                f"{other[:12]}; sources of one mixture need one tokenizer, prepare them again"
-            )
-    return first.corpus.manifest.vocab_size
+        return self.read(np.stack([sources, np.zeros_like(sources), numbers - self._firsts[sources]], axis=1))
 
 
 def _after_document(corpus: Corpus) -> int:
     """Return the target after a document's last token.
 
     If documents end without an id of their own, the separator that leads the next one marks the end (GPT-2's
-    <|endoftext|>) and is learnt as such, also after the last document. Otherwise nothing follows.
+    <|endoftext|>) and is a target as such, also after the last document. Otherwise nothing follows.
     """
     manifest = corpus.manifest
     return manifest.prefix[0] if manifest.prefix and not manifest.suffix else IGNORED

@@ -1,6 +1,6 @@
-"""What objectives need to know of a prepared corpus's tokenizer: its special ids, and where words begin.
+"""What objectives need to know about a corpus's tokenizer: its special ids, and where words begin.
 
-Holds the reading of a `tokenizer.json` for that purpose; encoding text is in `encoding`, the type in `base`.
+Holds the reading of a `tokenizer.json` for that purpose; encoding text is in `prepare.encode`, the type in `batch`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pretrain.data.batch import Vocabulary
 from pretrain.data.manifest import Manifest
 from pretrain.tokenizer.base import find_mask, load_tokenizer
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for one
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of a character that it does not know
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of an unknown character
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are only a part of a character
 
 Edges = tuple[bool, bool]  # whether a word begins with a token, and whether one ends with it, whatever is beside it
@@ -28,12 +28,12 @@ Edges = tuple[bool, bool]  # whether a word begins with a token, and whether one
 def load_vocabulary(corpus: Path) -> Vocabulary:
     """Read the vocabulary of a prepared corpus. Raises `DataError` for a damaged one.
 
-    Special are the ids that no text is encoded to: special tokens of the tokenizer, its unknown, its mask and its
-    frame, ids that it has no token for, and WordPiece's tokens that its pre-tokenizer would take apart ("[unused1]").
+    An id is special if no text is encoded to it: special tokens, the unknown token, the mask, the document template,
+    ids without a token, and tokens of WordPiece that its pre-tokenizer would split ("[unused1]").
 
-    A word is what lies between spaces, and punctuation is apart from it, as in BERT. WordPiece says itself which tokens
-    go on a word; for byte-level BPE and SentencePiece's models the characters at the ends of tokens decide. So what is
-    written without spaces (Chinese, say) is a word by its whole sentence, but for WordPiece, which takes it apart.
+    Words are separated by spaces and by punctuation, as in BERT. WordPiece marks the tokens that continue a word; for
+    byte-level BPE and SentencePiece's models the characters at the ends of tokens decide. So text without spaces
+    (Chinese, say) is one word per sentence, except with WordPiece, which splits it.
     """
     manifest = Manifest.load(corpus)
     tokenizer = load_tokenizer(corpus / "tokenizer.json")
@@ -60,7 +60,7 @@ def load_vocabulary(corpus: Path) -> Vocabulary:
 
 
 def _unknown(tokenizer: Tokenizer) -> str:
-    """Return the token for what the tokenizer does not know; "" if it has none."""
+    """Return the token for unknown text, or "" if the tokenizer has none."""
     model = json.loads(tokenizer.to_str())["model"]
     if isinstance(tokenizer.model, models.Unigram):
         return "" if model["unk_id"] is None else model["vocab"][model["unk_id"]][0]
@@ -68,7 +68,7 @@ def _unknown(tokenizer: Tokenizer) -> str:
 
 
 def _possible_by(tokenizer: Tokenizer) -> Callable[[str], bool]:
-    """Return what tells whether text can be encoded to a token at all."""
+    """Return a function that says whether any text can be encoded to a token."""
     model, splitter = tokenizer.model, tokenizer.pre_tokenizer
     if not isinstance(model, models.WordPiece) or splitter is None:
         return lambda text: True
@@ -77,7 +77,7 @@ def _possible_by(tokenizer: Tokenizer) -> Callable[[str], bool]:
 
 
 def _edges_by(tokenizer: Tokenizer) -> Callable[[str], Edges]:
-    """Return what tells the edges of a token by its spelling in the vocabulary."""
+    """Return a function from a token, as the vocabulary spells it, to its edges."""
     model = tokenizer.model
     if isinstance(model, models.WordLevel):
         return lambda text: (True, True)
@@ -92,7 +92,7 @@ def _edges_by(tokenizer: Tokenizer) -> Callable[[str], Edges]:
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Tell whether tokens are spelt in bytes, by any step that makes or reads them so: a file may have no decoder."""
+    """Return whether tokens are spelt in bytes. Any step may say so, because a file may have no decoder."""
     spelt = json.loads(tokenizer.to_str())
     return '"type": "ByteLevel"' in json.dumps([spelt[step] for step in ("normalizer", "pre_tokenizer", "decoder")])
 
@@ -109,5 +109,5 @@ def _edges(text: str) -> Edges:
 
 
 def _in_word(character: str) -> bool:
-    """Tell letters, their marks and numbers, and parts of characters, from spaces, punctuation and signs."""
+    """Return whether a character is a letter, its mark, a digit or a part of a character: no space, no punctuation."""
     return character == _UNREADABLE or unicodedata.category(character)[0] in "LMN"

@@ -1,7 +1,7 @@
-"""Tokenizers: what every kind has in common, loading one, and the tokens that frame a document or hide a token.
+"""Tokenizers: what every kind has in common, loading one, its document template and its mask token.
 
-Holds no kind of tokenizer, those are in `tokenization`, and no reading of sources; the `tokenizers` library does the
-work. Free of torch. Every tokenizer ends as one `tokenizer.json`, so whatever comes later knows one format.
+Holds no kind of tokenizer, each of which is a file beside this one, and no reading of sources; the `tokenizers` library
+does the work. Free of torch. Every tokenizer ends as one `tokenizer.json`, so all later code knows one format.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pretrain.errors import ConfigError, DataError, check
 
-# Tokens before and after a document, by the first row whose tokens a tokenizer has, if its file does not say itself
-# what goes on both sides of a text. A single end-of-text token goes before each document: then every token has one
-# before it to be predicted from, and the end of a document is learnt as the beginning of the next.
-FRAMES = (
+# Tokens before and after a document for a tokenizer whose file has no template with both: the first row whose tokens it
+# has. A single end-of-text token goes before each document: then every token has one before it to be predicted from,
+# and the end of a document is predicted as the start of the next.
+TEMPLATES = (
     (["<|endoftext|>"], []),  # GPT-2
     (["<s>"], ["</s>"]),  # Llama 1 and 2, RoBERTa
     (["[CLS]"], ["[SEP]"]),  # BERT
     (["<|begin_of_text|>"], ["<|end_of_text|>"]),  # Llama 3
     (["<bos>"], ["<eos>"]),  # Gemma
 )
-MASKS = ("[MASK]", "<mask>")  # what tokenizers call the token that hides another, if `tokenizer.mask` names none
+MASKS = ("[MASK]", "<mask>")  # names of the token that replaces hidden ones, if `tokenizer.mask` names none
 
-Frame = tuple[list[str], list[str]]  # tokens before and after a text
+Template = tuple[list[str], list[str]]  # tokens before and after a text
 
 
 class Roles(NamedTuple):
-    """The tokens of a tokenizer that are no text, by what they do."""
+    """The special tokens of a tokenizer, by what they do."""
 
     prefix: list[str]  # before each document
     suffix: list[str]  # after each document
-    mask: str | None  # hides another token; None: this tokenizer has none
+    mask: str | None  # replaces a hidden token; None if there is none
 
 
 @dataclass(kw_only=True)
@@ -50,9 +50,9 @@ class TokenizerConfig:
     mask: str | None = None  # token that hides others; null = `[MASK]` or `<mask>`, if the tokenizer has one
 
     def roles(self) -> Roles:
-        """Return its tokens that are no text, which are known before any text is read.
+        """Return its special tokens, which are known before any text is read.
 
-        Raises `ConfigError` for settings that name tokens it does not have, and for files that are no tokenizer.
+        Raises `ConfigError` for settings that name tokens it does not have, and for files that are not a tokenizer.
         """
         raise NotImplementedError
 
@@ -74,10 +74,10 @@ class ReadyTokenizer(TokenizerConfig, ABC):
 
     @abstractmethod
     def to_json(self) -> str:
-        """Return it as the text of a `tokenizer.json`. Raises `ConfigError` for files that are none."""
+        """Return it as the text of a `tokenizer.json`. Raises `ConfigError` for other files."""
 
     def roles(self) -> Roles:
-        """Return its tokens that are no text, read from its files."""
+        """Return its special tokens, read from its files."""
         return _roles_in(_for_documents(Tokenizer.from_str(self.to_json())), self)
 
 
@@ -89,10 +89,19 @@ class TrainedTokenizer(TokenizerConfig, ABC):
     train_bytes: int = 128 * 2**20  # UTF-8 bytes of text to train on at most, drawn from all of the corpus
     special_tokens: list[str] = field(default_factory=list)  # they take the first ids
 
-    template: ClassVar[Frame | None] = None  # tokens that it puts around a text by itself
+    template: ClassVar[Template | None] = None  # tokens that it puts around a text by itself
+    required: ClassVar[tuple[str, ...]] = ()  # special tokens that it cannot do without
+    alphabet_size: ClassVar[tuple[int, str]] = (256, "256 bytes")  # ids that it needs beside them, and for what
 
     def __post_init__(self) -> None:
         check(self.train_bytes > 0, "tokenizer.train_bytes", self.train_bytes, "must be above 0")
+        rule = f"must hold {', '.join(self.required)} for templates, padding and masks; add the ones that are missing"
+        known = set(self.special_tokens)
+        check(known >= set(self.required), "tokenizer.special_tokens", self.special_tokens, rule)
+        count, what = self.alphabet_size
+        smallest = count + len(self.special_tokens)
+        rule = f"must be at least {smallest}: {what} and the special tokens"
+        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
 
     @abstractmethod
     def train(self, texts: Iterator[str]) -> str:
@@ -102,26 +111,26 @@ class TrainedTokenizer(TokenizerConfig, ABC):
         """
 
     def roles(self) -> Roles:
-        """Return its tokens that are no text: special ones, the only tokens that it is sure to have."""
+        """Return its special tokens, chosen from the configured ones: no other token is certain before training."""
         return _choose_roles(self.special_tokens, self.template, self)
 
 
 @dataclass(kw_only=True)
 class TokenizerFacts:
-    """What a corpus records of its tokenizer."""
+    """What the manifest of a corpus records of its tokenizer, under the same names."""
 
-    sha256: str  # of its canonical JSON
+    tokenizer_sha256: str  # of its canonical JSON
     vocab_size: int  # largest id + 1
     dtype: str  # "uint16" or "uint32", the smaller one that holds every id
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
-    mask: int | None  # id that `tokenizer.mask` names; None: it names none
+    mask: int | None  # id that `tokenizer.mask` names, if it names one
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a `tokenizer.json` for encoding whole documents.
 
-    Text is only text: a document that contains "<|endoftext|>" gets the ids of those characters, not the special id.
+    A document that contains "<|endoftext|>" gets the ids of those characters, not the special id.
     Raises `DataError` for a file that is missing or damaged.
     """
     try:
@@ -138,13 +147,13 @@ def tokenizer_sha256(path: Path) -> str:
 
 
 def describe(path: Path, cfg: TokenizerConfig) -> TokenizerFacts:
-    """Return the facts of a tokenizer. Raises `ConfigError` if no frame fits its special tokens."""
+    """Return the facts of a tokenizer. Raises `ConfigError` if no template fits its special tokens."""
     tokenizer = load_tokenizer(path)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     size = max(ids.values()) + 1
     prefix, suffix, _ = _roles_in(tokenizer, cfg)
     return TokenizerFacts(
-        sha256=tokenizer_sha256(path),
+        tokenizer_sha256=tokenizer_sha256(path),
         vocab_size=size,
         dtype="uint16" if size <= 2**16 else "uint32",
         prefix=[ids[token] for token in prefix],
@@ -154,14 +163,14 @@ def describe(path: Path, cfg: TokenizerConfig) -> TokenizerFacts:
 
 
 def find_mask(vocabulary: Collection[str]) -> str | None:
-    """Return the token that hides others in a tokenizer for which none is named; None: it has none."""
+    """Return the token that replaces hidden ones, found by its name; None if there is none."""
     return next((name for name in MASKS if name in vocabulary), None)
 
 
 def special_tokens(names: list[str], mask: str | None) -> list[AddedToken]:
-    """Return special tokens of a byte-level tokenizer, of which `mask` hides others (None: those that MASKS lists).
+    """Return special tokens of a byte-level tokenizer; `mask` is the one that replaces hidden ones (None: MASKS).
 
-    One that hides a word takes the space before it, as words do.
+    The mask takes the space before it, as the word that it hides did.
     """
     masks = MASKS if mask is None else (mask,)
     return [AddedToken(name, lstrip=name in masks, normalized=False, special=True) for name in names]
@@ -185,7 +194,7 @@ def check_enough_text(wanted: int, reached: int, what: str) -> None:
 
 
 def _for_documents(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer, set to encode whole documents in which text is only text."""
+    """Return the tokenizer, set to encode whole documents and to read no special token in their text."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -193,12 +202,12 @@ def _for_documents(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _roles_in(tokenizer: Tokenizer, cfg: TokenizerConfig) -> Roles:
-    return _choose_roles(tokenizer.get_vocab(with_added_tokens=True), _template(tokenizer), cfg)
+    return _choose_roles(tokenizer.get_vocab(with_added_tokens=True), _template_in(tokenizer), cfg)
 
 
-def _choose_roles(vocabulary: Collection[str], template: Frame | None, cfg: TokenizerConfig) -> Roles:
-    """Return the tokens that are no text: the configured ones, else the template's, else those of FRAMES and MASKS."""
-    known = template or next((row for row in FRAMES if all(token in vocabulary for token in row[0] + row[1])), None)
+def _choose_roles(vocabulary: Collection[str], template: Template | None, cfg: TokenizerConfig) -> Roles:
+    """Return the configured special tokens, else those of `template`, else those of TEMPLATES and MASKS."""
+    known = template or next((row for row in TEMPLATES if all(token in vocabulary for token in row[0] + row[1])), None)
     if known is None and (cfg.prefix is None or cfg.suffix is None):
         raise ConfigError(
             "tokenizer.prefix: this tokenizer has none of the known tokens that begin or end a document; "
@@ -215,14 +224,14 @@ def _choose_roles(vocabulary: Collection[str], template: Frame | None, cfg: Toke
     return Roles(prefix, suffix, find_mask(vocabulary) if cfg.mask is None else cfg.mask)
 
 
-def _template(tokenizer: Tokenizer) -> Frame | None:
+def _template_in(tokenizer: Tokenizer) -> Template | None:
     """Return the tokens that the tokenizer itself puts before and after a text, if it does so on both sides.
 
-    One that marks a single side means the beginning of a prompt, not where a document ends: FRAMES knows both.
+    A template of one side marks the start of a prompt and no end of a document: then TEMPLATES applies.
     """
-    framed = tokenizer.encode("text")
-    text = [place for place, sequence in enumerate(framed.sequence_ids) if sequence is not None]
-    if not text:  # a tokenizer of something else than letters (DNA, say)
+    encoded = tokenizer.encode("text")
+    text = [place for place, sequence in enumerate(encoded.sequence_ids) if sequence is not None]
+    if not text:  # a tokenizer that knows no letters (of DNA, say)
         return None
-    prefix, suffix = framed.tokens[: text[0]], framed.tokens[text[-1] + 1 :]
+    prefix, suffix = encoded.tokens[: text[0]], encoded.tokens[text[-1] + 1 :]
     return (prefix, suffix) if prefix and suffix else None

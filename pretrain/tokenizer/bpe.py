@@ -25,9 +25,6 @@ class BpeTokenizer(TrainedTokenizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        smallest = 256 + len(self.special_tokens)
-        rule = f"must be at least {smallest}: 256 bytes and the special tokens"
-        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
         check(self.min_frequency >= 1, "tokenizer.min_frequency", self.min_frequency, "must be at least 1")
 
     def train(self, texts: Iterator[str]) -> str:

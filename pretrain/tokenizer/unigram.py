@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from pretrain.errors import check
 from pretrain.registry import register
 from pretrain.tokenizer.base import TrainedTokenizer, byte_level, check_enough_text, special_tokens
 
 REQUIRED = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 DECIMALS = 4  # of a log-probability
-PENALTIES = 256 * 1e-4  # range of the scores that the trainer gives to bytes that it did not learn
+PENALTIES = 256 * 1e-4  # range of the scores that the trainer gives to bytes that are not in the texts
 
 
 @register("tokenizer", "unigram")
@@ -31,14 +30,7 @@ class UnigramTokenizer(TrainedTokenizer):
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
     template = ["<s>"], ["</s>"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = f"must hold {', '.join(REQUIRED)}, which frame, fill up and hide text; add the ones that are missing"
-        check(set(REQUIRED) <= set(self.special_tokens), "tokenizer.special_tokens", self.special_tokens, rule)
-        smallest = 256 + len(self.special_tokens)
-        rule = f"must be at least {smallest}: 256 bytes and the special tokens"
-        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
+    required = REQUIRED
 
     def train(self, texts: Iterator[str]) -> str:
         """Train on the texts. Raises `DataError` if they hold too few distinct pieces for the vocabulary."""
@@ -51,9 +43,9 @@ class UnigramTokenizer(TrainedTokenizer):
             show_progress=False,
         )
         learner.train_from_iterator(texts, trainer)
-        scored = json.loads(learner.to_str())["model"]["vocab"][len(self.special_tokens) :]
-        learnt = [(piece, score) for piece, score in scored if score is not None]  # no text at all: no scores
-        vocabulary = [(token, 0.0) for token in self.special_tokens] + _canonical(learnt)
+        entries = json.loads(learner.to_str())["model"]["vocab"][len(self.special_tokens) :]
+        scored = [(piece, score) for piece, score in entries if score is not None]  # without any text no score
+        vocabulary = [(token, 0.0) for token in self.special_tokens] + _canonical(scored)
         check_enough_text(self.vocab_size, len(vocabulary), "pieces")
         ids = {token: number for number, token in enumerate(self.special_tokens)}
         tokenizer = byte_level(models.Unigram(vocabulary, unk_id=ids["<unk>"]))
@@ -66,16 +58,16 @@ class UnigramTokenizer(TrainedTokenizer):
         return tokenizer.to_str(pretty=True)
 
 
-def _canonical(learnt: list[tuple[str, float]]) -> list[tuple[str, float]]:
+def _canonical(scored: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """Return pieces and their log-probabilities, likeliest first, the same for the same texts.
 
-    The trainer's sums depend on the order of a hash table and of threads in their last digits, so they are rounded;
-    and it gives each byte that it did not learn a score a little above the lowest one, in the order of a hash table:
-    here they have all the lowest.
+    The last digits of the trainer's sums depend on the order of a hash table and of threads, so they are rounded. A
+    byte that is not in the texts gets a score a little above the lowest one, in the order of a hash table: here all of
+    them get the lowest.
     """
-    lowest = min((score for _, score in learnt), default=0.0)
-    scored = []
-    for piece, score in learnt:
-        unlearnt = len(piece) == 1 and score <= lowest + PENALTIES
-        scored.append((piece, round(lowest if unlearnt else score, DECIMALS)))
-    return sorted(scored, key=lambda entry: (-entry[1], entry[0]))
+    lowest = min((score for _, score in scored), default=0.0)
+    rounded = []
+    for piece, score in scored:
+        unseen = len(piece) == 1 and score <= lowest + PENALTIES
+        rounded.append((piece, round(lowest if unseen else score, DECIMALS)))
+    return sorted(rounded, key=lambda entry: (-entry[1], entry[0]))

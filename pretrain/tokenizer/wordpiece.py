@@ -16,7 +16,7 @@ from pretrain.registry import register
 from pretrain.tokenizer.base import TrainedTokenizer, check_enough_text
 
 REQUIRED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-CONTINUES = "##"  # begins a token that goes on a word
+CONTINUES = "##"  # starts a token that continues a word
 LONGEST_WORD = 100  # characters; a longer word becomes [UNK], as in BERT
 
 
@@ -31,14 +31,11 @@ class WordPieceTokenizer(TrainedTokenizer):
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
     template = ["[CLS]"], ["[SEP]"]
+    required = REQUIRED
+    alphabet_size = 1, "a character"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"must hold {', '.join(REQUIRED)}, which frame, fill up and hide text; add the ones that are missing"
-        check(set(REQUIRED) <= set(self.special_tokens), "tokenizer.special_tokens", self.special_tokens, rule)
-        smallest = len(self.special_tokens) + 1
-        rule = f"must be at least {smallest}: a character and the special tokens"
-        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
         check(self.alphabet >= 1, "tokenizer.alphabet", self.alphabet, "must be at least 1")
         check(self.min_frequency >= 1, "tokenizer.min_frequency", self.min_frequency, "must be at least 1")
 
@@ -67,10 +64,10 @@ class WordPieceTokenizer(TrainedTokenizer):
         return tokenizer.to_str(pretty=True)
 
     def _vocabulary(self, normalized: list[str], tokenizer: Tokenizer) -> dict[str, int]:
-        """Return the id of every token, learnt from normalized texts.
+        """Return the id of every token, trained on normalized texts.
 
-        The library's own trainer numbers the tokens that go on a word as a hash table lists them, and ties between
-        pairs are decided by these numbers: two trainings on the same texts differ. So they are numbered beforehand,
+        The library's trainer numbers the tokens that continue a word in the order of a hash table and breaks ties
+        between pairs by these numbers, so two trainings on the same texts differ. Here they are numbered beforehand,
         as if they were special tokens.
         """
         counts: Counter[str] = Counter()

@@ -79,7 +79,9 @@ def make_run(
     strategy = cfg.strategy.build(world=ALONE, precision=cfg.precision, compilation=cfg.compile)
     strategy.setup(module, cfg.optim.build)
     strategy.load_fragments(initial)
-    known = {f"model.{key}": value for key, value in plain(cfg.model).items()} | {"tokenizer": facts.sha256[:16]}
+    known = {f"model.{key}": value for key, value in plain(cfg.model).items()} | {
+        "tokenizer": facts.tokenizer_sha256[:16]
+    }
     checkpoints = Checkpoints(path / "checkpoints", CheckpointConfig(), ALONE)
     checkpoints.save(step, strategy, {"tokens": 0, "resume": known}, required=True)
     return path

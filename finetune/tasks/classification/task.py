@@ -18,7 +18,6 @@ import torch
 from omegaconf import MISSING
 from tokenizers import Tokenizer
 
-from finetune.data.bad_records import Faults
 from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
 from finetune.model.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced_weights
@@ -35,6 +34,7 @@ from finetune.tasks.classification.labels import (
     regression_target,
 )
 from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from pretrain.data.sources.bad_records import BadRecords
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
@@ -123,7 +123,7 @@ class ClassificationConfig:
             columns["text_pair"] = self.columns.text_pair
         if labelled:
             columns["label"] = self.columns.label
-        faults = Faults(source, allowed=self.max_faults)
+        faults = BadRecords(source, allowed=self.max_faults)
         texts = []
         for record in read_records(source, columns, faults, header=self.header):
             try:
@@ -160,7 +160,7 @@ class ClassificationConfig:
         """
         self._check_room(tokenizer)
         indices = {name: index for index, name in enumerate(names)}
-        faults = Faults("examples", allowed=self.max_faults)
+        faults = BadRecords("examples", allowed=self.max_faults)
         kept: list[LabelledText] = []
         examples: list[Example] = []
         num_cut = 0

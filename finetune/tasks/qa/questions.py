@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.data.bad_records import Faults
 from finetune.data.records import read_records
 from finetune.tasks.base import BadRecordError
-from pretrain.data.sources.documents import COMPRESSED, open_bytes
+from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.readers import COMPRESSED, open_bytes
 from pretrain.errors import DataError
 
 ROLES = ("id", "question", "context", "answers", "answer_start")
@@ -56,7 +56,7 @@ def read_questions(
     Bad records are counted and left out. Raises `DataError` if their share is above `max_faults`, or for a file that
     cannot be read, and `ConfigError` for a file or column that is not there.
     """
-    faults = Faults(source, allowed=max_faults)
+    faults = BadRecords(source, allowed=max_faults)
     questions: dict[str, Question] = {}
     for place, values in _rows(source, columns, labelled, faults):
         try:
@@ -72,7 +72,7 @@ def read_questions(
 
 
 def _rows(
-    source: str, columns: Mapping[str, str], labelled: bool, faults: Faults
+    source: str, columns: Mapping[str, str], labelled: bool, faults: BadRecords
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return the place of each record and its values by role."""
     if (squad := _squad(source)) is not None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from finetune.data.bad_records import Faults
 from finetune.data.records import Record
-from pretrain.data.sources.documents import open_bytes
+from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.readers import open_bytes
 from pretrain.errors import check
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that stands between documents
@@ -22,7 +22,7 @@ class _Line(NamedTuple):
     shown: str  # of a line that is not UTF-8
 
 
-def read_columns(file: str, faults: Faults, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
+def read_columns(file: str, faults: BadRecords, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
     """Yield each sentence with its `words`, its `lines`, and its `tags` unless `tag_column` is None.
 
     Columns count from 0, or from -1 backwards. They are separated by tabs on a line that has one (a word may contain

@@ -16,7 +16,6 @@ import numpy as np
 from omegaconf import MISSING
 from tokenizers import Tokenizer
 
-from finetune.data.bad_records import SHOWN, Faults
 from finetune.data.examples import Example, Examples
 from finetune.data.records import JSON_LINES, Record, read_records
 from finetune.model.losses import ClassWeights, TaskLoss, TokenLabels, balanced_weights
@@ -28,7 +27,8 @@ from finetune.tasks.tokens.metrics import entity_metrics, entity_spans
 from finetune.tasks.tokens.page import tag_sections
 from finetune.tasks.tokens.sentences import OUTSIDE, Sentence, TagScheme, is_tag, misspelled, to_sentence
 from pretrain.data.batch import IGNORED
-from pretrain.data.sources.documents import COMPRESSED
+from pretrain.data.sources.bad_records import SHOWN, BadRecords
+from pretrain.data.sources.readers import COMPRESSED
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
@@ -97,7 +97,7 @@ class TokensConfig:
         `conlleval`. Raises `ConfigError` for a file or column that is not there, `DataError` for more bad sentences
         than are allowed.
         """
-        faults = Faults(source, allowed=self.max_faults)
+        faults = BadRecords(source, allowed=self.max_faults)
         sentences: list[Sentence] = []
         spellings: list[str] = []
         for record in self._read(source, labelled, faults):
@@ -211,7 +211,7 @@ class TokensConfig:
             rule = f"must have {OUTSIDE}, the tag of words outside entities; add it"
             check(OUTSIDE in self.labels, "task.labels", self.labels, rule)
 
-    def _read(self, source: str, labelled: bool, faults: Faults) -> Iterator[Record]:
+    def _read(self, source: str, labelled: bool, faults: BadRecords) -> Iterator[Record]:
         path = Path(source)
         form = next((suffix for suffix in reversed(path.suffixes) if suffix not in COMPRESSED), "")
         if path.exists() and not path.is_dir() and form not in (*JSON_LINES, ".parquet"):
@@ -225,7 +225,7 @@ class TokensConfig:
 
     def _with_known_tags(self, records: Sequence[Sentence], names: list[str]) -> list[Sentence]:
         """Return the sentences whose tags are all in `names`. Raises `DataError` for too many of the others."""
-        faults = Faults(f"tags other than {', '.join(names)}", allowed=self.max_faults)
+        faults = BadRecords(f"tags other than {', '.join(names)}", allowed=self.max_faults)
         known, kept = set(names), []
         for sentence in records:
             unknown = [word for word, tag in enumerate(sentence.tags or []) if tag not in known]

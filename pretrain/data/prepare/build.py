@@ -1,36 +1,44 @@
 """From sources of text to immutable corpora of token ids: once, under a lock, resumable, in several processes.
 
-Holds the scheduling and the commit; what a worker does with a unit is in `encoding`, names are in `naming`. Free of
+Holds the scheduling and the commit; what a worker does with a unit is in `encode`, names are in `cache_key`. Free of
 torch.
 
 While a corpus is prepared, `<root>/<name>-<key>.partial/` holds `units/` (a record for each finished unit) and
-`corpus/` (the shards). Who prepares the whole holds the lock `<root>/.locks/<name>-<key>` alone; parts share it, and
-each holds a lock of its own, too. When every unit is done, `corpus/` becomes `<root>/<name>-<key>/` by a rename.
+`corpus/` (the shards). A process that prepares the whole corpus holds the lock `<root>/.locks/<name>-<key>` alone;
+parts share it, and each also holds a lock of its own. When every unit is done, `corpus/` becomes `<root>/<name>-<key>/`
+by a rename.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.data.manifest import SPLITS, Manifest, Split
-from pretrain.data.prepare.cache_key import Text, corpus_directories, source_values, texts_of, tokenizer_identity
+from pretrain.data.prepare.cache_key import (
+    SourceInputs,
+    corpus_directories,
+    source_values,
+    texts_of,
+    tokenizer_identity,
+)
 from pretrain.data.prepare.config import PrepareConfig
-from pretrain.data.prepare.encode import Task, UnitRecord, encode_unit, plan_units, train_tokenizer, unit_id
-from pretrain.data.prepare.locking import exclusive, shared
-from pretrain.data.prepare.progress import progress_bar
-from pretrain.data.prepare.shards import TEMPORARY, verify_shard, write_whole, writing
+from pretrain.data.prepare.encode import Encoding, UnitRecord, encode_unit, plan_units, train_tokenizer, unit_id
+from pretrain.data.prepare.locking import lock
+from pretrain.data.prepare.shards import TEMPORARY, verify_shard
 from pretrain.data.prepare.workers import worker_pool
 from pretrain.data.sources.base import PreparedSource, SourceConfig
-from pretrain.errors import ConfigError, DataError
-from pretrain.files import fsync_path
+from pretrain.errors import ConfigError, DataError, ResourceError
+from pretrain.files import fsync_path, replace_file
 from pretrain.tokenizer.base import (
     ReadyTokenizer,
     TokenizerConfig,
@@ -40,7 +48,7 @@ from pretrain.tokenizer.base import (
     tokenizer_sha256,
 )
 
-POLL_S = 0.2  # seconds between two looks at the workers
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Share(NamedTuple):
@@ -55,7 +63,7 @@ class _Job(NamedTuple):
     """A corpus that is not prepared yet."""
 
     name: str  # of its source
-    text: Text
+    text: SourceInputs
     directory: Path  # where it will be
     tokenizer: Path  # tokenizer.json
     facts: TokenizerFacts
@@ -68,9 +76,8 @@ def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: P
     or tokenizer that does not fit, `DataError` for content, `ResourceError` for a full disk or a killed worker.
     """
     cfg.check_whole()
-    texts = texts_of(sources)
-    directories = corpus_directories(sources, texts, tokenizer, cfg)
-    for job in _jobs(sources, texts, directories, tokenizer, cfg):
+    directories, jobs = _plan(sources, tokenizer, cfg)
+    for job in jobs:
         _prepare_corpus(job, cfg)
     _check_one_tokenizer(sources, directories)
     return directories
@@ -82,14 +89,10 @@ def prepare_share(
     """Prepare the units of `cfg.part` of each source and say which those are; None for a corpus that is whole.
 
     Any number of parts may work at once, on any nodes that share the directory; `prepare` with the same settings
-    commits what they leave, and does what they left out. Raises what `prepare` raises.
+    commits their work and does the units that are missing. Raises what `prepare` raises.
     """
-    texts = texts_of(sources)
-    directories = corpus_directories(sources, texts, tokenizer, cfg)
-    shares: dict[str, Share | None] = dict.fromkeys(sources)
-    for job in _jobs(sources, texts, directories, tokenizer, cfg):
-        shares[job.name] = _prepare_units(job, cfg)
-    return shares
+    _, jobs = _plan(sources, tokenizer, cfg)
+    return dict.fromkeys(sources) | {job.name: _prepare_units(job, cfg) for job in jobs}
 
 
 def verify(directory: Path) -> Manifest:
@@ -105,24 +108,22 @@ def verify(directory: Path) -> Manifest:
     return manifest
 
 
-def _jobs(
-    sources: dict[str, SourceConfig],
-    texts: dict[str, Text],
-    directories: dict[str, Path],
-    tokenizer: TokenizerConfig,
-    cfg: PrepareConfig,
-) -> list[_Job]:
-    """List the corpora that are not prepared yet; the tokenizer is there when this returns."""
+def _plan(
+    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig
+) -> tuple[dict[str, Path], list[_Job]]:
+    """Return the directory of every corpus and what is still to be prepared; the tokenizer is there by then."""
+    texts = texts_of(sources)
+    directories = corpus_directories(sources, texts, tokenizer, cfg)
     missing = [name for name in texts if not (directories[name] / "manifest.json").exists()]
     if not missing:
-        return []
+        return directories, []
     path = _tokenizer_file(tokenizer, texts, cfg)
     facts = describe(path, tokenizer)
     _check_one_tokenizer(sources, directories, facts)
-    return [_Job(name, texts[name], directories[name], path, facts) for name in missing]
+    return directories, [_Job(name, texts[name], directories[name], path, facts) for name in missing]
 
 
-def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, Text], cfg: PrepareConfig) -> Path:
+def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], cfg: PrepareConfig) -> Path:
     """Return the `tokenizer.json`, trained or copied if this is its first use."""
     path = Path(cfg.root).expanduser() / f"tokenizer-{tokenizer_identity(tokenizer, texts, cfg)}.json"
     with _work_directory(path, "make the tokenizer") as work:
@@ -132,22 +133,11 @@ def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, Text], cfg: Pre
             serialized = tokenizer.to_json()
         else:
             assert isinstance(tokenizer, TrainedTokenizer)
-            with worker_pool(1) as (pool, text_chars), progress_bar("training the tokenizer", 1) as bar:
-                future = pool.submit(
-                    train_tokenizer,
-                    tokenizer,
-                    {name: (text.source, text.inputs) for name, text in texts.items()},
-                    unit_bytes=cfg.unit_bytes,
-                    held_out=cfg.held_out,
-                    on_invalid=cfg.on_invalid,
-                    threads=_num_workers(cfg),
-                )
-                while not wait([future], POLL_S).done:
-                    bar.update(0, text_chars.value)
-                serialized = future.result()
-                bar.update(1, text_chars.value)
+            with worker_pool(1) as workers:
+                call = train_tokenizer, tokenizer, texts, cfg, _num_workers(cfg)
+                [serialized] = workers.run("training the tokenizer", [call])
         finished = work / "tokenizer.json"
-        write_whole(finished, serialized.encode())
+        replace_file(finished, [serialized.encode()], prefix=TEMPORARY)
         finished.rename(path)
     return path
 
@@ -162,24 +152,18 @@ def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
         done = [record for record in _encode_units(job, work, cfg) if record is not None]
         manifest = Manifest(
             source=source_values(job.text.source),
-            dtype=job.facts.dtype,
-            vocab_size=job.facts.vocab_size,
-            tokenizer_sha256=job.facts.sha256,
-            prefix=job.facts.prefix,
-            suffix=job.facts.suffix,
-            mask=job.facts.mask,
+            **asdict(job.facts),
             splits={
                 split: Split(shards=[shard for record in done if (shard := record.shards[split])]) for split in SPLITS
             },
-            skipped=UnitRecord.sum_skipped(done),
+            skipped=dict(sorted(sum((Counter(record.skipped) for record in done), Counter()).items())),
             versions={"python": platform.python_version()}
             | {library: version(library) for library in ("headwater", "tokenizers", "pyarrow", "numpy")},
         )
         _check_splits(job.name, manifest, cfg)
         corpus = work / "corpus"
-        write_whole(corpus / "tokenizer.json", job.tokenizer.read_bytes())
-        with writing(corpus):
-            manifest.save(corpus)
+        replace_file(corpus / "tokenizer.json", [job.tokenizer.read_bytes()], prefix=TEMPORARY)
+        manifest.save(corpus)
         fsync_path(corpus / "manifest.json")
         fsync_path(corpus)
         corpus.rename(job.directory)
@@ -188,21 +172,20 @@ def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
 
 def _prepare_units(job: _Job, cfg: PrepareConfig) -> Share | None:
     """Prepare the units of one part, or wait for the process that does. Returns None if the corpus is whole by then."""
-    lock = _lock_of(job.directory)
-    own = lock.with_name(f"{lock.name}-part-{cfg.part}-of-{cfg.parts}")
+    whole = _lock_file(job.directory)
+    own = whole.with_name(f"{whole.name}-part-{cfg.part}-of-{cfg.parts}")
     purpose = f"prepare part {cfg.part} of {cfg.parts} of {job.name}"
-    with exclusive(own, purpose), shared(lock, purpose):
+    with lock(own, purpose), lock(whole, purpose, shared=True):
         if job.directory.exists():
             return None
-        work = _work_of(job.directory)
-        work.mkdir(exist_ok=True)
-        records = _encode_units(job, work, cfg)
+        with writing_to(_partial(job.directory)) as work:
+            records = _encode_units(job, work, cfg)
         finished = sum(record is not None for record in records)
         return Share(range(cfg.part, len(records), cfg.parts), finished, len(records))
 
 
 def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord | None]:
-    """Run those units of a part that have no record yet; return the records of all units in their order.
+    """Encode those units of a part that have no record yet; return the records of all units in their order.
 
     None stands for a unit that another part has not done yet.
     """
@@ -210,9 +193,9 @@ def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord 
     for folder in (corpus, records):
         folder.mkdir(exist_ok=True)
     source, inputs = job.text
-    task = Task(source, corpus, job.tokenizer, job.facts, cfg.held_out, cfg.on_invalid, cfg.batch_bytes)
-    with worker_pool(_num_workers(cfg)) as (pool, text_chars):
-        units = pool.submit(plan_units, source, inputs, cfg.unit_bytes).result()
+    encoding = Encoding(source, corpus, job.tokenizer, job.facts, cfg)
+    with worker_pool(_num_workers(cfg)) as workers:
+        units = workers.call(plan_units, source, inputs, cfg.unit_bytes)
         paths = [records / f"{number:05d}.json" for number in range(len(units))]
 
         def record(number: int) -> UnitRecord | None:
@@ -220,14 +203,10 @@ def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord 
             return found if found and found.unit == unit_id(units[number]) else None
 
         numbers = range(cfg.part, len(units), cfg.parts)
-        pending = [number for number in numbers if record(number) is None]
-        futures = {pool.submit(encode_unit, task, number, units[number], paths[number]) for number in pending}
-        with progress_bar(f"preparing {job.name}", len(numbers), len(numbers) - len(futures)) as bar:
-            while futures:
-                finished, futures = wait(futures, POLL_S, FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                bar.update(len(numbers) - len(futures), text_chars.value)
+        calls = [
+            (encode_unit, encoding, number, units[number], paths[number]) for number in numbers if not record(number)
+        ]
+        workers.run(f"preparing {job.name}", calls, finished=len(numbers) - len(calls))
     if source.inputs() != inputs:
         raise DataError(f"data.sources.{job.name}: its files changed while they were prepared; run again")
     return [record(number) for number in range(len(units))]
@@ -250,28 +229,27 @@ def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:
 def _check_one_tokenizer(
     sources: dict[str, SourceConfig], directories: dict[str, Path], facts: TokenizerFacts | None = None
 ) -> None:
-    """Raise `ConfigError` if corpora that are to be mixed do not have the same ids, frame and mask.
+    """Raise `ConfigError` if corpora that are to be mixed do not have the same ids, document template and mask.
 
-    Only a corpus that was prepared elsewhere can differ; the tokenizer stands for those that this call prepares.
+    Only a corpus that was prepared elsewhere can differ; `facts` stands for those that this call prepares.
     """
-    frames: dict[str, str] = {}  # what must be one -> the first to have it
+    owners: dict[str, str] = {}  # what must be the same for all -> the first that has it
     if facts is not None:
-        frames[_frame_of(facts)] = "the configured tokenizer"
+        owners[_identity(facts)] = "the configured tokenizer"
     for name, directory in directories.items():
         if facts is None or isinstance(sources[name], PreparedSource):
-            frames.setdefault(_frame_of(Manifest.load(directory)), f"data.sources.{name} ({directory})")
-    if len(frames) > 1:
-        listed = "; ".join(f"{owner}: {frame}" for frame, owner in frames.items())
+            owners.setdefault(_identity(Manifest.load(directory)), f"data.sources.{name} ({directory})")
+    if len(owners) > 1:
+        listed = "; ".join(f"{owner}: {identity}" for identity, owner in owners.items())
         raise ConfigError(
             f"data.sources: corpora of different tokenizers cannot be mixed: {listed}; prepare all with one, "
             "for example tokenizer=file tokenizer.path=CORPUS/tokenizer.json"
         )
 
 
-def _frame_of(owner: Manifest | TokenizerFacts) -> str:
-    sha256 = owner.tokenizer_sha256 if isinstance(owner, Manifest) else owner.sha256
-    named = "" if owner.mask is None else f", id that hides others {owner.mask}"
-    return f"tokenizer SHA-256 {sha256:.16}, ids before a document {owner.prefix}, after it {owner.suffix}{named}"
+def _identity(of: Manifest | TokenizerFacts) -> str:
+    mask = "" if of.mask is None else f", id that hides others {of.mask}"
+    return f"tokenizer SHA-256 {of.tokenizer_sha256:.16}, ids before a document {of.prefix}, after it {of.suffix}{mask}"
 
 
 def _num_workers(cfg: PrepareConfig) -> int:
@@ -281,23 +259,36 @@ def _num_workers(cfg: PrepareConfig) -> int:
 @contextmanager
 def _work_directory(target: Path, purpose: str) -> Iterator[Path]:
     """Hold the lock of `target` and open its `.partial`, which goes when the block has made `target`."""
-    with exclusive(_lock_of(target), purpose):
-        work = _work_of(target)
-        work.mkdir(exist_ok=True)
+    with lock(_lock_file(target), purpose), writing_to(_partial(target)) as work:
         yield work
         shutil.rmtree(work)
 
 
-def _lock_of(target: Path) -> Path:
-    """Return the lock file of `target`. It is never removed: who waits must wait for the same file."""
-    lock = target.parent / ".locks" / target.name
+def _lock_file(target: Path) -> Path:
+    """Return the lock file of `target`. It is never removed: all processes must wait for the same file."""
+    path = target.parent / ".locks" / target.name
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     except OSError as error:
         raise ConfigError(f"data.prepare.root: cannot write {target.parent} ({error}); choose another") from None
-    return lock
+    return path
 
 
-def _work_of(target: Path) -> Path:
+def _partial(target: Path) -> Path:
     return target.with_name(f"{target.name}.partial")
+
+
+@contextmanager
+def writing_to(work: Path) -> Iterator[Path]:
+    """Make a directory that the block fills, in this process or in workers. A full disk becomes a `ResourceError`."""
+    try:
+        work.mkdir(exist_ok=True)
+        yield work
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ResourceError(
+            f"{work}: {error.strerror}; free some space, or choose another data.prepare.root, and run again: "
+            "what is prepared is kept"
+        ) from None

@@ -1,6 +1,6 @@
-"""What prepared corpora and tokenizers are called: after a hash of all that their bytes follow from.
+"""The names of prepared corpora and tokenizers: a hash of everything that decides their bytes.
 
-Holds names only, and reads no text; what lies under them is made in `preparation`. Free of torch.
+Reads no text; `build` makes what the names stand for. Free of torch.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from pretrain.tokenizer.base import ReadyTokenizer, TokenizerConfig
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class Text(NamedTuple):
+class SourceInputs(NamedTuple):
     """A source that is to be prepared."""
 
     source: ReadableSource
     inputs: list[Input]  # its files, as they are now
 
 
-def texts_of(sources: dict[str, SourceConfig]) -> dict[str, Text]:
-    """Return those sources that are text, with their files.
+def texts_of(sources: dict[str, SourceConfig]) -> dict[str, SourceInputs]:
+    """Return the sources whose text is to be prepared, with their files.
 
     Raises `ConfigError` for names that cannot be part of a path, sources of no kind, and sources without files.
     """
-    texts: dict[str, Text] = {}
+    texts: dict[str, SourceInputs] = {}
     for name, source in sources.items():
         if _NAME.fullmatch(name) is None:
             raise ConfigError(f"data.sources.{name}: a name has letters, digits, '.', '_' and '-'; choose another")
         if isinstance(source, ReadableSource):
-            texts[name] = Text(source, source.inputs())
+            texts[name] = SourceInputs(source, source.inputs())
         elif not isinstance(source, PreparedSource):
             raise ConfigError(f"data.sources.{name}: of no kind; choose one, e.g. +source@data.sources.{name}=text")
     return texts
 
 
 def corpus_directories(
-    sources: dict[str, SourceConfig], texts: dict[str, Text], tokenizer: TokenizerConfig, cfg: PrepareConfig
+    sources: dict[str, SourceConfig], texts: dict[str, SourceInputs], tokenizer: TokenizerConfig, cfg: PrepareConfig
 ) -> dict[str, Path]:
-    """Return where the corpus of each source is, or will be once it is prepared, in the order of sources."""
+    """Return the directory of the corpus of each source, prepared or not, in the order of the sources."""
     directories = {
         name: Path(source.path).expanduser() for name, source in sources.items() if isinstance(source, PreparedSource)
     }
@@ -59,7 +59,7 @@ def corpus_directories(
     return {name: directories[name] for name in sources}
 
 
-def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, Text], cfg: PrepareConfig) -> str:
+def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], cfg: PrepareConfig) -> str:
     """Return a key of the tokenizer that needs no training and no loading."""
     if isinstance(tokenizer, ReadyTokenizer):
         return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()), *_named_mask(tokenizer))
@@ -70,7 +70,7 @@ def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, Text], cfg: 
 
 
 def source_values(source: ReadableSource) -> dict[str, Any]:
-    """Return what a source is, without its weight: that is the mixture's."""
+    """Return the settings of a source without its weight, which changes the mixture and not the corpus."""
     [(_, _, choice)] = choices_in(source)
     return {"choice": choice} | {name: value for name, value in plain_values(source).items() if name != "weight"}
 
@@ -81,11 +81,11 @@ def plain_values(config: Any) -> dict[str, Any]:
 
 
 def _named_mask(tokenizer: TokenizerConfig) -> list[str]:
-    """Return what `tokenizer.mask` adds to keys: nothing if it names no token, as in corpora older than the setting."""
+    """Return what `tokenizer.mask` adds to keys: nothing by default, so that older corpora keep their names."""
     return [] if tokenizer.mask is None else [tokenizer.mask]
 
 
-def _text_identity(text: Text) -> str:
+def _text_identity(text: SourceInputs) -> str:
     return _key(source_values(text.source), text.inputs)
 
 

@@ -1,6 +1,7 @@
 """The settings of preparing a corpus.
 
-Holds their checks; what they do is in `preparation`, which of them name a corpus in `naming`. Free of torch.
+Holds their checks; what they do is in `build` and `encode`, which of them decide the name of a corpus in `cache_key`.
+Free of torch.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.data.manifest import PAGE_BYTES
-from pretrain.data.sources.documents import OnInvalid
+from pretrain.data.sources.bad_records import OnInvalid
 from pretrain.errors import check
 
 
@@ -31,14 +32,13 @@ class PrepareConfig:
         check(0 <= self.held_out < 1, "data.prepare.held_out", self.held_out, "a fraction from 0 to below 1")
         check(self.workers >= 0, "data.prepare.workers", self.workers, "0 (every core) or more")
         check(self.unit_bytes >= 0, "data.prepare.unit_bytes", self.unit_bytes, "0 (by size) or more")
-        check(
-            self.batch_bytes >= PAGE_BYTES, "data.prepare.batch_bytes", self.batch_bytes, f"at least {PAGE_BYTES} bytes"
-        )
+        rule = f"at least {PAGE_BYTES} bytes"
+        check(self.batch_bytes >= PAGE_BYTES, "data.prepare.batch_bytes", self.batch_bytes, rule)
         check(self.parts >= 1, "data.prepare.parts", self.parts, "1 (prepare the whole) or more")
         rule = f"a number from 0 to below data.prepare.parts={self.parts}"
         check(0 <= self.part < self.parts, "data.prepare.part", self.part, rule)
 
     def check_whole(self) -> None:
-        """Raise a `ConfigError` if this prepares a part only, where a corpus is to be read."""
-        rule = "only python -m pretrain.prepare does a part, for a later run of it without to join; leave it out"
+        """Raise `ConfigError` if this prepares only a part, where a whole corpus is needed."""
+        rule = "only python -m pretrain.prepare does a part, and without parts commits them all; leave it out here"
         check(self.parts == 1, "data.prepare.parts", self.parts, rule)

@@ -1,6 +1,6 @@
 """What worker processes do while a corpus is prepared: list units, train a tokenizer, turn a unit into shards.
 
-Holds no scheduling and no locks; those are in `preparation`. Free of torch.
+Holds no scheduling and no locks, which are in `build`. Free of torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -20,34 +19,34 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pretrain.data.manifest import SPLITS, Shard
-from pretrain.data.prepare.shards import ShardWriter, write_whole
+from pretrain.data.prepare.cache_key import SourceInputs
+from pretrain.data.prepare.config import PrepareConfig
+from pretrain.data.prepare.shards import TEMPORARY, ShardWriter
 from pretrain.data.prepare.workers import watched
+from pretrain.data.sources.bad_records import BadRecords
 from pretrain.data.sources.base import Input, ReadableSource, Unit
-from pretrain.data.sources.documents import OnInvalid, Problems
-from pretrain.files import fsync_path
+from pretrain.files import fsync_path, replace_file
 from pretrain.tokenizer.base import TokenizerFacts, TrainedTokenizer, load_tokenizer
 
 # The tokenizers library holds about 100 bytes for each byte of text that it encodes at a time.
 BATCH_CHARS = 2**15  # characters encoded at a time
-PIECE_CHARS = 2**16  # a document of more than twice as many is encoded in pieces
+CHUNK_CHARS = 2**16  # a document of more than twice as many is encoded in chunks
 SMALLEST_UNIT, LARGEST_UNIT = 2**20, 2**27  # bytes of input
 UNITS = 64  # that a corpus is cut into, between those sizes
 
-# Between these characters usual pre-tokenizers begin a new word, so a cut there changes no id; `cuttable` tries it.
+# Pre-tokenizers usually start a new word between these characters, so a cut there changes no id; `cuttable` tries it.
 _CUT = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
 
 
 @dataclass(frozen=True)
-class Task:
-    """What all units of a source have in common."""
+class Encoding:
+    """What all units of a source have in common when they are encoded."""
 
     source: ReadableSource
     directory: Path  # takes the shards
     tokenizer: Path  # tokenizer.json
     facts: TokenizerFacts
-    held_out: float  # fraction of documents
-    on_invalid: OnInvalid
-    batch_bytes: int  # of ids in a record batch
+    cfg: PrepareConfig
 
 
 def plan_units(source: ReadableSource, inputs: list[Input], unit_bytes: int) -> list[Unit]:
@@ -57,30 +56,24 @@ def plan_units(source: ReadableSource, inputs: list[Input], unit_bytes: int) -> 
 
 
 def train_tokenizer(
-    tokenizer: TrainedTokenizer,
-    sources: dict[str, tuple[ReadableSource, list[Input]]],
-    *,
-    unit_bytes: int,
-    held_out: float,
-    on_invalid: OnInvalid,
-    threads: int,
+    tokenizer: TrainedTokenizer, sources: dict[str, SourceInputs], cfg: PrepareConfig, threads: int
 ) -> str:
     """Train on the training documents of all sources, the same number of bytes from each unit. Returns its JSON."""
     os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "true", str(threads)
     units = [
         (source, unit)
         for _, (source, inputs) in sorted(sources.items())
-        for unit in plan_units(source, inputs, unit_bytes)
+        for unit in plan_units(source, inputs, cfg.unit_bytes)
     ]
-    problems = Problems(on_invalid)
+    bad = BadRecords(policy=cfg.on_invalid)
 
     def sample() -> Iterator[str]:
         for source, unit in units:
             left = tokenizer.train_bytes // len(units)
-            for text in source.texts(unit, problems):
+            for text in source.texts(unit, bad):
                 data = text.encode()
-                if not is_held_out(data, held_out):
-                    yield from pieces(data[:left].decode(errors="ignore"))
+                if not is_held_out(data, cfg.held_out):
+                    yield from chunks(data[:left].decode(errors="ignore"))
                     left -= len(data)
                 if left <= 0:
                     break
@@ -88,33 +81,30 @@ def train_tokenizer(
     return tokenizer.train(watched(sample()))
 
 
-def encode_unit(task: Task, number: int, unit: Unit, record: Path) -> None:
+def encode_unit(encoding: Encoding, number: int, unit: Unit, record: Path) -> None:
     """Write the shards of a unit and then its record, which says that it is done."""
-    problems = Problems(task.on_invalid)
+    facts, cfg = encoding.facts, encoding.cfg
+    bad = BadRecords(policy=cfg.on_invalid)
     writers = {
         split: ShardWriter(
-            task.directory,
-            f"{split}-{number:05d}",
-            dtype=task.facts.dtype,
-            vocab_size=task.facts.vocab_size,
-            batch_bytes=task.batch_bytes,
+            encoding.directory, f"{split}-{number:05d}", facts.dtype, facts.vocab_size, batch_bytes=cfg.batch_bytes
         )
         for split in SPLITS
     }
     try:
-        texts = watched(task.source.texts(unit, problems))
-        for text, ids in encode_documents(_tokenizer(task.tokenizer), texts, task.facts.prefix, task.facts.suffix):
+        texts = watched(encoding.source.texts(unit, bad))
+        for text, ids in encode_documents(_tokenizer(encoding.tokenizer), texts, facts.prefix, facts.suffix):
             data = text.encode()
-            split = "validation" if is_held_out(data, task.held_out) else "train"
+            split = "validation" if is_held_out(data, cfg.held_out) else "train"
             writers[split].add(ids, len(data))
         shards = {split: writer.close() for split, writer in writers.items()}
     except BaseException:
         for writer in writers.values():
             writer.abandon()
         raise
-    fsync_path(task.directory)
-    done = UnitRecord(unit=unit_id(unit), shards=shards, skipped=dict(problems.counts))
-    write_whole(record, json.dumps(asdict(done)).encode())
+    fsync_path(encoding.directory)
+    done = UnitRecord(unit=unit_id(unit), shards=shards, skipped=dict(bad.counts))
+    replace_file(record, [json.dumps(asdict(done)).encode()], prefix=TEMPORARY)
 
 
 @dataclass(kw_only=True)
@@ -134,22 +124,14 @@ class UnitRecord:
         shards = {split: shard and Shard(**shard) for split, shard in raw.pop("shards").items()}
         return cls(**raw, shards=shards)
 
-    @staticmethod
-    def sum_skipped(records: Iterable[UnitRecord]) -> dict[str, int]:
-        """Add up what units left out or mended."""
-        total: Counter[str] = Counter()
-        for record in records:
-            total.update(record.skipped)
-        return dict(sorted(total.items()))
-
 
 def unit_id(unit: Unit) -> str:
-    """Return a hash of the spans of a unit."""
+    """Return a hash of the ranges of a unit."""
     return hashlib.sha256(json.dumps(unit).encode()).hexdigest()
 
 
 def is_held_out(data: bytes, fraction: float) -> bool:
-    """Say whether a document belongs to the validation split.
+    """Return whether a document belongs to the validation split.
 
     It depends on the document's UTF-8 bytes alone: as a corpus grows no document changes sides, and copies of a
     document are all on one side.
@@ -158,12 +140,12 @@ def is_held_out(data: bytes, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Yield a text in pieces of PIECE_CHARS to twice that, cut where words begin if it has words."""
+def chunks(text: str) -> Iterator[str]:
+    """Yield a text in chunks of CHUNK_CHARS to twice that, cut where words begin if it has words."""
     start = 0
-    while len(text) - start > 2 * PIECE_CHARS:
-        found = _CUT.search(text, start + PIECE_CHARS, start + 2 * PIECE_CHARS)
-        stop = found.end() if found else start + 2 * PIECE_CHARS
+    while len(text) - start > 2 * CHUNK_CHARS:
+        found = _CUT.search(text, start + CHUNK_CHARS, start + 2 * CHUNK_CHARS)
+        stop = found.end() if found else start + 2 * CHUNK_CHARS
         yield text[start:stop]
         start = stop
     yield text[start:] if start else text
@@ -173,19 +155,19 @@ def encode_documents(
     tokenizer: Tokenizer, texts: Iterable[str], prefix: list[int], suffix: list[int]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each text with its ids (n,) uint32, prefix and suffix included; memory is bounded by the longest text."""
-    frame = np.array(prefix, dtype=np.uint32), np.array(suffix, dtype=np.uint32)
-    parts = [frame[0]]
+    before, after = np.array(prefix, dtype=np.uint32), np.array(suffix, dtype=np.uint32)
+    parts = [before]
     for batch in _batches(texts, cut=cuttable(tokenizer)):
-        encodings = tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+        encodings = tokenizer.encode_batch_fast([chunk for chunk, _ in batch], add_special_tokens=False)
         for (_, text), encoding in zip(batch, encodings, strict=True):
             parts.append(np.array(encoding.ids, dtype=np.uint32))
             if text is not None:
-                yield text, np.concatenate([*parts, frame[1]])
-                parts = [frame[0]]
+                yield text, np.concatenate([*parts, after])
+                parts = [before]
 
 
 def cuttable(tokenizer: Tokenizer) -> bool:
-    """Say whether pieces of a text have the ids of the whole: not if a tokenizer marks where a text begins (Llama)."""
+    """Return whether chunks of a text have the ids of the whole: not if a tokenizer marks its start (Llama)."""
 
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -194,15 +176,15 @@ def cuttable(tokenizer: Tokenizer) -> bool:
 
 
 def _batches(texts: Iterable[str], *, cut: bool) -> Iterator[list[tuple[str, str | None]]]:
-    """Group pieces of about BATCH_CHARS in all; the last piece of each text stands with the text, others with None."""
+    """Group chunks to about BATCH_CHARS. The last chunk of a text comes with the text, the others with None."""
     batch: list[tuple[str, str | None]] = []
     size = 0
     for text in texts:
         length = 0
-        for piece in pieces(text) if cut else [text]:
-            length += len(piece)
-            batch.append((piece, text if length == len(text) else None))
-            size += len(piece)
+        for chunk in chunks(text) if cut else [text]:
+            length += len(chunk)
+            batch.append((chunk, text if length == len(text) else None))
+            size += len(chunk)
             if size >= BATCH_CHARS:
                 yield batch
                 batch, size = [], 0

@@ -1,6 +1,6 @@
 """Locks between processes: one does the work, or several do parts of it; the others wait and say for whom.
 
-Holds the waiting only; what is locked is the caller's. Free of torch.
+Holds the waiting only; what is locked is up to the caller. Free of torch.
 """
 
 from __future__ import annotations
@@ -18,27 +18,15 @@ POLL_S = 0.2  # seconds between two attempts
 
 
 @contextmanager
-def exclusive(path: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock file `path` alone while the block runs; the system releases it when the process dies.
+def lock(path: Path, purpose: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs, alone or beside other processes that share it.
 
-    While another process holds it, wait, with one notice on standard error that names its host and process id.
+    While another process holds it, wait, with one notice on standard error that names its host and process id. The
+    system releases the lock when the process dies.
     """
-    with _held(path, purpose, fcntl.LOCK_EX, ""):
-        yield
-
-
-@contextmanager
-def shared(path: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock file `path` beside any number of other processes that share it; wait for one that does not."""
-    with _held(path, purpose, fcntl.LOCK_SH, " or others beside it"):
-        yield
-
-
-@contextmanager
-def _held(path: Path, purpose: str, kind: int, others: str) -> Iterator[None]:
     with path.open("a+") as handle:
         noticed = ""
-        while not _try_lock(handle.fileno(), kind):
+        while not _try_lock(handle.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             handle.seek(0)
             holder = handle.read().strip()
             if holder and holder != noticed:
@@ -47,6 +35,7 @@ def _held(path: Path, purpose: str, kind: int, others: str) -> Iterator[None]:
             time.sleep(POLL_S)
         handle.seek(0)
         handle.truncate()
+        others = " or others beside it" if shared else ""
         handle.write(f"pid {os.getpid()} on host {socket.gethostname()}{others}\n")
         handle.flush()
         yield

@@ -1,28 +1,30 @@
 """Writing and verifying the shards of a prepared corpus, in the format that `manifest` describes.
 
-Holds no encoding of text; reading tokens is in `corpus`. Free of torch.
+Holds no encoding of text, which is in `encode`; reading tokens is in `corpus`. Free of torch.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 import os
 import uuid
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from pretrain.data.manifest import PAGE_BYTES, Shard
-from pretrain.errors import DataError, ResourceError
+from pretrain.errors import DataError
 from pretrain.files import replace_file
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 TEMPORARY = "tmp-"  # files whose names begin so are not finished
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ShardWriter:
@@ -32,7 +34,7 @@ class ShardWriter:
     longest document if that is more.
     """
 
-    def __init__(self, directory: Path, name: str, *, dtype: str, vocab_size: int, batch_bytes: int) -> None:
+    def __init__(self, directory: Path, name: str, dtype: str, vocab_size: int, *, batch_bytes: int) -> None:
         """Open the shard `name` (such as "train-00000") of ids below `vocab_size`."""
         self._path = directory / f"{name}.arrow"
         self._temporary = directory / f"{TEMPORARY}{uuid.uuid4().hex}-{name}.arrow"
@@ -69,16 +71,18 @@ class ShardWriter:
         if not self._shard.documents:
             self._temporary.unlink()
             return None
-        self._shard.size = self._sink.size
+        self._shard.size = self._temporary.stat().st_size
         self._shard.sha256 = self._sink.sha256.hexdigest()
-        write_whole(self._path.with_suffix(".crc"), np.array(self._crcs, dtype="<u4").tobytes())
+        crcs = np.array(self._crcs, dtype="<u4").tobytes()
+        replace_file(self._path.with_suffix(".crc"), [crcs], prefix=TEMPORARY)
         self._temporary.replace(self._path)
         return self._shard
 
     def abandon(self) -> None:
         """Remove what was written so far."""
-        self._sink.close()
         self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk again
+            self._sink.close()
 
     def _write_batch(self) -> None:
         offsets = np.cumsum([0, *map(len, self._documents)], dtype=np.int64)  # (documents+1,)
@@ -119,56 +123,21 @@ def verify_shard(directory: Path, shard: Shard) -> None:
         raise DataError(f"{checksums}: not the checksums of {path.name}; prepare the corpus again")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it has its name only when all of it is on disk."""
-    with writing(path):
-        replace_file(path, [data], prefix=TEMPORARY)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a disk that is full into a `ResourceError` that names the path."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise ResourceError(
-            f"{path}: {error.strerror}; free some space, or choose another data.prepare.root, and run again: "
-            "what is prepared is kept"
-        ) from None
-
-
-class _HashedFile:
-    """A file that hashes what is written to it; `close` puts it on disk."""
+class _HashedFile(io.BufferedWriter):
+    """A new file that hashes what is written to it; `close` puts it on disk."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with writing(path):
-            self._file = path.open("wb")
-        self.size = 0
+        super().__init__(io.FileIO(path, "w"))
         self.sha256 = hashlib.sha256()
 
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def write(self, data: bytes) -> int:
-        with writing(self._path):
-            self._file.write(data)
+    def write(self, data: ReadableBuffer) -> int:
         self.sha256.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        with writing(self._path):
-            self._file.flush()
+        return super().write(data)
 
     def close(self) -> None:
-        if not self._file.closed:
-            with writing(self._path), self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+        try:
+            if not self.closed:
+                self.flush()
+                os.fsync(self.fileno())
+        finally:
+            super().close()

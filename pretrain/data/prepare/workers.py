@@ -1,50 +1,72 @@
-"""Worker processes for preparing corpora: starting, counting, stopping; none outlives its parent or imports torch.
+"""Worker processes for preparing corpora: starting, progress, stopping; none outlives its parent or imports torch.
 
-Holds nothing of what they do, which is in `encoding`.
+Holds nothing of what they do, which is in `encode`. Progress is a bar on a terminal, a line now and then elsewhere.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
+from typing import Any
 
 from pretrain.errors import ResourceError
 
+POLL_S = 0.2  # seconds between two looks at the workers
+LINE_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
 REPORT_CHARS = 2**18  # characters of text between two reports of a worker
+
+Call = tuple[Any, ...]  # a function and its arguments
 
 
 class Stopped(Exception):
-    """The preparation failed elsewhere; what this worker does is given up."""
+    """Another part of the preparation failed; this worker drops its work."""
 
 
-class _Signals:
-    """What a worker shares with the process that started it."""
+class Workers:
+    """A pool of worker processes."""
 
-    text_chars: Synchronized[int]  # characters of text that all workers have dealt with
-    stop: Event
+    def __init__(self, pool: ProcessPoolExecutor, text_chars: Synchronized[int]) -> None:
+        self._pool = pool
+        self._text_chars = text_chars  # characters that passed the `watched` texts of all workers
 
+    def call(self, *call: Any) -> Any:
+        """Return the result of one call."""
+        return self._pool.submit(*call).result()
 
-_signals = _Signals()
+    def run(self, title: str, calls: Iterable[Call], *, finished: int = 0) -> list[Any]:
+        """Return the results of calls in their order and show the progress, after units `finished` before.
+
+        Raises the error of the first call that fails.
+        """
+        futures = [self._pool.submit(*call) for call in calls]
+        pending = set(futures)
+        total = finished + len(futures)
+        with _progress(title, total) as show:
+            while pending:
+                done, pending = wait(pending, POLL_S, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                show(total - len(pending), self._text_chars.value)
+        return [future.result() for future in futures]
 
 
 @contextmanager
-def worker_pool(workers: int) -> Iterator[tuple[ProcessPoolExecutor, Synchronized[int]]]:
-    """Open a pool of processes, with the count of characters that pass their `watched` texts.
-
-    Raises `ResourceError` if one is killed.
-    """
+def worker_pool(num_workers: int) -> Iterator[Workers]:
+    """Open a pool of processes. Raises `ResourceError` if one of them is killed."""
     context = multiprocessing.get_context("spawn")
     text_chars, stop = context.Value("q", 0), context.Event()
-    pool = ProcessPoolExecutor(workers, context, _start, (text_chars, stop))
+    pool = ProcessPoolExecutor(num_workers, context, _start, (text_chars, stop))
     try:
-        yield pool, text_chars
+        yield Workers(pool, text_chars)
     except BrokenProcessPool:
         raise ResourceError(
             "a worker process died, killed or out of memory; run again (what is prepared is kept), "
@@ -57,8 +79,45 @@ def worker_pool(workers: int) -> Iterator[tuple[ProcessPoolExecutor, Synchronize
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows finished units of `total` and the characters of text that were encoded."""
+    start = next_line = time.monotonic()
+
+    def rate(chars: int) -> str:
+        return f"{chars / 1e6:.1f} MB of text, {chars / 1e6 / max(time.monotonic() - start, 1e-3):.2f} MB/s"
+
+    def line(finished: int, chars: int) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line or finished == total:
+            print(f"{title}: {finished}/{total} units, {rate(chars)}", file=sys.stderr, flush=True)
+            next_line = time.monotonic() + LINE_EVERY_S
+
+    if not sys.stderr.isatty():
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("{task.fields[text]}")
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), text
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), expand=True) as bar:
+        task = bar.add_task(title, total=total, text="")
+        yield lambda finished, chars: bar.update(task, completed=finished, text=rate(chars))
+
+
+class _Signals:
+    """What a worker shares with the process that started it."""
+
+    text_chars: Synchronized[int]
+    stop: Event
+
+
+_signals = _Signals()
+
+
 def watched(texts: Iterable[str]) -> Iterator[str]:
-    """Pass texts on in a worker: count their characters, and raise `Stopped` when the work has failed elsewhere."""
+    """Pass texts on in a worker: count their characters, and raise `Stopped` when another worker has failed."""
     pending = 0
     for text in texts:
         yield text

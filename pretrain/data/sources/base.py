@@ -1,7 +1,7 @@
 """Sources of text: what a corpus is made from, and how it is cut into units that can be prepared one by one.
 
-Holds the base and the sources of plain text; records with a text field are in `records`, cutting bytes into documents
-is in `documents`, writing shards in `preparation`. Free of torch.
+Holds the base class and the sources of plain text; records with a text field are in `structured`, cutting bytes into
+documents is in `documents`. Free of torch.
 
 A unit is a part of the input that one process turns into one shard per split. Units follow from the input alone, never
 from the number of processes, so a corpus has the same bytes however it was prepared.
@@ -18,7 +18,9 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.data.sources.documents import COMPRESSED, Problems, Raw, decode, lines, open_bytes, paragraphs, whole
+from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.documents import Raw, decode, lines, paragraphs, whole
+from pretrain.data.sources.readers import COMPRESSED, open_bytes
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
 
@@ -33,7 +35,7 @@ class Input(NamedTuple):
     mtime_ns: int
 
 
-class Span(NamedTuple):
+class FileRange(NamedTuple):
     """A part of one input: bytes of a plain file, row groups of a Parquet file, shards of a hub data set."""
 
     file: str
@@ -41,7 +43,7 @@ class Span(NamedTuple):
     stop: int | None  # None = to the end
 
 
-Unit = list[Span]
+Unit = list[FileRange]
 
 
 @dataclass(kw_only=True)
@@ -75,33 +77,33 @@ class ReadableSource(SourceConfig, ABC):
         """List the input files in their order. Raises `ConfigError` if there are none."""
 
     @abstractmethod
-    def spans(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[Span, int]]:
+    def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         """Yield the parts of the input in order, each with its size in bytes, none much above `unit_bytes`."""
 
     @abstractmethod
-    def read(self, span: Span, problems: Problems) -> Iterator[Raw]:
+    def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
         """Yield the documents of one part."""
 
     def units(self, inputs: list[Input], unit_bytes: int) -> list[Unit]:
-        """Join consecutive spans into units of at most about `unit_bytes`."""
+        """Join consecutive ranges into units of at most about `unit_bytes`."""
         units: list[Unit] = []
         room = 0
-        for span, size in self.spans(inputs, unit_bytes):
+        for part, size in self.ranges(inputs, unit_bytes):
             if not units or size > room:
                 units.append([])
                 room = unit_bytes
-            units[-1].append(span)
+            units[-1].append(part)
             room -= size
         return units
 
-    def texts(self, unit: Unit, problems: Problems) -> Iterator[str]:
+    def texts(self, unit: Unit, bad: BadRecords) -> Iterator[str]:
         """Yield the text of every document of a unit that the policy keeps."""
-        for span in unit:
-            if span.stop == 0:
-                problems.leave_out("empty_file")
+        for part in unit:
+            if part.stop == 0:
+                bad.counts["empty_file"] += 1
                 continue
-            for raw in self.read(span, problems):
-                if (text := decode(raw, problems)) is not None:
+            for raw in self.read(part, bad):
+                if (text := decode(raw, bad)) is not None:
                     yield text
 
 
@@ -124,7 +126,16 @@ class FileSource(ReadableSource, ABC):
         check(bool(self.paths), "data.sources.*.paths", self.paths, "name at least one file or pattern")
 
     def inputs(self) -> list[Input]:
-        return _match(self.paths)
+        """List the files that the patterns name, sorted, each once. Raises `ConfigError` for one without a file."""
+        found: set[Path] = set()
+        for pattern in self.paths:
+            path = Path(pattern).expanduser()
+            matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            if not (files := {match for match in matches if not match.is_dir()}):
+                rule = f"matches no file, seen from {Path.cwd()}; correct the path or pattern"
+                raise ConfigError(f"data.sources.*.paths: {pattern} {rule}")
+            found |= files
+        return [file_input(path, path) for path in sorted(found)]
 
 
 @register("source", "text")
@@ -134,16 +145,16 @@ class TextSource(FileSource):
 
     documents: Cut = Cut.file  # where documents end: file, line or blank_line
 
-    def spans(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[Span, int]]:
-        return byte_spans(inputs, unit_bytes, divisible=self.documents is not Cut.file)
+    def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
+        return byte_ranges(inputs, unit_bytes, divisible=self.documents is not Cut.file)
 
-    def read(self, span: Span, problems: Problems) -> Iterator[Raw]:
-        with open_bytes(span.file) as stream:
+    def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
+        with open_bytes(part.file) as stream:
             if self.documents is Cut.file:
-                yield from whole(stream, span.file)
+                yield from whole(stream, part.file)
             else:
                 cut = lines if self.documents is Cut.line else paragraphs
-                yield from cut(stream, *span)
+                yield from cut(stream, *part)
 
 
 @register("source", "stdlib")
@@ -161,11 +172,11 @@ class StdlibSource(ReadableSource):
             raise ConfigError(f"source=stdlib: {root} holds no Python source; choose another source")
         return [file_input(file, file.relative_to(root)) for file in files]
 
-    def spans(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[Span, int]]:
-        return byte_spans(inputs, unit_bytes, divisible=False)
+    def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
+        return byte_ranges(inputs, unit_bytes, divisible=False)
 
-    def read(self, span: Span, problems: Problems) -> Iterator[Raw]:
-        file = str(Path(sysconfig.get_path("stdlib"), span.file))
+    def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
+        file = str(Path(sysconfig.get_path("stdlib"), part.file))
         with open_bytes(file) as stream:
             yield from whole(stream, file)
 
@@ -179,27 +190,13 @@ def file_input(path: Path, name: Path) -> Input:
     return Input(name.as_posix(), status.st_size, status.st_mtime_ns)
 
 
-def _match(patterns: list[str]) -> list[Input]:
-    """List the files that the patterns name, sorted, each once. Raises `ConfigError` for a pattern without a file."""
-    found: set[Path] = set()
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        files = {match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if not match.is_dir()}
-        if not files:
-            rule = f"matches no file, seen from {Path.cwd()}; correct the path or pattern"
-            raise ConfigError(f"data.sources.*.paths: {pattern} {rule}")
-        found |= files
-    return [file_input(path, path) for path in sorted(found)]
-
-
-def byte_spans(inputs: list[Input], unit_bytes: int, divisible: bool) -> Iterator[tuple[Span, int]]:
+def byte_ranges(inputs: list[Input], unit_bytes: int, divisible: bool) -> Iterator[tuple[FileRange, int]]:
     """Yield each file whole or, if it is plain and divisible, in ranges of `unit_bytes`, with its size in bytes."""
     for entry in inputs:
         if Path(entry.name).suffix in COMPRESSED:
-            yield Span(entry.name, 0, None), entry.size
-        elif not divisible or entry.size <= unit_bytes:
-            yield Span(entry.name, 0, entry.size), entry.size
+            yield FileRange(entry.name, 0, None), entry.size
         else:
-            for start in range(0, entry.size, unit_bytes):
-                stop = min(start + unit_bytes, entry.size)
-                yield Span(entry.name, start, stop), stop - start
+            step = max(unit_bytes if divisible else entry.size, 1)
+            for start in range(0, max(entry.size, 1), step):
+                stop = min(start + step, entry.size)
+                yield FileRange(entry.name, start, stop), stop - start

@@ -1,36 +1,19 @@
-"""Documents out of byte streams: opening, cutting, decoding, and counting what is wrong with them.
+"""Documents out of byte streams: cutting, decoding and mending.
 
-Holds what is the same for every source; which files a source reads is in `sources`. Free of torch.
+Holds what is the same for every source; which files a source reads is in `base`, opening them in `readers`. Free of
+torch.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
-import zlib
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import Enum
-from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from itertools import chain
+from typing import BinaryIO, NamedTuple
 
-import pyarrow as pa
-
+from pretrain.data.sources.bad_records import BadRecords, OnInvalid
 from pretrain.errors import DataError
 
-COMPRESSED = (".gz", ".xz", ".bz2", ".zst")  # suffixes that `open_bytes` undoes
 DOCUMENT_LIMIT = 256 * 2**20  # bytes; a longer document is refused, so that memory stays bounded
-
-
-class OnInvalid(Enum):
-    """What happens to text that is not valid: invalid UTF-8, NUL bytes, bad records."""
-
-    replace = "replace"  # mend it with U+FFFD; records that cannot be mended are left out
-    skip = "skip"  # leave the document out
-    fail = "fail"  # stop with an error that names file and offset
 
 
 class Raw(NamedTuple):
@@ -48,69 +31,24 @@ class Raw(NamedTuple):
         return f"{self.file}: {self.unit} {self.start}, byte {offset} of the text"
 
 
-class Problems:
-    """Counts what was left out or mended, by reason; under the policy `fail` the first one is an error."""
-
-    def __init__(self, policy: OnInvalid) -> None:
-        self.policy = policy
-        self.counts: Counter[str] = Counter()  # reason -> documents, lines or files
-
-    def leave_out(self, reason: str) -> None:
-        """Count something that holds no text, which no policy minds."""
-        self.counts[reason] += 1
-
-    def report(self, reason: str, place: str, rule: str) -> None:
-        """Count something invalid. Raises `DataError` under the policy `fail`."""
-        if self.policy is OnInvalid.fail:
-            raise DataError(
-                f"{place}: {rule}; mend the file, or choose data.prepare.on_invalid=replace (mends what can be mended) "
-                "or =skip (leaves the document out)"
-            )
-        self.counts[reason] += 1
-
-
-def decode(raw: Raw, problems: Problems) -> str | None:
+def decode(raw: Raw, bad: BadRecords) -> str | None:
     """Return the text of a document, mended if the policy says so, or None for one that is left out."""
     try:
         text = raw.data.decode()
     except UnicodeDecodeError as error:
-        problems.report("invalid_utf8", raw.place(error.start), f"not valid UTF-8 ({error.reason})")
-        if problems.policy is OnInvalid.skip:
+        bad.report("invalid_utf8", raw.place(error.start), f"not valid UTF-8 ({error.reason})")
+        if bad.policy is OnInvalid.skip:
             return None
         text = raw.data.decode(errors="replace")
     if "\0" in text:
-        problems.report("nul_bytes", raw.place(raw.data.index(0)), "NUL byte in text")
-        if problems.policy is OnInvalid.skip:
+        bad.report("nul_bytes", raw.place(raw.data.index(0)), "NUL byte in text")
+        if bad.policy is OnInvalid.skip:
             return None
         text = text.replace("\0", "\ufffd")
     if not text or text.isspace():
-        problems.leave_out("empty")
+        bad.counts["empty"] += 1
         return None
     return text
-
-
-@contextmanager
-def open_bytes(file: str) -> Iterator[BinaryIO]:
-    """Open a file for reading, decompressed by its suffix. Errors of reading become a `DataError` that names it."""
-    try:
-        with _open(file) as stream:
-            yield stream
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be read ({error}); restore the file or leave it out of the source") from error
-
-
-def _open(file: str) -> BinaryIO:
-    suffix = Path(file).suffix
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(file))
-    if suffix == ".xz":
-        return cast(BinaryIO, lzma.open(file))
-    if suffix == ".bz2":
-        return cast(BinaryIO, bz2.open(file))
-    if suffix == ".zst":
-        # Concatenated zstd frames are read as one stream, like the other kinds.
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, pa.input_stream(file, compression="zstd"))))
-    return Path(file).open("rb")
 
 
 def whole(stream: BinaryIO, file: str) -> Iterator[Raw]:
@@ -131,13 +69,13 @@ def lines(stream: BinaryIO, file: str, start: int, stop: int | None) -> Iterator
 def paragraphs(stream: BinaryIO, file: str, start: int, stop: int | None) -> Iterator[Raw]:
     """Yield the runs of non-blank lines whose preceding blank line begins in the bytes [start, stop).
 
-    The run at the beginning of the stream belongs to start = 0. So every run belongs to one range, and a range is read
+    The run at the start of the stream belongs to start = 0. So every run belongs to one range, and a range is read
     without looking back.
     """
     owned = start == 0
     held: list[bytes] = []
     begin = length = 0
-    for position, line in _lines_from(stream, file, start):
+    for position, line in chain(_lines_from(stream, file, start), [(0, b"\n")]):  # the end is like a blank line
         if line.isspace():
             if held:
                 yield Raw(b"".join(held).rstrip(b"\r\n"), file, begin)
@@ -151,8 +89,6 @@ def paragraphs(stream: BinaryIO, file: str, start: int, stop: int | None) -> Ite
             held.append(line)
             length += len(line)
             _check_length(length, file, begin)
-    if held:
-        yield Raw(b"".join(held).rstrip(b"\r\n"), file, begin)
 
 
 def _lines_from(stream: BinaryIO, file: str, start: int) -> Iterator[tuple[int, bytes]]:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.bad_records import Faults
 from finetune.data.records import read_records
+from pretrain.data.sources.bad_records import BadRecords
 from pretrain.errors import ConfigError, DataError
 
 COLUMNS = {"text": "sentence", "label": "class"}
@@ -33,13 +33,13 @@ AWKWARD = [
 
 
 def read(file, columns=COLUMNS, **options):
-    faults = Faults(str(file), allowed=0.0)
-    return [(record.values, record.place) for record in read_records(str(file), columns, faults, **options)], faults
+    found = BadRecords(str(file), allowed=0.0)
+    return [(record.values, record.place) for record in read_records(str(file), columns, found, **options)], found
 
 
 def values(file, columns=COLUMNS, **options) -> list[tuple]:
-    records, faults = read(file, columns, **options)
-    assert not faults.counts
+    records, found = read(file, columns, **options)
+    assert not found.counts
     return [tuple(row[role] for role in columns) for row, _ in records]
 
 
@@ -231,23 +231,23 @@ def test_bad_rows_of_csv_are_counted_and_those_after_them_read(tmp_path):
     file = tmp_path / "a.csv"
     rows = [b"sentence,class,rest", b"a,0,", b"b,1", b"c,0,,", b'd "quoted"",1,', b'"e" f,1,', b"\xff,1,", b"g,0,\xff"]
     file.write_bytes(b"\n".join([*rows, b'"open,0,', b"swallowed,0,"]))
-    records, faults = read(file)
+    records, found = read(file)
     assert [row["text"] for row, _ in records] == ["a", 'd "quoted""', "g"]
-    assert faults.counts == {"bad quotes": 3, "not UTF-8": 1, "too few or too many cells": 2}
+    assert found.counts == {"bad quotes": 3, "not UTF-8": 1, "too few or too many cells": 2}
     with pytest.raises(
         DataError, match=f"{file}:6: .*{file}:9: .*{file}:7: column 'sentence'.*{file}:3: 2, expected 3"
     ):
-        faults.settle(9)
+        found.settle(9)
 
 
 def test_a_quote_that_is_never_closed_is_as_many_bad_records_as_it_takes_lines(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("\n".join(["sentence,class", *["good,1"] * 20, '"open,0', *["good,1"] * 9]))
-    faults = Faults(str(file), allowed=0.3)
-    assert len([*read_records(str(file), COLUMNS, faults)]) == 20
-    assert faults.counts == {"bad quotes": 10}
+    found = BadRecords(str(file), allowed=0.3)
+    assert len([*read_records(str(file), COLUMNS, found)]) == 20
+    assert found.counts == {"bad quotes": 10}
     with pytest.raises(DataError, match=f"10 of 30 records are bad.*{file}:22: unexpected end"):
-        faults.settle(30)
+        found.settle(30)
 
 
 def test_a_record_of_very_many_lines_is_told(tmp_path, caplog):
@@ -278,19 +278,19 @@ def test_bad_lines_of_json_are_counted_and_those_after_them_read(tmp_path):
         b"[" * 100_000,
     ]
     file.write_bytes(b"\n".join([*bad, good]))
-    records, faults = read(file)
+    records, found = read(file)
     assert records == [({"text": "a", "label": 0}, f"{file}:8")]
     no_object = "no JSON object (one a line, no list around them)"
-    assert faults.counts == {"a column is missing": 1, no_object: 1, "not JSON": 2, "not UTF-8": 3}
+    assert found.counts == {"a column is missing": 1, no_object: 1, "not JSON": 2, "not UTF-8": 3}
 
 
 def test_parquet_strings_that_are_not_utf8(tmp_path):
     file = tmp_path / "a.parquet"
     texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xff"]).buffers())
     pa.parquet.write_table(pa.table({"sentence": texts, "class": [0, 1]}), file)
-    records, faults = read(file)
+    records, found = read(file)
     assert [row["text"] for row, _ in records] == ["ok"]
-    assert faults.counts == {"not UTF-8": 1}
+    assert found.counts == {"not UTF-8": 1}
 
 
 @pytest.mark.shared_data

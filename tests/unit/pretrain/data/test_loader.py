@@ -16,7 +16,6 @@ from pretrain.data.batch import IGNORED, Batch, Inputs, Slots
 from pretrain.data.loader import (
     DataConfig,
     StepLoader,
-    build_batch,
     evaluation_batches,
     micro_batches_per_step,
 )
@@ -76,7 +75,7 @@ def no_thread_is_left():
 def test_a_batch_says_what_it_holds(data):
     stream, _ = data
     slots = stream.slots(np.arange(9))
-    batch = build_batch(slots, causal)
+    batch = Batch.of(causal(slots))
     lengths = np.diff(slots.offsets).tolist()
     assert batch.positions.tolist() == [place for length in lengths for place in range(length)]
     assert batch.lengths == lengths
@@ -97,7 +96,7 @@ def test_targets_are_what_the_objective_makes_of_slots(data):
         return Inputs(np.zeros_like(slots.tokens), targets, slots.slots.astype(np.int32), segments, labels)
 
     slots = stream.slots(np.arange(4))
-    batch = build_batch(slots, every_third)
+    batch = Batch.of(every_third(slots))
     assert batch.num_targets == -(-len(batch.tokens) // 3)
     assert batch.tokens.sum() == 0
     assert batch.offsets.tolist() == slots.slots.tolist() and batch.lengths == np.diff(slots.slots).tolist()
@@ -121,7 +120,7 @@ def test_a_step_is_the_same_however_it_is_divided(data, world_size, micro_batch_
 def test_steps_are_the_sequence_numbers_in_turn(data):
     stream, _ = data
     for step, [batch] in enumerate(loader(stream)):
-        expected = build_batch(stream.slots(np.arange(step * 8, step * 8 + 8)), causal)
+        expected = Batch.of(causal(stream.slots(np.arange(step * 8, step * 8 + 8))))
         assert sequences(batch) == sequences(expected)
 
 
@@ -200,7 +199,7 @@ def test_a_loader_that_nobody_holds_ends_by_itself(data):
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 7])
 def test_evaluation_sees_every_target_once_on_any_number_of_ranks(data, world_size, micro_batch_size):
     _, held_out = data
-    whole = sequences(build_batch(held_out.slots(np.arange(held_out.num_slots)), causal))
+    whole = sequences(Batch.of(causal(held_out.slots(np.arange(held_out.num_slots)))))
     shares = [
         list(
             evaluation_batches(
@@ -224,7 +223,7 @@ def test_evaluation_of_a_few_slots_takes_them_from_everywhere(data):
     _, held_out = data
     batches = list(evaluation_batches(held_out, causal, micro_batch_size=2, rank=0, world_size=1, max_slots=6))
     chosen = [number * held_out.num_slots // 6 for number in range(6)]
-    expected = sequences(build_batch(held_out.slots(np.array(chosen)), causal))
+    expected = sequences(Batch.of(causal(held_out.slots(np.array(chosen)))))
     assert list(itertools.chain(*map(sequences, batches))) == expected
     more = {"micro_batch_size": 2, "rank": 0, "world_size": 1, "max_slots": 10**6}
     assert sum(batch.num_targets for batch in evaluation_batches(held_out, causal, **more)) == held_out.num_targets

@@ -10,15 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.corpus import Corpus
-from pretrain.data.packing import BestFit, Concat, Packing, Pieces, pack
-from pretrain.data.placement import place
+from pretrain.data.packing import BestFit, Chunks, Concat, Packing, pack, place
 
-Piece = tuple[int, int, bool]  # start, length, whether its document ends with it
+Chunk = tuple[int, int, bool]  # start, length, whether its document ends with it
 
 lengths_lists = st.lists(st.integers(0, 40), min_size=1, max_size=60)
 
 
-def slow_concat(lengths: list[int], seq_len: int) -> list[list[Piece]]:
+def slow_concat(lengths: list[int], seq_len: int) -> list[list[Chunk]]:
     """Walk over the stream token by token."""
     ends = set(np.cumsum(lengths).tolist())
     slots = []
@@ -46,10 +45,10 @@ def slow_best_fit_rooms(lengths: list[int], seq_len: int) -> Counter[int]:
     return Counter(rooms)
 
 
-def as_slots(pieces: Pieces) -> list[list[Piece]]:
-    rows = list(zip(pieces.starts.tolist(), pieces.lengths.tolist(), pieces.closed.tolist(), strict=True))
-    ends = np.cumsum(pieces.counts)
-    return [rows[end - count : end] for end, count in zip(ends, pieces.counts, strict=True)]
+def as_slots(chunks: Chunks) -> list[list[Chunk]]:
+    rows = list(zip(chunks.starts.tolist(), chunks.lengths.tolist(), chunks.closed.tolist(), strict=True))
+    ends = np.cumsum(chunks.counts)
+    return [rows[end - count : end] for end, count in zip(ends, chunks.counts, strict=True)]
 
 
 @given(lengths_lists, st.integers(1, 17), st.integers(1, 9))
@@ -61,9 +60,9 @@ def test_concat_cuts_the_stream_at_slots_and_documents(tmp_path_factory, lengths
     expected = slow_concat(lengths, seq_len)
     packer = Concat(corpus, seq_len, partial=True)
     assert packer.num_slots == len(expected)
-    assert as_slots(packer.pieces(np.arange(packer.num_slots))) == expected
+    assert as_slots(packer.chunks(np.arange(packer.num_slots))) == expected
     backwards = np.arange(packer.num_slots)[::-1]
-    assert as_slots(packer.pieces(backwards)) == expected[::-1]
+    assert as_slots(packer.chunks(backwards)) == expected[::-1]
     assert Concat(corpus, seq_len, partial=False).num_slots == sum(lengths) // seq_len
 
 
@@ -71,23 +70,23 @@ def test_concat_cuts_the_stream_at_slots_and_documents(tmp_path_factory, lengths
 @settings(max_examples=100, deadline=None)
 def test_best_fit_places_every_token_once_and_cuts_only_what_is_too_long(lengths, seq_len):
     packer = BestFit(np.array(lengths), seq_len)
-    slots = as_slots(packer.pieces(np.arange(packer.num_slots)))
+    slots = as_slots(packer.chunks(np.arange(packer.num_slots)))
     assert len(slots) == packer.num_slots
     assert all(0 < sum(length for _, length, _ in slot) <= seq_len for slot in slots)
-    pieces = sorted(piece for slot in slots for piece in slot)
+    chunks = sorted(chunk for slot in slots for chunk in slot)
     expected, start = [], 0
     for length in lengths:
         cuts = [*range(start, start + length, seq_len), start + length]
         expected += [(a, b - a, b == start + length) for a, b in pairwise(cuts)]
         start += length
-    assert pieces == expected
+    assert chunks == expected
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=120), st.sampled_from([16, 23, 31]))
 @settings(max_examples=100, deadline=None)
 def test_best_fit_fills_slots_as_the_slow_method_does(lengths, seq_len):
     packer = BestFit(np.array(lengths), seq_len)
-    slots = as_slots(packer.pieces(np.arange(packer.num_slots)))
+    slots = as_slots(packer.chunks(np.arange(packer.num_slots)))
     rooms = Counter(seq_len - sum(length for _, length, _ in slot) for slot in slots)
     assert rooms == slow_best_fit_rooms(lengths, seq_len)
 
@@ -95,7 +94,7 @@ def test_best_fit_fills_slots_as_the_slow_method_does(lengths, seq_len):
 def test_best_fit_by_hand():
     """Slots of 10: 7 and 3, then 6 and 4, then the 12 in two, its remainder with the 5 and the smaller 2."""
     packer = BestFit(np.array([6, 12, 7, 2, 4, 3, 5]), 10)
-    slots = as_slots(packer.pieces(np.arange(packer.num_slots)))
+    slots = as_slots(packer.chunks(np.arange(packer.num_slots)))
     assert slots == [
         [(6, 10, False)],
         [(18, 7, True), (31, 3, True)],
@@ -109,7 +108,7 @@ def test_the_work_of_best_fit_does_not_grow_with_documents():
     few = np.bincount(draw.geometric(1 / 60, size=3_000).clip(max=256), minlength=257)
     many = few * 1000
     assert len(place(many, 256)) < 20 * len(place(few, 256))
-    placed = sum(placement.num_slots * placement.per_slot for placement in place(many, 256))
+    placed = sum(run.slots * run.each for run in place(many, 256))
     assert placed == 3_000_000
 
 
@@ -120,7 +119,7 @@ def test_best_fit_beats_concat_on_cut_documents(tmp_path):
     cut = {}
     for packing in Packing:
         packer = pack(packing, corpus, 64, partial=True)
-        cut[packing] = int((~packer.pieces(np.arange(packer.num_slots)).closed).sum())
+        cut[packing] = int((~packer.chunks(np.arange(packer.num_slots)).closed).sum())
         assert packer.num_slots <= 1.05 * corpus.num_tokens / 64 + 1
     assert cut[Packing.best_fit] == 0 < cut[Packing.concat]
 

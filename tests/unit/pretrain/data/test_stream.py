@@ -11,10 +11,9 @@ import pytest
 from corpora import write_corpus
 
 from pretrain.data.batch import IGNORED, Slots
-from pretrain.data.mixture import Mixture
-from pretrain.data.order import Permutation
+from pretrain.data.order import Mixture, Permutation
 from pretrain.data.packing import Packing
-from pretrain.data.stream import HeldOut, Source, TrainStream
+from pretrain.data.stream import HeldOut, PackedSource, TrainStream
 from pretrain.errors import DataError
 
 FRAMES = [([7], []), ([8], [9]), ([], [9]), ([], [])]
@@ -28,8 +27,8 @@ class World:
 
     rows: list[list[list[int]]]  # source -> documents
     frame: tuple[list[int], list[int]]
-    train: list[Source]
-    validation: list[Source]
+    train: list[PackedSource]
+    validation: list[PackedSource]
 
     def stream(self, isolate: bool = True, seed: int = 5) -> TrainStream:
         return TrainStream(self.train, WEIGHTS, seed=seed, isolate=isolate)
@@ -52,7 +51,7 @@ def make_world(tmp_path, frame=FRAMES[0], packing=Packing.concat, lowest_id=100)
     names = ("first", "second")
     opened = [
         [
-            Source.open(name, path, split, seq_len=SEQ_LEN, packing=packing)
+            PackedSource.open(name, path, split, seq_len=SEQ_LEN, packing=packing)
             for name, path in zip(names, corpora, strict=True)
         ]
         for split in ("train", "validation")
@@ -79,7 +78,7 @@ def sequences_of(slots: Slots) -> list[list[tuple[int, int]]]:
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("packing", list(Packing))
 @pytest.mark.parametrize("isolate", [True, False])
-def test_slots_hold_the_pieces_that_order_and_packing_say(tmp_path, frame, packing, isolate):
+def test_slots_hold_the_chunks_that_order_and_packing_say(tmp_path, frame, packing, isolate):
     world = make_world(tmp_path, frame, packing)
     stream = world.stream(isolate)
     numbers = np.arange(180, 420)  # every source is in its third epoch or later at the end
@@ -91,10 +90,10 @@ def test_slots_hold_the_pieces_that_order_and_packing_say(tmp_path, frame, packi
     for source, epoch, index in place:
         shuffle = Permutation(sizes[source], seed=5, source=source, epoch=epoch)
         slot = int(shuffle(np.array([index]))[0])
-        pieces = world.train[source].packer.pieces(np.array([slot]))
+        chunks = world.train[source].packer.chunks(np.array([slot]))
         pairs = walk(world.rows[source], frame)
         parts: list[list[tuple[int, int]]] = []
-        for start, length, _, opens, context in zip(*pieces[:5], strict=True):
+        for start, length, _, opens, context in zip(*chunks[:5], strict=True):
             part = [(token, IGNORED if context else after) for token, after in pairs[start : start + length]]
             parts = [*parts, part] if opens else [*parts[:-1], parts[-1] + part]
         expected_sequences += parts if isolate else [list(itertools.chain(*parts))]
@@ -178,7 +177,7 @@ def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):
         world = make_world(tmp_path / folder, lowest_id=lowest_id)
         cut = {"seq_len": SEQ_LEN, "packing": Packing.concat} | cut
         sources = [
-            Source.open(source.name, tmp_path / folder / f"corpus-{number}", "train", **cut)
+            PackedSource.open(source.name, tmp_path / folder / f"corpus-{number}", "train", **cut)
             for number, source in enumerate(world.train)
         ]
         return TrainStream(sources, list(weights), seed=1, isolate=isolate).fingerprint
@@ -199,13 +198,6 @@ def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):
 
 def test_a_source_without_one_slot_is_refused(tmp_path):
     path = write_corpus(tmp_path / "c", [[1] * 15])
-    source = Source.open("tiny", path, "train", seq_len=16, packing=Packing.concat)
+    source = PackedSource.open("tiny", path, "train", seq_len=16, packing=Packing.concat)
     with pytest.raises(DataError, match=r"data\.sources\.tiny: 15 training tokens.*data\.seq_len=16"):
         TrainStream([source], [1.0], seed=1, isolate=True)
-
-
-def test_sources_of_two_tokenizers_are_refused(tmp_path):
-    world = make_world(tmp_path)
-    world.train[1].corpus.manifest.tokenizer_sha256 = "f" * 64
-    with pytest.raises(DataError, match=r"data\.sources\.second: made with tokenizer ffff.*one tokenizer"):
-        world.stream()

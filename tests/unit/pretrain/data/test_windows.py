@@ -15,7 +15,7 @@ from pretrain.data.corpus import Corpus
 from pretrain.data.loader import DataConfig, StepLoader, evaluation_batches
 from pretrain.data.packing import BestFit, Packing, Windows, pack
 from pretrain.data.sources.base import PreparedSource
-from pretrain.data.stream import HeldOut, Source
+from pretrain.data.stream import HeldOut, PackedSource
 from pretrain.errors import ConfigError
 
 Frame = tuple[list[int], list[int]]
@@ -78,7 +78,7 @@ def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, frame, 
         for window in slow_windows(text, frame, seq_len, stride)
     ]
 
-    source = Source.open("only", directory, "validation", seq_len=seq_len, packing=Packing.windows, stride=stride)
+    source = PackedSource.open("only", directory, "validation", seq_len=seq_len, packing=Packing.windows, stride=stride)
     held_out = HeldOut([source], isolate=True)
     read = [held_out.slots(np.array([number])) for number in range(held_out.num_slots)]
     assert sorted(itertools.chain(*map(sequences, read))) == sorted(expected)
@@ -123,7 +123,7 @@ def test_without_long_documents_they_are_best_fit(lengths):
     best, windows = BestFit(sizes, 16), Windows(sizes, 16, before=1, after=1, stride=3)
     assert windows.num_slots == best.num_slots
     numbers = np.arange(best.num_slots)
-    for one, other in zip(best.pieces(numbers), windows.pieces(numbers), strict=True):
+    for one, other in zip(best.chunks(numbers), windows.chunks(numbers), strict=True):
         assert one.tolist() == other.tolist() and one.dtype == other.dtype
 
 
@@ -131,8 +131,8 @@ def test_slots_are_filled_as_best_fit_fills_them():
     draw = random.Random(4)
     lengths = np.array([draw.randrange(2, 300) for _ in range(400)])
     windows = Windows(lengths, 64, before=1, after=1, stride=10)
-    pieces = windows.pieces(np.arange(windows.num_slots))
-    total = int(pieces.lengths.sum())
+    chunks = windows.chunks(np.arange(windows.num_slots))
+    total = int(chunks.lengths.sum())
     assert total > lengths.sum() + 10 * np.count_nonzero(lengths > 64)
     assert windows.num_slots <= 1.03 * total / 64
 

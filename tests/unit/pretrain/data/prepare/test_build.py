@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from pretrain.data.corpus import Corpus
 from pretrain.data.manifest import Manifest
 from pretrain.data.prepare.build import prepare, verify
-from pretrain.data.prepare.encode import PIECE_CHARS, cuttable, encode_documents, is_held_out, pieces
+from pretrain.data.prepare.encode import CHUNK_CHARS, chunks, cuttable, encode_documents, is_held_out
 from pretrain.data.sources.base import Cut, PreparedSource, TextSource
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ from pretrain.tokenizer.file import Gpt2Tokenizer, TokenizerFile
 
 
 def test_preparing_needs_no_torch():
-    modules = "pretrain.prepare, pretrain.data.prepare.build, pretrain.data.sources.records"
+    modules = "pretrain.prepare, pretrain.data.prepare.build, pretrain.data.sources.structured"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -65,10 +65,10 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
 def test_a_long_document_has_the_ids_of_the_whole(tokenizer):
     reference = Tokenizer.from_file(tokenizer.path)
     assert cuttable(reference)
-    for text in (story(1, 300_000), story(2, 300_000).replace("\n", " "), "é" * (5 * PIECE_CHARS), "short", ""):
-        parts = list(pieces(text))
-        assert "".join(parts) == text and max(map(len, parts)) <= 2 * PIECE_CHARS
-        assert len(parts) > 1 or len(text) <= 2 * PIECE_CHARS
+    for text in (story(1, 300_000), story(2, 300_000).replace("\n", " "), "é" * (5 * CHUNK_CHARS), "short", ""):
+        parts = list(chunks(text))
+        assert "".join(parts) == text and max(map(len, parts)) <= 2 * CHUNK_CHARS
+        assert len(parts) > 1 or len(text) <= 2 * CHUNK_CHARS
         if "é" * 99 in text:
             continue  # one word: cut somewhere, nothing else is promised
         [(same, ids)] = encode_documents(reference, [text], [7], [8, 9])
@@ -84,7 +84,7 @@ def test_a_tokenizer_that_marks_where_a_text_begins_sees_long_documents_whole(le
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     text = story(3, 60_000)
     tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=60, show_progress=False))
-    assert len(text) > 2 * PIECE_CHARS and not cuttable(tokenizer)
+    assert len(text) > 2 * CHUNK_CHARS and not cuttable(tokenizer)
     [(_, ids)] = encode_documents(tokenizer, [text], [], [])
     assert ids.tolist() == tokenizer.encode(text).ids
 

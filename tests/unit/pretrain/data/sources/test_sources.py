@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from pretrain.data.sources.bad_records import BadRecords, OnInvalid
 from pretrain.data.sources.base import Cut, PreparedSource, ReadableSource, StdlibSource, TextSource
-from pretrain.data.sources.documents import OnInvalid, Problems
-from pretrain.data.sources.records import HubSource, JsonLinesSource, ParquetSource
+from pretrain.data.sources.structured import HubSource, JsonLinesSource, ParquetSource
 from pretrain.errors import ConfigError, DataError
 
 
 def read(source: ReadableSource, unit_bytes=2**20, on_invalid=OnInvalid.replace):
     """All texts of a source, and what was counted."""
-    problems = Problems(on_invalid)
+    bad = BadRecords(policy=on_invalid)
     units = source.units(source.inputs(), unit_bytes)
-    return [text for unit in units for text in source.texts(unit, problems)], dict(problems.counts)
+    return [text for unit in units for text in source.texts(unit, bad)], dict(bad.counts)
 
 
 def text_source(path, documents=Cut.file):
@@ -57,7 +57,7 @@ def test_every_line_and_paragraph_once_however_the_file_is_cut(tmp_path_factory,
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 40))
 def test_units_hold_every_span_once_and_are_filled(sizes, unit_bytes):
     class Listed(TextSource):
-        def spans(self, inputs, unit_bytes):
+        def ranges(self, inputs, unit_bytes):
             return ((size, size) for size in sizes)
 
     units = Listed(paths=["x"]).units([], unit_bytes)
