@@ -8,7 +8,7 @@ import sys
 from finetune.config import FinetuneConfig
 from finetune.entry import FINETUNE
 from finetune.seeds import fine_tune_each
-from pretrain.compose import launch
+from pretrain.compose import hydra_command
 
 
 def main(cfg: FinetuneConfig) -> None:
@@ -22,4 +22,4 @@ def main(cfg: FinetuneConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, FINETUNE)
+    hydra_command(main, FINETUNE)

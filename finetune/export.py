@@ -17,7 +17,7 @@ from finetune.load import Trained, open_trained
 from finetune.model.heads import Kind
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest, load_state, shapes_of
-from pretrain.errors import HeadwaterError
+from pretrain.errors import command
 from pretrain.hub.export_dir import Release, export_parser, write_release
 from pretrain.hub.special_tokens import counterpart
 
@@ -25,13 +25,8 @@ from pretrain.hub.special_tokens import counterpart
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "Write the best step of a run as a directory that Hugging Face transformers loads."
-    options = export_parser("python -m finetune.export", description, default_step="the best").parse_args(arguments)
-    try:
-        print(export(options))
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    parser = export_parser("python -m finetune.export", description, default_step="the best")
+    return command(parser, export, arguments)
 
 
 def export(options: argparse.Namespace) -> Path:

@@ -19,7 +19,7 @@ from launch.jobs import PREPARE, PROGRAMS, jobs_of, prepared_by
 from launch.local import LOCAL, LocalConfig, examine_here, run_local
 from launch.slurm.submit import SLURM, SlurmConfig, examine_nodes, submit_preparation, submit_runs
 from launch.sweep import expand
-from pretrain.compose import launch
+from pretrain.compose import hydra_command
 
 
 def local(words: Sequence[str], program: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def local(words: Sequence[str], program: Sequence[str]) -> None:
         sys.exit(run_local(cfg, jobs_of(program)))
 
     sys.argv = ["launch local", *words]
-    launch(run, LOCAL)
+    hydra_command(run, LOCAL)
 
 
 def slurm(words: Sequence[str], program: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def slurm(words: Sequence[str], program: Sequence[str]) -> None:
             submit_runs(cfg, jobs_of(program))
 
     sys.argv = ["launch slurm", *words]
-    launch(submit, SLURM)
+    hydra_command(submit, SLURM)
 
 
 def doctor(words: Sequence[str], program: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ def doctor(words: Sequence[str], program: Sequence[str]) -> None:
 
     on_cluster = any(word.startswith("cluster=") for word in words)
     sys.argv = ["launch doctor", *words]
-    launch(there if on_cluster else here, SLURM if on_cluster else LOCAL)
+    hydra_command(there if on_cluster else here, SLURM if on_cluster else LOCAL)
 
 
 MODES = {"local": local, "slurm": slurm, "doctor": doctor}

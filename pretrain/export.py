@@ -14,7 +14,7 @@ from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import check_architecture, load_manifest, load_state, saved_step, shapes_of
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
-from pretrain.errors import HeadwaterError
+from pretrain.errors import command
 from pretrain.hub.export_dir import Release, export_parser, write_release
 from pretrain.hub.special_tokens import counterpart, frame
 from pretrain.run import build_module
@@ -25,14 +25,8 @@ from pretrain.train.run_dir import read_record
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "Write the weights of a run as a directory that Hugging Face transformers loads."
-    options = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
-    options = options.parse_args(arguments)
-    try:
-        print(export(options))
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    parser = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
+    return command(parser, export, arguments)
 
 
 def export(options: argparse.Namespace) -> Path:

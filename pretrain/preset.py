@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from pretrain.compose import CONF
 from pretrain.data.loader import DataConfig
 from pretrain.data.packing import Packing
-from pretrain.errors import ConfigError, HeadwaterError, check
+from pretrain.errors import ConfigError, check, command
 from pretrain.hub.download import is_hub_name
 from pretrain.init_from import Source, find_source, is_released, open_source
 from pretrain.registry import choices
@@ -35,13 +35,7 @@ _COMMENTS = """\
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        print(write(options.source, options.out, options.name))
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(_parser(), lambda options: write(options.source, options.out, options.name), arguments)
 
 
 def write(name_or_place: str, out: Path, name: str | None = None) -> Path:

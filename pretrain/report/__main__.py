@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
-from pretrain.errors import HeadwaterError
+from pretrain.errors import command
 from pretrain.report.baselines import baselines
 from pretrain.report.history import History, Row, load
 from pretrain.report.markdown import UNKNOWN, count, number, percent, table
@@ -26,22 +26,19 @@ PAGE = "report.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report and return the exit code; what is wrong with a run is told by name."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="Curves and a page comparing runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
     add_options(parser)
-    chosen = parser.parse_args(arguments)
-    try:
-        if chosen.sync:
-            print(*(sync(run, "pretrain", chosen.project) for run in chosen.runs), sep="\n")
-            return 0
-        page = write(chosen.runs, chosen.out or chosen.runs[0] / "report")
-    except HeadwaterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(page)
-    return 0
+    return command(parser, _report, arguments)
+
+
+def _report(options: argparse.Namespace) -> object:
+    """Write the page and return its path, or send the runs to W&B and return where they are."""
+    if options.sync:
+        return "\n".join(sync(run, "pretrain", options.project) for run in options.runs)
+    return write(options.runs, options.out or options.runs[0] / "report")
 
 
 def write(paths: Sequence[Path], out: Path) -> Path:

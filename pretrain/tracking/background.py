@@ -20,11 +20,11 @@ _Work = Callable[[Sink], None]
 
 
 class _Worker(threading.Thread):
-    """The thread of a sink, known by its class."""
+    """The thread of a background sink; its class marks it among all threads of the process."""
 
 
-def any_hangs() -> bool:
-    """Whether a sink of this process, all of which were closed, is still at work: it did not finish in time."""
+def sinks_still_working() -> bool:
+    """Whether a sink of this process, after all of them were closed, did not finish in time and still runs."""
     return any(isinstance(thread, _Worker) for thread in threading.enumerate())
 
 
@@ -33,7 +33,7 @@ class BackgroundSink(Sink):
 
     `log` and `saved` return at once: a full queue loses the record for this sink. A failure costs one warning, after
     which records are ignored. The thread is a daemon; what the sink's library does when the interpreter ends may still
-    wait for it: see `any_hangs`.
+    wait for it: see `sinks_still_working`.
     """
 
     def __init__(
