@@ -7,7 +7,7 @@ from pretrain.errors import ConfigError
 
 
 def test_one_value_of_everything_is_no_sweep():
-    words = ["experiment=demo", "optim.lr=1e-3", "seeds=[1,2]", "--config-dir", "conf", "~tracker", "run.name='a,b'"]
+    words = ["experiment=demo", "optim.lr=1e-3", "paths=[1,2]", "--config-dir", "conf", "~tracker", "run.name='a,b'"]
     [point] = expand(words)
     assert point == (words, {})
 
@@ -30,7 +30,7 @@ def test_the_last_setting_changes_fastest():
     [
         ("seed=range(1,8,3)", ["1", "4", "7"]),
         ("model=choice(demo,gpt2_124m)", ["demo", "gpt2_124m"]),
-        ("seeds=[1,2],[3]", ["[1,2]", "[3]"]),
+        ("paths=[1,2],[3]", ["[1,2]", "[3]"]),
         ("+task.columns.text='a b','c,d'", ["'a b'", "'c,d'"]),
         ("++train.clip_norm=null,0.5", ["null", "0.5"]),
     ],

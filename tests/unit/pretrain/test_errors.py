@@ -57,7 +57,7 @@ def test_commands_that_need_neither_torch_nor_hydra_load_neither():
 
 def test_check_names_key_value_and_rule():
     check(True, "a", 1, "at least 2")
-    with pytest.raises(ValueError, match="^a=1: at least 2$"):
+    with pytest.raises(ValueError, match=r"^a=1: at least 2$"):
         check(False, "a", 1, "at least 2")
 
 
