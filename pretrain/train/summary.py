@@ -15,7 +15,8 @@ from torch.cuda import nccl
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
-from pretrain.strategy.base import Memory
+from pretrain.strategy.base import Memory, StrategyConfig
+from pretrain.strategy.precision import Precision
 from pretrain.train.loop import TrainConfig
 from pretrain.train.metrics import MFU_CONVENTION
 
@@ -48,6 +49,13 @@ class ModelSize(NamedTuple):
         learnt = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         flops = compute_share * module.flops_per_token(context)
         return cls(sum(parameter.numel() for parameter in parameters), learnt, flops)
+
+    def memory(self, strategy: StrategyConfig, *, ranks: int, precision: Precision) -> Memory:
+        """Predict what a rank holds: all weights, but gradients and moments only of the parameters that learn."""
+        whole, learnt = (
+            strategy.memory(count, ranks=ranks, precision=precision) for count in (self.parameters, self.learnt)
+        )
+        return Memory(whole.weights, learnt.gradients, learnt.optimizer)
 
 
 def summary(
