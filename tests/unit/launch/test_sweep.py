@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.sweep import expand, label, named
+from launch.sweep import expand, point_text, run_name
 from pretrain.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def test_one_value_of_everything_is_no_sweep():
 
 def test_the_last_setting_changes_fastest():
     points = expand(["experiment=demo", "optim.lr=1e-4,3e-4", "log.every=5", "seed=range(3)"])
-    assert [list(point.swept.values()) for point in points] == [
+    assert [list(point.values.values()) for point in points] == [
         ["0.0001", "0"],
         ["0.0001", "1"],
         ["0.0001", "2"],
@@ -61,8 +61,8 @@ def test_what_cannot_be_counted_or_read_is_refused_by_its_words(word):
     ],
 )
 def test_runs_are_named_by_what_tells_them_apart(swept, name):
-    assert named("demo", swept) == name
+    assert run_name("demo", swept) == name
 
 
 def test_a_point_in_words():
-    assert label({"optim.lr": "1e-3", "seed": "0"}) == "optim.lr=1e-3 seed=0"
+    assert point_text({"optim.lr": "1e-3", "seed": "0"}) == "optim.lr=1e-3 seed=0"
