@@ -1,7 +1,7 @@
 """`python -m pretrain.report RUN [RUN ...]`: curves and a Markdown page that compare runs.
 
-Holds the page and the command; `history` reads the runs, `curves` draws them, and `tracking.replay` sends them to W&B
-where `--sync` asks for that. Free of torch.
+Holds the command and the page; `history` reads the runs, `curves` draws them, and `wandb_sync` sends them to W&B if
+`--sync` is given. Free of torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _report(options: argparse.Namespace) -> object:
 def write(paths: Sequence[Path], out: Path) -> Path:
     """Write `curves.png` and `report.md` of the runs into `out` and return the page's path.
 
-    Raises `ConfigError` for what is no run of pretraining, or cannot be read.
+    Raises `ConfigError` for a directory that is not a run of pretraining, or cannot be read.
     """
     from pretrain.report.curves import draw
 
@@ -61,11 +61,11 @@ def write(paths: Sequence[Path], out: Path) -> Path:
 
 
 def markdown(runs: Sequence[History]) -> str:
-    """Return the page: the figure, what the runs reached, and where their configurations differ."""
+    """Return the page: the figure, the results, and where the configurations differ."""
     parts = [
         f"# {' and '.join(run.name for run in runs)}",
         f"![Loss, learning rate, gradient norm and throughput]({FIGURE})",
-        "Where points are many, the thick line is smoothed and the faint one is raw.",
+        "Where there are many points, the thick line is smoothed and the faint one is raw.",
         "## What was reached",
         table(["", *(run.name for run in runs)], _results(runs)),
         "Loss is in nats per target; held-out values are of the last evaluation unless marked. Bits per byte "
@@ -121,7 +121,7 @@ def _differences(runs: Sequence[History]) -> str:
 
 
 def _distinct(runs: list[History]) -> list[History]:
-    """Name runs by their paths where names are not enough to tell them apart."""
+    """Name runs by their paths where two have the same name."""
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.path)
@@ -134,7 +134,7 @@ def _baselines(run: History) -> dict[str, float]:
 
 
 def _add_baselines(run: History) -> None:
-    """Compress the held-out text where the run's corpora are still at hand."""
+    """Compress the held-out text if the run's corpora still exist."""
     corpora = run.facts.get("corpora")
     if isinstance(corpora, dict):
         run.facts["baselines"] = baselines([Path(path) for path in corpora.values()])
@@ -162,7 +162,7 @@ def _best(run: History) -> str:
 
 
 def _training_time(rows: list[Row]) -> str:
-    """Sum step times; a line stands for the steps since the line before."""
+    """Sum step times; each line counts for the steps since the line before."""
     seconds = previous = 0.0
     for row in rows:
         seconds += row.get("step_s", 0.0) * (row["step"] - previous)
