@@ -44,15 +44,14 @@ def main() -> int:
         cfg = typed(composed)
     except HeadwaterError as error:
         refusal = str(error)
-    trouble = join()
-    if trouble and rank() > 0:
+    if trouble := join():
         print(f"rank {rank()}: {trouble}", file=sys.stderr)
         return TimedOut.exit_code
-    world = World(rank(), 1 if trouble else world_size(), torch.device("cpu"))
+    world = World(rank(), world_size(), torch.device("cpu"))
     if world.is_first:
-        print(f"doctor: {program} on {counted(world_size(), 'rank')}\n", flush=True)
+        print(f"doctor: {program} on {counted(world.size, 'rank')}\n", flush=True)
     findings = []
-    for finding in examination(program, cfg, refusal, trouble, world):
+    for finding in examination(program, cfg, refusal, world):
         findings.append(finding)
         # At once: should a library end the process, the page shows how far it came.
         print(line(finding), file=sys.stdout if world.is_first else sys.stderr, flush=True)
@@ -74,13 +73,11 @@ def join() -> str | None:
     return None
 
 
-def examination(program: str, cfg: Any, refusal: str | None, trouble: str | None, world: World) -> Iterator[Finding]:
+def examination(program: str, cfg: Any, refusal: str | None, world: World) -> Iterator[Finding]:
     """Carry out all checks, or those that need no configuration if some rank has none.
 
     Yields the findings on the first rank; on the others nothing, but for the loss of a rank.
     """
-    if trouble:
-        yield Finding("group", Level.failed, trouble, TimedOut.exit_code)
     try:
         host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -89,26 +86,26 @@ def examination(program: str, cfg: Any, refusal: str | None, trouble: str | None
         device = torch.device("cuda", local) if all(have_gpu) else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        subject = Subject(program, None if any(refusals) else cfg, world_size(), world, list(hosts), device)
+        subject = Subject(program, None if any(refusals) else cfg, world, list(hosts), device)
         if any(refusals) and world.is_first:
             for text, ranks in grouped(refusals):
                 if text:
-                    yield Finding("configuration", Level.failed, f"{text} (on {subject.named(ranks)})")
+                    yield Finding(Level.failed, f"{text} (on {subject.named(ranks)})", name="configuration")
             left_out = ", ".join(check.name for check in CHECKS[1:] if check.needs_config)
-            yield Finding("not checked", Level.warning, f"for lack of a configuration: {left_out}")
+            yield Finding(Level.warning, f"for lack of a configuration: {left_out}", name="not checked")
         for check in CHECKS:
             if not (check.needs_config and any(refusals)):
                 yield from examine(check, subject)
     except RuntimeError as error:  # of a collective
         text = f"a rank is lost, and the remaining checks with it: {' '.join(str(error).split())}"
-        yield Finding("group", Level.failed, f"{text}; its own log says why", PeerLost.exit_code)
+        yield Finding(Level.failed, f"{text}; its own log says why", PeerLost.exit_code, "group")
 
 
 def line(finding: Finding) -> str:
     """Return a finding as it stands on the page, folded if it is long."""
     head = f"{finding.level:<8} {finding.name:<14} "
-    indent = {"initial_indent": head, "subsequent_indent": " " * len(head)}
-    return textwrap.fill(finding.text, WIDTH, break_long_words=False, break_on_hyphens=False, **indent)
+    folded = textwrap.wrap(finding.text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False)
+    return head + f"\n{' ' * len(head)}".join(folded)
 
 
 def outcome(findings: list[Finding]) -> str:

@@ -30,17 +30,13 @@ class Level(StrEnum):
     failed = "FAILED"
 
 
-Verdict = tuple[Level, str] | tuple[Level, str, int]
-"""What a check found: how bad it is, what to do about it unless it is ok, and a failure's exit code (default 2)."""
-
-
 class Finding(NamedTuple):
-    """A line of the page."""
+    """What a check found: a line of the page."""
 
-    name: str  # of the check
     level: Level
-    text: str
-    code: int = ConfigError.exit_code
+    text: str  # with what to do about it, unless it is ok
+    code: int = ConfigError.exit_code  # of a failure
+    name: str = ""  # of the check, which `examine` fills in
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +45,6 @@ class Subject:
 
     program: str  # "pretrain" or "finetune"
     cfg: Any  # its typed configuration; None where some rank cannot compose it
-    ranks: int  # of the run; `world` has one where the group does not form
     world: World  # over gloo, whatever device the ranks compute on
     hosts: list[str]  # of each rank
     device: torch.device  # of this rank: a GPU if every rank has one of its own
@@ -62,9 +57,9 @@ class Subject:
         return f"{ranks_text(ranks)} ({hosts})" if len(set(self.hosts)) > 1 else ranks_text(ranks)
 
 
-def seen_by_first(subject: Subject, answers: list[Any]) -> list[Verdict]:
+def seen_by_first(subject: Subject, answers: list[Any]) -> list[Finding]:
     """Judge that all is well, in the words of the first rank; None says nothing."""
-    return [] if answers[0] is None else [(Level.ok, answers[0])]
+    return [] if answers[0] is None else [Finding(Level.ok, answers[0])]
 
 
 class Check(NamedTuple):
@@ -76,7 +71,7 @@ class Check(NamedTuple):
 
     name: str
     look: Callable[[Subject], Any]
-    judge: Callable[[Subject, list[Any]], Iterable[Verdict]] = seen_by_first
+    judge: Callable[[Subject, list[Any]], Iterable[Finding]] = seen_by_first
     agree: Callable[[Subject, Any], None] | None = None  # a collective that refuses ranks whose answers do not fit
     per_host: bool = False  # one rank of each host looks, and the others there have its answer
     needs_config: bool = True
@@ -97,17 +92,18 @@ def examine(check: Check, subject: Subject) -> list[Finding]:
     gathered = world.gather([answer, error])
     answers = [gathered[hosts.index(host) if check.per_host else rank][0] for rank, host in enumerate(hosts)]
     failures = [
-        (Level.failed, f"{error[0]} (on {subject.named(ranks)})", error[1])
+        Finding(Level.failed, f"{error[0]} (on {subject.named(ranks)})", error[1])
         for error, ranks in grouped([error for _, error in gathered])
         if error
     ]
     try:
         if check.agree and not failures:
             check.agree(subject, answers[world.rank])
-        verdicts = failures or (check.judge(subject, answers) if world.is_first else [])
-        return [Finding(check.name, *verdict) for verdict in verdicts if world.is_first]
+        findings = failures or (check.judge(subject, answers) if world.is_first else [])
+        named = [finding._replace(name=check.name) for finding in findings]
     except Exception as raised:
-        return [Finding(check.name, Level.failed, *_described(raised))] if world.is_first else []
+        named = [Finding(Level.failed, *_described(raised), name=check.name)]
+    return named if world.is_first else []
 
 
 def _described(error: Exception) -> tuple[str, int]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch.doctor.base import PATIENCE, Check, Level, Subject, Verdict, in_bytes
+from launch.doctor.base import PATIENCE, Check, Finding, Level, Subject, in_bytes
 from pretrain.errors import NumericalError
 
 SIZES = (1, 1021, 1_000_003)  # elements: uneven, so that no rank's share is like another's
@@ -109,7 +109,7 @@ def bandwidths(size: int, seconds: float, ranks: int) -> tuple[float, float]:
     return algorithm, algorithm * 2 * (ranks - 1) / ranks
 
 
-def _judge_times(subject: Subject, answers: list[list[Any]]) -> Iterator[Verdict]:
+def _judge_times(subject: Subject, answers: list[list[Any]]) -> Iterator[Finding]:
     measured, fastest = [], 0.0
     for rows in zip(*answers, strict=True):
         size, seconds = rows[0][0], max(each for _, each in rows)
@@ -123,9 +123,9 @@ def _judge_times(subject: Subject, answers: list[list[Any]]) -> Iterator[Verdict
     text = f"{'nccl' if on_gpus else 'gloo'}, fp32, on the slowest rank: {'; '.join(measured)}"
     if on_gpus and fastest < SLOW_GPU:
         fix = "NCCL may go over slow sockets: look at NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME and NCCL_IB_HCA"
-        yield Level.warning, f"{text}; {fix}"
+        yield Finding(Level.warning, f"{text}; {fix}")
     else:
-        yield Level.ok, text
+        yield Finding(Level.ok, text)
 
 
 CHECKS = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from launch.doctor.base import Check, Level, Subject, Verdict, counted, grouped, ranks_text
+from launch.doctor.base import Check, Finding, Level, Subject, counted, grouped, ranks_text
 from pretrain.train.agreement import check_agreement, software
 from pretrain.train.summary import versions
 
@@ -20,14 +20,14 @@ CLOCK_ROUNDS = 5
 CLOCK_WARNING_S, CLOCK_FAILURE_S = 1.0, 60.0  # between a host's clock and that of rank 0
 
 
-def _judge_hosts(subject: Subject, answers: list[None]) -> Iterator[Verdict]:
+def _judge_hosts(subject: Subject, answers: list[None]) -> Iterator[Finding]:
     places = dict(grouped(subject.hosts))
     listed = ", ".join(f"{host} ({ranks_text(ranks)})" for host, ranks in places.items())
     text = f"{counted(subject.world.size, 'rank')} on {counted(len(places), 'host')}: {listed}"
     if len({len(ranks) for ranks in places.values()}) > 1:
-        yield Level.warning, f"{text}; give each host the same number of ranks, unless this is intended"
+        yield Finding(Level.warning, f"{text}; give each host the same number of ranks, unless this is intended")
     else:
-        yield Level.ok, text
+        yield Finding(Level.ok, text)
 
 
 def _versions(subject: Subject) -> str:
@@ -49,39 +49,39 @@ def _device(subject: Subject) -> dict[str, Any]:
     return found | {"cores": sorted(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
 
 
-def _judge_devices(subject: Subject, answers: list[dict[str, Any]]) -> list[Verdict]:
+def _judge_devices(subject: Subject, answers: list[dict[str, Any]]) -> list[Finding]:
     if any(answer["gpus"] for answer in answers):
         return _judge_gpus(subject, answers)
-    verdicts: list[Verdict] = []
+    findings: list[Finding] = []
     for host, ranks in grouped(subject.hosts):
         cores = {core for rank in ranks for core in answers[rank]["cores"]}
         threads = sum(answers[rank]["threads"] for rank in ranks)
         if threads > len(cores):
             text = f"{host}: {len(ranks)} ranks start {threads} threads on {len(cores)} cores and slow each other down"
             fix = f"set OMP_NUM_THREADS={max(1, len(cores) // len(ranks))}, or start fewer ranks"
-            verdicts.append((Level.warning, f"{text}; {fix}"))
+            findings.append(Finding(Level.warning, f"{text}; {fix}"))
     each = " or ".join(counted(number, "thread") for number in sorted({answer["threads"] for answer in answers}))
     text = f"CPU: {each} a rank, {counted(len(answers[0]['cores']), 'core')} for those of rank 0"
-    return verdicts or [(Level.ok, text)]
+    return findings or [Finding(Level.ok, text)]
 
 
-def _judge_gpus(subject: Subject, answers: list[dict[str, Any]]) -> list[Verdict]:
-    verdicts: list[Verdict] = []
+def _judge_gpus(subject: Subject, answers: list[dict[str, Any]]) -> list[Finding]:
+    findings: list[Finding] = []
     without = [rank for rank, answer in enumerate(answers) if "name" not in answer]
     if without:
         text = f"{subject.named(without)} of {len(answers)} see no CUDA device of their own"
         fix = "start as many ranks on a host as it has, and look at CUDA_VISIBLE_DEVICES and the driver there"
-        verdicts.append((Level.failed, f"{text}; {fix}"))
+        findings.append(Finding(Level.failed, f"{text}; {fix}"))
     devices = [(host, answer.get("id")) for host, answer in zip(subject.hosts, answers, strict=True)]
     for (_, device), ranks in grouped(devices):
         if device is not None and len(ranks) > 1:
             fix = "let each see its own (CUDA_VISIBLE_DEVICES, LOCAL_RANK)"
-            verdicts.append((Level.failed, f"{subject.named(ranks)} share one device; {fix}"))
+            findings.append(Finding(Level.failed, f"{subject.named(ranks)} share one device; {fix}"))
     kinds = grouped([answer.get("name") for answer in answers])
     text = "; ".join(f"{name} on {subject.named(ranks)}" for name, ranks in kinds if name is not None)
     if len(kinds) > 1 and not without:
-        verdicts.append((Level.warning, f"different devices: {text}; the slowest sets the pace"))
-    return verdicts or [(Level.ok, text)]
+        findings.append(Finding(Level.warning, f"different devices: {text}; the slowest sets the pace"))
+    return findings or [Finding(Level.ok, text)]
 
 
 def _clock(subject: Subject) -> list[list[float]]:
@@ -106,20 +106,20 @@ def clock_offset(own: list[list[float]], first: list[list[float]]) -> tuple[floa
     return (low + high) / 2, (high - low) / 2
 
 
-def _judge_clocks(subject: Subject, answers: list[list[list[float]]]) -> list[Verdict]:
+def _judge_clocks(subject: Subject, answers: list[list[list[float]]]) -> list[Finding]:
     first, *others = grouped(subject.hosts)
     if not others:
-        return [(Level.ok, "one host, one clock")]
+        return [Finding(Level.ok, "one host, one clock")]
     offsets = {host: clock_offset(answers[ranks[0]], answers[0]) for host, ranks in others}
-    verdicts: list[Verdict] = []
+    findings: list[Finding] = []
     for host, (ahead, uncertain) in offsets.items():
         if abs(ahead) > CLOCK_WARNING_S:
             level = Level.failed if abs(ahead) > CLOCK_FAILURE_S else Level.warning
             text = f"{host} is {ahead:+.3f} s from {first[0]} (+- {uncertain:.3f} s); let NTP set its clock"
-            verdicts.append((level, text))
+            findings.append(Finding(level, text))
     far, uncertain = max(offsets.values(), key=lambda offset: abs(offset[0]))
     text = f"all within {abs(far) * 1000:.1f} ms (+- {uncertain * 1000:.1f} ms) of {first[0]}"
-    return verdicts or [(Level.ok, text)]
+    return findings or [Finding(Level.ok, text)]
 
 
 CHECKS = [

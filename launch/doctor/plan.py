@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from launch.doctor.base import Check, Level, Subject, Verdict, counted, in_bytes
+from launch.doctor.base import Check, Finding, Level, Subject, counted, in_bytes
 from pretrain.data.loader import micro_batches_per_step
 from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError, ResourceError
@@ -64,11 +64,11 @@ def _configuration(subject: Subject) -> str:
 
 
 def _batch(subject: Subject) -> str:
-    cfg, ranks = subject.cfg, counted(subject.ranks, "rank")
+    cfg, ranks = subject.cfg, counted(subject.world.size, "rank")
     if subject.program == "finetune":
         limit = f"in passes of at most {cfg.train.max_tokens:,} tokens"
         return f"{cfg.train.batch_size:,} examples a step over {ranks}, {limit}"
-    count = micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, subject.ranks)
+    count = micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, subject.world.size)
     cfg.schedule.build(cfg.train.steps)
     tokens = cfg.train.batch_size * cfg.data.seq_len
     return (
@@ -80,9 +80,9 @@ def _batch(subject: Subject) -> str:
 def _strategy(subject: Subject) -> str:
     cfg, kind = subject.cfg, device_type()
     cfg.attention.build()
-    cfg.strategy.check_machine(ranks=subject.ranks, device_type=kind, precision=cfg.precision)
+    cfg.strategy.check_machine(ranks=subject.world.size, device_type=kind, precision=cfg.precision)
     (_, strategy), (_, precision) = (choices()[type(choice)] for choice in (cfg.strategy, cfg.precision))
-    return f"strategy={strategy} precision={precision} on {counted(subject.ranks, 'rank')} ({kind})"
+    return f"strategy={strategy} precision={precision} on {counted(subject.world.size, 'rank')} ({kind})"
 
 
 def _memory(subject: Subject) -> int:
@@ -93,14 +93,14 @@ def _memory(subject: Subject) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // sharing
 
 
-def _judge_memory(subject: Subject, answers: list[int]) -> Iterator[Verdict]:
+def _judge_memory(subject: Subject, answers: list[int]) -> Iterator[Finding]:
     try:
         size = size_of(subject)
     except HeadwaterError as error:
-        yield Level.warning, f"not predicted, as the size of the model is unknown: {error}"
+        yield Finding(Level.warning, f"not predicted, as the size of the model is unknown: {error}")
         return
     cfg, least = subject.cfg, min(answers)
-    needed = sum(size.memory(cfg.strategy, ranks=subject.ranks, precision=cfg.precision))
+    needed = sum(size.memory(cfg.strategy, ranks=subject.world.size, precision=cfg.precision))
     place = "its GPU" if subject.device.type == "cuda" else "its share of the host's memory"
     text = (
         f"{size.parameters:,} parameters: {in_bytes(needed)} a rank for weights, gradients and moments, "
@@ -108,11 +108,11 @@ def _judge_memory(subject: Subject, answers: list[int]) -> Iterator[Verdict]:
     )
     fix = "take more ranks with a strategy that shards (strategy=zero2, zero3 or fsdp2)"
     if needed > least:
-        yield Level.failed, f"{text}: it does not fit; {fix}", ResourceError.exit_code
+        yield Finding(Level.failed, f"{text}: it does not fit; {fix}", ResourceError.exit_code)
     elif needed > TIGHT * least:
-        yield Level.warning, f"{text}, which leaves little for activations; {fix}"
+        yield Finding(Level.warning, f"{text}, which leaves little for activations; {fix}")
     else:
-        yield Level.ok, f"{text}; activations come on top"
+        yield Finding(Level.ok, f"{text}; activations come on top")
 
 
 CHECKS = [

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.doctor.base import Check, Level, Subject, Verdict, in_bytes
+from launch.doctor.base import Check, Finding, Level, Subject, in_bytes
 from launch.doctor.plan import size_of
 from pretrain.errors import ConfigError, HeadwaterError, ResourceError
 from pretrain.train.agreement import check_directory
@@ -50,22 +50,22 @@ def _agree_on_directory(subject: Subject, name: str) -> None:
             shutil.rmtree(_root(subject) / name)
 
 
-def _judge_space(subject: Subject, answers: list[str]) -> Iterator[Verdict]:
+def _judge_space(subject: Subject, answers: list[str]) -> Iterator[Finding]:
     free, cfg = shutil.disk_usage(_root(subject)).free, subject.cfg
     text = f"run.root={cfg.run.root}: writable, and the same on all hosts; {in_bytes(free)} free"
     try:
         size = size_of(subject)
     except HeadwaterError:  # which the memory check reports
-        yield Level.ok, text
+        yield Finding(Level.ok, text)
         return
     one = 4 * size.parameters + 8 * size.learnt  # bytes: fp32 weights, and AdamW's two moments
     kept = cfg.checkpoint.keep + 1  # the next is written before the oldest is deleted
     text += f", {in_bytes(kept * one)} taken by {kept} checkpoints of {in_bytes(one)} (checkpoint.keep + 1)"
     if free < kept * one:
         fix = "free some space, choose another run.root, or lower checkpoint.keep"
-        yield Level.failed, f"{text}: too little; {fix}", ResourceError.exit_code
+        yield Finding(Level.failed, f"{text}: too little; {fix}", ResourceError.exit_code)
     else:
-        yield Level.ok, text
+        yield Finding(Level.ok, text)
 
 
 def _speed(subject: Subject) -> list[float] | None:
@@ -89,11 +89,13 @@ def _speed(subject: Subject) -> list[float] | None:
         path.unlink(missing_ok=True)
 
 
-def _judge_speed(subject: Subject, answers: list[list[float] | None]) -> Iterator[Verdict]:
+def _judge_speed(subject: Subject, answers: list[list[float] | None]) -> Iterator[Finding]:
     rates = [answer for answer in answers if answer]
     if rates:
         written, read = (min(each) / 1e6 for each in zip(*rates, strict=True))
-        yield Level.ok, f"written at {written:,.0f} MB/s (with fsync), read at {read:,.0f} MB/s, on the slowest host"
+        yield Finding(
+            Level.ok, f"written at {written:,.0f} MB/s (with fsync), read at {read:,.0f} MB/s, on the slowest host"
+        )
 
 
 CHECKS = [

@@ -19,7 +19,7 @@ from pretrain.train.run_dir import RunConfig
 def subject(hosts=("a", "a", "b"), device="cpu", cfg=None) -> Subject:
     """The first of some ranks, with nobody else there."""
     world = World(rank=0, size=len(hosts), device=torch.device("cpu"))
-    return Subject("pretrain", cfg, len(hosts), world, list(hosts), torch.device(device))
+    return Subject("pretrain", cfg, world, list(hosts), torch.device(device))
 
 
 @given(st.floats(-4000, 4000), st.randoms(use_true_random=False))
@@ -41,7 +41,7 @@ def test_the_offset_of_a_clock_lies_within_its_uncertainty(offset: float, chance
 )
 def test_clocks_apart_are_told_by_how_far(ahead, level):
     stays = [[[0.0, 0.01]], [[5.0, 5.01]], [[ahead, ahead + 0.01]]]  # the second rank is on the first one's host
-    [(found, text)] = machine._judge_clocks(subject(), stays)
+    [(found, text, *_)] = machine._judge_clocks(subject(), stays)
     assert found == level
     if level != "ok":
         assert f"b is {ahead:+.3f} s from a (+- 0.010 s)" in text
@@ -86,7 +86,7 @@ def test_bandwidths_are_those_of_nccl_tests():
     assert (algorithm, bus) == (2e9, 3e9)
     assert collectives.bandwidths(10**9, 0.5, 2) == (2e9, 2e9)
     rows = [[[2**28, seconds]] for seconds in (0.01, 2.0, 0.01)]
-    [(level, text)] = collectives._judge_times(subject(device="cuda"), rows)
+    [(level, text, *_)] = collectives._judge_times(subject(device="cuda"), rows)
     assert level is Level.warning and "in 2000.00 ms (0.13 GB/s algorithm, 0.18 bus)" in text
 
 
@@ -104,19 +104,19 @@ def gpu(local, name="NVIDIA H100, compute capability 9.0", identity=None):
     ],
 )
 def test_devices_are_each_ranks_own_and_alike(answers, level, text):
-    [(found, judged)] = machine._judge_devices(subject(), answers)
+    [(found, judged, *_)] = machine._judge_devices(subject(), answers)
     assert found == level and text in judged
 
 
 def test_threads_beyond_the_cores_are_told():
     answers = [{"gpus": 0, "cores": [0, 1], "threads": threads} for threads in (2, 2, 2)]
-    [(level, text)] = machine._judge_devices(subject(), answers)
+    [(level, text, *_)] = machine._judge_devices(subject(), answers)
     assert level is Level.warning
     assert "a: 2 ranks start 4 threads on 2 cores" in text and "OMP_NUM_THREADS=1" in text
 
 
 def test_a_check_that_breaks_is_a_finding():
-    alone = Subject("pretrain", None, 1, World.alone(), ["a"], torch.device("cpu"))
+    alone = Subject("pretrain", None, World.alone(), ["a"], torch.device("cpu"))
 
     def breaks(subject):
         raise KeyError("nothing there")
@@ -125,13 +125,13 @@ def test_a_check_that_breaks_is_a_finding():
         raise DataError("corpus: damaged")
 
     [broken] = examine(Check("one", breaks, lambda subject, answers: []), alone)
-    assert broken == Finding("one", Level.failed, "KeyError: 'nothing there' (on the only rank)", 2)
+    assert broken == Finding(Level.failed, "KeyError: 'nothing there' (on the only rank)", 2, "one")
     [unjudged] = examine(Check("one", lambda subject: 1, lambda subject, answers: answers[5]), alone)
     assert unjudged.level is Level.failed and "IndexError" in unjudged.text
     [refused] = examine(Check("two", refuses, lambda subject, answers: []), alone)
-    assert refused == Finding("two", Level.failed, "corpus: damaged (on the only rank)", DataError.exit_code)
+    assert refused == Finding(Level.failed, "corpus: damaged (on the only rank)", DataError.exit_code, "two")
     [fine] = examine(Check("three", lambda subject: "as it should be"), alone)
-    assert fine == Finding("three", Level.ok, "as it should be")
+    assert fine == Finding(Level.ok, "as it should be", name="three")
     assert not examine(Check("four", lambda subject: None), alone)
 
 
@@ -164,6 +164,6 @@ def test_words():
     ]
     assert grouped([{"a": 1}, 2, {"a": 1}]) == [({"a": 1}, [0, 2]), (2, [1])]
     assert [in_bytes(size) for size in (5, 2**10, 3 * 2**29)] == ["5 bytes", "1.0 KiB", "1.5 GiB"]
-    first, *folded = door.line(Finding("batch", Level.failed, "word " * 40)).splitlines()
+    first, *folded = door.line(Finding(Level.failed, "word " * 40, name="batch")).splitlines()
     assert first.startswith("FAILED   batch          word")
     assert folded and all(line.startswith(" " * 24 + "word") for line in folded)
