@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from sklearn.linear_model import LogisticRegression
 
 from bench.rounds import environment, machine
 from finetune.synthetic.library import source_files
+from launch.table import mean_and_deviation, reached
+from pretrain.report.history import load
 
 TASK = Path("data", "synthetic", "packages")  # in the folder of the runs, as the experiment has it
 
@@ -44,8 +45,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.run and args.unseen:
         parser.error("--unseen pretrains a run of its own: leave out --run")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         called(folder, args.threads, "finetune.synthetic")
         run = args.run.resolve() if args.run else pretrained(folder, args.threads, unseen=args.unseen)
         print(f"seeds {args.seeds}; {args.threads} threads; {machine('torch')}")
@@ -53,12 +54,15 @@ def main() -> None:
         print(f"{'words counted, logistic regression':<38}{counted(folder):>8.4f}")
         for epochs, beginning, lr in product(args.epochs, ("pretrained", "from scratch"), args.lrs):
             scratch = beginning == "from scratch"
-            found = called(
-                *(folder, args.threads, "finetune", "experiment=synthetic/packages", f"init_from={run}"),
-                *(f"scratch={scratch}", f"optim.lr={lr}", f"train.epochs={epochs}", f"seeds={args.seeds}"),
-                *(f"run.name=epochs-{epochs:g}-scratch-{scratch}-lr-{lr:g}", f"eval.every={10**9}"),
-            )
-            [accuracy] = re.findall(r"^accuracy: (.+) over", found, re.MULTILINE)
+            name = f"epochs-{epochs:g}-scratch-{scratch}-lr-{lr:g}"
+            for seed in args.seeds:
+                called(
+                    *(folder, args.threads, "finetune", "experiment=synthetic/packages", f"init_from={run}"),
+                    *(f"scratch={scratch}", f"optim.lr={lr}", f"train.epochs={epochs}", f"seed={seed}"),
+                    *(f"run.name={name}-seed-{seed}", f"eval.every={10**9}"),
+                )
+            runs = [load(folder / "runs" / f"{name}-seed-{seed}") for seed in args.seeds]
+            accuracy = mean_and_deviation([reached(each)["accuracy"] for each in runs], of=len(runs))
             print(f"{f'{epochs:g} epochs, {beginning}, lr {lr:g}':<38}  {accuracy}", flush=True)
 
 

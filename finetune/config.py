@@ -63,7 +63,7 @@ class FinetuneConfig:
 
     run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory
     seed: int = 1  # of the head's weights, the order of examples and dropout
-    seeds: list[int] = field(default_factory=list)  # one run each, named NAME-seed-S, instead of a run of `seed`
+    seeds: list[int] = field(default_factory=list)  # removed, and empty in older runs; now a sweep over seed
     init_from: str = MISSING  # run, Hugging Face directory or hub name of the model to start from
     scratch: bool = False  # draw all weights; init_from gives network and tokenizer: what pretraining is compared with
     task: Any = MISSING
@@ -84,7 +84,8 @@ class FinetuneConfig:
     checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
 
     def __post_init__(self) -> None:
-        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "each is one run; name none of them twice")
+        sweep = f"python -m launch local -- finetune ... 'seed={','.join(map(str, self.seeds))}'"
+        check(not self.seeds, "seeds", self.seeds, f"was removed; sweep over seed instead: {sweep}")
         for key in ("dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, key, getattr(self, key), "must lie in [0, 1)")
         rule = f"an example may have task.max_tokens={self.task.max_tokens}; raise this, or lower that"
@@ -96,8 +97,6 @@ class FinetuneConfig:
 
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""
-        rule = "is one run after another, each of one process; for more ranks sweep: launch local ... 'seed=1,2'"
-        check(not self.seeds or ranks == 1, "seeds", self.seeds, rule)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
 
 

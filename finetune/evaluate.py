@@ -1,35 +1,36 @@
-"""`python -m finetune.evaluate RUN FILE`: measure a fine-tuned model on a data set with answers.
+"""`python -m finetune.evaluate RUN FILE`: measure a fine-tuned model on labelled data.
 
-Holds the command line; metrics are the task's.
+Holds the command only; the metrics are the task's.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from finetune.load import open_trained
-from finetune.options import parser_of_use
-from pretrain.errors import HeadwaterError
+from finetune.options import trained_run_parser
+from pretrain.errors import command
 from pretrain.tracking.jsonl import to_json
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "Measure a fine-tuned model; prints one JSON object."
-    parser = parser_of_use("python -m finetune.evaluate", description)
+    parser = trained_run_parser("python -m finetune.evaluate", description)
     parser.add_argument(
         "source", help="file, or name on the hub, with the columns that training had; -: JSON lines from standard input"
     )
-    options = parser.parse_args(arguments)
-    try:
-        trained = open_trained(options.run, options.step, options.set)
-        encoded = trained.encode(options.source, labelled=True)
-        found = trained.answers(encoded, options.max_tokens)
-        print(to_json(trained.cfg.task.measure(encoded, found.logits, trained.names)))
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(parser, evaluate, arguments)
+
+
+def evaluate(options: argparse.Namespace) -> str:
+    """Return the metrics as one JSON object."""
+    trained = open_trained(options.run, options.step, options.set)
+    encoded = trained.encode(options.source, labelled=True)
+    answers = trained.answers(encoded, options.max_tokens)
+    return to_json(trained.cfg.task.measure(encoded, answers.logits, trained.names))
 
 
 if __name__ == "__main__":

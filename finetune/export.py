@@ -16,7 +16,7 @@ from finetune.load import Trained, open_trained
 from finetune.model.heads import hf_tensors
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest, load_state, shapes_of
-from pretrain.errors import HeadwaterError
+from pretrain.errors import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
 from pretrain.hub.family import HeadKind
 
@@ -24,13 +24,8 @@ from pretrain.hub.family import HeadKind
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "Write the best step of a run as a directory that Hugging Face transformers loads."
-    options = export_parser("python -m finetune.export", description, default_step="the best").parse_args(arguments)
-    try:
-        print(export_run(options))
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    parser = export_parser("python -m finetune.export", description, default_step="the best")
+    return command(parser, export_run, arguments)
 
 
 def export_run(options: argparse.Namespace) -> Path:

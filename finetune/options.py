@@ -1,6 +1,6 @@
-"""The options that all commands have which use a fine-tuned run.
+"""The options shared by the commands that use a fine-tuned run.
 
-Holds the command line; what the options mean is said where a run is opened, in `trained`. Free of torch.
+Holds the parser only; `load` opens the run. Free of torch.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 
-def parser_of_use(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a command that answers with a fine-tuned model."""
+def trained_run_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser of the run, the step and the settings to change."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/finetune")
     parser.add_argument("--step", type=int, default=None, help="a saved step (default: the best)")

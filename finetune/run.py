@@ -31,7 +31,7 @@ from pretrain.init_from import InitialWeights, Source, find_source, shared_sourc
 from pretrain.registry import choices, plain
 from pretrain.train.loop import TrainConfig
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
-from pretrain.train.summary import ModelSize, predicted_memory
+from pretrain.train.summary import ModelSize
 
 READING = {"train", "validation", "columns", "header", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide which files are read and how: what they yield must stay the same, not the settings."""
@@ -110,7 +110,7 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         evaluator=_evaluator(cfg, trainee.model, data, world),
         evaluate_every=every,
         save_every=every,
-        predicted=predicted_memory(cfg.strategy, size, ranks=world.size, precision=cfg.precision),
+        predicted=size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision),
         metric=task.metric,
         patience=cfg.eval.patience,
     )

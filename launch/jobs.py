@@ -1,6 +1,6 @@
-"""What is launched: a program, its settings, and each of the jobs that a sweep over settings makes of them.
+"""What is launched: a program, its settings, and one job for each point of a sweep.
 
-Holds the reading and checking of the words behind `--`; starting jobs is for `local` and `slurm`.
+Holds the reading and checking of the words after `--`; `local` and `slurm` start the jobs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import FINETUNE
-from launch.sweep import expand, label, named
+from launch.sweep import expand, point_text, run_name
 from pretrain.compose import PRETRAIN, Root, compose_command_line, with_overrides
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.errors import ConfigError
@@ -29,8 +29,8 @@ class Job:
     program: str  # a module
     overrides: list[str]  # its command line
     cfg: Any  # what that composes to
-    family: str  # name of the run, without what a sweep adds to it
-    swept: str = ""  # what tells it from the other jobs of its sweep, such as "optim.lr=1e-4 seed=0"
+    sweep: str  # name of the whole sweep; of a job that is alone, that of the run
+    point: str = ""  # the settings in which it differs from other jobs of the sweep, such as "optim.lr=1e-4 seed=0"
 
     @property
     def name(self) -> str:
@@ -44,33 +44,33 @@ class Job:
 
 
 def jobs_of(words: Sequence[str]) -> list[Job]:
-    """Return the jobs that the words behind `--` name: one, or with values such as `seed=1,2` one for each combination.
+    """Return the jobs that the words after `--` name: one, or with values such as `seed=1,2` one for each combination.
 
-    The runs of a sweep are named NAME-KEY-VALUE. Raises `ConfigError` for a program that there is not and for settings
-    that any of the jobs refuses; exits after `--help` and the like.
+    The runs of a sweep are named NAME-KEY-VALUE. Raises `ConfigError` for an unknown program and for settings that any
+    of the jobs refuses; exits after `--help` and the like.
     """
     program, *overrides = words or [""]
     if program not in PROGRAMS:
         known = ", ".join(PROGRAMS)
-        raise ConfigError(f"{program or '--'}: name a program behind --{nearest(program, PROGRAMS)} (one of: {known})")
+        raise ConfigError(f"{program or '--'}: name a program after --{nearest(program, PROGRAMS)} (one of: {known})")
     root = PROGRAMS[program]
     points = expand(overrides)
-    if len(points) == 1 and not points[0].swept:
+    if len(points) == 1 and not points[0].values:
         cfg = _composed(root, overrides)
-        return [Job(program=program, overrides=overrides, cfg=cfg, family=cfg.run.name)]
+        return [Job(program=program, overrides=overrides, cfg=cfg, sweep=cfg.run.name)]
     jobs = []
     for point in points:
-        family = _composed(root, point.overrides).run.name
-        name = family if "run.name" in point.swept else named(family, point.swept)
+        sweep = _composed(root, point.overrides).run.name
+        name = sweep if "run.name" in point.values else run_name(sweep, point.values)
         settings = with_overrides(point.overrides, f"++run.name={name}")
         cfg = _composed(root, settings)
-        jobs.append(Job(program=program, overrides=settings, cfg=cfg, family=family, swept=label(point.swept)))
-    _check_apart(jobs)
+        jobs.append(Job(program=program, overrides=settings, cfg=cfg, sweep=sweep, point=point_text(point.values)))
+    _check_directories(jobs)
     return jobs
 
 
-def prepared_by(overrides: Sequence[str]) -> Path:
-    """Return the directory of corpora that a command line of `pretrain.prepare` fills. Raises `ConfigError`."""
+def corpora_root(overrides: Sequence[str]) -> Path:
+    """Return the directory in which a command line of `pretrain.prepare` writes corpora. Raises `ConfigError`."""
     cfg = _composed(PRETRAIN, overrides)
     texts_of(cfg.data.sources)
     cfg.check_tokenizer()
@@ -86,13 +86,13 @@ def _composed(root: Root, words: Sequence[str]) -> Any:
     return typed(composed)
 
 
-def _check_apart(jobs: Sequence[Job]) -> None:
-    """Refuse two jobs of one run directory."""
+def _check_directories(jobs: Sequence[Job]) -> None:
+    """Refuse two jobs with the same run directory."""
     first: dict[Path, Job] = {}
     for job in jobs:
         other = first.setdefault(job.directory, job)
         if other is not job:
             raise ConfigError(
-                f"run.name={job.name}: both {other.swept} and {job.swept} would run in {job.directory}; "
+                f"run.name={job.name}: both {other.point} and {job.point} would run in {job.directory}; "
                 "sweep over run.name, too, or choose values that differ in letters and digits"
             )

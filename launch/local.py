@@ -1,4 +1,4 @@
-"""`python -m launch local`: ranks on this machine, for one run or for each run of a sweep in turn.
+"""`python -m launch local`: ranks on this machine, for one run or for the runs of a sweep, one after another.
 
 Holds the choice of their number and port; the ranks themselves are in `ranks`.
 """
@@ -49,19 +49,19 @@ LOCAL = Root("launch_local", LocalConfig, register)
 
 
 def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
-    """Run the jobs in turn, each in fresh processes, and return the exit code of the first that failed, else 0.
+    """Run the jobs one after another, each in fresh processes; return the exit code of the first that failed, else 0.
 
-    A job that was asked to stop ends the row. What a sweep reached is printed as a table at its end.
+    After a job that was stopped by a signal no other starts. A sweep ends with a table of what its runs reached.
     """
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     for job in jobs:
         job.cfg.check_start(ranks=cfg.ranks, device_type=device_type)
     if len(jobs) > 1:
-        os.environ.setdefault("WANDB_RUN_GROUP", jobs[0].family)
+        os.environ.setdefault("WANDB_RUN_GROUP", jobs[0].sweep)
     codes = []
     for job in jobs:
-        if job.swept:
-            print(f"{job.name}: {job.swept}", flush=True)
+        if job.point:
+            print(f"{job.name}: {job.point}", flush=True)
         codes.append(_run(cfg, job))
         if codes[-1] == STOPPED:
             break
@@ -71,7 +71,7 @@ def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
 
 
 def examine_here(cfg: LocalConfig, words: Sequence[str]) -> int:
-    """Let the doctor look at this machine with so many ranks; return the exit code."""
+    """Run the doctor on this machine, on as many ranks as a run would have; return the exit code."""
     with tempfile.TemporaryDirectory() as logs:
         node = Node(port=cfg.port or _free_port())
         return run_ranks([sys.executable, "-m", "launch.doctor", *words], count=cfg.ranks, node=node, logs=Path(logs))

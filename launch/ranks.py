@@ -1,9 +1,9 @@
-"""The ranks of one node: started as torchrun would start them, watched until all have ended, asked to stop together.
+"""The ranks of one node: started as torchrun would start them, watched until all have ended, stopped together.
 
-Holds processes, their logs and signals; which command they run, and on which nodes, is for launchers to say.
+Holds processes, their logs and signals; launchers choose the command and the nodes.
 
-It is not torchrun itself, whose agent exits with 1 whatever its ranks exit with, kills them 30 s after a SIGTERM
-whatever they are writing, and dies of SIGUSR1. The variables are the same, so that ranks cannot tell.
+This replaces torchrun, whose agent exits with 1 whatever its ranks exit with, kills them 30 s after a SIGTERM whatever
+they are writing, and dies of SIGUSR1. The environment variables are the same.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from typing import IO, NamedTuple
 
 from pretrain.errors import PeerLost, Preempted
 
-GRACE_S = 10.0  # that ranks have to end by themselves once one has failed: they see its connections close
+GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
 SHOWN_LINES = 40  # of the log of the rank that failed first
 STOPPED, PEER_LOST = Preempted.exit_code, PeerLost.exit_code
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)  # ask ranks to save and end
-ALSO_ASK = (signal.SIGINT, signal.SIGHUP)  # so do Ctrl-C, the first time, and a terminal that closes
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ranks save and end; passed on as they are
+SENT_AS_TERM = (signal.SIGINT, signal.SIGHUP)  # the first Ctrl-C, and a terminal that closes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node among those of a job."""
+    """One of the nodes of a job."""
 
     number: int = 0
-    of: int = 1  # nodes
+    of: int = 1  # how many nodes the job has
     address: str = "127.0.0.1"  # of node 0, where rank 0 listens
     port: int
 
@@ -49,7 +49,7 @@ class End(NamedTuple):
     code: int  # negative: the signal that ended it
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """Return it in words."""
         if self.code >= 0:
             return f"rank {self.rank} ended with exit code {self.code}"
@@ -57,23 +57,24 @@ class End(NamedTuple):
 
 
 def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> int:
-    """Run `count` ranks of a command on this node to their end; return the exit code that stands for all of them.
+    """Run `count` ranks of a command on this node to their end; return one exit code for all of them.
 
-    It is that of the rank that failed first, 7 if a signal ended that one; ranks that end with 7 because they miss
-    another one come after it, even if they were faster. It is 85 if they stopped on request, and 0 if all ended with 0.
-    What the first to fail wrote comes last on standard error. Output goes to `logs`/rank-N.log; that of rank 0 is this
-    command's own, and what it writes to standard error is in its log as well. However this ends, short of SIGKILL, no
-    rank outlives it.
+    It is that of the rank that failed first, or 7 if a signal killed that one. A rank that ended with 7, because it
+    lost another, counts only if none failed otherwise, even if it was faster. It is 85 if they stopped as requested,
+    and 0 if all ended with 0. The last lines of the rank that failed first are repeated at the end of standard error.
+
+    Output goes to `logs`/rank-N.log. Rank 0 writes to this command's own output, and its standard error to the log as
+    well. However this ends, short of SIGKILL, no rank outlives it.
     """
     ranks = _Ranks(logs)
-    with ranks.asked_to_stop() as asked:
+    with ranks.passing_on_signals() as sent:
         try:
             for local in range(count):
                 ranks.start(command, _variables(local, count, node))
             ends = ranks.wait()
         finally:
             ranks.send(signal.SIGKILL)
-    failures = [end for end in ends if end.code not in (0, STOPPED, *(-number for number in asked))]
+    failures = [end for end in ends if end.code not in (0, STOPPED, *(-number for number in sent))]
     if failures:
         failed = next((end for end in failures if end.code != PEER_LOST), failures[0])
         ranks.show(failed)
@@ -107,7 +108,7 @@ class _Ranks:
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
-        """Start the rank that the variables describe, in a session of its own: Ctrl-C is for us to pass on."""
+        """Start the rank that the variables describe, in its own session, so that Ctrl-C reaches it only through us."""
         rank = int(variables["RANK"])
         with self._log(rank).open("ab") as log:
             self._began[rank] = log.tell()
@@ -123,9 +124,9 @@ class _Ranks:
         threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
     def wait(self) -> list[End]:
-        """Return how the ranks ended, in this order; once one has failed the others are killed after `GRACE_S`.
+        """Return how the ranks ended, in the order in which they did.
 
-        Those that are killed here are left out.
+        Once one has failed, the others are killed after `GRACE_S`, and left out of the list.
         """
         ends: list[End] = []
         deadline, killed = float("inf"), False
@@ -146,13 +147,13 @@ class _Ranks:
         return ends
 
     def send(self, number: int) -> None:
-        """Send a signal to all ranks that live."""
+        """Send a signal to all ranks that still run."""
         for process in list(self._alive.values()):
             process.send_signal(number)
 
     @contextmanager
-    def asked_to_stop(self) -> Iterator[list[int]]:
-        """While in here, pass requests to stop on to all ranks; gives the signals that they were sent."""
+    def passing_on_signals(self) -> Iterator[list[int]]:
+        """While in here, pass signals that request a stop on to all ranks; yields the list of those that were sent."""
         sent: list[int] = []
 
         def pass_on(number: int, frame: FrameType | None) -> None:
@@ -160,13 +161,13 @@ class _Ranks:
                 if sent:
                     raise KeyboardInterrupt
                 print("stopping: ranks save and end; Ctrl-C again kills them", file=sys.stderr)
-            if number in ALSO_ASK:
+            if number in SENT_AS_TERM:
                 number = signal.SIGTERM
             sent.append(number)
             self.send(number)
 
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # under nohup
-        before = {number: signal.signal(number, pass_on) for number in {*PASSED_ON, *ALSO_ASK} - ignored}
+        before = {number: signal.signal(number, pass_on) for number in {*STOP_SIGNALS, *SENT_AS_TERM} - ignored}
         try:
             yield sent
         finally:
@@ -174,13 +175,13 @@ class _Ranks:
                 signal.signal(number, handler)
 
     def show(self, failed: End) -> None:
-        """Write how a rank ended to standard error, below what it wrote last: that of rank 0 stands there already."""
+        """Write a rank's last lines to standard error, unless it is rank 0, whose lines are there, and how it ended."""
         log = self._log(failed.rank)
         if failed.rank:
             with log.open(errors="replace") as text:
                 text.seek(self._began[failed.rank])
                 sys.stderr.writelines(deque(text, SHOWN_LINES))
-        print(f"{failed.told}, the first to do so; above are the last lines of {log}", file=sys.stderr)
+        print(f"{failed.text}, the first to do so; above are the last lines of {log}", file=sys.stderr)
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         copying = threading.Thread(target=self._copy, args=(rank, process.stderr), daemon=True)
@@ -188,14 +189,14 @@ class _Ranks:
             copying.start()
         code = process.wait()
         if process.stderr:
-            copying.join(timeout=1)  # not for ever: a process that the rank left behind may hold the pipe open
+            copying.join(timeout=1)  # a process that the rank left behind may hold the pipe open for ever
         self._ends.put(End(rank, code))
 
     def _copy(self, rank: int, lines: IO[bytes]) -> None:
         with self._log(rank).open("ab", buffering=0) as log:
             for line in lines:
                 log.write(line)
-                with suppress(OSError):  # the terminal may be gone; a rank whose pipe nobody reads would stand still
+                with suppress(OSError):  # the terminal may be gone; a rank whose pipe nobody reads would block
                     sys.stderr.buffer.write(line)
                     sys.stderr.buffer.flush()
 

@@ -1,6 +1,6 @@
 """Sweeps: settings with several values, expanded into one command line for each combination, by Hydra's own parser.
 
-Holds words only; what they mean is composed in `program`.
+Holds words only; `jobs` composes them into configurations.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pretrain.errors import ConfigError
 
 
 class Point(NamedTuple):
-    """One combination."""
+    """One combination of values."""
 
     overrides: list[str]  # a whole command line
-    swept: dict[str, str]  # key -> value of the settings that have several, in their order
+    values: dict[str, str]  # key -> value of the settings that have several, in their order
 
 
 def expand(overrides: Sequence[str]) -> list[Point]:
     """Return the points of a sweep, the last setting changing fastest; one point if no setting has several values.
 
-    Several values are written as Hydra has them: `seed=1,2`, `seed=range(3)`, `seed=choice(1,2)`. Raises `ConfigError`
-    for what cannot be parsed and for values that cannot be counted.
+    Several values are written as in Hydra: `seed=1,2`, `seed=range(3)`, `seed=choice(1,2)`. Raises `ConfigError` for
+    what cannot be parsed and for values that cannot be counted.
     """
     rows = [_values(word) for word in overrides]
     return [
@@ -37,21 +37,21 @@ def expand(overrides: Sequence[str]) -> list[Point]:
     ]
 
 
-def named(base: str, swept: Mapping[str, str]) -> str:
-    """Return the name of a run in a sweep: `demo-lr-1e-4-seed-0`, with whole keys where their last words are alike."""
-    leaves = [key.rpartition(".")[2] for key in swept]
+def run_name(base: str, values: Mapping[str, str]) -> str:
+    """Return the name of a run in a sweep: `demo-lr-1e-4-seed-0`, with full keys where their last words are equal."""
+    leaves = [key.rpartition(".")[2] for key in values]
     short = len(set(leaves)) == len(leaves)
-    parts = (f"{leaf if short else key}-{value}" for leaf, (key, value) in zip(leaves, swept.items(), strict=True))
+    parts = (f"{leaf if short else key}-{value}" for leaf, (key, value) in zip(leaves, values.items(), strict=True))
     return "-".join([base, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)])
 
 
-def label(swept: Mapping[str, str]) -> str:
-    """Return the point in words."""
-    return " ".join(f"{key}={value}" for key, value in swept.items())
+def point_text(values: Mapping[str, str]) -> str:
+    """Write the values of a point: `optim.lr=1e-4 seed=0`."""
+    return " ".join(f"{key}={value}" for key, value in values.items())
 
 
 def _values(word: str) -> list[tuple[str, str]]:
-    """Return (key, word) for each value of a setting; for what is no sweep the word alone, without a key."""
+    """Return (key, word) for each value of a setting; for a word that is no sweep, that word without a key."""
     if word.startswith("-") or "=" not in word:  # an option of Hydra, its argument, or a deletion
         return [("", word)]
     try:
@@ -66,7 +66,7 @@ def _values(word: str) -> list[tuple[str, str]]:
 
 def _countable(override: Override, word: str) -> list[str]:
     if not override.is_discrete_sweep() or str(word.partition("=")[2]).startswith("glob("):
-        raise ConfigError(f"{word}: has no countable values; write them out (1,2,3) or as range(START,STOP,STEP)")
+        raise ConfigError(f"{word}: values cannot be counted; write them out (1,2,3) or as range(START,STOP,STEP)")
     values = list(override.sweep_string_iterator())
     if not values:
         raise ConfigError(f"{word}: has no value; write them out (1,2,3) or as range(START,STOP,STEP)")

@@ -1,9 +1,9 @@
-"""`python -m pretrain`: pretrain a model as the configuration says.
+"""`python -m pretrain`: pretrain a model as configured.
 
-Holds nothing but the door; `pretrain.run` builds and trains.
+Holds the command only; `pretrain.run` builds and trains.
 """
 
-from pretrain.compose import launch
+from pretrain.compose import hydra_command
 from pretrain.config import PretrainConfig
 
 
@@ -15,4 +15,4 @@ def main(cfg: PretrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    hydra_command(main)

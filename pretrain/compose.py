@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -27,11 +27,11 @@ from yaml import YAMLError
 
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import world_size
-from pretrain.errors import ConfigError, HeadwaterError
+from pretrain.errors import ConfigError, exit_code_of
 from pretrain.init_from import settings_from
 from pretrain.registry import flattened, nearest, typed, unflattened
 from pretrain.tokenizer.file import TokenizerFile
-from pretrain.tracking.background import any_hangs
+from pretrain.tracking.background import sinks_still_working
 from pretrain.train.run_dir import check_written_by, choice_of, read_config
 
 CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
@@ -63,22 +63,22 @@ class Place(NamedTuple):
     name: str  # of its YAML file there
 
 
-def launch(run: Callable[[Any], None], root: Root = PRETRAIN) -> None:
-    """Compose the configuration from the command line, type it, run, and exit with the code of the outcome."""
-    code = 0
-    try:
+def hydra_command(body: Callable[[Any], None], root: Root = PRETRAIN) -> NoReturn:
+    """Run a command that Hydra configures: compose its configuration, type it, pass it to `body`, and exit."""
+
+    def run() -> None:
         composed = compose_command_line(root)
         if composed is not None:  # None after --help, --cfg and the like
-            run(typed(composed))
-    except HeadwaterError as error:
-        print(f"{error}", file=sys.stderr)
-        code = error.exit_code
-    except Exception:  # a bug: reported as Python does it, with its exit code
+            body(typed(composed))
+
+    try:
+        code = exit_code_of(run)
+    except Exception:  # a bug: print the traceback and exit with 1, as Python does
         if world_size() == 1:
             raise
         traceback.print_exc()
         code = 1
-    if world_size() > 1 or any_hangs():
+    if world_size() > 1 or sinks_still_working():
         # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs
         # of 4 ranks, torch 2.13), and its exit code with it; and W&B's own hook waits for a server that is silent
         # (30 s, wandb 0.31). All our resources are closed by now: skip the teardown.

@@ -1,11 +1,14 @@
-"""The kinds of failure and the process exit code of each.
+"""The kinds of failure, the exit code of each, and how a command ends with it.
 
-Holds no handling: `pretrain.__main__` turns an error into its message and exit code.
+Holds no policy: what is refused, and when, is decided where the value is used. Free of torch and Hydra.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -84,3 +87,31 @@ def exit_code_to(report: Callable[[int], None]) -> Iterator[None]:
         raise
     finally:
         report(code)
+
+
+def exit_code_of(body: Callable[[], object]) -> int:
+    """Run the body of a command and return its exit code; the message of a `HeadwaterError` goes to standard error."""
+    try:
+        body()
+    except HeadwaterError as error:
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def command(parser: ArgumentParser, body: Callable[[Namespace], object], arguments: Sequence[str] | None = None) -> int:
+    """Run a command: parse its arguments, pass them to `body`, print what that returns unless it is None.
+
+    Returns the exit code. A reader that closes the pipe early, as `head` does, is no error.
+    """
+    options = parser.parse_args(arguments)
+
+    def run() -> None:
+        try:
+            if (answer := body(options)) is not None:
+                print(answer)
+            sys.stdout.flush()
+        except BrokenPipeError:  # point stdout elsewhere, or Python flushes it once more at exit and fails
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return exit_code_of(run)

@@ -13,7 +13,7 @@ from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import check_architecture, load_manifest, load_state, saved_step, shapes_of
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
-from pretrain.errors import HeadwaterError
+from pretrain.errors import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
 from pretrain.hub.special_tokens import set_template
 from pretrain.run import build_module
@@ -24,14 +24,8 @@ from pretrain.train.run_dir import read_record
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "Write the weights of a run as a directory that Hugging Face transformers loads."
-    options = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
-    options = options.parse_args(arguments)
-    try:
-        print(export_run(options))
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    parser = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
+    return command(parser, export_run, arguments)
 
 
 def export_run(options: argparse.Namespace) -> Path:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, check
+from pretrain.errors import CheckpointError, ConfigError, check, command
 from pretrain.files import replace_file
 from pretrain.hub.family import FAMILIES
 from pretrain.hub.weights import INDEX, first_few, read_index, read_json
@@ -25,14 +25,11 @@ _WHOLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        for path in import_bin(options.directory, options.model_type):
-            print(path)
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(
+        _parser(),
+        lambda options: "\n".join(map(str, import_bin(options.directory, options.model_type))),
+        arguments,
+    )
 
 
 def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:

@@ -1,6 +1,6 @@
-"""`python -m pretrain.prepare`: turn the sources of a configuration into corpora, and say what they hold.
+"""`python -m pretrain.prepare`: turn the sources of a configuration into corpora, and print what they hold.
 
-Holds nothing but the door; `pretrain.data.prepare.build` does the work.
+Holds the command only; `pretrain.data.prepare.build` does the work.
 
 Checking a whole configuration needs torch, preparing does not: the process that has checked it is replaced (`execv`) by
 one that never imports torch, which saves 200 MB. Worker processes import this module too, so nothing heavy is imported
@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from pretrain.errors import exit_code_of
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -118,21 +120,14 @@ def _unpacked(packed: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Check the configuration of the command line, or carry out a plan that was made from one."""
-    from pretrain.errors import HeadwaterError
-
     if not sys.argv[-1].startswith(_PLAN):
-        from pretrain.compose import launch
+        from pretrain.compose import hydra_command
 
-        launch(hand_over)
-        return
+        hydra_command(hand_over)
     with os.fdopen(int(sys.argv[-1].removeprefix(_PLAN))) as file:
         file.seek(0)
         plan = json.load(file)
-    try:
-        carry_out(plan)
-    except HeadwaterError as error:
-        print(error, file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+    sys.exit(exit_code_of(lambda: carry_out(plan)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
 from pretrain.train.run_dir import check_written_by, read_record
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
-from pretrain.train.summary import ModelSize, predicted_memory, summary
+from pretrain.train.summary import ModelSize, summary
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     schedule = cfg.schedule.build(cfg.train.steps)
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.context)
-    predicted = predicted_memory(cfg.strategy, size, ranks=world.size, precision=cfg.precision)
+    predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     initial = InitialWeights(module, cfg.seed)
     fingerprints = _fingerprints(cfg, stream)
     trainee = session.build(

@@ -14,7 +14,7 @@ import torch
 from pretrain.checkpoint.load import restore_weights, saved_step
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World
-from pretrain.errors import ConfigError, HeadwaterError
+from pretrain.errors import ConfigError, command
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import generate
 from pretrain.objectives.base import Objective
@@ -25,13 +25,7 @@ from pretrain.train.run_dir import read_record
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        sample(options)
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(_parser(), sample, arguments)
 
 
 def load_run(run: Path) -> Objective:

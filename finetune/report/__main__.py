@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.options import parser_of_use
+from finetune.options import trained_run_parser
 from finetune.report.figures import draw_training
 from finetune.report.page import Section, clipped, value_text, write_page
-from pretrain.errors import HeadwaterError
+from pretrain.errors import command
 from pretrain.registry import choices
 from pretrain.report.history import History, load
 from pretrain.report.markdown import UNKNOWN, count, literal, table
@@ -31,19 +31,17 @@ OUTPUTS_ROOM = 400  # characters of the names of all outputs
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     description = "A page on a fine-tuned model: curves, metrics, worst errors."
-    parser = parser_of_use("python -m finetune.report", description)
+    parser = trained_run_parser("python -m finetune.report", description)
     parser.add_argument(
         "source", nargs="?", help="file, or name on the hub, with answers (default: what the run was measured on)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the run)")
     add_options(parser)
-    options = parser.parse_args(arguments)
-    try:
-        print(sync(options.run, "finetune", options.project) if options.sync else report(options))
-    except HeadwaterError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(
+        parser,
+        lambda options: sync(options.run, "finetune", options.project) if options.sync else report(options),
+        arguments,
+    )
 
 
 def report(options: argparse.Namespace) -> Path:

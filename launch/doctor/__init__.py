@@ -1,1 +1,1 @@
-"""What a run will need, looked at before an allocation is spent: `python -m launch.doctor PROGRAM overrides...`."""
+"""What a run will need, examined before an allocation is spent: `python -m launch.doctor PROGRAM SETTINGS`."""

@@ -1,7 +1,7 @@
-"""`python -m launch.doctor PROGRAM overrides...`: look at everything that a run will need, and print one page.
+"""`python -m launch.doctor PROGRAM SETTINGS`: examine everything that a run will need, and print one page.
 
-Holds the door, the group of ranks and the page; the checks are in the files beside this one. Started like the ranks of
-a run: by torchrun, by `launch`, or alone.
+Holds the command, the group of ranks and the page; the checks are in the other files of this folder. It is started like
+the ranks of a run: by torchrun, by `launch`, or alone.
 """
 
 from __future__ import annotations
@@ -33,38 +33,30 @@ def main() -> int:
     """Compose, join, examine, print; return the exit code of the first failure, 0 without one."""
     program, *overrides = sys.argv[1:] or [""]
     if program not in PROGRAMS:
-        print("python -m launch.doctor pretrain|finetune overrides...", file=sys.stderr)
+        print(f"usage: python -m launch.doctor {'|'.join(PROGRAMS)} SETTINGS", file=sys.stderr)
         return 2
     sys.argv[1:] = overrides
+    cfg, refusal = None, None
     try:
-        composed, refusal = compose_command_line(PROGRAMS[program]), None
+        composed = compose_command_line(PROGRAMS[program])
         if composed is None:  # after --help, --cfg and the like
             return 0
         cfg = typed(composed)
     except HeadwaterError as error:
-        cfg, refusal = None, str(error)
-    trouble = join()
-    if trouble and rank() > 0:
+        refusal = str(error)
+    if trouble := join():
         print(f"rank {rank()}: {trouble}", file=sys.stderr)
         return TimedOut.exit_code
-    world = World(rank(), 1 if trouble else world_size(), torch.device("cpu"))
-    findings = [Finding("group", Level.failed, trouble, TimedOut.exit_code)] if trouble else []
+    world = World(rank(), world_size(), torch.device("cpu"))
     if world.is_first:
-        print(f"doctor: {program} on {counted(world_size(), 'rank')}\n", *map(line, findings), sep="\n", flush=True)
-    try:
-        for finding in examination(program, cfg, refusal, world):
-            findings.append(finding)
-            print(line(finding), flush=True)  # now: if a library takes the process down, the page says how far it came
-    except RuntimeError as error:  # of a collective
-        told = f"a rank is lost, and the checks that follow with it: {' '.join(str(error).split())}"
-        lost = Finding("group", Level.failed, f"{told}; its own log says why", PeerLost.exit_code)
-        findings.append(lost)
-        print(line(lost), file=sys.stdout if world.is_first else sys.stderr, flush=True)
-        if not world.is_first:
-            return PeerLost.exit_code
-    if not world.is_first:
-        return 0
-    print(f"\n{outcome(findings)}", flush=True)
+        print(f"doctor: {program} on {counted(world.size, 'rank')}\n", flush=True)
+    findings = []
+    for finding in examination(program, cfg, refusal, world):
+        findings.append(finding)
+        # At once: should a library end the process, the page shows how far it came.
+        print(line(finding), file=sys.stdout if world.is_first else sys.stderr, flush=True)
+    if world.is_first:
+        print(f"\n{outcome(findings)}", flush=True)
     return next((finding.code for finding in findings if finding.level is Level.failed), 0)
 
 
@@ -76,44 +68,52 @@ def join() -> str | None:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:  # of sockets, stores and time-outs
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        told = f"the {world_size()} ranks do not find each other at {place}: {' '.join(str(error).split())}"
-        return f"{told}; check that all of them were started, and the network (GLOO_SOCKET_IFNAME names the interface)"
+        text = f"the {world_size()} ranks do not find each other at {place}: {' '.join(str(error).split())}"
+        return f"{text}; check that all of them were started, and the network (GLOO_SOCKET_IFNAME names the interface)"
     return None
 
 
 def examination(program: str, cfg: Any, refusal: str | None, world: World) -> Iterator[Finding]:
-    """Carry out all checks, without a configuration on every rank those that need none; yield what the first found."""
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    own_gpu = torch.cuda.is_available() and local < torch.cuda.device_count()
-    places = world.gather([host, own_gpu, refusal])
-    device = torch.device("cuda", local) if all(has for _, has, _ in places) else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    refusals = [(text, numbers) for text, numbers in grouped([text for *_, text in places]) if text is not None]
-    subject = Subject(program, None if refusals else cfg, world_size(), world, [name for name, *_ in places], device)
-    if refusals and world.is_first:
-        for text, numbers in refusals:
-            yield Finding("configuration", Level.failed, f"{text} (on {subject.named(numbers)})")
-        left_out = ", ".join(check.name for check in CHECKS[1:] if check.needs_config)
-        yield Finding("not checked", Level.warning, f"for want of a configuration: {left_out}")
-    for check in CHECKS:
-        if not (check.needs_config and refusals):
-            yield from examine(check, subject)
+    """Carry out all checks, or those that need no configuration if some rank has none.
+
+    Yields the findings on the first rank; on the others nothing, but for the loss of a rank.
+    """
+    try:
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        own_gpu = torch.cuda.is_available() and local < torch.cuda.device_count()
+        hosts, have_gpu, refusals = zip(*world.gather([host, own_gpu, refusal]), strict=True)
+        device = torch.device("cuda", local) if all(have_gpu) else torch.device("cpu")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        subject = Subject(program, None if any(refusals) else cfg, world, list(hosts), device)
+        if any(refusals) and world.is_first:
+            for text, ranks in grouped(refusals):
+                if text:
+                    yield Finding(Level.failed, f"{text} (on {subject.named(ranks)})", name="configuration")
+            left_out = ", ".join(check.name for check in CHECKS[1:] if check.needs_config)
+            yield Finding(Level.warning, f"for lack of a configuration: {left_out}", name="not checked")
+        for check in CHECKS:
+            if not (check.needs_config and any(refusals)):
+                yield from examine(check, subject)
+    except RuntimeError as error:  # of a collective
+        text = f"a rank is lost, and the remaining checks with it: {' '.join(str(error).split())}"
+        yield Finding(Level.failed, f"{text}; its own log says why", PeerLost.exit_code, "group")
 
 
 def line(finding: Finding) -> str:
     """Return a finding as it stands on the page, folded if it is long."""
     head = f"{finding.level:<8} {finding.name:<14} "
-    return textwrap.fill(finding.text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    folded = textwrap.wrap(finding.text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False)
+    return head + f"\n{' ' * len(head)}".join(folded)
 
 
 def outcome(findings: list[Finding]) -> str:
-    """Return what the page comes to."""
+    """Return the last line of the page."""
     levels = [finding.level for finding in findings]
     failed, warnings, good = (levels.count(level) for level in (Level.failed, Level.warning, Level.ok))
-    told = "this run would fail, or go wrong" if failed else "nothing would stop this run"
-    return f"{failed} failed, {counted(warnings, 'warning')}, {good} ok: {told}"
+    verdict = "this run would fail, or go wrong" if failed else "nothing would stop this run"
+    return f"{failed} failed, {counted(warnings, 'warning')}, {good} ok: {verdict}"
 
 
 if __name__ == "__main__":
@@ -121,4 +121,4 @@ if __name__ == "__main__":
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of gloo may abort a process of several ranks while the interpreter is taken down
+    os._exit(code)  # at the interpreter's exit, gloo's threads may abort a process of several ranks

@@ -1,11 +1,11 @@
-"""What a check is: every rank looks at its own place, the first one judges what all have seen.
+"""What a check is: every rank looks at its own machine, and the first rank judges what all of them saw.
 
-Holds the types and the one way through a check; what is checked is in the files beside this one.
+Holds the types, and how a check is carried out; the checks themselves are in the other files of this folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -15,8 +15,9 @@ import torch
 
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, HeadwaterError
+from pretrain.train.agreement import SHOWN_RANKS
 
-PATIENCE = timedelta(minutes=3)  # for ranks that do not come, and for each collective
+PATIENCE = timedelta(minutes=3)  # to wait for missing ranks, and for each collective
 
 T = TypeVar("T")
 
@@ -30,93 +31,98 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """A line of the page."""
+    """What a check found: a line of the page."""
 
-    name: str  # of the check
     level: Level
-    text: str  # what was found and, unless it is ok, what to do
-    code: int = 2  # exit code that a failure stands for
+    text: str  # with what to do about it, unless it is ok
+    code: int = ConfigError.exit_code  # of a failure
+    name: str = ""  # of the check, which `examine` fills in
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is looked at: a program with its configuration, on the ranks that would run it."""
+    """What is examined: a program with its configuration, on the ranks that would run it."""
 
     program: str  # "pretrain" or "finetune"
-    cfg: Any  # its typed configuration; None: it does not compose on some rank
-    ranks: int  # of the run; not those of `world` where the group does not form
-    world: World  # over gloo, on whatever the ranks compute
+    cfg: Any  # its typed configuration; None where some rank cannot compose it
+    world: World  # over gloo, whatever device the ranks compute on
     hosts: list[str]  # of each rank
-    device: torch.device  # of this rank: a GPU if each rank has one for itself
+    device: torch.device  # of this rank: a GPU if every rank has one of its own
 
-    @property
-    def speaks(self) -> bool:
-        """Whether this rank looks at what is one for its host: files, clocks, disks."""
-        return self.hosts.index(self.hosts[self.world.rank]) == self.world.rank
-
-    def named(self, numbers: Sequence[int]) -> str:
+    def named(self, ranks: Sequence[int]) -> str:
         """Name ranks, with their hosts if there are several."""
-        if len(numbers) == self.world.size:
+        if len(ranks) == self.world.size:
             return "all ranks" if self.world.size > 1 else "the only rank"
-        hosts = ", ".join(dict.fromkeys(self.hosts[number] for number in numbers))
-        return f"{listed(numbers)} ({hosts})" if len(set(self.hosts)) > 1 else listed(numbers)
+        hosts = ", ".join(dict.fromkeys(self.hosts[rank] for rank in ranks))
+        return f"{ranks_text(ranks)} ({hosts})" if len(set(self.hosts)) > 1 else ranks_text(ranks)
+
+
+def seen_by_first(subject: Subject, answers: list[Any]) -> list[Finding]:
+    """Judge that all is well, in the words of the first rank; None says nothing."""
+    return [] if answers[0] is None else [Finding(Level.ok, answers[0])]
 
 
 class Check(NamedTuple):
     """Something that can be wrong.
 
-    `look` runs on every rank, and may use collectives if it does so on each; it returns what JSON can hold, or raises.
-    `judge` runs on the first rank, with the answers of all; None where a rank had nothing to say.
+    `look` runs on every rank and may use collectives, provided that all ranks do. It returns what JSON can hold, or
+    raises: any error is a failure. `judge` runs on the first rank, with the answers of all ranks.
     """
 
     name: str
     look: Callable[[Subject], Any]
-    judge: Callable[[Subject, list[Any]], list[Finding]]
+    judge: Callable[[Subject, list[Any]], Iterable[Finding]] = seen_by_first
+    agree: Callable[[Subject, Any], None] | None = None  # a collective that refuses ranks whose answers do not fit
+    per_host: bool = False  # one rank of each host looks, and the others there have its answer
     needs_config: bool = True
 
 
 def examine(check: Check, subject: Subject) -> list[Finding]:
-    """Carry out a check on all ranks; return what was found, on the first rank alone.
+    """Carry out a check on all ranks; return the findings, on the first rank alone.
 
-    A rank on which looking fails says so, and goes on with the others to the next check.
+    A rank whose look fails reports that and takes part in the next check.
     """
-    seen, refusal = None, None
+    world, hosts = subject.world, subject.hosts
+    answer, error = None, None
     try:
-        seen = check.look(subject)
-    except Exception as error:  # whatever it is, it is a finding
-        refusal = _told(error)
-    answers = subject.world.gather([seen, refusal])
-    if not subject.world.is_first:
-        return []
-    refusals = [(refusal, numbers) for refusal, numbers in grouped([refusal for _, refusal in answers]) if refusal]
-    if not refusals:
-        try:
-            return check.judge(subject, [seen for seen, _ in answers])
-        except Exception as error:
-            refusals = [(_told(error), [0])]
-    return [
-        Finding(check.name, Level.failed, f"{text} (on {subject.named(numbers)})", code)
-        for (text, code), numbers in refusals
+        if not check.per_host or hosts.index(hosts[world.rank]) == world.rank:
+            answer = check.look(subject)
+    except Exception as raised:  # whatever it is, it is a finding
+        error = _described(raised)
+    gathered = world.gather([answer, error])
+    answers = [gathered[hosts.index(host) if check.per_host else rank][0] for rank, host in enumerate(hosts)]
+    failures = [
+        Finding(Level.failed, f"{error[0]} (on {subject.named(ranks)})", error[1])
+        for error, ranks in grouped([error for _, error in gathered])
+        if error
     ]
+    try:
+        if check.agree and not failures:
+            check.agree(subject, answers[world.rank])
+        findings = failures or (check.judge(subject, answers) if world.is_first else [])
+        named = [finding._replace(name=check.name) for finding in findings]
+    except Exception as raised:
+        named = [Finding(Level.failed, *_described(raised), name=check.name)]
+    return named if world.is_first else []
 
 
-def _told(error: Exception) -> tuple[str, int]:
-    """Return an error in words, and the exit code that it stands for."""
+def _described(error: Exception) -> tuple[str, int]:
+    """Return an error's message and the exit code that it stands for."""
     if isinstance(error, HeadwaterError):
         return str(error), error.exit_code
     return f"{type(error).__name__}: {error}", ConfigError.exit_code
 
 
 def grouped(values: Sequence[T]) -> list[tuple[T, list[int]]]:
-    """Return the different values, each with the places where it stands."""
+    """Return the different values, each with the indices at which it stands."""
     found: list[tuple[T, list[int]]] = []
-    for number, value in enumerate(values):
-        for other, numbers in found:
+    for index, value in enumerate(values):
+        for other, indices in found:
             if other == value:
-                numbers.append(number)
+                indices.append(index)
                 break
         else:
-            found.append((value, [number]))
+            found.append((value, [index]))
     return found
 
 
@@ -125,16 +131,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def listed(numbers: Sequence[int]) -> str:
-    """Write ascending numbers of ranks: "rank 5", "ranks 0 to 3, 5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    spans = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
-    return f"rank{'' if len(numbers) == 1 else 's'} {', '.join(spans)}"
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Write ranks, the first few by number: "rank 5", "ranks 0, 1, 2 and 2,045 more"."""
+    shown = ", ".join(map(str, ranks[:SHOWN_RANKS]))
+    more = f" and {len(ranks) - SHOWN_RANKS:,} more" if len(ranks) > SHOWN_RANKS else ""
+    return f"rank{'' if len(ranks) == 1 else 's'} {shown}{more}"
 
 
 def in_bytes(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Checks of the directory that holds all runs: one for all hosts, writable, large and fast enough.
+"""Checks of the directory that holds all runs: the same for all hosts, writable, large and fast enough.
 
 Holds what concerns places to write to; what a run reads is in `inputs`. It leaves no file behind.
 """
@@ -9,131 +9,96 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from launch.doctor.base import Check, Finding, Level, Subject, in_bytes
 from launch.doctor.plan import size_of
-from pretrain.errors import HeadwaterError, ResourceError
+from pretrain.errors import ConfigError, HeadwaterError, ResourceError
+from pretrain.train.agreement import check_directory
+from pretrain.train.run_dir import LOCK_FILE
 
-WAIT_S = 10.0  # for what another host wrote: file systems on a network show it late
-POLL_S = 0.1  # seconds between two looks
-SPEED_BYTES = 2**28  # written and read to measure
-SPEED_S = 10.0  # after so many seconds writing, and reading, ends
-CHUNK_BYTES = 2**23
+SPEED_BYTES = 2**26  # written and read to measure
 
 
 def _root(subject: Subject) -> Path:
     return subject.cfg.run.directory.parent
 
 
-def _shared(subject: Subject) -> dict[str, Any] | None:
-    """Return what is wrong with the directory as this host sees it, and the space that it has left."""
-    root, world = _root(subject), subject.world
-    [name, *_] = world.gather(f".doctor-{secrets.token_hex(8)}")
-    problem = _leave(root / name) if world.is_first else ""
-    world.barrier()
-    if subject.speaks and not world.is_first:
-        problem = _find(root / name, root / f"{name}-{world.rank}")
-    world.barrier()
-    if world.is_first and not problem:
-        (root / name).unlink()
-    if not subject.speaks:
-        return None
-    return {"problem": problem, "free": 0 if problem else shutil.disk_usage(root).free}
+def _claim(subject: Subject) -> str:
+    """Choose the name of a directory, and make it on the first rank, with a lock as that of a run has one."""
+    name = f".doctor-{secrets.token_hex(8)}"
+    if subject.world.is_first:
+        path = _root(subject) / name
+        try:
+            path.mkdir(parents=True)
+            (path / LOCK_FILE).write_text(f"{name}\n")
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            rule = f"cannot be written ({error}); choose a directory that every host can write to"
+            raise ConfigError(f"run.root={subject.cfg.run.root}: {rule}") from None
+    return name
 
 
-def _leave(path: Path) -> str:
-    """Write a file for the other hosts to find; return what is wrong."""
+def _agree_on_directory(subject: Subject, name: str) -> None:
+    """Refuse ranks that do not see the first one's directory, as the run would."""
+    [name, *_] = subject.world.gather(name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(path.name)
-    except OSError as error:
-        return f"cannot be written ({error}); choose a directory that every host can write to"
-    return ""
+        check_directory(_root(subject) / name, subject.world)
+    finally:
+        if subject.world.is_first:
+            shutil.rmtree(_root(subject) / name)
 
 
-def _find(path: Path, own: Path) -> str:
-    """Wait for the first rank's file, and write one beside it; return what is wrong."""
-    end = time.monotonic() + WAIT_S
+def _judge_space(subject: Subject, answers: list[str]) -> Iterator[Finding]:
+    free, cfg = shutil.disk_usage(_root(subject)).free, subject.cfg
+    text = f"run.root={cfg.run.root}: writable, and the same on all hosts; {in_bytes(free)} free"
     try:
-        while not path.is_file():
-            if time.monotonic() > end:
-                apart = f"shows nothing that rank 0 wrote there, in {WAIT_S:.0f} s: another directory"
-                return f"{apart}; choose one on a file system that all hosts share, by its whole path"
-            time.sleep(POLL_S)
-        own.write_text(own.name)
-        own.unlink()
-    except OSError as error:
-        return f"cannot be written ({error}); choose a directory that every host can write to"
-    return ""
-
-
-def _judge_shared(subject: Subject, answers: list[dict[str, Any] | None]) -> list[Finding]:
-    name, key = "run directory", f"run.root={subject.cfg.run.root}"
-    seen = [(number, answer["problem"]) for number, answer in enumerate(answers) if answer]
-    findings = [
-        Finding(name, Level.failed, f"{key}: on {subject.named([number])} it {problem}")
-        for number, problem in seen
-        if problem
-    ]
-    if findings:
-        return findings[:1] if answers[0] and answers[0]["problem"] else findings  # without rank 0's file all miss it
-    free = min(answer["free"] for answer in answers if answer)
-    text = f"{key}: writable, and the same on all hosts; {in_bytes(free)} free"
-    try:
-        one = size_of(subject).checkpoint_bytes
-    except HeadwaterError:  # which the memory check tells
-        return [Finding(name, Level.ok, text)]
-    kept = subject.cfg.checkpoint.keep + 1  # the next is written before the oldest goes
+        size = size_of(subject)
+    except HeadwaterError:  # which the memory check reports
+        yield Finding(Level.ok, text)
+        return
+    one = 4 * size.parameters + 8 * size.trainable  # bytes: fp32 weights, and AdamW's two moments
+    kept = cfg.checkpoint.keep + 1  # the next is written before the oldest is deleted
     text += f", {in_bytes(kept * one)} taken by {kept} checkpoints of {in_bytes(one)} (checkpoint.keep + 1)"
     if free < kept * one:
         fix = "free some space, choose another run.root, or lower checkpoint.keep"
-        return [Finding(name, Level.failed, f"{text}: too little; {fix}", ResourceError.exit_code)]
-    return [Finding(name, Level.ok, text)]
+        yield Finding(Level.failed, f"{text}: too little; {fix}", ResourceError.exit_code)
+    else:
+        yield Finding(Level.ok, text)
 
 
 def _speed(subject: Subject) -> list[float] | None:
-    """Return the bytes/s with which this host writes and reads, all hosts at the same time as when a run saves."""
+    """Return the bytes/s with which this host writes and reads, while all other hosts do the same, as in a save."""
     root = _root(subject)
-    path = root / f".doctor-{secrets.token_hex(8)}"
-    subject.world.barrier()
-    if not subject.speaks or not os.access(root, os.W_OK):  # which the check of the directory tells
+    if not root.is_dir():  # which the check of the directory reports
         return None
+    path = root / f".doctor-{secrets.token_hex(8)}"
+    data = os.urandom(min(SPEED_BYTES, shutil.disk_usage(root).free // 4))  # which no file system can compress
     try:
-        size = min(SPEED_BYTES, shutil.disk_usage(root).free // 4)
-        return [_write(path, size), _read(path)]
+        with path.open("wb", buffering=0) as file:
+            start = time.perf_counter()
+            file.write(data)
+            os.fsync(file.fileno())
+            written = time.perf_counter()
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # or it would be read from memory
+        opened = time.perf_counter()
+        path.read_bytes()
+        return [len(data) / (written - start), len(data) / (time.perf_counter() - opened)]
     finally:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, size: int) -> float:
-    chunk = os.urandom(CHUNK_BYTES)  # which no file system can compress
-    written, start = 0, time.monotonic()
-    with path.open("wb", buffering=0) as file:
-        while written < size and time.monotonic() - start < SPEED_S:
-            written += file.write(chunk)
-        os.fsync(file.fileno())
-        seconds = time.monotonic() - start
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # or it would be read from memory
-    return written / seconds
-
-
-def _read(path: Path) -> float:
-    read, start = 0, time.monotonic()
-    with path.open("rb", buffering=0) as file:
-        while (chunk := file.read(CHUNK_BYTES)) and time.monotonic() - start < SPEED_S:
-            read += len(chunk)
-    return read / max(time.monotonic() - start, 1e-9)
-
-
-def _judge_speed(subject: Subject, answers: list[list[float] | None]) -> list[Finding]:
+def _judge_speed(subject: Subject, answers: list[list[float] | None]) -> Iterator[Finding]:
     rates = [answer for answer in answers if answer]
-    if not rates:
-        return []
-    written, read = (min(each) for each in zip(*rates, strict=True))
-    text = f"written at {written / 1e6:,.0f} MB/s (with fsync), read at {read / 1e6:,.0f} MB/s, on the slowest host"
-    return [Finding("disk speed", Level.ok, text)]
+    if rates:
+        written, read = (min(each) / 1e6 for each in zip(*rates, strict=True))
+        yield Finding(
+            Level.ok, f"written at {written:,.0f} MB/s (with fsync), read at {read:,.0f} MB/s, on the slowest host"
+        )
 
 
-CHECKS = [Check("run directory", _shared, _judge_shared), Check("disk speed", _speed, _judge_speed)]
+CHECKS = [
+    Check("run directory", _claim, _judge_space, _agree_on_directory),
+    Check("disk speed", _speed, _judge_speed, per_host=True),
+]

@@ -1,7 +1,7 @@
-"""A cluster as `conf/cluster/*.yaml` describe it: what its Slurm asks for and how its nodes get their software.
+"""A cluster as `conf/cluster/*.yaml` describe it: which options its Slurm needs and how its nodes get their software.
 
-Holds facts and their checks. Every value ends in a shell script: names that Slurm reads have a strict form, all else is
-quoted where it is written.
+Holds values and their checks. Every value ends in a shell script: names that Slurm reads must match a pattern, all
+others are quoted where they are written.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class ClusterConfig:
     """What is true of every job on a cluster."""
 
     partition: str | None = None  # Slurm's partition; null = the cluster's default
-    account: str | None = None  # that the job is charged to; null = the user's default
+    account: str | None = None  # charged for the job; null = the user's default
     gpus_per_node: int = 0  # GPUs, and ranks unless nproc says otherwise; 0 = nodes without GPUs
     cpus_per_node: int | None = None  # cores of a node that a job asks for; null = the partition's default
     time: int | str | None = None  # longest time of a job, as Slurm writes it ("D-HH:MM:SS"); null = the partition's
     options: dict[str, str] = field(default_factory=dict)  # other options of sbatch, such as qos: high; "" = a flag
     requeue: bool = True  # whether a job may put itself back into the queue; if not, use chain=N
-    modules: list[str] = field(default_factory=list)  # environment modules that are loaded first
+    modules: list[str] = field(default_factory=list)  # environment modules to load first
     venv: str | None = None  # virtual environment that nodes see; null = the Python that submits
     container: str | None = None  # image that has Headwater installed; null = none
     container_runtime: ContainerRuntime = ContainerRuntime.apptainer  # what starts the image there

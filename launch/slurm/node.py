@@ -1,6 +1,6 @@
 """`python -m launch.slurm.node --nproc N --logs DIR -- COMMAND...`: this node's ranks in a step of Slurm.
 
-Holds what Slurm says about the node; job scripts run it, one task a node, with MASTER_ADDR and MASTER_PORT set.
+Holds what Slurm says about the node; job scripts run it as one task on each node, with MASTER_ADDR and MASTER_PORT set.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import threading
 import time
 from pathlib import Path
 
-from launch.ranks import PASSED_ON, PEER_LOST, STOPPED, Node, run_ranks
+from launch.ranks import PEER_LOST, STOP_SIGNALS, STOPPED, Node, run_ranks
 
 
 def main() -> None:
-    """Run the ranks of this node and exit with the code that stands for them."""
+    """Run the ranks of this node and exit with their common code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nproc", type=int, required=True, help="ranks on this node")
     parser.add_argument("--logs", type=Path, required=True, help="directory of the logs of ranks")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
-    for number in PASSED_ON:  # before and after the ranks, too: srun sends TERM as soon as another node has ended
+    for number in STOP_SIGNALS:  # before and after the ranks, too: srun sends TERM as soon as another node has ended
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_stop_without_parent, daemon=True).start()
     node = Node(
@@ -36,10 +36,10 @@ def main() -> None:
 
 
 def ordered(code: int) -> int:
-    """Return the exit code of a node for that of its ranks, such that a cause comes above what follows from it.
+    """Return a node's exit code for that of its ranks, ordered so that a cause is above its consequences.
 
-    srun ends with the highest code of its nodes. A stop stays 85; a lost peer, which is what the others see of a rank
-    that failed, is 90; a failure N is 100 + N. The job script turns them back.
+    srun ends with the highest code of its nodes. A stop stays 85; a lost peer, which is how other nodes see a failed
+    rank, is 90; a failure N is 100 + N. The job script maps them back.
     """
     if code in (0, STOPPED):
         return code
@@ -47,7 +47,7 @@ def ordered(code: int) -> int:
 
 
 def _stop_without_parent() -> None:
-    """Ask the ranks to stop once Slurm's daemon of the step is gone: nobody else would hear of their end."""
+    """Stop the ranks once Slurm's daemon of the step is gone: nothing else would end them."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)

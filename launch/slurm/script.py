@@ -1,6 +1,6 @@
-"""Job scripts of Slurm: a head that says what to run where, and for runs `job.sh`, which is the same for all.
+"""Job scripts of Slurm: a head that says what to run and where, and for runs `job.sh`, which is the same for all.
 
-Holds text only; `slurm` submits it. Everything that came from a user is checked by form or quoted.
+Holds text only; `submit` submits it. Everything that a user typed is matched against a pattern or quoted.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a job asks of its cluster."""
+    """The resources of a job."""
 
     name: str
     nodes: int = 1
     nproc: int = 1  # ranks on a node
-    gpus: bool = True  # whether it needs those of the nodes
+    gpus: bool = True  # whether it needs the GPUs of the nodes
     time: str | None = None
     lead_s: int | None = None  # seconds from the first signal to the time limit
     array: str = ""  # such as 0-3%2

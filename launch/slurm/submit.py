@@ -1,6 +1,6 @@
 """`python -m launch slurm`: a run, the runs of a sweep, or the preparation of a corpus as jobs of Slurm.
 
-Holds settings and submission; the text of job scripts is in `script`, facts about a cluster are in `cluster`.
+Holds settings and submission; job scripts are written in `script`, clusters described in `cluster`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DURATION_RULE = "write it as Slurm does: MINUTES, HH:MM:SS or DAYS-HH:MM:SS"
 
 @dataclass(kw_only=True)
 class SlurmConfig:
-    """How many nodes for how long, and how often again."""
+    """How many nodes for how long, and how many restarts."""
 
     cluster: Any = MISSING  # facts about the cluster: a file of conf/cluster, or of cluster/ in --config-dir
     nodes: int = 1  # nodes of a job
@@ -41,9 +41,9 @@ class SlurmConfig:
     job_name: str | None = None  # of the job in Slurm; null = that of the run
     time: str | None = None  # time limit of a job, as Slurm writes it; null = the cluster's
     lead_s: int = 300  # seconds before the time limit at which ranks save and end; Slurm may be 60 s early
-    max_restarts: int = 100  # times that a job is requeued
-    max_idle_starts: int = 3  # starts in a row without a new checkpoint, after which a job ends for good
-    chain: int = 1  # jobs in a row, each begun if the one before did not finish: for clusters that do not requeue
+    max_restarts: int = 100  # how often a job may be requeued
+    max_idle_starts: int = 3  # consecutive starts without a new checkpoint, after which a job ends for good
+    chain: int = 1  # jobs, each started if the one before did not finish the run: for clusters that do not requeue
     parallel: int | None = None  # jobs of a sweep, or parts of a corpus, at the same time; null = all
     parts: int = 1  # pretrain.prepare: jobs that share the input files; a last one merges
     dry_run: bool = False  # print the script and do nothing
@@ -74,7 +74,7 @@ class SlurmConfig:
 
 
 def _seconds(time: str) -> float:
-    """Return how long a time limit of Slurm is; one of another form, such as UNLIMITED, has no end."""
+    """Return a time limit of Slurm in seconds; one of another form, such as UNLIMITED, is infinite."""
     if not DURATION.fullmatch(time):
         return math.inf
     days, dash, clock = time.rpartition("-")
@@ -87,7 +87,7 @@ def _seconds(time: str) -> float:
 
 
 def register() -> None:
-    """Fill Hydra's ConfigStore with the root and with the kind of cluster that there is."""
+    """Fill Hydra's ConfigStore with the root and with the schema of clusters."""
     ConfigStore.instance().store(name="launch_slurm_schema", node=SlurmConfig)
     discover(launch)
 
@@ -99,7 +99,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
     """Write the job script of a run, or of the array that a sweep is, and submit it. Raises `ConfigError`."""
     check(cfg.parts == 1, "parts", cfg.parts, f"is for {PREPARE}; drop it")
     check(
-        len(jobs) == 1 or cfg.chain == 1, "chain", cfg.chain, "does not fit a sweep, whose runs end at their own time"
+        len(jobs) == 1 or cfg.chain == 1, "chain", cfg.chain, "does not fit a sweep, whose runs end at different times"
     )
     limit = cfg.time or cfg.cluster.time
     rule = (
@@ -111,11 +111,11 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
         job.cfg.run.check_fresh()
     first = jobs[0]
     sweep = len(jobs) > 1
-    folder = (Path(first.cfg.run.root).expanduser() / f"{first.family}-sweep" if sweep else first.directory) / "slurm"
+    folder = (Path(first.cfg.run.root).expanduser() / f"{first.sweep}-sweep" if sweep else first.directory) / "slurm"
     script = run_script(
         cfg.cluster,
         Shape(
-            name=cfg.job_name or first.family,
+            name=cfg.job_name or first.sweep,
             nodes=cfg.nodes,
             nproc=cfg.ranks_per_node,
             time=cfg.time,
@@ -137,9 +137,9 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
     for _ in range(1, cfg.chain):
         after = f"--dependency=afternotok:{':'.join(ids)}"  # all of them: one that was removed counts as failed
         ids.append(_submit(folder, "job.sh", script, after, "--kill-on-invalid-dep=yes"))
-    print(_told(cfg, jobs, ids, folder))
+    print(_summary(cfg, jobs, ids, folder))
     if sweep:
-        shape = Shape(name=f"{cfg.job_name or first.family}-table", gpus=False, time="10")  # minutes
+        shape = Shape(name=f"{cfg.job_name or first.sweep}-table", gpus=False, time="10")  # minutes
         words = ["launch.table", *(str(job.directory) for job in jobs)]
         table = module_script(dataclasses.replace(cfg.cluster, cpus_per_node=None), shape, words, Path.cwd())
         number = _submit(folder, "table.sh", table, f"--dependency=afterany:{ids[0]}")
@@ -149,7 +149,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
 def submit_preparation(cfg: SlurmConfig, overrides: Sequence[str], folder: Path) -> None:
     """Submit the parts of a preparation as an array, and the job that merges them behind it. Raises `ConfigError`."""
     check(cfg.nodes == 1, "nodes", cfg.nodes, f"{PREPARE} works on one node; share the files out with parts=N")
-    check(cfg.chain == 1, "chain", cfg.chain, f"is for runs; {PREPARE} goes on where it was if it is submitted again")
+    check(cfg.chain == 1, "chain", cfg.chain, f"is for runs; {PREPARE} resumes if it is submitted again")
     name = cfg.job_name or "prepare"
     whole = module_script(cfg.cluster, Shape(name=name, gpus=False, time=cfg.time), [PREPARE, *overrides], Path.cwd())
     shape = Shape(name=f"{name}-parts", gpus=False, time=cfg.time, array=_array(cfg, cfg.parts))
@@ -169,9 +169,9 @@ def submit_preparation(cfg: SlurmConfig, overrides: Sequence[str], folder: Path)
 
 
 def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
-    """Let the doctor look at nodes of the cluster, with what a job would run there; return the exit code.
+    """Run the doctor on nodes of the cluster, with the ranks that a job would have there; return the exit code.
 
-    Waits for the doctor's job, and prints its output. Raises `ConfigError`.
+    Waits for its job, and prints the page. Raises `ConfigError`.
     """
     folder = Path(job.cfg.run.root).expanduser() / "doctor"
     script = run_script(
@@ -188,14 +188,14 @@ def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
     page.unlink(missing_ok=True)
     done = _sbatch("--wait", f"--output={page.name}", "job.sh", cwd=page.parent)
     if not page.exists():
-        reason = done.stderr.strip() or "its job ended without a word"
+        reason = done.stderr.strip() or "its job ended without output"
         raise ConfigError(f"the doctor did not run: {reason}; see the settings of the cluster")
     print(page.read_text())
     return done.returncode
 
 
 def _resumable(job: Job) -> list[str]:
-    """Return the settings of a job that may start several times: whether it is the first has been checked here."""
+    """Return the settings of a job that may restart: `run.fresh` has been checked before its submission."""
     return with_overrides(job.overrides, "run.fresh=false") if job.cfg.run.fresh else job.overrides
 
 
@@ -228,16 +228,16 @@ def _sbatch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         raise ConfigError("sbatch: not found; submit from a login node of the cluster, or see dry_run=true") from None
 
 
-def _told(cfg: SlurmConfig, jobs: Sequence[Job], ids: Sequence[str], folder: Path) -> str:
+def _summary(cfg: SlurmConfig, jobs: Sequence[Job], ids: Sequence[str], folder: Path) -> str:
     """Return what was submitted and where to look."""
     shape = f"{cfg.nodes} nodes x {cfg.ranks_per_node} ranks" if cfg.nodes > 1 else f"{cfg.ranks_per_node} ranks"
     output = f"{ids[0]}_N.out" if len(jobs) > 1 else f"{ids[0]}.out"
-    what = f"{len(jobs)} runs of {jobs[0].family}" if len(jobs) > 1 else jobs[0].name
+    what = f"{len(jobs)} runs of {jobs[0].sweep}" if len(jobs) > 1 else jobs[0].name
     lines = [
         f"job {' -> '.join(ids)}: {what} on {shape}",
         f"  script   {folder}/job.sh",
         f"  output   {folder}/{output}",
         f"  stop     scancel {ids[0]}; to save and go back into the queue: scancel --batch --signal=USR1 {ids[0]}",
     ]
-    lines += [f"  run {index:<4} {job.directory}: {job.swept}".rstrip(": ") for index, job in enumerate(jobs)]
+    lines += [f"  run {index:<4} {job.directory}: {job.point}".rstrip(": ") for index, job in enumerate(jobs)]
     return "\n".join(lines)

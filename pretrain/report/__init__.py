@@ -1,1 +1,1 @@
-"""The page that a run or a comparison of runs leaves behind."""
+"""The report on a run, or on several runs compared."""

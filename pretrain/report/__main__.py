@@ -1,7 +1,7 @@
 """`python -m pretrain.report RUN [RUN ...]`: curves and a Markdown page that compare runs.
 
-Holds the page and the command; `history` reads the runs, `curves` draws them, and `tracking.replay` sends them to W&B
-where `--sync` asks for that. Free of torch.
+Holds the command and the page; `history` reads the runs, `curves` draws them, and `wandb_sync` sends them to W&B if
+`--sync` is given. Free of torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
-from pretrain.errors import HeadwaterError
+from pretrain.errors import command
 from pretrain.report.baselines import baselines
 from pretrain.report.history import History, Row, load
 from pretrain.report.markdown import UNKNOWN, count, number, percent, table
@@ -26,28 +26,25 @@ PAGE = "report.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report and return the exit code; what is wrong with a run is told by name."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="Curves and a page comparing runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
     add_options(parser)
-    chosen = parser.parse_args(arguments)
-    try:
-        if chosen.sync:
-            print(*(sync(run, "pretrain", chosen.project) for run in chosen.runs), sep="\n")
-            return 0
-        page = write(chosen.runs, chosen.out or chosen.runs[0] / "report")
-    except HeadwaterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(page)
-    return 0
+    return command(parser, _report, arguments)
+
+
+def _report(options: argparse.Namespace) -> object:
+    """Write the page and return its path, or send the runs to W&B and return where they are."""
+    if options.sync:
+        return "\n".join(sync(run, "pretrain", options.project) for run in options.runs)
+    return write(options.runs, options.out or options.runs[0] / "report")
 
 
 def write(paths: Sequence[Path], out: Path) -> Path:
     """Write `curves.png` and `report.md` of the runs into `out` and return the page's path.
 
-    Raises `ConfigError` for what is no run of pretraining, or cannot be read.
+    Raises `ConfigError` for a directory that is not a run of pretraining, or cannot be read.
     """
     from pretrain.report.curves import draw
 
@@ -64,11 +61,11 @@ def write(paths: Sequence[Path], out: Path) -> Path:
 
 
 def markdown(runs: Sequence[History]) -> str:
-    """Return the page: the figure, what the runs reached, and where their configurations differ."""
+    """Return the page: the figure, the results, and where the configurations differ."""
     parts = [
         f"# {' and '.join(run.name for run in runs)}",
         f"![Loss, learning rate, gradient norm and throughput]({FIGURE})",
-        "Where points are many, the thick line is smoothed and the faint one is raw.",
+        "Where there are many points, the thick line is smoothed and the faint one is raw.",
         "## What was reached",
         table(["", *(run.name for run in runs)], _results(runs)),
         "Loss is in nats per target; held-out values are of the last evaluation unless marked. Bits per byte "
@@ -124,7 +121,7 @@ def _differences(runs: Sequence[History]) -> str:
 
 
 def _distinct(runs: list[History]) -> list[History]:
-    """Name runs by their paths where names are not enough to tell them apart."""
+    """Name runs by their paths where two have the same name."""
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.path)
@@ -137,7 +134,7 @@ def _baselines(run: History) -> dict[str, float]:
 
 
 def _add_baselines(run: History) -> None:
-    """Compress the held-out text where the run's corpora are still at hand."""
+    """Compress the held-out text if the run's corpora still exist."""
     corpora = run.facts.get("corpora")
     if isinstance(corpora, dict):
         run.facts["baselines"] = baselines([Path(path) for path in corpora.values()])
@@ -165,7 +162,7 @@ def _best(run: History) -> str:
 
 
 def _training_time(rows: list[Row]) -> str:
-    """Sum step times; a line stands for the steps since the line before."""
+    """Sum step times; each line counts for the steps since the line before."""
     seconds = previous = 0.0
     for row in rows:
         seconds += row.get("step_s", 0.0) * (row["step"] - previous)

@@ -1,6 +1,6 @@
-"""What general-purpose compressors make of the held-out text: a yardstick for bits per byte.
+"""How far general-purpose compressors get on the held-out text: a yardstick for bits per byte.
 
-Holds reading the text back and compressing it; `report` shows the figures. Free of torch.
+Holds reading the text back and compressing it; the page shows the figures. Free of torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LARGEST = 32 * 2**20  # bytes of text; xz takes about a second for each MB
 
 
 def held_out_text(directory: Path) -> bytes | None:
-    """Return the source text of a corpus's validation split; None if it is too large or cannot be told exactly.
+    """Return the source text of a corpus's validation split; None if it is too large or cannot be recovered exactly.
 
-    The text is decoded from the ids. Tokenizers that change text (lower-casing, say) cannot give it back.
+    The text is decoded from the ids. Tokenizers that change text, by lower-casing for example, lose the original.
     """
     corpus = Corpus.open(directory, "validation")
     if corpus.text_bytes > LARGEST:

@@ -1,6 +1,6 @@
-"""Reading a run directory back: its records, its configuration, the facts about it.
+"""Reading a run directory: its metrics, its configuration, its `run.json`.
 
-Holds no judgement and no drawing; `report` and `curves` do those. Free of torch.
+Holds no page and no drawing; those are in `__main__` and `curves`. Free of torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = dict[str, float]
 
 @dataclass(kw_only=True)
 class History:
-    """What a run directory tells; a run that still trains or that was killed is as good as a finished one."""
+    """What a run directory holds; the run may be finished, still training or killed."""
 
     name: str
     path: Path
@@ -32,7 +32,7 @@ class History:
 
 
 def load(path: Path) -> History:
-    """Read a run directory. Raises `ConfigError` where there is no run or a file of it cannot be read."""
+    """Read a run directory. Raises `ConfigError` if there is no run or one of its files cannot be read."""
     metrics = path / METRICS_FILE
     if not metrics.is_file():
         raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
@@ -55,10 +55,10 @@ def load(path: Path) -> History:
 
 
 def records(path: Path) -> Iterator[Record]:
-    """Yield the records of a metrics.jsonl as the run logged them. Raises `ConfigError` for a line that is none."""
+    """Yield the records of a metrics.jsonl as the run logged them. Raises `ConfigError` for any other line."""
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
-            return  # the run is writing it, or was killed while it did
+            return  # the run is writing it, or was killed while writing
         try:
             record = json.loads(line)
             values = {key: _number(value) for key, value in record.items() if key != "split"}
@@ -77,7 +77,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _number(value: object) -> int | float | None:
-    """Return a number of a record; those that are not finite are strings in the file."""
+    """Return a number of a record; numbers that are not finite are strings in the file."""
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, str):
@@ -86,7 +86,7 @@ def _number(value: object) -> int | float | None:
 
 
 def _config(run: Path) -> dict[str, object]:
-    """Return what a run was configured with: in place of the list of its choices, each by its key."""
+    """Return a run's settings by dotted key, with the choice of each group under the group's key."""
     config = read_config(run)
     chosen = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]
     return {key.rpartition("@")[2]: name for entry in chosen for key, name in entry.items()} | config

@@ -1,6 +1,6 @@
-"""Pieces of Markdown: tables, numbers, and foreign texts as they stand.
+"""Markdown building blocks: tables, numbers, and arbitrary text shown literally.
 
-Holds no page: what a page says is for `report` and its like to know. Free of torch.
+Holds no page: the reports of pretraining and of fine-tuning are made of these. Free of torch.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of cells of one line each, which are Markdown."""
+    """Return a table; each cell is one line of Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def literal(text: str) -> str:
-    """Return Markdown that shows a text as it stands, in a paragraph or in a table, but not at the start of a line.
+    """Return Markdown that shows a text literally, in a paragraph or in a table, but not at the start of a line.
 
-    White space becomes single spaces, as wherever Markdown is shown; control characters become U+FFFD.
+    White space becomes single spaces, as renderers show it anyway; control characters become U+FFFD.
     """
     shown = _CONTROL.sub("\ufffd", re.sub(r"\s+", " ", text))
     return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), shown)
@@ -40,7 +40,7 @@ def count(value: object) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a number with so many digits after the point."""
+    """Return a number with `digits` digits after the point."""
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 

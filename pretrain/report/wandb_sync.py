@@ -1,6 +1,6 @@
 """Sending a run to W&B after it ran: what `report --sync` does.
 
-Holds the command's options and its work; how a record becomes a row is `wandb_sink`'s.
+Holds the options and the work of `--sync`; `wandb_sink` turns records into rows.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from pretrain.tracking.redaction import redacted
 from pretrain.tracking.wandb_sink import WandbConfig, WandbSink, quieten
 from pretrain.train.run_dir import check_written_by, read_config, read_nested_config
 
-OF_THE_RUN = ("project", "entity", "group", "tags", "init_timeout_s")  # fields of the tracker that a replay takes over
+OF_THE_RUN = ("project", "entity", "group", "tags", "init_timeout_s")  # fields of its tracker that a sync keeps
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a replay to a command on runs."""
+    """Add the options of a sync to the parser of a report."""
     parser.add_argument("--sync", action="store_true", help="send what the run recorded to W&B, instead of a page")
     parser.add_argument("--project", help="W&B project for --sync (default: the run's own tracker.project)")
 
 
 def sync(run: Path, program: str, project: str | None = None) -> str:
-    """Send what a run of `program` recorded, and return where it can be looked at.
+    """Send what a run of `program` recorded to W&B, and return its address there.
 
-    That is metrics.jsonl, the configuration and, by reference, the saved checkpoints and the export in `RUN/export`. It
-    goes into the W&B run that the run itself mirrored to, if it did. A server is not sent what it has: records up to
-    the last one of their split that it knows stay away, so that a second replay adds nothing. With WANDB_MODE=offline
-    there is no server to ask: each replay writes a file with everything, and sending two of them with `wandb sync`
-    gives every row twice.
+    Sends metrics.jsonl, the configuration and, by reference, the saved checkpoints and the export in `RUN/export`, to
+    the W&B run that the run itself mirrored to, if it did. Records that the server has are skipped, up to the last one
+    that it knows of each split, so that a second sync adds nothing. With WANDB_MODE=offline no server can be asked:
+    each sync writes a file with everything, and sending two of them with `wandb sync` gives every row twice.
 
-    Waits until all is sent. Raises `ConfigError` for what is no run, and where W&B does not start.
+    Waits until all is sent. Raises `ConfigError` for a directory that is no run, and if W&B does not start.
     """
     check_written_by(program, run)
     history = load(run)
@@ -51,7 +50,7 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
     except wandb.Error as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{run}: W&B did not start ({reason}); see to WANDB_BASE_URL and WANDB_API_KEY, or set WANDB_MODE=offline"
+            f"{run}: W&B did not start ({reason}); check WANDB_BASE_URL and WANDB_API_KEY, or set WANDB_MODE=offline"
         ) from None
     for record in records(run / METRICS_FILE):
         if not sink.has(record):
@@ -67,7 +66,7 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
 
 
 def _settings(run: Path, project: str | None) -> WandbConfig:
-    """Return the run's own W&B settings, defaults for one that another tracker recorded."""
+    """Return the run's own W&B settings, or the defaults if it had another tracker."""
     values = read_config(run)
     kept: dict[str, Any] = {name: values[f"tracker.{name}"] for name in OF_THE_RUN if f"tracker.{name}" in values}
     settings = WandbConfig(**kept)
@@ -75,7 +74,7 @@ def _settings(run: Path, project: str | None) -> WandbConfig:
 
 
 def _about_export(export: Path) -> dict[str, Any] | None:
-    """Return what an export says of itself, None where there is none."""
+    """Return the record of an export, None if there is no export."""
     if not export.is_dir():
         return None
     from pretrain.hub.export_dir import EXPORT_RECORD  # it imports torch
@@ -83,7 +82,9 @@ def _about_export(export: Path) -> dict[str, Any] | None:
     try:
         return json.loads((export / EXPORT_RECORD).read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{export / EXPORT_RECORD}: not readable ({error}); move away what is no export") from None
+        raise ConfigError(
+            f"{export / EXPORT_RECORD}: not readable ({error}); move it away if it is no export"
+        ) from None
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path, bool]]:

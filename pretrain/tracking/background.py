@@ -20,20 +20,20 @@ _Work = Callable[[Sink], None]
 
 
 class _Worker(threading.Thread):
-    """The thread of a sink, known by its class."""
+    """The thread of a background sink; its class marks it among all threads of the process."""
 
 
-def any_hangs() -> bool:
-    """Whether a sink of this process, all of which were closed, is still at work: it did not finish in time."""
+def sinks_still_working() -> bool:
+    """Whether a sink of this process, after all of them were closed, did not finish in time and still runs."""
     return any(isinstance(thread, _Worker) for thread in threading.enumerate())
 
 
 class BackgroundSink(Sink):
     """Makes another sink in a thread and feeds it from a bounded queue.
 
-    `log` and `saved` return at once: a full queue loses the record for this sink. A failure costs one warning, after
-    which records are ignored. The thread is a daemon; what the sink's library does when the interpreter ends may still
-    wait for it: see `any_hangs`.
+    `log` and `saved` return at once: if the queue is full, this sink loses the record. After a failure, which is
+    warned of once, records are ignored. The thread is a daemon, but the exit hooks of the sink's library may still wait
+    for it: see `sinks_still_working`.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class BackgroundSink(Sink):
         self._make = make
         self._close_timeout_s = close_timeout_s
         self._remedy = remedy
-        self._queue: queue.Queue[_Work | None] = queue.Queue(capacity)  # None: there is no more
+        self._queue: queue.Queue[_Work | None] = queue.Queue(capacity)  # None: the end
         self._exit_code = 0  # known when the None is in the queue
-        self._stopped = False  # ignore what comes: the sink failed, and the one warning is given
-        self._lost = 0  # records that found the queue full
+        self._stopped = False  # the sink failed and the warning was given: ignore further records
+        self._lost = 0  # records dropped because the queue was full
         self._thread = _Worker(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def log(self, record: Record) -> None:
-        """Hand the record over without waiting."""
+        """Queue the record without waiting."""
         taken = dict(record)
         self._put(lambda sink: sink.log(taken))
 
     def saved(self, step: int, path: Path, best: bool) -> None:
-        """Hand the word of a checkpoint over without waiting."""
+        """Queue the checkpoint without waiting."""
         self._put(lambda sink: sink.saved(step, path, best))
 
     def close(self, exit_code: int) -> None:
@@ -94,7 +94,7 @@ class BackgroundSink(Sink):
             try:
                 while work := self._queue.get():
                     work(sink)
-            finally:  # a sink that failed, too, has something to take down
+            finally:  # a sink that failed must be closed, too
                 sink.close(self._exit_code)
         except Exception as error:
             self._warn(f"stopped: {str(error).partition(chr(10))[0] or type(error).__name__}")

@@ -1,4 +1,4 @@
-"""What a sink is, and the tracker that gives every record to all of them.
+"""What a sink is, and the tracker that passes every record to all sinks.
 
 Holds the protocol and the fan-out; each sink has its own file.
 """
@@ -20,13 +20,13 @@ class Sink(Protocol):
     """One place that records go to."""
 
     def log(self, record: Record) -> None:
-        """Take one record; returns soon, whatever the place behind it does."""
+        """Take one record, without waiting for a slow service."""
         ...
 
     def saved(self, step: int, path: Path, best: bool) -> None:
-        """Hear of a committed checkpoint, and whether it is the best one so far; returns soon, too.
+        """Take note of a committed checkpoint, and whether it is the best so far, without waiting either.
 
-        Retention may delete it while a place still reads it. Most places have no use for it.
+        Retention may delete it while the sink still reads it. By default this does nothing.
         """
 
     def close(self, exit_code: int) -> None:
@@ -35,9 +35,9 @@ class Sink(Protocol):
 
 
 class Tracker(Sink):
-    """A sink that is all sinks: the truth, whose failures are the run's, and mirrors, whose failures are not.
+    """Passes records on to all sinks: the truth, whose failures end the run, and mirrors, whose failures do not.
 
-    A mirror that raises costs one warning and is not asked again.
+    A mirror that raises is dropped with a warning.
     """
 
     def __init__(self, truth: Sink, mirrors: Iterable[Sink] = ()) -> None:
@@ -45,12 +45,12 @@ class Tracker(Sink):
         self._mirrors = list(mirrors)
 
     def log(self, record: Record) -> None:
-        """Give one record to every sink."""
+        """Pass one record to every sink."""
         self._truth.log(record)
         self._reflect(lambda mirror: mirror.log(record))
 
     def saved(self, step: int, path: Path, best: bool) -> None:
-        """Tell every sink of a checkpoint."""
+        """Pass a checkpoint to every sink."""
         self._truth.saved(step, path, best)
         self._reflect(lambda mirror: mirror.saved(step, path, best))
 
@@ -65,7 +65,7 @@ class Tracker(Sink):
                 act(mirror)
             except Exception as error:
                 self._mirrors.remove(mirror)
-                logger.warning("%s stopped (%s); metrics.jsonl goes on", type(mirror).__name__, error)
+                logger.warning("%s stopped (%s); metrics.jsonl is still written", type(mirror).__name__, error)
 
 
 def scalars(record: Record) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""metrics.jsonl, the truth about a run: one JSON object a line, appended as the run goes.
+"""metrics.jsonl, the truth about a run: one JSON object a line, appended while the run goes.
 
-Holds writing and cutting back, and how JSON has numbers that it does not know; reading for people is in `report`.
+Holds writing and truncating, and how numbers that JSON lacks are written; `report` reads it for people.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class JsonlSink(Sink):
-    """Appends records to a file, each on its own line, as `to_json` has it, and handed to the system at once."""
+    """Appends records to a file, one line each as `to_json` writes it, flushed at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,6 +1,6 @@
 """`tracker=local`: metrics.jsonl and the console, which every run has.
 
-Holds the base of all trackers; those that add a service are in `wandb_sink` and `tensorboard_sink`.
+Holds the base class of all tracker settings; `wandb_sink` and `tensorboard_sink` add a service.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class TrackerConfig:
         config: Mapping[str, object],
         start_step: int = 0,
     ) -> Tracker:
-        """Open every sink; called on one rank only, which holds the lock of `run_dir`.
+        """Open every sink; called on rank 0 only, which holds the lock of `run_dir`.
 
-        `config` is the run's whole configuration as plain values; services get it without its secrets. `start_step`
-        is the step that a run resumes from, 0 for one that begins: lines of later steps leave metrics.jsonl.
+        `config` is the run's whole configuration as plain values; services get it without secrets. `start_step` is the
+        step from which a run resumes, 0 for a new one: lines of later steps are removed from metrics.jsonl.
         """
         truth = JsonlSink(run_dir / METRICS_FILE)
-        truth.truncate_after(start_step or -1)  # a run that begins writes the lines of step 0 again, too
+        truth.truncate_after(start_step or -1)  # a new run writes the lines of step 0 again, too
         console = ConsoleSink(total_steps=total_steps, start_step=start_step, bar=self.progress)
         return Tracker(truth, [console, *self.services(run_dir, run_name, config, start_step)])
 

@@ -1,6 +1,6 @@
-"""Taking secrets out of a configuration before it leaves the process.
+"""Removing secrets from a configuration before it leaves the process.
 
-Holds the patterns; who writes configurations calls `redacted`.
+Holds the patterns; whoever sends or logs a configuration calls `redacted`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SECRET_VALUE = re.compile(
 
 
 def redacted(value: object, key: str = "") -> object:
-    """Return plain values (dicts, lists, scalars) with secrets replaced, by the name of their key or by their look."""
+    """Return plain values (dicts, lists, scalars) with secrets replaced, known by their key or by their form."""
     if isinstance(value, dict):
         return {name: redacted(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -35,5 +35,5 @@ def redacted(value: object, key: str = "") -> object:
 
 
 def looks_secret(value: str) -> bool:
-    """Whether a value has the look of a credential; 40 hexadecimal digits are W&B's classic API key."""
+    """Whether a value looks like a credential; 40 hexadecimal digits are W&B's classic API key."""
     return bool(_SECRET_VALUE.search(value) or re.fullmatch(r"(local-)?[0-9a-f]{40}", value))

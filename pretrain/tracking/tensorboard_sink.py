@@ -1,6 +1,6 @@
 """`tracker=tensorboard`: event files in the run directory, in addition to metrics.jsonl and the console.
 
-Holds everything that knows of TensorBoard.
+Holds everything that knows TensorBoard.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class TensorBoardConfig(TrackerConfig):
 
 
 class TensorBoardSink(Sink):
-    """Writes scalars; events of steps after `start_step` that a killed run left are marked as void."""
+    """Writes scalars; events that a killed run left for steps after `start_step` are marked as void."""
 
     def __init__(self, directory: Path, start_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # A run that begins also voids step 0, which an earlier start may have written.
+        # A new run also voids step 0, which an earlier start may have written.
         self._writer = SummaryWriter(directory, purge_step=start_step + 1 if start_step else 0, flush_secs=FLUSH_S)
 
     def log(self, record: Record) -> None:

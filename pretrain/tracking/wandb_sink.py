@@ -1,6 +1,6 @@
 """`tracker=wandb`: a mirror of the run in Weights & Biases, in addition to metrics.jsonl and the console.
 
-Holds everything that knows of W&B; that it cannot hold up training is the work of `background`.
+Holds everything that knows W&B; `background` keeps it from holding up training.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pretrain.tracking.redaction import looks_secret, redacted
 logger = logging.getLogger(__name__)
 
 STEP = "train/step"  # the axis of every chart; W&B's own step counts calls and cannot go back when a run resumes
-UPLOAD_SHARE = 0.8  # of the time that the end of a run may take; the rest is for W&B's own process to end in
+UPLOAD_SHARE = 0.8  # of `finish_timeout_s`; the rest is for W&B's own process to end
 
 
 class WandbMode(StrEnum):
     """What W&B does with the data of a run."""
 
-    online = "online"  # send as the run goes
+    online = "online"  # send while the run goes
     offline = "offline"  # write to the run directory; `wandb sync` sends it later
     disabled = "disabled"
 
@@ -47,7 +47,7 @@ class WandbConfig(TrackerConfig):
     group: str | None = None  # runs that W&B shows together
     tags: list[str] = field(default_factory=list)  # labels to filter runs by
     wandb_mode: WandbMode | None = None  # null = as the environment's WANDB_MODE says, else online
-    init_timeout_s: float = 30.0  # seconds until a server that does not answer is given up; training does not wait
+    init_timeout_s: float = 30.0  # seconds to wait for a server that does not answer; training does not wait
     finish_timeout_s: float = 8.0  # seconds that the end of the run waits for W&B at most
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class WandbSink(Sink):
 
     @property
     def place(self) -> str:
-        """Where the run can be looked at: its address, or the directory that `wandb sync` sends."""
+        """The run's address, or offline the directory that `wandb sync` sends."""
         return self._run.url or str(Path(self._run.dir).parent)
 
     def has(self, record: Record) -> bool:
@@ -135,9 +135,9 @@ class WandbSink(Sink):
         self._run.log({STEP: record["step"], **scalars(record)})
 
     def saved(self, step: int, path: Path, best: bool) -> None:
-        """Log the checkpoint as a version of the run's model artifact: where it lies and its hash, none of its bytes.
+        """Log the checkpoint as a version of the run's model artifact: its place and its hash, none of its bytes.
 
-        Nothing is logged of one that retention has deleted since.
+        A checkpoint that retention has deleted since is skipped.
         """
         try:
             with (path / "manifest.json").open("rb") as manifest:  # it has the SHA-256 of each of the other files
@@ -149,7 +149,7 @@ class WandbSink(Sink):
             return
 
     def exported(self, path: Path, about: dict[str, object]) -> None:
-        """Log an export as a version of an artifact of its own: where it lies, the MD5 of its files, none of them."""
+        """Log an export as a version of its own artifact: its place and the MD5 of its files, none of their bytes."""
         self._refer("export", path, about, ["latest"], checksum=True)
 
     def _refer(self, kind: str, path: Path, metadata: dict[str, object], aliases: list[str], *, checksum: bool) -> None:
@@ -159,8 +159,8 @@ class WandbSink(Sink):
         artifact.add_reference(path.absolute().as_uri(), checksum=checksum)
         try:
             self._run.log_artifact(artifact, aliases=aliases)
-        except Exception as error:  # W&B asks its server here, and raises what that says; rows wait until it is back
-            logger.info("W&B has no note of %s: %s", path, error)
+        except Exception as error:  # unlike rows, which wait in a queue, this asks the server at once
+            logger.info("W&B did not log %s: %s", path, error)
 
     def close(self, exit_code: int) -> None:
         """Wait for the upload, for a limited time; W&B shows the run as failed unless the exit code is 0."""
@@ -171,24 +171,24 @@ class WandbSink(Sink):
 
 
 def quieten() -> None:
-    """Set what W&B reads when it is imported for the first time."""
+    """Set the environment variables that W&B reads when it is first imported."""
     # Its own telemetry waits for a silent server at process exit, 20 s beyond all limits.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")  # the console is ours
 
 
 def end_service() -> None:
-    """End W&B's own process and wait for it, here and now instead of, without a limit, when the interpreter ends."""
+    """End W&B's own process and wait for it now; at the interpreter's exit, W&B would wait without a limit."""
     import wandb
 
-    with suppress(Exception, SystemExit):  # the process may be gone, or have failed, which W&B tells by SystemExit
+    with suppress(Exception, SystemExit):  # the process may be gone, or have failed, which W&B reports by SystemExit
         wandb.teardown()
 
 
 def persistent_id(run_dir: Path, run_name: str) -> str:
     """Return the W&B id of a run directory, made at the first call and kept in `wandb-id.txt`.
 
-    Its random end keeps runs of one name apart: W&B takes no id twice, not even that of a deleted run.
+    Its random suffix distinguishes runs of one name: W&B takes no id twice, not even that of a deleted run.
     """
     path = run_dir / "wandb-id.txt"
     if not path.exists():

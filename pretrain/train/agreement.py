@@ -37,8 +37,7 @@ def check_started_alike(cfg: Any, packages: Sequence[str], world: World) -> None
     `cfg` is a whole typed configuration, `packages` are those that train. A collective; all ranks raise the same
     `ConfigError`.
     """
-    versions_here = {f"the version of {name}": number for name, number in versions().items()}
-    check_agreement({**_settings(cfg), **versions_here, **_code(packages)}, world)
+    check_agreement({**settings_of(cfg), **software(packages)}, world)
     check_directory(cfg.run.directory, world)
 
 
@@ -81,14 +80,15 @@ def check_directory(path: Path, world: World) -> None:
         raise ConfigError("\n  ".join([head, *_shortened(lines[:SHOWN_RANKS], len(lines))]))
 
 
-def _settings(cfg: Any) -> Facts:
+def settings_of(cfg: Any) -> Facts:
+    """Return the values of a typed configuration and the choices that typed them, by their keys."""
     choices = {key: name for key, _, name in choices_in(cfg)}
     return {**flattened(plain(cfg)), **choices}
 
 
-def _code(packages: Sequence[str]) -> Facts:
-    """Return a hash of every source file of packages."""
-    hashes = {}
+def software(packages: Sequence[str]) -> Facts:
+    """Return the versions of the libraries, and a hash of every source file of our packages."""
+    hashes: Facts = {f"the version of {name}": number for name, number in versions().items()}
     for package in packages:
         spec = find_spec(package)
         assert spec and spec.submodule_search_locations, package

@@ -56,12 +56,11 @@ class ModelSize(NamedTuple):
         flops = compute_share * module.flops_per_token(context)
         return cls(sum(parameter.numel() for parameter in parameters), trainable, flops)
 
-
-def predicted_memory(strategy: StrategyConfig, size: ModelSize, *, ranks: int, precision: Precision) -> Memory:
-    """Predict what a rank holds: all weights, but gradients and moments only of what is trainable."""
-    counts = (size.parameters, size.trainable)
-    whole, trainable = (strategy.memory(count, ranks=ranks, precision=precision) for count in counts)
-    return Memory(whole.weights, trainable.gradients, trainable.optimizer)
+    def memory(self, strategy: StrategyConfig, *, ranks: int, precision: Precision) -> Memory:
+        """Predict what a rank holds: all weights, but gradients and moments only of what is trainable."""
+        counts = (self.parameters, self.trainable)
+        whole, trainable = (strategy.memory(count, ranks=ranks, precision=precision) for count in counts)
+        return Memory(whole.weights, trainable.gradients, trainable.optimizer)
 
 
 def summary(

@@ -110,9 +110,10 @@ def test_a_refused_batch_hides_nothing(tmp_path):
     level, text = page.one("batch")
     assert level == "FAILED" and "train.batch_size=8: must be a multiple of" in text and "(on all ranks)" in text
     assert page.failed == {"batch"} and set(page.lines) == NAMES - {"task files", "init_from"}
-    size = (place / "text.txt").stat().st_size
-    assert page.one("corpora")[0] == "warning"
-    assert f"will be prepared at start: {size:,} bytes of text in 1 files; prepare before" in page.one("corpora")[1]
+    assert page.one("corpora") == (
+        "warning",
+        "corpus text: will be prepared at start; prepare before with python -m pretrain.prepare",
+    )
 
 
 def fake_library(place: Path, name: str, version: str) -> Path:
@@ -126,16 +127,19 @@ def fake_library(place: Path, name: str, version: str) -> Path:
 def test_a_host_with_other_libraries_and_directories_is_named(prepared, tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
+    (tmp_path / "sitecustomize.py").write_text("from pretrain.train import agreement\nagreement.VISIBLE_S = 1\n")
     apart = {
-        "PYTHONPATH": f"{fake_library(tmp_path / 'fake', 'tokenizers', '0.1.2')}:{ROOT}",
+        "PYTHONPATH": f"{fake_library(tmp_path / 'fake', 'tokenizers', '0.1.2')}:{tmp_path}:{ROOT}",
         "SLURMD_NODENAME": "node2",
         "PWD": str(alone),  # its own `runs` and `corpora`
     }
     page = doctor("pretrain", *overrides(prepared), ranks=2, code=2, cwd=prepared, apart=apart)
     assert page.failed == {"versions", "run directory", "corpora"}
-    assert re.search(r"tokenizers differs: \S+ on rank 0 \(.*\); 0\.1\.2 on rank 1 \(node2\)", page.one("versions")[1])
-    assert "on rank 1 (node2) it shows nothing that rank 0 wrote there" in page.one("run directory")[1]
-    differs = r"text is not the same everywhere: \w{16} on rank 0 .*; nothing on rank 1 \(node2\)"
+    differs = r"rank 1 on host \S+: the version of tokenizers is 0\.1\.2, and [\d.]+ on rank 0"
+    assert re.search(differs, page.one("versions")[1])
+    missing = rf"some ranks do not see the run directory that rank 0 holds .* rank 1 on host \S+: {alone}/runs/\."
+    assert re.search(missing, page.one("run directory")[1])
+    differs = r"rank 1 on host \S+: corpus text is not there yet, and [\d,]+ tokens to train on in \S+ finger"
     assert re.search(differs, page.one("corpora")[1])
     assert page.one("clocks")[0] == "ok" and "all within" in page.one("clocks")[1]
     assert list((prepared / "runs").iterdir()) == [] and not list(alone.iterdir())
@@ -186,10 +190,11 @@ def test_the_files_of_a_task_are_the_same_on_all_hosts(tmp_path):
     assert re.match(r"[\d,]+ parameters: ", page.one("memory")[1])
     (tmp_path / "two" / "validation.tsv").write_text("text\tlabel\na good film\tyes\na bad one\tyes\n")
     changed = [*arguments[:-2], f"init_from={tmp_path}/nowhere"]
-    page = doctor(*changed, ranks=2, code=3, cwd=tmp_path / "one", apart=apart)
+    page = doctor(*changed, ranks=2, code=2, cwd=tmp_path / "one", apart=apart)
     assert page.failed == {"task files", "init_from"}
-    [(_, train), (_, validation)] = page.lines["task files"]
-    assert "SHA-256" in train and "task.validation=validation.tsv is not the same everywhere: 40 bytes" in validation
+    [(_, files)] = page.lines["task files"]
+    assert re.search(r"task.validation=validation.tsv is 41 bytes, SHA-256 \w{16}, and 40 bytes, SHA", files)
+    assert "task.train" not in files
     assert "no such directory" in page.one("init_from")[1] and page.one("memory")[0] == "warning"
 
 

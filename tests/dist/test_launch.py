@@ -1,14 +1,19 @@
 """`python -m launch local`: real runs on gloo ranks, sweeps of them, and what stands in their directories."""
 
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from finetuned_runs import texts, write
 from ranks import FAST, column, run, tiny
+from run_directories import make_run, word_pieces
 
 
 def launch(*words: str, cwd, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -38,12 +43,65 @@ def test_each_run_of_a_sweep_equals_the_same_run_alone(place):
         assert json.loads((first / "run.json").read_text())["exit"] == 0
     last = [column(place / "runs" / name, "loss", "validation")[6] for name in names]
     assert len(set(last)) == 4, "the runs differ"
-    header, *rows = swept.stdout.splitlines()[-5:]
+    header, *rows, first_mean, second_mean = swept.stdout.splitlines()[-7:]
     assert header.split()[:5] == ["run", "seed", "optim.lr", "exit", "steps"]
     assert [row.split()[0] for row in rows] == names
     assert [row.split()[3:5] for row in rows] == [["0", "6"]] * 4
     held_out = re.split(r"\s{2,}", header).index("held-out loss")
     assert [re.split(r"\s{2,}", row)[held_out] for row in rows] == [f"{loss:.4f}" for loss in last]
+    for row, (one, other) in zip((first_mean, second_mean), (last[:2], last[2:]), strict=True):
+        assert row.startswith("mean of 2 seeds")
+        mean, deviation = map(float, re.split(r"\s{2,}", row)[held_out].split(" ± "))
+        assert mean == pytest.approx((one + other) / 2, abs=1e-4)
+        assert deviation == pytest.approx(abs(one - other) / math.sqrt(2), abs=1e-4)
+
+
+FINETUNE = """\
+# @package _global_
+defaults:
+  - override /task: classification
+
+run: {name: filed}
+init_from: bert
+task: {train: data.jsonl, validation: data.jsonl, max_tokens: 32}
+train: {epochs: 40, batch_size: 8}
+optim: {lr: 1.0e-3}
+log: {every: 1}
+eval: {every: 30}
+tracker: {progress: false}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_over_seeds_that_is_stopped_starts_no_other_run_and_resumes(tmp_path):
+    write(tmp_path / "data.jsonl", [{"text": text, "label": label} for text, label in texts(24)])
+    make_run(tmp_path / "bert", "model.init_std=0.3", model="encoder", tokenizer=word_pieces())
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "filed.yaml").write_text(FINETUNE)
+    words = ["local", "nproc=1", "--", "finetune", "--config-dir", "own", "experiment=filed", "seed=5,3"]
+    line, pipes = [sys.executable, "-m", "launch", *words], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(line, cwd=tmp_path, env=os.environ | FAST, text=True, **pipes)
+    first, second = (tmp_path / "runs" / f"filed-seed-{seed}" for seed in (5, 3))
+    while not (first / "metrics.jsonl").exists() or (first / "metrics.jsonl").read_text().count("\n") < 3:
+        assert process.poll() is None, process.communicate()[1][-4000:]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 85 and "Traceback" not in err and not second.exists(), err
+    assert [row.split()[1:2] for row in out.splitlines() if row.startswith("filed-seed-")][-2:] == [["85"], ["-"]]
+
+    done = launch(*words, cwd=tmp_path)
+    assert "resuming from" in (first / "log.txt").read_text()
+    measured = []
+    for run_directory in (first, second):
+        record = json.loads((run_directory / "run.json").read_text())
+        assert record["exit"] == 0
+        measured.append(column(run_directory, "loss", "validation")[record["best_step"]])
+    header, *_, last = [re.split(r"\s{2,}", row) for row in done.stdout.splitlines()[-4:]]
+    assert last[:2] == ["mean of 2 seeds", "5, 3"] and measured[0] != measured[1]
+    mean, deviation = map(float, last[header.index("held-out loss")].split(" ± "))
+    assert mean == pytest.approx(sum(measured) / 2, abs=1e-4)
+    assert deviation == pytest.approx(abs(measured[0] - measured[1]) / math.sqrt(2), abs=1e-4)
 
 
 def test_four_ranks_make_one_run_directory_with_a_log_for_each(place):

@@ -15,7 +15,7 @@ from pretrain.errors import PeerLost, TimedOut
 COLLECTIVES = """
 import atexit, datetime, os, signal, sys, time
 from pretrain import distributed, peers
-from pretrain.compose import launch
+from pretrain.compose import hydra_command
 def collect(cfg):
     import torch
     with distributed.joined() as world:
@@ -27,7 +27,7 @@ def collect(cfg):
             world.gather(world.rank)
             world.barrier()
 peers.JOIN_S, distributed.TIMEOUT = {join_s}, datetime.timedelta(seconds=3)
-launch(collect)
+hydra_command(collect)
 """
 
 
@@ -51,14 +51,14 @@ LAST = """
 import torch
 import torch.distributed as dist
 from pretrain.distributed.world import joined
-from pretrain.compose import launch
+from pretrain.compose import hydra_command
 def step(cfg):
     with joined() as world:
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(50, 50))
         model(torch.ones(3, 50)).sum().backward()
         world.gather("the last collective")
     assert dist.is_initialized(), "taken down with the reducer, it may wait for threads that wait for it"
-launch(step)
+hydra_command(step)
 """
 
 

@@ -47,6 +47,12 @@ def test_every_choice_composes(group, choices):
         composed(f"{group}={choice}")
 
 
+def test_the_removed_setting_of_several_seeds_names_the_command_that_took_its_place():
+    assert composed("seeds=[]").seed == 1, "as runs from before have it in their config.yaml"
+    with pytest.raises(ConfigError, match=r"^seeds=\[2, 1\]: .* python -m launch local -- finetune ... 'seed=2,1'$"):
+        composed("seeds=[2,1]")
+
+
 @pytest.mark.parametrize("epochs", ["0", "-1", "inf", "nan"])
 def test_a_run_has_an_end(epochs):
     with pytest.raises(ConfigError, match=r"train.epochs=.*: must be above 0, and finite"):

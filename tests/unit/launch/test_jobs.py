@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import jobs_of, prepared_by
+from launch.jobs import corpora_root, jobs_of
 from pretrain.errors import ConfigError
 
 TINY = ["experiment=demo", "run.root=there"]
@@ -19,7 +19,7 @@ def arguments(monkeypatch, tmp_path):
 
 def test_one_job_has_the_command_line_as_it_was_typed():
     [job] = jobs_of(["pretrain", *TINY, "seed=7"])
-    assert (job.program, job.overrides, job.swept) == ("pretrain", [*TINY, "seed=7"], "")
+    assert (job.program, job.overrides, job.point) == ("pretrain", [*TINY, "seed=7"], "")
     assert (job.name, job.directory, job.cfg.seed) == ("demo", Path("there/demo"), 7)
 
 
@@ -32,9 +32,9 @@ def test_a_sweep_names_its_runs_and_each_composes():
         "there/demo-lr-0.002-seed-0",
         "there/demo-lr-0.002-seed-1",
     ]
-    assert {job.family for job in jobs} == {"demo"}
+    assert {job.sweep for job in jobs} == {"demo"}
     assert jobs[3].overrides == [*TINY, "optim.lr=0.002", "seed=1", "++run.name=demo-lr-0.002-seed-1"]
-    assert jobs[3].swept == "optim.lr=0.002 seed=1"
+    assert jobs[3].point == "optim.lr=0.002 seed=1"
 
 
 def test_names_that_are_swept_stay():
@@ -50,7 +50,7 @@ def test_experiments_of_their_own_names():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "--: name a program behind --"),
+        ([], "--: name a program after --"),
         (["pretrian"], "did you mean pretrain? (one of: pretrain, finetune)"),
         (["pretrain", "train.stepz=1"], "train.stepz: no such setting; did you mean train.steps?"),
         (["pretrain", "seed=1,2", "optim.lr=-1"], "optim.lr"),
@@ -72,6 +72,6 @@ def test_what_is_refused_before_anything_starts(words, told):
 def test_where_a_preparation_writes(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     source = ["data=text", f"data.sources.text.paths=[{tmp_path}/a.txt]"]
-    assert prepared_by([*source, f"data.prepare.root={tmp_path}/c"]) == tmp_path / "c"
+    assert corpora_root([*source, f"data.prepare.root={tmp_path}/c"]) == tmp_path / "c"
     with pytest.raises(ConfigError, match=r"b\.txt"):
-        prepared_by(["data=text", f"data.sources.text.paths=[{tmp_path}/b.txt]"])
+        corpora_root(["data=text", f"data.sources.text.paths=[{tmp_path}/b.txt]"])

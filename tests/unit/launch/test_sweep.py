@@ -2,19 +2,19 @@
 
 import pytest
 
-from launch.sweep import expand, label, named
+from launch.sweep import expand, point_text, run_name
 from pretrain.errors import ConfigError
 
 
 def test_one_value_of_everything_is_no_sweep():
-    words = ["experiment=demo", "optim.lr=1e-3", "seeds=[1,2]", "--config-dir", "conf", "~tracker", "run.name='a,b'"]
+    words = ["experiment=demo", "optim.lr=1e-3", "paths=[1,2]", "--config-dir", "conf", "~tracker", "run.name='a,b'"]
     [point] = expand(words)
     assert point == (words, {})
 
 
 def test_the_last_setting_changes_fastest():
     points = expand(["experiment=demo", "optim.lr=1e-4,3e-4", "log.every=5", "seed=range(3)"])
-    assert [list(point.swept.values()) for point in points] == [
+    assert [list(point.values.values()) for point in points] == [
         ["0.0001", "0"],
         ["0.0001", "1"],
         ["0.0001", "2"],
@@ -30,7 +30,7 @@ def test_the_last_setting_changes_fastest():
     [
         ("seed=range(1,8,3)", ["1", "4", "7"]),
         ("model=choice(demo,gpt2_124m)", ["demo", "gpt2_124m"]),
-        ("seeds=[1,2],[3]", ["[1,2]", "[3]"]),
+        ("paths=[1,2],[3]", ["[1,2]", "[3]"]),
         ("+task.columns.text='a b','c,d'", ["'a b'", "'c,d'"]),
         ("++train.clip_norm=null,0.5", ["null", "0.5"]),
     ],
@@ -61,8 +61,8 @@ def test_what_cannot_be_counted_or_read_is_refused_by_its_words(word):
     ],
 )
 def test_runs_are_named_by_what_tells_them_apart(swept, name):
-    assert named("demo", swept) == name
+    assert run_name("demo", swept) == name
 
 
 def test_a_point_in_words():
-    assert label({"optim.lr": "1e-3", "seed": "0"}) == "optim.lr=1e-3 seed=0"
+    assert point_text({"optim.lr": "1e-3", "seed": "0"}) == "optim.lr=1e-3 seed=0"

@@ -1,6 +1,7 @@
 """What the doctor computes: offsets of clocks, values to sum, bandwidths; and how it tells what it found."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,15 +10,16 @@ from hypothesis import strategies as st
 
 from launch.doctor import __main__ as door
 from launch.doctor import collectives, machine, storage
-from launch.doctor.base import Check, Finding, Level, Subject, examine, grouped, in_bytes, listed
+from launch.doctor.base import SHOWN_RANKS, Check, Finding, Level, Subject, examine, grouped, in_bytes, ranks_text
 from pretrain.distributed.world import World
-from pretrain.errors import DataError
+from pretrain.errors import DataError, NumericalError
+from pretrain.train.run_dir import RunConfig
 
 
 def subject(hosts=("a", "a", "b"), device="cpu", cfg=None) -> Subject:
     """The first of some ranks, with nobody else there."""
     world = World(rank=0, size=len(hosts), device=torch.device("cpu"))
-    return Subject("pretrain", cfg, len(hosts), world, list(hosts), torch.device(device))
+    return Subject("pretrain", cfg, world, list(hosts), torch.device(device))
 
 
 @given(st.floats(-4000, 4000), st.randoms(use_true_random=False))
@@ -39,10 +41,10 @@ def test_the_offset_of_a_clock_lies_within_its_uncertainty(offset: float, chance
 )
 def test_clocks_apart_are_told_by_how_far(ahead, level):
     stays = [[[0.0, 0.01]], [[5.0, 5.01]], [[ahead, ahead + 0.01]]]  # the second rank is on the first one's host
-    [finding] = machine._judge_clocks(subject(), stays)
-    assert finding.level == level
+    [(found, text, *_)] = machine._judge_clocks(subject(), stays)
+    assert found == level
     if level != "ok":
-        assert f"b is {ahead:+.3f} s from a (+- 0.010 s)" in finding.text
+        assert f"b is {ahead:+.3f} s from a (+- 0.010 s)" in text
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16])
@@ -61,20 +63,31 @@ def known_values(dtype, rank, ranks):
     return collectives.known_values(1021, dtype, rank, ranks)
 
 
-def test_a_wrong_sum_is_told_with_its_rank_and_what_it_means():
-    wrong = "1 of 1,021 float32 are wrong: element 3 is 5.0, expected 6.0"
-    [finding] = collectives._judge_sums(subject(), [[], [], [wrong]])
-    assert finding.level is Level.failed and finding.code == 5
-    assert f"{wrong} (on rank 2 (b)); exclude the host" in finding.text
+@pytest.mark.parametrize("damaged", [None, torch.float32])
+def test_a_wrong_sum_is_refused_with_an_element_of_it(monkeypatch, damaged):
+    def sum_over_ranks(tensor, subject):
+        values = [collectives.known_values(len(tensor), tensor.dtype, rank, subject.world.size)[0] for rank in range(3)]
+        tensor.copy_(torch.stack(values).sum(dim=0))
+        if tensor.dtype is damaged and len(tensor) == 1021:
+            tensor[3] -= 1
+
+    monkeypatch.setattr(collectives, "_all_reduce", sum_over_ranks)
+    if damaged is None:
+        exact = "sums of 1, 1,021, 1,000,003 elements over all ranks are exact: int64, float32"
+        assert collectives._sums(subject()) == exact
+        return
+    wrong = r"^1 of 1,021 float32 are wrong: element 3 is 23.0, expected 24.0; exclude the host"
+    with pytest.raises(NumericalError, match=wrong):
+        collectives._sums(subject())
 
 
 def test_bandwidths_are_those_of_nccl_tests():
     algorithm, bus = collectives.bandwidths(10**9, 0.5, 4)
     assert (algorithm, bus) == (2e9, 3e9)
     assert collectives.bandwidths(10**9, 0.5, 2) == (2e9, 2e9)
-    rows = [[["float32", 2**28, seconds]] for seconds in (0.01, 2.0, 0.01)]
-    [finding] = collectives._judge_times(subject(device="cuda"), rows)
-    assert finding.level is Level.warning and "in 2000.00 ms (0.13 GB/s algorithm, 0.18 bus)" in finding.text
+    rows = [[[2**28, seconds]] for seconds in (0.01, 2.0, 0.01)]
+    [(level, text, *_)] = collectives._judge_times(subject(device="cuda"), rows)
+    assert level is Level.warning and "in 2000.00 ms (0.13 GB/s algorithm, 0.18 bus)" in text
 
 
 def gpu(local, name="NVIDIA H100, compute capability 9.0", identity=None):
@@ -91,19 +104,19 @@ def gpu(local, name="NVIDIA H100, compute capability 9.0", identity=None):
     ],
 )
 def test_devices_are_each_ranks_own_and_alike(answers, level, text):
-    [finding] = machine._judge_devices(subject(), answers)
-    assert finding.level == level and text in finding.text
+    [(found, judged, *_)] = machine._judge_devices(subject(), answers)
+    assert found == level and text in judged
 
 
 def test_threads_beyond_the_cores_are_told():
     answers = [{"gpus": 0, "cores": [0, 1], "threads": threads} for threads in (2, 2, 2)]
-    [finding] = machine._judge_devices(subject(), answers)
-    assert finding.level is Level.warning
-    assert "a: 2 ranks start 4 threads on 2 cores" in finding.text and "OMP_NUM_THREADS=1" in finding.text
+    [(level, text, *_)] = machine._judge_devices(subject(), answers)
+    assert level is Level.warning
+    assert "a: 2 ranks start 4 threads on 2 cores" in text and "OMP_NUM_THREADS=1" in text
 
 
 def test_a_check_that_breaks_is_a_finding():
-    alone = Subject("pretrain", None, 1, World.alone(), ["a"], torch.device("cpu"))
+    alone = Subject("pretrain", None, World.alone(), ["a"], torch.device("cpu"))
 
     def breaks(subject):
         raise KeyError("nothing there")
@@ -112,17 +125,22 @@ def test_a_check_that_breaks_is_a_finding():
         raise DataError("corpus: damaged")
 
     [broken] = examine(Check("one", breaks, lambda subject, answers: []), alone)
-    assert broken == Finding("one", Level.failed, "KeyError: 'nothing there' (on the only rank)", 2)
+    assert broken == Finding(Level.failed, "KeyError: 'nothing there' (on the only rank)", 2, "one")
     [unjudged] = examine(Check("one", lambda subject: 1, lambda subject, answers: answers[5]), alone)
     assert unjudged.level is Level.failed and "IndexError" in unjudged.text
     [refused] = examine(Check("two", refuses, lambda subject, answers: []), alone)
-    assert refused == Finding("two", Level.failed, "corpus: damaged (on the only rank)", DataError.exit_code)
+    assert refused == Finding(Level.failed, "corpus: damaged (on the only rank)", DataError.exit_code, "two")
+    [fine] = examine(Check("three", lambda subject: "as it should be"), alone)
+    assert fine == Finding(Level.ok, "as it should be", name="three")
+    assert not examine(Check("four", lambda subject: None), alone)
 
 
-def test_speed_is_measured_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "SPEED_BYTES", 2**24)
-    assert storage._write(tmp_path / "file", 2**24) > 0 and (tmp_path / "file").stat().st_size == 2**24
-    assert storage._read(tmp_path / "file") > 0
+def test_speed_is_measured_and_leaves_nothing(tmp_path):
+    there = SimpleNamespace(run=RunConfig(root=str(tmp_path)))
+    rates = storage._speed(subject(cfg=there))
+    assert rates and all(1e3 < rate < 1e12 for rate in rates) and not list(tmp_path.iterdir())
+    nowhere = SimpleNamespace(run=RunConfig(root=str(tmp_path / "nowhere")))
+    assert storage._speed(subject(cfg=nowhere)) is None
 
 
 def test_ranks_that_do_not_come_are_told(monkeypatch):
@@ -139,13 +157,13 @@ def test_ranks_that_do_not_come_are_told(monkeypatch):
 
 
 def test_words():
-    assert [listed(numbers) for numbers in ([5], [0, 1], [0, 1, 2, 3, 5])] == [
+    assert [ranks_text(ranks) for ranks in ([5], [0, 3], range(2048 + SHOWN_RANKS))] == [
         "rank 5",
-        "ranks 0, 1",
-        "ranks 0 to 3, 5",
+        "ranks 0, 3",
+        f"ranks {', '.join(map(str, range(SHOWN_RANKS)))} and 2,048 more",
     ]
     assert grouped([{"a": 1}, 2, {"a": 1}]) == [({"a": 1}, [0, 2]), (2, [1])]
     assert [in_bytes(size) for size in (5, 2**10, 3 * 2**29)] == ["5 bytes", "1.0 KiB", "1.5 GiB"]
-    first, *folded = door.line(Finding("batch", Level.failed, "word " * 40)).splitlines()
+    first, *folded = door.line(Finding(Level.failed, "word " * 40, name="batch")).splitlines()
     assert first.startswith("FAILED   batch          word")
     assert folded and all(line.startswith(" " * 24 + "word") for line in folded)

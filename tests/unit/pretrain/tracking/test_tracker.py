@@ -50,7 +50,7 @@ def test_a_broken_mirror_costs_one_warning_and_nothing_else(caplog):
     tracker.close(85)
     assert len(truth.records) == len(good.records) == 3
     assert truth.exit_code == good.exit_code == 85
-    assert [record.message for record in caplog.records] == ["Broken stopped (gone); metrics.jsonl goes on"]
+    assert [record.message for record in caplog.records] == ["Broken stopped (gone); metrics.jsonl is still written"]
 
 
 def test_a_broken_truth_fails_the_run():
