@@ -116,7 +116,9 @@ def test_a_run_whose_ranks_have_other_settings_code_or_libraries_is_refused_by_a
     copy = tmp_path / "copy"
     for package in ("pretrain", "finetune", "conf"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "pretrain" / "train" / "loop.py").write_text((copy / "pretrain" / "train" / "loop.py").read_text() + "# one comment more\n")
+    (copy / "pretrain" / "train" / "loop.py").write_text(
+        (copy / "pretrain" / "train" / "loop.py").read_text() + "# one comment more\n"
+    )
     library = tmp_path / "libraries" / "tokenizers-9.9.9.dist-info"
     library.mkdir(parents=True)
     (library / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 9.9.9\n")

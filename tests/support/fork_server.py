@@ -24,10 +24,31 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 # Not pyarrow, nor what brings it (datasets, pandas, scikit-learn): it starts a thread, and no lock may be held in a fork.
-LIBRARIES = (
-    "torch torch.distributed.fsdp torch._inductor.compile_fx deepspeed accelerate hydra rich tokenizers "
-    "safetensors.torch matplotlib.figure matplotlib.backends.backend_agg scipy.optimize scipy.sparse.linalg scipy.stats wandb"
-).split()
+LIBRARIES = [
+    "torch",
+    "torch.distributed.fsdp",
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "torch._inductor.compile_fx",
+    "deepspeed",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.original_muon",
+    "setuptools",
+    "accelerate",
+    "hydra",
+    "rich",
+    "tokenizers",
+    "safetensors.torch",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "wandb",
+    "pytest",
+    "scipy.optimize",
+    "scipy.sparse.linalg",
+    "scipy.stats",
+]
 
 
 def preload() -> None:
