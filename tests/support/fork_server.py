@@ -23,38 +23,23 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-# Not pyarrow, nor what brings it (datasets, pandas, scikit-learn): it starts a thread, and no lock may be held in a fork.
-LIBRARIES = [
-    "torch",
-    "torch.distributed.fsdp",
-    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
-    "torch._inductor.compile_fx",
-    "deepspeed",
-    "deepspeed.ops.op_builder.all_ops",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.runtime.zero.stage3",
-    "deepspeed.runtime.superoffload.superoffload_stage3",
-    "deepspeed.runtime.zero.muon.original_muon",
-    "setuptools",
-    "accelerate",
-    "hydra",
-    "rich",
-    "tokenizers",
-    "safetensors.torch",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "wandb",
-    "pytest",
-    "scipy.optimize",
-    "scipy.sparse.linalg",
-    "scipy.stats",
-]
+# Not pyarrow, nor what brings it (datasets, pandas, scikit-learn): it starts a thread, and a process that forks must
+# have none, for locks that a thread holds stay locked in the fork.
+LIBRARIES = """
+torch torch.distributed.fsdp torch.distributed.algorithms.ddp_comm_hooks.default_hooks torch._inductor.compile_fx
+deepspeed deepspeed.ops.op_builder.all_ops deepspeed.module_inject.auto_ep_layer deepspeed.runtime.zero.stage3
+deepspeed.runtime.superoffload.superoffload_stage3 deepspeed.runtime.zero.muon.original_muon setuptools accelerate
+hydra rich tokenizers safetensors.torch matplotlib.figure matplotlib.backends.backend_agg wandb pytest
+scipy.optimize scipy.sparse.linalg scipy.stats
+"""
 
 
 def preload() -> None:
-    for library in LIBRARIES:
+    for library in LIBRARIES.split():
         importlib.import_module(library)
-    assert len(os.listdir("/proc/self/task")) == 1, "a thread that runs while its process forks leaves locks behind"
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, (
+        "a thread that runs while its process forks leaves locks behind"
+    )
     gc.collect()
     gc.freeze()  # no collection touches, and thereby copies, what all processes share
 

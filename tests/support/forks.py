@@ -48,7 +48,7 @@ class Forked:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.args, self.returncode = words, None
-        self._outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        self._outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         cwd = cwd or Path.cwd()
         environment = dict(os.environ if env is None else env) | FAST
         added = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
