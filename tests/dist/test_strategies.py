@@ -13,7 +13,8 @@ from pretrain.strategy.precision import BF16
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 
-STEPS, SHORT, MOVED_AFTER = 20, 6, 5  # steps: of the law, of what runs in minutes, before a move
+STEPS, SHORT = 20, 6  # of the law, and of what runs in `make test`
+MOVED_AFTER, CARRIED_ON = 5, 4  # steps before a move and after it
 
 every_strategy = pytest.mark.parametrize("name", strategies(2))
 
@@ -106,7 +107,7 @@ def moves() -> list[tuple[str, int, str, int]]:
 def write_all(world, folder):
     for name in sorted({one for one, ranks, _, _ in moves() if ranks == world.size}):
         _, wrapped, strategy = start(world, strategies(world.size)[name])
-        train(world, wrapped, strategy, range(MOVED_AFTER), 1)
+        train(world, wrapped, strategy, range(MOVED_AFTER), SEQUENCES // world.size)
         save(world, strategy, folder / f"{name}-{world.size}", MOVED_AFTER)
 
 
@@ -121,13 +122,14 @@ def read_all(world, folder, expected):
         source, moved = stored(step), stored(save(world, strategy, folder / label, MOVED_AFTER))
         assert source.keys() == moved.keys(), label
         assert all(torch.equal(source[key], moved[key]) for key in source), label
-        course = train(world, wrapped, strategy, range(MOVED_AFTER, MOVED_AFTER + 10), 1)
+        course = train(world, wrapped, strategy, range(MOVED_AFTER, MOVED_AFTER + CARRIED_ON), SEQUENCES // world.size)
         assert course.losses == pytest.approx(expected.losses[MOVED_AFTER:], abs=1e-5), label
+        assert course.norms == pytest.approx(expected.norms[MOVED_AFTER:], rel=1e-4), label
 
 
 @pytest.mark.slow
 def test_any_strategy_resumes_what_any_other_saved_on_any_number_of_ranks(tmp_path: Path):
-    expected, _ = reference(MOVED_AFTER + 10)
+    expected, _ = reference(MOVED_AFTER + CARRIED_ON)
     for ranks in (1, 2, 3, 4):
         on_ranks(ranks, write_all, tmp_path)
     for ranks in (1, 2, 3, 4):

@@ -84,14 +84,15 @@ def become(request: dict) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     for number, file, flags in (
-        (0, os.devnull, os.O_RDONLY),
+        (0, request.get("stdin", os.devnull), os.O_RDONLY),
         (1, request["stdout"], os.O_WRONLY | os.O_APPEND),
         (2, request["stderr"], os.O_WRONLY | os.O_APPEND),
     ):
         opened = os.open(file, flags)
         os.dup2(opened, number)
         os.close(opened)
-    sys.path[:] = request["path"]
+    ahead = [request["cwd"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:] = request.get("path") or [*ahead, *(path for path in sys.path if path not in ahead)]
     importlib.import_module("numpy").random.seed()  # as an import does; `random` does it by itself
 
 

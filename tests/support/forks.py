@@ -7,13 +7,15 @@ fresh interpreter, and `subprocess`.
 import atexit
 import os
 import pickle
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -49,19 +51,15 @@ class Forked:
     ) -> None:
         self.args, self.returncode = words, None
         self._outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-        cwd = cwd or Path.cwd()
-        environment = dict(os.environ if env is None else env) | FAST
-        added = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
         request = {
             "words": words,
-            "cwd": str(cwd),
-            "environment": environment,
-            "path": sys.path if call else [str(cwd), *added, *(path for path in sys.path if path not in added)],
+            "cwd": str(cwd or Path.cwd()),
+            "environment": dict(os.environ if env is None else env) | FAST,
         }
         for name, file in zip(("stdout", "stderr"), self._outputs, strict=True):
             request[name] = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         if call:
-            request["call"] = pickle.dumps(call)
+            request |= {"call": pickle.dumps(call), "path": sys.path}
         ours, theirs = socket.socketpair()
         socket.send_fds(_control(), [b"."], [theirs.fileno()])
         theirs.close()
@@ -108,3 +106,27 @@ def python(*words: str, cwd: Path | None = None, env: Mapping[str, str] | None =
     process = Forked(*words, cwd=cwd, env=env)
     code = process.wait(timeout)
     return subprocess.CompletedProcess(words, code, process.stdout, process.stderr)
+
+
+@contextmanager
+def forking_python() -> Iterator[Path]:
+    """Yield the path of a command `python` that runs forked what it can."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/server")
+        listener.listen()
+        threading.Thread(target=_hand_over, args=[listener], daemon=True).start()
+        python = Path(folder) / "python"
+        words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("forked_python.py")), f"{folder}/server"]
+        python.write_text(f'#!/bin/sh\nexec {shlex.join([*words, sys.executable])} "$@"\n')
+        python.chmod(0o755)
+        yield python
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def _hand_over(listener: socket.socket) -> None:
+    """Give every connection to the server, until nothing listens any more."""
+    with suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            socket.send_fds(_control(), [b"."], [client.fileno()])
+            client.close()
