@@ -39,6 +39,8 @@ def import_deepspeed(world: World) -> Any:
     """Import DeepSpeed for the device at hand, quiet, and without kernels that it would compile first."""
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     os.environ.setdefault("LOCAL_RANK", "0")  # it reads them from the environment alone
+    if world.device.type == "cpu":  # else every reduction of ZeRO-3 starts `numactl` to count NUMA nodes
+        os.environ.setdefault("LOCAL_SIZE", "1")
     import deepspeed
 
     deepspeed.logger.setLevel(logging.WARNING)

@@ -1,47 +1,102 @@
-"""Starts real processes: ranks of a function over gloo, and whole runs under torchrun."""
+"""Starts real processes: ranks of a function over gloo, and whole runs, forked (`forks`) or as a user starts them."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 
-import torch.multiprocessing as mp
+from forks import FAST, Forked
 
-FAST = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+PATIENCE_S = 280.0  # for what takes seconds where nothing is wrong
 
 
 def on_ranks(size: int, function: Callable[..., None], *arguments: object) -> None:
     """Call `function(world, *arguments)` on `size` ranks over gloo; an exception on any of them fails the caller."""
-    mp.spawn(_enter, args=(size, free_port(), function, arguments), nprocs=size)
+    ranks = [Forked(call=(_enter, (own, function, arguments))) for own in environments(size)]
+    codes = end(ranks)
+    assert codes == [0] * size, "\n".join(rank.stderr[-4000:] for rank in ranks if rank.returncode != 0)
 
 
-def _enter(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
-    import torch
-
+def _enter(own: dict[str, str], function: Callable[..., None], arguments: tuple) -> None:
     from pretrain.distributed.world import joined
 
-    torch.set_num_threads(1)  # the variable below comes too late where the caller's modules import torch
-    os.environ |= FAST | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= own
     with joined() as world:
         function(world, *arguments)
     os._exit(0)  # as a run does: gloo's threads may abort a process whose interpreter is taken down
 
 
-def free_port() -> int:
-    import socket
+def environments(size: int) -> list[dict[str, str]]:
+    """Return the variables that say to each rank which it is, and where the first one listens."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    return [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
+
+def end(ranks: list[Forked], seconds: float = PATIENCE_S) -> list[int]:
+    """Return the exit codes of ranks; those that go on for 30 s after one that failed, or for too long, are killed."""
+    deadline, running = time.monotonic() + seconds, {rank.connection: rank for rank in ranks}
+    while running:
+        ended = wait(running, max(0.0, deadline - time.monotonic()))
+        for connection in ended or running:
+            if not ended:
+                running[connection].kill()
+            if running[connection].wait() != 0:
+                deadline = min(deadline, time.monotonic() + 30)
+        running = {connection: rank for connection, rank in running.items() if connection not in ended}
+    return [rank.wait() for rank in ranks]
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def wait_until(reached: Callable[[], object], *running: Forked | subprocess.Popen, seconds: float = 120) -> None:
+    """Wait until something is true of a run while its processes live."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert all(process.poll() is None for process in running), "it ended before"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.0005)
+
+
+def start(*overrides: str, ranks: int = 1, cwd: Path, program: str = "pretrain") -> list[Forked]:
+    """Start the ranks of a run."""
+    own = environments(ranks) if ranks > 1 else [{}]
+    return [Forked("-m", program, *overrides, cwd=cwd, env=os.environ | more) for more in own]
+
+
+def run(
+    *overrides: str, ranks: int = 1, code: int = 0, cwd: Path, program: str = "pretrain"
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, check the exit code of every rank, and return what all of them wrote."""
+    started = start(*overrides, ranks=ranks, cwd=cwd, program=program)
+    codes = end(started)
+    out, err = "".join(rank.stdout for rank in started), "".join(rank.stderr for rank in started)
+    assert codes == [code] * ranks, f"{codes}\n{out[-2000:]}\n{err[-4000:]}"
+    return subprocess.CompletedProcess(overrides, code, out, err)
 
 
 def command(*overrides: str, ranks: int = 1, program: str = "pretrain") -> list[str]:
     """Return the command line of a run, of pretraining or, by `program`, of fine-tuning."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     return [sys.executable, *torchrun, "-m", program, *overrides]
+
+
+def run_fresh(
+    *overrides: str, ranks: int = 1, code: int = 0, cwd: Path, program: str = "pretrain"
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end in fresh interpreters, several ranks under torchrun, and check the exit code."""
+    line = command(*overrides, ranks=ranks, program=program)
+    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=os.environ | FAST, timeout=PATIENCE_S)
+    assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
 
 
 RANKS = """
@@ -65,16 +120,6 @@ def process_of(rank: int, launcher: subprocess.Popen[str]) -> int:
         if f"RANK={rank}".encode() in Path(f"/proc/{number}/environ").read_bytes().split(b"\0"):
             return int(number)
     raise LookupError(f"rank {rank} does not run")
-
-
-def run(
-    *overrides: str, ranks: int = 1, code: int = 0, cwd: Path, program: str = "pretrain"
-) -> subprocess.CompletedProcess[str]:
-    """Run to the end and check the exit code."""
-    line = command(*overrides, ranks=ranks, program=program)
-    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=os.environ | FAST, timeout=280)
-    assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done
 
 
 def column(run_directory: Path, key: str, split: str = "train") -> dict[int, object]:

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ranks import FAST, free_port, on_ranks, tiny
+from forks import Forked
+from ranks import end, environments, on_ranks, tiny
 
 from pretrain.errors import ConfigError
 from pretrain.train import agreement
@@ -102,24 +101,24 @@ class Start:
     path: list[Path] = field(default_factory=list)  # ahead of all others that it imports from
 
 
-def start(starts: list[Start], name: str, cwd: Path) -> list[subprocess.CompletedProcess[str]]:
-    """Start `python -m pretrain` on ranks that may differ, and return how they end."""
-    port = str(free_port())
+def start(starts: list[Start], name: str, cwd: Path) -> list[Forked]:
+    """Run `python -m pretrain` on ranks that may differ, to their end."""
     ranks = []
-    for rank, how in enumerate(starts):
+    for own, how in zip(environments(len(starts)), starts, strict=True):
         paths = os.pathsep.join(map(str, [*how.path, os.environ.get("PYTHONPATH", ROOT)]))
-        own = {"RANK": str(rank), "WORLD_SIZE": str(len(starts)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        line = [sys.executable, "-m", "pretrain", *tiny(name, "train.micro_batch_size=2", *how.overrides)]
-        variables = os.environ | FAST | own | {"PYTHONPATH": paths}
-        ranks.append(subprocess.Popen(line, cwd=cwd, env=variables, stderr=subprocess.PIPE, text=True))
-    return [subprocess.CompletedProcess(rank.args, rank.wait(120), stderr=rank.stderr.read()) for rank in ranks]
+        line = ["-m", "pretrain", *tiny(name, "train.micro_batch_size=2", *how.overrides)]
+        ranks.append(Forked(*line, cwd=cwd, env=os.environ | own | {"PYTHONPATH": paths}))
+    end(ranks)
+    return ranks
 
 
 def test_a_run_whose_ranks_have_other_settings_code_or_libraries_is_refused_by_all(place, tmp_path):
     copy = tmp_path / "copy"
     for package in ("pretrain", "finetune", "conf"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "pretrain" / "loop.py").write_text((copy / "pretrain" / "loop.py").read_text() + "# one comment more\n")
+    (copy / "pretrain" / "train" / "loop.py").write_text(
+        (copy / "pretrain" / "train" / "loop.py").read_text() + "# one comment more\n"
+    )
     library = tmp_path / "libraries" / "tokenizers-9.9.9.dist-info"
     library.mkdir(parents=True)
     (library / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 9.9.9\n")

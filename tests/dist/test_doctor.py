@@ -3,14 +3,13 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from ranks import FAST, free_port, tiny
+from forks import Forked, python
+from ranks import end, environments, tiny
 from run_directories import make_run
 
 from launch.doctor.__main__ import CHECKS
@@ -38,22 +37,22 @@ class Page(NamedTuple):
 
 
 def doctor(
-    *arguments: str, ranks: int = 1, code: int = 0, others: int = 0, cwd: Path, apart: dict | None = None
+    *arguments: str, ranks: int = 1, code: int = 0, others: int = 0, cwd: Path, apart: dict | None = None, last=()
 ) -> Page:
-    """Start ranks as torchrun does and read the page of the first; `apart` changes the last one's variables."""
-    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    """Run ranks as torchrun starts them and read the page of the first.
+
+    `apart` changes the last one's variables, `last` are the words by which it is started.
+    """
     processes = []
-    for rank in range(ranks):
-        variables = {**os.environ, **FAST, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)}
-        last = apart if apart and rank == ranks - 1 else {}
-        place = Path(last.get("PWD", cwd))
-        command = [sys.executable, "-m", "launch.doctor", *arguments]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=variables | last, cwd=place, **streams))
-    answers = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [code] + [others] * (ranks - 1), answers
-    assert not any(out for out, _ in answers[1:]), "the first rank alone prints"
-    return read(answers[0][0])
+    for rank, own in enumerate(environments(ranks)):
+        odd = rank == ranks - 1
+        changed = (apart or {}) if odd else {}
+        words = last if odd and last else ("-m", "launch.doctor")
+        variables = os.environ | {"PYTHONPATH": str(ROOT)} | own | changed
+        processes.append(Forked(*words, *arguments, cwd=Path(changed.get("PWD", cwd)), env=variables))
+    assert end(processes, 200) == [code] + [others] * (ranks - 1), [process.stderr for process in processes]
+    assert not any(process.stdout for process in processes[1:]), "the first rank alone prints"
+    return read(processes[0].stdout)
 
 
 def read(out: str) -> Page:
@@ -199,14 +198,13 @@ def test_the_files_of_a_task_are_the_same_on_all_hosts(tmp_path):
 
 
 def test_a_rank_that_is_lost_ends_the_page_and_is_told(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import os\nos.sched_getaffinity = lambda process: os._exit(9)\n")
-    apart = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    page = doctor("pretrain", "model.widht=3", ranks=2, code=2, others=9, cwd=tmp_path, apart=apart)
+    lost = "import os, runpy; os.sched_getaffinity = lambda process: os._exit(9); "
+    lost += "runpy.run_module('launch.doctor', run_name='__main__', alter_sys=True)"
+    page = doctor("pretrain", "model.widht=3", ranks=2, code=2, others=9, cwd=tmp_path, last=("-c", lost))
     assert page.failed == {"configuration", "group"} and page.one("versions")[0] == "ok"
     assert page.one("group")[1].startswith("a rank is lost") and "devices" not in page.lines
 
 
 def test_a_program_that_is_none_is_refused():
-    command = [sys.executable, "-m", "launch.doctor", "dance"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | FAST, timeout=100)
+    done = python("-m", "launch.doctor", "dance", cwd=ROOT)
     assert done.returncode == 2 and "pretrain|finetune" in done.stderr

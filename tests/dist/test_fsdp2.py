@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import column, on_ranks, run, tiny
+from ranks import on_ranks, run, tiny
 from small_models import LLAMA, VOCAB_SIZE, ragged_batch
+from test_pretrain import assert_close_runs
 from toys import ToyObjective, take_step
 
 from pretrain.checkpoint.base import WEIGHT
@@ -183,7 +184,7 @@ def check_four_ranks(world):
 
 @pytest.mark.parametrize(
     ("ranks", "check"),
-    [(1, check_one_rank), (2, check_two_ranks), pytest.param(4, check_four_ranks, marks=pytest.mark.slow)],
+    [(1, check_one_rank), (2, check_two_ranks), (4, check_four_ranks)],
 )
 def test_steps_equal_those_of_torch_in_one_process(ranks, check):
     on_ranks(ranks, check)
@@ -295,8 +296,7 @@ def test_a_run_moves_from_ddp_to_fsdp2_and_back(tmp_path):
 def test_a_whole_run_learns_what_one_process_learns(place, one_process):
     more = ["strategy=hsdp", "strategy.activation_checkpointing=full", "train.micro_batch_size=2"]
     run(*tiny("fsdp2", "train.steps=50", "checkpoint.every=50", *more), ranks=2, cwd=place)
-    one, other = column(one_process, "loss"), column(place / "runs" / "fsdp2", "loss")
-    assert max(abs(one[step] - other[step]) for step in range(1, 51)) <= 1e-5
+    assert_close_runs(one_process, place / "runs" / "fsdp2")
 
 
 def test_ranks_that_do_not_fall_into_replicas_are_refused():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from finetuned_runs import texts, write
-from ranks import FAST, column, run, tiny
+from ranks import FAST, column, run, run_fresh, tiny
 from run_directories import make_run, word_pieces
 
 
@@ -36,10 +36,11 @@ def test_each_run_of_a_sweep_equals_the_same_run_alone(place):
     assert sorted(path.name for path in (place / "runs").glob("grid*")) == names
     for name in names:
         _, _, lr, _, seed = name.split("-")
-        run(*tiny(f"alone-{name}", *SHORT, f"optim.lr={lr}", f"seed={seed}"), ranks=2, cwd=place)  # under torchrun
+        run(*tiny(f"alone-{name}", *SHORT, f"optim.lr={lr}", f"seed={seed}"), ranks=2, cwd=place)
         first, second = place / "runs" / name, place / "runs" / f"alone-{name}"
         for split in ("train", "validation"):
             assert column(first, "loss", split) == column(second, "loss", split)
+        assert column(first, "grad_norm") == column(second, "grad_norm")
         assert json.loads((first / "run.json").read_text())["exit"] == 0
     last = [column(place / "runs" / name, "loss", "validation")[6] for name in names]
     assert len(set(last)) == 4, "the runs differ"
@@ -117,13 +118,14 @@ def test_four_ranks_make_one_run_directory_with_a_log_for_each(place):
 
 @pytest.mark.slow
 def test_accelerate_starts_the_same_ranks(place):
-    run(*tiny("torchrun", *SHORT), ranks=2, cwd=place)
+    run_fresh(*tiny("torchrun", *SHORT), ranks=2, cwd=place)
     options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     line = [str(Path(sys.executable).with_name("accelerate")), "launch", *options, "-m", "pretrain"]
     subprocess.run([*line, *tiny("accelerate", *SHORT)], cwd=place, env=os.environ | FAST, check=True, timeout=280)
     runs = [place / "runs" / name for name in ("torchrun", "accelerate")]
     assert [json.loads((path / "run.json").read_text())["ranks"] for path in runs] == [2, 2]
-    assert column(runs[0], "loss") == column(runs[1], "loss")
+    for key in ("loss", "grad_norm"):
+        assert column(runs[0], key) == column(runs[1], key)
 
 
 def test_what_ranks_could_not_run_is_refused_before_they_start(place):
@@ -135,7 +137,7 @@ def test_what_ranks_could_not_run_is_refused_before_they_start(place):
 def test_a_sweep_goes_on_after_a_failure_and_says_so(place):
     words = [*tiny("some", *SHORT), "data.sources.text.paths=[binary.txt],[text.txt]", "data.prepare.on_invalid=fail"]
     (place / "binary.txt").write_bytes(b"a\xff\n\n" * 200)
-    done = launch("local", "nproc=2", "--", "pretrain", *words, cwd=place, code=3)
+    done = launch("local", "nproc=1", "--", "pretrain", *words, cwd=place, code=3)
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("some-paths")]
     assert [row[0] for row in rows[-2:]] == ["some-paths-binary.txt", "some-paths-text.txt"]
     assert [row[1:3] for row in rows[-2:]] == [["3", "0"], ["0", "6"]], "exit codes and steps"

@@ -87,6 +87,7 @@ def check_bf16(world, expected):
         _, wrapped, strategy = start(world, strategies(world.size)[name], BF16(), make=build_masked)
         course = train(world, wrapped, strategy, range(STEPS), 2, join=pack_masked)
         assert course.losses == pytest.approx(expected.losses, abs=0.05), name
+        assert course.norms == pytest.approx(expected.norms, rel=0.05), name
 
 
 @pytest.mark.slow
@@ -111,6 +112,7 @@ def read(world, folder, moves, expected):
         assert all(torch.equal(source[key], moved[key]) for key in source), (one, other)
         course = train(world, wrapped, strategy, range(3, STEPS), 2, join=pack_masked)
         assert course.losses == pytest.approx(expected.losses[3:], abs=1e-5), (one, other)
+        assert course.norms == pytest.approx(expected.norms[3:], rel=1e-4), (one, other)
 
 
 @pytest.mark.slow

@@ -2,23 +2,23 @@
 
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch.distributed as dist
-from ranks import FAST, free_port
+from forks import Forked, python
+from ranks import end, environments
 
 from pretrain.distributed.rendezvous import error_of_peers
 from pretrain.errors import PeerLost, TimedOut
 
 COLLECTIVES = """
 import atexit, datetime, os, signal, sys, time
-from pretrain import distributed, peers
 from pretrain.compose import hydra_command
+from pretrain.distributed import rendezvous
+from pretrain.distributed import world as joining
 def collect(cfg):
     import torch
-    with distributed.joined() as world:
+    with joining.joined() as world:
         for number in range(50):
             if number == 20 and world.rank == 1:
                 {fault}
@@ -26,7 +26,7 @@ def collect(cfg):
             world.sum_tensor(torch.ones(1000))
             world.gather(world.rank)
             world.barrier()
-peers.JOIN_S, distributed.TIMEOUT = {join_s}, datetime.timedelta(seconds=3)
+rendezvous.JOIN_S, joining.TIMEOUT = {join_s}, datetime.timedelta(seconds=3)
 hydra_command(collect)
 """
 
@@ -38,13 +38,10 @@ def ends(fault: str, ranks=(0, 1, 2), size=3, join_s="10") -> list[tuple[int, st
 
 def ends_of(script: str, ranks: tuple[int, ...], size: int) -> list[tuple[int, str]]:
     """Return the exit codes of ranks that run a script, and what they say on standard error."""
-    port, processes = str(free_port()), []
-    for rank in ranks:
-        own = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        line = [sys.executable, "-c", script]
-        processes.append(subprocess.Popen(line, env=os.environ | FAST | own, stderr=subprocess.PIPE, text=True))
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+    own = environments(size)
+    processes = [Forked("-c", script, env=os.environ | own[rank]) for rank in ranks]
+    codes = end(processes, 120)
+    return [(code, process.stderr) for code, process in zip(codes, processes, strict=True)]
 
 
 LAST = """
@@ -88,10 +85,10 @@ def test_a_rank_that_hangs_ends_the_others_in_time():
 
 
 def test_ranks_that_never_come_are_named():
-    patience = "10 + 50 * int(os.environ['RANK'])"  # rank 0 gives up first, and its end must not be what 2 tells
+    patience = "6 + 50 * int(os.environ['RANK'])"  # rank 0 gives up first, and its end must not be what 2 tells
     for code, told in ends("pass", ranks=(0, 2), size=4, join_s=patience):
         assert code == 6
-        assert "ranks 1, 3 of 4 did not arrive within 10 s" in told
+        assert "ranks 1, 3 of 4 did not arrive within 6 s" in told
     [(code, told)] = ends("pass", ranks=[1], join_s="3")
     assert code == 6
     assert "rank 1 on host" in told and "rank 0 did not listen there within 3 s" in told
@@ -103,8 +100,7 @@ def test_a_port_in_use_is_named():
         taken.listen()
         port = taken.getsockname()[1]
         own = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        line = [sys.executable, "-c", COLLECTIVES.format(fault="pass", join_s=3)]
-        done = subprocess.run(line, env=os.environ | FAST | own, capture_output=True, text=True, timeout=60)
+        done = python("-c", COLLECTIVES.format(fault="pass", join_s=3), env=os.environ | own, timeout=60)
     assert done.returncode == 2
     assert f"MASTER_PORT={port}: rank 0 cannot listen there" in done.stderr
 

@@ -3,16 +3,15 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+from forks import python
 
 from pretrain.tokenizer.base import load_tokenizer
 
 
 def module(name: str, *arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", name, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+    done = python("-m", name, *arguments, cwd=cwd)
     assert done.returncode == code, done.stderr
     return done
 

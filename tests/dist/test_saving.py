@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
-from ranks import FAST, command, on_ranks, run, tiny
+from ranks import FAST, command, end, on_ranks, run, start, tiny, wait_until
 from safetensors.torch import load_file
-from test_pretrain import assert_equal_runs, children
+from test_pretrain import assert_equal_runs
 
 from pretrain.checkpoint.base import WEIGHT, Fragment
 from pretrain.checkpoint.fragments import FragmentReader
@@ -40,8 +40,9 @@ class Rows:
 
 def settled(checkpoints):
     """Pass step boundaries until no save is under way; return how many it took."""
-    boundaries = 0
+    boundaries, deadline = 0, time.monotonic() + 60
     while checkpoints.under_way:
+        assert time.monotonic() < deadline
         time.sleep(0.001 * (1 + checkpoints.world.rank))
         checkpoints.settle()
         boundaries += 1
@@ -125,18 +126,18 @@ def test_two_ranks_killed_while_they_save_and_resumed_equal_never_interrupted(pl
     run(*two("whole"), ranks=2, cwd=place)
     directory = place / "runs" / "torn"
     for victim in (0, 1):
-        process = subprocess.Popen(
-            command(*two("torn"), ranks=2), cwd=place, env=os.environ | FAST, stderr=subprocess.DEVNULL
-        )
         committed = set((directory / "checkpoints").glob("step-*"))
-        while not (
-            set((directory / "checkpoints").glob("step-*")) - committed
-            and any((directory / "checkpoints").glob(".tmp-*"))
-        ):
-            assert process.poll() is None, "the kill must hit a living run"
-            time.sleep(0.0002)
-        os.kill(int(children(process.pid)[victim]), signal.SIGKILL)
-        assert process.wait(60) == 1
+        ranks = start(*two("torn"), ranks=2, cwd=place)
+        wait_until(
+            lambda before=committed: (
+                set((directory / "checkpoints").glob("step-*")) - before
+                and any((directory / "checkpoints").glob(".tmp-*"))
+            ),
+            *ranks,
+        )
+        ranks[victim].kill()
+        codes = end(ranks, 60)
+        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 7)
     run(*two("torn"), ranks=2, cwd=place)
     assert_equal_runs(place / "runs" / "whole", directory)
     assert not list((directory / "checkpoints").glob(".tmp-*"))

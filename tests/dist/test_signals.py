@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import column, launched, process_of, run, tiny
-from test_pretrain import assert_equal_runs
+from ranks import column, launched, process_of, run, tiny, wait_until
+from test_pretrain import assert_equal_runs, logged
 
 from pretrain.checkpoint.load import load_manifest, load_state
 
@@ -24,14 +24,10 @@ ENDLESS = ["train.steps=100000", "checkpoint.every=100000", "eval.every=0", "tra
 
 def launch(directory: Path, *overrides: str):
     """Start four ranks, and return their launcher once some steps more than before are logged."""
-    metrics = directory / "metrics.jsonl"
-    logged = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0
-    before = logged()
+    before = logged(directory)
     place = directory.parents[1]
     launcher = launched(*tiny(directory.name, *overrides), ranks=4, logs=directory / "ranks", cwd=place)
-    while logged() < before + 4:
-        assert launcher.poll() is None, launcher.stderr.read()
-        time.sleep(0.001)
+    wait_until(lambda: logged(directory) >= before + 4, launcher)
     return launcher
 
 
@@ -62,8 +58,7 @@ def test_signals_to_one_rank_and_again_while_saving_leave_a_run_that_equals_the_
     launcher = launch(directory, *WIDE, *STEPS)
     held = process_of(3, launcher)
     launcher.send_signal(signal.SIGUSR1)
-    while not any((directory / "checkpoints").glob(".tmp-*")):
-        assert launcher.poll() is None, "the save is missed"
+    wait_until(lambda: any((directory / "checkpoints").glob(".tmp-*")), launcher)
     os.kill(held, signal.SIGSTOP)  # the others wait for it in the middle of the save
     steps = list((directory / "checkpoints").glob("step-*"))
     launcher.send_signal(signal.SIGTERM)

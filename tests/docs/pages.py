@@ -45,9 +45,11 @@ def script(page: Path) -> str:
     return "\n".join(parts)
 
 
-def carry_out(page: Path, place: Path, variables: Mapping[str, str] = os.environ) -> None:
+def carry_out(
+    page: Path, place: Path, variables: Mapping[str, str] = os.environ, python: Path = Path(sys.executable)
+) -> None:
     """Execute the commands of a page in a folder; fail, with what they wrote, where one exits otherwise than said."""
-    binaries = str(Path(sys.executable).parent)
+    binaries = os.pathsep.join(dict.fromkeys([str(python.parent), str(Path(sys.executable).parent)]))
     env = {
         **variables,
         "PATH": f"{binaries}{os.pathsep}{variables['PATH']}",

@@ -1,10 +1,11 @@
 """The documentation is true: its commands run, its tables are the code's, its links lead somewhere.
 
 Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it;
-those of docs/cluster.md, which need a cluster, by tests/slurm. Two things are not as for a reader. README.md and
+those of docs/cluster.md, which need a cluster, by tests/slurm. Three things are not as for a reader. README.md and
 docs/extending.md begin in a clone of the repository, and get a copy of the working tree, whose `.venv` is the
-environment of the tests. And `make` runs as `make -n`: it finds the target and expands its commands without carrying
-them out, because they install packages and train for minutes.
+environment of the tests. On the other pages `python` forks a process that has imported the libraries (`forks`). And
+`make` runs as `make -n`: it finds the target and expands its commands without carrying them out, because they install
+packages and train for minutes.
 """
 
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import forking_python
 from pages import carry_out, script
 
 from pretrain import errors
@@ -36,9 +38,11 @@ def test_every_command_runs(page, tmp_path):
     if page.name in IN_A_CLONE:
         shutil.copytree(ROOT, place, ignore=LEFT_OUT)
         (place / ".venv").symlink_to(sys.prefix)
+        carry_out(page, place)
     else:
         place.mkdir()
-    carry_out(page, place)
+        with forking_python() as python:
+            carry_out(page, place, python=python)
 
 
 def test_the_script_stops_at_the_first_other_exit_code(tmp_path):

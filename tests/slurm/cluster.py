@@ -154,7 +154,8 @@ def keep(folder: Path, nodes: int) -> None:
     files = {"socket": "munge.socket", "key-file": key.name, "pid-file": "munged.pid", "log-file": "munged.log"}
     places = [f"--{option}={folder / name}" for option, name in {**files, "seed-file": "munged.seed"}.items()]
     daemon(["munged", "--foreground", "--force", *places])
-    while not (folder / "munge.socket").exists():
+    deadline = time.monotonic() + START_S
+    while not (folder / "munge.socket").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     daemon(["slurmctld", "-D"])
     for number in range(1, nodes + 1):

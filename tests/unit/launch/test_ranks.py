@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ranks import wait_until
 
 from launch.ranks import Node, run_ranks
 
@@ -139,8 +140,7 @@ def launched(tmp_path, code, hangup=signal.SIG_DFL):
     finally:
         signal.signal(signal.SIGHUP, before)
     assert process.stdout and process.stdout.readline() == "ready\n"
-    while not all((tmp_path / "ranks" / f"rank-{rank}.log").read_text().startswith("ready") for rank in (1, 2)):
-        time.sleep(0.02)
+    wait_until(lambda: all(log(tmp_path, rank).startswith("ready") for rank in (1, 2)), process)
     return process
 
 
@@ -165,8 +165,7 @@ def test_nohup_keeps_its_promise(tmp_path):
 def test_a_second_interrupt_kills(tmp_path):
     process = launched(tmp_path, SAVES.replace("sys.exit(85)", "time.sleep(600)"))
     process.send_signal(signal.SIGINT)
-    while "asked by" not in log(tmp_path, 2):
-        time.sleep(0.02)
+    wait_until(lambda: "asked by" in log(tmp_path, 2), process)
     process.send_signal(signal.SIGINT)
     process.wait(60)
     assert process.returncode == -signal.SIGINT or process.returncode == 130

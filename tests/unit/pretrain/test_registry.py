@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from forks import python
 
 from finetune.config import FINETUNE, FinetuneConfig
 from pretrain.compose import compose
@@ -18,9 +19,7 @@ from pretrain.train.run_dir import RunConfig, RunDirectory, read_record
 
 def refused(*arguments: str, directory: Path) -> str:
     """Run the entry point; return its message. It must exit 2 and leave no trace."""
-    command = [sys.executable, "-m", "pretrain", f"run.root={directory}/runs", *arguments]
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=directory, env=env)
+    done = python("-m", "pretrain", f"run.root={directory}/runs", *arguments, cwd=directory)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert not list(directory.iterdir()), "a refused command leaves nothing behind"
@@ -66,8 +65,7 @@ def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
 
 
 def test_fine_tuning_shows_its_settings_before_a_task_is_chosen():
-    command = [sys.executable, "-m", "finetune", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = python("-m", "finetune", "--help")
     assert "task: classification, qa, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
     header, groups, _ = done.stdout.split("== Config", 2)
     named = re.findall(r"[a-z/]+(?=[,.])", header.partition("Groups of fine-tuning:")[2].partition(" The others")[0])

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from ranks import wait_until
 from toys import ALONE, assert_same, state_of, take_step, toy_strategy
 
 import pretrain.checkpoint.save
@@ -84,8 +85,7 @@ def test_training_goes_on_while_it_is_written(run, gate):
         take_step(module, strategy, seed)
         assert newest_step(checkpoints.directory, ALONE) is None
     gate.open()
-    while checkpoints.under_way:
-        checkpoints.settle()
+    wait_until(lambda: checkpoints.settle() or not checkpoints.under_way)
     assert steps(checkpoints) == ["step-00000001"]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,8 +44,14 @@ def test_bpe_has_exactly_the_size_asked_for_and_gives_text_back(tmp_path):
 
 
 def test_bpe_training_is_deterministic():
-    cfg = BpeTokenizer(vocab_size=320)
-    assert cfg.train(iter(TEXTS)) == cfg.train(iter(TEXTS))
+    """Also where strings hash otherwise, as they do in every process."""
+    code = f"from pretrain.tokenizer.bpe import BpeTokenizer; print(BpeTokenizer(vocab_size=320).train(iter({TEXTS})))"
+    trained = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.PIPE)
+        for seed in ("1", "2")
+    ]
+    assert trained[0].stdout == trained[1].stdout
+    assert Tokenizer.from_str(trained[0].stdout.decode()).get_vocab_size() == 320
 
 
 def test_bpe_refuses_a_corpus_that_is_too_small():
