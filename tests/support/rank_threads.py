@@ -48,7 +48,7 @@ class ThreadWorld(World):
         self.exchange(self.rank, None)
 
 
-def on_ranks(size: int, body: Callable[[ThreadWorld], Any]) -> list[Any]:
+def on_threads(size: int, body: Callable[[ThreadWorld], Any]) -> list[Any]:
     """Return what `body` returns on each rank, or the exception that it raises there."""
     exchange = _Exchange(size)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from looped import LENGTHS, STEPS, TARGETS, take_steps
-from rank_threads import on_ranks
+from rank_threads import on_threads
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -147,7 +147,7 @@ def test_a_step_divides_by_the_targets_of_all_ranks_and_undoes_the_mean_over_the
         own = [[3, 5], [0, 1], [4, 4]][world.rank]
         return loop([batches(*own)], total=9, world=world, state=TrainState(step=2, tokens=100))
 
-    for own, (recording, state) in zip([[3, 5], [0, 1], [4, 4]], on_ranks(3, body), strict=True):
+    for own, (recording, state) in zip([[3, 5], [0, 1], [4, 4]], on_threads(3, body), strict=True):
         expected = []  # 17 targets over 3 ranks, whose engines average gradients
         for number, targets in enumerate(own):
             expected += [("last" if number else "not last",), ("backward", pytest.approx(targets * 3 / 17))]
@@ -184,7 +184,7 @@ def test_any_rank_that_is_asked_to_stop_stops_all_of_them_with_a_save():
             loop([batches(1)] * 7, total=7, world=world, stop_after=3 if world.rank == 1 else None, recording=recording)
         return recording.due()
 
-    assert on_ranks(2, body) == [[("log", 2), ("evaluate", 3), ("save", 3, True)]] * 2
+    assert on_threads(2, body) == [[("log", 2), ("evaluate", 3), ("save", 3, True)]] * 2
 
 
 def test_a_stop_at_the_last_step_is_no_stop():
