@@ -1,0 +1,92 @@
+"""Messages and sums over ranks, with torch's collectives played by threads; and the request to stop."""
+
+import signal
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+from rank_threads import on_threads
+
+from pretrain.distributed import world as module
+from pretrain.distributed.world import STOP_SIGNALS, StopRequest, World
+from pretrain.errors import Preempted
+
+
+@pytest.fixture
+def on_ranks(monkeypatch):
+    """Call a body on each rank with a `World` as it is in a run, over collectives that meet in memory."""
+    own = threading.local()
+
+    def all_reduce(tensor):
+        tensor.copy_(torch.stack(own.exchange(own.rank, tensor.clone())).sum(0))
+
+    def all_gather(tensors, tensor):
+        values = own.exchange(own.rank, tensor.clone())
+        assert {value.shape for value in values} == {tensors[0].shape}, "torch wants equal shapes"
+        for out, value in zip(tensors, values, strict=True):
+            out.copy_(value)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+
+    def call(size, body):
+        def enter(threads):
+            own.rank, own.exchange = threads.rank, threads.exchange
+            return body(World(threads.rank, size, torch.device("cpu")))
+
+        return on_threads(size, enter)
+
+    return call
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_messages_of_any_length_come_in_the_order_of_ranks(on_ranks, size):
+    messages = [{"é": [1, None, "x" * 40]}, "", {"b": 2.5}][:size]
+    assert on_ranks(size, lambda world: world.gather(messages[world.rank])) == [messages] * size
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_integers_are_summed_exactly_each_by_itself(on_ranks, size):
+    large = 2**60 + 1
+    expected = [sum(large + rank for rank in range(size)), -sum(range(size)), 4 * size]
+    assert on_ranks(size, lambda world: world.sum_ints(large + world.rank, -world.rank, 4)) == [expected] * size
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_sum_of_tensors_leaves_what_it_sums(on_ranks, size):
+    def body(world):
+        own = torch.tensor([1.5, float(world.rank)], dtype=torch.float64)
+        summed = world.sum_tensor(own)
+        assert own.tolist() == [1.5, world.rank]
+        return summed.tolist()
+
+    assert on_ranks(size, body) == [[1.5 * size, sum(range(size))]] * size
+
+
+def test_who_we_are_comes_from_torchrun(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (module.world_size(), module.rank()) == (1, 0)
+    for name, value in {"WORLD_SIZE": "6", "RANK": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert (module.world_size(), module.rank()) == (6, 4)
+    assert [World(rank, 6, torch.device("cpu")).is_first for rank in (0, 4)] == [True, False]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_request_to_stop_ends_what_does_not_train_yet_and_is_a_flag_afterwards(number):
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    try:
+        early = StopRequest()
+        with pytest.raises(Preempted, match="before the first step"):
+            signal.raise_signal(number)
+        assert early.received
+        stop = StopRequest()
+        stop.training = True
+        assert not stop.received
+        signal.raise_signal(number)
+        assert stop.received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
