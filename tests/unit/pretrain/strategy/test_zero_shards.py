@@ -1,4 +1,4 @@
-"""Parts of parameters in DeepSpeed's shards: over all ranks each element once. DeepSpeed's own objects are stand-ins."""
+"""Parts of parameters in the shards of DeepSpeed, whose objects are stand-ins: over all ranks each element once."""
 
 from types import SimpleNamespace
 

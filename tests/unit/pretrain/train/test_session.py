@@ -60,5 +60,5 @@ def test_what_differs_is_refused_by_name_and_by_what_it_is(saved, changed, error
 
 def test_what_is_no_longer_there_differs_too(saved):
     fewer = {key: value for key, value in FINGERPRINTS.items() if key != "data.seq_len"}
-    with pytest.raises(DataError, match="data.seq_len was 16 and is now None"):
+    with pytest.raises(DataError, match=r"data\.seq_len was 16 and is now None"):
         resumed(saved[1], fewer)
