@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,9 +43,20 @@ def test_bpe_has_exactly_the_size_asked_for_and_gives_text_back(tmp_path):
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_bpe_training_is_deterministic():
-    cfg = BpeTokenizer(vocab_size=320)
-    assert cfg.train(iter(TEXTS)) == cfg.train(iter(TEXTS))
+TRAINS = """
+import json, sys
+from pretrain.tokenizer.bpe import BpeTokenizer
+print(BpeTokenizer(vocab_size=320).train(iter(json.loads(sys.argv[1]))), end="")
+"""
+
+
+def test_bpe_training_is_the_same_in_another_process_with_other_threads_and_hashes():
+    here = BpeTokenizer(vocab_size=320).train(iter(TEXTS))
+    for threads, seed in (("1", "1"), ("3", "2")):
+        parallel = {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", TRAINS, json.dumps(TEXTS)]
+        there = subprocess.run(command, env=os.environ | parallel, capture_output=True, text=True, check=True)
+        assert there.stdout == here
 
 
 def test_bpe_refuses_a_corpus_that_is_too_small():

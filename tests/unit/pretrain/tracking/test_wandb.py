@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tracked import SECRET, build, records, run, truth
+from waiting import until
 from wandb_server import WandbServer, losses, of_kind, offline_files, rows
 
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode, persistent_id
@@ -109,8 +110,7 @@ def warnings_of(caplog):
 
 def test_a_server_that_dies_in_mid_run_costs_one_warning(tmp_path, server, caplog):
     tracker = build(WandbConfig(init_timeout_s=120, finish_timeout_s=2), tmp_path, 0, 6)
-    while "UpsertBucket" not in server.asked:
-        pass
+    until(lambda: "UpsertBucket" in server.asked)
     server.silent.set()
     for record in records(1, 6):
         tracker.log(record)
@@ -133,8 +133,7 @@ def test_a_silent_server_costs_one_warning(tmp_path, monkeypatch, caplog):
 
 def test_a_wandb_process_that_is_killed_costs_one_warning(tmp_path, caplog):
     tracker = build(WandbConfig(wandb_mode=WandbMode.offline, init_timeout_s=120, finish_timeout_s=10), tmp_path, 0, 6)
-    while not offline_files(tmp_path):
-        pass
+    until(lambda: offline_files(tmp_path))
     for name in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             if str(os.getpid()).encode() in name.read_bytes().split(b"\0") and b"wandb-core" in name.read_bytes():
