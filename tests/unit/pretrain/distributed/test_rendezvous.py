@@ -18,6 +18,7 @@ def address(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setattr(rendezvous, "POLL_S", 0.01)
+    monkeypatch.setattr(rendezvous, "JOIN_S", 20.0)
 
 
 def test_all_meet_once_the_last_of_them_is_there(address):

@@ -10,7 +10,7 @@ from rank_threads import on_threads
 
 from pretrain.distributed import world as module
 from pretrain.distributed.world import STOP_SIGNALS, StopRequest, World
-from pretrain.errors import Preempted
+from pretrain.errors import PeerLost, Preempted
 
 
 @pytest.fixture
@@ -72,6 +72,42 @@ def test_who_we_are_comes_from_torchrun(monkeypatch):
         monkeypatch.setenv(name, value)
     assert (module.world_size(), module.rank()) == (6, 4)
     assert [World(rank, 6, torch.device("cpu")).is_first for rank in (0, 4)] == [True, False]
+
+
+@pytest.fixture
+def joining(monkeypatch):
+    """Torchrun's variables of local rank 1 on the third of three nodes, and what a process group is asked for."""
+    for name, value in {"WORLD_SIZE": "6", "RANK": "5", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(module, "device_type", lambda: "cpu")
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(module, "meet", lambda rank, size: ("store", rank, size))
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)  # another test's group stays as it is
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.append((backend, options)))
+    return asked
+
+
+def test_ranks_join_under_their_number_among_all(joining):
+    with module.joined() as world:
+        assert world == World(5, 6, torch.device("cpu"))
+    options = {"store": ("store", 5, 6), "rank": 5, "world_size": 6, "timeout": module.TIMEOUT}
+    assert joining == [("gloo", options)]
+
+
+def test_one_process_alone_joins_nothing(joining, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    with module.joined() as world:
+        assert world == World.alone()
+    assert joining == []
+
+
+def test_errors_that_tell_of_other_ranks_are_theirs_and_all_others_ours(joining):
+    with pytest.raises(PeerLost, match="rank 5 on host"), module.joined():
+        raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), module.joined():
+        raise RuntimeError("shapes differ")
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
