@@ -107,7 +107,7 @@ class FragmentReader:
     def _check_cover(self, name: str, kind: str, entry: dict[str, Any]) -> None:
         """Refuse a tensor whose fragments overlap or leave a gap."""
         end = 0
-        for _, start, numel in sorted(entry["fragments"], key=lambda fragment: fragment[1]):
+        for _, start, numel in sorted(entry["fragments"], key=lambda fragment: fragment[1:]):
             if start != end:
                 raise CheckpointError(f"{self.step}: {kind} of {name} has a gap or overlap at element {end}")
             end = start + numel

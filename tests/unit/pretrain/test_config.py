@@ -28,7 +28,10 @@ def test_what_does_not_go_together_is_refused_by_name(overrides, refusal):
 
 @pytest.mark.parametrize("overrides", [["optim=muon"], ["optim=muon", "strategy=zero0"], ["strategy=zero3"]])
 def test_what_goes_together_is_accepted(overrides):
-    compose(["experiment=demo", *overrides])
+    cfg = compose(["experiment=demo", *overrides])
+    kinds = {"optim=muon": "MuonConfig", "strategy=zero0": "ZeROConfig", "strategy=zero3": "ZeROConfig"}
+    for override in overrides:
+        assert type(getattr(cfg, override.partition("=")[0])).__name__ == kinds[override]
 
 
 TEXTS = ["a text of a few words", "another one, with words"] * 20
@@ -100,8 +103,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused_before_text_is_prepared(
         ["tokenizer=bpe", "model=decoder", "objective=causal_lm"],
     ],
 )
-def test_a_tokenizer_that_fits_is_accepted(masked, overrides):
-    masked(*overrides).check_tokenizer()
+def test_a_tokenizer_that_fits_is_accepted(masked, tmp_path, overrides):
+    assert masked(*overrides).check_tokenizer() is None
+    assert not (tmp_path / "corpora").exists(), "nothing is prepared for it"
 
 
 def test_a_corpus_that_exists_has_a_tokenizer_of_its_own(tmp_path):

@@ -145,9 +145,10 @@ def test_a_dry_run_prints_and_writes_nothing(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("time", ["5:01", "00:05:01", "1-0", "1:00:00", "UNLIMITED"])
-def test_a_time_limit_that_is_long_enough(monkeypatch, tmp_path, time):
+def test_a_time_limit_that_is_long_enough(monkeypatch, tmp_path, capsys, time):
     monkeypatch.chdir(tmp_path)
     submitted(["pretrain", "experiment=demo"], monkeypatch, cluster=ClusterConfig(time=time), dry_run=True)
+    assert f"#SBATCH --time={time}\n" in capsys.readouterr().out
 
 
 def test_parts_stand_before_options_of_hydra(monkeypatch, tmp_path, capsys):

@@ -1,33 +1,128 @@
-"""Freed memory that stays, seen by the page faults of processes of their own: the settings last as long as they do."""
+"""Messages and sums over ranks, with torch's collectives played by threads; and the request to stop."""
 
-import subprocess
-import sys
+import signal
+import threading
 
 import pytest
-
-PROGRAM = """
-import resource, sys
 import torch
-from pretrain.distributed.world import keep_freed_memory
+import torch.distributed as dist
+from rank_threads import on_threads
 
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-for _ in range(30):  # the heap grows for some steps: little things of torch lie in its gaps
-    before = faults()
-    torch.zeros(48 * 2**20 // 4)
-print(faults() - before)
-"""
+from pretrain.distributed import world as module
+from pretrain.distributed.world import STOP_SIGNALS, StopRequest, World
+from pretrain.errors import PeerLost, Preempted
 
 
-def faults(how: str) -> int:
-    ended = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
-    return int(ended.stdout)
+@pytest.fixture
+def on_ranks(monkeypatch):
+    """Call a body on each rank with a `World` as it is in a run, over collectives that meet in memory."""
+    own = threading.local()
+
+    def all_reduce(tensor):
+        tensor.copy_(torch.stack(own.exchange(own.rank, tensor.clone())).sum(0))
+
+    def all_gather(tensors, tensor):
+        values = own.exchange(own.rank, tensor.clone())
+        assert {value.shape for value in values} == {tensors[0].shape}, "torch wants equal shapes"
+        for out, value in zip(tensors, values, strict=True):
+            out.copy_(value)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+
+    def call(size, body):
+        def enter(threads):
+            own.rank, own.exchange = threads.rank, threads.exchange
+            return body(World(threads.rank, size, torch.device("cpu")))
+
+        return on_threads(size, enter)
+
+    return call
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of glibc")
-def test_a_tensor_above_32_mib_finds_its_memory_again():
-    """Without the settings each needs 12,288 new pages of 4 KiB, or 24 huge ones."""
-    assert faults("kept") < 12 < 24 <= faults("returned")
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_messages_of_any_length_come_in_the_order_of_ranks(on_ranks, size):
+    messages = [{"é": [1, None, "x" * 40]}, "", {"b": 2.5}][:size]
+    assert on_ranks(size, lambda world: world.gather(messages[world.rank])) == [messages] * size
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_integers_are_summed_exactly_each_by_itself(on_ranks, size):
+    large = 2**60 + 1
+    expected = [sum(large + rank for rank in range(size)), -sum(range(size)), 4 * size]
+    assert on_ranks(size, lambda world: world.sum_ints(large + world.rank, -world.rank, 4)) == [expected] * size
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_sum_of_tensors_leaves_what_it_sums(on_ranks, size):
+    def body(world):
+        own = torch.tensor([1.5, float(world.rank)], dtype=torch.float64)
+        summed = world.sum_tensor(own)
+        assert own.tolist() == [1.5, world.rank]
+        return summed.tolist()
+
+    assert on_ranks(size, body) == [[1.5 * size, sum(range(size))]] * size
+
+
+def test_who_we_are_comes_from_torchrun(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (module.world_size(), module.rank()) == (1, 0)
+    for name, value in {"WORLD_SIZE": "6", "RANK": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert (module.world_size(), module.rank()) == (6, 4)
+    assert [World(rank, 6, torch.device("cpu")).is_first for rank in (0, 4)] == [True, False]
+
+
+@pytest.fixture
+def joining(monkeypatch):
+    """Torchrun's variables of local rank 1 on the third of three nodes, and what a process group is asked for."""
+    for name, value in {"WORLD_SIZE": "6", "RANK": "5", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(module, "device_type", lambda: "cpu")
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(module, "meet", lambda rank, size: ("store", rank, size))
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)  # another test's group stays as it is
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.append((backend, options)))
+    return asked
+
+
+def test_ranks_join_under_their_number_among_all(joining):
+    with module.joined() as world:
+        assert world == World(5, 6, torch.device("cpu"))
+    options = {"store": ("store", 5, 6), "rank": 5, "world_size": 6, "timeout": module.TIMEOUT}
+    assert joining == [("gloo", options)]
+
+
+def test_one_process_alone_joins_nothing(joining, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    with module.joined() as world:
+        assert world == World.alone()
+    assert joining == []
+
+
+def test_errors_that_tell_of_other_ranks_are_theirs_and_all_others_ours(joining):
+    with pytest.raises(PeerLost, match="rank 5 on host"), module.joined():
+        raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), module.joined():
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_request_to_stop_ends_what_does_not_train_yet_and_is_a_flag_afterwards(number):
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    try:
+        early = StopRequest()
+        with pytest.raises(Preempted, match="before the first step"):
+            signal.raise_signal(number)
+        assert early.received
+        stop = StopRequest()
+        stop.training = True
+        assert not stop.received
+        signal.raise_signal(number)
+        assert stop.received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -106,10 +106,14 @@ def rewrite(directory, change):
 
 
 def test_stored_masks_and_stored_tied_heads_are_no_surprise(tmp_path):
-    directory = write(tmp_path / "model", small_decoder())
+    model = small_decoder()
+    directory = write(tmp_path / "model", model)
     rewrite(directory, lambda tensors: tensors.update({"transformer.h.0.attn.bias": torch.ones(3)}))
     rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"].clone()}))
-    HuggingFaceWeights(directory)
+    ours, read = InMemory(model), HuggingFaceWeights(directory)
+    assert read.absent == [] and read.weight_shapes() == {name: each.shape for name, each in ours.tensors.items()}
+    for name, tensor in ours.tensors.items():
+        assert torch.equal(read(name, WEIGHT, 0, tensor.numel()), tensor.reshape(-1)), name
 
 
 def renamed(tensors, change):

@@ -78,6 +78,17 @@ def variance_of_a_token(unit: Unit, rate: float) -> float:
     return per_word * 2 * squares
 
 
+def test_words_begin_where_a_token_says_so_or_the_one_before_or_a_sequence():
+    """One token at a time, also where packing cut a sequence in the middle of a word."""
+    draw = np.random.default_rng(4)
+    known = Vocabulary(np.zeros(9, bool), np.arange(9) % 3 == 0, np.arange(9) % 4 == 1, None, [], [])
+    tokens, offsets = draw.integers(0, 9, 200), np.array([0, 1, 7, 8, 50, 133, 200])
+    begins = [
+        place in offsets or token % 3 == 0 or tokens[place - 1] % 4 == 1 for place, token in enumerate(tokens.tolist())
+    ]
+    assert word_starts(tokens, offsets, known).tolist() == begins
+
+
 @pytest.mark.parametrize("unit", Unit)
 @pytest.mark.parametrize("rate", [0.15, 0.3, 0.7])
 def test_the_rate_is_the_configured_one(unit, rate):

@@ -203,6 +203,27 @@ def test_muon_moves_along_the_orthogonal_factor_of_the_momentum(adjust, scale, n
             torch.testing.assert_close(u @ core @ vh, update.double(), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("ns_steps", [1, 2, 5])
+def test_muon_iterates_as_often_as_it_is_told(ns_steps):
+    """Jordan et al. 2024: X <- a X + (b A + c A^2) X with A = X X^T, from X of norm 1; torch computes it in bf16."""
+    module = Trained()
+    config = MuonConfig(
+        lr=0.01, ns_steps=ns_steps, nesterov=False, weight_decay=0.0, adjust_lr=AdjustLr.match_rms_adamw
+    )
+    optimizer = config.build(module)
+    fill_gradients(optimizer, seed=6)
+    hidden = partition(module).hidden
+    before = {p: p.detach().clone() for p in hidden}
+    optimizer.step()
+    for p in hidden:
+        x = p.grad.double() / p.grad.double().norm()
+        for _ in range(ns_steps):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        update = (before[p] - p.detach()).double() / (0.01 * 0.2 * math.sqrt(max(p.shape)))
+        torch.testing.assert_close(update, x, rtol=0, atol=0.03)
+
+
 def test_muon_leaves_the_rest_to_adamw():
     module = Trained()
     twin = twin_of(module)

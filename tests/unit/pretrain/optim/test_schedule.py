@@ -90,7 +90,28 @@ def test_refuses_values_by_name(key, make):
         make()
 
 
-@pytest.mark.parametrize(("ratio", "total", "steps"), [(0.1, 250, 25), (0.06, 188, 11), (0.0, 40, 0), (1.0, 7, 7)])
+@pytest.mark.parametrize(
+    ("ratio", "total", "steps"),
+    # 11.28, 12.5 (to the even number, as Python rounds), 13.5, 7.6 and 0.6 steps
+    [(0.1, 250, 25), (0.06, 188, 11), (0.1, 125, 12), (0.1, 135, 14), (0.04, 190, 8), (0.06, 10, 1), (1.0, 7, 7)],
+)
 def test_a_share_of_the_steps_warms_up(ratio, total, steps):
     shared, counted = LinearSchedule(warmup_ratio=ratio).build(total), LinearSchedule(warmup_steps=steps).build(total)
     assert [shared(step) for step in range(total)] == [counted(step) for step in range(total)]
+    assert shared(steps - 1) == steps / (steps + 1)
+    assert steps == total or shared(steps) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "steps"),
+    [(0.2, 10, 2), (0.2, 13, 3), (0.25, 10, 2), (0.25, 14, 4), (0.1, 6, 1), (0.1, 4, 0), (1.0, 3, 3)],  # 2.6, 2.5, ...
+)
+def test_a_share_of_the_steps_decays(share, total, steps):
+    multiplier = WsdSchedule(decay_share=share, decay=Decay.linear).build(total)
+    by_hand = [1.0] * (total - steps) + [(steps - number) / steps for number in range(steps)]
+    assert [multiplier(step) for step in range(total)] == pytest.approx(by_hand, abs=1e-12)
+    assert WsdSchedule(decay_share=share).decay_start(total) == total - steps
+
+
+def test_no_share_is_no_warmup():
+    assert LinearSchedule(warmup_ratio=0.0).build(40)(0) == 1.0

@@ -1,11 +1,14 @@
 """The ddp strategy in one process: accumulation, clipping, loss scaling, skipped updates, recomputation."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from toys import ALONE, ToyObjective, take_step, toy_batch, toy_strategy
 
+from pretrain.distributed.world import World
+from pretrain.models.base import named_tensors
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.muon import MuonConfig
 from pretrain.strategy.activation_checkpointing import Recompute
@@ -122,6 +125,42 @@ def test_the_forward_pass_runs_in_the_configured_precision(precision):
     module(toy_batch(1))
     assert seen == [precision.dtype]
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
+
+
+def test_each_tensor_is_saved_with_its_moments_by_the_rank_that_has_least_so_far():
+    module, strategy = toy_strategy()
+    take_step(module, strategy, 1)
+    sizes = [(name, tensor.numel()) for name, tensor in named_tensors(module)]
+    saved = [0, 0]
+    for rank in (0, 1):
+        strategy.world = World(rank, 2, ALONE.device)
+        names = {}
+        for fragment in strategy.fragments():
+            names.setdefault(fragment.name, set()).add(fragment.kind)
+        saved[rank] = names
+    owners, load = {}, [0, 0]
+    for name, size in sizes:
+        owners[name] = 0 if load[0] <= load[1] else 1
+        load[owners[name]] += size
+    assert [sorted(names) for names in saved] == [sorted(n for n in owners if owners[n] == rank) for rank in (0, 1)]
+    moments = {"weight", "exp_avg", "exp_avg_sq", "step"}
+    assert all(kinds == moments for names in saved for name, kinds in names.items() if name != "model.scale")
+
+
+def test_gradients_are_averaged_over_ranks_in_the_last_micro_batch_alone(monkeypatch):
+    _, strategy = toy_strategy()
+    apart = []
+    monkeypatch.setattr(strategy.accelerator, "no_sync", lambda module: apart.append(module) or nullcontext())
+    for number in range(3):
+        with strategy.micro_step(last=number == 2):
+            assert apart == [strategy.wrapped] * min(number + 1, 2)
+
+
+def test_the_size_of_buckets_and_the_memory_are_those_of_whole_replicas():
+    cfg = DDPConfig(bucket_mb=3)
+    strategy = cfg.build(world=ALONE, precision=FP32(), compilation=CompileBlock())
+    assert strategy.accelerator.ddp_handler.bucket_cap_mb == 3
+    assert cfg.memory(1200, ranks=4, precision=BF16()) == (4 * 1200, 4 * 1200, 8 * 1200)
 
 
 @pytest.mark.parametrize("recompute", [Recompute.none, Recompute.full])

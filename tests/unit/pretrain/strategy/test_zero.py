@@ -77,6 +77,59 @@ def test_deepspeed_is_told_where_to_swap_and_to_free_its_buffers_at_once():
     assert told["aio"] == {"intra_op_parallelism": 2, "queue_depth": 3}
 
 
+def test_every_setting_reaches_deepspeed_under_its_own_name():
+    cfg = ZeROConfig(
+        stage=3,
+        overlap=False,
+        reduce_bucket=2,
+        gather_bucket=3,
+        live_parameters=5,
+        persistent_below=7,
+        sub_group=11,
+        hpz_ranks=13,
+        quantized_weights=True,
+        nvme_threads=17,
+        nvme_queue=19,
+    )
+    told = cfg.dictionary(FP32())
+    assert told["zero_optimization"] == {
+        "stage": 3,
+        "overlap_comm": False,
+        "reduce_bucket_size": 2,
+        "allgather_bucket_size": 3,
+        "stage3_prefetch_bucket_size": 3,
+        "stage3_max_live_parameters": 5,
+        "stage3_max_reuse_distance": 5,
+        "stage3_param_persistence_threshold": 7,
+        "sub_group_size": 11,
+        "zero_hpz_partition_size": 13,
+        "zero_quantized_weights": True,
+        "zero_quantized_gradients": False,
+        "memory_efficient_linear": False,
+    }
+    assert told["aio"] == {"intra_op_parallelism": 17, "queue_depth": 19}
+    assert (told["train_micro_batch_size_per_gpu"], told["gradient_accumulation_steps"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "precision", "memory"),
+    # 1,200 parameters on 4 ranks: bytes of weights, gradients and optimizer (Rajbhandari et al. 2020, figure 1, with
+    # gradients that are added up in fp32)
+    [
+        ({"stage": 0}, BF16(), (4 * 1200, 4 * 1200, 8 * 1200)),
+        ({"stage": 1}, BF16(), (2 * 1200, (2 + 4) * 1200, 12 * 300)),
+        ({"stage": 1}, FP32(), (4 * 1200, 4 * 300, 12 * 300)),
+        ({"stage": 2}, BF16(), (2 * 1200, 4 * 300, 12 * 300)),
+        ({"stage": 2, "offload_optimizer": Offload.cpu}, BF16(), (2 * 1200, 2 * 4 * 300, 12 * 300)),
+        ({"stage": 3}, BF16(), (2 * 300, 4 * 300, 12 * 300)),
+        ({"stage": 3}, FP32(), (4 * 300, 4 * 300, 12 * 300)),
+        ({"stage": 3, "hpz_ranks": 2}, BF16(), (2 * (300 + 600), 4 * 300, 12 * 300)),
+    ],
+)
+def test_what_a_rank_holds_of_a_sharded_model(fields, precision, memory):
+    assert ZeROConfig(**fields).memory(1200, ranks=4, precision=precision) == memory
+
+
 def test_on_nvme_a_rank_holds_a_sub_group_of_the_optimizer():
     nvme = {"offload_optimizer": Offload.nvme, "nvme_path": "/disk", "sub_group": 100}
     assert ZeROConfig(stage=3, **nvme).memory(8000, ranks=4, precision=BF16()) == (2 * 2000, 4 * 2000, 16 * 100)

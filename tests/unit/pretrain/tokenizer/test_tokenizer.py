@@ -43,15 +43,20 @@ def test_bpe_has_exactly_the_size_asked_for_and_gives_text_back(tmp_path):
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_bpe_training_is_deterministic():
-    """Also where strings hash otherwise, as they do in every process."""
-    code = f"from pretrain.tokenizer.bpe import BpeTokenizer; print(BpeTokenizer(vocab_size=320).train(iter({TEXTS})))"
-    trained = [
-        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.PIPE)
-        for seed in ("1", "2")
-    ]
-    assert trained[0].stdout == trained[1].stdout
-    assert Tokenizer.from_str(trained[0].stdout.decode()).get_vocab_size() == 320
+TRAINS = """
+import json, sys
+from pretrain.tokenizer.bpe import BpeTokenizer
+print(BpeTokenizer(vocab_size=320).train(iter(json.loads(sys.argv[1]))), end="")
+"""
+
+
+def test_bpe_training_is_the_same_in_another_process_with_other_threads_and_hashes():
+    here = BpeTokenizer(vocab_size=320).train(iter(TEXTS))
+    for threads, seed in (("1", "1"), ("3", "2")):
+        parallel = {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true", "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", TRAINS, json.dumps(TEXTS)]
+        there = subprocess.run(command, env=os.environ | parallel, capture_output=True, text=True, check=True)
+        assert there.stdout == here
 
 
 def test_bpe_refuses_a_corpus_that_is_too_small():

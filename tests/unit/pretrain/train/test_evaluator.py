@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from corpora import write_corpus
+from rank_threads import on_threads
 from torch import nn
 
 from pretrain.data.batch import IGNORED, Batch, Inputs
@@ -87,6 +88,35 @@ def test_labels_of_sequences_count_alike_in_whatever_batch_they_are():
     found = evaluator()
     assert (found["loss"], found["accuracy"]) == pytest.approx((12 / 10, 3 / 10))
     assert (found["sentence_loss"], found["sentence_accuracy"]) == pytest.approx((3.5 / 5, 2 / 5))
+
+
+def test_ranks_measure_together_what_one_measures_alone():
+    """Uneven shares: the mean is over all targets and labels, not over ranks."""
+    sums = [[(3.0, 2, (0.5, 1, 2)), (1.0, 1, None)], [(9.0, 4, (2.0, 0, 1))], [(0.0, 0, None)]]
+    counts = [[2, 3], [7], [0]]
+
+    class Measured(nn.Module):
+        def __init__(self, rank):
+            super().__init__()
+            self.answers = iter(sums[rank])
+
+        def forward(self, batch):
+            nll, right, labels = next(self.answers)
+            return Loss(torch.tensor(nll), torch.tensor(nll), torch.tensor(right), labels and torch.tensor(labels))
+
+    def body(world):
+        batches = [targets(number) for number in counts[world.rank]]
+        return Evaluator(module=Measured(world.rank), batches=lambda: batches, bytes_per_target=2.5, world=world)()
+
+    expected = {
+        "loss": 13 / 12,
+        "perplexity": math.exp(13 / 12),
+        "accuracy": 7 / 12,
+        "sentence_loss": 2.5 / 3,
+        "sentence_accuracy": 1 / 3,
+        "bits_per_byte": 13 / 12 / math.log(2) / 2.5,
+    }
+    assert on_threads(3, body) == [pytest.approx(expected)] * 3
 
 
 def targets(number: int) -> Batch:

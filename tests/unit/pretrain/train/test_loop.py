@@ -1,16 +1,25 @@
-"""The loop: between log steps it reads nothing back from the device, whatever the step is made of."""
+"""The loop: what it asks of engine, schedule and hooks, step by step; and that it reads nothing back between logs."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from looped import LENGTHS, STEPS, TARGETS, take_steps
+from rank_threads import on_threads
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ALONE
 
+from pretrain.data.batch import Batch
+from pretrain.errors import Preempted
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.objectives.base import Loss
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.muon import MuonConfig
 from pretrain.strategy.precision import BF16, FP16, FP32
+from pretrain.train.loop import TrainConfig, TrainState, train
 
 
 class ReadBackError(Exception):
@@ -46,3 +55,150 @@ def test_nothing_is_read_back_between_log_steps(precision):
 def test_muon_reads_the_norm_as_its_documentation_says():
     with NoReads(), pytest.raises(ReadBackError):
         take_steps(ALONE, MuonConfig(), FP32(), sdpa)
+
+
+class Dropping(nn.Module):
+    """Loses 1 nat a target, and notes what a dropout would draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def forward(self, batch):
+        self.drawn.append(torch.rand(()).item())
+        total = torch.tensor(float(batch.num_targets), requires_grad=True)
+        return Loss(total, total.detach(), torch.tensor(0))
+
+
+class Recording:
+    """A strategy, a meter and hooks that note what is asked of them, in one list."""
+
+    log_every, evaluate_every, save_every = 2, 3, 4
+
+    def __init__(self):
+        self.asked = []
+        self.meter = SimpleNamespace(
+            add=lambda nll: self.asked.append(("add", nll.item())),
+            end_step=lambda norm: self.asked.append(("end", norm.item())),
+        )
+
+    @contextmanager
+    def micro_step(self, *, last):
+        self.asked.append(("last" if last else "not last",))
+        yield
+
+    def backward(self, loss):
+        self.asked.append(("backward", loss.item()))
+
+    def step(self, lr_factor, clip_norm):
+        self.asked.append(("step", lr_factor, clip_norm))
+        return torch.tensor(7.0)
+
+    def settle(self):
+        self.asked.append(("settle",))
+
+    def log(self, state):
+        self.asked.append(("log", state.step))
+
+    def evaluate(self, state):
+        self.asked.append(("evaluate", state.step))
+
+    def save(self, state, *, required):
+        self.asked.append(("save", state.step, required))
+
+    def due(self):
+        return [call for call in self.asked if call[0] in ("log", "evaluate", "save")]
+
+
+def batches(*targets):
+    """Return micro-batches with so many targets, and two tokens more than those."""
+    return [
+        Batch(*[torch.zeros(number + 2, dtype=torch.int64)] * 2, torch.zeros(2), number + 2, torch.zeros(0), number)
+        for number in targets
+    ]
+
+
+def loop(steps, *, total, world=ALONE, state=None, module=None, stop_after=None, recording=None, seed=5):
+    """Run `steps`; a stop request comes before step number `stop_after`, counted from 1, ends."""
+    recording, state, stop = recording or Recording(), state or TrainState(), SimpleNamespace(received=False)
+
+    def arriving():
+        for number, micro_batches in enumerate(steps, start=1):
+            stop.received |= number == stop_after
+            yield micro_batches
+
+    train(
+        module or Dropping(),
+        recording,
+        arriving(),
+        lambda step: 0.5**step,
+        state,
+        cfg=TrainConfig(steps=total, clip_norm=0.3),
+        seed=seed,
+        world=world,
+        hooks=recording,
+        stop=stop,
+    )
+    return recording, state
+
+
+def test_a_step_divides_by_the_targets_of_all_ranks_and_undoes_the_mean_over_them():
+    def body(world):
+        own = [[3, 5], [0, 1], [4, 4]][world.rank]
+        return loop([batches(*own)], total=9, world=world, state=TrainState(step=2, tokens=100))
+
+    for own, (recording, state) in zip([[3, 5], [0, 1], [4, 4]], on_threads(3, body), strict=True):
+        expected = []  # 17 targets over 3 ranks, whose engines average gradients
+        for number, targets in enumerate(own):
+            expected += [("last" if number else "not last",), ("backward", pytest.approx(targets * 3 / 17))]
+            expected += [("add", targets)]
+        assert recording.asked == [*expected, ("step", 0.5**2, 0.3), ("end", 7.0), ("settle",), ("evaluate", 3)]
+        assert (state.step, state.tokens, state.step_targets) == (3, 100 + 17 + 6 * 2, 17)
+
+
+def test_a_step_without_any_target_is_taken_all_the_same():
+    recording, state = loop([batches(0, 0)], total=5)
+    assert [call[1] for call in recording.asked if call[0] == "backward"] == [0, 0]
+    assert (state.step, state.step_targets) == (1, 0)
+
+
+def test_hooks_are_called_when_they_are_due_and_all_of_them_at_the_last_step():
+    recording, _ = loop([batches(1)] * 7, total=7)
+    due = [("log", 2), ("evaluate", 3), ("log", 4), ("save", 4, False), ("log", 6), ("evaluate", 6)]
+    assert recording.due() == [*due, ("log", 7), ("evaluate", 7), ("save", 7, True)]
+    assert recording.asked.count(("settle",)) == 7
+    assert [call[1] for call in recording.asked if call[0] == "step"] == [0.5**step for step in range(7)]
+
+
+def test_no_evaluation_is_asked_for_where_there_is_none():
+    recording = Recording()
+    recording.evaluate_every = 0
+    loop([batches(1)] * 3, total=3, recording=recording)
+    assert recording.due() == [("log", 2), ("log", 3), ("save", 3, True)]
+
+
+def test_any_rank_that_is_asked_to_stop_stops_all_of_them_with_a_save():
+    def body(world):
+        recording = Recording()
+        with pytest.raises(Preempted, match="at step 3, saved"):
+            loop([batches(1)] * 7, total=7, world=world, stop_after=3 if world.rank == 1 else None, recording=recording)
+        return recording.due()
+
+    assert on_threads(2, body) == [[("log", 2), ("evaluate", 3), ("save", 3, True)]] * 2
+
+
+def test_a_stop_at_the_last_step_is_no_stop():
+    recording, state = loop([batches(1)] * 2, total=2, stop_after=2)
+    assert state.step == 2 and recording.due()[-1] == ("save", 2, True)
+
+
+def test_dropout_is_another_at_each_step_and_rank_and_the_same_after_a_resume():
+    def drawn(first, rank=0, seed=5):
+        module, world = Dropping(), SimpleNamespace(rank=rank, size=1, device=ALONE.device, sum_ints=ALONE.sum_ints)
+        loop([batches(1, 1)] * (6 - first), total=6, world=world, state=TrainState(first), module=module, seed=seed)
+        return module.drawn
+
+    with torch.random.fork_rng():
+        whole = drawn(0)
+        assert drawn(4) == whole[8:]
+        assert len({*whole, *drawn(0, rank=1), *drawn(0, seed=6)}) == 3 * 12

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from preparing import config, flip, records, start, story, write_stories
+from waiting import until
 
 from pretrain.data.manifest import PAGE_BYTES, Manifest
 from pretrain.data.prepare.build import prepare, verify, writing_to
@@ -27,8 +28,7 @@ def test_a_killed_worker_is_named_and_the_next_call_goes_on(tmp_path, tokenizer)
     source = write_stories(tmp_path / "text", range(2000))
     cfg = config(tmp_path / "corpora", workers=1, unit_bytes=100_000)
     process = start({"tales": source}, tokenizer, cfg)
-    while not records(tmp_path / "corpora"):
-        time.sleep(0.01)
+    until(lambda: records(tmp_path / "corpora"))
     for child in psutil.Process(process.pid).children(recursive=True):
         if "spawn_main" in " ".join(child.cmdline()):
             child.send_signal(signal.SIGKILL)

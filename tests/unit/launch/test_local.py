@@ -1,0 +1,84 @@
+"""Runs of a sweep in turn on this machine: which of them start, with what, and the code that stands for all."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from launch import local
+from launch.local import LocalConfig, run_local
+from pretrain.errors import ConfigError
+
+
+@pytest.fixture
+def row(monkeypatch, tmp_path):
+    """Return what runs as many jobs as there are exit codes, and what was asked of ranks and of the table."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "")  # so that what a run sets does not stay
+    monkeypatch.delenv("WANDB_RUN_GROUP")
+
+    def call(*codes, cfg=None):
+        started, tables, checked = [], [], []
+        jobs = [
+            SimpleNamespace(
+                program="pretrain",
+                overrides=[f"seed={number}"],
+                cfg=SimpleNamespace(
+                    check_start=lambda **machine: checked.append(machine), run=SimpleNamespace(root=str(tmp_path))
+                ),
+                name=f"run-{number}",
+                directory=tmp_path / f"run-{number}",
+                family="run",
+                swept=f"seed={number}" if len(codes) > 1 else "",
+            )
+            for number in range(len(codes))
+        ]
+        left = iter(codes)
+
+        def run_ranks(command, **options):
+            assert len(checked) == len(codes), "all are checked before the first one starts"
+            started.append((command, options))
+            return next(left)
+
+        monkeypatch.setattr(local, "run_ranks", run_ranks)
+        monkeypatch.setattr(local, "table_of", lambda runs, codes: tables.append((runs, list(codes))) or "the table")
+        code = run_local(cfg or LocalConfig(nproc=3), jobs)
+        assert checked == [{"ranks": (cfg or LocalConfig(nproc=3)).ranks, "device_type": "cpu"}] * len(codes)
+        return code, started, tables
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "number"),
+    [((0,), 0, 1), ((5,), 5, 1), ((0, 0, 0), 0, 3), ((0, 3, 5), 3, 3), ((4, 0, 0), 4, 3), ((0, 85, 0), 85, 2)],
+)
+def test_the_first_failure_counts_and_a_stop_ends_the_row(row, codes, code, number):
+    found, started, tables = row(*codes)
+    assert (found, len(started)) == (code, number)
+    assert [codes for _, codes in tables] == ([list(codes[:number])] if len(codes) > 1 else [])
+    assert all(len(runs) == len(codes) for runs, _ in tables)
+
+
+def test_each_run_has_its_settings_ranks_port_and_place_for_logs(row, tmp_path):
+    _, started, _ = row(0, 0, cfg=LocalConfig(nproc=2, port=4242))
+    for number, (command, options) in enumerate(started):
+        assert command == [sys.executable, "-m", "pretrain", f"seed={number}"]
+        assert (options["count"], options["node"].port, options["node"].of) == (2, 4242, 1)
+        assert options["logs"] == tmp_path / f"run-{number}" / "ranks" and options["logs"].is_dir()
+
+
+def test_runs_of_a_sweep_are_one_group_unless_there_is_one(row, monkeypatch):
+    row(0)
+    assert "WANDB_RUN_GROUP" not in os.environ
+    row(0, 0)
+    assert os.environ["WANDB_RUN_GROUP"] == "run"
+    monkeypatch.setenv("WANDB_RUN_GROUP", "own")
+    row(0, 0)
+    assert os.environ["WANDB_RUN_GROUP"] == "own"
+
+
+@pytest.mark.parametrize(("fields", "key"), [({"nproc": 0}, "nproc=0"), ({"port": 80}, "port=80")])
+def test_numbers_that_cannot_be_are_refused(fields, key):
+    with pytest.raises(ConfigError, match=key):
+        LocalConfig(**fields)

@@ -1,0 +1,73 @@
+"""Finding the other ranks as threads of one process, and what errors of collectives say of them."""
+
+import time
+
+import pytest
+import torch.distributed as dist
+from rank_threads import on_threads
+from ranks import free_port
+
+from pretrain.distributed import rendezvous
+from pretrain.distributed.rendezvous import explained, meet
+from pretrain.errors import PeerLost, TimedOut
+
+
+@pytest.fixture
+def address(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(rendezvous, "POLL_S", 0.01)
+    monkeypatch.setattr(rendezvous, "JOIN_S", 20.0)
+
+
+def test_all_meet_once_the_last_of_them_is_there(address):
+    came = []
+
+    def body(world):
+        time.sleep(0.05 * world.rank)
+        came.append(world.rank)
+        store = meet(world.rank, 3)
+        found = len(came), store.check(["came/0", "came/1", "came/2"])
+        world.barrier()  # the store goes with rank 0
+        return found
+
+    assert on_threads(3, body) == [(3, True)] * 3
+
+
+def test_those_who_came_name_all_who_did_not(address, monkeypatch):
+    monkeypatch.setattr(rendezvous, "JOIN_S", 0.3)
+    found = on_threads(2, lambda world: meet([0, 2][world.rank], 5))
+    for rank, error in zip([0, 2], found, strict=True):
+        assert isinstance(error, TimedOut)
+        assert f"rank {rank} on host" in str(error) and "ranks 1, 3, 4 of 5 did not come within 0 s" in str(error)
+
+
+def test_where_nobody_listens_the_address_is_named(address, monkeypatch):
+    monkeypatch.setattr(rendezvous, "JOIN_S", 0.05)
+    with pytest.raises(TimedOut, match=r"rank 1 on host .*: 127\.0\.0\.1:\d+: rank 0 did not listen there"):
+        meet(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1", PeerLost),
+        ("[../gloo/transport/tcp/pair.cc:534] Read error: Connection reset by peer", PeerLost),
+        ("Gloo connectFullMesh failed with [../gloo/transport]", PeerLost),
+        ("NCCL error: remote process exited or there was a network error", PeerLost),
+        ("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms for recv", TimedOut),
+        ("Watchdog caught collective operation timeout: ran for 600021 milliseconds before timing out.", TimedOut),
+        ("wait timeout after 600000ms, keys: /ranks-0//came", TimedOut),
+        ("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)", None),
+        ("Connection closed by peer of a data base", None),
+    ],
+)
+def test_errors_of_other_ranks_are_told_from_our_own(text, kind):
+    reason = explained(RuntimeError(f"{text}\nand a stack"), rank=3)
+    assert type(reason) is (kind or type(None))
+    assert reason is None or ("rank 3 on host" in str(reason) and "and a stack" not in str(reason))
+
+
+def test_a_store_that_is_gone_is_a_lost_rank():
+    assert isinstance(explained(dist.DistNetworkError("Broken pipe"), rank=1), PeerLost)

@@ -1,0 +1,122 @@
+"""What a run writes and does at log, evaluation and checkpoint steps, with everything around it played by stand-ins."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pretrain.distributed.world import World
+from pretrain.errors import NumericalError
+from pretrain.strategy.base import Memory
+from pretrain.train import hooks as module
+from pretrain.train.hooks import RunHooks
+from pretrain.train.loop import TrainState
+from pretrain.train.metrics import StepMeter, Throughput
+
+
+class Run:
+    """Hooks of a run whose clock moves by 5 s in an evaluation and by 11 s in a save."""
+
+    def __init__(self, world=None, predicted=None, max_skipped=2):
+        self.now, self.saved, self.written = 0.0, [], []
+        self.meter = StepMeter(torch.device("cpu"))
+        clock = lambda: self.now
+        throughput = Throughput(step=4, tokens=100, flops_per_token=3.0, peak_flops=60.0, clock=clock)
+        tracker = SimpleNamespace(log=self.written.append, saved=None)
+        self.hooks = RunHooks(
+            log_every=1,
+            evaluate_every=1,
+            save_every=1,
+            max_skipped=max_skipped,
+            world=world or World.alone(),
+            strategy=None,
+            meter=self.meter,
+            throughput=throughput,
+            evaluator=self.evaluate,
+            checkpoints=SimpleNamespace(save=self.save, settle=self.settle, on_commit=None),
+            tracker=None if world else tracker,
+            learning_rate=lambda step: step / 1000,
+            fingerprints={"data.seq_len": 8},
+            predicted=predicted,
+        )
+
+    def evaluate(self):
+        self.now += 5
+        return {"loss": 1.5}
+
+    def save(self, step, strategy, state, **options):
+        self.now += 11
+        self.saved.append((step, state, options))
+
+    def settle(self, wait=False):
+        self.now += 2
+        self.saved.append(("settle", wait))
+
+    def steps(self, *norms):
+        for norm in norms:
+            self.meter.add(torch.tensor(6.0))
+            self.meter.end_step(torch.tensor(norm))
+
+
+def test_a_training_record_is_of_the_steps_since_the_last_one():
+    run = Run()
+    run.steps(1.0, float("inf"), 3.0)
+    run.now = 10.0
+    run.hooks.log(TrainState(step=7, tokens=160, step_targets=4))
+    [record] = run.written
+    found = {key: value for key, value in record.items() if not key.startswith("memory")}
+    assert found == {
+        "step": 7,
+        "split": "train",
+        "loss": 1.5,  # of the newest step, 6 nats and 4 targets
+        "tokens": 160,
+        "lr": 0.006,  # of the step that was taken last: the seventh is number 6
+        "grad_norm": 3.0,
+        "tokens_per_s": 6.0,
+        "step_s": pytest.approx(10 / 3),
+        "mfu": pytest.approx(6 * 3 / 60),
+        "skipped": 1,
+    }
+
+
+def test_evaluations_and_saves_are_no_time_of_training():
+    run = Run()
+    assert run.hooks.evaluate(TrainState(step=5, tokens=110)) == {"loss": 1.5}
+    run.hooks.save(TrainState(step=5, tokens=110), required=True)
+    run.hooks.settle()
+    run.now += 4
+    run.steps(1.0)
+    run.hooks.log(TrainState(step=5, tokens=110, step_targets=1))
+    validation, training = run.written
+    assert validation == {"step": 5, "split": "validation", "tokens": 110, "loss": 1.5}
+    assert training["step_s"] == 4
+    progress = {"tokens": 110, "resume": {"data.seq_len": 8}}
+    assert run.saved == [(5, progress, {"value": None, "required": True}), ("settle", False)]
+
+
+def test_as_many_skipped_updates_in_a_row_as_allowed_are_survived_and_one_more_is_not():
+    run = Run(max_skipped=2)
+    run.steps(1.0, float("nan"), float("inf"))
+    run.hooks.log(TrainState(step=3, step_targets=1))
+    run.steps(float("nan"))
+    with pytest.raises(NumericalError, match=r"step 4: 3 updates in a row skipped .*train.max_skipped=2"):
+        run.hooks.log(TrainState(step=4, step_targets=1))
+    assert run.saved == [("settle", True)], "a save under way is not lost"
+    assert len(run.written) == 2, "the record of the steps that failed is written first"
+
+
+def test_memory_is_compared_once_with_that_of_the_fullest_rank(monkeypatch):
+    compared = []
+    monkeypatch.setattr(module, "compare", lambda *values: compared.append(values))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    predicted = Memory(1, 2, 3)
+
+    class Ranks(World):
+        def gather(self, message):
+            return [5, message, 9, 7]
+
+    run = Run(world=Ranks(0, 1, torch.device("cuda", 0)), predicted=predicted)
+    for step in (1, 2):
+        run.steps(1.0)
+        run.hooks.log(TrainState(step=step, step_targets=1))
+    assert compared == [(9, predicted)]

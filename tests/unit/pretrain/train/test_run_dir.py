@@ -1,0 +1,76 @@
+"""The run directory: what is claimed, written, and said to have changed."""
+
+import json
+import logging
+
+import pytest
+
+from pretrain.compose import compose
+from pretrain.errors import ConfigError
+from pretrain.train.run_dir import RunConfig, RunDirectory, check_written_by, read_config, read_record
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory.claim(RunConfig(name="a", root=str(tmp_path)))
+
+
+def test_a_directory_has_one_holder_at_a_time(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"run\.name=a: .* is in use by pid \d+ on host"):
+        RunDirectory.claim(RunConfig(name="a", root=str(tmp_path)))
+    RunDirectory.claim(RunConfig(name="b", root=str(tmp_path)))
+
+
+def test_nothing_of_a_start_is_recorded_before_it_is_accepted(run):
+    run.record(parameters=5)
+    with pytest.raises(ConfigError, match=r"run\.json: not readable"):
+        read_record(run.path)
+    run.begin()
+    run.record(exit=0)
+    assert read_record(run.path) == {"parameters": 5, "exit": 0}
+
+
+def test_a_later_start_keeps_what_it_does_not_say_anew(run, tmp_path):
+    (run.path / "run.json").write_text(json.dumps({"parameters": 5, "exit": 6}))
+    run._lock.close()
+    later = RunDirectory.claim(RunConfig(name="a", root=str(tmp_path)))
+    later.record(exit=0)
+    later.begin()
+    assert read_record(later.path) == {"parameters": 5, "exit": 0}
+
+
+def test_fresh_refuses_a_run_that_has_begun_and_only_that(run, tmp_path):
+    cfg = RunConfig(name="a", root=str(tmp_path), fresh=True)
+    cfg.check_fresh()
+    run.begin()
+    with pytest.raises(ConfigError, match=r"run\.fresh=true: .* holds a run"):
+        cfg.check_fresh()
+    RunConfig(name="a", root=str(tmp_path)).check_fresh()
+
+
+def test_changes_are_those_of_settings_that_both_starts_have(run):
+    first = compose(["train.steps=12", "optim.lr=0.001", "data.seq_len=64"])
+    assert run.changes(first) == []
+    run.write_config(first)
+    assert run.changes(compose(["train.steps=12", "optim.lr=0.001", "data.seq_len=64"])) == []
+    changed = compose(["train.steps=13", "optim=muon", "optim.lr=0.002", "data.seq_len=64"])
+    changes = run.changes(changed)
+    assert "train.steps: 12 -> 13" in changes and "optim.lr: 0.001 -> 0.002" in changes
+    assert not [change for change in changes if change.startswith(("data.", "optim.ns_steps"))]
+    assert read_config(run.path)["train.steps"] == 12
+
+
+def test_a_configuration_says_which_program_wrote_it(run):
+    run.write_config(compose([]))
+    check_written_by("pretrain", run.path)
+    with pytest.raises(ConfigError, match="a run of python -m pretrain, none of python -m finetune"):
+        check_written_by("finetune", run.path)
+
+
+def test_messages_go_to_the_log_only_inside_the_block(run):
+    log = logging.getLogger("headwater_test_of_run_dir")
+    with run.log_to(log.name):
+        log.debug("inside")
+    log.warning("after")
+    written = (run.path / "log.txt").read_text()
+    assert "DEBUG headwater_test_of_run_dir: inside" in written and "after" not in written

@@ -1,0 +1,64 @@
+"""Resuming: what is compared with the run that was saved, and who is refused by which name."""
+
+import pytest
+from toys import ALONE, assert_same, state_of, take_step, toy_strategy
+
+from pretrain.checkpoint.load import shapes_of
+from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
+from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.train.session import resume
+
+FINGERPRINTS = {"model.width": 5, "optim": "adamw", "data.seq_len": 16}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A toy run saved at step 3, and what its module held."""
+    module, strategy = toy_strategy()
+    take_step(module, strategy, 1)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(asynchronous=False), ALONE)
+    checkpoints.save(3, strategy, {"tokens": 33, "resume": FINGERPRINTS})
+    return state_of(module, strategy), checkpoints
+
+
+def resumed(checkpoints, fingerprints=FINGERPRINTS, num_steps=9):
+    module, strategy = toy_strategy()
+    found = resume(checkpoints, strategy, shapes_of(module), fingerprints, num_steps=num_steps)
+    return found, state_of(module, strategy)
+
+
+def test_nothing_saved_is_nothing_to_resume(tmp_path):
+    assert resumed(Checkpoints(tmp_path, CheckpointConfig(), ALONE))[0] is None
+
+
+@pytest.mark.parametrize("num_steps", [3, 9])
+def test_a_run_resumes_where_it_was_saved_also_at_its_very_end(saved, num_steps):
+    before, checkpoints = saved
+    found, after = resumed(checkpoints, num_steps=num_steps)
+    assert (found["step"], found["tokens"]) == (3, 33)
+    assert_same(before, after)
+
+
+def test_a_run_that_would_end_before_its_checkpoint_is_refused(saved):
+    with pytest.raises(ConfigError, match=r"train\.steps=2: .*step-00000003 is past it"):
+        resumed(saved[1], num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"model.width": 6}, CheckpointError, "model.width was 5 and is now 6"),
+        ({"optim": "muon"}, CheckpointError, "optim was adamw and is now muon"),
+        ({"data.seq_len": 17}, DataError, "data.seq_len was 16 and is now 17"),
+        ({"data.stride": 4}, DataError, "data.stride was None and is now 4"),
+    ],
+)
+def test_what_differs_is_refused_by_name_and_by_what_it_is(saved, changed, error, words):
+    with pytest.raises(error, match=words):
+        resumed(saved[1], FINGERPRINTS | changed)
+
+
+def test_what_is_no_longer_there_differs_too(saved):
+    fewer = {key: value for key, value in FINGERPRINTS.items() if key != "data.seq_len"}
+    with pytest.raises(DataError, match=r"data\.seq_len was 16 and is now None"):
+        resumed(saved[1], fewer)
