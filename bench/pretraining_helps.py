@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+from examples.synthetic_tasks import library
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from bench.rounds import environment, machine
-from finetune.synthetic.library import source_files
 
 TASK = Path("data", "synthetic", "packages")  # in the folder of the runs, as the experiment has it
 

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import column
-
 from finetune.synthetic.packages import LABELS
+from ranks import column
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
