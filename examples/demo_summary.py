@@ -1,6 +1,6 @@
 """One screen about the runs of `make demo`: what was trained, how good it is, and where to look next.
 
-    python examples/demo_summary.py
+    python examples/demo_summary.py [--long]
 
 reads `runs/` and `data/synthetic/` in the current folder, beside each score the one that needs no model.
 """
@@ -8,6 +8,7 @@ reads `runs/` and `data/synthetic/` in the current folder, beside each score the
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,39 +18,37 @@ from pretrain.report.history import History, load
 
 RUNS = Path("runs")
 TASKS = Path("data/synthetic")
+NAMES = ("demo", "demo_bert", "synthetic_packages", "synthetic_names")
 
 NEXT = """\
-Look at   runs/*/report/report.md (curves, baselines, worst errors), runs/demo/log.txt, runs/demo/metrics.jsonl
-Sample    python -m pretrain.sample runs/demo --prompt "import "
-Export    python -m pretrain.export runs/demo      for transformers: AutoModelForCausalLM.from_pretrained("runs/demo/export")
-Resume    python -m pretrain experiment=demo train.steps=1000      goes on from the newest checkpoint
-Your text README.md, "Your own text"; your task: docs/finetuning.md
-In a shell of your own, run `source .venv/bin/activate` first."""
+Look at    runs/*/report/report.md: curves, baselines, worst errors
+Sample     python -m pretrain.sample runs/demo --prompt "import "
+Export     python -m pretrain.export runs/demo, for AutoModelForCausalLM.from_pretrained("runs/demo/export")
+Next       your own text: README.md; your own task: docs/finetuning.md; longer: make demo-long
+First      source .venv/bin/activate, in a shell of your own"""
 
 
 def main() -> None:
     """Print the summary."""
-    gpt, bert, packages, names = (
-        load(RUNS / run) for run in ("demo", "demo_bert", "synthetic_packages", "synthetic_names")
-    )
+    suffix = "_long" if "--long" in sys.argv[1:] else ""
+    gpt, bert, packages, names = (load(RUNS / f"{run}{suffix}") for run in NAMES)
     corpora = gpt.facts["corpora"]
     assert isinstance(corpora, dict), "pretraining records its corpora by name"
-    compressed = "  ".join(f"{name} {bits:.2f}" for name, bits in baselines(map(Path, corpora.values())).items())
-    print(f"\nGPT       {size(gpt)}")
-    print(
-        f"          held-out loss {last(gpt, 'loss'):.3f}, bits per byte {last(gpt, 'bits_per_byte'):.2f} ({compressed})"
-    )
-    print(f"BERT      {size(bert)}")
-    print(f"          held-out loss {last(bert, 'loss'):.3f}, hidden tokens guessed {last(bert, 'accuracy'):.1%}")
-    print(
-        f"packages  which package is a function from? {last(packages, 'accuracy'):.1%} of held-out functions ", end=""
-    )
-    print(f"(the most frequent label: {most_frequent_label():.1%})")
-    print(
-        f"names     what kind of name is it? {last(names, 'accuracy'):.1%} of held-out words, F1 {last(names, 'f1'):.1%} ",
-        end="",
-    )
-    print(f"(each word's most frequent tag: {most_frequent_tags():.1%})\n\n{NEXT}")
+    compressors = ", ".join(f"{name} {bits:.2f}" for name, bits in baselines(map(Path, corpora.values())).items())
+    lines = [
+        ("GPT", size(gpt)),
+        ("", f"held-out loss {last(gpt, 'loss'):.3f}, {last(gpt, 'bits_per_byte'):.2f} bits per byte ({compressors})"),
+        ("BERT", size(bert)),
+        ("", f"held-out loss {last(bert, 'loss'):.3f}, {last(bert, 'accuracy'):.1%} of the masked tokens right"),
+        (
+            "packages",
+            f"which package is a function from? {last(packages, 'accuracy'):.1%} of held-out functions right",
+        ),
+        ("", f"(always the most frequent package: {most_frequent_label():.1%})"),
+        ("names", f"what kind of name is a word? {last(names, 'accuracy'):.1%} of held-out words"),
+        ("", f"(each word's most frequent tag: {most_frequent_tags():.1%})"),
+    ]
+    print("", *(f"{name:<10} {text}" for name, text in lines), "", NEXT, sep="\n")
 
 
 def size(run: History) -> str:
