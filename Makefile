@@ -18,22 +18,26 @@ setup: .venv/ready  ## create .venv and install everything
 LOCAL := $(BIN)/python -m launch local nproc=2 --
 
 demo: demo-pretrain demo-finetune  ## pretrain and fine-tune with nothing downloaded: about five minutes on two cores
-	$(BIN)/python examples/demo_summary.py
+	$(BIN)/python examples/demo_summary.py $(LONG)
 
 demo-pretrain: setup  ## prepare a corpus of the standard library, pretrain a GPT, sample and report
-	$(LOCAL) pretrain experiment=demo strategy=zero2 $(GPT)
-	$(BIN)/python -m pretrain.sample runs/demo --prompt "class Queue"
-	$(BIN)/python -m pretrain.report runs/demo
+	$(LOCAL) pretrain strategy=zero2 experiment=demo$(LONG)
+	$(BIN)/python -m pretrain.sample runs/demo$(LONG) --prompt "class Queue"
+	$(BIN)/python -m pretrain.report runs/demo$(LONG)
 
 demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two synthetic tasks, and ask it
-	$(LOCAL) pretrain experiment=demo_bert $(BERT)
+	$(LOCAL) pretrain experiment=demo_bert$(LONG)
 	$(BIN)/python examples/synthetic_tasks.py data/synthetic
-	$(LOCAL) finetune experiment=synthetic/packages $(TASKS)
-	head -n 1 data/synthetic/packages/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_packages
-	$(BIN)/python -m finetune.report runs/synthetic_packages
-	$(LOCAL) finetune experiment=synthetic/names $(TASKS)
-	head -n 1 data/synthetic/names/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_names
-	$(BIN)/python -m finetune.report runs/synthetic_names
+	$(LOCAL) finetune experiment=synthetic/packages run.name=synthetic_packages$(LONG) init_from=runs/demo_bert$(LONG) $(EPOCHS)
+	head -n 1 data/synthetic/packages/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_packages$(LONG)
+	$(BIN)/python -m finetune.report runs/synthetic_packages$(LONG)
+	$(LOCAL) finetune experiment=synthetic/names run.name=synthetic_names$(LONG) init_from=runs/demo_bert$(LONG) $(EPOCHS)
+	head -n 1 data/synthetic/names/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_names$(LONG)
+	$(BIN)/python -m finetune.report runs/synthetic_names$(LONG)
+
+demo-long: LONG := _long
+demo-long: EPOCHS := train.epochs=6
+demo-long: demo  ## the same with larger models that train longer: more than half an hour on two cores
 
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"

@@ -1,8 +1,8 @@
 """One screen about the runs of `make demo`: what was trained, how good it is, and where to look next.
 
-    python examples/demo_summary.py [--long]
+    python examples/demo_summary.py [_long]
 
-reads `runs/` and `data/synthetic/` in the current folder, beside each score the one that needs no model.
+reads `runs/` and `data/synthetic/` in the current folder, and sets a baseline beside each score.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ First      source .venv/bin/activate, in a shell of your own"""
 
 def main() -> None:
     """Print the summary."""
-    suffix = "_long" if "--long" in sys.argv[1:] else ""
+    suffix = "".join(sys.argv[1:])
     gpt, bert, packages, names = (load(RUNS / f"{run}{suffix}") for run in NAMES)
     corpora = gpt.facts["corpora"]
     assert isinstance(corpora, dict), "pretraining records its corpora by name"
@@ -40,12 +40,9 @@ def main() -> None:
         ("", f"held-out loss {last(gpt, 'loss'):.3f}, {last(gpt, 'bits_per_byte'):.2f} bits per byte ({compressors})"),
         ("BERT", size(bert)),
         ("", f"held-out loss {last(bert, 'loss'):.3f}, {last(bert, 'accuracy'):.1%} of the masked tokens right"),
-        (
-            "packages",
-            f"which package is a function from? {last(packages, 'accuracy'):.1%} of held-out functions right",
-        ),
+        ("packages", f"{last(packages, 'accuracy'):.1%} of held-out functions are given the package they are from"),
         ("", f"(always the most frequent package: {most_frequent_label():.1%})"),
-        ("names", f"what kind of name is a word? {last(names, 'accuracy'):.1%} of held-out words"),
+        ("names", f"{last(names, 'accuracy'):.1%} of held-out words are given the kind of name that they are"),
         ("", f"(each word's most frequent tag: {most_frequent_tags():.1%})"),
     ]
     print("", *(f"{name:<10} {text}" for name, text in lines), "", NEXT, sep="\n")
