@@ -1,9 +1,9 @@
-"""What pretraining is worth: the demo's BERT, and the same network from random weights, learn the same synthetic task.
+"""What pretraining is worth: the long demo's BERT, and the same network from random weights, learn the same synthetic task.
 
 Holds the claim and its table; the task is made by `examples/synthetic_tasks.py`, runs are the product's own.
 
     python -m bench.pretraining_helps
-    python -m bench.pretraining_helps --run runs/demo_bert
+    python -m bench.pretraining_helps --run runs/demo_bert_long
     python -m bench.pretraining_helps --unseen
 
 Without --run it pretrains first. The demo's corpus has the functions of the validation set, without labels; with
@@ -38,7 +38,7 @@ TASK = Path("data", "synthetic", "packages")  # in the folder of the runs, as th
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="a run of experiment=demo_bert")
+    parser.add_argument("--run", type=Path, help="a run of experiment=demo_bert_long")
     parser.add_argument("--unseen", action="store_true", help="pretrain without the functions of the validation set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3])
@@ -80,13 +80,13 @@ def called(folder: Path, threads: int, *arguments: str) -> None:
 
 
 def pretrained(folder: Path, threads: int, *, unseen: bool) -> Path:
-    """Run experiment=demo_bert; return its run."""
+    """Run experiment=demo_bert_long; return its run."""
     corpus = []
     if unseen:
         write_unseen(folder)
         corpus = ["data=text", 'data.sources.text.paths=["library/**/*.py"]']
-    called(folder, threads, "-m", "pretrain", "experiment=demo_bert", *corpus)
-    return folder / "runs" / "demo_bert"
+    called(folder, threads, "-m", "pretrain", "experiment=demo_bert_long", *corpus)
+    return folder / "runs" / "demo_bert_long"
 
 
 def write_unseen(folder: Path) -> None:
