@@ -113,7 +113,7 @@ def submitted(words, monkeypatch, **settings):
 @pytest.mark.parametrize(
     ("words", "settings", "told"),
     [
-        (["pretrain", "experiment=demo"], {"nodes": 3}, "train.batch_size=16: must be a multiple"),
+        (["pretrain", "experiment=demo"], {"nodes": 3}, "train.batch_size=4: must be a multiple"),
         (["pretrain", "experiment=demo", "schedule.warmup_steps=900"], {}, "schedule.warmup_steps=900"),
         (["pretrain", "experiment=demo"], {"time": "5"}, "lead_s=300: must be shorter than the time limit, 5, or each"),
         (["pretrain", "experiment=demo"], {"time": "4:59"}, "lead_s=300"),
