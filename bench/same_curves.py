@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from bench.rounds import ROOT, environment, machine
 from pretrain.report.curves import COLOURS, STYLES
@@ -81,6 +82,9 @@ def draw(runs: list[History], path: Path) -> None:
         panel.grid(alpha=0.3)
     figure.legend(*curves.get_legend_handles_labels(), loc="outside right", fontsize=7, handlelength=3)
     figure.savefig(path)
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(64)
+    small.save(path, optimize=True)  # a third of the size
 
 
 if __name__ == "__main__":
