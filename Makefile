@@ -37,7 +37,7 @@ demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two
 
 demo-long: LONG := _long
 demo-long: EPOCHS := train.epochs=6
-demo-long: demo  ## the same with larger models that train longer: more than half an hour on two cores
+demo-long: demo  ## the same with larger models that train longer: a quarter of an hour on two cores
 
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"

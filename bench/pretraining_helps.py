@@ -1,4 +1,4 @@
-"""What pretraining is worth: the long demo's BERT, and the same network from random weights, learn the same synthetic task.
+"""What pretraining is worth: the long demo's BERT and the same network from random weights learn one synthetic task.
 
 Holds the claim and its table; the task is made by `examples/synthetic_tasks.py`, runs are the product's own.
 
