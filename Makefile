@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-pretrain demo-finetune test test-slow lint format clean
+.PHONY: help setup demo demo-pretrain demo-finetune demo-long test test-slow lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -14,26 +14,30 @@ help:  ## list the targets
 
 setup: .venv/ready  ## create .venv and install everything
 
-demo: demo-pretrain demo-finetune  ## pretraining, then fine-tuning, with nothing downloaded: minutes on two cores
+# Two ranks for everything: on two cores they are faster than two threads.
+LOCAL := $(BIN)/python -m launch local nproc=2 --
 
-demo-pretrain: setup  ## prepare, pretrain, evaluate, sample and report on the embedded corpus
-	$(BIN)/python -m launch local nproc=2 -- pretrain strategy=zero2 experiment=demo
-	$(BIN)/python -m pretrain.sample runs/demo --prompt "class Queue"
-	$(BIN)/python -m pretrain.report runs/demo
+demo: demo-pretrain demo-finetune  ## pretrain and fine-tune with nothing downloaded: about five minutes on two cores
+	$(BIN)/python examples/demo_summary.py $(LONG)
+
+demo-pretrain: setup  ## prepare a corpus of the standard library, pretrain a GPT, sample and report
+	$(LOCAL) pretrain strategy=zero2 experiment=demo$(LONG)
+	$(BIN)/python -m pretrain.sample runs/demo$(LONG) --prompt "class Queue"
+	$(BIN)/python -m pretrain.report runs/demo$(LONG)
 
 demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two synthetic tasks, and ask it
-	$(BIN)/python -m finetune.synthetic data/synthetic
-	$(BIN)/python -m pretrain experiment=demo_bert
-	$(BIN)/python -m finetune experiment=synthetic/packages
-	$(BIN)/python -m finetune.evaluate runs/synthetic_packages data/synthetic/packages/validation.jsonl
-	head -n 1 data/synthetic/packages/validation.jsonl
-	head -n 1 data/synthetic/packages/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_packages
-	$(BIN)/python -m finetune.report runs/synthetic_packages
-	$(BIN)/python -m finetune experiment=synthetic/signatures
-	$(BIN)/python -m finetune.evaluate runs/synthetic_signatures data/synthetic/signatures/validation.jsonl
-	head -n 1 data/synthetic/signatures/validation.jsonl
-	head -n 1 data/synthetic/signatures/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_signatures
-	$(BIN)/python -m finetune.report runs/synthetic_signatures
+	$(LOCAL) pretrain experiment=demo_bert$(LONG)
+	$(BIN)/python examples/synthetic_tasks.py data/synthetic
+	$(LOCAL) finetune experiment=synthetic/packages run.name=synthetic_packages$(LONG) init_from=runs/demo_bert$(LONG) $(EPOCHS)
+	head -n 1 data/synthetic/packages/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_packages$(LONG)
+	$(BIN)/python -m finetune.report runs/synthetic_packages$(LONG)
+	$(LOCAL) finetune experiment=synthetic/names run.name=synthetic_names$(LONG) init_from=runs/demo_bert$(LONG) $(EPOCHS)
+	head -n 1 data/synthetic/names/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_names$(LONG)
+	$(BIN)/python -m finetune.report runs/synthetic_names$(LONG)
+
+demo-long: LONG := _long
+demo-long: EPOCHS := train.epochs=6
+demo-long: demo  ## the same with larger models that train longer: a quarter of an hour on two cores
 
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"

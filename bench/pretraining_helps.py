@@ -1,23 +1,26 @@
-"""What pretraining is worth: the demo's BERT, and the same network from drawn weights, learn the same synthetic task.
+"""What pretraining is worth: the long demo's BERT and the same network from random weights learn one synthetic task.
 
-Holds the claim and its table; the task is `finetune.synthetic`'s, runs and seeds are the product's own.
+Holds the claim and its table; the task is made by `examples/synthetic_tasks.py`, runs are the product's own.
 
     python -m bench.pretraining_helps
-    python -m bench.pretraining_helps --run runs/demo_bert
+    python -m bench.pretraining_helps --run runs/demo_bert_long
     python -m bench.pretraining_helps --unseen
 
 Without --run it pretrains first. The demo's corpus has the functions of the validation set, without labels; with
---unseen it is the same library without their lines. Both beginnings have the same data, steps and learning rates; the
-one that is best for each counts. What is measured is the last step, which nothing chose.
+--unseen it is the same library without their lines. Both initialisations have the same data, steps and learning rates;
+compare each at its best learning rate. The last step is measured, so nothing was selected on the validation set.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
@@ -26,9 +29,8 @@ from pathlib import Path
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from bench.rounds import environment, machine
-from finetune.synthetic.library import source_files
-from launch.table import mean_and_deviation, reached
+from bench.rounds import ROOT, environment, machine
+from pretrain.data.sources.base import StdlibSource
 from pretrain.report.history import load
 
 TASK = Path("data", "synthetic", "packages")  # in the folder of the runs, as the experiment has it
@@ -36,7 +38,7 @@ TASK = Path("data", "synthetic", "packages")  # in the folder of the runs, as th
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="a run of experiment=demo_bert")
+    parser.add_argument("--run", type=Path, help="a run of experiment=demo_bert_long")
     parser.add_argument("--unseen", action="store_true", help="pretrain without the functions of the validation set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3])
@@ -45,44 +47,46 @@ def main() -> None:
     args = parser.parse_args()
     if args.run and args.unseen:
         parser.error("--unseen pretrains a run of its own: leave out --run")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        called(folder, args.threads, "finetune.synthetic")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        called(folder, args.threads, str(ROOT / "examples" / "synthetic_tasks.py"))
         run = args.run.resolve() if args.run else pretrained(folder, args.threads, unseen=args.unseen)
         print(f"seeds {args.seeds}; {args.threads} threads; {machine('torch')}")
         print(f"{'most frequent label':<38}{chance(folder):>8.4f}")
         print(f"{'words counted, logistic regression':<38}{counted(folder):>8.4f}")
-        for epochs, beginning, lr in product(args.epochs, ("pretrained", "from scratch"), args.lrs):
-            scratch = beginning == "from scratch"
-            name = f"epochs-{epochs:g}-scratch-{scratch}-lr-{lr:g}"
-            for seed in args.seeds:
-                called(
-                    *(folder, args.threads, "finetune", "experiment=synthetic/packages", f"init_from={run}"),
-                    *(f"scratch={scratch}", f"optim.lr={lr}", f"train.epochs={epochs}", f"seed={seed}"),
-                    *(f"run.name={name}-seed-{seed}", f"eval.every={10**9}"),
-                )
-            runs = [load(folder / "runs" / f"{name}-seed-{seed}") for seed in args.seeds]
-            accuracy = mean_and_deviation([reached(each)["accuracy"] for each in runs], of=len(runs))
-            print(f"{f'{epochs:g} epochs, {beginning}, lr {lr:g}':<38}  {accuracy}", flush=True)
+        for epochs, scratch, lr in product(args.epochs, (False, True), args.lrs):
+            found = [accuracy(folder, args.threads, run, epochs, scratch, lr, seed) for seed in args.seeds]
+            row = f"{epochs:g} epochs, {'from scratch' if scratch else 'pretrained'}, lr {lr:g}"
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            print(f"{row:<38}{statistics.mean(found):>8.4f} ± {spread:.4f}", flush=True)
 
 
-def called(folder: Path, threads: int, module: str, *arguments: str) -> str:
-    """Run a command of the product in a folder and return what it prints."""
-    command = [sys.executable, "-m", module, *arguments]
+def accuracy(folder: Path, threads: int, run: Path, epochs: float, scratch: bool, lr: float, seed: int) -> float:
+    """Fine-tune once; return the accuracy at the last step."""
+    name = f"epochs-{epochs:g}-scratch-{scratch}-lr-{lr:g}-seed-{seed}"
+    called(
+        *(folder, threads, "-m", "finetune", "experiment=synthetic/packages", f"init_from={run}", f"run.name={name}"),
+        *(f"scratch={scratch}", f"optim.lr={lr}", f"train.epochs={epochs}", f"seed={seed}", f"eval.every={10**9}"),
+    )
+    return load(folder / "runs" / name).evaluation[-1]["accuracy"]
+
+
+def called(folder: Path, threads: int, *arguments: str) -> None:
+    """Run a Python command in a folder."""
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment(threads), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}\nexit code {done.returncode}")
-    return done.stdout
 
 
 def pretrained(folder: Path, threads: int, *, unseen: bool) -> Path:
-    """Run experiment=demo_bert; return its run."""
+    """Run experiment=demo_bert_long; return its run."""
     corpus = []
     if unseen:
         write_unseen(folder)
         corpus = ["data=text", 'data.sources.text.paths=["library/**/*.py"]']
-    called(folder, threads, "pretrain", "experiment=demo_bert", *corpus)
-    return folder / "runs" / "demo_bert"
+    called(folder, threads, "-m", "pretrain", "experiment=demo_bert_long", *corpus)
+    return folder / "runs" / "demo_bert_long"
 
 
 def write_unseen(folder: Path) -> None:
@@ -91,11 +95,13 @@ def write_unseen(folder: Path) -> None:
     for record in records(folder, "validation"):
         first, last = record["lines"]
         cut[record["file"]] |= set(range(first, last + 1))
-    for file in source_files():
-        path = folder / "library" / file.name
+    root = Path(sysconfig.get_path("stdlib"))
+    for entry in StdlibSource().inputs():
+        with tokenize.open(root / entry.name) as file:
+            lines = enumerate(file.read().split("\n"), 1)
+        path = folder / "library" / entry.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = enumerate(file.text.split("\n"), 1)
-        path.write_text("\n".join(line for number, line in lines if number not in cut[file.name]), encoding="utf-8")
+        path.write_text("\n".join(line for number, line in lines if number not in cut[entry.name]), encoding="utf-8")
 
 
 def records(folder: Path, split: str) -> Iterator[dict]:

@@ -42,13 +42,3 @@ def uninterrupted(place) -> Path:
 def one_process(place) -> Path:
     run(*tiny("one", "train.steps=50", "checkpoint.every=50"), cwd=place)
     return place / "runs" / "one"
-
-
-@pytest.fixture(scope="session")
-def library() -> list:
-    """The files of the standard library that the synthetic tasks are made of, read once for all tests."""
-    from finetune.synthetic.library import source_files
-
-    files = list(source_files())
-    gc.freeze()  # 1.3 million nodes of syntax trees
-    return files

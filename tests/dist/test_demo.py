@@ -1,4 +1,4 @@
-"""The demos from end to end, by the commands that `make demo` runs, in fewer steps."""
+"""`make demo` from end to end, by its own commands, in fewer steps."""
 
 import json
 import os
@@ -9,70 +9,63 @@ from pathlib import Path
 import pytest
 from ranks import column
 
-from finetune.synthetic.packages import LABELS
+from examples.synthetic_tasks import PACKAGES
 
-MAKEFILE = Path(__file__).parents[2] / "Makefile"
+ROOT = Path(__file__).parents[2]
+SHORTER = {
+    "experiment=demo": "train.steps=60 eval.every=30 checkpoint.every=30",
+    "experiment=demo_bert": "train.steps=20 schedule.warmup_steps=5",
+    "experiment=synthetic/packages": "train.epochs=0.2",
+    "experiment=synthetic/names": "train.epochs=0.5",
+}
 
 
 def commands(target: str) -> list[str]:
     """Return the Python commands of one of the Makefile's demos, as make would run them."""
-    printed = subprocess.run(["make", "-n", "-o", "setup", target], cwd=MAKEFILE.parent, capture_output=True, text=True)
-    lines = [line for line in printed.stdout.splitlines() if " -m " in line]
-    return [line.replace(".venv/bin/python", sys.executable) for line in lines]
+    printed = subprocess.run(["make", "-n", "-o", "setup", target], cwd=ROOT, capture_output=True, text=True)
+    return [line for line in printed.stdout.splitlines() if ".venv/bin/python" in line]
 
 
-SHORTER = {
-    "experiment=demo": "train.steps=60 eval.every=30 checkpoint.every=30",
-    "experiment=demo_bert": "train.steps=20 schedule.warmup_steps=5 eval.every=20 checkpoint.every=20",
-    "experiment=synthetic/packages": "train.epochs=0.2",
-    "experiment=synthetic/signatures": "train.epochs=0.5",
-}
-
-
-def output(command: str, cwd) -> str:
+def output(command: str, cwd: Path) -> str:
     """Run a command in fewer steps than the demo has, and return what it prints."""
-    [shorter] = [more for experiment, more in SHORTER.items() if command.endswith(experiment)] or [""]
+    command = command.replace(".venv/bin/python", sys.executable).replace(" examples/", f" {ROOT}/examples/")
+    [shorter] = [more for experiment, more in SHORTER.items() if experiment in command.split()] or [""]
     line = ["sh", "-c", f"{command} {shorter}"]
     return subprocess.run(line, cwd=cwd, env=os.environ, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_demo_is_both_demos():
-    both = [commands(target) for target in ("demo-pretrain", "demo-finetune")]
-    assert [len(lines) for lines in both] == [3, 10]
-    assert commands("demo") == both[0] + both[1]
+def test_the_long_demo_runs_the_same_commands():
+    short, long = commands("demo"), commands("demo-long")
+    assert len(short) == 12
+    assert [command.replace("_long", "").replace(" train.epochs=6", "").split() for command in long] == [
+        command.split() for command in short
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_demo_learns_samples_and_reports(tmp_path):
-    printed = [output(command, tmp_path) for command in commands("demo-pretrain")]
-    run = tmp_path / "runs" / "demo"
-    bits = column(run, "bits_per_byte", "validation")
-    first, last = bits[min(bits)], bits[max(bits)]
-    assert last < 0.6 * first, "held-out bits per byte fall by at least 40 %"
-    assert printed[1].startswith("class Queue")
-    page = (run / "report" / "report.md").read_text()
-    assert "gzip -9" in page
-    assert (run / "report" / "curves.png").stat().st_size > 20_000
+def test_the_demo_learns_answers_and_reports(tmp_path):
+    printed = {command: output(command, tmp_path) for command in commands("demo")}
+    runs = tmp_path / "runs"
 
+    def of(word: str) -> str:
+        [found] = [text for command, text in printed.items() if word in command]
+        return found
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_the_demo_fine_tunes_and_answers(tmp_path):
-    printed = [output(command, tmp_path) for command in commands("demo-finetune")]
-    runs, data = tmp_path / "runs", tmp_path / "data" / "synthetic"
+    bits = column(runs / "demo", "bits_per_byte", "validation")
+    assert bits[max(bits)] < 0.8 * bits[min(bits)], "held-out bits per byte fall by at least 20 %"
+    assert of("pretrain.sample").startswith("class Queue")
+    probabilities = json.loads(of("finetune.predict runs/synthetic_packages"))["probabilities"]
+    assert sorted(probabilities) == PACKAGES and sum(probabilities.values()) == pytest.approx(1)
+    tagged = json.loads(of("finetune.predict runs/synthetic_names"))
+    first = (tmp_path / "data" / "synthetic" / "names" / "validation.jsonl").read_text().partition("\n")[0]
+    assert tagged["words"] == json.loads(first)["words"] and len(tagged["tags"]) == len(tagged["words"])
 
-    accuracy = json.loads(printed[3])["accuracy"]  # so short a run has learnt no more than chance
-    assert [accuracy] == list(column(runs / "synthetic_packages", "accuracy", "validation").values())
-    probabilities = json.loads(printed[4])["probabilities"]
-    assert sorted(probabilities) == LABELS and sum(probabilities.values()) == pytest.approx(1)
-
-    f1 = json.loads(printed[7])["f1"]
-    assert [f1] == list(column(runs / "synthetic_signatures", "f1", "validation").values())
-    assert f1 > 0.05
-    answer = json.loads(printed[8])
-    asked = json.loads((data / "signatures" / "validation.jsonl").read_text().partition("\n")[0])
-    assert answer["answer"] == asked["context"][answer["start"] : answer["end"]]
-
-    pages = [(runs / f"synthetic_{name}" / "report" / "report.md").read_text() for name in ("packages", "signatures")]
-    assert all(page.startswith("# ") for page in pages)
+    assert "gzip -9" in (runs / "demo" / "report" / "report.md").read_text()
+    assert (runs / "demo" / "report" / "curves.png").stat().st_size > 20_000
+    summary = of("demo_summary")
+    assert f"{bits[max(bits)]:.2f} bits per byte (gzip -9 " in summary
+    for task in ("packages", "names"):
+        assert (runs / f"synthetic_{task}" / "report" / "report.md").read_text().startswith("# ")
+        [accuracy] = column(runs / f"synthetic_{task}", "accuracy", "validation").values()
+        assert f"{task:<10} {accuracy:.1%} of held-out" in summary

@@ -113,8 +113,8 @@ def submitted(words, monkeypatch, **settings):
 @pytest.mark.parametrize(
     ("words", "settings", "told"),
     [
-        (["pretrain", "experiment=demo"], {"nodes": 3}, "train.batch_size=16: must be a multiple"),
-        (["pretrain", "experiment=demo", "schedule.warmup_steps=900"], {}, "schedule.warmup_steps=900"),
+        (["pretrain", "experiment=demo"], {"nodes": 3}, "train.batch_size=4: must be a multiple"),
+        (["pretrain", "experiment=demo", "schedule.warmup_steps=2000"], {}, "schedule.warmup_steps=2000"),
         (["pretrain", "experiment=demo"], {"time": "5"}, "lead_s=300: must be shorter than the time limit, 5, or each"),
         (["pretrain", "experiment=demo"], {"time": "4:59"}, "lead_s=300"),
         (["pretrain", "experiment=demo"], {"time": "0-1", "lead_s": 3600}, "lead_s=3600"),
