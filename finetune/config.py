@@ -21,7 +21,7 @@ from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import discover
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
-from pretrain.tracking.local import TrackerConfig
+from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.loop import LogConfig
 from pretrain.train.run_dir import RunConfig
 

@@ -22,7 +22,7 @@ from pretrain.registry import choices, discover
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 from pretrain.tokenizer.base import TokenizerConfig
-from pretrain.tracking.local import TrackerConfig
+from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
 from pretrain.train.run_dir import RunConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from pretrain.errors import ConfigError
 from pretrain.registry import register
 from pretrain.tracking.base import Record, Sink, scalars
-from pretrain.tracking.local import TrackerConfig
+from pretrain.tracking.local_tracker import TrackerConfig
 
 FLUSH_S = 10  # seconds until a written event is on disk
 

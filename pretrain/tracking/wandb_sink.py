@@ -20,7 +20,7 @@ from pretrain.errors import check
 from pretrain.registry import register
 from pretrain.tracking.background import BackgroundSink
 from pretrain.tracking.base import Record, Sink, scalars
-from pretrain.tracking.local import TrackerConfig
+from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.tracking.redaction import looks_secret, redacted
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pretrain.tracking.tensorboard_sink
 from pretrain.errors import ConfigError
 from pretrain.tracking.background import BackgroundSink
 from pretrain.tracking.base import Tracker, scalars
-from pretrain.tracking.local import TrackerConfig
+from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.tracking.redaction import redacted
 from pretrain.tracking.tensorboard_sink import TensorBoardConfig
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode
