@@ -63,6 +63,7 @@ class AdamWConfig:
 
 
 def fused_adamw(groups: list[ParameterGroup], beta1: float, beta2: float, eps: float) -> torch.optim.AdamW:
+    """Return torch's fused AdamW over the groups that have parameters."""
     filled = [group for group in groups if group["params"]]
     return torch.optim.AdamW(filled, betas=(beta1, beta2), eps=eps, fused=True)
 
