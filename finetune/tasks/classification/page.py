@@ -5,7 +5,6 @@ Predictions are those of the task's `predict`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,16 +17,17 @@ Prediction = dict[str, Any]
 
 
 def single_label(
-    texts: Sequence[LabelledText], predictions: Sequence[Prediction], names: Sequence[str]
+    texts: Sequence[LabelledText], predictions: Iterable[Prediction], names: Sequence[str]
 ) -> list[Section]:
     """Return the numbers of each label, confusions, and the most confident wrong answers."""
-    in_data, predicted = [str(text.label) for text in texts], [found["label"] for found in predictions]
-    right = [label for label, guess in zip(in_data, predicted, strict=True) if label == guess]
-    mistakes = [
-        _mistake(text, found["score"], f"{found['score']:.3f}", [found["label"]], [str(text.label)])
-        for text, found in zip(texts, predictions, strict=True)
-        if found["label"] != text.label
-    ]
+    in_data, predicted, right, mistakes = [str(text.label) for text in texts], [], [], []
+    for text, found in zip(texts, predictions, strict=True):
+        predicted.append(found["label"])
+        if found["label"] == text.label:
+            right.append(found["label"])
+        else:
+            shown = f"{found['score']:.3f}"
+            mistakes.append(_mistake(text, found["score"], shown, [found["label"]], [str(text.label)]))
     return [
         by_label(in_data, predicted, right),
         confusion(in_data, predicted, names),
@@ -35,26 +35,27 @@ def single_label(
     ]
 
 
-def label_sets(texts: Sequence[LabelledText], predictions: Sequence[Prediction]) -> list[Section]:
+def label_sets(texts: Sequence[LabelledText], predictions: Iterable[Prediction]) -> list[Section]:
     """Return the numbers of each label, and the answers with the most confident wrong decision on a label."""
-    in_data = [label if isinstance(label := text.label, tuple) else () for text in texts]
-    predicted = [found["labels"] for found in predictions]
-    right = [set(own) & set(guess) for own, guess in zip(in_data, predicted, strict=True)]
-    mistakes = []
-    for text, own, found in zip(texts, in_data, predictions, strict=True):
-        wrong = {name: abs(found["probabilities"][name] - 0.5) for name in {*own} ^ {*found["labels"]}}
-        if wrong:
-            worst = max(wrong, key=lambda name: wrong[name])
-            shown = f"{0.5 + wrong[worst]:.3f} for {clipped(worst, LABEL_ROOM)}"
-            mistakes.append(_mistake(text, wrong[worst], shown, found["labels"], own))
-    chain = itertools.chain.from_iterable
-    return [
-        by_label(chain(in_data), chain(predicted), chain(right)),
-        worst_errors(mistakes, len(texts), "probability of the wrong decision"),
-    ]
+    in_data, predicted, right, mistakes = [], [], [], []
+    for text, found in zip(texts, predictions, strict=True):
+        assert isinstance(text.label, tuple)
+        own, guess = set(text.label), set(found["labels"])
+        in_data += own
+        predicted += guess
+        right += own & guess
+        if own != guess:
+            certainty = {
+                name: abs(share - 0.5) for name, share in found["probabilities"].items() if name in own ^ guess
+            }
+            worst = max(certainty, key=lambda name: certainty[name])
+            shown = f"{0.5 + certainty[worst]:.3f} for {clipped(worst, LABEL_ROOM)}"
+            mistakes.append(_mistake(text, certainty[worst], shown, found["labels"], text.label))
+    errors = worst_errors(mistakes, len(texts), "probability of the wrong decision")
+    return [by_label(in_data, predicted, right), errors]
 
 
-def regression(texts: Sequence[LabelledText], predictions: Sequence[Prediction]) -> list[Section]:
+def regression(texts: Sequence[LabelledText], predictions: Iterable[Prediction]) -> list[Section]:
     """Return the largest differences."""
     mistakes = []
     for text, found in zip(texts, predictions, strict=True):

@@ -217,7 +217,7 @@ class ClassificationConfig:
         self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
     ) -> list[Section]:
         """Return the numbers of each label, confusions and the worst errors; of regression the last alone."""
-        predictions = list(self.predict(encoded, logits, names))
+        predictions = self.predict(encoded, logits, names)
         match self.problem:
             case Problem.single_label:
                 return page.single_label(encoded.records, predictions, names)

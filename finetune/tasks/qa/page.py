@@ -5,7 +5,7 @@ Predictions are those of the task's `predict`, scores those of `metrics`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from finetune.report.confusion import confusion
@@ -19,11 +19,12 @@ ANSWER, NO_ANSWER = "answer", "no answer"
 
 
 def answer_sections(
-    questions: Sequence[Question], predictions: Sequence[dict[str, Any]], threshold: float | None
+    questions: Sequence[Question], predictions: Iterable[dict[str, Any]], threshold: float | None
 ) -> list[Section]:
     """Return the worst errors, after the questions with and without an answer if there is a no-answer `threshold`."""
-    mistakes = []
+    kinds, mistakes = [], []
     for question, found in zip(questions, predictions, strict=True):
+        kinds.append(NO_ANSWER if found["start"] is None else ANSWER)
         texts = list(dict.fromkeys(answer.text for answer in question.answers or ()))
         scores = score(found["answer"], texts, version_2=threshold is not None)
         if scores.exact_match:
@@ -40,9 +41,8 @@ def answer_sections(
     errors = worst_errors(mistakes, len(questions), "F1 and probability")
     if threshold is None:
         return [errors]
-    in_data = [ANSWER if question.answers else NO_ANSWER for question in questions]
-    predicted = [NO_ANSWER if found["start"] is None else ANSWER for found in predictions]
-    matrix = confusion(in_data, predicted, [ANSWER, NO_ANSWER])
+    answerable = [ANSWER if question.answers else NO_ANSWER for question in questions]
+    matrix = confusion(answerable, kinds, [ANSWER, NO_ANSWER])
     rule = (
         "No answer is predicted where its score exceeds that of the best span by more than the threshold, "
         f"{value_text(threshold)}."

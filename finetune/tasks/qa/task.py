@@ -175,7 +175,7 @@ class QaConfig:
         """Return which questions are left unanswered by the threshold of `measured`, and the worst errors."""
         threshold = measured.get("no_answer_threshold")
         predictions = replace(self, no_answer_threshold=threshold).predict(encoded, logits, names)
-        return answer_sections([one.question for one in encoded.records], list(predictions), threshold)
+        return answer_sections([one.question for one in encoded.records], predictions, threshold)
 
     def _candidates(self, encoded: Encoded, logits: list[np.ndarray]) -> Iterator[tuple[WindowedQuestion, Candidates]]:
         bounds = np.searchsorted(encoded.owner, np.arange(len(encoded.records) + 1)).tolist()

@@ -20,7 +20,7 @@ from finetune.data.examples import Example, Examples
 from finetune.data.records import JSON_LINES, Record, read_records
 from finetune.model.losses import ClassWeights, TaskLoss, TokenLabels, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import BadRecordError, Encoded
+from finetune.tasks.base import BadRecordError, Encoded, shortlist
 from finetune.tasks.tokens.alignment import NO_WORD, encode_words, first_tokens, word_spans
 from finetune.tasks.tokens.conll import read_columns
 from finetune.tasks.tokens.metrics import entity_metrics, entity_spans
@@ -225,7 +225,7 @@ class TokensConfig:
 
     def _with_known_tags(self, records: Sequence[Sentence], names: list[str]) -> list[Sentence]:
         """Return the sentences whose tags are all in `names`. Raises `DataError` for too many of the others."""
-        faults = BadRecords(f"tags other than {', '.join(names)}", allowed=self.max_faults)
+        faults = BadRecords(f"tags other than {shortlist(names)}", allowed=self.max_faults)
         known, kept = set(names), []
         for sentence in records:
             unknown = [word for word, tag in enumerate(sentence.tags or []) if tag not in known]

@@ -220,8 +220,8 @@ def test_refusals(capsys, labels, tmp_path):
 def test_commands_of_pretraining_say_what_reads_a_fine_tuned_run(capsys, labels, command):
     run, *_ = labels
     assert command([str(run)]) == 2
-    told = f"{run}: a run of python -m finetune, none of python -m pretrain; use python -m finetune.report, .predict,"
-    assert told in capsys.readouterr().err
+    rule = "a run of python -m finetune, none of python -m pretrain; use python -m finetune.report, .predict,"
+    assert f"{run}: {rule}" in capsys.readouterr().err
 
 
 def test_pretraining_does_not_go_on_from_a_fine_tuned_run(labels, tmp_path):

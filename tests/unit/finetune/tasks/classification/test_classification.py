@@ -92,7 +92,7 @@ def assert_equal_to_transformers(cfg, records, ours, theirs):
         assert examples.segments[place].tolist() == types
 
 
-# Without what begins a special token: those in a text are text here, which is tested below.
+# Without the first characters of special tokens, which are text in a text: that is tested below.
 letters = st.text(st.characters(codec="utf-8", exclude_characters="[<"), min_size=1, max_size=5)
 words = st.lists(st.sampled_from(" ".join(TEXTS).split()) | letters, max_size=30)
 texts = words.map(" ".join).map(lambda text: f"x{text}")
@@ -255,21 +255,21 @@ def test_a_text_without_a_token_is_a_fault(tmp_path):
 @pytest.mark.parametrize(
     ("problem", "answer"), [("single_label", "pos"), ("multi_label", ["a", "b"]), ("regression", 0.5)]
 )
-def test_one_answer_to_everything_teaches_nothing(tmp_path, problem, answer):
+def test_examples_of_one_label_are_refused(tmp_path, problem, answer):
     cfg = task(problem=problem)
     records = cfg.records(written(tmp_path, [("a", answer), ("b", answer)]))
     with pytest.raises(DataError, match=r"task.train: all examples have the same label, .*nothing to learn"):
         cfg.names(records)
 
 
-def test_one_answer_to_all_that_is_kept_teaches_nothing(tmp_path):
+def test_kept_examples_of_one_label_are_refused(tmp_path):
     cfg = task(labels=["a", "b"], max_faults=0.9)
     records = cfg.records(written(tmp_path, [("one", "a"), ("two", "c"), ("three", "a")]))
     with pytest.raises(DataError, match=r"task.train: all examples have the same label, 'a': there is nothing"):
         cfg.names(records)
 
 
-def test_the_same_text_with_other_answers_is_told_with_the_count(tmp_path, caplog):
+def test_the_same_text_with_other_labels_is_logged_with_the_count(tmp_path, caplog):
     rows = [("x", "a"), ("y", "a"), ("x", "a"), ("x", "b"), ("y", "a"), ("z", "c")]
     file = written(tmp_path, rows)
     assert len(task().records(file)) == 6
@@ -390,7 +390,7 @@ def test_answers_of_texts_whose_labels_are_not_known(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"metric": "f2"}, "task.metric=f2: must be one of accuracy, f1, f1_macro, f1_micro, matthews"),
         ({"metric": "mse", "problem": "regression"}, "task.metric=mse: must be one of spearman, pearson"),
@@ -405,8 +405,8 @@ def test_answers_of_texts_whose_labels_are_not_known(tmp_path):
         ({"label_separator": ""}, "task.label_separator='': must not be empty"),
     ],
 )
-def test_refused_settings(options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_refused_settings(options, message):
+    with pytest.raises(ConfigError, match=message):
         task(**options)
 
 

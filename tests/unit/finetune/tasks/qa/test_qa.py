@@ -1,4 +1,4 @@
-"""Question answering as a task: what it is taught, how it is measured, what it tells, and what it refuses."""
+"""Question answering as a task: training targets, metrics, predictions, and what is refused."""
 
 import json
 import logging
@@ -137,17 +137,17 @@ def test_predictions_are_spans_with_scores_and_probabilities():
 def test_no_answer_is_predicted_above_the_threshold(threshold, answer):
     cfg = task(unanswerable=True, no_answer_threshold=threshold, n_best=2)
     encoded = cfg.encode([question("a", "mat")], words(), NAMES)
-    [told] = cfg.predict(encoded, logits_of(encoded, {0: (5, 5, 6)}, no_answer=7), NAMES)
-    assert told["answer"] == answer and told["no_answer_score"] == 1.0
-    assert [one["score"] for one in told["n_best"]] == [7.0, 6.0, 3.0]
-    assert told["n_best"][0] == {
+    [found] = cfg.predict(encoded, logits_of(encoded, {0: (5, 5, 6)}, no_answer=7), NAMES)
+    assert found["answer"] == answer and found["no_answer_score"] == 1.0
+    assert [one["score"] for one in found["n_best"]] == [7.0, 6.0, 3.0]
+    assert found["n_best"][0] == {
         "answer": "",
         "start": None,
         "end": None,
         "score": 7.0,
         "probability": pytest.approx(1 / (1 + np.exp(-1) + np.exp(-4))),
     }
-    assert (told["start"] is None) == (answer == "")
+    assert (found["start"] is None) == (answer == "")
 
 
 def test_a_context_without_tokens_is_answered_by_nothing():
@@ -158,25 +158,25 @@ def test_a_context_without_tokens_is_answered_by_nothing():
         encoded = cfg.encode(asked, letters, NAMES)
         logits = [np.ones((int(length), 2), np.float32) for length in encoded.examples.lengths]
         assert cfg.measure(encoded, logits, NAMES)["f1"] == 0.5
-        told = list(cfg.predict(encoded, logits, NAMES))
-        assert [one["answer"] for one in told] == ["C", ""]
-        json.dumps(told, allow_nan=False)
+        found = list(cfg.predict(encoded, logits, NAMES))
+        assert [one["answer"] for one in found] == ["C", ""]
+        json.dumps(found, allow_nan=False)
 
 
-def test_questions_without_labels_are_predicted_but_not_learnt_or_measured(tmp_path):
+def test_questions_without_labels_are_predicted_but_not_trained_on_or_measured(tmp_path):
     path = tmp_path / "ask.jsonl"
     path.write_text(json.dumps({"id": "a", "question": "who", "context": CONTEXT}))
     cfg = task(train="ask.jsonl")
     encoded = cfg.encode(cfg.records(str(path), labelled=False), words(), NAMES)
     logits = logits_of(encoded, {0: (5, 5, 6)})
-    assert [told["answer"] for told in cfg.predict(encoded, logits, NAMES)] == ["mat"]
+    assert [found["answer"] for found in cfg.predict(encoded, logits, NAMES)] == ["mat"]
     with pytest.raises(DataError, match=r"ask.jsonl: its questions were read without answers"):
         cfg.loss(encoded, NAMES)
     with pytest.raises(DataError, match=r"question 'a' was read without answers"):
         cfg.measure(encoded, logits, NAMES)
 
 
-def test_answers_in_no_window_are_refused_or_told(caplog):
+def test_answers_in_no_window_are_refused_or_logged(caplog):
     asked = [question("long", "cat sat on the mat in the old hall"), question("short", "mat")]
     with pytest.raises(DataError, match=r"1 of 2 answers are in no window of 8 tokens \(long\).*task.max_faults=0.4"):
         task(max_tokens=8, max_faults=0.4).encode(asked, words(), NAMES)
@@ -224,9 +224,9 @@ def test_answers_of_squad_come_back_exactly_or_are_counted(capsys):
         for rows, (first, last) in zip(logits, encoded.examples.labels, strict=True):
             rows[first, 0] = rows[last, 1] = 9
         exact = cut = inside = 0
-        for one, told, owner in zip(encoded.records, cfg.predict(encoded, logits, NAMES), range(5000), strict=True):
+        for one, found, owner in zip(encoded.records, cfg.predict(encoded, logits, NAMES), range(5000), strict=True):
             [answer] = one.question.answers
-            if (told["answer"], told["start"]) == answer:
+            if (found["answer"], found["start"]) == answer:
                 exact += 1
             elif not encoded.examples.labels[encoded.owner == owner].any():
                 cut += 1
@@ -234,7 +234,7 @@ def test_answers_of_squad_come_back_exactly_or_are_counted(capsys):
                 held = one.context.tokens_of(answer)
                 start, end = one.context.offsets[[held[0], held[-1]], [0, 1]]
                 assert (start, end) != (answer.start, answer.end)
-                assert (told["start"], told["end"]) == (start, end)
+                assert (found["start"], found["end"]) == (start, end)
                 inside += 1
         with capsys.disabled():
             print(f"\n{size}/{stride}: {exact} exact, {cut} cut, {inside} inside a token, {len(logits)} windows")

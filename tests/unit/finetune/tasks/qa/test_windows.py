@@ -58,7 +58,7 @@ def tokenizer(kind: str) -> Tokenizer:
 
 @st.composite
 def questions(draw) -> Question:
-    """A question with an answer that begins and ends with words."""
+    """A question with an answer that starts and ends with words."""
     drawn = draw(st.lists(st.sampled_from(WORDS) | st.text("aé東 ", min_size=1, max_size=6), min_size=1, max_size=60))
     context, ends = draw(st.sampled_from(["", " ", "  "])), []
     for word in drawn:
@@ -146,9 +146,9 @@ def recipe(question: Question, fast: PreTrainedTokenizerFast, limit: int, stride
 @settings(deadline=None, max_examples=150)
 @given(question=questions(), room=st.integers(4, 40), stride=st.integers(0, 12))
 def test_windows_and_labels_are_those_of_the_recipe(kind, question, room, stride):
-    """Where several tokens share an answer's first character, the recipe begins with the last of them: ours does not.
+    """Where several tokens share an answer's first character, the recipe starts with the last of them; ours does not.
 
-    It ends with the first that has the last character, too: of a character that is three tokens, before it begins.
+    It ends with the first that has the last character, too: for a character of three tokens that is before its start.
     """
     vocabulary = tokenizer(kind)
     limit = len(vocabulary.encode(question.text).ids) + 4 + max(room, stride + 1)
@@ -184,7 +184,7 @@ def test_questions_share_contexts_and_have_windows_of_their_own():
     assert max(len(sequence.tokens) for sequence in sequences) == 30
 
 
-def test_an_answer_that_no_window_holds_is_cut_and_taught_as_none():
+def test_an_answer_that_no_window_holds_is_cut_and_labelled_as_none():
     context = "a " * 30
     question = Question(id="q", text="of", context=context, answers=(Answer(context[10:40].strip(), 10),))
     [one], sequences, losses = split_into_windows(

@@ -35,7 +35,7 @@ def overall(values):
         ("B-PER O O B-LOC", "B-PER I-PER O B-LOC", (1, 2, 2)),
         ("B-PER B-PER", "B-PER I-PER", (0, 2, 1)),
         ("B-LOC I-LOC", "B-PER I-PER", (0, 1, 1)),
-        ("I-PER I-PER O", "B-PER I-PER O", (1, 1, 1)),  # an I- that nothing begins
+        ("I-PER I-PER O", "B-PER I-PER O", (1, 1, 1)),  # an I- after no entity
         ("B-PER I-LOC O", "B-PER O O", (1, 2, 1)),  # the type changes inside
         ("I-PER I-LOC I-LOC", "B-PER B-LOC I-LOC", (2, 2, 2)),
         ("B-PER I-PER I-PER", "B-PER I-PER O", (0, 1, 1)),
@@ -53,7 +53,7 @@ def test_bio_by_hand(predicted, references, counts):
         ("B-PER E-PER O S-LOC", "B-PER E-PER O S-LOC", (2, 2, 2)),
         ("B-PER I-PER E-PER", "B-PER I-PER E-PER", (1, 1, 1)),
         ("B-PER I-PER O S-LOC", "B-PER E-PER O S-LOC", (2, 2, 2)),  # no end
-        ("I-PER E-PER O B-LOC", "B-PER E-PER O S-LOC", (2, 2, 2)),  # no beginning; a B- alone
+        ("I-PER E-PER O B-LOC", "B-PER E-PER O S-LOC", (2, 2, 2)),  # no B-; a B- alone
         ("B-PER E-LOC", "B-PER E-PER", (0, 2, 1)),  # the type changes inside
         ("S-PER E-PER", "S-PER S-PER", (2, 2, 2)),
         ("S-PER I-PER S-PER", "B-PER I-PER E-PER", (0, 3, 1)),
@@ -78,8 +78,8 @@ def test_types_and_words():
     )
 
 
-def test_no_entity_goes_on_into_the_next_sentence():
-    """Two sentences of one entity each, the second without a beginning; as one sentence it is one entity."""
+def test_entities_end_with_their_sentence():
+    """Two sentences of one entity each, the second without its first word; as one sentence it is one entity."""
     references = [["B-PER"], ["I-PER"]]
     assert overall(entity_metrics(references, references)) == (1, 1, 1)
     apart = entity_metrics([["B-PER"], ["I-PER"]], [["B-PER"], ["O"]])
@@ -88,7 +88,7 @@ def test_no_entity_goes_on_into_the_next_sentence():
 
 
 def entity_spans(tags):
-    """A word goes on with the one before it if both are of one type, that one ends nothing, and it begins nothing."""
+    """A word continues the entity before it if both have one type and neither an end nor a start is between them."""
     spans = []
     for place, tag in enumerate(tags):
         if tag == "O":

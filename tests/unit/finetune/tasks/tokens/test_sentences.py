@@ -92,20 +92,20 @@ def test_bad_lines_are_counted_and_refused_beyond_a_share(write, caplog):
     file = write((good * 6 + "a\tO\nb\n\n" + "a\tO\nb\tC-X\nb\tD-X\n\n" + "c\tO\n").encode() + b"\xff\tO\n\n")
     with pytest.raises(DataError) as refusal:
         TokensConfig(max_faults=0.3).records(file)
-    for told in (
+    for message in (
         "train.conll: 3 of 9 records are bad, more than task.max_faults=0.3",
         "no tag of task.scheme=bio: 1 (train.conll:23: 'C-X')",
         "not UTF-8: 1 (train.conll:27: ",
         "too few or too many columns: 1 (train.conll:20: 1, expected 2)",
     ):
-        assert told in str(refusal.value)
+        assert message in str(refusal.value)
     with caplog.at_level(logging.WARNING):
         assert len(TokensConfig(max_faults=0.34).records(file)) == 6
     assert "3 of 9 records are bad and left out" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"words": "a b", "tags": ["O"]}, "no list of words: 1 (a.jsonl:1: 'a b')"),
         ({"words": ["a", None], "tags": ["O", "O"]}, "no list of words: 1 (a.jsonl:1: ['a', None])"),
@@ -117,14 +117,14 @@ def test_bad_lines_are_counted_and_refused_beyond_a_share(write, caplog):
         ({"words": ["\ud800"], "tags": ["O"]}, "not UTF-8: 1 (a.jsonl:1"),
     ],
 )
-def test_bad_lists(write, values, told):
+def test_bad_lists(write, values, message):
     with pytest.raises(DataError) as refusal:
         TokensConfig(labels=["O", "B-X"]).records(write(json.dumps(values), "a.jsonl"))
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("scheme", "tags", "told"),
+    ("scheme", "tags", "message"),
     [
         ("bio", "O I-X I-X B-X", "1 entities are not spelled as in bio (a.conll:2: I-X I-X)"),
         ("bio", "B-X I-Y O O", "1 entities are not spelled as in bio (a.conll:2: I-Y)"),
@@ -135,11 +135,11 @@ def test_bad_lists(write, values, told):
         ("none", "I-X O E-X I-X", None),
     ],
 )
-def test_misspelled_entities_are_told_and_kept(write, caplog, scheme, tags, told):
+def test_misspelled_entities_are_logged_and_kept(write, caplog, scheme, tags, message):
     file = write("".join(f"w {tag}\n" for tag in tags.split()), "a.conll")
     [sentence] = TokensConfig(scheme=TagScheme(scheme)).records(file)
     assert sentence.tags == tags.split()
-    assert (told in caplog.text) if told else not caplog.records
+    assert (message in caplog.text) if message else not caplog.records
 
 
 def test_names_depend_on_the_content_alone():
@@ -167,7 +167,7 @@ def test_a_tag_that_training_lacks_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"max_tokens": 0}, "task.max_tokens=0"),
         ({"label_smoothing": 1.0}, "task.label_smoothing=1.0"),
@@ -180,21 +180,21 @@ def test_a_tag_that_training_lacks_is_refused_by_name():
         ({"metric": "f1", "scheme": TagScheme.none}, "must be one of accuracy for task.scheme=none"),
     ],
 )
-def test_bad_settings(options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_bad_settings(options, message):
+    with pytest.raises(ConfigError, match=message):
         TokensConfig(**options)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"tag_column": 2}, r"task.tag_column=2: no such column, a.txt:2 has 2"),
         ({"word_column": -3}, r"task.word_column=-3: no such column, a.txt:2 has 2"),
         ({"word_column": 1}, r"task.tag_column=-1: also the column of words"),
     ],
 )
-def test_columns_that_are_not_there(write, options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_columns_that_are_not_there(write, options, message):
+    with pytest.raises(ConfigError, match=message):
         TokensConfig(**options).records(write("\na O\n", "a.txt"))
 
 

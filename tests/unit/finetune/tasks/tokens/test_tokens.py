@@ -54,9 +54,9 @@ def ideal(encoded, names=NAMES):
     """Logits that are right at targets and noise elsewhere, one array a sequence."""
     examples = encoded.examples
     logits = np.random.default_rng(0).normal(size=(len(examples.tokens), len(names))).astype(np.float32)
-    wanted = np.flatnonzero(examples.targets != IGNORED) if examples.targets is not None else np.array([], int)
-    if len(wanted):
-        logits[wanted, examples.targets[wanted]] = 20
+    expected = np.flatnonzero(examples.targets != IGNORED) if examples.targets is not None else np.array([], int)
+    if len(expected):
+        logits[expected, examples.targets[expected]] = 20
     return np.split(logits, examples.offsets[1:-1]) if len(examples) else []
 
 
@@ -89,7 +89,7 @@ def test_every_word_has_one_target_and_gets_its_tag_back(kind, tagged, room):
             else:
                 assert predicted == tag and NAMES[examples.targets[place]] == tag
                 placed += 1
-        check_pieces(tokenizer, sentence, encoded, number, special)
+        check_sequences(tokenizer, sentence, encoded, number, special)
     assert placed == sum(np.count_nonzero(record.first != NO_WORD) for record in encoded.records)
     if placed:
         assert placed == np.count_nonzero(examples.targets != IGNORED)
@@ -98,12 +98,12 @@ def test_every_word_has_one_target_and_gets_its_tag_back(kind, tagged, room):
 def owners_by_letter(words, offsets):
     """The word of each token: that of the last letter it stands for which is no space between words."""
     letters = [word for number, text in enumerate(words) for word in [*[number] * len(text), None]]
-    inside = [[word for word in letters[begin:end] if word is not None] for begin, end in offsets]
+    inside = [[word for word in letters[start:end] if word is not None] for start, end in offsets]
     return [found[-1] if found else None for found in inside]
 
 
-def check_pieces(tokenizer, sentence, encoded, number, special):
-    """The sequences of a sentence hold its tokens in order; all but a whole one begin with a word's first piece."""
+def check_sequences(tokenizer, sentence, encoded, number, special):
+    """The sequences of a sentence hold its tokens in order; parts of one start with the first token of a word."""
     whole, side = tokenizer.encode(" ".join(sentence.words)), special // 2
     content = whole.ids[side : len(whole.ids) - side]
     owners = owners_by_letter(sentence.words, whole.offsets[side : len(whole.ids) - side])
@@ -114,12 +114,12 @@ def check_pieces(tokenizer, sentence, encoded, number, special):
         places = slice(*examples.offsets[sequence : sequence + 2])
         tokens, targets = examples.tokens[places].tolist(), examples.targets[places]
         stop = len(tokens) - side
-        begin = 0 if stop - side == len(content) else next(place for place in first if place > max(held, default=-1))
-        held += range(begin, begin + stop - side)
-        assert tokens == [*whole.ids[:side], *content[begin : held[-1] + 1], *whole.ids[len(whole.ids) - side :]]
-        wanted = [place - begin + side for place in first if place in range(begin, held[-1] + 1)]
-        assert np.flatnonzero(targets != IGNORED).tolist() == wanted
-    assert set(first) <= set(held), "a word lost its first piece"
+        start = 0 if stop - side == len(content) else next(place for place in first if place > max(held, default=-1))
+        held += range(start, start + stop - side)
+        assert tokens == [*whole.ids[:side], *content[start : held[-1] + 1], *whole.ids[len(whole.ids) - side :]]
+        expected = [place - start + side for place in first if place in range(start, held[-1] + 1)]
+        assert np.flatnonzero(targets != IGNORED).tolist() == expected
+    assert set(first) <= set(held), "a word lost its first token"
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,19 +145,19 @@ def test_word_pieces_are_those_of_transformers(tagged):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_all_pieces_may_learn_the_tag(kind):
+def test_all_tokens_of_a_word_may_have_its_tag(kind):
     words, tags = ["Paulo", "walks,", "naïvely", "…"], ["B-PER", "O", "I-LOC", "O"]
     task = TokensConfig(label_all_pieces=True)
     encoded = task.encode([Sentence(words, tags, "file:1")], TOKENIZERS[kind], NAMES)
     offsets = TOKENIZERS[kind].encode(" ".join(words)).offsets
     ends = np.cumsum([len(word) + 1 for word in words])
-    for (begin, end), target in zip(offsets, encoded.examples.targets, strict=True):
-        blank = begin == end or " ".join(words)[begin:end].isspace()
+    for (start, end), target in zip(offsets, encoded.examples.targets, strict=True):
+        blank = start == end or " ".join(words)[start:end].isspace()
         assert target == (IGNORED if blank else NAMES.index(tags[np.searchsorted(ends, end - 1, side="right")]))
     assert [found["tags"] for found in task.predict(encoded, ideal(encoded), NAMES)] == [tags]
 
 
-def test_words_without_a_token_are_outside_and_told(caplog):
+def test_words_without_a_token_are_outside_and_logged(caplog):
     words, tags = ["the", "\x01", "\ufe0f", ""], ["B-LOC", "I-LOC", "O", "O"]
     task = TokensConfig()
     encoded = task.encode([Sentence(words, tags, "f:3", range(3, 7))], TOKENIZERS["word_piece"], NAMES)
@@ -170,7 +170,7 @@ def test_words_without_a_token_are_outside_and_told(caplog):
     assert [found["tags"] for found in task.predict(nothing, [], NAMES)] == [["O", "O", "O"]]
 
 
-def test_a_word_longer_than_a_sequence_is_told(caplog):
+def test_a_word_longer_than_a_sequence_is_logged(caplog):
     task = TokensConfig(max_tokens=6)
     task.encode([Sentence(["ab." * 9, "the"], ["O", "O"], "f:1")], TOKENIZERS["byte_level"], NAMES)
     assert "1 sentences have words longer than task.max_tokens" in caplog.text
