@@ -238,12 +238,8 @@ def _address(view: np.ndarray) -> int:
 
 
 def _check_schema(path: Path, schema: pa.Schema, dtype: str) -> None:
-    found = ", ".join(
-        f"{field.name}: large_list<{field.type.value_type}>"
-        if pa.types.is_large_list(field.type)
-        else f"{field.name}: {field.type}"
-        for field in schema
-    )
+    kinds = [f"large_list<{kind.value_type}>" if pa.types.is_large_list(kind) else str(kind) for kind in schema.types]
+    found = ", ".join(f"{name}: {kind}" for name, kind in zip(schema.names, kinds, strict=True))
     _check_equal(path, "columns", found, f"tokens: large_list<{dtype}>")
 
 

@@ -5,12 +5,12 @@ Holds the data configuration, the batches and the thread that builds them; which
 
 from __future__ import annotations
 
-import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 
@@ -118,10 +118,10 @@ class StepLoader:
                     batches = [Batch.of(examples(stream.read(micro))) for micro in micros]
                     yield [batch.pin_memory() for batch in batches] if pin else batches
 
-        self._ready = _Ahead(depth)
-        self._thread = threading.Thread(target=self._ready.fill, args=(build(),), name="loader", daemon=True)
-        self._close = weakref.finalize(self, _stop, self._ready, self._thread)
-        self._thread.start()
+        self._steps = build()
+        self._builder = ThreadPoolExecutor(1, "loader")
+        self._close = weakref.finalize(self, self._builder.shutdown, cancel_futures=True)
+        self._ahead = deque(self._builder.submit(next, self._steps) for _ in range(depth))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
@@ -129,7 +129,10 @@ class StepLoader:
     def __next__(self) -> list[Batch]:
         if not self._close.alive:
             raise StopIteration
-        return self._ready.take()
+        batches = self._ahead[0].result()  # an error, or the end, stays in front for the next call
+        self._ahead.popleft()
+        self._ahead.append(self._builder.submit(next, self._steps))
+        return batches
 
     def __enter__(self) -> StepLoader:
         return self
@@ -138,45 +141,8 @@ class StepLoader:
         self.close()
 
     def close(self) -> None:
-        """End the thread and drop what it built. Doing it twice is harmless."""
+        """End the thread and drop what it built. A second call does nothing."""
         self._close()
-
-
-class _Ahead:
-    """Steps built by one thread and taken by another, at most `depth` of them waiting."""
-
-    def __init__(self, depth: int) -> None:
-        self._room = threading.Semaphore(depth)
-        self._items: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
-        self._stopped = False
-
-    def fill(self, steps: Iterator[list[Batch]]) -> None:
-        """Build until the steps end, one fails or `stop` is called; the end is a StopIteration in the queue."""
-        while self._room.acquire() and not self._stopped:
-            try:
-                self._items.put(next(steps))
-            except BaseException as error:
-                self._items.put(error)
-                return
-
-    def take(self) -> list[Batch]:
-        """Return the next step, waiting for it, or raise what ended the thread."""
-        item = self._items.get()
-        if isinstance(item, BaseException):
-            self._items.put(item)  # for the next call
-            raise item
-        self._room.release()
-        return item
-
-    def stop(self) -> None:
-        """Let `fill` return after the current step."""
-        self._stopped = True
-        self._room.release()
-
-
-def _stop(ready: _Ahead, thread: threading.Thread) -> None:
-    ready.stop()
-    thread.join()
 
 
 def evaluation_batches(

@@ -31,7 +31,7 @@ def write_corpus(
     per_shard: int = 1 << 30,
     per_batch: int = 1 << 30,
 ) -> Path:
-    """Write documents (whole rows: already framed) with so many per shard and record batch; return the directory."""
+    """Write documents (rows with their templates), so many per shard and record batch; return the directory."""
     directory.mkdir(parents=True)
     (directory / "tokenizer.json").write_text("{}")
     splits = {}

@@ -62,7 +62,7 @@ def sequences(batch: Batch) -> list[Sequence]:
 
 
 def loader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "loader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,7 @@ SEEN = {
     "order of shards": swap_shards,
     "bytes of a shard": alter_shard,
     "tokenizer": lambda changed: setattr(changed, "tokenizer_sha256", "b" * 64),
-    "frame": lambda changed: setattr(changed, "prefix", [1]),
+    "template": lambda changed: setattr(changed, "prefix", [1]),
     "mask": lambda changed: setattr(changed, "mask", 4),
     "dtype": lambda changed: setattr(changed, "dtype", "uint32"),
 }

@@ -16,7 +16,7 @@ from pretrain.data.packing import Packing
 from pretrain.data.stream import HeldOut, PackedSource, TrainStream
 from pretrain.errors import DataError
 
-FRAMES = [([7], []), ([8], [9]), ([], [9]), ([], [])]
+TEMPLATES = [([7], []), ([8], [9]), ([], [9]), ([], [])]
 SEQ_LEN = 16
 WEIGHTS = [0.6, 0.4]
 
@@ -26,7 +26,7 @@ class World:
     """Two corpora, what they were made of, and the sources opened on them."""
 
     rows: list[list[list[int]]]  # source -> documents
-    frame: tuple[list[int], list[int]]
+    template: tuple[list[int], list[int]]
     train: list[PackedSource]
     validation: list[PackedSource]
 
@@ -34,8 +34,8 @@ class World:
         return TrainStream(self.train, WEIGHTS, seed=seed, isolate=isolate)
 
 
-def make_world(tmp_path, frame=FRAMES[0], packing=Packing.concat, lowest_id=100) -> World:
-    prefix, suffix = frame
+def make_world(tmp_path, template=TEMPLATES[0], packing=Packing.concat, lowest_id=100) -> World:
+    prefix, suffix = template
     draw = random.Random(3)
     corpora, rows = [], []
     for number, longest in enumerate((30, 9)):
@@ -56,12 +56,12 @@ def make_world(tmp_path, frame=FRAMES[0], packing=Packing.concat, lowest_id=100)
         ]
         for split in ("train", "validation")
     ]
-    return World(rows, frame, *opened)
+    return World(rows, template, *opened)
 
 
-def walk(rows: list[list[int]], frame: tuple[list[int], list[int]]) -> list[tuple[int, int]]:
-    """Return each token of the stream with the id that follows it, by the rule of the frame."""
-    prefix, suffix = frame
+def walk(rows: list[list[int]], template: tuple[list[int], list[int]]) -> list[tuple[int, int]]:
+    """Return each token of the stream with the id that follows it, by the rule of the template."""
+    prefix, suffix = template
     after = prefix[0] if prefix and not suffix else IGNORED
     return [pair for row in rows for pair in zip(row, [*row[1:], after], strict=True)]
 
@@ -75,11 +75,11 @@ def sequences_of(slots: Slots) -> list[list[tuple[int, int]]]:
     return [pairs[a:b] for a, b in itertools.pairwise(slots.offsets.tolist())]
 
 
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("packing", list(Packing))
 @pytest.mark.parametrize("isolate", [True, False])
-def test_slots_hold_the_chunks_that_order_and_packing_say(tmp_path, frame, packing, isolate):
-    world = make_world(tmp_path, frame, packing)
+def test_slots_hold_the_chunks_that_order_and_packing_say(tmp_path, template, packing, isolate):
+    world = make_world(tmp_path, template, packing)
     stream = world.stream(isolate)
     numbers = np.arange(180, 420)  # every source is in its third epoch or later at the end
     slots = stream.slots(numbers)
@@ -91,7 +91,7 @@ def test_slots_hold_the_chunks_that_order_and_packing_say(tmp_path, frame, packi
         shuffle = Permutation(sizes[source], seed=5, source=source, epoch=epoch)
         slot = int(shuffle(np.array([index]))[0])
         chunks = world.train[source].packer.chunks(np.array([slot]))
-        pairs = walk(world.rows[source], frame)
+        pairs = walk(world.rows[source], template)
         parts: list[list[tuple[int, int]]] = []
         for start, length, _, opens, context in zip(*chunks[:5], strict=True):
             part = [(token, IGNORED if context else after) for token, after in pairs[start : start + length]]
@@ -107,19 +107,19 @@ def test_slots_hold_the_chunks_that_order_and_packing_say(tmp_path, frame, packi
     assert (slots.tokens.dtype, slots.following.dtype, slots.offsets.dtype) == (np.int64, np.int64, np.int32)
 
 
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("packing", list(Packing))
-def test_an_epoch_is_every_token_and_every_target_once(tmp_path, frame, packing):
-    world = make_world(tmp_path, frame, packing)
+def test_an_epoch_is_every_token_and_every_target_once(tmp_path, template, packing):
+    world = make_world(tmp_path, template, packing)
     stream = TrainStream(world.train[:1], [1.0], seed=1, isolate=True)
     for epoch in range(2):
         numbers = np.arange(stream.num_slots["first"]) + epoch * stream.num_slots["first"]
         slots = stream.slots(numbers)
-        pairs = walk(world.rows[0], frame)
+        pairs = walk(world.rows[0], template)
         if packing is Packing.concat:
             pairs = pairs[: len(pairs) // SEQ_LEN * SEQ_LEN]
         seen = list(itertools.chain(*sequences_of(slots)))
-        if packing is Packing.windows:  # they repeat the frame, without targets
+        if packing is Packing.windows:  # they repeat the template, without targets
             pairs, seen = targets_in(pairs), targets_in(seen)
         assert Counter(pairs) == Counter(seen)
         assert sorted(slots.keys[:, 2].tolist()) == list(range(len(numbers)))
@@ -137,13 +137,13 @@ def test_slots_do_not_depend_on_how_they_are_asked_for(tmp_path):
     assert other.tokens.tolist() != together.tokens.tolist()
 
 
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("packing", list(Packing))
-def test_the_held_out_stream_counts_every_target_once(tmp_path, frame, packing):
-    world = make_world(tmp_path, frame, packing)
+def test_the_held_out_stream_counts_every_target_once(tmp_path, template, packing):
+    world = make_world(tmp_path, template, packing)
     held_out = HeldOut(world.validation, isolate=True)
     slots = held_out.slots(np.arange(held_out.num_slots))
-    pairs = [walk(rows[:11], frame) for rows in world.rows]
+    pairs = [walk(rows[:11], template) for rows in world.rows]
     seen = list(itertools.chain(*sequences_of(slots)))
     assert Counter(targets_in(seen)) == Counter(targets_in(itertools.chain(*pairs)))
     if packing is Packing.concat:

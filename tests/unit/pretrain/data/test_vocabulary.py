@@ -24,9 +24,9 @@ def sentences(number: int) -> list[str]:
 TEXTS = sentences(60)
 
 
-def known(folder, tokenizer: Tokenizer, documents=((0,),), vocab_size=None, **frame) -> Vocabulary:
+def known(folder, tokenizer: Tokenizer, documents=((0,),), vocab_size=None, **template) -> Vocabulary:
     """Return what is known of a tokenizer once a corpus was made with it."""
-    corpus = write_corpus(folder, documents, vocab_size=vocab_size or tokenizer.get_vocab_size(), **frame)
+    corpus = write_corpus(folder, documents, vocab_size=vocab_size or tokenizer.get_vocab_size(), **template)
     tokenizer.save(str(corpus / "tokenizer.json"))
     return load_vocabulary(corpus)
 
@@ -36,16 +36,16 @@ def names(tokenizer: Tokenizer, ids: np.ndarray) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("train", "special", "mask", "frame"),
+    ("train", "special", "mask", "template"),
     [
         (word_piece, BERT, "[MASK]", ("[CLS]", "[SEP]")),
         (unigram, BERT, "[MASK]", ("[CLS]", "[SEP]")),
         (byte_level, ROBERTA, "<mask>", ("<s>", "</s>")),
     ],
 )
-def test_special_ids(tmp_path, train, special, mask, frame):
+def test_special_ids(tmp_path, train, special, mask, template):
     tokenizer = train(TEXTS)
-    prefix, suffix = ([tokenizer.token_to_id(name)] for name in frame)
+    prefix, suffix = ([tokenizer.token_to_id(name)] for name in template)
     vocabulary = known(tmp_path / "c", tokenizer, prefix=prefix, suffix=suffix)
     assert names(tokenizer, vocabulary.special) == set(special)
     assert vocabulary.mask == tokenizer.token_to_id(mask)

@@ -1,4 +1,4 @@
-"""Windows: long documents in overlapping, framed windows, compared with documents cut token by token."""
+"""Windows: long documents in overlapping windows with templates, compared with documents cut token by token."""
 
 import itertools
 import random
@@ -18,17 +18,25 @@ from pretrain.data.sources.base import PreparedSource
 from pretrain.data.stream import HeldOut, PackedSource
 from pretrain.errors import ConfigError
 
-Frame = tuple[list[int], list[int]]
+Template = tuple[list[int], list[int]]
 Sequence = list[tuple[int, int]]  # each token with the id that it learns to predict
-FRAMES: list[Frame] = [([], []), ([7], []), ([], [9]), ([8], [9]), ([7, 8], [9]), ([8], [9, 10]), ([7, 8], [9, 10])]
+TEMPLATES: list[Template] = [
+    ([], []),
+    ([7], []),
+    ([], [9]),
+    ([8], [9]),
+    ([7, 8], [9]),
+    ([8], [9, 10]),
+    ([7, 8], [9, 10]),
+]
 
 
-def slow_windows(content: list[int], frame: Frame, seq_len: int, stride: int) -> list[Sequence]:
+def slow_windows(content: list[int], template: Template, seq_len: int, stride: int) -> list[Sequence]:
     """Cut one document: each window goes on as far as it can, the next begins `stride` tokens before its end.
 
     A token of the text learns what follows it in the document, in the first window that has it.
     """
-    prefix, suffix = frame
+    prefix, suffix = template
     room = seq_len - len(prefix) - len(suffix)
     after = prefix[0] if prefix and not suffix else IGNORED
     row = [*prefix, *content, *suffix]
@@ -55,7 +63,7 @@ def sequences(slots: Slots) -> list[Sequence]:
 
 @given(
     st.lists(st.integers(0, 70), min_size=1, max_size=25),
-    st.sampled_from(FRAMES),
+    st.sampled_from(TEMPLATES),
     st.integers(1, 20),
     st.integers(0, 19),
     st.integers(1, 9),
@@ -63,19 +71,19 @@ def sequences(slots: Slots) -> list[Sequence]:
 @example([12, 13, 11, 0, 24], ([8], [9]), 12, 0, 3)  # exactly a window, one token more, one less, none, two windows
 @example([0, 0], ([7], []), 5, 4, 1)
 @settings(max_examples=60, deadline=None)
-def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, frame, room, stride, per_batch):
+def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, template, room, stride, per_batch):
     stride = min(stride, room - 1)
-    seq_len = room + len(frame[0]) + len(frame[1])
+    seq_len = room + len(template[0]) + len(template[1])
     numbers = itertools.count(100)
     texts = [[next(numbers) for _ in range(length)] for length in lengths]  # no token twice: places can be told
-    rows = [[*frame[0], *text, *frame[1]] for text in texts]
+    rows = [[*template[0], *text, *template[1]] for text in texts]
     directory = tmp_path_factory.mktemp("corpus") / "c"
-    write_corpus(directory, [], rows, prefix=frame[0], suffix=frame[1], per_shard=17, per_batch=per_batch)
+    write_corpus(directory, [], rows, prefix=template[0], suffix=template[1], per_shard=17, per_batch=per_batch)
     expected = [
         window
         for text, row in zip(texts, rows, strict=True)
         if row
-        for window in slow_windows(text, frame, seq_len, stride)
+        for window in slow_windows(text, template, seq_len, stride)
     ]
 
     source = PackedSource.open("only", directory, "validation", seq_len=seq_len, packing=Packing.windows, stride=stride)
@@ -85,9 +93,9 @@ def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, frame, 
 
     assert all(0 < len(slots.tokens) <= seq_len for slots in read)
     found = [[token for token, _ in window] for slots in read for window in sequences(slots)]
-    before, after = len(frame[0]), len(frame[1])
+    before, after = len(template[0]), len(template[1])
     for window in found:
-        assert window[:before] == frame[0] and window[len(window) - after :] == frame[1]
+        assert window[:before] == template[0] and window[len(window) - after :] == template[1]
     inner = [window[before : len(window) - after] for window in found]
     assert set(itertools.chain(*inner)) == set(itertools.chain(*texts)), "every token is somewhere"
     seen = Counter(itertools.chain(*inner))
@@ -107,7 +115,7 @@ def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, frame, 
 
 
 def test_windows_by_hand():
-    """Slots of 8, frame of 1 and 1, stride 2: the text 100..108 is cut at 6 and again 4 further."""
+    """Slots of 8, template of 1 and 1, stride 2: the text 100..108 is cut at 6 and again 4 further."""
     windows = slow_windows(list(range(100, 109)), ([8], [9]), 8, 2)
     assert windows == [
         [(8, 100), (100, 101), (101, 102), (102, 103), (103, 104), (104, 105), (105, 106), (9, IGNORED)],

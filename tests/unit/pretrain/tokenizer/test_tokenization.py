@@ -1,4 +1,4 @@
-"""WordPiece and unigram tokenizers: trained alike in every process, and what becomes of text; frames from templates."""
+"""WordPiece and unigram tokenizers: trained alike in every process, and what becomes of text; document templates."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_the_template_is_that_of_the_released_models(trained, kind, pair, tmp_pa
     assert (facts.prefix, facts.suffix) == ([pair[0]], [pair[1]])
 
 
-def framed(processor: processors.PostProcessor | None) -> str:
+def with_template(processor: processors.PostProcessor | None) -> str:
     special = ["[CLS]", "[SEP]", "[LANG]", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate([*special, "text", "[UNK]"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -207,7 +207,7 @@ ONE_SIDED = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[
 
 
 @pytest.mark.parametrize(
-    ("processor", "frame"),
+    ("processor", "template"),
     [
         (None, ([3], [])),
         (ONE_SIDED, ([3], [])),
@@ -218,13 +218,13 @@ ONE_SIDED = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[
     ],
     ids=["none", "one side", "template", "bert", "roberta", "sequence"],
 )
-def test_the_frame_is_that_of_the_template_if_it_has_two_sides(tmp_path, processor, frame):
+def test_the_template_of_the_file_counts_if_it_has_two_sides(tmp_path, processor, template):
     path = tmp_path / "tokenizer.json"
-    path.write_text(framed(processor))
+    path.write_text(with_template(processor))
     facts = describe(path, TokenizerConfig())
-    assert (facts.prefix, facts.suffix) == frame
+    assert (facts.prefix, facts.suffix) == template
     chosen = describe(path, TokenizerConfig(suffix=["[LANG]"]))
-    assert (chosen.prefix, chosen.suffix) == (frame[0], [2]), "what is configured wins"
+    assert (chosen.prefix, chosen.suffix) == (template[0], [2]), "what is configured wins"
 
 
 @pytest.mark.parametrize("kind", [WordPieceTokenizer, UnigramTokenizer])
@@ -240,7 +240,7 @@ def test_preparation_from_end_to_end(tmp_path, kind):
     tokenizer = load_tokenizer(directories[0] / "tokenizer.json")
     assert cuttable(tokenizer), "a long document needs little memory"
     expected = Tokenizer.from_file(str(directories[0] / "tokenizer.json"))
-    documents = [expected.encode(story(number)).ids for number in range(60)]  # the template frames them
+    documents = [expected.encode(story(number)).ids for number in range(60)]  # with the template
     assert sorted(rows(directories[0], "train") + rows(directories[0], "validation")) == sorted(documents)
     assert sum(manifest.splits[split].text_bytes for split in manifest.splits) == sum(
         len(story(number).encode()) for number in range(60)
@@ -256,7 +256,7 @@ def test_preparation_from_end_to_end(tmp_path, kind):
 
 @pytest.mark.shared_data
 @pytest.mark.skipif("HEADWATER_DATA" not in os.environ, reason="HEADWATER_DATA names no folder of real data")
-def test_the_released_bert_tokenizer_frames_as_its_template_says(tmp_path):
+def test_the_released_bert_tokenizer_has_its_template(tmp_path):
     cfg = TokenizerFile(path=f"{os.environ['HEADWATER_DATA']}/bert-uncased-tokenizer")
     path = tmp_path / "tokenizer.json"
     raw = json.loads(cfg.to_json())

@@ -1,4 +1,4 @@
-"""Tokenizers: trained, loaded and released ones; text stays text; the frame of a document."""
+"""Tokenizers: trained, loaded and released ones; text stays text; the template of a document."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_truncation_and_padding_of_a_file_are_ignored(tmp_path):
         (["<bos>", "<eos>"], ["<bos>"], ["<eos>"]),
     ],
 )
-def test_the_frame_follows_from_the_special_tokens(tmp_path, special, prefix, suffix):
+def test_the_template_follows_from_the_special_tokens(tmp_path, special, prefix, suffix):
     path = saved(tmp_path, words(*special))
     facts = describe(path, TokenizerConfig())
     assert facts.prefix == [special.index(token) for token in prefix]
@@ -109,7 +109,7 @@ def test_the_frame_follows_from_the_special_tokens(tmp_path, special, prefix, su
     assert (chosen.prefix, chosen.suffix) == ([], [len(special), len(special) - 1])
 
 
-def test_a_tokenizer_without_known_tokens_needs_a_frame(tmp_path):
+def test_a_tokenizer_without_known_tokens_needs_a_template(tmp_path):
     path = saved(tmp_path, words("[START]"))
     with pytest.raises(ConfigError, match=r"tokenizer\.prefix: .*name its own"):
         describe(path, TokenizerConfig(prefix=["[START]"]))

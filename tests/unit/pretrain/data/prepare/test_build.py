@@ -147,8 +147,8 @@ def test_what_changes_the_corpus_changes_its_directory(tmp_path, tokenizer):
     cfg = config(tmp_path)
     seen = {prepare({"tales": source}, tokenizer, cfg)["tales"]}
     seen.add(prepare({"tales": source}, tokenizer, config(tmp_path, held_out=0.2))["tales"])
-    framed = TokenizerFile(path=tokenizer.path, prefix=[], suffix=["<|endoftext|>"])
-    seen.add(prepare({"tales": source}, framed, cfg)["tales"])
+    other = TokenizerFile(path=tokenizer.path, prefix=[], suffix=["<|endoftext|>"])
+    seen.add(prepare({"tales": source}, other, cfg)["tales"])
     seen.add(prepare({"tales": TextSource(paths=source.paths, documents=Cut.line)}, tokenizer, cfg)["tales"])
     masked = prepare({"tales": source}, TokenizerFile(path=tokenizer.path, mask="the"), cfg)["tales"]
     assert load_vocabulary(masked).mask == Tokenizer.from_file(tokenizer.path).token_to_id("the") is not None
