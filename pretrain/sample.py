@@ -1,4 +1,4 @@
-"""`python -m pretrain.sample RUN`: let a pretrained model continue a prompt.
+"""`python -m pretrain.sample RUN`: continue a prompt with a pretrained model.
 
 Holds the command line and the loading of a run; sampling itself is in `generate`.
 """

@@ -1,6 +1,6 @@
-"""What a model is to the rest of the framework, and the layout that attention reads.
+"""What a model and an attention backend provide, and the layout of ragged sequences.
 
-Holds protocols and the ragged layout; blocks, attention kernels and architectures live beside it.
+Holds protocols and bases; blocks, attention kernels and architectures live beside it.
 
 Letters of shapes in this folder: N tokens of the micro-batch, S sequences, D model width, H query heads,
 K key-value heads, E width of one head, V vocabulary, L layers.
@@ -94,8 +94,8 @@ class AttentionConfig:
 class Model(nn.Module):
     """A network from token ids to final hidden states, built on the meta device and filled by a strategy.
 
-    Constructors hold no data: they run under `torch.device("meta")`. `blocks` are where a strategy cuts (shards,
-    checkpoints activations, compiles); the model itself knows nothing of ranks.
+    Constructors create no data: they run under `torch.device("meta")`. Strategies shard, compile and checkpoint
+    activations block by block, over `blocks`; the model itself knows nothing of ranks.
     """
 
     blocks: nn.ModuleList

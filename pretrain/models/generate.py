@@ -33,10 +33,10 @@ def generate(
     `prompt` (S, T) int64 holds S prompts of one length, on the model's device; repeat a prompt for several samples.
     `temperature` divides the logits, 0 takes the likeliest token; `top_k` and `top_p` leave the k likeliest tokens,
     and the likeliest ones that together reach probability p (Holtzman et al. 2020). A sample that has drawn `stop_id`
-    goes on with it, and the stream ends when all have. `generator` lives on the model's device. The model is in eval
+    repeats it, and the stream ends when all samples have. `generator` lives on the model's device. The model is in eval
     mode. Raises `ValueError` for a setting out of range or a text longer than the model has positions for.
     """
-    assert not model.training, "generation wants model.eval(): dropout would change the samples"
+    assert not model.training, "call model.eval() first: dropout would change the samples"
     length, limit = prompt.shape[1], model.max_positions
     check(length >= 1, "prompt", "empty", "must hold at least one token; begin with the end-of-text token")
     check(max_tokens >= 1, "max_tokens", max_tokens, "must be at least 1")
