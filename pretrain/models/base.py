@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -143,13 +143,10 @@ class EncoderModel(Model):
         raise NotImplementedError
 
 
-class ModelConfig(Protocol):
-    """What a choice of the config group `model` provides."""
+class ModelConfig:
+    """A choice of the config group `model`."""
 
-    @property
-    def kind(self) -> ModelKind:
-        """Which tokens its tokens see; a class variable, no setting."""
-        ...
+    kind: ClassVar[ModelKind]  # not a setting
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Model:
         """Return the model; called under `torch.device("meta")`, so nothing is allocated.
@@ -157,7 +154,7 @@ class ModelConfig(Protocol):
         Without its `head`, the modules that only predict tokens are left out and their methods are not called: tasks
         bring heads of their own, and parameters that no loss trains would only take up memory.
         """
-        ...
+        raise NotImplementedError
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderModel, Layout, Model, ModelKind
 from pretrain.models.encoder import Pooler
 from pretrain.models.init import Initial
-from pretrain.objectives.base import Loss, Objective
+from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
 from pretrain.objectives.sentence_pairs import Pairing, Sentences
@@ -29,7 +29,7 @@ INIT_STD = 0.02  # of the classifier's matrices, cut at two deviations: as in BE
 
 @register("objective", "masked_lm")
 @dataclass(kw_only=True)
-class MaskedLMConfig:
+class MaskedLMConfig(ObjectiveConfig):
     """`objective=masked_lm`: predict masked tokens; the defaults are RoBERTa's, `sentences=nsp` makes them BERT's.
 
     The loss of a step is one sum, divided by the masked tokens of the global batch. A pair weighs `sentence_weight`
@@ -39,7 +39,6 @@ class MaskedLMConfig:
     """
 
     kind = ModelKind.bidirectional
-    covers_text = False  # most of the text is no target
     wants_special_tokens = True
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
