@@ -1,4 +1,4 @@
-"""`python -m pretrain.sample RUN`: let a pretrained model continue a prompt.
+"""`python -m pretrain.sample RUN`: continue a prompt with a pretrained model.
 
 Holds the command line and the loading of a run; sampling itself is in `generate`.
 """
@@ -16,7 +16,7 @@ from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, command
 from pretrain.models.decoder import Decoder
-from pretrain.models.generate import generate
+from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
 from pretrain.run import build_module
 from pretrain.tokenizer.base import load_tokenizer
@@ -44,16 +44,10 @@ def sample(options: argparse.Namespace) -> None:
     prefix, suffix = read_record(options.run)["document_frame"]
     tokenizer = load_tokenizer(options.run / "tokenizer.json")
     prompt = torch.tensor([prefix + tokenizer.encode(options.prompt, add_special_tokens=False).ids])
-    drawn = generate(
-        model,
-        prompt.repeat(options.samples, 1),
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        generator=torch.Generator().manual_seed(options.seed),
-        stop_id=next(iter(suffix or prefix), None),  # none where documents have no frame
-    )
+    generator = torch.Generator().manual_seed(options.seed)
+    sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, generator=generator)
+    stop_id = next(iter(suffix or prefix), None)  # None where nothing marks the ends of documents
+    drawn = generate(model, prompt.repeat(options.samples, 1), sampler, max_tokens=options.max_tokens, stop_id=stop_id)
     for continuation in torch.stack(list(drawn), dim=1).tolist():
         print(options.prompt + tokenizer.decode(continuation), end="\n\n")
 

@@ -1,6 +1,6 @@
-"""What a model is to the rest of the framework, and the layout that attention reads.
+"""What a model and an attention backend provide, and the layout of ragged sequences.
 
-Holds protocols and the ragged layout; blocks, attention kernels and architectures live beside it.
+Holds protocols and bases; blocks, attention kernels and architectures live beside it.
 
 Letters of shapes in this folder: N tokens of the micro-batch, S sequences, D model width, H query heads,
 K key-value heads, E width of one head, V vocabulary, L layers.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +94,8 @@ class AttentionConfig:
 class Model(nn.Module):
     """A network from token ids to final hidden states, built on the meta device and filled by a strategy.
 
-    Constructors hold no data: they run under `torch.device("meta")`. `blocks` are where a strategy cuts (shards,
-    checkpoints activations, compiles); the model itself knows nothing of ranks.
+    Constructors create no data: they run under `torch.device("meta")`. Strategies shard, compile and checkpoint
+    activations block by block, over `blocks`; the model itself knows nothing of ranks.
     """
 
     blocks: nn.ModuleList
@@ -143,13 +143,10 @@ class EncoderModel(Model):
         raise NotImplementedError
 
 
-class ModelConfig(Protocol):
-    """What a choice of the config group `model` provides."""
+class ModelConfig:
+    """A choice of the config group `model`."""
 
-    @property
-    def kind(self) -> ModelKind:
-        """Which tokens its tokens see; a class variable, no setting."""
-        ...
+    kind: ClassVar[ModelKind]  # not a setting
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Model:
         """Return the model; called under `torch.device("meta")`, so nothing is allocated.
@@ -157,7 +154,7 @@ class ModelConfig(Protocol):
         Without its `head`, the modules that only predict tokens are left out and their methods are not called: tasks
         bring heads of their own, and parameters that no loss trains would only take up memory.
         """
-        ...
+        raise NotImplementedError
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,7 @@
-"""The blocks that transformers are built from, on flat ragged streams (N, D).
+"""The layers and blocks that transformers are built from, on flat ragged streams (N, D).
 
-Holds no architecture and no attention kernel: `decoder` puts blocks together, `attention/` computes attention.
-Letters of shapes: see `models/base.py`.
+Holds no architecture and no attention kernel: these are in `decoder` and `encoder`, and in `attention/`. Letters of
+shapes: `models/base.py`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Activation(StrEnum):
 
     @property
     def gated(self) -> bool:
-        """Whether the MLP has a second projection, which is multiplied by the nonlinearity of the first."""
+        """Whether the MLP has a second projection, multiplied by the nonlinearity of the first."""
         return self in (Activation.swiglu, Activation.geglu)
 
 
 class Positions(StrEnum):
-    """How a model knows where a token stands."""
+    """How a model encodes the position of a token."""
 
     learned = "learned"  # one vector a position, added to the embedding (GPT-2, BERT)
     sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); decoders only
@@ -73,7 +73,7 @@ def rotary(positions: Tensor, head_width: int, theta: float) -> Rotary:
 
 
 def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:
-    """Return theta^(-2i / width) for i < width / 2, computed anew each time: a buffer would need saving and casting."""
+    """Return theta^(-2i / width) for i < width / 2, in fp32; no buffer, which casting the model would round."""
     return theta ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
 
 
@@ -124,7 +124,7 @@ class Attention(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of one layer for S sequences of one common length, so that a new token costs one position."""
+    """Keys and values of one layer for S sequences of one length, so that a new token costs one position."""
 
     def __init__(self, num_sequences: int) -> None:
         self._num_sequences = num_sequences

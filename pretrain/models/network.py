@@ -7,12 +7,11 @@ Letters of shapes: `models/base.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
 from pretrain.errors import check
-from pretrain.models.base import Attend, ModelKind
+from pretrain.models.base import Attend, ModelConfig, ModelKind
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import MLP, Activation, Attention, Block, Norm, Positions, make_norm
 
@@ -21,10 +20,8 @@ _RESIDUAL = ("attention.out.weight", "mlp.down.weight", "transform.dense.weight"
 
 
 @dataclass(kw_only=True)
-class NetworkConfig:
+class NetworkConfig(ModelConfig):
     """The settings of a stack of transformer blocks; the defaults are GPT-2's."""
-
-    kind: ClassVar[ModelKind]
 
     max_seq_len: int  # tokens a sequence may have; owned by data.seq_len
     width: int = 768  # of the residual stream, D

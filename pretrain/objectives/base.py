@@ -1,12 +1,12 @@
 """What an objective is: a module around a model that turns a batch into a loss.
 
-Holds the protocol only; each objective has its own file.
+Holds the bases only; each objective has its own file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -42,40 +42,28 @@ class Objective(nn.Module):
         return self.model.initial(name.removeprefix("model."))
 
 
-class ObjectiveConfig(Protocol):
-    """What a choice of the config group `objective` provides."""
+class ObjectiveConfig:
+    """A choice of the config group `objective`."""
 
-    @property
-    def kind(self) -> ModelKind:
-        """The kind of model that it trains; a class variable, no setting."""
-        ...
-
-    @property
-    def covers_text(self) -> bool:
-        """Whether every token of the text is a target once, so that its loss is one of bits per byte, too."""
-        ...
+    kind: ClassVar[ModelKind]  # of the models that it trains; not a setting
+    covers_text: ClassVar[bool] = False  # every token of the text is a target once: the loss is bits per byte, too
+    wants_special_tokens: ClassVar[bool] = False  # at both ends of every sequence: [CLS], [SEP]
 
     @property
     def pairs(self) -> bool:
         """Whether it makes pairs of documents' parts: sequences with segments 0 and 1."""
-        ...
-
-    @property
-    def wants_special_tokens(self) -> bool:
-        """Whether every sequence should have the special tokens around a document ([CLS], [SEP]) at its ends."""
-        ...
+        return False
 
     def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
-        """Raise `ConfigError` for a tokenizer that the objective cannot work with.
+        """Raise `ConfigError` for a tokenizer that the objective cannot work with; this default accepts everything.
 
         `mask` says whether it has a mask token, `frame` whether it puts special tokens on both sides of a document.
         Called before text is prepared with the tokenizer.
         """
-        ...
 
     def build(self, model: Model) -> Objective:
         """Return the module that is trained."""
-        ...
+        raise NotImplementedError
 
     def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
         """Return the function from slots to inputs: a pure function of the slots, their keys and the seed.
@@ -84,4 +72,4 @@ class ObjectiveConfig(Protocol):
 
         Raises `ConfigError` as `check_tokenizer` does: the corpus may have been prepared earlier.
         """
-        ...
+        raise NotImplementedError

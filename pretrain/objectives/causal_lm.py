@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from pretrain.data.batch import Batch, Examples, Inputs, Vocabulary
 from pretrain.errors import check
 from pretrain.models.base import Layout, Model, ModelKind
-from pretrain.objectives.base import Loss, Objective
+from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
 from pretrain.objectives.cross_entropy import linear_cross_entropy
 from pretrain.registry import register
 
 
 @register("objective", "causal_lm")
 @dataclass(kw_only=True)
-class CausalLMConfig:
+class CausalLMConfig(ObjectiveConfig):
     """`objective=causal_lm`: predict the token that follows, inside its document."""
 
     kind = ModelKind.causal
     covers_text = True
-    pairs = False
-    wants_special_tokens = False
 
     z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in PaLM; 0 is off
     chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
@@ -33,9 +31,6 @@ class CausalLMConfig:
         check(self.z_loss >= 0, "objective.z_loss", self.z_loss, "must not be negative; 0 is off")
         chunk = self.chunk_tokens
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
-
-    def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
-        """Accept every tokenizer."""
 
     def build(self, model: Model) -> CausalLM:
         """Return the module that is trained."""

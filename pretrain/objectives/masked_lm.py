@@ -18,7 +18,7 @@ from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderModel, Layout, Model, ModelKind
 from pretrain.models.encoder import Pooler
 from pretrain.models.init import Initial
-from pretrain.objectives.base import Loss, Objective
+from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
 from pretrain.objectives.sentence_pairs import Pairing, Sentences
@@ -29,21 +29,20 @@ INIT_STD = 0.02  # of the classifier's matrices, cut at two deviations: as in BE
 
 @register("objective", "masked_lm")
 @dataclass(kw_only=True)
-class MaskedLMConfig:
+class MaskedLMConfig(ObjectiveConfig):
     """`objective=masked_lm`: predict masked tokens; the defaults are RoBERTa's, `sentences=nsp` makes them BERT's.
 
-    The loss of a step is one sum, divided by the masked tokens of the global batch. In it a pair counts as much as
-    `sentence_weight` times the masked tokens that are expected in it. So with 1 the two losses count alike, as in BERT,
-    however long documents are and however a step is divided; the mean over pairs is weighted by their lengths. The
-    losses in the metrics are those of masked tokens alone; evaluations measure the pairs beside them.
+    The loss of a step is one sum, divided by the masked tokens of the global batch. A pair weighs `sentence_weight`
+    times the number of masked tokens expected in it. So with 1 the two losses weigh the same, as in BERT, however long
+    documents are and however a step is divided; the mean over pairs is weighted by their lengths. Metrics show the loss
+    of masked tokens alone; evaluations measure the pairs beside it.
     """
 
     kind = ModelKind.bidirectional
-    covers_text = False  # most of the text is no target
     wants_special_tokens = True
 
     masking: MaskingConfig = field(default_factory=MaskingConfig)
-    sentences: Sentences = Sentences.none  # none, nsp (next sentence) or sop (sentence order): told by the first token
+    sentences: Sentences = Sentences.none  # none, nsp (next sentence) or sop (sentence order), by the first token
     sentence_weight: float = 1.0  # of a pair against the masked tokens that are expected in it
     chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
@@ -61,15 +60,15 @@ class MaskedLMConfig:
         """Raise `ConfigError` for a tokenizer without a mask, and for pairs without tokens on both sides of a text."""
         if not mask:
             raise ConfigError(
-                "objective=masked_lm: this tokenizer has no token that hides others; name it in tokenizer.mask if that "
-                "is neither [MASK] nor <mask>, else add one to tokenizer.special_tokens or choose another tokenizer (a "
-                "corpus that is prepared keeps its own)"
+                "objective=masked_lm: this tokenizer has no mask token; name it in tokenizer.mask if that is neither "
+                "[MASK] nor <mask>, else add one to tokenizer.special_tokens or choose another tokenizer (a prepared "
+                "corpus keeps its own)"
             )
         if self.pairs and not frame:
             raise ConfigError(
                 f"objective.sentences={self.sentences.value}: pairs need tokens before and after a document, such as "
-                "[CLS] and [SEP], and this tokenizer has not both; set tokenizer.prefix and tokenizer.suffix, or none "
-                "here"
+                "[CLS] and [SEP], and this tokenizer lacks one of them; set tokenizer.prefix and tokenizer.suffix, or "
+                "none here"
             )
 
     def build(self, model: Model) -> MaskedLM:

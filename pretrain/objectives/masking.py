@@ -1,4 +1,4 @@
-"""Masking: which tokens of a slot a model must find, and what stands in their place meanwhile.
+"""Masking: which tokens of a slot the model must predict, and what it sees in their place.
 
 Holds arithmetic on token ids; the loss is in `masked_lm`. Free of torch.
 
@@ -26,7 +26,7 @@ MAX_SPAN_RATE = 0.79  # above it the mean gap between spans would be less than a
 
 
 class Unit(StrEnum):
-    """What is hidden or shown as a whole."""
+    """What is masked as a whole."""
 
     tokens = "tokens"  # each token by itself (Devlin et al. 2019)
     whole_words = "whole_words"  # all tokens of a word
@@ -35,24 +35,24 @@ class Unit(StrEnum):
 
 @dataclass(kw_only=True)
 class MaskingConfig:
-    """Which tokens are chosen to be predicted, and what the model sees where they were.
+    """Which tokens are to be predicted, and what the model sees in their place.
 
-    Every token of text is chosen with probability `rate` exactly, whatever the unit and wherever it stands; tokens that
-    are no text ([CLS], [SEP], <|endoftext|>) never are. So the share of a slot varies around the rate: there is no
-    quota, which would choose long words and short documents more seldom.
+    Every token of text is chosen with probability `rate` exactly, whatever the unit and wherever it stands; special
+    tokens ([CLS], [SEP], <|endoftext|>) never are. So the share of a slot varies around the rate: a quota would choose
+    long words and short documents less often.
 
     - `tokens`: each token is chosen by itself.
     - `whole_words`: each word is chosen by itself.
     - `spans`: along the words of a slot, spans and gaps take turns; a span has SpanBERT's length, a gap has a
       geometric length of a word or more, with the mean that gives the rate. A slot begins in the middle of that.
 
-    What stands in a chosen token's place is decided for each token, but for spans once for all of their tokens.
+    What replaces a chosen token is decided for each token, but for spans once for all of their tokens.
     """
 
     rate: float = 0.15  # share of the tokens of text that are chosen; ModernBERT's is 0.3
     unit: Unit = Unit.tokens  # what is chosen as a whole: tokens, whole_words or spans
-    mask_share: float = 0.8  # of the chosen tokens: the tokenizer's mask token stands in their place
-    random_share: float = 0.1  # of the chosen tokens: a random token of text stands there; the rest is left as it is
+    mask_share: float = 0.8  # of the chosen tokens: replaced by the tokenizer's mask token
+    random_share: float = 0.1  # of the chosen tokens: replaced by a random token of text; the rest stay as they are
 
     def __post_init__(self) -> None:
         check(0 < self.rate <= 1, "objective.masking.rate", self.rate, "above 0 and at most 1")
@@ -66,12 +66,12 @@ class MaskingConfig:
 
 
 class Masking:
-    """Hides tokens of slots: a pure function of the slots, their keys and the seed."""
+    """Masks tokens of slots: a pure function of the slots, their keys and the seed."""
 
     def __init__(self, config: MaskingConfig, vocabulary: Vocabulary, mask: int, seed: int) -> None:
         self._config = config
         self._vocabulary = vocabulary
-        self._mask = mask  # the id that hides a token
+        self._mask = mask  # id of the mask token
         self._ordinary = np.flatnonzero(~vocabulary.special)  # ids that a random token may have
         self._seed = seed
 
@@ -91,7 +91,7 @@ class Masking:
         return shown, targets
 
     def _choose(self, slots: Slots, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where chosen tokens are (M,), and for each the token whose numbers say what stands there (M,)."""
+        """Return where chosen tokens are (M,), and for each the token whose numbers decide its replacement (M,)."""
         rate, unit = self._config.rate, self._config.unit
         text = ~self._vocabulary.special[slots.tokens]
         if unit is Unit.tokens:
@@ -108,7 +108,7 @@ class Masking:
 
 
 def word_starts(tokens: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Return where words begin, (N,) bool; a token that is no text counts as a word, and none spans two sequences."""
+    """Return where words begin, (N,) bool; a special token counts as a word, and no word spans two sequences."""
     begins = vocabulary.starts_word[tokens]
     begins[1:] |= vocabulary.ends_word[tokens[:-1]]
     begins[offsets[:-1]] = True
@@ -116,12 +116,12 @@ def word_starts(tokens: np.ndarray, offsets: np.ndarray, vocabulary: Vocabulary)
 
 
 def _tokens_of(hidden: np.ndarray, word: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Return where the tokens of text (N,) are whose word (N,) is hidden (W,); -1 is a token before any word."""
+    """Return where the tokens of text (N,) are whose word (N,) is masked (W,); -1 is a token before any word."""
     return np.flatnonzero(text & np.append(hidden, False)[word])
 
 
 def _spans(numbers: np.ndarray, slots: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return which words spans hide (W,) bool, and the first word of the newest span at each (W,).
+    """Return which words lie in spans (W,) bool, and the first word of the newest span at each (W,).
 
     `numbers` (W, 2) are two a word, `slots` (B+1,) the words at which slots begin. Gaps G and spans L alternate. With
     E[G] = E[L] (1 - rate) / rate a word lies in a span with probability `rate`, if a slot begins as if the process had

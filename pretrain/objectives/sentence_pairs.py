@@ -1,4 +1,4 @@
-"""Pairs: documents taken apart for next-sentence and sentence-order prediction.
+"""Pairs: documents cut in two for next-sentence and sentence-order prediction.
 
 Holds arithmetic on token ids; the classifier and its loss are in `masked_lm`. Free of torch.
 
@@ -20,7 +20,7 @@ APART = 1  # the label of a pair whose second part does not follow the first; 0:
 
 
 class Sentences(StrEnum):
-    """What is to be told of the two parts of a pair."""
+    """What the classifier predicts of the two parts of a pair."""
 
     none = "none"  # nothing: documents stay whole
     nsp = "nsp"  # next sentence: whether the second part comes from another document (Devlin et al. 2019)
@@ -84,7 +84,7 @@ class Pairing:
         return self._assemble(slots, bounds, rows, first, second, labels)
 
     def _texts(self, tokens: np.ndarray, offsets: np.ndarray) -> _Ranges:
-        """Return where the text of each sequence lies: all of it but the frame, as far as packing left it one."""
+        """Return where the text of each sequence lies, without the special tokens that packing left at its ends."""
         begins, ends = offsets[:-1], offsets[1:]
         prefix, suffix = self._vocabulary.prefix, self._vocabulary.suffix
         last = len(tokens) - 1
@@ -95,14 +95,14 @@ class Pairing:
     def _assemble(
         self, slots: Slots, bounds: np.ndarray, rows: np.ndarray, first: _Ranges, second: _Ranges, labels: np.ndarray
     ) -> Pairs:
-        """Put the parts of the pairs `rows` between the ids of the frame, and all other sequences as they are."""
+        """Put special tokens around the parts of the pairs `rows`; all other sequences stay as they are."""
         prefix, suffix = self._vocabulary.prefix, self._vocabulary.suffix
         pool = np.concatenate([slots.tokens, prefix, suffix])
-        begins = np.zeros((len(labels), 5), dtype=np.int64)  # of the pieces of each sequence, in the pool
+        begins = np.zeros((len(labels), 5), dtype=np.int64)  # of the five parts of each sequence, in the pool
         lengths = np.zeros_like(begins)
         begins[:, 0], lengths[:, 0] = slots.offsets[:-1], np.diff(slots.offsets)
         led, closed = len(slots.tokens), len(slots.tokens) + len(prefix)
-        for piece, (begin, length) in enumerate(
+        for part, (begin, length) in enumerate(
             [
                 (led, len(prefix)),
                 (first.begins, first.lengths),
@@ -111,7 +111,7 @@ class Pairing:
                 (closed, len(suffix)),
             ]
         ):
-            begins[rows, piece], lengths[rows, piece] = begin, length
+            begins[rows, part], lengths[rows, part] = begin, length
         offsets = np.concatenate([[0], lengths.sum(axis=1).cumsum()])
         begins, lengths = begins.reshape(-1), lengths.reshape(-1)
         before = lengths.cumsum() - lengths
@@ -152,7 +152,7 @@ def _strangers(
     texts: _Ranges,
     bounds: np.ndarray,  # (B+1,) sequences
     words: np.ndarray,  # where words begin
-    rows: np.ndarray,  # (P,) sequences that want a stretch of another one of their slot
+    rows: np.ndarray,  # (P,) sequences whose second part comes from another one of their slot
     lengths: np.ndarray,  # (P,) tokens wanted
     numbers: np.ndarray,  # (P, 4), of which the last two are used
 ) -> _Ranges:

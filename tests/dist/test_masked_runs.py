@@ -93,6 +93,6 @@ def test_ranks_micro_batches_and_strategies_do_not_change_the_run(place, sentenc
 def test_refusals_say_what_to_do(place, uninterrupted):
     overrides = [one for one in masked("refused") if not one.startswith("tokenizer")]
     done = run(*overrides, "tokenizer=bpe", "tokenizer.vocab_size=300", code=2, cwd=place)
-    assert "objective=masked_lm: this tokenizer has no token that hides others" in done.stderr
+    assert "objective=masked_lm: this tokenizer has no mask token" in done.stderr
     done = run(*masked("uninterrupted", "objective.sentences=none", "model.dropout=0.1"), code=4, cwd=place)
     assert "extra pooler.dense.weight (32, 32)" in done.stderr

@@ -36,16 +36,16 @@ def write(directory, model, max_bytes=10**9, dtype=torch.float32):
 
 
 def write_released(directory, config, texts):
-    """Write a directory as those who release a model of this configuration do: with transformers, framed by a template.
+    """Write a directory as published models have it: by transformers, with a template in the tokenizer.
 
     The tokenizer is one like BERT's, or like RoBERTa's and GPT-2's where the model is theirs; it comes back.
     """
     family = family_for(config)
     tokenizer = (word_piece if family.model_type in ("bert", "distilbert") else byte_level)(texts)
     if not config.kind.generates:
-        frame = ("[CLS]", "[SEP]") if tokenizer.token_to_id("[CLS]") is not None else ("<s>", "</s>")
-        special = [(token, tokenizer.token_to_id(token)) for token in frame]
-        template = f"{frame[0]} $A {frame[1]}"
+        ends = ("[CLS]", "[SEP]") if tokenizer.token_to_id("[CLS]") is not None else ("<s>", "</s>")
+        special = [(token, tokenizer.token_to_id(token)) for token in ends]
+        template = f"{ends[0]} $A {ends[1]}"
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
     theirs = AutoConfig.for_model(**family.to_hf(config, tokenizer.get_vocab_size()))
     kind = AutoModelForCausalLM if config.kind.generates else AutoModelForMaskedLM

@@ -26,17 +26,18 @@ VOCAB_SIZE = 61
 
 def small_decoder(seed=1, attend=sdpa, **fields):
     """Return a decoder built the way runs build theirs."""
-    fields = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4, **fields}
-    with torch.device("meta"):
-        model = DecoderConfig(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
-    return filled(model, seed)
+    return small_model(DecoderConfig, seed, attend, fields)
 
 
 def small_encoder(seed=1, attend=sdpa, **fields):
     """Return an encoder built the way runs build theirs."""
+    return small_model(EncoderConfig, seed, attend, fields)
+
+
+def small_model(config, seed, attend, fields):
     fields = {"max_seq_len": 32, "width": 24, "layers": 2, "heads": 4, **fields}
     with torch.device("meta"):
-        model = EncoderConfig(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
+        model = config(**fields).build(vocab_size=VOCAB_SIZE, attend=attend)
     return filled(model, seed)
 
 

@@ -1,6 +1,6 @@
 """Lengths and masks of ragged sequences, shared by the backends that compute on padded tensors.
 
-Holds no attention itself, and no choice of the config group.
+Holds no attention and no choice of the config group.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pretrain.models.base import Layout
 
 
 def lengths(layout: Layout) -> tuple[list[int], list[int]]:
-    """Return the lengths in tokens of every sequence's queries and keys, read from the device if nobody knows them."""
+    """Return how many tokens the queries and keys of every sequence have; read from the device if need be."""
     if layout.q_lengths is not None and layout.k_lengths is not None:
         return layout.q_lengths, layout.k_lengths
 

@@ -33,7 +33,7 @@ def sdpa(
     if window is not None and window >= layout.max_k:
         window = None
     num_sequences = layout.q_offsets.shape[0] - 1
-    # No length exceeds its maximum, so they are all equal if they add up to S of it: seen without asking the device.
+    # No length exceeds its maximum, so all are equal if they add up to S times it: known without reading the device.
     if q.shape[0] == num_sequences * layout.max_q and k.shape[0] == num_sequences * layout.max_k:
         mask = Mask(None, causal)
         if window is not None or (causal and layout.max_q != layout.max_k):

@@ -1,7 +1,8 @@
-"""Ragged sequences cut into dense pieces for scaled_dot_product_attention.
+"""Ragged sequences as dense calls of scaled_dot_product_attention.
 
-Pieces lie in the stream as they are where long enough, and are otherwise sorted by length and padded on the right. The
-plan is made once a batch and shared by all layers.
+Neighbours of one length are one call, straight from the stream, where that makes calls long enough; otherwise sequences
+are sorted by length and copied into buckets, padded on the right. The plan is made once a micro-batch and shared by all
+layers.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from torch import Tensor
 from pretrain.models.attention.masks import lengths, visible
 from pretrain.models.base import Layout
 
-LONG_RUN_TOKENS = 32  # mean length of a piece from which calling the kernel piece by piece beats copying into buckets
+LONG_RUN_TOKENS = 32  # mean tokens of a call from which calls straight from the stream beat copies into buckets
 BUCKET_SLACK = 0.25  # share of a bucket's longest sequence that padding may add to a shorter one
 
 
 def attend_ragged(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, causal: bool, window: int | None, dropout: float
 ) -> Tensor:
-    """Return the attention within sequences of uneven lengths, piece by piece, (Nq, H, E) as `Attend` does."""
+    """Return the attention within sequences of uneven lengths, (Nq, H, E) (see `Attend`)."""
     plan: _Plan = layout.plan(("sdpa ragged", causal, window), lambda: _plan(layout, causal, window, q.device))
     if plan.q_copy is not None and plan.k_copy is not None:
         q, k, v = (x.index_select(0, copy.rows) for x, copy in ((q, plan.q_copy), (k, plan.k_copy), (v, plan.k_copy)))
     splits = q.split(plan.q_rows), k.split(plan.k_rows), v.split(plan.k_rows)
-    pieces = zip(*splits, plan.counts, plan.masks, strict=True)
-    out = torch.cat([attend_dense(*piece, dropout) for piece in pieces])
+    calls = zip(*splits, plan.counts, plan.masks, strict=True)
+    out = torch.cat([attend_dense(*call, dropout) for call in calls])
     return out if plan.q_copy is None else out.index_select(0, plan.q_copy.back)
 
 
@@ -42,14 +43,14 @@ def __getattr__(name: str) -> Any:
 
 
 class Mask(NamedTuple):
-    """What the kernel is told beside q, k and v: a mask, or that its own causal rule is right, or neither."""
+    """How the kernel masks: by a tensor, by its own causal rule, or not at all."""
 
     seen: Tensor | None  # (B or 1, 1, Tq, Tk) bool
     causal: bool
 
 
 def mask_of(q_lengths: list[int], k_lengths: list[int], causal: bool, window: int | None, device: torch.device) -> Mask:
-    """Return the cheapest mask that is right for B right-padded sequences of these lengths."""
+    """Return the cheapest correct mask for B right-padded sequences of these lengths."""
     if window is None:
         # Padding stands behind every real query, so that the causal rule hides it.
         if causal and q_lengths == k_lengths:
@@ -81,9 +82,9 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Mask, dropou
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
     """Return softmax(q kᵀ / sqrt(E)) v with dropout of the weights, (B, H, Tq, E), for fp32 on CPUs.
 
-    The kernel there has no dropout and torch writes the same out, guarded against rows that see no key. Ours see one,
-    always, and are spared the guard: 3 to 5 % of a step of fine-tuning on short texts. Lower precisions are left to
-    torch, which computes them in fp32.
+    The kernel there has no dropout, and torch falls back to these operations with a guard against rows that see no key.
+    Ours always see one, so this version drops the guard: 3 to 5 % of a step of fine-tuning on short texts. Lower
+    precisions are left to torch, which computes them in fp32.
     """
     if q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
@@ -99,8 +100,8 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) ->
 class _Copy(NamedTuple):
     """How the rows of one stream move into padded buckets and back.
 
-    Padding repeats the last row of its own sequence. Nothing reads it, so that its gradient is zero and a row's
-    gradient is that of its one real copy, exactly.
+    Padding repeats the last row of its own sequence. Nothing reads it, so its gradient is zero, and the gradient of a
+    row is exactly that of its one real copy.
     """
 
     rows: Tensor  # (M,) int64, the flat row that each padded row is a copy of
@@ -108,13 +109,13 @@ class _Copy(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Dense pieces of one length each, in the order in which the kernel is called on them."""
+    """The calls of the kernel, in order, each on sequences of one (padded) length."""
 
-    q_rows: list[int]  # query rows of each piece, padding included
-    k_rows: list[int]  # key rows of each piece, padding included
-    counts: list[int]  # sequences of each piece
+    q_rows: list[int]  # query rows of each call, padding included
+    k_rows: list[int]  # key rows of each call, padding included
+    counts: list[int]  # sequences of each call
     masks: list[Mask]
-    q_copy: _Copy | None  # None: the pieces lie in the flat stream already
+    q_copy: _Copy | None  # None: calls read the flat stream as it is
     k_copy: _Copy | None
 
 
@@ -122,19 +123,19 @@ def _plan(layout: Layout, causal: bool, window: int | None, device: torch.device
     """Cut the stream into runs of equal length where these are long, into padded buckets where they are short."""
     q_lengths, k_lengths = lengths(layout)
     owners = [s for s, pair in enumerate(zip(q_lengths, k_lengths, strict=True)) if pair != (0, 0)]
-    pieces = [list(run) for _, run in groupby(owners, key=lambda s: (q_lengths[s], k_lengths[s]))]
-    copied = sum(q_lengths) < LONG_RUN_TOKENS * len(pieces)
+    groups = [list(run) for _, run in groupby(owners, key=lambda s: (q_lengths[s], k_lengths[s]))]
+    copied = sum(q_lengths) < LONG_RUN_TOKENS * len(groups)
     if copied:
-        pieces = _buckets(owners, q_lengths, k_lengths)
-    q_pieces = [[q_lengths[s] for s in piece] for piece in pieces]
-    k_pieces = [[k_lengths[s] for s in piece] for piece in pieces]
+        groups = _buckets(owners, q_lengths, k_lengths)
+    q_groups = [[q_lengths[s] for s in group] for group in groups]
+    k_groups = [[k_lengths[s] for s in group] for group in groups]
     return _Plan(
-        q_rows=[len(piece) * max(piece) for piece in q_pieces],
-        k_rows=[len(piece) * max(piece) for piece in k_pieces],
-        counts=[len(piece) for piece in pieces],
-        masks=[mask_of(q, k, causal, window, device) for q, k in zip(q_pieces, k_pieces, strict=True)],
-        q_copy=_copy(pieces, q_lengths, device) if copied else None,
-        k_copy=_copy(pieces, k_lengths, device) if copied else None,
+        q_rows=[len(group) * max(group) for group in q_groups],
+        k_rows=[len(group) * max(group) for group in k_groups],
+        counts=[len(group) for group in groups],
+        masks=[mask_of(q, k, causal, window, device) for q, k in zip(q_groups, k_groups, strict=True)],
+        q_copy=_copy(groups, q_lengths, device) if copied else None,
+        k_copy=_copy(groups, k_lengths, device) if copied else None,
     )
 
 
@@ -150,14 +151,14 @@ def _buckets(owners: list[int], q_lengths: list[int], k_lengths: list[int]) -> l
     return buckets
 
 
-def _copy(pieces: list[list[int]], sizes: list[int], device: torch.device) -> _Copy:
+def _copy(groups: list[list[int]], sizes: list[int], device: torch.device) -> _Copy:
     size = torch.tensor(sizes)
     start = size.cumsum(0) - size
     rows, real = [], []
-    for piece in pieces:
-        within = torch.arange(max(sizes[s] for s in piece))
-        rows.append((start[piece, None] + within.minimum(size[piece, None] - 1)).flatten())
-        real.append((within < size[piece, None]).flatten())
+    for group in groups:
+        within = torch.arange(max(sizes[s] for s in group))
+        rows.append((start[group, None] + within.minimum(size[group, None] - 1)).flatten())
+        real.append((within < size[group, None]).flatten())
     flat_rows, is_real = torch.cat(rows), torch.cat(real)
     back = torch.empty(sum(sizes), dtype=torch.int64)
     back[flat_rows[is_real]] = is_real.nonzero().squeeze(1)

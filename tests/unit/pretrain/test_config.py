@@ -36,7 +36,7 @@ def test_what_goes_together_is_accepted(overrides):
 
 TEXTS = ["a text of a few words", "another one, with words"] * 20
 NO_MASK, NO_FRAME = (
-    r"objective=masked_lm: this tokenizer has no token that hides",
+    r"objective=masked_lm: this tokenizer has no mask token",
     r"objective\.sentences=nsp: pairs need",
 )
 

@@ -17,7 +17,7 @@ from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors, pooled
 from finetune.model.losses import AnswerSpans, MultiLabel, Regression, SingleLabel, TokenLabels
 from pretrain.data.batch import IGNORED
-from pretrain.hub.family import HeadKind, Pooling, family_for, head_for
+from pretrain.hub.family import FAMILIES, HeadKind, Pooling, family_for, head_for
 from pretrain.models.attention.sdpa import sdpa
 
 PAD = 1  # RoBERTa's; no text holds it
@@ -100,6 +100,10 @@ def check(ours, theirs, config, kind, batch, **labels):
     theirs_by_ours = as_ours(ours, config, kind, theirs, lambda parameter: parameter.grad)
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs_by_ours[name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_heads_of_every_family_are_compared():
+    assert MODELS.keys() == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("name", MODELS)

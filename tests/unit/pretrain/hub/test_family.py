@@ -17,10 +17,12 @@ from transformers import (
     MistralConfig,
     ModernBertConfig,
     RobertaConfig,
+    XLMRobertaConfig,
 )
 
 from pretrain.errors import ConfigError
-from pretrain.hub.family import family_for, family_of
+from pretrain.hub.family import FAMILIES, family_for, family_of
+from pretrain.hub.roberta import Roberta
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation
@@ -82,6 +84,21 @@ def outright(config):
     if config.kind.generates:
         return replace(config, kv_heads=config.num_kv_heads, mlp_width=config.hidden_width)
     return replace(config, mlp_width=config.hidden_width)
+
+
+def test_defining_a_family_adds_it_and_every_family_is_tested(monkeypatch):
+    assert {name.partition(",")[0] for name in SHAPES} == FAMILIES.keys()
+    monkeypatch.setattr("pretrain.hub.family.FAMILIES", FAMILIES.copy())
+
+    class XLMRoberta(Roberta):
+        model_type = "xlm-roberta"
+        architecture = "XLMRobertaForMaskedLM"
+
+    theirs = XLMRobertaConfig(type_vocab_size=1).to_dict()
+    assert isinstance(family_of(theirs), XLMRoberta)
+    assert family_of(theirs).from_hf(theirs).position_offset == 2
+    assert family_for(family_of(theirs).from_hf(theirs)).model_type == "roberta", "of equals the first"
+    assert "xlm-roberta" not in FAMILIES
 
 
 def test_what_transformers_writes_is_understood():

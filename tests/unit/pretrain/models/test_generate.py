@@ -7,10 +7,11 @@ from small_models import LLAMA, VOCAB_SIZE, small_decoder
 
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.generate import generate, sample
+from pretrain.models.generate import Sampler, generate
 from pretrain.models.layers import Positions
 
 GREEDY = {"temperature": 0.0}
+GREEDILY = Sampler(**GREEDY)
 SEEDED = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
 MODELS = [
     {},
@@ -30,14 +31,14 @@ def confident(**fields):
     return model.eval()
 
 
-def without_cache(model, tokens, *, max_tokens, generator, **settings):
+def without_cache(model, tokens, sampler, *, max_tokens):
     """Return what `generate` yields, computing the whole text anew for every token."""
     for _ in range(max_tokens):
         num_samples, length = tokens.shape
         positions = torch.arange(length).repeat(num_samples)
         hidden = model(tokens.flatten(), positions, layout([length] * num_samples))
         logits = (hidden @ model.head_weight().T)[length - 1 :: length]
-        tokens = torch.cat([tokens, sample(logits, generator=generator, **settings)[:, None]], dim=1)
+        tokens = torch.cat([tokens, sampler(logits)[:, None]], dim=1)
     return tokens[:, -max_tokens:]
 
 
@@ -45,25 +46,25 @@ def without_cache(model, tokens, *, max_tokens, generator, **settings):
 @pytest.mark.parametrize("fields", MODELS)
 def test_the_cache_changes_nothing(fields, settings):
     model, prompt = confident(**fields), prompts(3, 5)
-    seeded = [torch.Generator().manual_seed(7) for _ in range(2)]
-    found = torch.stack(list(generate(model, prompt, max_tokens=20, generator=seeded[0], **settings)), dim=1)
-    expected = without_cache(model, prompt, max_tokens=20, generator=seeded[1], **settings)
+    samplers = [Sampler(generator=torch.Generator().manual_seed(7), **settings) for _ in range(2)]
+    found = torch.stack(list(generate(model, prompt, samplers[0], max_tokens=20)), dim=1)
+    expected = without_cache(model, prompt, samplers[1], max_tokens=20)
     assert found.tolist() == expected.tolist()
     assert len({tuple(row) for row in found.tolist()}) > 1
 
 
 def test_one_token_of_prompt_is_enough_and_one_sample_too():
     model = confident()
-    drawn = list(generate(model, prompts(1, 1), max_tokens=31, temperature=0.0))
+    drawn = list(generate(model, prompts(1, 1), GREEDILY, max_tokens=31))
     assert [token.shape for token in drawn] == [(1,)] * 31
 
 
-def test_a_stopped_sample_goes_on_with_the_stop_token():
+def test_a_stopped_sample_repeats_the_stop_token():
     model, prompt = confident(), prompts(3, 5)
 
     def drawn(stop_id):
-        generator = torch.Generator().manual_seed(2)
-        return torch.stack(list(generate(model, prompt, max_tokens=20, stop_id=stop_id, generator=generator)), dim=1)
+        sampler = Sampler(generator=torch.Generator().manual_seed(2))
+        return torch.stack(list(generate(model, prompt, sampler, max_tokens=20, stop_id=stop_id)), dim=1)
 
     free = drawn(None)
     stop_id = int(free[0, 3])
@@ -76,8 +77,8 @@ def test_a_stopped_sample_goes_on_with_the_stop_token():
 
 def test_ends_when_every_sample_has_stopped():
     model, prompt = confident(), prompts(1, 5)
-    free = [int(token) for token in generate(model, prompt, max_tokens=20, **GREEDY)]
-    stopped = [int(token) for token in generate(model, prompt, max_tokens=20, stop_id=free[3], **GREEDY)]
+    free = [int(token) for token in generate(model, prompt, GREEDILY, max_tokens=20)]
+    stopped = [int(token) for token in generate(model, prompt, GREEDILY, max_tokens=20, stop_id=free[3])]
     assert stopped == free[: free.index(free[3]) + 1]
 
 
@@ -87,7 +88,7 @@ def test_filters_keep_the_likeliest_tokens():
 
     def kept(**settings):
         generator = torch.Generator().manual_seed(0)
-        drawn = sample(logits, temperature=1.0, generator=generator, **settings).view(-1, 2)
+        drawn = Sampler(generator=generator, **settings)(logits).view(-1, 2)
         return [sorted(set(column.tolist())) for column in drawn.T]
 
     assert kept() == [[0, 1, 2, 3], [0, 1, 2, 3]]
@@ -103,10 +104,10 @@ def test_temperature_shapes_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     for temperature in (0.5, 1.0, 2.0):
         generator = torch.Generator().manual_seed(0)
-        drawn = sample(logits.expand(40_000, 3), temperature=temperature, generator=generator)
+        drawn = Sampler(temperature=temperature, generator=generator)(logits.expand(40_000, 3))
         expected = (logits[0] / temperature).softmax(0)
         torch.testing.assert_close(drawn.bincount(minlength=3) / 40_000, expected, atol=0.01, rtol=0)
-    assert sample(logits, temperature=0.0).tolist() == [2]
+    assert GREEDILY(logits).tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +125,10 @@ def test_temperature_shapes_the_distribution():
 def test_refuses_by_name_and_at_once(settings, message):
     settings = {"prompt": prompts(1, 5), "max_tokens": 4, **settings}
     with pytest.raises(ValueError, match=message):
-        generate(confident(), **settings)
+        prompt, max_tokens = settings.pop("prompt"), settings.pop("max_tokens")
+        generate(confident(), prompt, Sampler(**settings), max_tokens=max_tokens)
 
 
 def test_computed_positions_have_no_limit():
     model = confident(**LLAMA, attend=sdpa)
-    assert len(list(generate(model, prompts(1, 5), max_tokens=40, **GREEDY))) == 40
+    assert len(list(generate(model, prompts(1, 5), GREEDILY, max_tokens=40))) == 40

@@ -184,7 +184,7 @@ def test_inputs_are_masked_pairs():
 
 
 def test_refuses_a_tokenizer_without_a_mask():
-    with pytest.raises(ConfigError, match=r"objective=masked_lm: this tokenizer has no token that hides others"):
+    with pytest.raises(ConfigError, match=r"objective=masked_lm: this tokenizer has no mask token"):
         MaskedLMConfig().examples(lambda: known(mask=None), seed=1)
 
 
