@@ -37,7 +37,7 @@ def _corpora(subject: Subject) -> Contents:
             for split in manifest.splits:
                 Corpus.open(directory, split)  # checks the size of every file and reads its header
             tokens = manifest.splits["train"].tokens
-            about = f"{tokens:,} tokens to train on in {directory}, fingerprint {manifest.fingerprint:.16} on all hosts"
+            about = f"{tokens:,} tokens to train on in {directory}, fingerprint {manifest.fingerprint:.16}"
             found[f"corpus {name}"] = about
     return found
 
@@ -51,7 +51,7 @@ def _task_files(subject: Subject) -> Contents:
         if path.is_file():
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            found[f"task.{key}={name}"] = f"{in_bytes(path.stat().st_size)}, SHA-256 {sha256:.16} on all hosts"
+            found[f"task.{key}={name}"] = f"{in_bytes(path.stat().st_size)}, SHA-256 {sha256:.16}"
         elif path.is_dir() or is_hub_name(name.partition(":")[0]):
             found[f"task.{key}={name}"] = ""
         else:
@@ -63,10 +63,9 @@ def _check(name: str, look: Callable[[Subject], Contents], if_absent: str) -> Ch
     """Return the check of inputs that must be the same on all hosts; `if_absent` is the warning for those to come."""
 
     def judge(subject: Subject, answers: list[Contents]) -> list[Finding]:
-        return [
-            Finding(Level.ok if content else Level.warning, f"{what}: {content or if_absent}")
-            for what, content in answers[0].items()
-        ]
+        found = answers[0].items()
+        present = [Finding(Level.ok, f"{what}: {content} on all hosts") for what, content in found if content]
+        return present + [Finding(Level.warning, f"{what}: {if_absent}") for what, content in found if not content]
 
     def agree(subject: Subject, contents: Contents) -> None:
         check_agreement({what: content or "not there yet" for what, content in contents.items()}, subject.world)
