@@ -21,11 +21,11 @@ TASKS = Path("data/synthetic")
 NAMES = ("demo", "demo_bert", "synthetic_packages", "synthetic_names")
 
 NEXT = """\
-Look at    runs/*/report/report.md: curves, baselines, worst errors
-Sample     python -m pretrain.sample runs/demo --prompt "import "
-Export     python -m pretrain.export runs/demo, for AutoModelForCausalLM.from_pretrained("runs/demo/export")
+Look at    {gpt}/report/report.md, and report/report.md of each run: curves, baselines, worst errors
+Sample     python -m pretrain.sample {gpt} --prompt "import "
+Export     python -m pretrain.export {gpt}, for AutoModelForCausalLM.from_pretrained("{gpt}/export")
 Next       your own text: README.md; your own task: docs/finetuning.md; longer: make demo-long
-First      source .venv/bin/activate, in a shell of your own"""
+These commands need the environment: source .venv/bin/activate"""
 
 
 def main() -> None:
@@ -45,13 +45,14 @@ def main() -> None:
         ("names", f"{last(names, 'accuracy'):.1%} of held-out words are given the kind of name that they are"),
         ("", f"(each word's most frequent tag: {most_frequent_tags():.1%})"),
     ]
-    print("", *(f"{name:<10} {text}" for name, text in lines), "", NEXT, sep="\n")
+    print("", *(f"{name:<10} {text}" for name, text in lines), "", NEXT.format(gpt=gpt.path), sep="\n")
 
 
 def size(run: History) -> str:
     """Return how large a model is, and how much it has read."""
     parameters, ranks, tokens = run.facts["parameters"], run.facts["ranks"], run.train[-1]["tokens"]
-    return f"{parameters:,} parameters, {tokens:,.0f} tokens, {ranks} ranks ({run.config['strategy']}): {run.path}"
+    strategy = f"{run.config['strategy']}{run.config.get('strategy.stage', '')}"
+    return f"{parameters:,} parameters, {tokens:,.0f} tokens, {ranks} ranks with {strategy}: {run.path}"
 
 
 def last(run: History, metric: str) -> float:
