@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from finetune.entry import FINETUNE
 
 from examples import synthetic_tasks
 from examples.synthetic_tasks import (
@@ -30,6 +29,7 @@ from examples.synthetic_tasks import (
     tags_of,
     words_of,
 )
+from finetune.config import FINETUNE
 from pretrain.compose import compose
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))

@@ -8,9 +8,9 @@ from torch import nn
 
 from finetune.data.examples import Example, Examples
 from finetune.evaluator import answers
-from finetune.model.heads import Kind
 from pretrain.data.batch import IGNORED
 from pretrain.errors import NumericalError
+from pretrain.hub.family import HeadKind
 from pretrain.objectives.base import Loss
 
 LENGTHS = [3, 7, 1, 5, 5, 2, 6]
@@ -25,7 +25,7 @@ class Telling(nn.Module):
 
     def forward(self, batch):
         assert not self.training
-        if self.kind is Kind.sequence:
+        if self.kind is HeadKind.sequence:
             seen = torch.stack([batch.tokens[batch.offsets[:-1]], batch.offsets.diff()], dim=1)
             values = batch.labels if batch.labels is not None else torch.zeros(0)
         else:
@@ -37,7 +37,7 @@ class Telling(nn.Module):
 
 
 def examples_of(kind):
-    if kind is Kind.sequence:
+    if kind is HeadKind.sequence:
         return Examples.of([Example([e + 1] * size, [0] * size, e) for e, size in enumerate(LENGTHS)])
     targets = [[IGNORED, *range(1, size)] for size in LENGTHS]
     return Examples.of([Example([e + 1] * len(own), [0] * len(own), targets=own) for e, own in enumerate(targets)])
@@ -50,10 +50,10 @@ def answer(world, kind, **fields):
     return found
 
 
-@pytest.mark.parametrize("kind", [Kind.sequence, Kind.token])
+@pytest.mark.parametrize("kind", [HeadKind.sequence, HeadKind.token])
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_answers_are_those_of_one_rank_in_the_order_of_the_data(kind, size):
-    if kind is Kind.sequence:
+    if kind is HeadKind.sequence:
         logits = [[e + 1, length] for e, length in enumerate(LENGTHS)]
         loss = sum(range(len(LENGTHS))) / 8 / len(LENGTHS)
     else:
@@ -66,7 +66,7 @@ def test_answers_are_those_of_one_rank_in_the_order_of_the_data(kind, size):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_outputs_that_are_not_finite_are_counted_and_refused_by_all_ranks(size):
-    for error in on_threads(size, lambda world: answer(world, Kind.token, broken=4)):
+    for error in on_threads(size, lambda world: answer(world, HeadKind.token, broken=4)):
         assert isinstance(error, NumericalError) and str(error).startswith(
             "5 of 29 outputs of the model are not finite"
         )

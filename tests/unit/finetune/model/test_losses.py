@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import ragged_batch
 
-from finetune.model.losses import MultiLabel, Regression, SingleLabel, Spans, TokenLabels, balanced
+from finetune.model.losses import AnswerSpans, MultiLabel, Regression, SingleLabel, TokenLabels, balanced_weights
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError
 
@@ -71,7 +71,7 @@ def test_a_span_costs_the_mean_of_its_ends_among_the_tokens_of_its_text():
     labels = [(1, 3), (0, 0), (0, 2)]
     batch.labels = torch.tensor(labels)
     logits.requires_grad_()
-    total, right = Spans()(logits, batch)
+    total, right = AnswerSpans()(logits, batch)
     expected, hits, gradient, begin = 0.0, 0, torch.zeros_like(logits), 0
     for length, ends in zip(LENGTHS, labels, strict=True):
         own = logits.detach()[begin : begin + length]
@@ -94,13 +94,13 @@ def test_a_span_is_right_only_if_both_of_its_ends_are():
     logits[1, 0] = logits[2, 1] = 4.0
     for labels, right in (((1, 2), 1), ((1, 1), 0), ((0, 2), 0)):
         batch.labels = torch.tensor([labels])
-        assert Spans()(logits, batch)[1] == right
+        assert AnswerSpans()(logits, batch)[1] == right
 
 
 def test_balanced_weights_make_classes_count_the_same():
     targets = np.array([0] * 6 + [1] * 3 + [2])
-    weights = balanced(targets, ["a", "b", "c"], of="example")
+    weights = balanced_weights(targets, ["a", "b", "c"], of="example")
     assert weights == pytest.approx((10 / 18, 10 / 9, 10 / 3))
     assert np.array(weights)[targets].mean() == pytest.approx(1)
     with pytest.raises(ConfigError, match="no example of the training set has b, d"):
-        balanced(np.array([0, 2]), ["a", "b", "c", "d"], of="example")
+        balanced_weights(np.array([0, 2]), ["a", "b", "c", "d"], of="example")

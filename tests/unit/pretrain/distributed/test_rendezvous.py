@@ -8,7 +8,7 @@ from rank_threads import on_threads
 from ranks import free_port
 
 from pretrain.distributed import rendezvous
-from pretrain.distributed.rendezvous import explained, meet
+from pretrain.distributed.rendezvous import error_of_peers, meet
 from pretrain.errors import PeerLost, TimedOut
 
 
@@ -28,7 +28,7 @@ def test_all_meet_once_the_last_of_them_is_there(address):
         time.sleep(0.05 * world.rank)
         came.append(world.rank)
         store = meet(world.rank, 3)
-        found = len(came), store.check(["came/0", "came/1", "came/2"])
+        found = len(came), store.check(["arrived/0", "arrived/1", "arrived/2"])
         world.barrier()  # the store goes with rank 0
         return found
 
@@ -64,10 +64,10 @@ def test_where_nobody_listens_the_address_is_named(address, monkeypatch):
     ],
 )
 def test_errors_of_other_ranks_are_told_from_our_own(text, kind):
-    reason = explained(RuntimeError(f"{text}\nand a stack"), rank=3)
+    reason = error_of_peers(RuntimeError(f"{text}\nand a stack"), rank=3)
     assert type(reason) is (kind or type(None))
     assert reason is None or ("rank 3 on host" in str(reason) and "and a stack" not in str(reason))
 
 
 def test_a_store_that_is_gone_is_a_lost_rank():
-    assert isinstance(explained(dist.DistNetworkError("Broken pipe"), rank=1), PeerLost)
+    assert isinstance(error_of_peers(dist.DistNetworkError("Broken pipe"), rank=1), PeerLost)

@@ -8,7 +8,7 @@ from storages import storages
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.strategy.base import Memory
-from pretrain.train.memory import compare
+from pretrain.train.summary import compare_memory
 
 MIB = 2**20
 
@@ -35,12 +35,12 @@ def test_storages_are_counted_once_each_with_their_gradients():
 )
 def test_only_what_is_far_above_the_prediction_is_a_warning(caplog, held, level):
     caplog.set_level(logging.INFO)
-    compare(held * MIB, Memory(400 * MIB, 400 * MIB, 800 * MIB))
+    compare_memory(held * MIB, Memory(400 * MIB, 400 * MIB, 800 * MIB))
     [record] = caplog.records
     assert record.levelname == level
     assert f"tensors of {held:,} MiB on the fullest rank, predicted 1,600 with gradients" in record.message
 
 
 def test_small_models_do_not_warn(caplog):
-    compare(63 * MIB, Memory(4, 4, 8))
+    compare_memory(63 * MIB, Memory(4, 4, 8))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pretrain.strategy.zero_shards import part_of_flat_group, part_of_frozen, part_of_parameter
 from torch import nn
+
+from pretrain.strategy.zero_engine import slice_of_flat_group, slice_of_frozen, slice_of_parameter
 
 
 @pytest.mark.parametrize("numel", [1, 2, 5, 6, 7, 12])
@@ -25,8 +26,8 @@ def test_parts_under_stage_3_are_a_parameter_without_its_padding(numel, ranks):
         )
         parameter = SimpleNamespace(ds_numel=numel, ds_tensor=own)
         for part, into in (
-            (part_of_parameter(zero, parameter, rank), found),
-            (part_of_frozen(parameter, rank), frozen),
+            (slice_of_parameter(zero, parameter, rank), found),
+            (slice_of_frozen(parameter, rank), frozen),
         ):
             if part:
                 assert part.start == sum(map(len, into)), "parts follow each other"
@@ -38,11 +39,11 @@ def test_a_part_of_a_flat_group_begins_at_one_place_of_the_parameter_and_at_anot
     shards = [torch.arange(20.0), torch.arange(100.0, 120.0)]
     optimizer = SimpleNamespace(param_groups=[{"params": [shard]} for shard in shards])
     parameter = nn.Parameter(torch.zeros(9))
-    assert part_of_flat_group(optimizer, parameter) is None
+    assert slice_of_flat_group(optimizer, parameter) is None
     address = lambda start, numel: SimpleNamespace(start=start, numel=numel)
     parameter._hp_mapping = SimpleNamespace(
         param_group_index=1, lp_fragment_address=address(2, 5), hp_fragment_address=address(13, 5)
     )
-    part = part_of_flat_group(optimizer, parameter)
+    part = slice_of_flat_group(optimizer, parameter)
     assert (part.start, part.numel, part.group) == (2, 5, 1)
     assert part.of(part.shard).tolist() == [113, 114, 115, 116, 117]
