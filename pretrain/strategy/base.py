@@ -14,7 +14,10 @@ from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import Checkpointable
 from pretrain.distributed.world import World
+from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
+from pretrain.optim.base import guarded_step
+from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
@@ -76,3 +79,36 @@ class Strategy(Checkpointable, Protocol):
         update was skipped: weights and moments are as before.
         """
         ...
+
+
+class TorchStrategy:
+    """What strategies share whose optimizer is torch's own: settings, loss scaling, and the end of a step."""
+
+    optimizer: Optimizer
+
+    def __init__(
+        self, recomputation: RecomputationConfig, world: World, precision: Precision, compilation: CompileConfig
+    ) -> None:
+        self.recomputation = recomputation
+        self.world = world
+        self.precision = precision
+        self.compilation = compilation
+        self.scaler = precision.scaler(world.device)
+
+    def prepare(self, model: Model) -> None:
+        """Compile the model's parts, then wrap recomputation around them: `checkpoint` itself cannot be compiled."""
+        self.compilation.apply(model)
+        self.recomputation.recompute(model, self.compilation)
+
+    def update(self, norm: Tensor) -> None:
+        """Take the optimizer's step with clipped gradients of this global norm (), and clear them."""
+        guarded_step(self.optimizer, norm)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def state(self) -> dict[str, float]:
+        return self.scaler.state_dict()
+
+    def load_state(self, state: dict[str, float]) -> None:
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)

@@ -19,10 +19,10 @@ from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim.base import guarded_step, set_learning_rates
+from pretrain.optim.base import set_learning_rates
 from pretrain.registry import register
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.base import Memory
+from pretrain.strategy.base import Memory, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
@@ -55,21 +55,14 @@ class DDPConfig(RecomputationConfig):
         return Memory(4 * parameters, 4 * parameters, 8 * parameters)
 
 
-class DDP:
+class DDP(TorchStrategy):
     """The five verbs over Accelerate's DistributedDataParallel; see `Strategy`."""
-
-    optimizer: Optimizer
-    recomputation: RecomputationConfig
 
     def __init__(self, cfg: DDPConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import GradientAccumulationPlugin
 
-        self.recomputation = cfg
-        self.world = world
-        self.precision = precision
-        self.compilation = compilation
-        self.scaler = precision.scaler(world.device)
+        super().__init__(cfg, world, precision, compilation)
         ddp = DistributedDataParallelKwargs(bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True)
         # These are ours alone: Accelerate would otherwise take them from the environment.
         self.accelerator = Accelerator(
@@ -85,8 +78,7 @@ class DDP:
             module.to_empty(device=self.world.device)
         self.module = module
         self.optimizer = make_optimizer(module)
-        self.compilation.apply(module.model)  # first: around `checkpoint` it would find nothing to compile
-        self.recomputation.recompute(module.model, self.compilation)
+        self.prepare(module.model)
         module.forward = self.precision.autocast(self.world.device)(module.forward)
         self.wrapped = self._wrap(module)
         return self.wrapped
@@ -104,9 +96,7 @@ class DDP:
         set_learning_rates(self.optimizer, lr_factor)
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.module.parameters(), clip_norm or float("inf"))
-        guarded_step(self.optimizer, norm)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        self.update(norm)
         return norm
 
     def fragments(self) -> Iterator[Fragment]:
@@ -130,10 +120,3 @@ class DDP:
                         tensor.copy_(value)
                 else:
                     self.optimizer.state[tensor][kind] = value
-
-    def state(self) -> dict[str, float]:
-        return self.scaler.state_dict()
-
-    def load_state(self, state: dict[str, float]) -> None:
-        if state and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state)

@@ -21,10 +21,10 @@ from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim.base import guarded_step, set_learning_rates
+from pretrain.optim.base import set_learning_rates
 from pretrain.registry import register
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.base import Memory
+from pretrain.strategy.base import Memory, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
@@ -64,7 +64,7 @@ class FSDP2Config(RecomputationConfig):
         return Memory(4 * held, 4 * held, 8 * held)
 
 
-class FSDP2:
+class FSDP2(TorchStrategy):
     """The five verbs over `fully_shard`; see `Strategy`.
 
     Parameters are DTensors cut along their first dimension: fp32, of which FSDP2 gathers copies in the precision of
@@ -72,16 +72,11 @@ class FSDP2:
     norms, the softmax and the loss compute in fp32 inside their kernels.
     """
 
-    optimizer: Optimizer
-
     def __init__(self, cfg: FSDP2Config, world: World, precision: Precision, compilation: CompileConfig) -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
+        super().__init__(cfg, world, precision, compilation)
         self.cfg = cfg
-        self.world = world
-        self.precision = precision
-        self.compilation = compilation
-        self.scaler = precision.scaler(world.device)
         ensure_group(world)
         shard = cfg.shard_ranks or world.size
         axes = {"replicate": world.size // shard, "shard": shard} if shard < world.size else {"shard": shard}
@@ -96,8 +91,7 @@ class FSDP2:
             fully_shard,
         )
 
-        self.compilation.apply(module.model)
-        self.cfg.recompute(module.model, self.compilation)
+        self.prepare(module.model)
         half = self.precision.dtype != torch.float32
         # Inputs keep their precision: those of a block include the angles of rotary positions.
         policy = MixedPrecisionPolicy(self.precision.dtype, torch.float32, cast_forward_inputs=False) if half else None
@@ -134,9 +128,7 @@ class FSDP2:
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient_norm()
         clip_grads_with_norm_(self.module.parameters(), clip_norm or float("inf"), norm)
-        guarded_step(self.optimizer, norm)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        self.update(norm)
         return norm.to(self.world.device)
 
     def _gradient_norm(self) -> Tensor:
@@ -179,13 +171,6 @@ class FSDP2:
         shard = self.mesh["shard"]
         first_row = min(shard.get_local_rank() * -(-tensor.shape[0] // shard.size()), tensor.shape[0])
         return _Part(tensor.to_local(), first_row * tensor.shape[1:].numel(), cut=True)
-
-    def state(self) -> dict[str, float]:
-        return self.scaler.state_dict()
-
-    def load_state(self, state: dict[str, float]) -> None:
-        if state and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state)
 
 
 class _Part(NamedTuple):

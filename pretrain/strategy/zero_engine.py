@@ -30,6 +30,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.base import set_learning_rates
 from pretrain.strategy import zero_nvme
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
+from pretrain.strategy.base import TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP
 from pretrain.strategy.precision import FP16, Precision
@@ -91,7 +92,7 @@ def slice_of_frozen(parameter: Tensor, rank: int) -> ShardSlice | None:
     return ShardSlice(start, numel, -1, shard, 0) if numel > 0 else None
 
 
-class ShardedZeRO:
+class ShardedZeRO(TorchStrategy):
     """Stages 1 to 3; see `Strategy`."""
 
     def __init__(
@@ -102,11 +103,8 @@ class ShardedZeRO:
         precision: Precision,
         compilation: CompileConfig,
     ) -> None:
+        super().__init__(recomputation, world, precision, compilation)
         self.dictionary = dictionary
-        self.recomputation = recomputation
-        self.world = world
-        self.precision = precision
-        self.compilation = compilation
         self.stage: int = dictionary["zero_optimization"]["stage"]
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
@@ -114,8 +112,7 @@ class ShardedZeRO:
         optimizer = make_optimizer(module)  # while parameters have their own shapes
         names = {parameter: name for name, parameter in module.named_parameters()}
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
-        self.compilation.apply(module.model)
-        self.recomputation.recompute(module.model, self.compilation)
+        self.prepare(module.model)
         if self.stage == 3:
             self._materialize_sharded(deepspeed, module)
         else:
@@ -266,12 +263,8 @@ class ReplicatedZeRO(DDP):
         precision: Precision,
         compilation: CompileConfig,
     ) -> None:
+        TorchStrategy.__init__(self, recomputation, world, precision, compilation)  # Accelerate has no part in this
         self.dictionary = dictionary
-        self.recomputation = recomputation
-        self.world = world
-        self.precision = precision
-        self.compilation = compilation
-        self.scaler = precision.scaler(world.device)
 
     def _wrap(self, module: Objective) -> nn.Module:
         self.engine, *_ = import_deepspeed(self.world).initialize(

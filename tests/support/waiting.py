@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def until(done: Callable[[], object], seconds: float = 60.0) -> None:
+def until(done: Callable[[], object], seconds: float = 200.0) -> None:
     """Wait until `done` returns something true; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not done():

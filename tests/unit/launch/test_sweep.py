@@ -7,7 +7,7 @@ from pretrain.errors import ConfigError
 
 
 def test_one_value_of_everything_is_no_sweep():
-    words = ["experiment=demo", "optim.lr=1e-3", "paths=[1,2]", "--config-dir", "conf", "~tracker", "run.name='a,b'"]
+    words = ["experiment=demo", "optim.lr=1e-3", "paths=[1,2]", "--config-dir=a,b", "~tracker", "run.name='a,b'"]
     [point] = expand(words)
     assert point == (words, {})
 

@@ -143,7 +143,7 @@ def test_the_dictionary_is_shown_on_request_at_every_stage(stage, caplog):
     with caplog.at_level("INFO", logger="pretrain"):
         cfg = ZeROConfig(stage=stage, log_dictionary=True)
         cfg.build(world=ALONE, precision=FP32(), compilation=CompileConfig())
-    [shown] = [message for message in caplog.messages if message.startswith("DeepSpeed is told")]
+    [shown] = [message for message in caplog.messages if message.startswith("DeepSpeed's configuration: ")]
     assert f'"stage": {stage}' in shown
 
 
