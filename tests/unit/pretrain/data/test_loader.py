@@ -91,7 +91,7 @@ def test_the_longest_sequence_may_stand_anywhere():
     tokens, nothing = np.arange(8), np.full(8, IGNORED)
     for offsets in ([0, 2, 7, 8], [0, 5, 8], [0, 1, 3, 8]):
         slots = Slots(tokens, nothing, np.array(offsets, dtype=np.int32), np.array([0, 8]), np.zeros((1, 3), int))
-        assert build_batch(slots, causal).max_len == 5
+        assert Batch.of(causal(slots)).max_len == 5
 
 
 def test_targets_are_what_the_objective_makes_of_slots(data):
