@@ -108,6 +108,21 @@ def warnings_of(caplog):
     return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
 
 
+# Before the tests of silent servers: W&B's process may still be waiting for one of them.
+def test_a_wandb_process_that_is_killed_costs_one_warning(tmp_path, caplog):
+    tracker = build(WandbConfig(wandb_mode=WandbMode.offline, init_timeout_s=120, finish_timeout_s=10), tmp_path, 0, 6)
+    wait_until(lambda: offline_files(tmp_path))
+    for name in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(os.getpid()).encode() in name.read_bytes().split(b"\0") and b"wandb-core" in name.read_bytes():
+                os.kill(int(name.parent.name), signal.SIGKILL)
+    for record in records(1, 6):
+        tracker.log(record)
+    tracker.close(0)
+    assert len(warnings_of(caplog)) == 1
+    assert len(truth(tmp_path)) == 9
+
+
 def test_a_server_that_dies_in_mid_run_costs_one_warning(tmp_path, server, caplog):
     tracker = build(WandbConfig(init_timeout_s=120, finish_timeout_s=2), tmp_path, 0, 6)
     wait_until(lambda: "UpsertBucket" in server.asked)
@@ -129,20 +144,6 @@ def test_a_silent_server_costs_one_warning(tmp_path, monkeypatch, caplog):
     assert warning.startswith("W&B stopped: ") and "report --sync" in warning and SECRET not in warning
     assert len(truth(tmp_path)) == 300
     assert not holding(tmp_path, SECRET)
-
-
-def test_a_wandb_process_that_is_killed_costs_one_warning(tmp_path, caplog):
-    tracker = build(WandbConfig(wandb_mode=WandbMode.offline, init_timeout_s=120, finish_timeout_s=10), tmp_path, 0, 6)
-    wait_until(lambda: offline_files(tmp_path))
-    for name in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if str(os.getpid()).encode() in name.read_bytes().split(b"\0") and b"wandb-core" in name.read_bytes():
-                os.kill(int(name.parent.name), signal.SIGKILL)
-    for record in records(1, 6):
-        tracker.log(record)
-    tracker.close(0)
-    assert len(warnings_of(caplog)) == 1
-    assert len(truth(tmp_path)) == 9
 
 
 def test_the_id_is_one_per_run_directory(tmp_path):
