@@ -1,6 +1,6 @@
 """What happens at evaluation and checkpoint steps of fine-tuning: the best step is kept, and a run may end early.
 
-Holds the decisions; what they are made of is measured by `evaluation`.
+Holds the decisions; metrics are computed in `evaluator`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 class TaskHooks(RunHooks):
     """The hooks of a fine-tuning run; see `Hooks` in `pretrain.train.loop`."""
 
-    metric: str  # what the best step is best in; more is better
+    metric: str  # selects the best step; more is better
     patience: int | None  # evaluations without a better one after which the run ends; None: it never does
-    evaluated: Best | None = None  # the newest step that was, and its metric: -inf where that is no number
+    evaluated: Best | None = None  # the newest step that was, and its metric: -inf if that is not a number
     largest: float | None = None  # of the values so far
     stalled: int = 0  # evaluations since the largest
 

@@ -1,6 +1,6 @@
 """What a fine-tuned model answers to a data set: logits of every example, over all ranks, in the data set's order.
 
-Holds the passes through the model; what logits mean is the task's business.
+Holds the passes through the model; tasks interpret the logits.
 """
 
 from __future__ import annotations

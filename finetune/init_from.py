@@ -1,6 +1,6 @@
 """The weights that fine-tuning starts from: all of a model, and what its head may take over from pretraining.
 
-Holds which of our tensors is which of the source's; finding and reading a source is `pretrain.init_from`'s.
+Holds how our tensors are named in the source; `pretrain.init_from` finds and reads it.
 """
 
 from __future__ import annotations

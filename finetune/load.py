@@ -1,6 +1,6 @@
 """A run of fine-tuning, opened to be used: its model, its tokenizer, its task and what its outputs are called.
 
-Holds the opening, and which settings may then be other ones; answers are `evaluation`'s.
+Holds the opening, and which settings may be overridden then; `evaluator` runs the model.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def open_trained(run: Path, step: int | None = None, overrides: Sequence[str] = 
     place = saved_step(run / "checkpoints", World.alone(), record.get("best_step") if step is None else step)
     changed = _changed(cfg.task, overrides)
     if changes := [*_found(run, place, set(cfg.task.tuned_settings) - changed), *overrides]:
-        batches = "train.max_tokens=${task.max_tokens}"  # of training; here they are `answers`' to say
+        batches = "train.max_tokens=${task.max_tokens}"  # of training, which must fit; not used here
         cfg = compose_run(run, FINETUNE, [batches, *changes])
     network = network_of(run)
     rule = f"{run} sees sequences of at most {network.max_seq_len} tokens; lower it"

@@ -1,1 +1,1 @@
-"""Where and how jobs run. Torchrun works today; Slurm, sweeps and checks of a cluster arrive here."""
+"""Where and how jobs run: ranks on this machine, jobs on Slurm, sweeps of both, and checks before they start."""

@@ -47,7 +47,7 @@ class Root(NamedTuple):
 
 PRETRAIN = Root("pretrain", PretrainConfig, register_choices)
 
-NOT_CHOSEN = "default"  # the choice of a group that conf/pretrain.yaml makes, for nobody else to make
+NOT_CHOSEN = "default"  # in conf/pretrain.yaml: the user has chosen nothing of the group
 ADOPTED = ("model", "tokenizer", "objective")  # groups that a source can choose
 
 Choices = dict[str, str | None]
@@ -106,7 +106,7 @@ def compose_command_line(root: Root) -> DictConfig | None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=root.name)(keep)()
         sys.stdout.flush()
-    except BrokenPipeError:  # `--help | head`: they have read enough, and Python is not to try once more at its end
+    except BrokenPipeError:  # `--help | head`: the reader closed the pipe; keep Python from flushing again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HydraException, YAMLError) as error:
         raise ConfigError(_explained(error, root, sys.argv[1:], Place(CONF, root.name))) from None

@@ -61,7 +61,7 @@ class ResourceError(HeadwaterError):
 
 
 class Preempted(HeadwaterError):
-    """The run was asked to stop; its checkpoint is written; the same command resumes it."""
+    """The run was stopped on request; its checkpoint is written, and the same command resumes it."""
 
     exit_code = 85
 

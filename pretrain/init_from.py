@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class Source(ABC):
-    """A trained model that a run can start from. Nothing of it is read before it is asked for, and nothing twice."""
+    """A trained model that a run can start from. It is read on demand, and nothing twice."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name  # what a run records: a path, or `org/name@commit`

@@ -1,1 +1,1 @@
-"""What of a model learns when it is fine-tuned: a file a way."""
+"""Models for fine-tuning: heads, losses, and which parameters are trained, one module a method."""

@@ -1,4 +1,4 @@
-"""Fine-tuning all of a model, and only what stands after it, with its last blocks at most.
+"""Full fine-tuning, and training only the head and optionally the last blocks.
 
 Holds what is frozen; adapters are in `lora`.
 """
@@ -16,7 +16,7 @@ from pretrain.registry import register
 @register("tuning", "full")
 @dataclass(kw_only=True)
 class FullConfig:
-    """All parameters learn."""
+    """All parameters are trained."""
 
     def prepare(self, model: Model) -> None:
         """See `TuningConfig`: nothing is frozen."""
@@ -33,9 +33,9 @@ class FullConfig:
 @register("tuning", "frozen")
 @dataclass(kw_only=True)
 class FrozenConfig(FullConfig):
-    """The head learns, and the last blocks of the model if asked; the rest keeps the weights that it came with."""
+    """The head is trained, and optionally the last blocks of the model; the rest keeps its weights."""
 
-    blocks: int = 0  # last blocks of the model that learn, and with them the norm that may follow
+    blocks: int = 0  # last blocks of the model that are trained, with the final norm if there is one
 
     def __post_init__(self) -> None:
         check(self.blocks >= 0, "tuning.blocks", self.blocks, "0 (none of the model) or more blocks")

@@ -13,7 +13,7 @@ from pretrain.models.base import Model
 
 
 class TuningConfig(Protocol):
-    """What `run` asks of a choice of the group `tuning`. What stands after the model, the head, always learns."""
+    """What `run` asks of a choice of the group `tuning`. The head is always trained."""
 
     def prepare(self, model: Model) -> None:
         """Say which of the model's parameters learn, and add what learns in their place; on the meta device."""

@@ -53,7 +53,7 @@ case $code in
     *) exit "$code" ;;
 esac
 if [ "$requeue" = no ]; then
-    echo "job $job: ended with $code; the same run.name goes on from its newest checkpoint"
+    echo "job $job: ended with $code; run it again with the same run.name to resume from the newest checkpoint"
 elif [ "$(squeue --noheader --jobs="$job" --format=%T)" != RUNNING ]; then
     echo "job $job: ended with $code; Slurm itself cancels or requeues it" # one that is cancelled must not return
 elif [ "${SLURM_RESTART_COUNT:-0}" -ge "$max_restarts" ]; then

@@ -1,6 +1,6 @@
 """What a checkpoint is made of: named flat fragments, whoever writes them and whoever reads them.
 
-Holds the types alone. Bytes on disk are `fragments`; which steps there are is `save`'s and `load`'s.
+Holds the types alone. Bytes on disk are in `fragments`; steps are written by `save` and read by `load`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The directories of steps: how one becomes valid all at once, and how old ones go.
 
 Holds what one process does to a directory. Which ranks write what into it, and when they agree that all of it is
-there, is `checkpoint`'s business.
+there, is decided in `save`.
 """
 
 from __future__ import annotations

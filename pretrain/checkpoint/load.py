@@ -1,6 +1,6 @@
 """Reading a run back: which step is valid, what it holds, and whether it fits a model.
 
-Holds choosing, verifying and restoring steps; how they were written is `save`'s.
+Holds choosing, verifying and restoring steps; they are written by `save`.
 """
 
 from __future__ import annotations

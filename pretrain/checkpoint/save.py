@@ -140,7 +140,7 @@ class Checkpoints:
             self.settle(wait=True)
 
     def settle(self, *, wait: bool = False) -> None:
-        """Carry a save under way on, as far as all ranks are ready for it, or to its end; cheap if there is none.
+        """Advance a pending save as far as all ranks are ready for it, or to its end; cheap if there is none.
 
         A failed write keeps the steps before it and lets training continue. Raises `ResourceError` after `max_failures`
         in a row, and at once for a save that was `required`.

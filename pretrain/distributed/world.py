@@ -1,6 +1,6 @@
 """The world of ranks: who we are, sums and small messages over all ranks, and the request to stop.
 
-Holds every collective that the framework calls by itself; gradients are the strategy's business.
+Holds every collective that the framework calls by itself; gradients are reduced by the strategies.
 """
 
 from __future__ import annotations

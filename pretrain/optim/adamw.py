@@ -1,6 +1,6 @@
 """AdamW, and the learning rates of layers under a layer decay.
 
-Holds the optimizer's settings and its groups; which parameters decay is `base`'s.
+Holds the optimizer's settings and its groups; `base` decides which parameters decay.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What a strategy is: five verbs between the loop and an engine.
+"""The interface between the training loop and an engine, and what strategies with torch's own optimizer share.
 
-Holds the protocols alone. What a strategy saves, and how it reads it back, is `checkpoint.base`.
+Holds no engine. What a strategy saves, and how it reads it back, is declared in `checkpoint.base`. All strategies so
+far are data parallel: the loop and the loader give every rank other data.
 """
 
 from __future__ import annotations

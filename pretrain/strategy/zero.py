@@ -70,8 +70,8 @@ class ZeROConfig(RecomputationConfig):
             "quantized_gradients": self.quantized_gradients,
         }
         rule = "needs strategy=zero3, because only stage 3 shards parameters"
-        for key, asked in sharded_only.items():
-            check(not asked or self.stage == 3, f"strategy.{key}", getattr(self, key), rule)
+        for key, wanted in sharded_only.items():
+            check(not wanted or self.stage == 3, f"strategy.{key}", getattr(self, key), rule)
         selective = self.activation_checkpointing is Recompute.selective
         rule = "keeps operators' results while stage 3 frees their weights; set full"
         check(not (selective and self.stage == 3), "strategy.activation_checkpointing", "selective", rule)
@@ -142,7 +142,7 @@ class ZeROConfig(RecomputationConfig):
         return Memory(computing * held, gradients, optimizer)
 
     def dictionary(self, precision: Precision) -> dict[str, Any]:
-        """Return DeepSpeed's configuration; batch sizes are the loop's business, hence ones."""
+        """Return DeepSpeed's configuration; the loop owns the batch sizes, hence ones."""
         # A parameter that stays gathered keeps a buffer of those that NVMe is read into, and there are five.
         live = 1 if self.offload_parameters is Offload.nvme else self.live_parameters
         zero: dict[str, Any] = {

@@ -35,7 +35,7 @@ class Sink(Protocol):
 
 
 class Tracker(Sink):
-    """Passes records on to all sinks: the truth, whose failures end the run, and mirrors, whose failures do not.
+    """Passes records on to all sinks: the primary one, whose failures end the run, and mirrors, whose failures do not.
 
     A mirror that raises is dropped with a warning.
     """

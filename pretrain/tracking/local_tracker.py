@@ -13,6 +13,7 @@ from pretrain.registry import register
 from pretrain.tracking.base import Sink, Tracker
 from pretrain.tracking.console import ConsoleSink
 from pretrain.tracking.jsonl import METRICS_FILE, JsonlSink
+from pretrain.tracking.redaction import redacted
 
 
 @register("tracker", "local")
@@ -39,7 +40,7 @@ class TrackerConfig:
         truth = JsonlSink(run_dir / METRICS_FILE)
         truth.truncate_after(start_step or -1)  # a new run writes the lines of step 0 again, too
         console = ConsoleSink(total_steps=total_steps, start_step=start_step, bar=self.progress)
-        return Tracker(truth, [console, *self.services(run_dir, run_name, config, start_step)])
+        return Tracker(truth, [console, *self.services(run_dir, run_name, redacted(dict(config)), start_step)])
 
     def services(self, run_dir: Path, run_name: str, config: Mapping[str, object], start_step: int) -> list[Sink]:
         """Return the sinks that a tracker adds to the console and metrics.jsonl."""

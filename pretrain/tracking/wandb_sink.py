@@ -21,7 +21,7 @@ from pretrain.registry import register
 from pretrain.tracking.background import BackgroundSink
 from pretrain.tracking.base import Record, Sink, scalars
 from pretrain.tracking.local_tracker import TrackerConfig
-from pretrain.tracking.redaction import looks_secret, redacted
+from pretrain.tracking.redaction import looks_secret
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class WandbConfig(TrackerConfig):
 
         def make() -> WandbSink:
             upload_s = UPLOAD_SHARE * self.finish_timeout_s
-            return WandbSink(self, run_dir, run_name, redacted(dict(config)), upload_timeout_s=upload_s)
+            return WandbSink(self, run_dir, run_name, dict(config), upload_timeout_s=upload_s)
 
         remedy = "and `report --sync` sends metrics.jsonl to W&B later"
         return [BackgroundSink("W&B", make, close_timeout_s=self.finish_timeout_s, remedy=remedy)]

@@ -1,6 +1,6 @@
 """Held-out evaluation: loss, perplexity and bits per byte.
 
-Holds the measurement; when it happens is the loop's business, where it goes `tracking`'s.
+Holds the measurement; the loop decides when it happens, and `tracking` where it goes.
 """
 
 from __future__ import annotations

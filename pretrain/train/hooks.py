@@ -45,7 +45,10 @@ class RunHooks:
             self.checkpoints.on_commit = self.tracker.saved
 
     def log(self, state: TrainState) -> None:
-        """Read the meter and write a training record. Raises `NumericalError` if updates are skipped on and on."""
+        """Read the meter and write a training record.
+
+        Raises `NumericalError` after more than `max_skipped` skipped updates in a row.
+        """
         reading = self.meter.read(state.step_targets, self.world.sum_tensor)
         if self.tracker:
             record = {"step": state.step, "split": "train", "loss": reading.loss, "tokens": state.tokens}
@@ -91,6 +94,6 @@ class RunHooks:
         return {"tokens": state.tokens, "resume": self.fingerprints}
 
     def settle(self) -> None:
-        """Carry a save that is being written on. Raises `ResourceError` as `save` does."""
+        """Advance a pending save. Raises `ResourceError` as `save` does."""
         with self.throughput.paused():
             self.checkpoints.settle()

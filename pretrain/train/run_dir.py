@@ -1,6 +1,6 @@
 """The run directory: its place, its lock, its configuration and its record.
 
-Holds what is written once a run; metrics are `tracking`'s, checkpoints `checkpoint`'s.
+Holds what is written once per run; metrics are in `tracking`, checkpoints in `checkpoint`.
 """
 
 from __future__ import annotations

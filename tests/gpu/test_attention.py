@@ -57,7 +57,7 @@ def test_flash_refuses_what_it_cannot_do():
     with pytest.raises(ConfigError, match=r"attention=flash.*float32"):
         attend(q, k, v, layout([4], device="cuda"), causal=True)
     half = [x.bfloat16() for x in (q, k, v)]
-    with pytest.raises(ConfigError, match=r"model.attention_dropout=0.1: attention=flash"):
+    with pytest.raises(ConfigError, match=r"attention_dropout=0.1: attention=flash"):
         attend(*half, layout([4], device="cuda"), causal=True, dropout=0.1)
 
 

@@ -67,7 +67,7 @@ def make_flash() -> Attend:
         if not q.is_cuda or q.dtype not in HALF:
             found = f"{q.dtype} on {q.device}"
             raise ConfigError(f"attention=flash: computes in bf16 or fp16 on CUDA, not {found}; use attention=sdpa")
-        check(dropout == 0, "model.attention_dropout", dropout, NO_DROPOUT)
+        check(dropout == 0, "attention_dropout", dropout, NO_DROPOUT)
         out = varlen_attn(
             q,
             k,

@@ -55,7 +55,7 @@ def make_flex() -> Attend:
     ) -> Tensor:
         if not q.is_cuda:
             raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")
-        check(dropout == 0, "model.attention_dropout", dropout, NO_DROPOUT)
+        check(dropout == 0, "attention_dropout", dropout, NO_DROPOUT)
 
         def make_mask() -> BlockMask:
             mask = document_mask(layout, len(q), len(k), causal, window)
