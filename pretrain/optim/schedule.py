@@ -91,16 +91,23 @@ class ConstantSchedule(ScheduleConfig):
         return 1.0
 
 
-@register("schedule", "cosine")
 @dataclass(kw_only=True)
-class CosineSchedule(ScheduleConfig):
-    """Half a cosine down to the floor over the rest of the run; a tenth of the peak is the custom since GPT-3."""
+class FallingSchedule(ScheduleConfig):
+    """What the schedules have that fall to a floor."""
 
-    floor: float = 0.1  # share of the peak at the end
+    floor: float = 0.0  # share of the peak at the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_floor(self.floor)
+        check(0 <= self.floor <= 1, "schedule.floor", self.floor, "is a share of the peak, between 0 and 1")
+
+
+@register("schedule", "cosine")
+@dataclass(kw_only=True)
+class CosineSchedule(FallingSchedule):
+    """Half a cosine down to the floor over the rest of the run; a tenth of the peak is the custom since GPT-3."""
+
+    floor: float = 0.1  # share of the peak at the end
 
     def after_warmup(self, step: int, total_steps: int) -> float:
         return fall(step, start=self.warmup_steps, end=total_steps, curve=cosine_curve, floor=self.floor)
@@ -108,14 +115,8 @@ class CosineSchedule(ScheduleConfig):
 
 @register("schedule", "linear")
 @dataclass(kw_only=True)
-class LinearSchedule(ScheduleConfig):
+class LinearSchedule(FallingSchedule):
     """A straight line down to the floor over the rest of the run."""
-
-    floor: float = 0.0  # share of the peak at the end
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_floor(self.floor)
 
     def after_warmup(self, step: int, total_steps: int) -> float:
         return fall(step, start=self.warmup_steps, end=total_steps, curve=linear_curve, floor=self.floor)
@@ -133,7 +134,7 @@ _DECAY_CURVES = {Decay.linear: linear_curve, Decay.one_minus_sqrt: one_minus_sqr
 
 @register("schedule", "wsd")
 @dataclass(kw_only=True)
-class WsdSchedule(ScheduleConfig):
+class WsdSchedule(FallingSchedule):
     """Warmup, stable, decay (Hu et al. 2024, MiniCPM): the peak until a short decay at the end.
 
     Everything before the decay is the same for runs of any length, so a checkpoint of the stable phase can be carried
@@ -142,12 +143,10 @@ class WsdSchedule(ScheduleConfig):
 
     decay_share: float = 0.2  # share of the run's steps that decay, rounded to whole steps
     decay: Decay = Decay.one_minus_sqrt  # linear or one_minus_sqrt
-    floor: float = 0.0  # share of the peak at the end
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0.0 <= self.decay_share <= 1.0, "schedule.decay_share", self.decay_share, "must be between 0 and 1")
-        _check_floor(self.floor)
 
     def decay_start(self, total_steps: int) -> int:
         """Return the last step at the peak: the decay reaches from it to the end of the run."""
@@ -168,7 +167,3 @@ class WsdSchedule(ScheduleConfig):
     def after_warmup(self, step: int, total_steps: int) -> float:
         curve = _DECAY_CURVES[self.decay]
         return fall(step, start=self.decay_start(total_steps), end=total_steps, curve=curve, floor=self.floor)
-
-
-def _check_floor(floor: float) -> None:
-    check(0.0 <= floor <= 1.0, "schedule.floor", floor, "is a share of the peak learning rate, between 0 and 1")
