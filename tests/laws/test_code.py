@@ -122,6 +122,12 @@ def test_the_top_level_of_pretrain_holds_doors_and_the_composition_root():
     assert len([path for path in PRODUCT if path.parent == ROOT / "pretrain"]) <= 14  # 13 beside `__init__`
 
 
+def test_the_folders_of_unit_tests_mirror_the_packages():
+    unit = ROOT / "tests" / "unit"
+    folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
+    assert folders and not [str(folder) for folder in folders if not (ROOT / folder).is_dir()]
+
+
 HEAVY = {"accelerate", "datasets", "deepspeed", "matplotlib", "scipy", "seqeval", "sklearn", "transformers", "wandb"}
 
 
