@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
-from finetune.model.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced_weights
+from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
 from finetune.report.page import Section
 from finetune.tasks.base import BadRecordError, Encoded
 from finetune.tasks.classification import page
@@ -189,9 +189,9 @@ class ClassificationConfig:
             case Problem.regression:
                 return Regression()
             case Problem.single_label if self.class_weights is ClassWeights.none:
-                return SingleLabel(smoothing=self.label_smoothing)
+                return CrossEntropy(smoothing=self.label_smoothing)
         weights = balanced_weights(_labels(encoded), names, of="example")
-        return SingleLabel(smoothing=self.label_smoothing, weights=weights)
+        return CrossEntropy(smoothing=self.label_smoothing, weights=weights)
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
         """Return the metrics of a data set that has answers, from the logits (C,) of each of its texts."""

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from finetune.data.examples import Example, Examples
 from finetune.data.records import JSON_LINES, Record, read_records
-from finetune.model.losses import ClassWeights, TaskLoss, TokenLabels, balanced_weights
+from finetune.model.losses import ClassWeights, CrossEntropy, TaskLoss, balanced_weights
 from finetune.report.page import Section
 from finetune.tasks.base import BadRecordError, Encoded, shortlist
 from finetune.tasks.tokens.alignment import NO_WORD, encode_words, first_tokens, word_spans
@@ -161,11 +161,11 @@ class TokensConfig:
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
         """Return the cross-entropy of tags, with balanced weights if these are set."""
         if self.class_weights is ClassWeights.none:
-            return TokenLabels(smoothing=self.label_smoothing)
+            return CrossEntropy(smoothing=self.label_smoothing)
         targets = encoded.examples.targets
         assert targets is not None, "a training set has tags"
         weights = balanced_weights(targets[targets != IGNORED], names, of="word")
-        return TokenLabels(smoothing=self.label_smoothing, weights=weights)
+        return CrossEntropy(smoothing=self.label_smoothing, weights=weights)
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
         """Return `f1`, `precision` and `recall` of entities, over all and of each type, and the `accuracy` of words.
