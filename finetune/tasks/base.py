@@ -1,4 +1,4 @@
-"""What a task is to the rest of fine-tuning: the protocol, and the two small things that all tasks share.
+"""What a task is to the rest of fine-tuning: the protocol, and the small things that all tasks share.
 
 Nothing here reads files or builds networks; each task has a folder of its own.
 """
@@ -18,18 +18,6 @@ from finetune.report.page import Section
 from pretrain.hub.family import HeadKind
 
 MAX_NAMES = 10  # names of outputs that a message lists
-
-
-class BadRecordError(Exception):
-    """A record that cannot be used: the reason that it is counted under, what is there, and where if not at its start.
-
-    It never leaves a task, which counts it with `BadRecords`.
-    """
-
-    def __init__(self, reason: str, detail: str, place: str = "") -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.place = place
 
 
 def shortlist(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
 from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import BadRecordError, Encoded
+from finetune.tasks.base import Encoded
 from finetune.tasks.classification import page
 from finetune.tasks.classification.labels import (
     Label,
@@ -34,7 +34,7 @@ from finetune.tasks.classification.labels import (
     regression_target,
 )
 from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
@@ -123,14 +123,12 @@ class ClassificationConfig:
             columns["text_pair"] = self.columns.text_pair
         if labelled:
             columns["label"] = self.columns.label
-        faults = BadRecords(source, allowed=self.max_faults)
+        bad_records = BadRecords(source, allowed=self.max_faults)
         texts = []
-        for record in read_records(source, columns, faults, header=self.header):
-            try:
+        for record in read_records(source, columns, bad_records, header=self.header):
+            with bad_records.counted(record.place):
                 texts.append(self._text(record))
-            except BadRecordError as bad:
-                faults.report(bad.reason, record.place, str(bad))
-        faults.settle(len(texts) + sum(faults.counts.values()))
+        bad_records.settle(len(texts))
         _warn_of_contradictions(source, texts)
         return texts
 
@@ -160,23 +158,19 @@ class ClassificationConfig:
         """
         self._check_room(tokenizer)
         indices = {name: index for index, name in enumerate(names)}
-        faults = BadRecords("examples", allowed=self.max_faults)
+        bad_records = BadRecords("examples", allowed=self.max_faults)
         kept: list[LabelledText] = []
         examples: list[Example] = []
         num_cut = 0
         for record, encoding in self._encodings(records, tokenizer):
-            try:
+            with bad_records.counted(record.place):
                 target = as_target(record.label, indices)
-            except BadRecordError as bad:
-                faults.report(bad.reason, record.place, str(bad))
-                continue
-            if not encoding.ids:  # a tokenizer without special tokens drops letters that it does not know
-                faults.report("no token", record.place, f"{record.text!a:.80}")
-                continue
-            num_cut += bool(encoding.overflowing)
-            kept.append(record)
-            examples.append(Example(encoding.ids, encoding.type_ids, target))
-        faults.settle(len(records))
+                if not encoding.ids:  # a tokenizer without special tokens drops letters that it does not know
+                    raise BadRecordError("no token", f"{record.text!a:.80}")
+                num_cut += bool(encoding.overflowing)
+                kept.append(record)
+                examples.append(Example(encoding.ids, encoding.type_ids, target))
+        bad_records.settle(len(kept))
         if num_cut:
             log.info("%d of %d texts are longer than task.max_tokens=%d: cut", num_cut, len(kept), self.max_tokens)
         return Encoded(Examples.of(examples), kept, np.arange(len(kept)))
