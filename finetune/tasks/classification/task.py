@@ -14,8 +14,8 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from omegaconf import MISSING
+from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Example, Examples
@@ -224,18 +224,15 @@ class ClassificationConfig:
         """Return what logits (C,) predict."""
         if self.problem is Problem.regression:
             return {"score": float(row[0])}
-        probabilities = dict(zip(names, self._probabilities(row).tolist(), strict=True))
+        logits = row.astype(np.float64)
+        shares = softmax(logits) if self.problem is Problem.single_label else expit(logits)
+        probabilities = dict(zip(names, shares.tolist(), strict=True))
         if self.problem is Problem.single_label:
             best = names[int(row.argmax())]
             return {"label": best, "score": probabilities[best], "probabilities": probabilities}
         chosen = [name for name, output in zip(names, row, strict=True) if output > 0]
         scores = [probabilities[name] for name in chosen]
         return {"labels": chosen, "scores": scores, "probabilities": probabilities}
-
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return the probabilities (..., C) float64: of one label in all, or of each by itself."""
-        outputs = torch.from_numpy(logits).double()
-        return (outputs.softmax(-1) if self.problem is Problem.single_label else outputs.sigmoid()).numpy()
 
     def _text(self, record: Record) -> LabelledText:
         """Return the text, or pair, and the label of a record. Raises `BadRecordError` for one that cannot be used."""

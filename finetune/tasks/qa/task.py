@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from omegaconf import MISSING
+from scipy.special import softmax
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Examples
@@ -163,9 +164,9 @@ class QaConfig:
                 margin = _no_answer_score(found)
                 extra["no_answer_score"] = margin if chosen else None
                 chosen = no_answer if chosen is None or margin > (self.no_answer_threshold or 0.0) else chosen
-            shares = np.exp([answer["score"] for answer in answers] - np.max([answer["score"] for answer in answers]))
-            for answer, share in zip(answers, shares / shares.sum(), strict=True):
-                answer["probability"] = float(share)
+            shares = softmax([answer["score"] for answer in answers])
+            for answer, share in zip(answers, shares.tolist(), strict=True):
+                answer["probability"] = share
             answers.sort(key=lambda answer: -answer["score"])
             yield {"id": one.question.id, **chosen, **extra, "n_best": answers}
 
