@@ -35,7 +35,6 @@ def make(tmp_path):
             evaluator=lambda: {"loss": 0.5, "f1": next(measured)},
             checkpoints=Checkpoints(tmp_path / "checkpoints", saving, ALONE),
             tracker=None,
-            learning_rate=lambda step: 1.0,
             fingerprints={"seed": 1},
             predicted=None,
             metric="f1",
