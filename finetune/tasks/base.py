@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Examples
 from finetune.model.losses import TaskLoss
 from finetune.report.page import Section
 from pretrain.hub.family import HeadKind
 
+BATCH = 1024  # texts that are tokenized at a time, so that the library's large results do not pile up
 MAX_NAMES = 10  # names of outputs that a message lists
 
 
@@ -24,6 +25,13 @@ def shortlist(names: Sequence[str]) -> str:
     """Return the names of outputs for a message: the first `MAX_NAMES`, then how many there are if there are more."""
     more = f", ... ({len(names):,} in all)" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
+
+
+def encodings(tokenizer: Tokenizer, texts: Sequence[Any], *, special_tokens: bool = True) -> Iterator[Encoding]:
+    """Yield the encoding of each text, or pair of texts, in order."""
+    for start in range(0, len(texts), BATCH):
+        # Not `encode_batch_fast`: without a template it gives both texts of a pair the same token type.
+        yield from tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=special_tokens)
 
 
 @dataclass(frozen=True)

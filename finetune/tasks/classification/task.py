@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 from omegaconf import MISSING
 from scipy.special import expit, softmax
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
 from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import Encoded
+from finetune.tasks.base import Encoded, encodings
 from finetune.tasks.classification import page
 from finetune.tasks.classification.labels import (
     Label,
@@ -38,8 +38,6 @@ from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
-
-BATCH = 1024  # texts that are tokenised at a time
 
 log = logging.getLogger(__name__)
 
@@ -261,14 +259,13 @@ class ClassificationConfig:
         rule = f"must be at least {least}: the special tokens and one token of each text"
         check(self.max_tokens >= least, "task.max_tokens", self.max_tokens, rule)
 
-    def _encodings(self, records: Sequence[LabelledText], tokenizer: Tokenizer) -> Iterator[tuple[LabelledText, Any]]:
+    def _encodings(
+        self, records: Sequence[LabelledText], tokenizer: Tokenizer
+    ) -> Iterator[tuple[LabelledText, Encoding]]:
+        texts = [record.text if record.pair is None else (record.text, record.pair) for record in records]
         tokenizer.enable_truncation(self.max_tokens, strategy="longest_first")
         try:
-            for start in range(0, len(records), BATCH):
-                batch = records[start : start + BATCH]
-                texts = [record.text if record.pair is None else (record.text, record.pair) for record in batch]
-                # Not `encode_batch_fast`: without a template it gives both texts of a pair the same token type.
-                yield from zip(batch, tokenizer.encode_batch(texts), strict=True)
+            yield from zip(records, encodings(tokenizer, texts), strict=True)
         finally:
             tokenizer.no_truncation()
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from finetune.data.examples import Example
+from finetune.tasks.base import encodings
 from finetune.tasks.qa.questions import Answer, Question
 from pretrain.errors import DataError, check
 
-BATCH = 1000  # texts that are tokenized at a time, so that the library's large results do not pile up
 NO_ANSWER = [0, 0]  # label of a window without the answer: first and last token of the span
 
 log = logging.getLogger(__name__)
@@ -126,12 +126,16 @@ def split_into_windows(
     template = PairTemplate(tokenizer, questions)
     least = max_tokens - template.num_tokens - max_question_tokens  # context tokens beside the longest question
     check(stride < least, "task.stride", stride, f"must be below {least}, what task.max_tokens leaves for the context")
-    contexts = _contexts(tokenizer, list(dict.fromkeys(question.context for question in questions)))
+    texts = list(dict.fromkeys(question.context for question in questions))
+    contexts = {
+        text: TokenizedContext(encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
+        for text, encoding in zip(texts, encodings(tokenizer, texts, special_tokens=False), strict=True)
+    }
     windowed: list[WindowedQuestion] = []
     sequences: list[Example] = []
     report = SplitReport()
-    encodings = _encodings(tokenizer, [question.text for question in questions])
-    for question, encoding in zip(questions, encodings, strict=True):
+    encoded = encodings(tokenizer, [question.text for question in questions], special_tokens=False)
+    for question, encoding in zip(questions, encoded, strict=True):
         ids, context = encoding.ids[:max_question_tokens], contexts[question.context]
         if len(encoding.ids) > max_question_tokens:
             report.shortened.append(question.id)
@@ -174,15 +178,3 @@ def _labels(one: WindowedQuestion, report: SplitReport) -> Sequence[list[int] | 
     elif one.characters(held[0], held[-1]) != (answer.start, answer.end):
         report.inexact.append(question.id)
     return labels
-
-
-def _contexts(tokenizer: Tokenizer, texts: list[str]) -> dict[str, TokenizedContext]:
-    return {
-        text: TokenizedContext(encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
-        for text, encoding in zip(texts, _encodings(tokenizer, texts), strict=True)
-    }
-
-
-def _encodings(tokenizer: Tokenizer, texts: list[str]) -> Iterator[Encoding]:
-    for start in range(0, len(texts), BATCH):
-        yield from tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False)
