@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -68,25 +67,10 @@ def answers(
     return Answers([part[0] for part in parts] if kind is HeadKind.sequence else parts, loss)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskEvaluator:
-    """Measures a module on the same data set again and again. A collective: every rank calls it."""
-
-    module: nn.Module
-    task: TaskConfig
-    encoded: Encoded
-    names: list[str]  # of the head's outputs
-    max_tokens: int  # of a batch
-    world: World
-
-    def __call__(self) -> dict[str, float]:
-        """Return the task's metrics and `loss`."""
-        found = answers(
-            self.module,
-            self.encoded.examples,
-            kind=self.task.kind,
-            outputs=len(self.names),
-            max_tokens=self.max_tokens,
-            world=self.world,
-        )
-        return {"loss": found.loss, **self.task.measure(self.encoded, found.logits, self.names)}
+def measure(
+    module: nn.Module, task: TaskConfig, encoded: Encoded, names: list[str], *, max_tokens: int, world: World
+) -> dict[str, float]:
+    """Return the task's metrics of a data set, and its `loss`. A collective; see `answers`."""
+    kind, outputs = task.kind, len(names)
+    found = answers(module, encoded.examples, kind=kind, outputs=outputs, max_tokens=max_tokens, world=world)
+    return {"loss": found.loss, **task.measure(encoded, found.logits, names)}
