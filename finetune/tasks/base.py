@@ -36,11 +36,10 @@ def encodings(tokenizer: Tokenizer, texts: Sequence[Any], *, special_tokens: boo
 
 @dataclass(frozen=True)
 class Encoded:
-    """A data set as a task encoded it: E sequences of R records (a long text may be several)."""
+    """A data set as a task encoded it: E sequences of R records (a long text may be several, one after another)."""
 
     examples: Examples
     records: Sequence[Any]  # of the task's own type: texts, answers, where they came from
-    owner: np.ndarray  # (E,) int64, the record of each sequence, in ascending order; a record may have none
 
 
 class TaskConfig(Protocol):

@@ -171,7 +171,7 @@ class ClassificationConfig:
         bad_records.settle(len(kept))
         if num_cut:
             log.info("%d of %d texts are longer than task.max_tokens=%d: cut", num_cut, len(kept), self.max_tokens)
-        return Encoded(Examples.of(examples), kept, np.arange(len(kept)))
+        return Encoded(Examples.of(examples), kept)
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
         """Return what training minimises, with balanced weights of the classes of `encoded` if these are set."""

@@ -138,10 +138,9 @@ class TokensConfig:
         indices = {name: index for index, name in enumerate(names)}
         examples: list[Example] = []
         aligned: list[Aligned] = []
-        owner: list[int] = []
         total = cut = 0
         encodings = encode_words(tokenizer, [sentence.words for sentence in known], self.max_tokens)
-        for record, (sentence, encoding) in enumerate(zip(known, encodings, strict=True)):
+        for sentence, encoding in zip(known, encodings, strict=True):
             tags = None if sentence.tags is None else np.array([indices[tag] for tag in sentence.tags])
             first = np.full(len(sentence.words), NO_WORD)
             for sequence in encoding.sequences:
@@ -149,12 +148,11 @@ class TokensConfig:
                 first[words] = total + places
                 targets = None if tags is None else self._targets(sequence.words, tags)
                 examples.append(Example(sequence.tokens, sequence.segments, targets=targets))
-                owner.append(record)
                 total += len(sequence.tokens)
             aligned.append(Aligned(sentence, first))
             cut += encoding.left_out > 0
         _log_lost(aligned, cut)
-        return Encoded(Examples.of(examples), aligned, np.array(owner, dtype=np.int64))
+        return Encoded(Examples.of(examples), aligned)
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
         """Return the cross-entropy of tags, with balanced weights if these are set."""
@@ -212,9 +210,8 @@ class TokensConfig:
     def _read(self, source: str, labelled: bool, bad_records: BadRecords) -> Iterator[Record]:
         path, form = Path(source), file_format(source)
         if path.exists() and not path.is_dir() and form not in (*JSON_LINES, ".parquet"):
-            return read_columns(
-                source, bad_records, word_column=self.word_column, tag_column=self.tag_column if labelled else None
-            )
+            tag_column = self.tag_column if labelled else None
+            return read_columns(source, bad_records, word_column=self.word_column, tag_column=tag_column)
         if not path.exists() and form in COLUMN_FILES:
             raise ConfigError(f"{source}: no such file; name one of CoNLL columns, JSON lines or Parquet")
         columns = {"words": self.columns.words} | ({"tags": self.columns.tags} if labelled else {})
