@@ -54,7 +54,7 @@ def _begin(arena: Arena, steps: int) -> tuple[list[int], float]:
     examples = open_trained(run).encode(str(arena.train), labelled=True).examples
     epochs = steps * arena.recipe.batch / len(examples)
     taken = TrainingSteps(
-        examples,
+        examples=examples,
         epochs=epochs,
         batch_size=arena.recipe.batch,
         max_tokens=arena.recipe.max_tokens,

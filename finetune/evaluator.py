@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,17 +41,16 @@ def answers(
     outputs that are not finite: the largest of them would be an answer like any other.
     """
     module.eval()
-    rows = int(examples.offsets[-1]) if kind is not HeadKind.sequence else len(examples)
-    found = torch.zeros(rows, outputs, device=world.device)
+    # Of the outputs of all examples, which are rows end to end.
+    offsets = np.arange(len(examples) + 1) if kind is HeadKind.sequence else examples.offsets
+    found = torch.zeros(int(offsets[-1]), outputs, device=world.device)
     losses, targets = [torch.zeros((), device=world.device)], 0  # of each batch
     for chosen, batch in measuring_batches(examples, max_tokens=max_tokens, rank=world.rank, world_size=world.size):
         measured = module(batch.to(world.device))
         if not len(chosen):  # this rank has nothing left
             continue
         assert measured.logits is not None
-        places = chosen
-        if kind is not HeadKind.sequence:
-            places = concatenated_ranges(examples.offsets[chosen], examples.lengths[chosen])
+        places = concatenated_ranges(offsets[chosen], np.diff(offsets)[chosen])
         found[torch.from_numpy(places).to(world.device)] = measured.logits
         losses.append(measured.nll.float())
         targets += batch.num_targets
@@ -62,31 +60,15 @@ def answers(
     loss = math.fsum(gathered) / targets if targets else math.nan  # exact: in any order the same
     together = world.sum_tensor(found).cpu().numpy()  # each row is one rank's, and zeros everywhere else
     if broken := int((~np.isfinite(together)).any(axis=1).sum()):
-        raise NumericalError(f"{broken} of {rows} outputs of the model are not finite; {_FIX}")
-    cuts = examples.offsets[1:-1] if kind is not HeadKind.sequence else np.arange(1, len(examples))
-    parts = np.split(together, cuts)
+        raise NumericalError(f"{broken} of {len(together)} outputs of the model are not finite; {_FIX}")
+    parts = np.split(together, offsets[1:-1])
     return Answers([part[0] for part in parts] if kind is HeadKind.sequence else parts, loss)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskEvaluator:
-    """Measures a module on the same data set again and again. A collective: every rank calls it."""
-
-    module: nn.Module
-    task: TaskConfig
-    encoded: Encoded
-    names: list[str]  # of the head's outputs
-    max_tokens: int  # of a batch
-    world: World
-
-    def __call__(self) -> dict[str, float]:
-        """Return the task's metrics and `loss`."""
-        found = answers(
-            self.module,
-            self.encoded.examples,
-            kind=self.task.kind,
-            outputs=len(self.names),
-            max_tokens=self.max_tokens,
-            world=self.world,
-        )
-        return {"loss": found.loss, **self.task.measure(self.encoded, found.logits, self.names)}
+def measure(
+    module: nn.Module, task: TaskConfig, encoded: Encoded, names: list[str], *, max_tokens: int, world: World
+) -> dict[str, float]:
+    """Return the task's metrics of a data set, and its `loss`. A collective; see `answers`."""
+    kind, outputs = task.kind, len(names)
+    found = answers(module, encoded.examples, kind=kind, outputs=outputs, max_tokens=max_tokens, world=world)
+    return {"loss": found.loss, **task.measure(encoded, found.logits, names)}

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from finetune.model.lora import Merged, is_adapter
+from finetune.model.lora import is_adapter
 from pretrain.checkpoint.base import Reader
-from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import check_architecture
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
@@ -70,12 +69,13 @@ def weights_from(
         return initial
     wanted = initial.shapes
     if isinstance(source, RunSource) and source.is_fine_tuned:
-        reader = _fine_tuned_weights(source, world)
+        step = source.record.get("best_step")  # none before the run ends: then the newest
+        reader = choice_of(source.path, "tuning").merged(source.weights(world, step))
         same = source.record["names"] == names
         theirs = {name: name if same or "classifier" not in name else "" for name in wanted}
     else:
         reader = source.weights(world)
-        theirs = {name: _pretrained_name(name) for name in wanted}
+        theirs = {name: name.replace("head.transform.", "model.transform.").removeprefix("head.") for name in wanted}
     stored = reader.weight_shapes()
     held = {name: shape for name, shape in wanted.items() if stored.get(theirs[name]) == shape}
     model = {name: shape for name, shape in wanted.items() if name.startswith("model.") and not is_adapter(name)}
@@ -84,15 +84,3 @@ def weights_from(
     if new := [name for name in wanted if name not in held and not is_adapter(name)]:
         log.info("%s get initial values", ", ".join(new))
     return SourceWeights(reader, held, initial, theirs)
-
-
-def _fine_tuned_weights(source: RunSource, world: World) -> FragmentReader | Merged:
-    """Return the weights of a run of fine-tuning at its best step, or at the newest if it has not ended."""
-    return choice_of(source.path, "tuning").merged(source.weights(world, source.record.get("best_step")))
-
-
-def _pretrained_name(name: str) -> str:
-    """Return what a pretrained checkpoint calls a tensor of ours."""
-    if name.startswith("head.transform."):
-        return f"model.{name.removeprefix('head.')}"
-    return name.removeprefix("head.")

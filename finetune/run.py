@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from finetune.config import FinetuneConfig
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
 from finetune.early_stopping import TaskHooks
-from finetune.evaluator import TaskEvaluator
+from finetune.evaluator import measure
 from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
@@ -107,7 +106,9 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         trainee,
         size=size,
         num_steps=steps.total,
-        evaluator=_evaluator(cfg, trainee.model, data, world),
+        evaluator=lambda: measure(
+            trainee.model, task, data.validation, data.names, max_tokens=cfg.train.max_tokens, world=world
+        ),
         evaluate_every=every,
         save_every=every,
         predicted=size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision),
@@ -146,7 +147,7 @@ def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData
 
 def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
     return TrainingSteps(
-        data.train.examples,
+        examples=data.train.examples,
         epochs=cfg.train.epochs,
         batch_size=cfg.train.batch_size,
         max_tokens=cfg.train.max_tokens,
@@ -173,17 +174,6 @@ def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerpr
         "train.batch_size": cfg.train.batch_size,
     }
     return {**order, **network_fingerprints(network, cfg.optim)}
-
-
-def _evaluator(cfg: FinetuneConfig, model: nn.Module, data: TaskData, world: World) -> TaskEvaluator:
-    return TaskEvaluator(
-        module=model,
-        task=cfg.task,
-        encoded=data.validation,
-        names=data.names,
-        max_tokens=cfg.train.max_tokens,
-        world=world,
-    )
 
 
 def _summarise(data: TaskData, size: ModelSize, steps: TrainingSteps) -> None:

@@ -10,6 +10,7 @@ step, because its loss is one sum over all its targets.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,49 +19,46 @@ from pretrain.data.batch import Batch
 from pretrain.data.order import Permutation
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrainingSteps:
     """The steps of a run as one rank sees them: lists of micro-batches, as many on every rank.
 
     Each example is seen `epochs` times; the last step may be smaller.
     """
 
-    def __init__(
-        self,
-        examples: Examples,
-        *,
-        epochs: float,
-        batch_size: int,  # examples in a step, over all ranks
-        max_tokens: int,  # tokens in a micro-batch, at least those of the longest example
-        seed: int,
-        rank: int,
-        world_size: int,
-        pin: bool = False,  # page-lock batches, for copies to a GPU that do not wait
-    ) -> None:
-        self._examples = examples
-        self._seen = max(round(epochs * len(examples)), 1)  # examples in the whole run, repetitions counted
-        self._batch_size, self._max_tokens = batch_size, max_tokens
-        self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._pin = pin
+    examples: Examples
+    epochs: float
+    batch_size: int  # examples in a step, over all ranks
+    max_tokens: int  # tokens in a micro-batch, at least those of the longest example
+    seed: int
+    rank: int
+    world_size: int
+    pin: bool = False  # page-lock batches, for copies to a GPU that do not wait
+
+    @property
+    def seen(self) -> int:
+        """Examples in the whole run, repetitions counted."""
+        return max(round(self.epochs * len(self.examples)), 1)
 
     @property
     def total(self) -> int:
         """Optimizer steps of the whole run, at least 1."""
-        return -(-self._seen // self._batch_size)
+        return -(-self.seen // self.batch_size)
 
     def since(self, step: int) -> Iterator[list[Batch]]:
         """Yield the steps from number `step` on."""
         for number in range(step, self.total):
-            own = divide(self.chosen(number), self._examples.lengths, self._max_tokens, self._world_size)[self._rank]
-            batches = [self._examples.batch(part) if len(part) else Batch.empty() for part in own]
-            yield [batch.pin_memory() for batch in batches] if self._pin else batches
+            own = divide(self.chosen(number), self.examples.lengths, self.max_tokens, self.world_size)[self.rank]
+            batches = [self.examples.batch(part) if len(part) else Batch.empty() for part in own]
+            yield [batch.pin_memory() for batch in batches] if self.pin else batches
 
     def chosen(self, step: int) -> np.ndarray:
         """Return the examples of a step over all ranks, (B,) int64: each once an epoch, shuffled anew every epoch."""
-        first = step * self._batch_size
-        numbers = np.arange(first, min(first + self._batch_size, self._seen))
-        epochs, places = np.divmod(numbers, len(self._examples))
+        first = step * self.batch_size
+        numbers = np.arange(first, min(first + self.batch_size, self.seen))
+        epochs, places = np.divmod(numbers, len(self.examples))
         shuffled = [
-            Permutation(len(self._examples), seed=self._seed, source=0, epoch=epoch)(places[epochs == epoch])
+            Permutation(len(self.examples), seed=self.seed, source=0, epoch=epoch)(places[epochs == epoch])
             for epoch in np.unique(epochs).tolist()
         ]
         return np.concatenate(shuffled)

@@ -76,17 +76,14 @@ class Examples:
         """Return the micro-batch of the chosen examples (S,) int64, in that order."""
         starts, lengths = self.offsets[chosen], self.lengths[chosen]
         places = concatenated_ranges(starts, lengths)
-        offsets = np.concatenate([[0], lengths.cumsum()])
-        targets = np.full(len(places), IGNORED) if self.targets is None else self.targets[places]
-        labels = None if self.labels is None else self.labels[chosen]
         inputs = Inputs(
             tokens=self.tokens[places].astype(np.int64),
-            targets=targets,
-            offsets=offsets.astype(np.int32),
+            targets=np.full(len(places), IGNORED) if self.targets is None else self.targets[places],
+            offsets=np.concatenate([[0], lengths.cumsum()]).astype(np.int32),
             segments=self.segments[places].astype(np.int64),
-            labels=labels,
+            labels=None if self.labels is None else self.labels[chosen],
         )
-        return Batch.of(inputs, num_targets=None if labels is None else len(labels))
+        return Batch.of(inputs, num_targets=None if self.labels is None else len(chosen))
 
 
 def _joined(rows: list[list[int]], total: int, dtype: type) -> np.ndarray:

@@ -67,7 +67,7 @@ def read_records(
             raise ConfigError(f"task.columns.{role}={column}: task.columns.{other} is the same column; name another")
     for place, row in _rows(source, columns, bad, header):
         values = {role: row[column] for role, column in columns.items()}
-        if wrong := next((role for role, value in values.items() if not _is_text(value)), None):
+        if wrong := next((role for role, value in values.items() if not is_text(value)), None):
             bad.report("not UTF-8", place, f"column {columns[wrong]!r} is {values[wrong]!a:.80}")
         else:
             yield Record(values, place)
@@ -155,15 +155,11 @@ def _json_lines(file: str, columns: Mapping[str, str], bad: BadRecords) -> Itera
             if data.isspace():
                 continue
             place = f"{file}:{line}"
-            try:
+            with bad.counted(place):
                 row = json_object(data)
-            except BadRecordError as error:
-                bad.report(error.reason, place, str(error))
-                continue
-            if missing := [column for column in columns.values() if column not in row]:
-                bad.report("a column is missing", place, f"no {missing[0]!r}, there are {sorted(row)}")
-                lacking = lacking or row
-            else:
+                if missing := [column for column in columns.values() if column not in row]:
+                    lacking = lacking or row
+                    raise BadRecordError("a column is missing", f"no {missing[0]!r}, there are {sorted(row)}")
                 num_good += 1
                 yield place, row
     if lacking and not num_good:  # the setting is wrong, not the records
@@ -212,7 +208,7 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
 
 @contextmanager
 def _open_text(file: str, newline: str) -> Iterator[TextIO]:
-    """Open UTF-8 text, with or without a byte order mark. Invalid bytes become surrogates, which `_is_text` refuses."""
+    """Open UTF-8 text, with or without a byte order mark. Invalid bytes become surrogates, which `is_text` refuses."""
     with nullcontext(sys.stdin.buffer) if file == STANDARD_INPUT else open_bytes(file) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
         try:
@@ -229,7 +225,7 @@ def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str]
             raise ConfigError(f"task.columns.{role}={column}: {source} {what}; its columns are {there}{hint}")
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Return whether all strings in a value are valid text: JSON can escape half a surrogate pair, which is not."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()

@@ -43,11 +43,7 @@ def _layer(layer: HeadLayer, config: Config, dropout: float) -> nn.Module:
 
 def pooled(hidden: Tensor, offsets: Tensor, pooling: Pooling) -> Tensor:
     """Return what represents each sequence, (S, D), of hidden states (N, D) whose sequences begin at `offsets`."""
-    match pooling:
-        case Pooling.first:
-            return hidden.index_select(0, offsets[:-1])
-        case Pooling.last:
-            return hidden.index_select(0, offsets[1:] - 1)
+    return hidden.index_select(0, offsets[:-1] if pooling is Pooling.first else offsets[1:] - 1)
 
 
 def hf_tensors(

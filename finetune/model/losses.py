@@ -34,26 +34,17 @@ class TaskLoss(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleLabel:
-    """Cross-entropy of one label a sequence; labels (S,) int64."""
+class CrossEntropy:
+    """Cross-entropy of one label a sequence, (S,) int64, or else of one a token: targets (N,), IGNORED where none."""
 
     smoothing: float = 0.0  # share of a target's probability that is spread over all classes (Szegedy et al. 2016)
     weights: tuple[float, ...] | None = None  # of each class, 1 on average over the training set
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert batch.labels is not None
-        return _cross_entropy(logits, batch.labels, self.smoothing, self.weights)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLabels:
-    """Cross-entropy of one label a token; targets (N,) int64, IGNORED for tokens that have none."""
-
-    smoothing: float = 0.0  # as of SingleLabel
-    weights: tuple[float, ...] | None = None  # as of SingleLabel, over the words of the training set
-
-    def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        return _cross_entropy(logits, batch.targets, self.smoothing, self.weights)
+        targets = batch.targets if batch.labels is None else batch.labels
+        weight = None if self.weights is None else logits.new_tensor(self.weights)
+        options = {"ignore_index": IGNORED, "reduction": "sum", "label_smoothing": self.smoothing}
+        return F.cross_entropy(logits, targets, weight, **options), (logits.argmax(1) == targets).sum()
 
 
 @dataclass(frozen=True)
@@ -93,16 +84,6 @@ class AnswerSpans:
         chosen = logits.gather(0, places)
         nll = largest + sums.log() - chosen
         return nll.mean(1).sum(), (chosen.detach() == largest).all(1).sum()
-
-
-def _cross_entropy(
-    logits: Tensor, targets: Tensor, smoothing: float, weights: tuple[float, ...] | None
-) -> tuple[Tensor, Tensor]:
-    weight = None if weights is None else logits.new_tensor(weights)
-    total = F.cross_entropy(
-        logits, targets, weight=weight, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
-    )
-    return total, (logits.argmax(1) == targets).sum()
 
 
 def balanced_weights(targets: np.ndarray, names: list[str], *, of: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What a task is to the rest of fine-tuning: the protocol, and the two small things that all tasks share.
+"""What a task is to the rest of fine-tuning: the protocol, and the small things that all tasks share.
 
 Nothing here reads files or builds networks; each task has a folder of its own.
 """
@@ -10,26 +10,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Examples
 from finetune.model.losses import TaskLoss
 from finetune.report.page import Section
 from pretrain.hub.family import HeadKind
 
+BATCH = 1024  # texts that are tokenized at a time, so that the library's large results do not pile up
 MAX_NAMES = 10  # names of outputs that a message lists
-
-
-class BadRecordError(Exception):
-    """A record that cannot be used: the reason that it is counted under, what is there, and where if not at its start.
-
-    It never leaves a task, which counts it with `BadRecords`.
-    """
-
-    def __init__(self, reason: str, detail: str, place: str = "") -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.place = place
 
 
 def shortlist(names: Sequence[str]) -> str:
@@ -38,13 +27,19 @@ def shortlist(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + more
 
 
+def encodings(tokenizer: Tokenizer, texts: Sequence[Any], *, special_tokens: bool = True) -> Iterator[Encoding]:
+    """Yield the encoding of each text, or pair of texts, in order."""
+    for start in range(0, len(texts), BATCH):
+        # Not `encode_batch_fast`: without a template it gives both texts of a pair the same token type.
+        yield from tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=special_tokens)
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """A data set as a task encoded it: E sequences of R records (a long text may be several)."""
+    """A data set as a task encoded it: E sequences of R records (a long text may be several, one after another)."""
 
     examples: Examples
     records: Sequence[Any]  # of the task's own type: texts, answers, where they came from
-    owner: np.ndarray  # (E,) int64, the record of each sequence, in ascending order; a record may have none
 
 
 class TaskConfig(Protocol):

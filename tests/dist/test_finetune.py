@@ -15,7 +15,7 @@ from toys import ALONE
 from finetune.data.examples import Example, Examples
 from finetune.evaluator import answers
 from finetune.model.base import FineTuned
-from finetune.model.losses import SingleLabel, TokenLabels
+from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
@@ -228,12 +228,12 @@ def measure(world, folder):
         tokens = [draw.randrange(60) for _ in range(length)]
         rows.append(Example(tokens, [0] * length, label=number % 3, targets=tags))
     found = {}
-    for kind, loss in ((HeadKind.sequence, SingleLabel()), (HeadKind.token, TokenLabels())):
+    for kind in (HeadKind.sequence, HeadKind.token):
         examples = Examples.of(row._replace(label=None) if kind is HeadKind.token else row for row in rows)
         config = EncoderConfig(max_seq_len=12, width=24, layers=2, heads=4, init_std=0.3)
         with torch.device("meta"):
             model = config.build(vocab_size=60, attend=sdpa, head=False)
-            module = FineTuned(model, config, head_for(config, kind), kind, loss, outputs=3, dropout=0.1)
+            module = FineTuned(model, config, head_for(config, kind), kind, CrossEntropy(), outputs=3, dropout=0.1)
         initial = InitialWeights(module, 1)
         for name, parameter in module.to_empty(device="cpu").named_parameters():
             parameter.data.copy_(initial(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))

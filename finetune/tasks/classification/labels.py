@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from finetune.tasks.base import BadRecordError, shortlist
+from finetune.tasks.base import shortlist
+from pretrain.data.sources.bad_records import BadRecordError
 
 LARGEST = float(np.finfo(np.float32).max)  # magnitude of a target of regression
 

@@ -14,15 +14,15 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from omegaconf import MISSING
-from tokenizers import Tokenizer
+from scipy.special import expit, softmax
+from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
-from finetune.model.losses import ClassWeights, MultiLabel, Regression, SingleLabel, TaskLoss, balanced_weights
+from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import BadRecordError, Encoded
+from finetune.tasks.base import Encoded, encodings
 from finetune.tasks.classification import page
 from finetune.tasks.classification.labels import (
     Label,
@@ -34,12 +34,10 @@ from finetune.tasks.classification.labels import (
     regression_target,
 )
 from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
-
-BATCH = 1024  # texts that are tokenised at a time
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +121,12 @@ class ClassificationConfig:
             columns["text_pair"] = self.columns.text_pair
         if labelled:
             columns["label"] = self.columns.label
-        faults = BadRecords(source, allowed=self.max_faults)
+        bad_records = BadRecords(source, allowed=self.max_faults)
         texts = []
-        for record in read_records(source, columns, faults, header=self.header):
-            try:
+        for record in read_records(source, columns, bad_records, header=self.header):
+            with bad_records.counted(record.place):
                 texts.append(self._text(record))
-            except BadRecordError as bad:
-                faults.report(bad.reason, record.place, str(bad))
-        faults.settle(len(texts) + sum(faults.counts.values()))
+        bad_records.settle(len(texts))
         _warn_of_contradictions(source, texts)
         return texts
 
@@ -160,26 +156,22 @@ class ClassificationConfig:
         """
         self._check_room(tokenizer)
         indices = {name: index for index, name in enumerate(names)}
-        faults = BadRecords("examples", allowed=self.max_faults)
+        bad_records = BadRecords("examples", allowed=self.max_faults)
         kept: list[LabelledText] = []
         examples: list[Example] = []
         num_cut = 0
         for record, encoding in self._encodings(records, tokenizer):
-            try:
+            with bad_records.counted(record.place):
                 target = as_target(record.label, indices)
-            except BadRecordError as bad:
-                faults.report(bad.reason, record.place, str(bad))
-                continue
-            if not encoding.ids:  # a tokenizer without special tokens drops letters that it does not know
-                faults.report("no token", record.place, f"{record.text!a:.80}")
-                continue
-            num_cut += bool(encoding.overflowing)
-            kept.append(record)
-            examples.append(Example(encoding.ids, encoding.type_ids, target))
-        faults.settle(len(records))
+                if not encoding.ids:  # a tokenizer without special tokens drops letters that it does not know
+                    raise BadRecordError("no token", f"{record.text!a:.80}")
+                num_cut += bool(encoding.overflowing)
+                kept.append(record)
+                examples.append(Example(encoding.ids, encoding.type_ids, target))
+        bad_records.settle(len(kept))
         if num_cut:
             log.info("%d of %d texts are longer than task.max_tokens=%d: cut", num_cut, len(kept), self.max_tokens)
-        return Encoded(Examples.of(examples), kept, np.arange(len(kept)))
+        return Encoded(Examples.of(examples), kept)
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
         """Return what training minimises, with balanced weights of the classes of `encoded` if these are set."""
@@ -189,9 +181,9 @@ class ClassificationConfig:
             case Problem.regression:
                 return Regression()
             case Problem.single_label if self.class_weights is ClassWeights.none:
-                return SingleLabel(smoothing=self.label_smoothing)
+                return CrossEntropy(smoothing=self.label_smoothing)
         weights = balanced_weights(_labels(encoded), names, of="example")
-        return SingleLabel(smoothing=self.label_smoothing, weights=weights)
+        return CrossEntropy(smoothing=self.label_smoothing, weights=weights)
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
         """Return the metrics of a data set that has answers, from the logits (C,) of each of its texts."""
@@ -230,18 +222,15 @@ class ClassificationConfig:
         """Return what logits (C,) predict."""
         if self.problem is Problem.regression:
             return {"score": float(row[0])}
-        probabilities = dict(zip(names, self._probabilities(row).tolist(), strict=True))
+        logits = row.astype(np.float64)
+        shares = softmax(logits) if self.problem is Problem.single_label else expit(logits)
+        probabilities = dict(zip(names, shares.tolist(), strict=True))
         if self.problem is Problem.single_label:
             best = names[int(row.argmax())]
             return {"label": best, "score": probabilities[best], "probabilities": probabilities}
         chosen = [name for name, output in zip(names, row, strict=True) if output > 0]
         scores = [probabilities[name] for name in chosen]
         return {"labels": chosen, "scores": scores, "probabilities": probabilities}
-
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return the probabilities (..., C) float64: of one label in all, or of each by itself."""
-        outputs = torch.from_numpy(logits).double()
-        return (outputs.softmax(-1) if self.problem is Problem.single_label else outputs.sigmoid()).numpy()
 
     def _text(self, record: Record) -> LabelledText:
         """Return the text, or pair, and the label of a record. Raises `BadRecordError` for one that cannot be used."""
@@ -270,14 +259,13 @@ class ClassificationConfig:
         rule = f"must be at least {least}: the special tokens and one token of each text"
         check(self.max_tokens >= least, "task.max_tokens", self.max_tokens, rule)
 
-    def _encodings(self, records: Sequence[LabelledText], tokenizer: Tokenizer) -> Iterator[tuple[LabelledText, Any]]:
+    def _encodings(
+        self, records: Sequence[LabelledText], tokenizer: Tokenizer
+    ) -> Iterator[tuple[LabelledText, Encoding]]:
+        texts = [record.text if record.pair is None else (record.text, record.pair) for record in records]
         tokenizer.enable_truncation(self.max_tokens, strategy="longest_first")
         try:
-            for start in range(0, len(records), BATCH):
-                batch = records[start : start + BATCH]
-                texts = [record.text if record.pair is None else (record.text, record.pair) for record in batch]
-                # Not `encode_batch_fast`: without a template it gives both texts of a pair the same token type.
-                yield from zip(batch, tokenizer.encode_batch(texts), strict=True)
+            yield from zip(records, encodings(tokenizer, texts), strict=True)
         finally:
             tokenizer.no_truncation()
 

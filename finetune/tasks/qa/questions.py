@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.data.records import read_records
-from finetune.tasks.base import BadRecordError
-from pretrain.data.sources.bad_records import BadRecords
-from pretrain.data.sources.readers import COMPRESSED, open_bytes
+from finetune.data.records import is_text, read_records
+from pretrain.data.sources.bad_records import BadRecordError, BadRecords
+from pretrain.data.sources.readers import file_format, open_bytes
 from pretrain.errors import DataError
 
 ROLES = ("id", "question", "context", "answers", "answer_start")
@@ -56,35 +55,31 @@ def read_questions(
     Bad records are counted and left out. Raises `DataError` if their share is above `max_faults`, or for a file that
     cannot be read, and `ConfigError` for a file or column that is not there.
     """
-    faults = BadRecords(source, allowed=max_faults)
+    bad_records = BadRecords(source, allowed=max_faults)
     questions: dict[str, Question] = {}
-    for place, values in _rows(source, columns, labelled, faults):
-        try:
+    for place, values in _rows(source, columns, labelled, bad_records):
+        with bad_records.counted(place):
             question = _question(values, labelled=labelled, unanswerable=unanswerable)
             if question.id in questions:
                 raise BadRecordError("duplicate id", repr(question.id))
-        except BadRecordError as bad:
-            faults.report(bad.reason, place, str(bad))
-        else:
             questions[question.id] = question
-    faults.settle(len(questions) + sum(faults.counts.values()))
+    bad_records.settle(len(questions))
     return list(questions.values())
 
 
 def _rows(
-    source: str, columns: Mapping[str, str], labelled: bool, faults: BadRecords
+    source: str, columns: Mapping[str, str], labelled: bool, bad_records: BadRecords
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return the place of each record and its values by role."""
     if (squad := _squad(source)) is not None:
         return _squad_rows(source, squad)
     wanted = {role: name for role, name in columns.items() if name and (labelled or role not in LABELS)}
-    return ((record.place, record.values) for record in read_records(source, wanted, faults))
+    return ((record.place, record.values) for record in read_records(source, wanted, bad_records))
 
 
 def _squad(source: str) -> dict[str, Any] | None:
     """Return the contents of a JSON file in SQuAD's format, which is one object, or None for any other source."""
-    suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSED]
-    if suffixes[-1:] != [".json"] or not Path(source).is_file():
+    if file_format(source) != ".json" or not Path(source).is_file():
         return None
     with open_bytes(source) as stream:
         try:
@@ -136,10 +131,8 @@ def _text(values: dict[str, Any], key: str) -> str:
         raise BadRecordError("no text", f"{key!r} is {value!a:.40}")
     if not value.strip():
         raise BadRecordError(f"empty {key}", f"{value!r:.40}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can escape
-        raise BadRecordError("no text", f"{key!r} is {value!a:.40} ({error.reason})") from None
+    if not is_text(value):
+        raise BadRecordError("no text", f"{key!r} is {value!a:.40}, half a surrogate pair")
     return value
 
 

@@ -5,6 +5,7 @@ Questions are read in `questions` and encoded in `windows`; answers are found in
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from omegaconf import MISSING
+from scipy.special import softmax
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Examples
@@ -116,8 +118,7 @@ class QaConfig:
                 f"({', '.join(report.cut[:3])}), more than task.max_faults={self.max_faults} of them; raise "
                 "task.stride above the length of the longest, or task.max_faults to train on them as unanswerable"
             )
-        owner = np.repeat(np.arange(len(windowed)), [len(one.starts) for one in windowed])
-        return Encoded(Examples.of(sequences), windowed, owner)
+        return Encoded(Examples.of(sequences), windowed)
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
         """Return the cross-entropy of the first and the last token. Raises `DataError` for questions without labels."""
@@ -163,9 +164,9 @@ class QaConfig:
                 margin = _no_answer_score(found)
                 extra["no_answer_score"] = margin if chosen else None
                 chosen = no_answer if chosen is None or margin > (self.no_answer_threshold or 0.0) else chosen
-            shares = np.exp([answer["score"] for answer in answers] - np.max([answer["score"] for answer in answers]))
-            for answer, share in zip(answers, shares / shares.sum(), strict=True):
-                answer["probability"] = float(share)
+            shares = softmax([answer["score"] for answer in answers])
+            for answer, share in zip(answers, shares.tolist(), strict=True):
+                answer["probability"] = share
             answers.sort(key=lambda answer: -answer["score"])
             yield {"id": one.question.id, **chosen, **extra, "n_best": answers}
 
@@ -178,10 +179,10 @@ class QaConfig:
         return answer_sections([one.question for one in encoded.records], predictions, threshold)
 
     def _candidates(self, encoded: Encoded, logits: list[np.ndarray]) -> Iterator[tuple[WindowedQuestion, Candidates]]:
-        bounds = np.searchsorted(encoded.owner, np.arange(len(encoded.records) + 1)).tolist()
-        sizes = {"n_best": self.n_best, "max_answer_tokens": self.max_answer_tokens}
-        for one, first, end in zip(encoded.records, bounds, bounds[1:], strict=False):
-            yield one, candidates(one, logits[first:end], **sizes)
+        rest = iter(logits)
+        for one in encoded.records:
+            own = list(itertools.islice(rest, len(one.starts)))  # of its windows
+            yield one, candidates(one, own, n_best=self.n_best, max_answer_tokens=self.max_answer_tokens)
 
     def _score(self, text: str, golds: list[str]) -> float:
         return getattr(score(text, golds, version_2=True), self.metric)

@@ -6,81 +6,53 @@ windows of a question.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from finetune.data.examples import Example
+from finetune.tasks.base import encodings
 from finetune.tasks.qa.questions import Answer, Question
 from pretrain.errors import DataError, check
 
-BATCH = 1000  # texts that are tokenized at a time, so that the library's large results do not pile up
 NO_ANSWER = [0, 0]  # label of a window without the answer: first and last token of the span
 
 log = logging.getLogger(__name__)
 
 
-class TokenRun(NamedTuple):
-    """Consecutive tokens."""
+class PairTemplate:
+    """The special tokens that a tokenizer puts around a question and the context that follows it.
 
-    ids: list[int]
-    types: list[int]  # token-type ids, as long
+    They are read off the first question and context that both have tokens. Raises `DataError` if there are none.
+    """
 
-
-class PairTemplate(NamedTuple):
-    """The special tokens that a tokenizer puts around a question and the context that follows it."""
-
-    before: TokenRun
-    between: TokenRun
-    after: TokenRun
-    question_type: int  # token-type id
-    context_type: int  # the same
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, questions: Sequence[Question]) -> PairTemplate:
-        """Read it off the first question and context that both have tokens. Raises `DataError` if there are none."""
-        for question in questions:
-            pair = tokenizer.encode(question.text, question.context)
-            if {0, 1} <= set(pair.sequence_ids):
-                return cls._around(pair)
-        raise DataError("the tokenizer makes no tokens of these questions and contexts: is it for another language?")
-
-    @classmethod
-    def _around(cls, pair: Encoding) -> PairTemplate:
-        ids, types, owners = pair.ids, pair.type_ids, pair.sequence_ids
-        question, context = owners.index(0), owners.index(1)
-        question_end, context_end = question + owners.count(0), context + owners.count(1)
-        return cls(
-            before=TokenRun(ids[:question], types[:question]),
-            between=TokenRun(ids[question_end:context], types[question_end:context]),
-            after=TokenRun(ids[context_end:], types[context_end:]),
-            question_type=types[question],
-            context_type=types[context],
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that are neither question nor context."""
-        return sum(len(run.ids) for run in (self.before, self.between, self.after))
+    def __init__(self, tokenizer: Tokenizer, questions: Sequence[Question]) -> None:
+        pairs = (tokenizer.encode(question.text, question.context) for question in questions)
+        pair = next((pair for pair in pairs if {0, 1} <= set(pair.sequence_ids)), None)
+        if pair is None:
+            raise DataError(
+                "the tokenizer makes no tokens of these questions and contexts: is it for another language?"
+            )
+        tokens = zip(pair.sequence_ids, pair.ids, pair.type_ids, strict=True)
+        runs = (zip(*run, strict=True) for _, run in itertools.groupby(tokens, key=itemgetter(0)))
+        self._runs = [(owners[0], ids, types) for owners, ids, types in runs]
+        self.num_tokens = pair.sequence_ids.count(None)  # tokens that are neither question nor context
+        self.num_before_context = pair.sequence_ids[: pair.sequence_ids.index(1)].count(None)
 
     def fill(self, question: list[int], context: list[int], label: list[int] | None) -> Example:
         """Return the sequence of a question's tokens and those of a window."""
-        runs = (
-            self.before,
-            TokenRun(question, [self.question_type] * len(question)),
-            self.between,
-            TokenRun(context, [self.context_type] * len(context)),
-            self.after,
-        )
-        return Example(
-            tokens=[token for run in runs for token in run.ids],
-            segments=[token_type for run in runs for token_type in run.types],
-            label=label,
-        )
+        example = Example([], [], label)
+        for owner, special, types in self._runs:
+            tokens = special if owner is None else (question, context)[owner]
+            example.tokens.extend(tokens)
+            example.segments.extend(types if owner is None else types[:1] * len(tokens))
+        return example
 
 
 class TokenizedContext(NamedTuple):
@@ -133,11 +105,7 @@ class SplitReport:
         log.info(
             "%d questions in %d windows; %d questions shortened to task.max_question_tokens, %d answers in no window, "
             "%d answers that start or end inside a token%s",
-            num_questions,
-            num_windows,
-            len(self.shortened),
-            len(self.cut),
-            len(self.inexact),
+            *(num_questions, num_windows, len(self.shortened), len(self.cut), len(self.inexact)),
             f" ({', '.join(self.inexact[:3])})" if self.inexact else "",
         )
 
@@ -155,15 +123,19 @@ def split_into_windows(
     more of the context than the stride, `DataError` if the tokenizer makes no tokens.
     """
     assert tokenizer.truncation is None and tokenizer.padding is None, "answers would be cut without a word"
-    template = PairTemplate.of(tokenizer, questions)
+    template = PairTemplate(tokenizer, questions)
     least = max_tokens - template.num_tokens - max_question_tokens  # context tokens beside the longest question
     check(stride < least, "task.stride", stride, f"must be below {least}, what task.max_tokens leaves for the context")
-    contexts = _contexts(tokenizer, list(dict.fromkeys(question.context for question in questions)))
+    texts = list(dict.fromkeys(question.context for question in questions))
+    contexts = {
+        text: TokenizedContext(encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
+        for text, encoding in zip(texts, encodings(tokenizer, texts, special_tokens=False), strict=True)
+    }
     windowed: list[WindowedQuestion] = []
     sequences: list[Example] = []
     report = SplitReport()
-    encodings = _encodings(tokenizer, [question.text for question in questions])
-    for question, encoding in zip(questions, encodings, strict=True):
+    encoded = encodings(tokenizer, [question.text for question in questions], special_tokens=False)
+    for question, encoding in zip(questions, encoded, strict=True):
         ids, context = encoding.ids[:max_question_tokens], contexts[question.context]
         if len(encoding.ids) > max_question_tokens:
             report.shortened.append(question.id)
@@ -171,7 +143,7 @@ def split_into_windows(
         one = WindowedQuestion(
             question=question,
             context=context,
-            context_start=len(template.before.ids) + len(ids) + len(template.between.ids),
+            context_start=template.num_before_context + len(ids),
             room=room,
             starts=range(0, max(len(context.ids) - stride, 1), room - stride),
         )
@@ -206,15 +178,3 @@ def _labels(one: WindowedQuestion, report: SplitReport) -> Sequence[list[int] | 
     elif one.characters(held[0], held[-1]) != (answer.start, answer.end):
         report.inexact.append(question.id)
     return labels
-
-
-def _contexts(tokenizer: Tokenizer, texts: list[str]) -> dict[str, TokenizedContext]:
-    return {
-        text: TokenizedContext(encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
-        for text, encoding in zip(texts, _encodings(tokenizer, texts), strict=True)
-    }
-
-
-def _encodings(tokenizer: Tokenizer, texts: list[str]) -> Iterator[Encoding]:
-    for start in range(0, len(texts), BATCH):
-        yield from tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=False)

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from finetune.tasks.base import encodings
 from pretrain.errors import check
 
 NO_WORD = -1  # instead of a token's word, or of a word's token
-BATCH = 512  # sentences encoded at a time
 
 
 class WordSequence(NamedTuple):
@@ -49,11 +49,9 @@ def encode_words(
     sequence. Raises `ConfigError` for a `max_tokens` that the special tokens alone fill.
     """
     assert tokenizer.truncation is None and tokenizer.padding is None, "words would be lost"
-    for start in range(0, len(sentences), BATCH):
-        batch = sentences[start : start + BATCH]
-        encodings = tokenizer.encode_batch([" ".join(words) for words in batch])
-        for words, encoding in zip(batch, encodings, strict=True):
-            yield _split(encoding, words, max_tokens)
+    texts = [" ".join(words) for words in sentences]
+    for words, encoding in zip(sentences, encodings(tokenizer, texts), strict=True):
+        yield _split(encoding, words, max_tokens)
 
 
 def first_tokens(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

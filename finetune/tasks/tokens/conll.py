@@ -5,85 +5,71 @@ Other formats are read by `finetune.data`; which tags there may be is in `senten
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from finetune.data.records import Record
-from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.data.sources.readers import open_bytes
 from pretrain.errors import check
 
 DOCUMENT = "-DOCSTART-"  # the word of a line that stands between documents
 
 
-class _Line(NamedTuple):
-    number: int  # from 1
-    cells: list[str] | None  # None: not UTF-8
-    shown: str  # of a line that is not UTF-8
-
-
-def read_columns(file: str, faults: BadRecords, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
+def read_columns(file: str, bad_records: BadRecords, *, word_column: int, tag_column: int | None) -> Iterator[Record]:
     """Yield each sentence with its `words`, its `lines`, and its `tags` unless `tag_column` is None.
 
     Columns count from 0, or from -1 backwards. They are separated by tabs on a line that has one (a word may contain
     spaces then), else by runs of spaces; every line has as many as the first. The file may be compressed. A sentence
-    with any other line is reported to `faults`, once.
+    with any other line is reported to `bad_records`, once.
 
     Raises `ConfigError` for columns that the first line does not have, `DataError` for a file that cannot be read.
     """
     width = 0
-    for sentence in _sentences(file):
-        place = f"{file}:{sentence[0].number}"
-        if not width and sentence[0].cells is not None:
-            width = len(sentence[0].cells)
+    for first, lines in _sentences(file):
+        place = f"{file}:{first}"
+        if not width and isinstance(lines[0], list):
+            width = len(lines[0])
             _check_columns(word_column, tag_column, width, place)
-        if fault := _fault(sentence, width):
-            reason, line, detail = fault
-            faults.report(reason, f"{file}:{line.number}", detail)
-            continue
-        rows = [line.cells for line in sentence if line.cells is not None]
-        first = sentence[0].number
-        values = {"words": [row[word_column] for row in rows], "lines": range(first, first + len(rows))}
-        if tag_column is not None:
-            values["tags"] = [row[tag_column] for row in rows]
-        yield Record(values, place)
+        with bad_records.counted(place):
+            rows = [_cells(line, width, f"{file}:{number}") for number, line in enumerate(lines, first)]
+            values = {"words": [row[word_column] for row in rows], "lines": range(first, first + len(rows))}
+            if tag_column is not None:
+                values["tags"] = [row[tag_column] for row in rows]
+            yield Record(values, place)
 
 
-def _sentences(file: str) -> Iterator[list[_Line]]:
-    """Yield the lines of each sentence."""
-    held: list[_Line] = []
+def _sentences(file: str) -> Iterator[tuple[int, list[list[str] | bytes]]]:
+    """Yield the number of the first line of each sentence, from 1, and its lines: cells, or bytes that are no UTF-8."""
+    held: list[list[str] | bytes] = []
     with open_bytes(file) as stream:
-        for number, data in enumerate(stream, 1):
-            line = _parsed(number, data)
-            if line.cells is None or (line.cells and line.cells[0] != DOCUMENT):
+        for number, data in enumerate(itertools.chain(stream, [b""]), 1):
+            line = _split(data)
+            if line and line[0] != DOCUMENT:
                 held.append(line)
             elif held:
-                yield held
+                yield number - len(held), held
                 held = []
-    if held:
-        yield held
 
 
-def _parsed(number: int, data: bytes) -> _Line:
-    """Return the columns of a line; a blank one has none."""
+def _split(data: bytes) -> list[str] | bytes:
+    """Return the cells of a line, none of a blank one; or the line itself if it is not UTF-8."""
     try:
         # A byte order mark may be on any line, if files were joined.
         text = data.decode().removeprefix("\ufeff").rstrip("\r\n")
     except UnicodeDecodeError:
-        return _Line(number, None, ascii(data)[:80])
+        return data
     if not text.strip():
-        return _Line(number, [], "")
-    return _Line(number, text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell], "")
+        return []
+    return text.split("\t") if "\t" in text else [cell for cell in text.split(" ") if cell]
 
 
-def _fault(sentence: list[_Line], width: int) -> tuple[str, _Line, str] | None:
-    """Return what is wrong with the first bad line of a sentence: the reason, the line, and what is there."""
-    for line in sentence:
-        if line.cells is None:
-            return "not UTF-8", line, line.shown
-        if len(line.cells) != width:
-            return "too few or too many columns", line, f"{len(line.cells)}, expected {width}"
-    return None
+def _cells(line: list[str] | bytes, width: int, place: str) -> list[str]:
+    if isinstance(line, bytes):
+        raise BadRecordError("not UTF-8", ascii(line)[:80], place)
+    if len(line) != width:
+        raise BadRecordError("too few or too many columns", f"{len(line)}, expected {width}", place)
+    return line
 
 
 def _check_columns(word_column: int, tag_column: int | None, width: int, place: str) -> None:

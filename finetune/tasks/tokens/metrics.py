@@ -23,19 +23,24 @@ def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
     An entity is right if its type, first and last word are. A quotient by 0 is 0.0. Raises `DataError` for what is no
     tag, `ValueError` for lengths that differ and for no words.
     """
-    from seqeval.metrics import accuracy_score
+    from seqeval.metrics import accuracy_score, classification_report
 
     if [len(tags) for tags in predicted] != [len(tags) for tags in references] or not any(map(len, references)):
         raise ValueError("predicted tags and references: one for each word of the same sentences, at least one word")
-    _check_tags({tag for sentences in (predicted, references) for tags in sentences for tag in tags})
+    for tag in sorted({tag for sentences in (predicted, references) for tags in sentences for tag in tags}):
+        if not re.fullmatch(r"O|[BIES]-.+", tag):  # seqeval would take it for another tag, with no more than a warning
+            raise DataError(
+                f"entity tag {tag!r}: must be O or one of B-, I-, E-, S- before a type; rename it in the data"
+            )
     truth, guess = [list(tags) for tags in references], [list(tags) for tags in predicted]  # seqeval wants lists
-    report = _report(truth, guess)
+    zero: Any = 0  # seqeval declares a string
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the mean over types where there are none
+        report: Any = classification_report(truth, guess, output_dict=True, zero_division=zero)
     values = {name: float(report["micro avg"][key]) for name, key in _NAMES.items()}
     values["accuracy"] = float(accuracy_score(truth, guess))
-    types = report.keys() - {"micro avg", "macro avg", "weighted avg"}
-    return values | {
-        f"{name}/{kind}": float(report[kind][key]) for kind in sorted(types) for name, key in _NAMES.items()
-    }
+    types = sorted(report.keys() - {"micro avg", "macro avg", "weighted avg"})
+    return values | {f"{name}/{kind}": float(report[kind][key]) for kind in types for name, key in _NAMES.items()}
 
 
 def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:
@@ -47,22 +52,3 @@ def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:
     from seqeval.metrics.sequence_labeling import get_entities
 
     return get_entities(tags)
-
-
-def _report(truth: list[list[str]], guess: list[list[str]]) -> dict[str, Any]:
-    """seqeval's table: one row for each type, and three for the averages."""
-    from seqeval.metrics import classification_report
-
-    zero: Any = 0  # seqeval declares a string
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the mean over types where there are none
-        report: Any = classification_report(truth, guess, output_dict=True, zero_division=zero)
-    return report
-
-
-def _check_tags(tags: set[str]) -> None:
-    """Refuse what seqeval would take for another tag, with no more than a warning."""
-    for tag in sorted(tags):
-        if not re.fullmatch(r"O|[BIES]-.+", tag):
-            rule = "must be O or one of B-, I-, E-, S- before a type; rename it in the data"
-            raise DataError(f"entity tag {tag!r}: {rule}")

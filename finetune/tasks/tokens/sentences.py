@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from finetune.data.records import Record
-from finetune.tasks.base import BadRecordError
 from finetune.tasks.tokens.metrics import entity_spans
+from pretrain.data.sources.bad_records import BadRecordError
 
 OUTSIDE = "O"  # the tag of words that are in no entity
 

@@ -17,10 +17,10 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Example, Examples
-from finetune.data.records import JSON_LINES, Record, read_records
-from finetune.model.losses import ClassWeights, TaskLoss, TokenLabels, balanced_weights
+from finetune.data.records import Record, read_records
+from finetune.model.losses import ClassWeights, CrossEntropy, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import BadRecordError, Encoded, shortlist
+from finetune.tasks.base import Encoded, shortlist
 from finetune.tasks.tokens.alignment import NO_WORD, encode_words, first_tokens, word_spans
 from finetune.tasks.tokens.conll import read_columns
 from finetune.tasks.tokens.metrics import entity_metrics, entity_spans
@@ -28,7 +28,7 @@ from finetune.tasks.tokens.page import tag_sections
 from finetune.tasks.tokens.sentences import OUTSIDE, Sentence, TagScheme, is_tag, misspelled, to_sentence
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import SHOWN, BadRecords
-from pretrain.data.sources.readers import COMPRESSED
+from pretrain.data.sources.readers import JSON_LINES, file_format
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
@@ -97,19 +97,17 @@ class TokensConfig:
         `conlleval`. Raises `ConfigError` for a file or column that is not there, `DataError` for more bad sentences
         than are allowed.
         """
-        faults = BadRecords(source, allowed=self.max_faults)
+        bad_records = BadRecords(source, allowed=self.max_faults)
         sentences: list[Sentence] = []
-        spellings: list[str] = []
-        for record in self._read(source, labelled, faults):
-            try:
-                sentence = to_sentence(record, self.scheme, self.labels)
-            except BadRecordError as bad:
-                faults.report(bad.reason, bad.place or record.place, str(bad))
-                continue
-            sentences.append(sentence)
-            for word, tags in misspelled(sentence.tags or [], self.scheme):
-                spellings.append(f"{sentence.place_of(word)}: {' '.join(tags)}")
-        faults.settle(len(sentences) + sum(faults.counts.values()))
+        for record in self._read(source, labelled, bad_records):
+            with bad_records.counted(record.place):
+                sentences.append(to_sentence(record, self.scheme, self.labels))
+        bad_records.settle(len(sentences))
+        spellings = [
+            f"{sentence.place_of(word)}: {' '.join(tags)}"
+            for sentence in sentences
+            for word, tags in misspelled(sentence.tags or [], self.scheme)
+        ]
         if spellings:
             some = ", ".join(spellings[:SHOWN])
             log.warning("%s: %d entities are not spelled as in %s (%s)", source, len(spellings), self.scheme, some)
@@ -140,10 +138,9 @@ class TokensConfig:
         indices = {name: index for index, name in enumerate(names)}
         examples: list[Example] = []
         aligned: list[Aligned] = []
-        owner: list[int] = []
         total = cut = 0
         encodings = encode_words(tokenizer, [sentence.words for sentence in known], self.max_tokens)
-        for record, (sentence, encoding) in enumerate(zip(known, encodings, strict=True)):
+        for sentence, encoding in zip(known, encodings, strict=True):
             tags = None if sentence.tags is None else np.array([indices[tag] for tag in sentence.tags])
             first = np.full(len(sentence.words), NO_WORD)
             for sequence in encoding.sequences:
@@ -151,21 +148,20 @@ class TokensConfig:
                 first[words] = total + places
                 targets = None if tags is None else self._targets(sequence.words, tags)
                 examples.append(Example(sequence.tokens, sequence.segments, targets=targets))
-                owner.append(record)
                 total += len(sequence.tokens)
             aligned.append(Aligned(sentence, first))
             cut += encoding.left_out > 0
         _log_lost(aligned, cut)
-        return Encoded(Examples.of(examples), aligned, np.array(owner, dtype=np.int64))
+        return Encoded(Examples.of(examples), aligned)
 
     def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
         """Return the cross-entropy of tags, with balanced weights if these are set."""
         if self.class_weights is ClassWeights.none:
-            return TokenLabels(smoothing=self.label_smoothing)
+            return CrossEntropy(smoothing=self.label_smoothing)
         targets = encoded.examples.targets
         assert targets is not None, "a training set has tags"
         weights = balanced_weights(targets[targets != IGNORED], names, of="word")
-        return TokenLabels(smoothing=self.label_smoothing, weights=weights)
+        return CrossEntropy(smoothing=self.label_smoothing, weights=weights)
 
     def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
         """Return `f1`, `precision` and `recall` of entities, over all and of each type, and the `accuracy` of words.
@@ -211,30 +207,28 @@ class TokensConfig:
             rule = f"must have {OUTSIDE}, the tag of words outside entities; add it"
             check(OUTSIDE in self.labels, "task.labels", self.labels, rule)
 
-    def _read(self, source: str, labelled: bool, faults: BadRecords) -> Iterator[Record]:
-        path = Path(source)
-        form = next((suffix for suffix in reversed(path.suffixes) if suffix not in COMPRESSED), "")
+    def _read(self, source: str, labelled: bool, bad_records: BadRecords) -> Iterator[Record]:
+        path, form = Path(source), file_format(source)
         if path.exists() and not path.is_dir() and form not in (*JSON_LINES, ".parquet"):
-            return read_columns(
-                source, faults, word_column=self.word_column, tag_column=self.tag_column if labelled else None
-            )
+            tag_column = self.tag_column if labelled else None
+            return read_columns(source, bad_records, word_column=self.word_column, tag_column=tag_column)
         if not path.exists() and form in COLUMN_FILES:
             raise ConfigError(f"{source}: no such file; name one of CoNLL columns, JSON lines or Parquet")
         columns = {"words": self.columns.words} | ({"tags": self.columns.tags} if labelled else {})
-        return read_records(source, columns, faults)
+        return read_records(source, columns, bad_records)
 
     def _with_known_tags(self, records: Sequence[Sentence], names: list[str]) -> list[Sentence]:
         """Return the sentences whose tags are all in `names`. Raises `DataError` for too many of the others."""
-        faults = BadRecords(f"tags other than {shortlist(names)}", allowed=self.max_faults)
+        bad_records = BadRecords(f"tags other than {shortlist(names)}", allowed=self.max_faults)
         known, kept = set(names), []
         for sentence in records:
-            unknown = [word for word, tag in enumerate(sentence.tags or []) if tag not in known]
-            if sentence.tags and unknown:
-                reason = f"unknown tag {sentence.tags[unknown[0]]!r}"
-                faults.report(reason, sentence.place_of(unknown[0]), ascii(sentence.words[unknown[0]])[:40])
+            tags = enumerate(sentence.tags or [])
+            if unknown := next(((word, tag) for word, tag in tags if tag not in known), None):
+                word, tag = unknown
+                bad_records.report(f"unknown tag {tag!r}", sentence.place_of(word), f"{sentence.words[word]!a:.40}")
             else:
                 kept.append(sentence)
-        faults.settle(len(records))
+        bad_records.settle(len(kept))
         return kept
 
     def _targets(self, words: np.ndarray, tags: np.ndarray) -> list[int]:

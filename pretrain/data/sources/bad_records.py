@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from pretrain.errors import DataError
@@ -26,11 +28,12 @@ class OnInvalid(Enum):
 
 
 class BadRecordError(Exception):
-    """One bad record: the reason it is counted under, and what was found instead."""
+    """One bad record: the reason it is counted under, what was found, and where if not at its first line."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, place: str = "") -> None:
         super().__init__(detail)
         self.reason = reason
+        self.place = place
 
 
 class BadRecords:
@@ -59,11 +62,20 @@ class BadRecords:
         if len(examples := self._examples[reason]) < SHOWN:
             examples.append(f"{place}: {detail}")
 
-    def settle(self, num_records: int) -> None:
-        """Log what was left out of `num_records`. Raises `DataError` if that is more than allowed, or everything."""
+    @contextmanager
+    def counted(self, place: str) -> Iterator[None]:
+        """Report a `BadRecordError` that is raised in the block, about the record at `place`, and continue after it."""
+        try:
+            yield
+        except BadRecordError as bad:
+            self.report(bad.reason, bad.place or place, str(bad))
+
+    def settle(self, num_good: int) -> None:
+        """Log what was left out beside `num_good` records. Raises `DataError` if it is more than allowed, or all."""
+        bad = self.counts.total()
+        num_records = num_good + bad
         if not num_records:
             raise DataError(f"{self._source}: there is no record in it; name one that has some")
-        bad = self.counts.total()
         if not bad:
             return
         reasons = "; ".join(

@@ -35,7 +35,6 @@ def make(tmp_path):
             evaluator=lambda: {"loss": 0.5, "f1": next(measured)},
             checkpoints=Checkpoints(tmp_path / "checkpoints", saving, ALONE),
             tracker=None,
-            learning_rate=lambda step: 1.0,
             fingerprints={"seed": 1},
             predicted=None,
             metric="f1",
@@ -83,7 +82,7 @@ def test_what_was_measured_comes_back(make):
 def test_a_run_ends_when_its_patience_is_used_up(make, patience, taken):
     hooks = make(0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.1, patience=patience)
     steps = 0
-    for steps, _ in enumerate(hooks.until_it_stalls([[]] * 7), start=1):
+    for steps, _ in enumerate(hooks.until_patience_ends([[]] * 7), start=1):
         evaluate(hooks, steps)
     assert steps == taken
 
@@ -91,7 +90,7 @@ def test_a_run_ends_when_its_patience_is_used_up(make, patience, taken):
 def test_steps_without_an_evaluation_use_up_no_patience(make):
     hooks = make(0.1, patience=1)
     evaluate(hooks, 1)
-    assert len(list(hooks.until_it_stalls([[]] * 5))) == 5
+    assert len(list(hooks.until_patience_ends([[]] * 5))) == 5
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.3, 0.2], [NAN], []])
@@ -101,7 +100,7 @@ def test_a_resumed_run_takes_up_what_the_checkpoint_says(make, values):
     before.save(TrainState(step=3, tokens=11), required=True)
     after = make(0.2, 0.2, patience=2)
     state = load_state(after.checkpoints.directory / "step-00000003")
-    after.go_on(state)
+    after.restore(state)
     assert (state["tokens"], state["resume"]) == (11, {"seed": 1})
     assert (after.largest, after.stalled) == (before.largest, before.stalled)
     assert after.checkpoints.best == before.checkpoints.best
@@ -114,8 +113,8 @@ def test_a_run_that_had_ended_early_takes_no_step_when_it_is_started_again(make)
     evaluate(before, 1, 2)
     before.save(TrainState(step=2), required=True)
     after = make(patience=1)
-    after.go_on(load_state(after.checkpoints.directory / "step-00000002"))
-    assert not list(after.until_it_stalls([[]] * 3))
+    after.restore(load_state(after.checkpoints.directory / "step-00000002"))
+    assert not list(after.until_patience_ends([[]] * 3))
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

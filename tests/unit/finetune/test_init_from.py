@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
-from finetune.model.losses import SingleLabel
+from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError
@@ -41,7 +41,7 @@ def begin(place, kind=HeadKind.sequence, scratch=False):
     style = head_for(source.network, kind)
     with torch.device("meta"):
         model = source.network.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
-        module = FineTuned(model, source.network, style, kind, SingleLabel(), outputs=3, dropout=0.1)
+        module = FineTuned(model, source.network, style, kind, CrossEntropy(), outputs=3, dropout=0.1)
     initial = InitialWeights(module, SEED)
     read = weights_from(source, initial, ALONE, names=["a", "b", "c"], scratch=scratch)
     filled(module.to_empty(device="cpu"), read)

@@ -21,7 +21,7 @@ def examples_of(lengths):
 
 def steps_of(examples, rank=0, world_size=1, max_tokens=LONGEST, **fields):
     fields = {"epochs": 1.0, "batch_size": 4, "seed": 3, **fields}
-    return TrainingSteps(examples, rank=rank, world_size=world_size, max_tokens=max_tokens, **fields)
+    return TrainingSteps(examples=examples, rank=rank, world_size=world_size, max_tokens=max_tokens, **fields)
 
 
 def members(batch):

@@ -15,7 +15,7 @@ from transformers import (
 
 from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors, pooled
-from finetune.model.losses import AnswerSpans, MultiLabel, Regression, SingleLabel, TokenLabels
+from finetune.model.losses import AnswerSpans, CrossEntropy, MultiLabel, Regression
 from pretrain.data.batch import IGNORED
 from pretrain.hub.family import FAMILIES, HeadKind, Pooling, family_for, head_for
 from pretrain.models.attention.sdpa import sdpa
@@ -110,7 +110,7 @@ def test_the_heads_of_every_family_are_compared():
 def test_a_label_for_each_text(name):
     config = MODELS[name]().config
     labels = torch.tensor([2, 0, 1, 1, 2])
-    ours, theirs = pair(config, HeadKind.sequence, SingleLabel(), 3, "single_label_classification")
+    ours, theirs = pair(config, HeadKind.sequence, CrossEntropy(), 3, "single_label_classification")
     check(ours, theirs, config, HeadKind.sequence, batch_of(config, labels=labels), labels=labels)
 
 
@@ -163,7 +163,7 @@ def test_a_label_for_each_token(name):
     config = MODELS[name]().config
     targets = torch.arange(sum(LENGTHS)) % 5
     targets[targets == 4] = IGNORED
-    ours, theirs = pair(config, HeadKind.token, TokenLabels(), 4)
+    ours, theirs = pair(config, HeadKind.token, CrossEntropy(), 4)
     batch = batch_of(config, targets=targets, num_targets=int((targets != IGNORED).sum()))
     check(ours, theirs, config, HeadKind.token, batch, labels=padded(targets, IGNORED))
 
@@ -247,12 +247,12 @@ def test_smoothing_and_weights_are_torch_s_own():
     labels = torch.tensor([2, 0, 1, 1, IGNORED])
     batch = ragged_batch(LENGTHS)
     batch.labels = labels
-    smoothed, right = SingleLabel(smoothing=0.1)(logits, batch)
+    smoothed, right = CrossEntropy(smoothing=0.1)(logits, batch)
     log_probabilities = logits.log_softmax(1)
     own = [row[label] for row, label in zip(log_probabilities, labels.tolist(), strict=True) if label != IGNORED]
     expected = -sum(0.9 * one + 0.1 * row.mean() for one, row in zip(own, log_probabilities[:4], strict=True))
     torch.testing.assert_close(smoothed, expected)
-    weighted, _ = SingleLabel(weights=(0.5, 2.0, 1.25))(logits, batch)
+    weighted, _ = CrossEntropy(weights=(0.5, 2.0, 1.25))(logits, batch)
     weights = [1.25, 0.5, 2.0, 2.0]
     torch.testing.assert_close(weighted, -sum(weight * one for weight, one in zip(weights, own, strict=True)))
     assert right == (logits[:4].argmax(1) == labels[:4]).sum()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import ragged_batch
 
-from finetune.model.losses import AnswerSpans, MultiLabel, Regression, SingleLabel, TokenLabels, balanced_weights
+from finetune.model.losses import AnswerSpans, CrossEntropy, MultiLabel, Regression, balanced_weights
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError
 
@@ -21,13 +21,13 @@ def logits_of(rows, columns, seed=4):
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
-@pytest.mark.parametrize("kind", [SingleLabel, TokenLabels])
+@pytest.mark.parametrize("kind", ["labels", "targets"])
 def test_a_label_is_smoothed_over_all_classes_each_with_its_weight(kind, smoothing, weights):
     """Szegedy et al. 2016, section 7: (1 - e) of the target's own, e / C of each class, all of them weighted."""
     targets = [2, IGNORED, 0, 1, 1, 0, IGNORED, 2]
     logits, batch = logits_of(len(targets), 3), ragged_batch([1] * len(targets))
-    batch.targets = batch.labels = torch.tensor(targets)
-    total, right = kind(smoothing=smoothing, weights=weights)(logits, batch)
+    setattr(batch, kind, torch.tensor(targets))
+    total, right = CrossEntropy(smoothing=smoothing, weights=weights)(logits, batch)
     expected, hits = 0.0, 0
     for row, target in zip(logits.tolist(), targets, strict=True):
         if target == IGNORED:
@@ -40,12 +40,13 @@ def test_a_label_is_smoothed_over_all_classes_each_with_its_weight(kind, smoothi
     assert right == hits and 0 < hits < 6
 
 
-def test_each_reads_its_own_targets():
+def test_labels_of_sequences_are_read_if_there_are_any_else_targets_of_tokens():
     logits, batch = logits_of(3, 2), ragged_batch([1, 1, 1])
     batch.labels, batch.targets = torch.tensor([0, 0, 1]), torch.tensor([1, IGNORED, 0])
     paid = -logits.log_softmax(1)
-    assert SingleLabel()(logits, batch)[0].item() == pytest.approx((paid[0, 0] + paid[1, 0] + paid[2, 1]).item())
-    assert TokenLabels()(logits, batch)[0].item() == pytest.approx((paid[0, 1] + paid[2, 0]).item())
+    assert CrossEntropy()(logits, batch)[0].item() == pytest.approx((paid[0, 0] + paid[1, 0] + paid[2, 1]).item())
+    batch.labels = None
+    assert CrossEntropy()(logits, batch)[0].item() == pytest.approx((paid[0, 1] + paid[2, 0]).item())
 
 
 def test_classes_that_may_hold_together_count_as_one_mean_and_are_right_together():

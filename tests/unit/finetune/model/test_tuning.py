@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.model.base import FineTuned
 from finetune.model.frozen import FrozenConfig, FullConfig
 from finetune.model.lora import LoraConfig, Merged
-from finetune.model.losses import SingleLabel
+from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import ConfigError
@@ -47,7 +47,13 @@ def built(config, tuning=None, device="meta"):
         if tuning:
             tuning.prepare(model)
         return FineTuned(
-            model, config, head_for(config, HeadKind.sequence), HeadKind.sequence, SingleLabel(), outputs=3, dropout=0.0
+            model,
+            config,
+            head_for(config, HeadKind.sequence),
+            HeadKind.sequence,
+            CrossEntropy(),
+            outputs=3,
+            dropout=0.0,
         )
 
 

@@ -116,7 +116,6 @@ def test_what_is_cut_is_counted_and_the_tokenizer_left_as_it_was(tmp_path, caplo
     encoding = cfg.encode(records, tokenizer, ["0", "1"])
     assert encoding.examples.lengths.tolist() == [3, 8, 8]
     assert encoding.examples.labels.tolist() == [0, 1, 1]
-    assert encoding.owner.tolist() == [0, 1, 2]
     assert "2 of 3 texts are longer than task.max_tokens=8: cut" in caplog.text
     assert tokenizer.truncation is None
 
@@ -242,7 +241,6 @@ def test_a_label_that_training_does_not_have(tmp_path):
     encoding = task(max_faults=0.5).encode(records, bert(), ["neg", "pos"])
     assert [record.text for record in encoding.records] == ["x", "z"]
     assert encoding.examples.labels.tolist() == [1, 0]
-    assert encoding.owner.tolist() == [0, 1]
 
 
 def test_a_text_without_a_token_is_a_fault(tmp_path):
