@@ -131,14 +131,10 @@ class WholeDocuments:
         """Return the planned windows of slots (B,), longest first: up to four chunks each."""
         counts = self._firsts[slots + 1] - self._firsts[slots]
         chosen = concatenated_ranges(self._firsts[slots], counts)
-        starts, own_lengths, inner, closed = (column[chosen] for column in self._windows)
-        parts = [  # start and length of the four parts of a window
-            (np.full_like(starts, self._before[0]), inner * self._before[1]),
-            (starts - self._stride, inner * self._stride),
-            (starts, own_lengths),
-            (np.full_like(starts, self._after[0]), ~closed * self._after[1]),
-        ]
-        lengths = np.stack([length for _, length in parts], axis=1)
+        starts, new, inner, closed = (column[chosen] for column in self._windows)
+        # The four parts of a window: (windows, 4) each.
+        begins = np.stack(np.broadcast_arrays(self._before[0], starts - self._stride, starts, self._after[0]), axis=1)
+        lengths = np.stack([inner * self._before[1], inner * self._stride, new, ~closed * self._after[1]], axis=1)
         real = lengths > 0
         own = np.zeros_like(real)
         own[:, 2] = True
@@ -146,7 +142,7 @@ class WholeDocuments:
         opens[np.arange(len(real)), real.argmax(axis=1)] = True
         slot = np.arange(len(slots)).repeat(counts).repeat(real.sum(axis=1))
         return Chunks(
-            starts=np.stack([start for start, _ in parts], axis=1)[real],
+            starts=begins[real],
             lengths=lengths[real],
             closed=(own & closed[:, None])[real],
             opens=opens[real],
