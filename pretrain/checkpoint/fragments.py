@@ -1,4 +1,4 @@
-"""Fragment files: safetensors written as a stream, hashed while they are written, read by slices.
+"""Fragment files, and what every safetensors file of ours has in common: streamed, hashed on the way, read by slices.
 
 Holds bytes on disk and nothing of steps or ranks. The format is that of the safetensors library, which reads it
 (https://github.com/huggingface/safetensors#format); its writer cannot hash or sync what it writes, so ours does.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -39,22 +39,11 @@ def _key(name: str, kind: str, start: int) -> str:
 def write_fragments(path: Path, fragments: Iterable[Fragment]) -> Index:
     """Write fragments as one safetensors file, durably, and return its index. Raises `OSError` as the system does."""
     kept = list(fragments)
-    header: dict[str, Any] = {}
-    end = 0
-    for fragment in kept:
-        begin, end = end, end + fragment.data.numel() * fragment.data.element_size()
-        header[_key(fragment.name, fragment.kind, fragment.start)] = {
-            "dtype": _DTYPES[fragment.data.dtype],
-            "shape": [fragment.data.numel()],
-            "data_offsets": [begin, end],
-        }
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    pieces = (memoryview(_bytes_of(fragment.data)) for fragment in kept)
-    digest = write_hashed(path, len(head).to_bytes(8, "little") + head, pieces)
+    head = header((_key(f.name, f.kind, f.start), f.data.dtype, [f.data.numel()]) for f in kept)
+    digest = write_hashed(path, head, (bytes_of(fragment.data) for fragment in kept))
     return Index(
         file=path.name,
-        size=8 + len(head) + end,
+        size=path.stat().st_size,
         sha256=digest,
         fragments=[
             (f.name, f.kind, list(f.shape), str(f.data.dtype).removeprefix("torch."), f.start, f.data.numel())
@@ -63,9 +52,39 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> Index:
     )
 
 
-def _bytes_of(data: Tensor) -> Any:
-    """Return the tensor's bytes as a buffer, copied only if it is not on the CPU."""
-    return data.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+def header(tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]], **metadata: str) -> bytes:
+    """Return the head of a safetensors file of tensors (name, dtype, shape), whose bytes follow in this order."""
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
+    head = json.dumps(entries).encode()
+    head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
+def bytes_of(data: Tensor) -> memoryview:
+    """Return the tensor's bytes as a buffer, copied only if it is not on the CPU or not contiguous."""
+    array: Any = data.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+class OpenFiles(dict[str, Any]):
+    """The safetensors files of a directory by name, memory-mapped on first use."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def __missing__(self, file: str) -> Any:
+        path = self._directory / file
+        try:
+            self[file] = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            rule = f"not a readable safetensors file ({error}); fetch or write it again"
+            raise CheckpointError(f"{path}: {rule}") from None
+        return self[file]
 
 
 class FragmentReader:
@@ -74,7 +93,7 @@ class FragmentReader:
     def __init__(self, step: Path, tensors: dict[str, dict[str, Any]]) -> None:
         self.step = step
         self.tensors = tensors
-        self.files: dict[str, Any] = {}  # opened (memory-mapped) on first use
+        self.files = OpenFiles(step)
         for name, kinds in tensors.items():
             for kind, entry in kinds.items():
                 self._check_cover(name, kind, entry)
@@ -92,17 +111,9 @@ class FragmentReader:
         for file, begin, length in entry["fragments"]:
             low, high = max(start, begin), min(start + numel, begin + length)
             if low < high:
-                piece = self._open(file).get_slice(_key(name, kind, begin))
+                piece = self.files[file].get_slice(_key(name, kind, begin))
                 out[low - start : high - start] = piece[low - begin : high - begin]
         return out
-
-    def _open(self, file: str) -> Any:
-        if file not in self.files:
-            try:
-                self.files[file] = safe_open(self.step / file, framework="pt")
-            except SafetensorError as error:
-                raise CheckpointError(f"{self.step / file}: not a safetensors file ({error})") from None
-        return self.files[file]
 
     def _check_cover(self, name: str, kind: str, entry: dict[str, Any]) -> None:
         """Refuse a tensor whose fragments overlap or leave a gap."""

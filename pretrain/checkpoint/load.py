@@ -23,6 +23,8 @@ from pretrain.models.base import named_tensors
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 8  # problems in a message
+
 Shapes = dict[str, torch.Size]
 """The whole shape of every tensor of a module by name, known before a strategy cuts them."""
 
@@ -125,7 +127,7 @@ def restore_weights(step: Path, module: nn.Module) -> None:
         tensor.data.copy_(reader(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
 
 
-def check_architecture(source: Path, wanted: Shapes, stored: Shapes) -> None:
+def check_architecture(source: Path, wanted: Shapes, stored: Shapes, rule: str = "of another architecture") -> None:
     """Raise `CheckpointError` that lists the differences unless a checkpoint holds the tensors of a module."""
     differences = [f"missing {name} {tuple(wanted[name])}" for name in wanted.keys() - stored.keys()]
     differences += [f"extra {name} {tuple(stored[name])}" for name in stored.keys() - wanted.keys()]
@@ -135,5 +137,9 @@ def check_architecture(source: Path, wanted: Shapes, stored: Shapes) -> None:
         if wanted[name] != stored[name]
     ]
     if differences:
-        shown = "; ".join(sorted(differences)[:8]) + (" ..." if len(differences) > 8 else "")
-        raise CheckpointError(f"{source}: of another architecture, {len(differences)} tensors differ: {shown}")
+        raise CheckpointError(f"{source}: {rule}, {len(differences)} tensors differ: {first_few(differences)}")
+
+
+def first_few(problems: list[str]) -> str:
+    """Return the first few problems in alphabetical order, as one line."""
+    return "; ".join(sorted(problems)[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")

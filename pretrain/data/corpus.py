@@ -40,6 +40,13 @@ class _Block:
         aligned = begin - begin % mmap.PAGESIZE
         self.file.madvise(mmap.MADV_WILLNEED, aligned, begin + view.nbytes - aligned)
 
+    def check(self, what: str, view: np.ndarray, number: int) -> None:
+        """Compare a part of `values` or `offsets` with one of its checksums. Raises `DataError` if they differ."""
+        found, expected = zlib.crc32(view.data), int(self.crcs[number])
+        if found != expected:
+            rule = f"{what} have CRC-32 {found:08x}, expected {expected:08x} by {self.path.stem}.crc"
+            raise DataError(f"{self.path}: {rule}; {_REPAIR}")
+
 
 class Corpus:
     """One split of a prepared corpus: `num_tokens` ids, document after document, addressed by position.
@@ -71,6 +78,12 @@ class Corpus:
         parts = manifest.splits[split]
         blocks = [block for shard in parts.shards for block in _open_shard(directory, shard, manifest.dtype)]
         return cls(manifest, blocks, parts.text_bytes)
+
+    def verify(self) -> None:
+        """Check all pages and document offsets now. Raises `DataError` for damage, as reading them would."""
+        for number, block in enumerate(self._blocks):
+            self._checked_offsets(number)
+            self._verify_pages(np.array([number]), np.array([0]), np.array([len(block.values)]))
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Return the ids (length,) int64 from a position of the stream. Raises `DataError` for damaged pages."""
@@ -150,13 +163,8 @@ class Corpus:
     def _verify_page(self, block: _Block, start: int) -> None:
         """Check the page that begins with token `start` of a block."""
         values = block.values[start : start + self._page_tokens]
-        found, expected = zlib.crc32(values.data), int(block.crcs[start // self._page_tokens])
-        if found != expected:
-            raise DataError(
-                f"{block.path}: bytes {block.position + start * values.itemsize} to "
-                f"{block.position + (start + len(values)) * values.itemsize} have CRC-32 {found:08x}, "
-                f"expected {expected:08x}; {_REPAIR}"
-            )
+        position = block.position + start * values.itemsize
+        block.check(f"bytes {position} to {position + values.nbytes}", values, start // self._page_tokens)
         if values.max() >= self.manifest.vocab_size:
             token = start + int(np.argmax(values >= self.manifest.vocab_size))
             raise DataError(
@@ -170,11 +178,7 @@ class Corpus:
         block = self._blocks[number]
         if not block.checked:
             block.prefetch(block.offsets)
-            found, expected = zlib.crc32(block.offsets.data), int(block.crcs[-1])
-            if found != expected:
-                raise DataError(
-                    f"{block.path}: document offsets have CRC-32 {found:08x}, expected {expected:08x}; {_REPAIR}"
-                )
+            block.check("document offsets", block.offsets, -1)
             block.checked = True
         return block.offsets
 
@@ -188,7 +192,7 @@ def concatenated_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
     """Map one Arrow file and its checksums; return its record batches that hold tokens."""
     path = directory / shard.file
-    _check_size(path, shard.size)
+    _check_file(path, directory, shard.size)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch megabytes for each slot of some kilobytes
@@ -208,7 +212,7 @@ def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
     _check_equal(path, "tokens", sum(len(values) for values, _, _ in views), shard.tokens)
     checksums = [-(-values.nbytes // PAGE_BYTES) + 1 for values, _, _ in views]
     crc_path = path.with_suffix(".crc")
-    _check_size(crc_path, sum(checksums) * np.dtype("<u4").itemsize)
+    _check_file(crc_path, directory, sum(checksums) * np.dtype("<u4").itemsize)
     crcs = np.memmap(crc_path, dtype="<u4", mode="r") if checksums else np.empty(0, dtype="<u4")
     per_batch = np.split(crcs, np.cumsum(checksums))[:-1]
     return [
@@ -243,10 +247,10 @@ def _check_schema(path: Path, schema: pa.Schema, dtype: str) -> None:
     _check_equal(path, "columns", found, f"tokens: large_list<{dtype}>")
 
 
-def _check_size(path: Path, expected: int) -> None:
-    if not path.exists():
-        raise DataError(f"{path}: not there, the manifest names it; delete the corpus directory and prepare it again")
-    _check_equal(path, "bytes", path.stat().st_size, expected)
+def _check_file(path: Path, directory: Path, size: int) -> None:
+    if path.parent != directory or not path.is_file():
+        raise DataError(f"{path}: not there as a file of the corpus, the manifest names it; prepare the corpus again")
+    _check_equal(path, "bytes", path.stat().st_size, size)
 
 
 def _check_equal(path: Path, what: str, found: object, expected: object) -> None:

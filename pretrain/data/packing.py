@@ -35,12 +35,6 @@ class Chunks(NamedTuple):
     context: np.ndarray  # (P,) bool, whether these tokens are also in another chunk, which has their targets
     counts: np.ndarray  # (B,) int64, chunks of each slot
 
-    @classmethod
-    def separate(cls, starts: np.ndarray, lengths: np.ndarray, closed: np.ndarray, counts: np.ndarray) -> Chunks:
-        """Return chunks that are a sequence each, none of them context."""
-        opens, context = np.ones(len(starts), dtype=bool), np.zeros(len(starts), dtype=bool)
-        return cls(starts, lengths, closed, opens, context, counts)
-
 
 class Packer(Protocol):
     """The slots of one split."""
@@ -57,12 +51,13 @@ def pack(packing: Packing, corpus: Corpus, seq_len: int, *, stride: int = 0, par
 
     Raises `ConfigError` for windows that leave no room for text.
     """
+    if packing is Packing.concat:
+        return Concat(corpus, seq_len, partial=partial)
+    lengths = corpus.document_lengths()
     if packing is Packing.best_fit:
-        return BestFit(corpus.document_lengths(), seq_len)
-    if packing is Packing.windows:
-        before, after = len(corpus.manifest.prefix), len(corpus.manifest.suffix)
-        return Windows(corpus.document_lengths(), seq_len, before=before, after=after, stride=stride)
-    return Concat(corpus, seq_len, partial=partial)
+        return WholeDocuments(lengths, seq_len)
+    before, after = len(corpus.manifest.prefix), len(corpus.manifest.suffix)
+    return WholeDocuments(lengths, seq_len, before=before, after=after, stride=stride)
 
 
 class Concat:
@@ -94,70 +89,29 @@ class Concat:
         real = cuts > begins
         slot = np.arange(len(slots)).repeat(found + 1)[real]
         counts = np.bincount(slot, minlength=len(slots))
-        return Chunks.separate(begins[real], (cuts - begins)[real], closed[real], counts)
+        opens = np.ones(np.count_nonzero(real), dtype=bool)
+        return Chunks(begins[real], (cuts - begins)[real], closed[real], opens, ~opens, counts)
 
 
-class _Planned:
-    """Items that are placed whole, longest first, each into the slot that it fills best, a new one if it fits none.
-
-    Best-fit decreasing, as in Ding et al., "Fewer Truncations Improve Language Modeling", 2024.
-    """
-
-    def __init__(self, lengths: np.ndarray, seq_len: int, *columns: np.ndarray) -> None:
-        """Plan the slots of items with lengths (P,) in tokens; `columns` (P,) describe them."""
-        by_slot, self._firsts = fill(lengths, seq_len)
-        self._columns = [column[by_slot] for column in columns]
-        self.num_slots = len(self._firsts) - 1
-
-    def _items(self, slots: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return how many items are in each of slots (B,), and the columns of these items, longest items first."""
-        counts = self._firsts[slots + 1] - self._firsts[slots]
-        chosen = concatenated_ranges(self._firsts[slots], counts)
-        return counts, [column[chosen] for column in self._columns]
-
-
-class BestFit(_Planned):
-    """Whole documents. One longer than `seq_len` is cut into full slots and a remainder.
-
-    Every token is in exactly one slot; slots that nothing fits are left partial. The plan takes 17 bytes of memory a
-    document or part.
-    """
-
-    def __init__(self, document_lengths: np.ndarray, seq_len: int) -> None:
-        """Plan the slots of documents (D,) int64 that follow each other in the stream."""
-        lengths, starts, closed = _cut_documents(document_lengths, seq_len)
-        super().__init__(lengths, seq_len, starts, lengths, closed)
-
-    def chunks(self, slots: np.ndarray) -> Chunks:
-        """Return the planned chunks of slots (B,), longest first."""
-        counts, (starts, lengths, closed) = self._items(slots)
-        return Chunks.separate(starts, lengths, closed, counts)
-
-
-def _cut_documents(document_lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return length, start and whether the document ends there, for each part of at most `seq_len` tokens."""
-    parts = -(-document_lengths // seq_len)
-    document = np.repeat(np.arange(len(document_lengths)), parts)
-    skipped = concatenated_ranges(np.zeros_like(parts), parts) * seq_len  # tokens of the document before the part
-    starts = (np.cumsum(document_lengths) - document_lengths)[document] + skipped
-    left = document_lengths[document] - skipped
-    return np.minimum(left, seq_len), starts, left <= seq_len
-
-
-class Windows(_Planned):
-    """Whole documents, each a sequence; one longer than `seq_len` as overlapping windows, each a sequence.
+class WholeDocuments:
+    """Whole documents, each a sequence; one longer than `seq_len` as windows, which may overlap, each a sequence.
 
     A window holds the ids before a document, the last `stride` tokens of the window before it, new tokens, and the ids
     after a document: `seq_len` in all, less in the last window. So every token of a document is new in exactly one
-    window; everything else is context. Slots are filled as by `BestFit`. The plan takes 18 bytes of memory a document
-    or window.
+    window; everything else is context. Without any of these a long document is cut into full slots and a remainder.
+
+    Documents and windows are placed longest first, each into the slot that it fills best, a new one if it fits none:
+    best-fit decreasing, as in Ding et al., "Fewer Truncations Improve Language Modeling", 2024. Slots that nothing fits
+    are left partial. The plan takes 18 bytes of memory a document or window.
     """
 
-    def __init__(self, document_lengths: np.ndarray, seq_len: int, *, before: int, after: int, stride: int) -> None:
+    def __init__(
+        self, document_lengths: np.ndarray, seq_len: int, *, before: int = 0, after: int = 0, stride: int = 0
+    ) -> None:
         """Plan the slots of documents (D,) int64 that follow each other in the stream.
 
-        `before` and `after` are the ids around each document, which its length includes. Raises `ConfigError` for
-        windows that leave no room for text.
+        `before` and `after` are the ids around each document, repeated in every window; its length includes them.
+        Raises `ConfigError` for windows that leave no room for text.
         """
         room = seq_len - before - after
         rule = f"must be above {before + after}, the ids around a document; raise it"
@@ -169,19 +123,18 @@ class Windows(_Planned):
         self._before = int(starts[~inner & ~closed].max(initial=0)), before
         self._after = int((starts + lengths)[inner & closed].max(initial=after)) - after, after
         self._stride = stride
-        taken = lengths + inner * (before + stride) + ~closed * after
-        super().__init__(taken, seq_len, starts, lengths, inner, closed)
+        by_slot, self._firsts = fill(lengths + inner * (before + stride) + ~closed * after, seq_len)
+        self._windows = [column[by_slot] for column in (starts, lengths, inner, closed)]
+        self.num_slots = len(self._firsts) - 1
 
     def chunks(self, slots: np.ndarray) -> Chunks:
         """Return the planned windows of slots (B,), longest first: up to four chunks each."""
-        counts, (starts, own_lengths, inner, closed) = self._items(slots)
-        parts = [  # start and length of the four parts of a window
-            (np.full_like(starts, self._before[0]), inner * self._before[1]),
-            (starts - self._stride, inner * self._stride),
-            (starts, own_lengths),
-            (np.full_like(starts, self._after[0]), ~closed * self._after[1]),
-        ]
-        lengths = np.stack([length for _, length in parts], axis=1)
+        counts = self._firsts[slots + 1] - self._firsts[slots]
+        chosen = concatenated_ranges(self._firsts[slots], counts)
+        starts, new, inner, closed = (column[chosen] for column in self._windows)
+        # The four parts of a window: (windows, 4) each.
+        begins = np.stack(np.broadcast_arrays(self._before[0], starts - self._stride, starts, self._after[0]), axis=1)
+        lengths = np.stack([inner * self._before[1], inner * self._stride, new, ~closed * self._after[1]], axis=1)
         real = lengths > 0
         own = np.zeros_like(real)
         own[:, 2] = True
@@ -189,7 +142,7 @@ class Windows(_Planned):
         opens[np.arange(len(real)), real.argmax(axis=1)] = True
         slot = np.arange(len(slots)).repeat(counts).repeat(real.sum(axis=1))
         return Chunks(
-            starts=np.stack([start for start, _ in parts], axis=1)[real],
+            starts=begins[real],
             lengths=lengths[real],
             closed=(own & closed[:, None])[real],
             opens=opens[real],

@@ -137,11 +137,6 @@ class TrainStream(_Stream):
         self._weights = weights
 
     @property
-    def vocab_size(self) -> int:
-        """Ids of the tokenizer that all sources share."""
-        return self.manifest.vocab_size
-
-    @property
     def manifest(self) -> Manifest:
         """What all sources have in common: vocabulary and document template (`prepare` checks it)."""
         return self.sources[0].corpus.manifest

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.hub.family import Family, HeadLayer, Heads, Settings, TaskHead, Tensors
+from pretrain.hub.family import SIZES, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
+
+# What BERT, RoBERTa and DistilBERT have in common.
+POST_NORM = {"positions": Positions.learned, "order": Order.post, "bias": True, "window": None}
 
 
 def body_names(prefix: str) -> dict[str, str | tuple[str, ...]]:
@@ -50,32 +53,14 @@ class Bert(Family):
         repeated=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
         beside={"pooler.dense": "bert.pooler.dense", "sentence_classifier": "cls.seq_relationship"},
     )
+    # Embeddings are tied: untied, transformers has two biases on the logits and reads one.
     settings = Settings(
-        same={
-            "max_position_embeddings": "max_seq_len",
-            "hidden_size": "width",
-            "num_hidden_layers": "layers",
-            "num_attention_heads": "heads",
-            "intermediate_size": "mlp_width",
-            "type_vocab_size": "token_types",
-            "layer_norm_eps": "norm_eps",
-        },
+        same=SIZES | {"type_vocab_size": "token_types", "layer_norm_eps": "norm_eps"},
         defaults={"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2},
-        training={
-            "hidden_dropout_prob": "dropout",
-            "attention_probs_dropout_prob": "attention_dropout",
-            "initializer_range": "init_std",
-        },
+        training={"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout"},
         activation_key="hidden_act",
         activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
-        fixed={
-            "positions": Positions.learned,
-            "order": Order.post,
-            "position_offset": 0,
-            "bias": True,
-            "window": None,
-            "tie_embeddings": True,  # untied, transformers has two biases on the logits and reads one
-        },
+        fixed=POST_NORM | {"position_offset": 0, "tie_embeddings": True},
         computes={
             "tie_word_embeddings": True,
             "position_embedding_type": "absolute",

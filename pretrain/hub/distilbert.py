@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pretrain.hub.bert import POST_NORM
 from pretrain.hub.family import SPANS, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
-from pretrain.models.encoder import EncoderConfig, Order
-from pretrain.models.layers import Activation, Positions
+from pretrain.models.encoder import EncoderConfig
+from pretrain.models.layers import Activation
 
 
 class DistilBert(Family):
@@ -48,26 +49,11 @@ class DistilBert(Family):
             "tie_word_embeddings": "tie_embeddings",
         },
         defaults={"activation": "gelu", "tie_word_embeddings": True},
-        training={
-            "dropout": "dropout",
-            "attention_dropout": "attention_dropout",
-            "initializer_range": "init_std",
-        },
+        training={"dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="activation",
         activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
-        fixed={
-            "positions": Positions.learned,
-            "order": Order.post,
-            "position_offset": 0,
-            "token_types": 0,
-            "bias": True,
-            "window": None,
-            "norm_eps": 1e-12,
-        },
-        computes={
-            "sinusoidal_pos_embds": False,  # vectors that are not trained, ours are
-            "pruned_heads": {},
-        },
+        fixed=POST_NORM | {"position_offset": 0, "token_types": 0, "norm_eps": 1e-12},
+        computes={"sinusoidal_pos_embds": False, "pruned_heads": {}},  # sinusoidal ones are not trained, ours are
         silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
     )
     heads = Heads(

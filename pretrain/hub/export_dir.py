@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from pretrain.checkpoint.base import Reader
-from pretrain.errors import ConfigError, ResourceError
+from pretrain.errors import ConfigError, ResourceError, check
 from pretrain.files import fsync_path, write_hashed
 from pretrain.hub.family import Family, HFTensor, family_for
 from pretrain.hub.special_tokens import special_token_ids
@@ -82,9 +82,10 @@ class Export:
 def write_export(export: Export, options: argparse.Namespace) -> Path:
     """Write the directory that the `options` of `export_parser` name, and return its absolute path.
 
-    Raises `ConfigError` for a directory that must not be replaced.
+    Raises `ConfigError` for a directory that must not be replaced, and for files of less than 1 MB.
     """
     out, dtype = (options.out or options.run / "export").absolute(), DTYPES[options.dtype]
+    check(options.shard_mb >= 1, "--shard-mb", options.shard_mb, "at least 1 MB")
     _check_place(out, export, options.overwrite)
     with _replacing(out) as directory:
         max_bytes = options.shard_mb * 1_000_000
@@ -108,18 +109,9 @@ def export_parser(prog: str, description: str, *, default_step: str) -> argparse
     parser.add_argument("--step", type=int, default=None, help=f"a saved step (default: {default_step})")
     parser.add_argument("--out", type=Path, default=None, help="directory to write (default: RUN/export)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights (default %(default)s)")
-    parser.add_argument(
-        "--shard-mb", type=_megabytes, default=5000, help="size of a weight file at most (default %(default)s)"
-    )
+    parser.add_argument("--shard-mb", type=int, default=5000, help="size of a weight file (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an export of another run or step")
     return parser
-
-
-def _megabytes(text: str) -> int:
-    size = int(text)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{size}: at least 1 MB")
-    return size
 
 
 def _check_place(out: Path, export: Export, overwrite: bool) -> None:

@@ -29,8 +29,15 @@ Config = DecoderConfig | EncoderConfig
 _SILENT = (
     *("_", "architectures", "model_type", "vocab_size", "dtype", "torch_dtype", "transformers", "auto_map"),
     *("use_cache", "return_dict", "output_", "torchscript", "gradient_checkpointing", "chunk_size_feed_forward"),
-    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
+    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "initializer_"),
 )
+SIZES = {  # keys of config.json in most families, and ours of the same value
+    "max_position_embeddings": "max_seq_len",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "mlp_width",
+}
 _UNSET = (None, False, {}, [], "")  # a key with one of these changes nothing
 
 
@@ -217,6 +224,7 @@ class Family:
             "model_type": self.model_type,
             "vocab_size": vocab_size,
             **{their: getattr(config, own) for their, own in (settings.same | settings.training).items()},
+            "initializer_range": config.init_std,
             settings.activation_key: settings.activations[config.activation],
         }
 

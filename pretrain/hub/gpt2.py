@@ -53,12 +53,7 @@ class GPT2(Family):
             "layer_norm_epsilon": 1e-5,
             "tie_word_embeddings": True,
         },
-        training={
-            "embd_pdrop": "dropout",
-            "resid_pdrop": "dropout",
-            "attn_pdrop": "attention_dropout",
-            "initializer_range": "init_std",
-        },
+        training={"embd_pdrop": "dropout", "resid_pdrop": "dropout", "attn_pdrop": "attention_dropout"},
         activation_key="activation_function",
         activations={Activation.gelu_tanh: "gelu_new", Activation.gelu: "gelu"},
         fixed={"positions": Positions.learned, "norm": Norm.layernorm, "bias": True, "window": None},

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Settings, Tensors
+from pretrain.hub.family import LAST_TOKEN, SIZES, SPANS, TOKENS, Family, Heads, Settings, Tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
 
@@ -37,23 +37,15 @@ class Llama(Family):
         repeated=("lm_head.weight",),
     )
     settings = Settings(
-        same={
-            "max_position_embeddings": "max_seq_len",
-            "hidden_size": "width",
-            "intermediate_size": "mlp_width",
-            "num_hidden_layers": "layers",
-            "num_attention_heads": "heads",
-            "num_key_value_heads": "kv_heads",
-            "rms_norm_eps": "norm_eps",
-            "tie_word_embeddings": "tie_embeddings",
-        },
+        same=SIZES
+        | {"num_key_value_heads": "kv_heads", "rms_norm_eps": "norm_eps", "tie_word_embeddings": "tie_embeddings"},
         defaults={
             "num_key_value_heads": None,
             "hidden_act": "silu",
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": False,
         },
-        training={"attention_dropout": "attention_dropout", "initializer_range": "init_std"},
+        training={"attention_dropout": "attention_dropout"},
         activation_key="hidden_act",
         activations={Activation.swiglu: "silu"},
         fixed={

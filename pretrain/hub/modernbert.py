@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.family import Family, HeadLayer, Heads, Settings, TaskHead, Tensors
+from pretrain.hub.family import SIZES, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
@@ -48,28 +48,9 @@ class ModernBert(Family):
         repeated=("decoder.weight",),
     )
     settings = Settings(
-        same={
-            "max_position_embeddings": "max_seq_len",
-            "hidden_size": "width",
-            "num_hidden_layers": "layers",
-            "num_attention_heads": "heads",
-            "intermediate_size": "mlp_width",
-            "norm_eps": "norm_eps",
-            "norm_bias": "bias",
-            "tie_word_embeddings": "tie_embeddings",
-        },
-        defaults={
-            "hidden_activation": "gelu",
-            "norm_eps": 1e-5,
-            "norm_bias": False,
-            "tie_word_embeddings": True,
-        },
-        training={
-            "embedding_dropout": "dropout",
-            "mlp_dropout": "dropout",
-            "attention_dropout": "attention_dropout",
-            "initializer_range": "init_std",
-        },
+        same=SIZES | {"norm_eps": "norm_eps", "norm_bias": "bias", "tie_word_embeddings": "tie_embeddings"},
+        defaults={"hidden_activation": "gelu", "norm_eps": 1e-5, "norm_bias": False, "tie_word_embeddings": True},
+        training={"embedding_dropout": "dropout", "mlp_dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="hidden_activation",
         activations={Activation.geglu: "gelu", Activation.swiglu: "silu"},
         fixed={"positions": Positions.rotary, "order": Order.pre, "token_types": 0, "position_offset": 0},
@@ -80,7 +61,7 @@ class ModernBert(Family):
             *("rope_parameters", "global_rope_theta", "local_rope_theta"),
         ),
         silent=(
-            *("classifier_pooling", "classifier_dropout", "sparse_pred", "initializer_cutoff_factor"),
+            *("classifier_pooling", "classifier_dropout", "sparse_pred"),
             *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"),
             "position_embedding_type",  # the released file has BERT's, which its code does not read
         ),

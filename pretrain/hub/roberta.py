@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.bert import Bert, body_names
+from pretrain.hub.bert import POST_NORM, Bert, body_names
 from pretrain.hub.family import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
@@ -39,7 +39,7 @@ class Roberta(Bert):
         Bert.settings,
         defaults=Bert.settings.defaults | {"pad_token_id": 1},
         activations={Activation.gelu: "gelu"},  # the head's is always this one
-        fixed={key: value for key, value in Bert.settings.fixed.items() if key != "position_offset"},
+        fixed=POST_NORM | {"tie_embeddings": True},
     )
 
     heads = Heads(

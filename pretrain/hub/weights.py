@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.checkpoint.base import WEIGHT, Reader
+from pretrain.checkpoint.fragments import OpenFiles, bytes_of, header
+from pretrain.checkpoint.load import check_architecture, first_few
 from pretrain.errors import CheckpointError, ConfigError, NumericalError
 from pretrain.files import write_hashed
 from pretrain.hub.family import Family, HFTensor, Tensors, family_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_SHOWN = 8  # names in a message
 _FIX = "fetch or write it again"  # of a damaged file
 _CHUNK = 1 << 20  # elements read and written at a time
 _AHEAD = 4  # chunks that may wait to be hashed
@@ -45,8 +44,9 @@ def write_weights(directory: Path, parts: list[HFTensor], read: Reader, *, dtype
         for number, group in enumerate(groups, start=1)
     }
     for name, group in files.items():
+        head = header(((part.theirs, dtype, part.their_shape) for part in group), format="pt")
         chunks = (_buffer(part, chunk, dtype) for part in group for chunk in _chunks(part, read))
-        write_hashed(directory / name, _header(group, dtype), chunks, ahead=_AHEAD)
+        write_hashed(directory / name, head, chunks, ahead=_AHEAD)
     if len(groups) > 1:
         index = {
             "metadata": {"total_size": sum(part.numel for part in parts) * dtype.itemsize},
@@ -68,17 +68,6 @@ def _split(parts: list[HFTensor], max_elements: int) -> list[list[HFTensor]]:
     return groups
 
 
-def _header(parts: list[HFTensor], dtype: torch.dtype) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for part in parts:
-        begin, end = end, end + part.numel * dtype.itemsize
-        header[part.theirs] = {"dtype": _NAMES[dtype], "shape": part.their_shape, "data_offsets": [begin, end]}
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    return len(head).to_bytes(8, "little") + head
-
-
 def _chunks(part: HFTensor, read: Reader) -> Iterator[Tensor]:
     """Yield the elements of a tensor in the order of its file."""
     if part.transposed:
@@ -89,11 +78,10 @@ def _chunks(part: HFTensor, read: Reader) -> Iterator[Tensor]:
 
 
 def _buffer(part: HFTensor, chunk: Tensor, dtype: torch.dtype) -> memoryview:
-    converted = chunk.to(dtype).contiguous()
+    converted = chunk.to(dtype)
     if dtype is torch.float16 and not converted.isfinite().all():
         raise NumericalError(f"{part.theirs}: holds values that are no finite fp16 numbers (65504 at most); use bf16")
-    array: Any = converted.view(-1).view(torch.uint8).numpy()
-    return memoryview(array)
+    return bytes_of(converted)
 
 
 class HuggingFaceWeights:
@@ -108,13 +96,13 @@ class HuggingFaceWeights:
         """
         self.directory = directory
         family, self.config, parts = read_network(directory / "config.json", prefix)
-        self._opened: dict[str, Any] = {}  # memory-mapped on first use
+        self._files = OpenFiles(directory)
         self._file_of = self._locate()
         self._stored = _by_current_names(self._file_of, parts, family.tensors)
         absent = _absent(parts, family.tensors.prefix, self._stored)
         self.absent = sorted({part.ours for part in absent})
         self._parts: dict[str, list[HFTensor]] = {}
-        for part in [*parts, *family.objective_tensors(self._shapes_beside(family.tensors))]:
+        for part in [*parts, *self._parts_beside(family.tensors)]:
             if part not in absent:
                 self._parts.setdefault(part.ours, []).append(part)
         self._check(family.tensors)
@@ -137,7 +125,7 @@ class HuggingFaceWeights:
                 continue
             columns = math.prod(part.shape[1:])
             first, last = (low - part.start) // columns, -((part.start - high) // columns)
-            stored = self._slice(self._stored[part.theirs])
+            stored = self._slice(part.theirs)
             rows = (stored[:, first:last].T if part.transposed else stored[first:last]).reshape(-1)
             skipped = low - part.start - first * columns
             out[low - start : high - start] = rows[skipped : skipped + high - low]
@@ -150,57 +138,45 @@ class HuggingFaceWeights:
             if not (self.directory / _WHOLE).exists():
                 rule = f"no {_WHOLE}; only safetensors are read, convert what is there"
                 raise CheckpointError(f"{self.directory}: {rule}")
-            return dict.fromkeys(self._open(_WHOLE).keys(), _WHOLE)
+            return dict.fromkeys(self._files[_WHOLE].keys(), _WHOLE)
         located = read_index(index)
-        held = {file: set(self._open(file).keys()) for file in set(located.values())}
+        held = {file: set(self._files[file].keys()) for file in set(located.values())}
         if absent := [f"{name} in {file}" for name, file in located.items() if name not in held[file]]:
             raise CheckpointError(f"{index}: lists tensors that are not there: {first_few(absent)}; {_FIX}")
         return located
 
-    def _shapes_beside(self, tensors: Tensors) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of stored tensors that belong to objectives, by our names."""
+    def _parts_beside(self, tensors: Tensors) -> Iterator[HFTensor]:
+        """Yield the stored tensors that belong to objectives."""
         ours = {theirs: name for name, theirs in tensors.beside.items()}
-        found = {}
-        for name, stored in self._stored.items():
+        for name in self._stored:
             module, _, leaf = name.rpartition(".")
             if module in ours:
-                found[f"{ours[module]}.{leaf}"] = tuple(self._slice(stored).get_shape())
-        return found
+                yield HFTensor(name, f"{ours[module]}.{leaf}", self._shape(name))
 
     def _check(self, tensors: Tensors) -> None:
         """Refuse tensors of the body that are missing, of another shape, or unknown; log heads of other tasks."""
         parts = {part.theirs: part for own in self._parts.values() for part in own}
-        repeated = tensors.repeated if self.config.tie_embeddings else ()
-        problems = [f"missing {name} {part.their_shape}" for name, part in parts.items() if name not in self._stored]
-        unused = []
+        known = tensors.repeated if self.config.tie_embeddings else ()
+        found, unused = {}, []
         for name, stored in self._stored.items():
-            if name in parts:
-                if (found := tuple(self._slice(stored).get_shape())) != parts[name].their_shape:
-                    problems.append(f"{stored} is {found}, not {parts[name].their_shape}")
-            elif name in repeated or name.endswith(tensors.derived):
+            if name not in parts and (name in known or name.endswith(tensors.derived)):
                 continue
-            elif name.startswith(tensors.unused) or not name.startswith(tensors.prefix):
+            if name not in parts and (name.startswith(tensors.unused) or not name.startswith(tensors.prefix)):
                 unused.append(stored)
             else:
-                problems.append(f"extra {stored}")
-        if problems:
-            rule = "its weights are not those that its config.json describes"
-            raise CheckpointError(f"{self.directory}: {rule}, {len(problems)} tensors differ: {first_few(problems)}")
+                found[stored] = self._shape(name)
+        wanted = {self._stored.get(name, name): torch.Size(part.their_shape) for name, part in parts.items()}
+        check_architecture(self.directory, wanted, found, "its weights are not those that its config.json describes")
         if unused:
             log.info("%s: no part of our model and left alone: %s", self.directory, ", ".join(sorted(unused)))
 
-    def _slice(self, name: str) -> Any:
-        return self._open(self._file_of[name]).get_slice(name)
+    def _shape(self, name: str) -> torch.Size:
+        return torch.Size(self._slice(name).get_shape())
 
-    def _open(self, file: str) -> Any:
-        if file not in self._opened:
-            try:
-                self._opened[file] = safe_open(self.directory / file, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{self.directory / file}: not a readable safetensors file ({error}); {_FIX}"
-                ) from None
-        return self._opened[file]
+    def _slice(self, name: str) -> Any:
+        """Return the slicer of a tensor by its current name in the family."""
+        stored = self._stored[name]
+        return self._files[self._file_of[stored]].get_slice(stored)
 
 
 def _by_current_names(names: Iterable[str], parts: list[HFTensor], tensors: Tensors) -> dict[str, str]:
@@ -260,8 +236,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object; {_FIX}")
     return content
-
-
-def first_few(problems: list[str]) -> str:
-    """Return the first few problems in alphabetical order, as one line."""
-    return "; ".join(sorted(problems)[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")

@@ -64,13 +64,7 @@ def rows_with_targets(hidden: Tensor, targets: Tensor, num_targets: int) -> tupl
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        z_loss: float,
-        chunk_tokens: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, chunk_tokens: int
     ) -> _Sums:
         wanted = ctx.needs_input_grad[:3]
         sums, ctx.gradients = _sums_and_gradients(hidden, weight, bias, targets, z_loss, chunk_tokens, wanted)

@@ -102,16 +102,9 @@ class Pairing:
         lengths = np.zeros_like(begins)
         begins[:, 0], lengths[:, 0] = slots.offsets[:-1], np.diff(slots.offsets)
         led, closed = len(slots.tokens), len(slots.tokens) + len(prefix)
-        for part, (begin, length) in enumerate(
-            [
-                (led, len(prefix)),
-                (first.begins, first.lengths),
-                (closed, len(suffix)),
-                (second.begins, second.lengths),
-                (closed, len(suffix)),
-            ]
-        ):
-            begins[rows, part], lengths[rows, part] = begin, length
+        begins[rows] = np.stack(np.broadcast_arrays(led, first.begins, closed, second.begins, closed), axis=1)
+        around, after = len(prefix), len(suffix)
+        lengths[rows] = np.stack(np.broadcast_arrays(around, first.lengths, after, second.lengths, after), axis=1)
         offsets = np.concatenate([[0], lengths.sum(axis=1).cumsum()])
         begins, lengths = begins.reshape(-1), lengths.reshape(-1)
         before = lengths.cumsum() - lengths

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from pretrain.data.corpus import Corpus
 from pretrain.data.manifest import SPLITS, Manifest, Split
 from pretrain.data.prepare.cache_key import (
     SourceInputs,
@@ -34,11 +35,11 @@ from pretrain.data.prepare.cache_key import (
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.encode import Encoding, UnitRecord, encode_unit, plan_units, train_tokenizer, unit_id
 from pretrain.data.prepare.locking import lock
-from pretrain.data.prepare.shards import TEMPORARY, verify_shard
+from pretrain.data.prepare.shards import TEMPORARY
 from pretrain.data.prepare.workers import worker_pool
 from pretrain.data.sources.base import PreparedSource, SourceConfig
 from pretrain.errors import ConfigError, DataError, ResourceError
-from pretrain.files import fsync_path, replace_file
+from pretrain.files import fsync_path, hash_file, replace_file
 from pretrain.tokenizer.base import (
     ReadyTokenizer,
     TokenizerConfig,
@@ -98,13 +99,15 @@ def prepare_share(
 def verify(directory: Path) -> Manifest:
     """Read every file of a corpus again. Raises `DataError` naming a file, what it is and what it should be."""
     manifest = Manifest.load(directory)
-    path = directory / "tokenizer.json"
-    found = tokenizer_sha256(path) if path.exists() else "missing"
-    if found != manifest.tokenizer_sha256:
-        raise DataError(f"{path}: SHA-256 {found}, expected {manifest.tokenizer_sha256}; prepare the corpus again")
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            verify_shard(directory, shard)
+    corpora = [Corpus.open(directory, split) for split in manifest.splits]  # sizes and counts
+    hashes = [(directory / "tokenizer.json", tokenizer_sha256, manifest.tokenizer_sha256)]
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    for path, hash_of, expected in hashes + [(directory / shard.file, hash_file, shard.sha256) for shard in shards]:
+        found = hash_of(path) if path.exists() else "missing"
+        if found != expected:
+            raise DataError(f"{path}: SHA-256 {found}, expected {expected}; prepare the corpus again")
+    for corpus in corpora:
+        corpus.verify()
     return manifest
 
 

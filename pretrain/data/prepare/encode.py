@@ -37,6 +37,8 @@ UNITS = 64  # that a corpus is cut into, between those sizes
 # Pre-tokenizers usually start a new word between these characters, so a cut there changes no id; `cuttable` tries it.
 _CUT = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
 
+_tokenizer = lru_cache(maxsize=1)(load_tokenizer)  # once a process
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -190,8 +192,3 @@ def _batches(texts: Iterable[str], *, cut: bool) -> Iterator[list[tuple[str, str
                 batch, size = [], 0
     if batch:
         yield batch
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(path: Path) -> Tokenizer:
-    return load_tokenizer(path)

@@ -1,6 +1,6 @@
-"""Writing and verifying the shards of a prepared corpus, in the format that `manifest` describes.
+"""Writing the shards of a prepared corpus, in the format that `manifest` describes.
 
-Holds no encoding of text, which is in `encode`; reading tokens is in `corpus`. Free of torch.
+Holds no encoding of text, which is in `encode`; reading and verifying tokens is in `corpus`. Free of torch.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ShardWriter:
     def _write_batch(self) -> None:
         offsets = np.cumsum([0, *map(len, self._documents)], dtype=np.int64)  # (documents+1,)
         values = np.concatenate(self._documents)
-        self._crcs += batch_checksums(values, offsets)
+        self._crcs += _batch_checksums(values, offsets)
         column = pa.LargeListArray.from_arrays(offsets, values)
         self._writer.write_batch(pa.record_batch([column], names=["tokens"]))
         self._shard.documents += len(self._documents)
@@ -95,32 +95,11 @@ class ShardWriter:
         self._documents, self._held_tokens = [], 0
 
 
-def batch_checksums(values: np.ndarray, offsets: np.ndarray) -> list[int]:
+def _batch_checksums(values: np.ndarray, offsets: np.ndarray) -> list[int]:
     """Return the CRC-32 of each page of a record batch's values, then that of its offsets."""
     data = values.view(np.uint8).data
     pages = [zlib.crc32(data[start : start + PAGE_BYTES]) for start in range(0, len(data), PAGE_BYTES)]
     return [*pages, zlib.crc32(offsets.data)]
-
-
-def verify_shard(directory: Path, shard: Shard) -> None:
-    """Read both files of a shard again. Raises `DataError` naming the file, what it is and what it should be."""
-    path = directory / shard.file
-    if path.parent != directory or path.is_symlink() or not path.is_file():
-        raise DataError(f"{path}: the manifest names it, and it is not a file there; prepare the corpus again")
-    expected = (shard.size, shard.sha256)
-    with path.open("rb") as file:
-        found = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-    for what, is_found, is_expected in zip(("bytes", "SHA-256"), found, expected, strict=True):
-        if is_found != is_expected:
-            raise DataError(f"{path}: {what} {is_found}, expected {is_expected}; prepare the corpus again")
-    crcs: list[int] = []
-    with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
-        for number in range(reader.num_record_batches):
-            column = reader.get_batch(number).column(0)
-            crcs += batch_checksums(column.values.to_numpy(), column.offsets.to_numpy())
-    checksums = path.with_suffix(".crc")
-    if not checksums.is_file() or checksums.read_bytes() != np.array(crcs, dtype="<u4").tobytes():
-        raise DataError(f"{checksums}: not the checksums of {path.name}; prepare the corpus again")
 
 
 class _HashedFile(io.BufferedWriter):

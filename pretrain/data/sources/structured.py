@@ -150,9 +150,5 @@ def _place(line: Raw, bad: BadRecords) -> str:
     if bad.policy is not OnInvalid.fail:
         return line.place()
     with open_bytes(line.file) as stream:
-        number = 1
-        left = line.start
-        while left and (chunk := stream.read(min(left, 2**20))):
-            number += chunk.count(b"\n")
-            left -= len(chunk)
+        number = 1 + sum(1 for _ in lines(stream, line.file, 0, line.start))
     return f"{line.file}: line {number}"

@@ -22,22 +22,18 @@ class AutoConfig(AttentionConfig):
 
     def build(self) -> Attend:
         """Return the backend."""
-        if not available():
-            return sdpa
-        flash = make_flash()
+        return make_auto() if available() else sdpa
 
-        def auto(
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-            layout: Layout,
-            *,
-            causal: bool,
-            window: int | None = None,
-            dropout: float = 0.0,
-        ) -> Tensor:
-            # FlashAttention-2 takes heads of multiples of 8, up to 256 wide.
-            fits = q.is_cuda and q.dtype in HALF and dropout == 0.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-            return (flash if fits else sdpa)(q, k, v, layout, causal=causal, window=window, dropout=dropout)
 
-        return auto
+def make_auto() -> Attend:
+    """Return the backend without asking for a device."""
+    flash = make_flash()
+
+    def auto(
+        q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0
+    ) -> Tensor:
+        # FlashAttention-2 takes heads of multiples of 8, up to 256 wide.
+        fits = q.is_cuda and q.dtype in HALF and dropout == 0.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+        return (flash if fits else sdpa)(q, k, v, layout, causal=causal, window=window, dropout=dropout)
+
+    return auto

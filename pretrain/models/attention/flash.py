@@ -55,14 +55,7 @@ def make_flash() -> Attend:
     )
 
     def flash(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: Layout,
-        *,
-        causal: bool,
-        window: int | None = None,
-        dropout: float = 0.0,
+        q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0
     ) -> Tensor:
         if not q.is_cuda or q.dtype not in HALF:
             found = f"{q.dtype} on {q.device}"

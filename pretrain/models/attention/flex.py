@@ -44,14 +44,7 @@ def make_flex() -> Attend:
     compiled = torch.compile(flex_attention)
 
     def flex(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: Layout,
-        *,
-        causal: bool,
-        window: int | None = None,
-        dropout: float = 0.0,
+        q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0
     ) -> Tensor:
         if not q.is_cuda:
             raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")

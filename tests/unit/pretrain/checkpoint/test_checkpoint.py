@@ -197,7 +197,7 @@ def save(directory, asynchronous, function, last_call):
     take_step(module, strategy, 1)
     checkpoints.save(1, strategy, {"tokens": 11}, required=True)
     take_step(module, strategy, 2)
-    owner = {"fsync": os, "rename": Path, "mkdir": Path, "_bytes_of": pretrain.checkpoint.fragments}[function]
+    owner = {"fsync": os, "rename": Path, "mkdir": Path, "bytes_of": pretrain.checkpoint.fragments}[function]
     die_at(owner, function, last_call)
     checkpoints.save(2, strategy, {"tokens": 22})
     take_step(module, strategy, 3)
@@ -214,7 +214,7 @@ for number, case in enumerate(json.loads(sys.argv[2])):
 
 PHASES = [
     ("mkdir", 1, 1),  # before anything is written
-    ("_bytes_of", 4, 1),  # in the middle of the fragment file
+    ("bytes_of", 4, 1),  # in the middle of the fragment file
     ("fsync", 1, 1),  # the fragment file is written, not synced
     ("fsync", 2, 1),  # fragments are there, the state is not synced
     ("fsync", 3, 1),  # the manifest is written, not synced

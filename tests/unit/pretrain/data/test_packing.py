@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.corpus import Corpus
-from pretrain.data.packing import BestFit, Chunks, Concat, Packing, pack, place
+from pretrain.data.packing import Chunks, Concat, Packing, WholeDocuments, pack, place
 
 Chunk = tuple[int, int, bool]  # start, length, whether its document ends with it
 
@@ -69,7 +69,7 @@ def test_concat_cuts_the_stream_at_slots_and_documents(tmp_path_factory, lengths
 @given(lengths_lists, st.integers(1, 17))
 @settings(max_examples=100, deadline=None)
 def test_best_fit_places_every_token_once_and_cuts_only_what_is_too_long(lengths, seq_len):
-    packer = BestFit(np.array(lengths), seq_len)
+    packer = WholeDocuments(np.array(lengths), seq_len)
     slots = as_slots(packer.chunks(np.arange(packer.num_slots)))
     assert len(slots) == packer.num_slots
     assert all(0 < sum(length for _, length, _ in slot) <= seq_len for slot in slots)
@@ -85,7 +85,7 @@ def test_best_fit_places_every_token_once_and_cuts_only_what_is_too_long(lengths
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=120), st.sampled_from([16, 23, 31]))
 @settings(max_examples=100, deadline=None)
 def test_best_fit_fills_slots_as_the_slow_method_does(lengths, seq_len):
-    packer = BestFit(np.array(lengths), seq_len)
+    packer = WholeDocuments(np.array(lengths), seq_len)
     slots = as_slots(packer.chunks(np.arange(packer.num_slots)))
     rooms = Counter(seq_len - sum(length for _, length, _ in slot) for slot in slots)
     assert rooms == slow_best_fit_rooms(lengths, seq_len)
@@ -93,7 +93,7 @@ def test_best_fit_fills_slots_as_the_slow_method_does(lengths, seq_len):
 
 def test_best_fit_by_hand():
     """Slots of 10: 7 and 3, then 6 and 4, then the 12 in two, its remainder with the 5 and the smaller 2."""
-    packer = BestFit(np.array([6, 12, 7, 2, 4, 3, 5]), 10)
+    packer = WholeDocuments(np.array([6, 12, 7, 2, 4, 3, 5]), 10)
     slots = as_slots(packer.chunks(np.arange(packer.num_slots)))
     assert slots == [
         [(6, 10, False)],

@@ -161,7 +161,7 @@ def test_what_the_summary_shows(tmp_path):
     first, second = (sum(map(len, rows)) // SEQ_LEN for rows in world.rows)
     assert stream.num_slots == {"first": first, "second": second}
     assert stream.epochs(500) == pytest.approx({"first": 300 / first, "second": 200 / second})
-    assert stream.vocab_size == 50257
+    assert stream.manifest.vocab_size == 50257
 
 
 @pytest.mark.parametrize("isolate", [True, False])

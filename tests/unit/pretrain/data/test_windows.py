@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pretrain.data.batch import IGNORED, Inputs, Slots
 from pretrain.data.corpus import Corpus
 from pretrain.data.loader import DataConfig, StepLoader, evaluation_batches
-from pretrain.data.packing import BestFit, Packing, Windows, pack
+from pretrain.data.packing import Packing, WholeDocuments, pack
 from pretrain.data.sources.base import PreparedSource
 from pretrain.data.stream import HeldOut, PackedSource
 from pretrain.errors import ConfigError
@@ -128,7 +128,7 @@ def test_windows_by_hand():
 def test_without_long_documents_they_are_best_fit(lengths):
     """Nothing is cut, so both place the same documents in the same slots."""
     sizes = np.array(lengths)
-    best, windows = BestFit(sizes, 16), Windows(sizes, 16, before=1, after=1, stride=3)
+    best, windows = WholeDocuments(sizes, 16), WholeDocuments(sizes, 16, before=1, after=1, stride=3)
     assert windows.num_slots == best.num_slots
     numbers = np.arange(best.num_slots)
     for one, other in zip(best.chunks(numbers), windows.chunks(numbers), strict=True):
@@ -138,7 +138,7 @@ def test_without_long_documents_they_are_best_fit(lengths):
 def test_slots_are_filled_as_best_fit_fills_them():
     draw = random.Random(4)
     lengths = np.array([draw.randrange(2, 300) for _ in range(400)])
-    windows = Windows(lengths, 64, before=1, after=1, stride=10)
+    windows = WholeDocuments(lengths, 64, before=1, after=1, stride=10)
     chunks = windows.chunks(np.arange(windows.num_slots))
     total = int(chunks.lengths.sum())
     assert total > lengths.sum() + 10 * np.count_nonzero(lengths > 64)

@@ -191,7 +191,7 @@ def test_a_part_of_a_layer_is_damage(tmp_path):
 DAMAGE = {
     "missing transformer.wpe.weight (32, 24)": lambda d: rewrite(d, lambda t: t.pop("transformer.wpe.weight")),
     "extra transformer.wxe.weight": lambda d: rewrite(d, lambda t: t.update({"transformer.wxe.weight": torch.ones(1)})),
-    "transformer.wpe.weight is (2, 2), not (32, 24)": lambda d: rewrite(
+    "transformer.wpe.weight is (2, 2), the model's (32, 24)": lambda d: rewrite(
         d, lambda t: t.update({"transformer.wpe.weight": torch.ones(2, 2)})
     ),
     "no model.safetensors; only safetensors are read": lambda d: (d / "model.safetensors").unlink(),

@@ -138,12 +138,12 @@ def redirect(path: Path) -> None:
 DAMAGE = {
     r"train-00000\.arrow: SHA-256 \w+, expected \w+": ("train-00000.arrow", flip),
     r"train-00000\.arrow: bytes \d+, expected \d+": ("train-00000.arrow", lambda path: os.truncate(path, 100)),
-    r"train-00000\.arrow: .* not a file there": ("train-00000.arrow", Path.unlink),
-    r"train-00000\.crc: not the checksums of train-00000\.arrow": ("train-00000.crc", flip),
-    r"train-00001\.crc: not the checksums": ("train-00001.crc", Path.unlink),
+    r"train-00000\.arrow: not there as a file of the corpus": ("train-00000.arrow", Path.unlink),
+    r"train-00000\.arrow: .* CRC-32 \w+, expected \w+ by train-00000\.crc": ("train-00000.crc", flip),
+    r"train-00001\.crc: not there as a file of the corpus": ("train-00001.crc", Path.unlink),
     r"tokenizer\.json: SHA-256 missing, expected": ("tokenizer.json", Path.unlink),
     r"tokenizer\.json: SHA-256 \w+, expected": ("tokenizer.json", lambda path: path.write_text("{}")),
-    r"\.\./train-00000\.arrow: the manifest names it": ("manifest.json", redirect),
+    r"\.\./train-00000\.arrow: not there as a file of the corpus, the manifest names it": ("manifest.json", redirect),
 }
 
 
