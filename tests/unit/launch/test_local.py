@@ -28,8 +28,8 @@ def row(monkeypatch, tmp_path):
                 ),
                 name=f"run-{number}",
                 directory=tmp_path / f"run-{number}",
-                family="run",
-                swept=f"seed={number}" if len(codes) > 1 else "",
+                sweep="run",
+                point=f"seed={number}" if len(codes) > 1 else "",
             )
             for number in range(len(codes))
         ]
