@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.report.history import History, Row
+from pretrain.report.history import History, Row, median_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,10 +114,9 @@ def columns(rows: list[Row], axis: str, key: str) -> tuple[np.ndarray, np.ndarra
 
 
 def _speed_label(run: History, name: str) -> str:
-    rates = [row["tokens_per_s"] for row in run.train if "tokens_per_s" in row]
-    shares = [row["mfu"] for row in run.train if "mfu" in row]
-    text = f"{name}median {median(rates):,.0f}" if rates else f"{name}not measured"
-    return f"{text}, MFU {median(shares):.1%}" if shares else text
+    rate, share = median_of(run.train, "tokens_per_s"), median_of(run.train, "mfu")
+    text = f"{name}not measured" if rate is None else f"{name}median {rate:,.0f}"
+    return text if share is None else f"{text}, MFU {share:.1%}"
 
 
 def frame(panel: Axes, title: str, legend: Any = None) -> None:
