@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
-from pretrain.errors import PeerLost, Preempted
+from pretrain.errors import ConfigError, PeerLost, Preempted
 
 GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
 SHOWN_LINES = 40  # of the log of the rank that failed first
@@ -105,7 +105,10 @@ class _Ranks:
         self._alive: dict[int, subprocess.Popen[bytes]] = {}
         self._began: dict[int, int] = {}  # bytes in the log of a rank from starts before this one
         self._ends: queue.SimpleQueue[End] = queue.SimpleQueue()
-        logs.mkdir(parents=True, exist_ok=True)
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{logs}: no directory can be made there ({error}); choose another run.root") from None
 
     def start(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
         """Start the rank that the variables describe, in its own session, so that Ctrl-C reaches it only through us."""
@@ -129,21 +132,19 @@ class _Ranks:
         Once one has failed, the others are killed after `GRACE_S`, and left out of the list.
         """
         ends: list[End] = []
-        deadline, killed = float("inf"), False
+        deadline, killed = None, False
         while self._alive:
             try:
-                end = self._ends.get(timeout=min(max(deadline - time.monotonic(), 0.01), 3600))
+                end = self._ends.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
             except queue.Empty:
-                if time.monotonic() >= deadline:
-                    self.send(signal.SIGKILL)
-                    deadline, killed = float("inf"), True
+                self.send(signal.SIGKILL)
+                deadline, killed = None, True
                 continue
             del self._alive[end.rank]
-            if killed and end.code == -signal.SIGKILL:
-                continue
-            ends.append(end)
-            if end.code not in (0, STOPPED):
-                deadline = min(deadline, time.monotonic() + GRACE_S)
+            if not (killed and end.code == -signal.SIGKILL):
+                ends.append(end)
+            if end.code not in (0, STOPPED) and not killed:
+                deadline = deadline or time.monotonic() + GRACE_S
         return ends
 
     def send(self, number: int) -> None:

@@ -33,10 +33,8 @@ def table_of(runs: Sequence[Path], codes: Sequence[int] = ()) -> str:
     histories = [_load(run) for run in runs]
     for history, code in zip(histories, codes, strict=False):
         history.facts["exit"] = code
-    settings = {
-        key: {str(value) for value in values if value is not ABSENT} for key, values in differing(histories).items()
-    }
-    swept = [key for key, values in settings.items() if len(values) > 1]
+    settings = differing(histories)
+    swept = [key for key, held in settings.items() if len({str(value) for value in held if value is not ABSENT}) > 1]
     measured = dict.fromkeys(key for each in histories for key in _measured(each) if key != LOSS)
     header = ["run", *swept, "exit", "steps", LOSS, *measured]
     lines = [_line(each) for each in histories] + [_line_of_seeds(group) for group in seed_groups(histories)]
@@ -83,8 +81,9 @@ def _load(run: Path) -> History:
 
 def _measured(history: History) -> Row:
     """Return the last training loss of a run and what it reached on held-out data, by the header of their column."""
-    losses = {LOSS: row["loss"] for row in history.train[-1:] if "loss" in row}
-    return losses | {f"held-out {key}": value for key, value in reached(history).items()}
+    last = history.train[-1] if history.train else {}
+    held_out = {f"held-out {key}": value for key, value in reached(history).items()}
+    return {LOSS: last["loss"], **held_out} if "loss" in last else held_out
 
 
 def _line(history: History) -> dict[str, str]:

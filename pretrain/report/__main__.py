@@ -86,7 +86,7 @@ def _results(runs: Sequence[History]) -> list[list[str]]:
 
 def _reached(run: History) -> dict[str, str]:
     """Return what the page says of a run: title of the row -> cell."""
-    last, held_out = ({**rows[-1]} if rows else {} for rows in (run.train, run.evaluation))
+    last, held_out = (rows[-1] if rows else {} for rows in (run.train, run.evaluation))
     code = run.facts.get("exit")
     compressors = baselines(Path(path) for path in run.facts.get("corpora", {}).values())
     return {
