@@ -20,6 +20,7 @@ from launch.jobs import Job
 from launch.ranks import STOPPED, Node, run_ranks
 from launch.table import table_of
 from pretrain.compose import Root
+from pretrain.distributed.world import device_type
 from pretrain.errors import check
 
 
@@ -53,9 +54,8 @@ def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
 
     After a job that was stopped by a signal no other starts. A sweep ends with a table of what its runs reached.
     """
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     for job in jobs:
-        job.cfg.check_start(ranks=cfg.ranks, device_type=device_type)
+        job.cfg.check_start(ranks=cfg.ranks, device_type=device_type())
     if len(jobs) > 1:
         os.environ.setdefault("WANDB_RUN_GROUP", jobs[0].sweep)
     codes = []

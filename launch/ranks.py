@@ -48,13 +48,6 @@ class End(NamedTuple):
     rank: int
     code: int  # negative: the signal that ended it
 
-    @property
-    def text(self) -> str:
-        """Return it in words."""
-        if self.code >= 0:
-            return f"rank {self.rank} ended with exit code {self.code}"
-        return f"rank {self.rank} was killed by {signal.Signals(-self.code).name}"
-
 
 def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> int:
     """Run `count` ranks of a command on this node to their end; return one exit code for all of them.
@@ -182,20 +175,21 @@ class _Ranks:
             with log.open(errors="replace") as text:
                 text.seek(self._began[failed.rank])
                 sys.stderr.writelines(deque(text, SHOWN_LINES))
-        print(f"{failed.text}, the first to do so; above are the last lines of {log}", file=sys.stderr)
+        code = failed.code
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        print(f"rank {failed.rank} {how}, the first to do so; above are the last lines of {log}", file=sys.stderr)
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         copying = threading.Thread(target=self._copy, args=(rank, process.stderr), daemon=True)
-        if process.stderr:
-            copying.start()
+        copying.start()
         code = process.wait()
-        if process.stderr:
-            copying.join(timeout=1)  # a process that the rank left behind may hold the pipe open for ever
+        copying.join(timeout=1)  # a process that the rank left behind may hold the pipe open for ever
         self._ends.put(End(rank, code))
 
-    def _copy(self, rank: int, lines: IO[bytes]) -> None:
+    def _copy(self, rank: int, lines: IO[bytes] | None) -> None:
+        """Copy the standard error of rank 0 to its log and to ours; that of the others goes to their logs itself."""
         with self._log(rank).open("ab", buffering=0) as log:
-            for line in lines:
+            for line in lines or ():
                 log.write(line)
                 with suppress(OSError):  # the terminal may be gone; a rank whose pipe nobody reads would block
                     sys.stderr.buffer.write(line)

@@ -39,6 +39,13 @@ class Finding(NamedTuple):
     name: str = ""  # of the check, which `examine` fills in
 
 
+def graded(text: str, *, failed: str = "", warning: str = "", code: int = ConfigError.exit_code) -> list[Finding]:
+    """Return that all is well as `text` says, or else that, with what is wrong and what to do about it."""
+    if failed:
+        return [Finding(Level.failed, text + failed, code)]
+    return [Finding(Level.warning, text + warning)] if warning else [Finding(Level.ok, text)]
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is examined: a program with its configuration, on the ranks that would run it."""

@@ -67,11 +67,6 @@ class SlurmConfig:
         """Return how many ranks there are on a node."""
         return self.nproc or self.cluster.gpus_per_node or 1
 
-    @property
-    def device_type(self) -> str:
-        """Return where ranks compute there."""
-        return "cuda" if self.cluster.gpus_per_node else "cpu"
-
 
 def _seconds(time: str) -> float:
     """Return a time limit of Slurm in seconds; one of another form, such as UNLIMITED, is infinite."""
@@ -102,8 +97,9 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
     check(not sweep or cfg.chain == 1, "chain", cfg.chain, rule)
     rule = f"must be shorter than the time limit, {limit}, or each start saves and ends at once; lower it or raise time"
     check(limit is None or cfg.lead_s < _seconds(limit), "lead_s", cfg.lead_s, rule)
+    device_type = "cuda" if cfg.cluster.gpus_per_node else "cpu"
     for job in jobs:
-        job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=cfg.device_type)
+        job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=device_type)
         job.cfg.run.check_fresh()
     first = jobs[0]
     folder = (Path(first.cfg.run.root).expanduser() / f"{first.sweep}-sweep" if sweep else first.directory) / "slurm"
