@@ -15,6 +15,7 @@ from pretrain.report.history import History, Row, median_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart with any colour vision; yellow and sky blue are too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
@@ -25,9 +26,7 @@ SMOOTHING = 40  # a point of the smoothed line stands for 1/40 of the raw ones
 
 def draw(runs: Sequence[History], path: Path) -> None:
     """Write the figure of one or more runs, on a shared horizontal axis."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 7.5), dpi=150, layout="constrained", facecolor="white")
+    figure = blank(12, 7.5)
     grid = figure.subplots(2, 2, sharex=True)
     loss, rate, norm, speed = grid.flat
     axis = shared_axis(runs)
@@ -51,6 +50,13 @@ def draw(runs: Sequence[History], path: Path) -> None:
     for panel in grid[1]:
         panel.set_xlabel("optimizer steps" if axis == "step" else "tokens seen")
     figure.savefig(path)
+
+
+def blank(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 
 def shared_axis(runs: Sequence[History]) -> str:
