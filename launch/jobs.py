@@ -57,12 +57,12 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
     first: dict[Path, Job] = {}  # in each run directory
     for point in expand(overrides):
         settings = point.overrides
-        cfg = _composed(PROGRAMS[program], settings)
+        cfg = composed(PROGRAMS[program], settings)
         sweep = cfg.run.name
         if point.values:
             name = sweep if "run.name" in point.values else run_name(sweep, point.values)
             settings = with_overrides(settings, f"++run.name={name}")
-            cfg = _composed(PROGRAMS[program], settings)
+            cfg = composed(PROGRAMS[program], settings)
         job = Job(program=program, overrides=settings, cfg=cfg, sweep=sweep, point=point_text(point.values))
         if (other := first.setdefault(job.directory, job)) is not job:
             raise ConfigError(
@@ -75,16 +75,14 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
 
 def corpora_root(overrides: Sequence[str]) -> Path:
     """Return the directory in which a command line of `pretrain.prepare` writes corpora. Raises `ConfigError`."""
-    cfg = _composed(PRETRAIN, overrides)
+    cfg = composed(PRETRAIN, overrides)
     texts_of(cfg.data.sources)
     cfg.check_tokenizer()
     return Path(cfg.data.prepare.root).expanduser()
 
 
-def _composed(root: Root, words: Sequence[str]) -> Any:
-    """Return the typed configuration of a command line of the program."""
+def composed(root: Root, words: Sequence[str]) -> Any:
+    """Return the typed configuration of a command line of the program; exits after `--help` and the like."""
     sys.argv = [root.name, *words]
-    composed = compose_command_line(root)
-    if composed is None:  # after --help, --cfg and the like
-        sys.exit(0)
-    return typed(composed)
+    cfg = compose_command_line(root)
+    return typed(cfg) if cfg is not None else sys.exit(0)

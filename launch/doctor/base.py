@@ -122,15 +122,8 @@ def _described(error: Exception) -> tuple[str, int]:
 
 def grouped(values: Sequence[T]) -> list[tuple[T, list[int]]]:
     """Return the different values, each with the indices at which it stands."""
-    found: list[tuple[T, list[int]]] = []
-    for index, value in enumerate(values):
-        for other, indices in found:
-            if other == value:
-                indices.append(index)
-                break
-        else:
-            found.append((value, [index]))
-    return found
+    different = [value for index, value in enumerate(values) if value not in values[:index]]  # they may be unhashable
+    return [(value, [index for index, other in enumerate(values) if other == value]) for value in different]
 
 
 def counted(number: int, thing: str) -> str:

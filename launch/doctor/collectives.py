@@ -56,9 +56,8 @@ def _sums(subject: Subject) -> str:
             found = own.to(subject.device)
             _all_reduce(found, subject)
             different = (found.cpu() != expected).nonzero().flatten().tolist()
-            if different:
-                example = f"element {different[0]} is {found[different[0]].item()}"
-                example += f", expected {expected[different[0]].item()}"
+            for at in different[:1]:
+                example = f"element {at} is {found[at].item()}, expected {expected[at].item()}"
                 wrong.append(f"{len(different):,} of {size:,} {_name(dtype)} are wrong: {example}")
     if wrong:
         fix = "exclude the host or device, and look at its network and memory; what is trained there cannot be trusted"

@@ -5,11 +5,11 @@ Holds text only; `submit` submits it. Everything that a user typed is matched ag
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from launch.slurm.cluster import ClusterConfig, ContainerRuntime
 
@@ -51,7 +51,7 @@ def run_script(cluster: ClusterConfig, shape: Shape, tasks: Sequence[Task], cwd:
         "python": _python(cluster),
     }
     head = _head(cluster, shape, ["--requeue" if shape.requeue else "--no-requeue", "--open-mode=append"])
-    assigned = [f"{name}={_quoted(value)}" for name, value in settings.items()]
+    assigned = [f"{name}={quote(value)}" for name, value in settings.items()]
     assigned += [f"step_options={_words(step_options)}", f"container={_words(container)}"]
     if shape.array:
         cases = [f"    {number}) {'; '.join(_assigned(task))} ;;" for number, task in enumerate(tasks)]
@@ -69,7 +69,7 @@ def module_script(cluster: ClusterConfig, shape: Shape, words: Sequence[str], cw
     """
     step_options, container = _in_container(cluster, cwd)
     command = ["srun", "--ntasks=1", "--cpu-bind=none", *step_options, *container, _python(cluster), "-m", *words]
-    line = " ".join(_quoted(word) + ('"$SLURM_ARRAY_TASK_ID"' if word == numbered else "") for word in command)
+    line = " ".join(quote(word) + ('"$SLURM_ARRAY_TASK_ID"' if word == numbered else "") for word in command)
     return "\n".join([*_head(cluster, shape, []), *_environment(cluster, cwd), line, ""])
 
 
@@ -97,16 +97,16 @@ def _head(cluster: ClusterConfig, shape: Shape, behaviour: Sequence[str]) -> lis
 def _environment(cluster: ClusterConfig, cwd: Path) -> list[str]:
     """Return the lines that make a node ready to run Headwater."""
     lines = [
-        f"cd {_quoted(str(cwd))} || exit 2",
-        *(f"module load {_quoted(each)} || exit 2" for each in cluster.modules),
+        f"cd {quote(str(cwd))} || exit 2",
+        *(f"module load {quote(each)} || exit 2" for each in cluster.modules),
     ]
-    lines += [f"source {_quoted(f'{_from_home(cluster.venv)}/bin/activate')} || exit 2"] if cluster.venv else []
-    lines += [f"export {name}={_quoted(value)}" for name, value in cluster.env.items()]
+    lines += [f"source {quote(f'{_from_home(cluster.venv)}/bin/activate')} || exit 2"] if cluster.venv else []
+    lines += [f"export {name}={quote(value)}" for name, value in cluster.env.items()]
     return [*lines, "set -u", ""]
 
 
 def _assigned(task: Task) -> list[str]:
-    return [f"run={_quoted(str(task.run))}", f"program={_words(task.program)}"]
+    return [f"run={quote(str(task.run))}", f"program={_words(task.program)}"]
 
 
 def _python(cluster: ClusterConfig) -> str:
@@ -137,7 +137,4 @@ def _from_home(path: str) -> str:
 
 def _words(words: Sequence[str]) -> str:
     """Return an array of the shell."""
-    return f"({' '.join(map(_quoted, words))})"
-
-
-_quoted = shlex.quote
+    return f"({' '.join(map(quote, words))})"

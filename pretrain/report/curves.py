@@ -26,6 +26,8 @@ SMOOTHING = 40  # a point of the smoothed line stands for 1/40 of the raw ones
 
 def draw(runs: Sequence[History], path: Path) -> None:
     """Write the figure of one or more runs, on a shared horizontal axis."""
+    from matplotlib.ticker import EngFormatter, StrMethodFormatter
+
     figure = blank(12, 7.5)
     grid = figure.subplots(2, 2, sharex=True)
     loss, rate, norm, speed = grid.flat
@@ -46,7 +48,13 @@ def draw(runs: Sequence[History], path: Path) -> None:
     frame(rate, "Learning rate")
     frame(norm, "Gradient norm before clipping")
     frame(speed, "Tokens per second", legend="lower right")
-    _scale(loss, rate, norm, speed)
+    for panel in (loss, norm):
+        logarithmic(panel)
+    for panel in (rate, speed):
+        panel.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
+    speed.xaxis.set_major_formatter(EngFormatter(sep=""))
     for panel in grid[1]:
         panel.set_xlabel("optimizer steps" if axis == "step" else "tokens seen")
     figure.savefig(path)
@@ -147,21 +155,8 @@ def logarithmic(panel: Axes) -> None:
     values = values[np.isfinite(values)]
     if not len(values) or values.min() <= 0 or values.max() < 2 * values.min():
         return
-    narrow = values.max() < 30 * values.min()
+    ticks = (1, 1.5, 2, 3, 4, 5, 6, 8) if values.max() < 30 * values.min() else (1, 2, 5)
     panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5), numticks=30))
+    panel.yaxis.set_major_locator(LogLocator(subs=ticks, numticks=30))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _scale(loss: Axes, rate: Axes, norm: Axes, speed: Axes) -> None:
-    """Choose scales and number formats, once all lines are there."""
-    from matplotlib.ticker import EngFormatter, StrMethodFormatter
-
-    for panel in (loss, norm):
-        logarithmic(panel)
-    for panel in (rate, speed):
-        panel.set_ylim(bottom=0)
-    rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
-    speed.xaxis.set_major_formatter(EngFormatter(sep=""))
