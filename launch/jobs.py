@@ -53,46 +53,36 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
     if program not in PROGRAMS:
         known = ", ".join(PROGRAMS)
         raise ConfigError(f"{program or '--'}: name a program after --{nearest(program, PROGRAMS)} (one of: {known})")
-    root = PROGRAMS[program]
-    points = expand(overrides)
-    if len(points) == 1 and not points[0].values:
-        cfg = _composed(root, overrides)
-        return [Job(program=program, overrides=overrides, cfg=cfg, sweep=cfg.run.name)]
-    jobs = []
-    for point in points:
-        sweep = _composed(root, point.overrides).run.name
-        name = sweep if "run.name" in point.values else run_name(sweep, point.values)
-        settings = with_overrides(point.overrides, f"++run.name={name}")
-        cfg = _composed(root, settings)
-        jobs.append(Job(program=program, overrides=settings, cfg=cfg, sweep=sweep, point=point_text(point.values)))
-    _check_directories(jobs)
+    jobs: list[Job] = []
+    first: dict[Path, Job] = {}  # in each run directory
+    for point in expand(overrides):
+        settings = point.overrides
+        cfg = composed(PROGRAMS[program], settings)
+        sweep = cfg.run.name
+        if point.values:
+            name = sweep if "run.name" in point.values else run_name(sweep, point.values)
+            settings = with_overrides(settings, f"++run.name={name}")
+            cfg = composed(PROGRAMS[program], settings)
+        job = Job(program=program, overrides=settings, cfg=cfg, sweep=sweep, point=point_text(point.values))
+        if (other := first.setdefault(job.directory, job)) is not job:
+            raise ConfigError(
+                f"run.name={job.name}: both {other.point} and {job.point} would run in {job.directory}; "
+                "sweep over run.name, too, or choose values that differ in letters and digits"
+            )
+        jobs.append(job)
     return jobs
 
 
 def corpora_root(overrides: Sequence[str]) -> Path:
     """Return the directory in which a command line of `pretrain.prepare` writes corpora. Raises `ConfigError`."""
-    cfg = _composed(PRETRAIN, overrides)
+    cfg = composed(PRETRAIN, overrides)
     texts_of(cfg.data.sources)
     cfg.check_tokenizer()
     return Path(cfg.data.prepare.root).expanduser()
 
 
-def _composed(root: Root, words: Sequence[str]) -> Any:
-    """Return the typed configuration of a command line of the program."""
+def composed(root: Root, words: Sequence[str]) -> Any:
+    """Return the typed configuration of a command line of the program; exits after `--help` and the like."""
     sys.argv = [root.name, *words]
-    composed = compose_command_line(root)
-    if composed is None:  # after --help, --cfg and the like
-        sys.exit(0)
-    return typed(composed)
-
-
-def _check_directories(jobs: Sequence[Job]) -> None:
-    """Refuse two jobs with the same run directory."""
-    first: dict[Path, Job] = {}
-    for job in jobs:
-        other = first.setdefault(job.directory, job)
-        if other is not job:
-            raise ConfigError(
-                f"run.name={job.name}: both {other.point} and {job.point} would run in {job.directory}; "
-                "sweep over run.name, too, or choose values that differ in letters and digits"
-            )
+    cfg = compose_command_line(root)
+    return typed(cfg) if cfg is not None else sys.exit(0)

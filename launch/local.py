@@ -20,7 +20,8 @@ from launch.jobs import Job
 from launch.ranks import STOPPED, Node, run_ranks
 from launch.table import table_of
 from pretrain.compose import Root
-from pretrain.errors import ConfigError, check
+from pretrain.distributed.world import device_type
+from pretrain.errors import check
 
 
 @dataclass(kw_only=True)
@@ -53,16 +54,15 @@ def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
 
     After a job that was stopped by a signal no other starts. A sweep ends with a table of what its runs reached.
     """
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     for job in jobs:
-        job.cfg.check_start(ranks=cfg.ranks, device_type=device_type)
+        job.cfg.check_start(ranks=cfg.ranks, device_type=device_type())
     if len(jobs) > 1:
         os.environ.setdefault("WANDB_RUN_GROUP", jobs[0].sweep)
     codes = []
     for job in jobs:
         if job.point:
             print(f"{job.name}: {job.point}", flush=True)
-        codes.append(_run(cfg, job))
+        codes.append(_run(cfg, [job.program, *job.overrides], job.directory / "ranks"))
         if codes[-1] == STOPPED:
             break
     if len(jobs) > 1:
@@ -73,18 +73,13 @@ def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
 def examine_here(cfg: LocalConfig, words: Sequence[str]) -> int:
     """Run the doctor on this machine, on as many ranks as a run would have; return the exit code."""
     with tempfile.TemporaryDirectory() as logs:
-        node = Node(port=cfg.port or _free_port())
-        return run_ranks([sys.executable, "-m", "launch.doctor", *words], count=cfg.ranks, node=node, logs=Path(logs))
+        return _run(cfg, ["launch.doctor", *words], Path(logs))
 
 
-def _run(cfg: LocalConfig, job: Job) -> int:
+def _run(cfg: LocalConfig, words: Sequence[str], logs: Path) -> int:
+    """Run a module on all ranks; return the exit code."""
     node = Node(port=cfg.port or _free_port())
-    logs = job.directory / "ranks"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"run.root={job.cfg.run.root}: cannot write the run directory ({error})") from None
-    return run_ranks([sys.executable, "-m", job.program, *job.overrides], count=cfg.ranks, node=node, logs=logs)
+    return run_ranks([sys.executable, "-m", *words], count=cfg.ranks, node=node, logs=logs)
 
 
 def _free_port() -> int:

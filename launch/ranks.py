@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
-from pretrain.errors import PeerLost, Preempted
+from pretrain.errors import ConfigError, PeerLost, Preempted
 
 GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
 SHOWN_LINES = 40  # of the log of the rank that failed first
@@ -47,13 +47,6 @@ class End(NamedTuple):
 
     rank: int
     code: int  # negative: the signal that ended it
-
-    @property
-    def text(self) -> str:
-        """Return it in words."""
-        if self.code >= 0:
-            return f"rank {self.rank} ended with exit code {self.code}"
-        return f"rank {self.rank} was killed by {signal.Signals(-self.code).name}"
 
 
 def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> int:
@@ -105,7 +98,10 @@ class _Ranks:
         self._alive: dict[int, subprocess.Popen[bytes]] = {}
         self._began: dict[int, int] = {}  # bytes in the log of a rank from starts before this one
         self._ends: queue.SimpleQueue[End] = queue.SimpleQueue()
-        logs.mkdir(parents=True, exist_ok=True)
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{logs}: no directory can be made there ({error}); choose another run.root") from None
 
     def start(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
         """Start the rank that the variables describe, in its own session, so that Ctrl-C reaches it only through us."""
@@ -129,21 +125,19 @@ class _Ranks:
         Once one has failed, the others are killed after `GRACE_S`, and left out of the list.
         """
         ends: list[End] = []
-        deadline, killed = float("inf"), False
+        deadline, killed = None, False
         while self._alive:
             try:
-                end = self._ends.get(timeout=min(max(deadline - time.monotonic(), 0.01), 3600))
+                end = self._ends.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
             except queue.Empty:
-                if time.monotonic() >= deadline:
-                    self.send(signal.SIGKILL)
-                    deadline, killed = float("inf"), True
+                self.send(signal.SIGKILL)
+                deadline, killed = None, True
                 continue
             del self._alive[end.rank]
-            if killed and end.code == -signal.SIGKILL:
-                continue
-            ends.append(end)
-            if end.code not in (0, STOPPED):
-                deadline = min(deadline, time.monotonic() + GRACE_S)
+            if not (killed and end.code == -signal.SIGKILL):
+                ends.append(end)
+            if end.code not in (0, STOPPED) and not killed:
+                deadline = deadline or time.monotonic() + GRACE_S
         return ends
 
     def send(self, number: int) -> None:
@@ -181,20 +175,21 @@ class _Ranks:
             with log.open(errors="replace") as text:
                 text.seek(self._began[failed.rank])
                 sys.stderr.writelines(deque(text, SHOWN_LINES))
-        print(f"{failed.text}, the first to do so; above are the last lines of {log}", file=sys.stderr)
+        code = failed.code
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        print(f"rank {failed.rank} {how}, the first to do so; above are the last lines of {log}", file=sys.stderr)
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         copying = threading.Thread(target=self._copy, args=(rank, process.stderr), daemon=True)
-        if process.stderr:
-            copying.start()
+        copying.start()
         code = process.wait()
-        if process.stderr:
-            copying.join(timeout=1)  # a process that the rank left behind may hold the pipe open for ever
+        copying.join(timeout=1)  # a process that the rank left behind may hold the pipe open for ever
         self._ends.put(End(rank, code))
 
-    def _copy(self, rank: int, lines: IO[bytes]) -> None:
+    def _copy(self, rank: int, lines: IO[bytes] | None) -> None:
+        """Copy the standard error of rank 0 to its log and to ours; that of the others goes to their logs itself."""
         with self._log(rank).open("ab", buffering=0) as log:
-            for line in lines:
+            for line in lines or ():
                 log.write(line)
                 with suppress(OSError):  # the terminal may be gone; a rank whose pipe nobody reads would block
                     sys.stderr.buffer.write(line)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pretrain.errors import ConfigError
@@ -58,16 +57,11 @@ def _values(word: str) -> list[tuple[str, str]]:
         [override] = OverridesParser.create().parse_overrides([word])
         if not override.is_sweep_override():
             return [("", word)]
-        key, values = override.get_key_element(), _countable(override, word)
+        countable = override.is_discrete_sweep() and not word.partition("=")[2].startswith("glob(")
+        values = list(override.sweep_string_iterator()) if countable else []
+        key = override.get_key_element()
     except HydraException as error:
         raise ConfigError(f"{word}: {str(error).splitlines()[0]}") from None
-    return [(key, f"{key}={value}") for value in values]
-
-
-def _countable(override: Override, word: str) -> list[str]:
-    if not override.is_discrete_sweep() or str(word.partition("=")[2]).startswith("glob("):
-        raise ConfigError(f"{word}: values cannot be counted; write them out (1,2,3) or as range(START,STOP,STEP)")
-    values = list(override.sweep_string_iterator())
     if not values:
-        raise ConfigError(f"{word}: has no value; write them out (1,2,3) or as range(START,STOP,STEP)")
-    return values
+        raise ConfigError(f"{word}: no values to count; write them out (1,2,3) or as range(START,STOP,STEP)")
+    return [(key, f"{key}={value}") for value in values]

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.errors import ConfigError, command
-from pretrain.report.history import History, Row, load
-from pretrain.train.run_dir import RECORD_FILE, read_record
+from pretrain.report.history import ABSENT, History, Row, differing, facts_of, load
 
 UNKNOWN = "-"
+LOSS = "train loss"  # the header of a column
 # Where, when, how fast and by which setting a run was measured: no results.
 NOT_RESULTS = {"step", "tokens", "time", "tokens_per_s", "lr", "grad_norm", "mfu", "step_s", "skipped"}
 NOT_RESULTS |= {"no_answer_threshold"}
@@ -33,22 +33,22 @@ def table_of(runs: Sequence[Path], codes: Sequence[int] = ()) -> str:
     histories = [_load(run) for run in runs]
     for history, code in zip(histories, codes, strict=False):
         history.facts["exit"] = code
-    known = dict.fromkeys(key for each in histories for key in each.config if not key.startswith("run."))
-    keys = [key for key in known if len({str(each.config[key]) for each in histories if key in each.config}) > 1]
-    measured = dict.fromkeys(key for each in histories for key in reached(each))
-    header = ["run", *keys, "exit", "steps", "train loss", *(f"held-out {key}" for key in measured)]
-    rows = [_row(each, keys, list(measured)) for each in histories]
-    rows += [_seeds_row(group, keys, list(measured)) for group in seed_groups(histories)]
-    columns = zip(header, *rows, strict=True)
-    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
-    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
+    settings = differing(histories)
+    swept = [key for key, held in settings.items() if len({str(value) for value in held if value is not ABSENT}) > 1]
+    measured = dict.fromkeys(key for each in histories for key in _measured(each) if key != LOSS)
+    header = ["run", *swept, "exit", "steps", LOSS, *measured]
+    lines = [_line(each) for each in histories] + [_line_of_seeds(group) for group in seed_groups(histories)]
+    cells = [header, *([line.get(key, UNKNOWN) for key in header] for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
 
 def reached(history: History) -> Row:
     """Return the held-out metrics of a run: at its best step where fine-tuning recorded one, else the last ones."""
     best = history.facts.get("best_step")
     rows = [row for row in history.evaluation if best is None or row["step"] == best]
-    return {key: value for key, value in _last(rows).items() if key not in NOT_RESULTS and "memory" not in key}
+    last = rows[-1] if rows else {}
+    return {key: value for key, value in last.items() if key not in NOT_RESULTS and "memory" not in key}
 
 
 def seed_groups(histories: Sequence[History]) -> list[list[History]]:
@@ -66,8 +66,6 @@ def mean_and_deviation(values: Sequence[float], of: int) -> str:
 
     The deviation of one value, and of values that are not all finite, is nan.
     """
-    if not values:
-        return UNKNOWN
     known = len(values) > 1 and all(map(math.isfinite, values))
     deviation = statistics.stdev(values) if known else math.nan
     text = f"{statistics.mean(values):.4f} ± {deviation:.4f}"
@@ -78,38 +76,38 @@ def _load(run: Path) -> History:
     try:
         return load(run)
     except ConfigError:  # no metrics yet
-        known = (run / RECORD_FILE).exists()
-        return History(name=run.name, path=run, train=[], evaluation=[], facts=read_record(run) if known else {})
+        return History(name=run.name, path=run, facts=facts_of(run))
 
 
-def _row(history: History, keys: Sequence[str], measures: Sequence[str]) -> list[str]:
-    train, held_out, code = _last(history.train), reached(history), history.facts.get("exit")
-    steps = max(train.get("step", 0), _last(history.evaluation).get("step", 0))
-    values = [train.get("loss"), *(held_out.get(key) for key in measures)]
-    return [
-        history.path.name,
-        *(str(history.config.get(key, UNKNOWN)) for key in keys),
-        UNKNOWN if code is None else str(code),
-        f"{steps:.0f}",
-        *(UNKNOWN if value is None else f"{value:.4f}" for value in values),
-    ]
+def _measured(history: History) -> Row:
+    """Return the last training loss of a run and what it reached on held-out data, by the header of their column."""
+    last = history.train[-1] if history.train else {}
+    held_out = {f"held-out {key}": value for key, value in reached(history).items()}
+    return {LOSS: last["loss"], **held_out} if "loss" in last else held_out
 
 
-def _seeds_row(group: Sequence[History], keys: Sequence[str], measures: Sequence[str]) -> list[str]:
-    finished = [history for history in group if history.facts.get("exit") == 0]
-    losses = [row["loss"] for row in map(_last, (history.train for history in finished)) if "loss" in row]
-    columns = [[row[key] for row in map(reached, finished) if key in row] for key in measures]
-    seeds = ", ".join(str(history.config["seed"]) for history in group)
-    return [
-        f"mean of {len(group)} seeds",
-        *(seeds if key == "seed" else str(group[0].config.get(key, UNKNOWN)) for key in keys),
-        *(UNKNOWN, UNKNOWN),
-        *(mean_and_deviation(values, len(group)) for values in [losses, *columns]),
-    ]
+def _line(history: History) -> dict[str, str]:
+    """Return the cells of a run by the header of their column, its settings among them."""
+    code = history.facts.get("exit")
+    steps = max((row["step"] for row in [*history.train[-1:], *history.evaluation[-1:]]), default=0)
+    return {
+        **{key: str(value) for key, value in history.config.items()},
+        "run": history.path.name,
+        "exit": UNKNOWN if code is None else str(code),
+        "steps": f"{steps:.0f}",
+        **{key: f"{value:.4f}" for key, value in _measured(history).items()},
+    }
 
 
-def _last(rows: Sequence[Row]) -> Row:
-    return rows[-1] if rows else {}
+def _line_of_seeds(group: Sequence[History]) -> dict[str, str]:
+    finished = [_measured(history) for history in group if history.facts.get("exit") == 0]
+    measured = dict.fromkeys(key for row in finished for key in row)
+    return {
+        **{key: str(value) for key, value in group[0].config.items()},
+        "run": f"mean of {len(group)} seeds",
+        "seed": ", ".join(str(history.config["seed"]) for history in group),
+        **{key: mean_and_deviation([row[key] for row in finished if key in row], len(group)) for key in measured},
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import check_architecture, load_manifest, load_state, saved_step, shapes_of
-from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
 from pretrain.hub.special_tokens import set_template
-from pretrain.run import build_module
+from pretrain.run import reopened
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.run_dir import read_record
 
@@ -30,27 +29,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
-    cfg, record = compose_run(options.run), read_record(options.run)
+    network, objective, module = reopened(options.run)
+    record = read_record(options.run)
     tokenizer = load_tokenizer(options.run / "tokenizer.json")
-    family, config, special_tokens = hf_model(cfg.model, record, tokenizer)
+    family, config, special_tokens = hf_model(network, record, tokenizer)
     step = saved_step(options.run / "checkpoints", World.alone(), options.step)
     reader = FragmentReader(step, load_manifest(step)["tensors"])
-    shapes = shapes_of(build_module(cfg, record["vocab_size"]))
+    shapes = shapes_of(module)
     check_architecture(step, shapes, reader.weight_shapes())
     beside = list(family.objective_tensors(shapes))
-    tensors = [*family.model_tensors(cfg.model, record["vocab_size"], "model."), *beside]
+    tensors = [*family.model_tensors(network, record["vocab_size"], "model."), *beside]
     if left_out := sorted(shapes.keys() - {tensor.ours for tensor in tensors}):
         print(f"left out, as {family.architecture} has no place for them: {', '.join(left_out)}", file=sys.stderr)
-    if cfg.objective.wants_special_tokens:
-        set_template(tokenizer, record["document_frame"], cfg.model.token_types)
+    if objective.wants_special_tokens:
+        set_template(tokenizer, record["document_frame"], network.token_types)
     export = Export(
-        model=cfg.model,
+        model=network,
         tensors=tensors,
         read=reader,
         tokenizer=tokenizer,
         config=config | ({"architectures": [family.pretraining]} if beside else {}),
         special_tokens=special_tokens,
-        generates=cfg.model.kind.generates,
+        generates=network.kind.generates,
         run=record["name"],
         step=load_state(step)["step"],
     )

@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint.load import restore_weights, saved_step
-from pretrain.compose import compose_run
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, command
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
-from pretrain.run import build_module
+from pretrain.run import reopened
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.run_dir import read_record
 
@@ -30,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def load_run(run: Path) -> Objective:
     """Return a run's module with the weights of its newest verified checkpoint, on the CPU."""
-    cfg = compose_run(run)
-    module = build_module(cfg, read_record(run)["vocab_size"]).to_empty(device="cpu")
+    _, _, module = reopened(run)
+    module.to_empty(device="cpu")
     restore_weights(saved_step(run / "checkpoints", World.alone()), module)
     return module.eval()
 
@@ -60,12 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens to add at most (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest (default %(default)s)")
     parser.add_argument("--top-k", type=int, default=None, help="draw from the k likeliest tokens only")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=0.95,
-        help="draw from the likeliest tokens that hold this share of the probability (default %(default)s)",
-    )
+    nucleus = "draw from the likeliest tokens that hold this share of the probability (default %(default)s)"
+    parser.add_argument("--top-p", type=float, default=0.95, help=nucleus)
     parser.add_argument("--samples", type=int, default=1, help="continuations (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same text (default %(default)s)")
     return parser

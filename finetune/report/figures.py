@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.report.page import shortened
-from pretrain.report.curves import COLOURS, columns, dots, frame, line, logarithmic
+from pretrain.report.curves import COLOURS, blank, columns, dots, frame, line, logarithmic
 from pretrain.report.history import History
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ FEW_LABELS = 25  # with more labels the cells of a confusion matrix hold no numb
 
 def draw_training(history: History, metric: str, best_step: int | None) -> Figure:
     """Draw the losses of a run, and the metric that chose its best step, which is ringed."""
-    figure = _figure(12, 4)
+    figure = blank(12, 4)
     loss, measured = figure.subplots(1, 2, sharex=True)
     look = {"color": COLOURS[0], "marker": "." if len(history.train) < FEW_POINTS else None}
     line(loss, history.train, "step", "loss", look, label="training")
@@ -50,7 +50,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = len(names) <= FEW_LABELS
     size = 3 + (0.6 if few else 0.28) * len(names)  # inches
-    figure = _figure(size, size)
+    figure = blank(size, size)
     panel = figure.subplots()
     look = {"cmap": "Blues", "colorbar": False, "im_kw": {"vmin": 0, "vmax": 1}}
     ConfusionMatrixDisplay(shares).plot(include_values=few, values_format=".0%", ax=panel, **look)
@@ -60,9 +60,3 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     panel.set_yticks(places, labels, parse_math=False)
     panel.set(xlabel="predicted", ylabel="in the data")
     return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")

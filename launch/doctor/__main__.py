@@ -19,11 +19,9 @@ import torch.distributed as dist
 
 from launch.doctor import collectives, inputs, machine, plan, storage
 from launch.doctor.base import PATIENCE, Finding, Level, Subject, counted, examine, grouped
-from launch.jobs import PROGRAMS
-from pretrain.compose import compose_command_line
+from launch.jobs import PROGRAMS, composed
 from pretrain.distributed.world import World, rank, world_size
 from pretrain.errors import HeadwaterError, PeerLost, TimedOut
-from pretrain.registry import typed
 
 CHECKS = [*plan.CHECKS, *machine.CHECKS, *collectives.CHECKS, *storage.CHECKS, *inputs.CHECKS]
 WIDTH = 120  # characters of the page
@@ -35,15 +33,10 @@ def main() -> int:
     if program not in PROGRAMS:
         print(f"usage: python -m launch.doctor {'|'.join(PROGRAMS)} SETTINGS", file=sys.stderr)
         return 2
-    sys.argv[1:] = overrides
-    cfg, refusal = None, None
     try:
-        composed = compose_command_line(PROGRAMS[program])
-        if composed is None:  # after --help, --cfg and the like
-            return 0
-        cfg = typed(composed)
+        cfg, refusal = composed(PROGRAMS[program], overrides), None
     except HeadwaterError as error:
-        refusal = str(error)
+        cfg, refusal = None, str(error)
     if trouble := join():
         print(f"rank {rank()}: {trouble}", file=sys.stderr)
         return TimedOut.exit_code

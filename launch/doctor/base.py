@@ -39,6 +39,13 @@ class Finding(NamedTuple):
     name: str = ""  # of the check, which `examine` fills in
 
 
+def graded(text: str, *, failed: str = "", warning: str = "", code: int = ConfigError.exit_code) -> list[Finding]:
+    """Return that all is well as `text` says, or else that, with what is wrong and what to do about it."""
+    if failed:
+        return [Finding(Level.failed, text + failed, code)]
+    return [Finding(Level.warning, text + warning)] if warning else [Finding(Level.ok, text)]
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is examined: a program with its configuration, on the ranks that would run it."""
@@ -115,15 +122,8 @@ def _described(error: Exception) -> tuple[str, int]:
 
 def grouped(values: Sequence[T]) -> list[tuple[T, list[int]]]:
     """Return the different values, each with the indices at which it stands."""
-    found: list[tuple[T, list[int]]] = []
-    for index, value in enumerate(values):
-        for other, indices in found:
-            if other == value:
-                indices.append(index)
-                break
-        else:
-            found.append((value, [index]))
-    return found
+    different = [value for index, value in enumerate(values) if value not in values[:index]]  # they may be unhashable
+    return [(value, [index for index, other in enumerate(values) if other == value]) for value in different]
 
 
 def counted(number: int, thing: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch.doctor.base import PATIENCE, Check, Finding, Level, Subject, in_bytes
+from launch.doctor.base import PATIENCE, Check, Finding, Subject, graded, in_bytes
 from pretrain.errors import NumericalError
 
 SIZES = (1, 1021, 1_000_003)  # elements: uneven, so that no rank's share is like another's
@@ -57,9 +56,8 @@ def _sums(subject: Subject) -> str:
             found = own.to(subject.device)
             _all_reduce(found, subject)
             different = (found.cpu() != expected).nonzero().flatten().tolist()
-            if different:
-                example = f"element {different[0]} is {found[different[0]].item()}"
-                example += f", expected {expected[different[0]].item()}"
+            for at in different[:1]:
+                example = f"element {at} is {found[at].item()}, expected {expected[at].item()}"
                 wrong.append(f"{len(different):,} of {size:,} {_name(dtype)} are wrong: {example}")
     if wrong:
         fix = "exclude the host or device, and look at its network and memory; what is trained there cannot be trusted"
@@ -109,7 +107,7 @@ def bandwidths(size: int, seconds: float, ranks: int) -> tuple[float, float]:
     return algorithm, algorithm * 2 * (ranks - 1) / ranks
 
 
-def _judge_times(subject: Subject, answers: list[list[Any]]) -> Iterator[Finding]:
+def _judge_times(subject: Subject, answers: list[list[Any]]) -> list[Finding]:
     measured, fastest = [], 0.0
     for rows in zip(*answers, strict=True):
         size, seconds = rows[0][0], max(each for _, each in rows)
@@ -118,14 +116,11 @@ def _judge_times(subject: Subject, answers: list[list[Any]]) -> Iterator[Finding
         rates = f"{algorithm / 1e9:.2f} GB/s algorithm, {bus / 1e9:.2f} bus"
         measured.append(f"{in_bytes(size)} in {seconds * 1000:.2f} ms ({rates})")
     if not measured:  # one rank
-        return
+        return []
     on_gpus = subject.device.type == "cuda"
     text = f"{'nccl' if on_gpus else 'gloo'}, fp32, on the slowest rank: {'; '.join(measured)}"
-    if on_gpus and fastest < SLOW_GPU:
-        fix = "NCCL may go over slow sockets: look at NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME and NCCL_IB_HCA"
-        yield Finding(Level.warning, f"{text}; {fix}")
-    else:
-        yield Finding(Level.ok, text)
+    fix = "; NCCL may go over slow sockets: look at NCCL_DEBUG=INFO, NCCL_SOCKET_IFNAME and NCCL_IB_HCA"
+    return graded(text, warning=fix if on_gpus and fastest < SLOW_GPU else "")
 
 
 CHECKS = [

@@ -5,13 +5,13 @@ Holds no rule about corpora or weights; they are opened by the code that a run o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from launch.doctor.base import Check, Finding, Level, Subject, in_bytes
 from pretrain.checkpoint.commit import step_names
 from pretrain.errors import ConfigError
+from pretrain.files import hash_file
 from pretrain.hub.download import is_hub_name
 from pretrain.train.agreement import check_agreement
 
@@ -49,9 +49,7 @@ def _task_files(subject: Subject) -> Contents:
         name = getattr(subject.cfg.task, key)
         path = Path(name).expanduser()
         if path.is_file():
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            found[f"task.{key}={name}"] = f"{in_bytes(path.stat().st_size)}, SHA-256 {sha256:.16}"
+            found[f"task.{key}={name}"] = f"{in_bytes(path.stat().st_size)}, SHA-256 {hash_file(path):.16}"
         elif path.is_dir() or is_hub_name(name.partition(":")[0]):
             found[f"task.{key}={name}"] = ""
         else:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from launch.doctor.base import Check, Finding, Level, Subject, counted, grouped, ranks_text
+from launch.doctor.base import Check, Finding, Level, Subject, counted, graded, grouped, ranks_text
 from pretrain.train.agreement import check_agreement, software
 from pretrain.train.summary import versions
 
@@ -20,14 +19,12 @@ CLOCK_ROUNDS = 5
 CLOCK_WARNING_S, CLOCK_FAILURE_S = 1.0, 60.0  # between a host's clock and that of rank 0
 
 
-def _judge_hosts(subject: Subject, answers: list[None]) -> Iterator[Finding]:
+def _judge_hosts(subject: Subject, answers: list[None]) -> list[Finding]:
     places = dict(grouped(subject.hosts))
     listed = ", ".join(f"{host} ({ranks_text(ranks)})" for host, ranks in places.items())
     text = f"{counted(subject.world.size, 'rank')} on {counted(len(places), 'host')}: {listed}"
-    if len({len(ranks) for ranks in places.values()}) > 1:
-        yield Finding(Level.warning, f"{text}; give each host the same number of ranks, unless this is intended")
-    else:
-        yield Finding(Level.ok, text)
+    uneven = len({len(ranks) for ranks in places.values()}) > 1
+    return graded(text, warning="; give each host the same number of ranks, unless this is intended" if uneven else "")
 
 
 def _versions(subject: Subject) -> str:

@@ -6,13 +6,12 @@ Holds no rule of its own: each refusal comes from the part of the run that would
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import torch
 
-from launch.doctor.base import Check, Finding, Level, Subject, counted, in_bytes
+from launch.doctor.base import Check, Finding, Subject, counted, graded, in_bytes
 from pretrain.data.loader import micro_batches_per_step
 from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError, ResourceError
@@ -93,12 +92,11 @@ def _memory(subject: Subject) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // sharing
 
 
-def _judge_memory(subject: Subject, answers: list[int]) -> Iterator[Finding]:
+def _judge_memory(subject: Subject, answers: list[int]) -> list[Finding]:
     try:
         size = size_of(subject)
     except HeadwaterError as error:
-        yield Finding(Level.warning, f"not predicted, as the size of the model is unknown: {error}")
-        return
+        return graded("not predicted", warning=f", as the size of the model is unknown: {error}")
     cfg, least = subject.cfg, min(answers)
     needed = sum(size.memory(cfg.strategy, ranks=subject.world.size, precision=cfg.precision))
     place = "its GPU" if subject.device.type == "cuda" else "its share of the host's memory"
@@ -108,11 +106,9 @@ def _judge_memory(subject: Subject, answers: list[int]) -> Iterator[Finding]:
     )
     fix = "take more ranks with a strategy that shards (strategy=zero2, zero3 or fsdp2)"
     if needed > least:
-        yield Finding(Level.failed, f"{text}: it does not fit; {fix}", ResourceError.exit_code)
-    elif needed > TIGHT * least:
-        yield Finding(Level.warning, f"{text}, which leaves little for activations; {fix}")
-    else:
-        yield Finding(Level.ok, f"{text}; activations come on top")
+        return graded(text, failed=f": it does not fit; {fix}", code=ResourceError.exit_code)
+    tight = f", which leaves little for activations; {fix}" if needed > TIGHT * least else ""
+    return graded(text if tight else f"{text}; activations come on top", warning=tight)
 
 
 CHECKS = [

@@ -9,10 +9,9 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from launch.doctor.base import Check, Finding, Level, Subject, in_bytes
+from launch.doctor.base import Check, Finding, Subject, graded, in_bytes
 from launch.doctor.plan import size_of
 from pretrain.errors import ConfigError, HeadwaterError, ResourceError
 from pretrain.train.agreement import check_directory
@@ -50,22 +49,18 @@ def _agree_on_directory(subject: Subject, name: str) -> None:
             shutil.rmtree(_root(subject) / name)
 
 
-def _judge_space(subject: Subject, answers: list[str]) -> Iterator[Finding]:
+def _judge_space(subject: Subject, answers: list[str]) -> list[Finding]:
     free, cfg = shutil.disk_usage(_root(subject)).free, subject.cfg
     text = f"run.root={cfg.run.root}: writable, and the same on all hosts; {in_bytes(free)} free"
     try:
         size = size_of(subject)
     except HeadwaterError:  # which the memory check reports
-        yield Finding(Level.ok, text)
-        return
+        return graded(text)
     one = 4 * size.parameters + 8 * size.trainable  # bytes: fp32 weights, and AdamW's two moments
     kept = cfg.checkpoint.keep + 1  # the next is written before the oldest is deleted
     text += f", {in_bytes(kept * one)} taken by {kept} checkpoints of {in_bytes(one)} (checkpoint.keep + 1)"
-    if free < kept * one:
-        fix = "free some space, choose another run.root, or lower checkpoint.keep"
-        yield Finding(Level.failed, f"{text}: too little; {fix}", ResourceError.exit_code)
-    else:
-        yield Finding(Level.ok, text)
+    fix = ": too little; free some space, choose another run.root, or lower checkpoint.keep"
+    return graded(text, failed=fix if free < kept * one else "", code=ResourceError.exit_code)
 
 
 def _speed(subject: Subject) -> list[float] | None:
@@ -89,13 +84,12 @@ def _speed(subject: Subject) -> list[float] | None:
         path.unlink(missing_ok=True)
 
 
-def _judge_speed(subject: Subject, answers: list[list[float] | None]) -> Iterator[Finding]:
+def _judge_speed(subject: Subject, answers: list[list[float] | None]) -> list[Finding]:
     rates = [answer for answer in answers if answer]
-    if rates:
-        written, read = (min(each) / 1e6 for each in zip(*rates, strict=True))
-        yield Finding(
-            Level.ok, f"written at {written:,.0f} MB/s (with fsync), read at {read:,.0f} MB/s, on the slowest host"
-        )
+    if not rates:
+        return []
+    written, read = (min(each) / 1e6 for each in zip(*rates, strict=True))
+    return graded(f"written at {written:,.0f} MB/s (with fsync), read at {read:,.0f} MB/s, on the slowest host")
 
 
 CHECKS = [

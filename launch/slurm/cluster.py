@@ -74,13 +74,10 @@ class ClusterConfig:
             check(VARIABLE.fullmatch(name) is not None, key, value, "letters, digits and _ make a variable's name")
             rule = "looks like a credential; export it where you submit: jobs inherit that environment"
             check(not looks_secret(value), key, "<redacted>", rule)
-        for key, text in self._free_texts():
-            check(text.isprintable(), f"cluster.{key}", repr(text), "must be one line of printable characters")
-
-    def _free_texts(self) -> list[tuple[str, str]]:
         texts = [("venv", self.venv or ""), ("container", self.container or "")]
         texts += [("mounts", mount) for mount in self.mounts]
-        return texts + [(f"env.{name}", value) for name, value in self.env.items()]
+        for key, text in [*texts, *((f"env.{name}", value) for name, value in self.env.items())]:
+            check(text.isprintable(), f"cluster.{key}", repr(text), "must be one line of printable characters")
 
 
 def _check_word(key: str, value: str | None) -> None:

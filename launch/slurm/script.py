@@ -5,11 +5,11 @@ Holds text only; `submit` submits it. Everything that a user typed is matched ag
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from launch.slurm.cluster import ClusterConfig, ContainerRuntime
 
@@ -26,7 +26,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The resources of a job."""
+    """The resources of a job, and how often it may start."""
 
     name: str
     nodes: int = 1
@@ -35,37 +35,31 @@ class Shape:
     time: str | None = None
     lead_s: int | None = None  # seconds from the first signal to the time limit
     array: str = ""  # such as 0-3%2
+    requeue: bool = False  # whether it may put itself into the queue again
+    max_restarts: int = 0
+    max_idle_starts: int = 1  # starts without a new checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
-class Restarts:
-    """Whether a job may put itself into the queue again."""
-
-    requeue: bool
-    max_restarts: int
-    max_idle_starts: int  # starts without a new checkpoint
-
-
-def run_script(cluster: ClusterConfig, shape: Shape, restarts: Restarts, tasks: Sequence[Task], cwd: Path) -> str:
+def run_script(cluster: ClusterConfig, shape: Shape, tasks: Sequence[Task], cwd: Path) -> str:
     """Return the script that runs the ranks of one task, or of an array of tasks."""
+    step_options, container = _in_container(cluster, cwd)
     settings = {
         "nproc": str(shape.nproc),
-        "requeue": "yes" if restarts.requeue else "no",
-        "max_restarts": str(restarts.max_restarts),
-        "max_idle_starts": str(restarts.max_idle_starts),
+        "requeue": "yes" if shape.requeue else "no",
+        "max_restarts": str(shape.max_restarts),
+        "max_idle_starts": str(shape.max_idle_starts),
         "python": _python(cluster),
-        "step_options": _words([*_cores(cluster), *_pyxis(cluster, cwd)]),
-        "container": _words(_apptainer(cluster)),
     }
-    assigned = [f"{name}={value if value.startswith('(') else _quoted(value)}" for name, value in settings.items()]
-    what = (
-        [f'export WANDB_RUN_GROUP="${{WANDB_RUN_GROUP:-{shape.name}}}"', *_array(tasks)]
-        if shape.array
-        else _assigned(tasks[0])
-    )
-    requeue = "--requeue" if restarts.requeue else "--no-requeue"
-    head = _head(cluster, shape, [requeue, "--open-mode=append"])
-    return "\n".join([*head, *_environment(cluster, cwd), *assigned, *what, BODY.read_text()])
+    head = _head(cluster, shape, ["--requeue" if shape.requeue else "--no-requeue", "--open-mode=append"])
+    assigned = [f"{name}={quote(value)}" for name, value in settings.items()]
+    assigned += [f"step_options={_words(step_options)}", f"container={_words(container)}"]
+    if shape.array:
+        cases = [f"    {number}) {'; '.join(_assigned(task))} ;;" for number, task in enumerate(tasks)]
+        group = f'export WANDB_RUN_GROUP="${{WANDB_RUN_GROUP:-{shape.name}}}"'
+        assigned += [group, 'case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
+    else:
+        assigned += _assigned(tasks[0])
+    return "\n".join([*head, *_environment(cluster, cwd), *assigned, BODY.read_text()])
 
 
 def module_script(cluster: ClusterConfig, shape: Shape, words: Sequence[str], cwd: Path, *, numbered: str = "") -> str:
@@ -73,9 +67,9 @@ def module_script(cluster: ClusterConfig, shape: Shape, words: Sequence[str], cw
 
     To `numbered`, one of the words, each task of an array adds its number.
     """
-    step = ["srun", "--ntasks=1", "--cpu-bind=none", *_cores(cluster), *_pyxis(cluster, cwd)]
-    command = [*step, *_apptainer(cluster), _python(cluster), "-m", *words]
-    line = " ".join(_quoted(word) + ('"$SLURM_ARRAY_TASK_ID"' if word == numbered else "") for word in command)
+    step_options, container = _in_container(cluster, cwd)
+    command = ["srun", "--ntasks=1", "--cpu-bind=none", *step_options, *container, _python(cluster), "-m", *words]
+    line = " ".join(quote(word) + ('"$SLURM_ARRAY_TASK_ID"' if word == numbered else "") for word in command)
     return "\n".join([*_head(cluster, shape, []), *_environment(cluster, cwd), line, ""])
 
 
@@ -103,21 +97,16 @@ def _head(cluster: ClusterConfig, shape: Shape, behaviour: Sequence[str]) -> lis
 def _environment(cluster: ClusterConfig, cwd: Path) -> list[str]:
     """Return the lines that make a node ready to run Headwater."""
     lines = [
-        f"cd {_quoted(str(cwd))} || exit 2",
-        *(f"module load {_quoted(each)} || exit 2" for each in cluster.modules),
+        f"cd {quote(str(cwd))} || exit 2",
+        *(f"module load {quote(each)} || exit 2" for each in cluster.modules),
     ]
-    lines += [f"source {_quoted(f'{_from_home(cluster.venv)}/bin/activate')} || exit 2"] if cluster.venv else []
-    lines += [f"export {name}={_quoted(value)}" for name, value in cluster.env.items()]
+    lines += [f"source {quote(f'{_from_home(cluster.venv)}/bin/activate')} || exit 2"] if cluster.venv else []
+    lines += [f"export {name}={quote(value)}" for name, value in cluster.env.items()]
     return [*lines, "set -u", ""]
 
 
 def _assigned(task: Task) -> list[str]:
-    return [f"run={_quoted(str(task.run))}", f"program={_words(task.program)}"]
-
-
-def _array(tasks: Sequence[Task]) -> list[str]:
-    cases = [f"    {number}) {'; '.join(_assigned(task))} ;;" for number, task in enumerate(tasks)]
-    return ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
+    return [f"run={quote(str(task.run))}", f"program={_words(task.program)}"]
 
 
 def _python(cluster: ClusterConfig) -> str:
@@ -125,24 +114,20 @@ def _python(cluster: ClusterConfig) -> str:
     return "python3" if cluster.container else "python" if cluster.venv else sys.executable
 
 
-def _apptainer(cluster: ClusterConfig) -> list[str]:
-    if cluster.container is None or cluster.container_runtime is not ContainerRuntime.apptainer:
-        return []
+def _in_container(cluster: ClusterConfig, cwd: Path) -> tuple[list[str], list[str]]:
+    """Return options of srun, and the words before a command that have it run in the cluster's image if there is one.
+
+    A step does not inherit the cores of its job (Slurm 22.05 and later): it asks for them, too.
+    """
+    cores = [f"--cpus-per-task={cluster.cpus_per_node}"] if cluster.cpus_per_node else []
+    if cluster.container is None:
+        return cores, []
+    image, mounts = _from_home(cluster.container), [_from_home(mount) for mount in cluster.mounts]
+    if cluster.container_runtime is ContainerRuntime.pyxis:
+        mounted = [f"--container-mounts={','.join(mounts)}"] if mounts else []
+        return [*cores, f"--container-image={image}", *mounted, f"--container-workdir={cwd}"], []
     gpus = ["--nv"] if cluster.gpus_per_node else []
-    mounts = [f"--bind={_from_home(mount)}" for mount in cluster.mounts]
-    return ["apptainer", "exec", *gpus, *mounts, _from_home(cluster.container)]
-
-
-def _pyxis(cluster: ClusterConfig, cwd: Path) -> list[str]:
-    if cluster.container is None or cluster.container_runtime is not ContainerRuntime.pyxis:
-        return []
-    mounts = [f"--container-mounts={','.join(map(_from_home, cluster.mounts))}"] if cluster.mounts else []
-    return [f"--container-image={_from_home(cluster.container)}", *mounts, f"--container-workdir={cwd}"]
-
-
-def _cores(cluster: ClusterConfig) -> list[str]:
-    """Return the cores that a step asks for: it does not inherit those of its job (Slurm 22.05 and later)."""
-    return [f"--cpus-per-task={cluster.cpus_per_node}"] if cluster.cpus_per_node else []
+    return cores, ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
 
 
 def _from_home(path: str) -> str:
@@ -152,7 +137,4 @@ def _from_home(path: str) -> str:
 
 def _words(words: Sequence[str]) -> str:
     """Return an array of the shell."""
-    return f"({' '.join(map(_quoted, words))})"
-
-
-_quoted = shlex.quote
+    return f"({' '.join(map(quote, words))})"

@@ -20,7 +20,7 @@ from omegaconf import MISSING
 import launch
 from launch.jobs import PREPARE, Job
 from launch.slurm.cluster import ClusterConfig
-from launch.slurm.script import Restarts, Shape, Task, module_script, run_script
+from launch.slurm.script import Shape, Task, module_script, run_script
 from pretrain.compose import Root, with_overrides
 from pretrain.errors import ConfigError, check
 from pretrain.files import replace_file
@@ -67,11 +67,6 @@ class SlurmConfig:
         """Return how many ranks there are on a node."""
         return self.nproc or self.cluster.gpus_per_node or 1
 
-    @property
-    def device_type(self) -> str:
-        """Return where ranks compute there."""
-        return "cuda" if self.cluster.gpus_per_node else "cpu"
-
 
 def _seconds(time: str) -> float:
     """Return a time limit of Slurm in seconds; one of another form, such as UNLIMITED, is infinite."""
@@ -79,10 +74,9 @@ def _seconds(time: str) -> float:
         return math.inf
     days, dash, clock = time.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
-    if dash or len(parts) == 3:  # hours come first, else minutes
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    else:
-        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    if not dash and len(parts) < 3:  # minutes come first, else hours
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
@@ -98,38 +92,30 @@ SLURM = Root("launch_slurm", SlurmConfig, register)
 def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
     """Write the job script of a run, or of the array that a sweep is, and submit it. Raises `ConfigError`."""
     check(cfg.parts == 1, "parts", cfg.parts, f"is for {PREPARE}; drop it")
-    check(
-        len(jobs) == 1 or cfg.chain == 1, "chain", cfg.chain, "does not fit a sweep, whose runs end at different times"
-    )
-    limit = cfg.time or cfg.cluster.time
-    rule = (
-        f"must be shorter than the time limit, {limit}, or each start saves and ends at once; lower it, or raise time"
-    )
+    sweep, limit = len(jobs) > 1, cfg.time or cfg.cluster.time
+    rule = "does not fit a sweep, whose runs end at different times"
+    check(not sweep or cfg.chain == 1, "chain", cfg.chain, rule)
+    rule = f"must be shorter than the time limit, {limit}, or each start saves and ends at once; lower it or raise time"
     check(limit is None or cfg.lead_s < _seconds(limit), "lead_s", cfg.lead_s, rule)
+    device_type = "cuda" if cfg.cluster.gpus_per_node else "cpu"
     for job in jobs:
-        job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=cfg.device_type)
+        job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=device_type)
         job.cfg.run.check_fresh()
     first = jobs[0]
-    sweep = len(jobs) > 1
     folder = (Path(first.cfg.run.root).expanduser() / f"{first.sweep}-sweep" if sweep else first.directory) / "slurm"
-    script = run_script(
-        cfg.cluster,
-        Shape(
-            name=cfg.job_name or first.sweep,
-            nodes=cfg.nodes,
-            nproc=cfg.ranks_per_node,
-            time=cfg.time,
-            lead_s=cfg.lead_s,
-            array=_array(cfg, len(jobs)) if sweep else "",
-        ),
-        Restarts(
-            requeue=cfg.cluster.requeue and cfg.chain == 1,
-            max_restarts=cfg.max_restarts,
-            max_idle_starts=cfg.max_idle_starts,
-        ),
-        [Task(run=job.directory, program=[job.program, *_resumable(job)]) for job in jobs],
-        Path.cwd(),
+    shape = Shape(
+        name=cfg.job_name or first.sweep,
+        nodes=cfg.nodes,
+        nproc=cfg.ranks_per_node,
+        time=cfg.time,
+        lead_s=cfg.lead_s,
+        array=_array(cfg, len(jobs)) if sweep else "",
+        requeue=cfg.cluster.requeue and cfg.chain == 1,
+        max_restarts=cfg.max_restarts,
+        max_idle_starts=cfg.max_idle_starts,
     )
+    tasks = [Task(run=job.directory, program=[job.program, *_resumable(job)]) for job in jobs]
+    script = run_script(cfg.cluster, shape, tasks, Path.cwd())
     if cfg.dry_run:
         print(script)
         return
@@ -139,7 +125,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
         ids.append(_submit(folder, "job.sh", script, after, "--kill-on-invalid-dep=yes"))
     print(_summary(cfg, jobs, ids, folder))
     if sweep:
-        shape = Shape(name=f"{cfg.job_name or first.sweep}-table", gpus=False, time="10")  # minutes
+        shape = Shape(name=f"{shape.name}-table", gpus=False, time="10")  # minutes
         words = ["launch.table", *(str(job.directory) for job in jobs)]
         table = module_script(dataclasses.replace(cfg.cluster, cpus_per_node=None), shape, words, Path.cwd())
         number = _submit(folder, "table.sh", table, f"--dependency=afterany:{ids[0]}")
@@ -174,13 +160,9 @@ def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
     Waits for its job, and prints the page. Raises `ConfigError`.
     """
     folder = Path(job.cfg.run.root).expanduser() / "doctor"
-    script = run_script(
-        cfg.cluster,
-        Shape(name=cfg.job_name or "doctor", nodes=cfg.nodes, nproc=cfg.ranks_per_node, time=cfg.time),
-        Restarts(requeue=False, max_restarts=0, max_idle_starts=1),
-        [Task(run=folder, program=["launch.doctor", job.program, *job.overrides])],
-        Path.cwd(),
-    )
+    shape = Shape(name=cfg.job_name or "doctor", nodes=cfg.nodes, nproc=cfg.ranks_per_node, time=cfg.time)
+    task = Task(run=folder, program=["launch.doctor", job.program, *job.overrides])
+    script = run_script(cfg.cluster, shape, [task], Path.cwd())
     if cfg.dry_run:
         print(script)
         return 0

@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from statistics import median
 
 from pretrain.errors import command
 from pretrain.report.baselines import baselines
-from pretrain.report.history import History, Row, load
+from pretrain.report.history import ABSENT, History, Row, differing, load, median_of
 from pretrain.report.markdown import UNKNOWN, count, number, percent, table
 from pretrain.report.wandb_sync import add_options, sync
 from pretrain.train.run_dir import check_written_by
@@ -50,9 +49,10 @@ def write(paths: Sequence[Path], out: Path) -> Path:
 
     for path in paths:
         check_written_by("pretrain", path)
-    runs = _distinct([load(path) for path in paths])
-    for run in runs:
-        _add_baselines(run)
+    runs = [load(path) for path in paths]
+    if len({run.name for run in runs}) < len(runs):
+        for run in runs:
+            run.name = str(run.path)
     out.mkdir(parents=True, exist_ok=True)
     draw(runs, out / FIGURE)
     page = out / PAGE
@@ -78,79 +78,49 @@ def markdown(runs: Sequence[History]) -> str:
 
 
 def _results(runs: Sequence[History]) -> list[list[str]]:
-    rows: list[tuple[str, Callable[[History], str]]] = [
-        ("Parameters", lambda run: count(run.facts.get("parameters"))),
-        ("Steps", lambda run: f"{_last(run.train or run.evaluation, 'step'):,.0f}"),
-        ("Tokens seen", lambda run: count(_last(run.train or run.evaluation, "tokens"))),
-        ("Training loss, last line", lambda run: number(_last(run.train, "loss"))),
-        ("Held-out loss", lambda run: number(_last(run.evaluation, "loss"))),
-        ("Best held-out loss", _best),
-        ("Perplexity", lambda run: number(_last(run.evaluation, "perplexity"), digits=2)),
-        ("Accuracy", lambda run: percent(_last(run.evaluation, "accuracy"))),
-        ("Loss on sentences", lambda run: number(_last(run.evaluation, "sentence_loss"))),
-        ("Accuracy on sentences", lambda run: percent(_last(run.evaluation, "sentence_accuracy"))),
-        ("Bits per byte", lambda run: number(_last(run.evaluation, "bits_per_byte"))),
-        ("Bits per byte, first evaluation", lambda run: number(_first(run.evaluation, "bits_per_byte"))),
-    ]
-    for name in dict.fromkeys(name for run in runs for name in _baselines(run)):
-        rows.append((f"Bits per byte, `{name}`", lambda run, name=name: number(_baselines(run).get(name))))
-    rows += [
-        ("Tokens per second, median", lambda run: number(_median(run.train, "tokens_per_s"), digits=0)),
-        ("MFU, median", lambda run: percent(_median(run.train, "mfu"))),
-        ("Memory, largest", lambda run: _bytes(run.train)),
-        ("Skipped updates", lambda run: f"{sum(row.get('skipped', 0) for row in run.train):.0f}"),
-        ("Training time", lambda run: _training_time(run.train)),
-        ("Exit code", lambda run: str(run.facts["exit"]) if run.facts.get("exit") is not None else UNKNOWN),
-    ]
-    shown = [[title, *(show(run) for run in runs)] for title, show in rows]
-    return [row for row in shown if any(cell != UNKNOWN for cell in row[1:])]
+    columns = [_reached(run) for run in runs]
+    titles = dict.fromkeys(title for column in sorted(columns, key=len, reverse=True) for title in column)
+    rows = [[title, *(column.get(title, UNKNOWN) for column in columns)] for title in titles]
+    return [row for row in rows if any(cell != UNKNOWN for cell in row[1:])]
+
+
+def _reached(run: History) -> dict[str, str]:
+    """Return what the page says of a run: title of the row -> cell."""
+    last, held_out = (rows[-1] if rows else {} for rows in (run.train, run.evaluation))
+    code = run.facts.get("exit")
+    compressors = baselines(Path(path) for path in run.facts.get("corpora", {}).values())
+    return {
+        "Parameters": count(run.facts.get("parameters")),
+        "Steps": f"{(last or held_out)['step']:,.0f}",
+        "Tokens seen": count((last or held_out).get("tokens")),
+        "Training loss, last line": number(last.get("loss")),
+        "Held-out loss": number(held_out.get("loss")),
+        "Best held-out loss": _best(run),
+        "Perplexity": number(held_out.get("perplexity"), digits=2),
+        "Accuracy": percent(held_out.get("accuracy")),
+        "Loss on sentences": number(held_out.get("sentence_loss")),
+        "Accuracy on sentences": percent(held_out.get("sentence_accuracy")),
+        "Bits per byte": number(held_out.get("bits_per_byte")),
+        "Bits per byte, first evaluation": number(run.evaluation[0].get("bits_per_byte") if held_out else None),
+        **{f"Bits per byte, `{name}`": number(value) for name, value in compressors.items()},
+        "Tokens per second, median": number(median_of(run.train, "tokens_per_s"), digits=0),
+        "MFU, median": percent(median_of(run.train, "mfu")),
+        "Memory, largest": _bytes(run.train),
+        "Skipped updates": f"{sum(row.get('skipped', 0) for row in run.train):.0f}",
+        "Training time": _training_time(run.train),
+        "Exit code": UNKNOWN if code is None else str(code),
+    }
 
 
 def _differences(runs: Sequence[History]) -> str:
     missing = [run.name for run in runs if not run.config]
     if missing:
         return f"Not compared: no config.yaml in {', '.join(missing)}."
-    absent = object()
-    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith("run."))
-    rows = []
-    for key in keys:
-        values = [run.config.get(key, absent) for run in runs]
-        if any(value != values[0] for value in values):
-            rows.append([f"`{key}`", *(UNKNOWN if value is absent else f"`{value}`" for value in values)])
+    rows = [
+        [f"`{key}`", *(UNKNOWN if value is ABSENT else f"`{value}`" for value in values)]
+        for key, values in differing(runs).items()
+    ]
     return table(["key", *(run.name for run in runs)], rows) if rows else "Nowhere, apart from `run.*`."
-
-
-def _distinct(runs: list[History]) -> list[History]:
-    """Name runs by their paths where two have the same name."""
-    if len({run.name for run in runs}) < len(runs):
-        for run in runs:
-            run.name = str(run.path)
-    return runs
-
-
-def _baselines(run: History) -> dict[str, float]:
-    recorded = run.facts.get("baselines")
-    return recorded if isinstance(recorded, dict) else {}
-
-
-def _add_baselines(run: History) -> None:
-    """Compress the held-out text if the run's corpora still exist."""
-    corpora = run.facts.get("corpora")
-    if isinstance(corpora, dict):
-        run.facts["baselines"] = baselines([Path(path) for path in corpora.values()])
-
-
-def _last(rows: list[Row], key: str) -> float | None:
-    return rows[-1].get(key) if rows else None
-
-
-def _first(rows: list[Row], key: str) -> float | None:
-    return rows[0].get(key) if rows else None
-
-
-def _median(rows: list[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if key in row]
-    return median(values) if values else None
 
 
 def _best(run: History) -> str:

@@ -42,10 +42,7 @@ def compression_baselines(data: bytes) -> dict[str, float]:
     """
     if not data:
         return {}
-    compressed = {
-        "gzip -9": gzip.compress(data, compresslevel=9),
-        "xz -9": lzma.compress(data, preset=9),
-    }
+    compressed = {"gzip -9": gzip.compress(data, compresslevel=9), "xz -9": lzma.compress(data, preset=9)}
     return {name: 8 * len(packed) / len(data) for name, packed in compressed.items()}
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.report.history import History, Row
+from pretrain.report.history import History, Row, median_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart with any colour vision; yellow and sky blue are too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
@@ -26,9 +26,9 @@ SMOOTHING = 40  # a point of the smoothed line stands for 1/40 of the raw ones
 
 def draw(runs: Sequence[History], path: Path) -> None:
     """Write the figure of one or more runs, on a shared horizontal axis."""
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(12, 7.5), dpi=150, layout="constrained", facecolor="white")
+    figure = blank(12, 7.5)
     grid = figure.subplots(2, 2, sharex=True)
     loss, rate, norm, speed = grid.flat
     axis = shared_axis(runs)
@@ -48,10 +48,23 @@ def draw(runs: Sequence[History], path: Path) -> None:
     frame(rate, "Learning rate")
     frame(norm, "Gradient norm before clipping")
     frame(speed, "Tokens per second", legend="lower right")
-    _scale(loss, rate, norm, speed)
+    for panel in (loss, norm):
+        logarithmic(panel)
+    for panel in (rate, speed):
+        panel.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
+    speed.xaxis.set_major_formatter(EngFormatter(sep=""))
     for panel in grid[1]:
         panel.set_xlabel("optimizer steps" if axis == "step" else "tokens seen")
     figure.savefig(path)
+
+
+def blank(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 
 def shared_axis(runs: Sequence[History]) -> str:
@@ -115,10 +128,9 @@ def columns(rows: list[Row], axis: str, key: str) -> tuple[np.ndarray, np.ndarra
 
 
 def _speed_label(run: History, name: str) -> str:
-    rates = [row["tokens_per_s"] for row in run.train if "tokens_per_s" in row]
-    shares = [row["mfu"] for row in run.train if "mfu" in row]
-    text = f"{name}median {median(rates):,.0f}" if rates else f"{name}not measured"
-    return f"{text}, MFU {median(shares):.1%}" if shares else text
+    rate, share = median_of(run.train, "tokens_per_s"), median_of(run.train, "mfu")
+    text = f"{name}not measured" if rate is None else f"{name}median {rate:,.0f}"
+    return text if share is None else f"{text}, MFU {share:.1%}"
 
 
 def frame(panel: Axes, title: str, legend: Any = None) -> None:
@@ -143,21 +155,8 @@ def logarithmic(panel: Axes) -> None:
     values = values[np.isfinite(values)]
     if not len(values) or values.min() <= 0 or values.max() < 2 * values.min():
         return
-    narrow = values.max() < 30 * values.min()
+    ticks = (1, 1.5, 2, 3, 4, 5, 6, 8) if values.max() < 30 * values.min() else (1, 2, 5)
     panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5), numticks=30))
+    panel.yaxis.set_major_locator(LogLocator(subs=ticks, numticks=30))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _scale(loss: Axes, rate: Axes, norm: Axes, speed: Axes) -> None:
-    """Choose scales and number formats, once all lines are there."""
-    from matplotlib.ticker import EngFormatter, StrMethodFormatter
-
-    for panel in (loss, norm):
-        logarithmic(panel)
-    for panel in (rate, speed):
-        panel.set_ylim(bottom=0)
-    rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    speed.yaxis.set_major_formatter(EngFormatter(sep=""))
-    speed.xaxis.set_major_formatter(EngFormatter(sep=""))

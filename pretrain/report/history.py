@@ -6,17 +6,21 @@ Holds no page and no drawing; those are in `__main__` and `curves`. Free of torc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from pretrain.errors import ConfigError
 from pretrain.tracking.base import Record
 from pretrain.tracking.jsonl import METRICS_FILE
-from pretrain.train.run_dir import read_config
+from pretrain.train.run_dir import RECORD_FILE, read_config, read_record
 
 Row = dict[str, float]
 """The known numbers of one record."""
+
+ABSENT = object()  # the value of a setting in a run that has no such setting
 
 
 @dataclass(kw_only=True)
@@ -25,10 +29,10 @@ class History:
 
     name: str
     path: Path
-    train: list[Row]  # training records, by step
-    evaluation: list[Row]  # held-out records, by step
+    train: list[Row] = field(default_factory=list)  # training records, by step
+    evaluation: list[Row] = field(default_factory=list)  # held-out records, by step
     config: dict[str, object] = field(default_factory=dict)  # dotted key -> value or choice; empty without config.yaml
-    facts: dict[str, object] = field(default_factory=dict)  # run.json; empty without one
+    facts: dict[str, Any] = field(default_factory=dict)  # run.json; empty without one
 
 
 def load(path: Path) -> History:
@@ -36,22 +40,19 @@ def load(path: Path) -> History:
     metrics = path / METRICS_FILE
     if not metrics.is_file():
         raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
-    train: list[Row] = []
-    evaluation: list[Row] = []
-    for split, row in _rows(metrics):
-        (train if split == "train" else evaluation).append(row)
-    if not train and not evaluation:
+    facts = facts_of(path)
+    run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
+    for record in records(metrics):
+        row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+        (run.train if record["split"] == "train" else run.evaluation).append(row)
+    if not run.train and not run.evaluation:
         raise ConfigError(f"{metrics}: has no whole line yet; wait for the run's first log step")
-    facts = _facts(path / "run.json")
-    name = facts.get("name")
-    return History(
-        name=name if isinstance(name, str) else path.resolve().name,
-        path=path,
-        train=train,
-        evaluation=evaluation,
-        config=_config(path),
-        facts=facts,
-    )
+    return run
+
+
+def facts_of(run: Path) -> dict[str, Any]:
+    """Return a run's `run.json`, nothing without one. Raises `ConfigError` for one that cannot be read."""
+    return read_record(run) if (run / RECORD_FILE).is_file() else {}
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -68,21 +69,24 @@ def records(path: Path) -> Iterator[Record]:
         yield record
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    for record in records(path):
-        yield (
-            str(record["split"]),
-            {key: float(value) for key, value in record.items() if isinstance(value, int | float)},
-        )
+def differing(runs: Sequence[History]) -> dict[str, list[object]]:
+    """Return the settings in which runs differ, `run.*` aside: dotted key -> its value in each run, or `ABSENT`."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith("run."))
+    settings = {key: [run.config.get(key, ABSENT) for run in runs] for key in keys}
+    return {key: values for key, values in settings.items() if any(value != values[0] for value in values)}
+
+
+def median_of(rows: Sequence[Row], key: str) -> float | None:
+    """Return the median of a value over the rows that have it, None if none has."""
+    values = [row[key] for row in rows if key in row]
+    return median(values) if values else None
 
 
 def _number(value: object) -> int | float | None:
     """Return a number of a record; numbers that are not finite are strings in the file."""
-    if value is None or isinstance(value, int | float):
-        return value
-    if isinstance(value, str):
-        return float(value)
-    raise TypeError(f"{value!r} is no number")
+    if not isinstance(value, int | float | str | None):
+        raise TypeError(f"{value!r} is no number")
+    return float(value) if isinstance(value, str) else value
 
 
 def _config(run: Path) -> dict[str, object]:
@@ -90,15 +94,3 @@ def _config(run: Path) -> dict[str, object]:
     config = read_config(run)
     chosen = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]
     return {key.rpartition("@")[2]: name for entry in chosen for key, name in entry.items()} | config
-
-
-def _facts(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        facts = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error}); mend or delete it") from None
-    if not isinstance(facts, dict):
-        raise ConfigError(f"{path}: holds no JSON object; mend or delete it")
-    return facts

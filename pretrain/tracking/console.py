@@ -63,7 +63,9 @@ class ConsoleSink(Sink):
     ) -> None:
         self._stream = stream or sys.stdout
         self._total_steps = total_steps
-        self._time_left = _TimeLeft(total_steps, start_step, clock)
+        self._clock = clock
+        self._since = (start_step, clock())  # from where the pace is measured
+        self._warm = False
         self._progress = self._open_bar(start_step) if bar and self._stream.isatty() else None
 
     def log(self, record: Record) -> None:
@@ -73,7 +75,7 @@ class ConsoleSink(Sink):
         if record["split"] != "train":
             self._print(step, [f"{record['split']}:", *_evaluation(record)])
             return
-        left = self._time_left.after(step)
+        left = self._time_left(step)
         if self._progress is None:
             self._print(step, [*_readable(record, _TRAIN), *_warnings(record), left])
         else:
@@ -92,6 +94,17 @@ class ConsoleSink(Sink):
         else:
             self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def _time_left(self, step: int) -> str:
+        """Return the time to the last step at the mean pace so far, e.g. `0:12:30 left`.
+
+        Evaluations and checkpoints count; the first stretch, which holds imports and compilation, does not later.
+        """
+        (from_step, since), now = self._since, self._clock()
+        pace = (now - since) / max(step - from_step, 1)
+        if not self._warm:
+            self._since, self._warm = (step, now), True
+        return f"{timedelta(seconds=round(pace * (self._total_steps - step)))} left"
+
     def _open_bar(self, start_step: int) -> Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -108,23 +121,6 @@ class ConsoleSink(Sink):
         progress.add_task("training", total=self._total_steps, completed=start_step, values="", left="")
         progress.start()
         return progress
-
-
-class _TimeLeft:
-    """Time to the last step at the mean pace so far; evaluations and checkpoints count, the warm-up does not."""
-
-    def __init__(self, total_steps: int, start_step: int, clock: Callable[[], float]) -> None:
-        self._total_steps, self._clock = total_steps, clock
-        self._from_step, self._since = start_step, clock()
-        self._warm = False
-
-    def after(self, step: int) -> str:
-        """Return what is left after this many steps, e.g. `0:12:30 left`."""
-        now = self._clock()
-        pace = (now - self._since) / max(step - self._from_step, 1)
-        if not self._warm:  # the first stretch holds imports and compilation: later estimates begin after it
-            self._from_step, self._since, self._warm = step, now, True
-        return f"{timedelta(seconds=round(pace * (self._total_steps - step)))} left"
 
 
 def _readable(record: Record, entries: tuple[tuple[str, str], ...]) -> list[str]:

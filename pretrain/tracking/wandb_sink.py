@@ -5,7 +5,6 @@ Holds everything that knows W&B; `background` keeps it from holding up training.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pretrain.errors import check
+from pretrain.files import hash_file, replace_file
 from pretrain.registry import register
 from pretrain.tracking.background import BackgroundSink
 from pretrain.tracking.base import Record, Sink, scalars
@@ -115,10 +115,10 @@ class WandbSink(Sink):
             self._run.define_metric(STEP)
             self._run.define_metric("*", step_metric=STEP)
             before = dict(self._run.summary) if self._run.resumed else {}
+            self._known = {name: value for name, value in before.items() if isinstance(value, int | float)}
         except Exception:
             end_service()
             raise
-        self._known = {name: value for name, value in before.items() if isinstance(value, int | float)}
 
     @property
     def place(self) -> str:
@@ -140,8 +140,7 @@ class WandbSink(Sink):
         A checkpoint that retention has deleted since is skipped.
         """
         try:
-            with (path / "manifest.json").open("rb") as manifest:  # it has the SHA-256 of each of the other files
-                digest = hashlib.file_digest(manifest, "sha256").hexdigest()
+            digest = hash_file(path / "manifest.json")  # which has the SHA-256 of each of the other files
             about = {"step": step, "manifest_sha256": digest, "best": best}
             aliases = ["latest", f"step-{step}", *(["best"] if best else [])]
             self._refer("checkpoint", path, about, aliases, checksum=False)  # True would read every byte again
@@ -193,7 +192,5 @@ def persistent_id(run_dir: Path, run_name: str) -> str:
     path = run_dir / "wandb-id.txt"
     if not path.exists():
         readable = re.sub(r"[^A-Za-z0-9_-]+", "-", run_name)[:40]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(f"{readable}-{secrets.token_hex(4)}\n")
-        fresh.replace(path)
+        replace_file(path, [f"{readable}-{secrets.token_hex(4)}\n".encode()])
     return path.read_text().strip()

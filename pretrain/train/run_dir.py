@@ -151,7 +151,10 @@ def read_record(run: Path) -> dict[str, Any]:
     """Return `run.json` of a run directory. Raises `ConfigError` for a directory that is none."""
     path = run / RECORD_FILE
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("holds no JSON object")
+        return record
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable ({error}); name a run directory such as runs/demo") from None
 

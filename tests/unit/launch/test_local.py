@@ -28,8 +28,8 @@ def row(monkeypatch, tmp_path):
                 ),
                 name=f"run-{number}",
                 directory=tmp_path / f"run-{number}",
-                family="run",
-                swept=f"seed={number}" if len(codes) > 1 else "",
+                sweep="run",
+                point=f"seed={number}" if len(codes) > 1 else "",
             )
             for number in range(len(codes))
         ]
@@ -65,7 +65,7 @@ def test_each_run_has_its_settings_ranks_port_and_place_for_logs(row, tmp_path):
     for number, (command, options) in enumerate(started):
         assert command == [sys.executable, "-m", "pretrain", f"seed={number}"]
         assert (options["count"], options["node"].port, options["node"].of) == (2, 4242, 1)
-        assert options["logs"] == tmp_path / f"run-{number}" / "ranks" and options["logs"].is_dir()
+        assert options["logs"] == tmp_path / f"run-{number}" / "ranks"
 
 
 def test_runs_of_a_sweep_are_one_group_unless_there_is_one(row, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from ranks import wait_until
 
 from launch.ranks import Node, run_ranks
+from pretrain.errors import ConfigError
 
 SAY = "import json, os, sys; print(json.dumps(dict(os.environ)))"
 
@@ -115,6 +116,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from launch.ranks import Node, run_ranks
+from pretrain.errors import ConfigError
 sys.exit(run_ranks([sys.executable, "-c", sys.argv[2]], count=3, node=Node(port=1), logs=Path(sys.argv[1])))
 """
 SAVES = """
@@ -182,3 +184,9 @@ def living(tmp_path):
             continue
         found += [process.name] if any(str(tmp_path) in link for link in links) else []
     return found
+
+
+def test_a_place_that_cannot_have_logs_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match=r"taken/ranks: no directory can be made there .* choose another run.root"):
+        run(tmp_path / "taken", "raise SystemExit(0)", count=1)

@@ -109,7 +109,6 @@ def test_the_mean_of_values_that_are_few_or_not_finite():
     assert mean_and_deviation([0.25, 0.75], of=3) == "0.5000 ± 0.3536 (2 of 3)"
     assert mean_and_deviation([0.125], of=3) == "0.1250 ± nan (1 of 3)"
     assert mean_and_deviation([math.inf, -math.inf], of=2) == "nan ± nan"
-    assert mean_and_deviation([], of=2) == "-"
 
 
 def test_what_a_run_reached_is_read_as_it_is_written(tmp_path):

@@ -181,7 +181,7 @@ def test_a_directory_that_is_no_export_is_never_replaced(small, tmp_path, capsys
         assert f"{taken}: exists and is no export" in capsys.readouterr().err
     assert (small / "run.json").exists()
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "not a run directory" in capsys.readouterr().err
+    assert "name a run directory such as" in capsys.readouterr().err
     assert main([str(small), "--out", str(small / "run.json" / "below")]) == 2
     assert "cannot be exported" in capsys.readouterr().err
 

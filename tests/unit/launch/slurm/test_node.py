@@ -9,7 +9,7 @@ import pytest
 
 from launch.slurm.cluster import ClusterConfig
 from launch.slurm.node import ordered
-from launch.slurm.script import Restarts, Shape, Task, run_script
+from launch.slurm.script import Shape, Task, run_script
 
 COMMANDS = {
     "srun": "exit {code}",
@@ -24,9 +24,9 @@ def end_of_job(folder, code, requeue=True):
     for name, body in COMMANDS.items():
         (folder / name).write_text(f"#!/bin/sh\n{body.format(code=code)}\n")
         (folder / name).chmod(0o755)
-    restarts = Restarts(requeue=requeue, max_restarts=9, max_idle_starts=3)
+    shape = Shape(name="x", requeue=requeue, max_restarts=9, max_idle_starts=3)
     task = Task(run=folder / "run", program=["pretrain"])
-    script = run_script(ClusterConfig(), Shape(name="x"), restarts, [task], folder)
+    script = run_script(ClusterConfig(), shape, [task], folder)
     variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "PATH": f"{folder}:{os.environ['PATH']}"}
     done = subprocess.run(["bash"], input=script, env=variables, capture_output=True, text=True)
     return done.returncode, done.stdout

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.cluster import ClusterConfig, ContainerRuntime
-from launch.slurm.script import BODY, Restarts, Shape, Task, module_script, run_script
+from launch.slurm.script import BODY, Shape, Task, module_script, run_script
 
 GOLDEN = Path(__file__).with_name("golden")
 CWD = Path("/shared/my project")
-RESTARTS = Restarts(requeue=True, max_restarts=100, max_idle_starts=3)
+RESTARTS = {"requeue": True, "max_restarts": 100, "max_idle_starts": 3}
 
 GPUS = ClusterConfig(
     partition="h100",
@@ -43,23 +43,22 @@ PYXIS = ClusterConfig(
 
 
 def one_run():
-    shape = Shape(name="llama", nodes=4, nproc=8, lead_s=300)
+    shape = Shape(name="llama", nodes=4, nproc=8, lead_s=300, **RESTARTS)
     task = Task(run=Path("runs/llama"), program=["pretrain", "experiment=llama_1b", "run.name=llama"])
-    return run_script(GPUS, shape, RESTARTS, [task], CWD)
+    return run_script(GPUS, shape, [task], CWD)
 
 
 def sweep():
-    shape = Shape(name="demo", nproc=4, time="02:00:00", lead_s=120, array="0-1%1")
+    shape = Shape(name="demo", nproc=4, time="02:00:00", lead_s=120, array="0-1%1", **RESTARTS)
     tasks = [
         Task(run=Path(f"runs/demo-seed-{seed}"), program=["finetune", "task=qa", f"seed={seed}"]) for seed in (0, 1)
     ]
-    return run_script(APPTAINER, shape, RESTARTS, tasks, CWD)
+    return run_script(APPTAINER, shape, tasks, CWD)
 
 
 def chained():
-    shape = Shape(name="bert", nodes=2, nproc=8, lead_s=600)
-    restarts = Restarts(requeue=False, max_restarts=100, max_idle_starts=3)
-    return run_script(PYXIS, shape, restarts, [Task(run=Path("/runs/bert"), program=["pretrain"])], CWD)
+    shape = Shape(name="bert", nodes=2, nproc=8, lead_s=600, max_restarts=100, max_idle_starts=3)
+    return run_script(PYXIS, shape, [Task(run=Path("/runs/bert"), program=["pretrain"])], CWD)
 
 
 def parts():
@@ -93,7 +92,7 @@ def test_paths_begin_at_home_or_where_the_job_was_submitted(tmp_path):
 
 
 def test_without_environment_the_python_that_submits_runs():
-    script = run_script(ClusterConfig(), Shape(name="x"), RESTARTS, [Task(run=Path("r"), program=["pretrain"])], CWD)
+    script = run_script(ClusterConfig(), Shape(name="x", **RESTARTS), [Task(run=Path("r"), program=["pretrain"])], CWD)
     assert f"python={shlex.quote(sys.executable)}\n" in script
 
 
@@ -137,7 +136,7 @@ def test_whatever_settings_hold_reaches_the_program_and_no_shell(tmp_path, hosti
     cluster = ClusterConfig(venv=str(folder), env={"FREE": one_line})
     run = folder / "runs" / hostile
     tasks = [Task(run=run, program=["pretrain", f"data.x={hostile}", hostile])] * (2 if array else 1)
-    script = run_script(cluster, Shape(name="x", array=array), RESTARTS, tasks, folder)
+    script = run_script(cluster, Shape(name="x", array=array, **RESTARTS), tasks, folder)
     called = executed(script, tmp_path, SLURM_ARRAY_TASK_ID="1")
     assert called["command"][-6:] == ["--", "python", "-m", "pretrain", f"data.x={hostile}", hostile]
     assert called["command"][called["command"].index("--logs") + 1] == f"{run}/ranks"
@@ -147,7 +146,7 @@ def test_whatever_settings_hold_reaches_the_program_and_no_shell(tmp_path, hosti
 
 
 def test_a_port_that_is_taken_is_passed_over(tmp_path):
-    script = run_script(ClusterConfig(), Shape(name="x"), RESTARTS, [Task(run=tmp_path, program=["x"])], tmp_path)
+    script = run_script(ClusterConfig(), Shape(name="x", **RESTARTS), [Task(run=tmp_path, program=["x"])], tmp_path)
     with listening() as taken:
         called = executed(script, tmp_path, SLURM_JOB_ID=str(taken - 10000))
     assert taken < int(called["env"]["MASTER_PORT"]) < taken + 50
