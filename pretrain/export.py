@@ -42,7 +42,7 @@ def export_run(options: argparse.Namespace) -> Path:
     if left_out := sorted(shapes.keys() - {tensor.ours for tensor in tensors}):
         print(f"left out, as {family.architecture} has no place for them: {', '.join(left_out)}", file=sys.stderr)
     if objective.wants_special_tokens:
-        set_template(tokenizer, record["document_frame"], network.token_types)
+        set_template(tokenizer, record["document_frame"], getattr(network, "token_types", 0))
     export = Export(
         model=network,
         tensors=tensors,

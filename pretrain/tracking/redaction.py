@@ -6,6 +6,7 @@ Holds the patterns; whoever sends or logs a configuration calls `redacted`.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 REDACTED = "<redacted>"
 
@@ -21,7 +22,7 @@ _SECRET_VALUE = re.compile(
 )
 
 
-def redacted(value: object, key: str = "") -> object:
+def redacted(value: object, key: str = "") -> Any:
     """Return plain values (dicts, lists, scalars) with secrets replaced, known by their key or by their form."""
     if isinstance(value, dict):
         return {name: redacted(item, str(name)) for name, item in value.items()}
