@@ -46,8 +46,7 @@ class FrozenConfig(FullConfig):
         rule = f"the model has {layers} blocks; lower it, or set tuning=full"
         check(self.blocks <= layers, "tuning.blocks", self.blocks, rule)
         for name, parameter in model.named_parameters():
-            learns = self.blocks > 0 and model.depth(name) > layers - self.blocks
-            parameter.requires_grad_(learns)
+            parameter.requires_grad_(self.blocks > 0 and model.depth(name) > layers - self.blocks)
 
     def compute_share(self, blocks: int) -> float:
         """See `TuningConfig`: a backward pass costs two forward ones, and goes no further than what learns."""

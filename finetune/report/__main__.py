@@ -90,8 +90,8 @@ def _facts(trained: Trained, history: History, source: str, encoded: Encoded) ->
 
 def _metrics(chosen: str, measured: Mapping[str, float]) -> str:
     """Return the metrics as a table, without those of single types of entities (`f1/PER`), which have their own."""
-    values = {name: value_text(value) for name, value in measured.items() if "/" not in name}
-    return table(["metric", "value"], [(f"**{name}**" if name == chosen else name, values[name]) for name in values])
+    shown = [(name, value_text(value)) for name, value in measured.items() if "/" not in name]
+    return table(["metric", "value"], [(f"**{name}**" if name == chosen else name, value) for name, value in shown])
 
 
 def _task_name(task: TaskConfig) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.data.records import is_text, read_records
+from finetune.data.records import Record, is_text, read_records
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.data.sources.readers import file_format, open_bytes
 from pretrain.errors import DataError
@@ -57,24 +57,17 @@ def read_questions(
     """
     bad_records = BadRecords(source, allowed=max_faults)
     questions: dict[str, Question] = {}
-    for place, values in _rows(source, columns, labelled, bad_records):
-        with bad_records.counted(place):
-            question = _question(values, labelled=labelled, unanswerable=unanswerable)
+    wanted = {role: name for role, name in columns.items() if name and (labelled or role not in LABELS)}
+    squad = _squad(source)
+    records = read_records(source, wanted, bad_records) if squad is None else _squad_records(source, squad)
+    for record in records:
+        with bad_records.counted(record.place):
+            question = _question(record.values, labelled=labelled, unanswerable=unanswerable)
             if question.id in questions:
                 raise BadRecordError("duplicate id", repr(question.id))
             questions[question.id] = question
     bad_records.settle(len(questions))
     return list(questions.values())
-
-
-def _rows(
-    source: str, columns: Mapping[str, str], labelled: bool, bad_records: BadRecords
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return the place of each record and its values by role."""
-    if (squad := _squad(source)) is not None:
-        return _squad_rows(source, squad)
-    wanted = {role: name for role, name in columns.items() if name and (labelled or role not in LABELS)}
-    return ((record.place, record.values) for record in read_records(source, wanted, bad_records))
 
 
 def _squad(source: str) -> dict[str, Any] | None:
@@ -89,7 +82,7 @@ def _squad(source: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "data" in found else None
 
 
-def _squad_rows(file: str, squad: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _squad_records(file: str, squad: dict[str, Any]) -> Iterator[Record]:
     for a, article in enumerate(_list(squad, "data", file), 1):
         place = f"{file}: article {a}"
         for p, paragraph in enumerate(_list(article, "paragraphs", place), 1):
@@ -97,7 +90,7 @@ def _squad_rows(file: str, squad: dict[str, Any]) -> Iterator[tuple[str, dict[st
             for q, fields in enumerate(_list(paragraph, "qas", inner), 1):
                 if not isinstance(fields, dict):
                     raise DataError(f"{inner}, question {q}: {fields!r:.40}, expected an object; mend the file")
-                yield f"{inner}, question {q}", paragraph | fields
+                yield Record(paragraph | fields, f"{inner}, question {q}")
 
 
 def _list(fields: Any, key: str, place: str) -> list[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from finetune.data.records import Record
 from finetune.tasks.tokens.metrics import entity_spans
@@ -52,18 +52,18 @@ def to_sentence(record: Record, scheme: TagScheme, labels: list[str]) -> Sentenc
         raise BadRecordError("no list of words", ascii(words)[:80])
     if not words:
         raise BadRecordError("no words", "an empty list")
+    sentence = Sentence(words, None, record.place, record.values.get("lines"))
     if "tags" not in record.values:
-        return Sentence(words, None, record.place, record.values.get("lines"))
+        return sentence
     if not isinstance(tags, list):
         raise BadRecordError("no list of tags", ascii(tags)[:80])
     if len(tags) != len(words):
         raise BadRecordError("words and tags differ in number", f"{len(words)} and {len(tags)}")
-    names = [_name(tag, labels) for tag in tags]
-    sentence = Sentence(words, names, record.place, record.values.get("lines"))
+    names = [labels[tag] if type(tag) is int and 0 <= tag < len(labels) else tag for tag in tags]
     for word, tag in enumerate(names):
         if not isinstance(tag, str) or not is_tag(tag, scheme):
             raise BadRecordError(f"no tag of task.scheme={scheme}", f"{tag!r:.40}", sentence.place_of(word))
-    return sentence
+    return sentence._replace(tags=names)
 
 
 def is_tag(tag: str, scheme: TagScheme) -> bool:
@@ -88,7 +88,3 @@ def _letters(length: int, scheme: TagScheme) -> str:
     if scheme is TagScheme.bio:
         return "B" + "I" * (length - 1)
     return "S" if length == 1 else "B" + "I" * (length - 2) + "E"
-
-
-def _name(tag: Any, labels: list[str]) -> Any:
-    return labels[tag] if type(tag) is int and 0 <= tag < len(labels) else tag

@@ -27,7 +27,7 @@ from finetune.tasks.tokens.metrics import entity_metrics, entity_spans
 from finetune.tasks.tokens.page import tag_sections
 from finetune.tasks.tokens.sentences import OUTSIDE, Sentence, TagScheme, is_tag, misspelled, to_sentence
 from pretrain.data.batch import IGNORED
-from pretrain.data.sources.bad_records import SHOWN, BadRecords
+from pretrain.data.sources.bad_records import SHOWN, BadRecordError, BadRecords
 from pretrain.data.sources.readers import JSON_LINES, file_format
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
@@ -222,11 +222,10 @@ class TokensConfig:
         bad_records = BadRecords(f"tags other than {shortlist(names)}", allowed=self.max_faults)
         known, kept = set(names), []
         for sentence in records:
-            tags = enumerate(sentence.tags or [])
-            if unknown := next(((word, tag) for word, tag in tags if tag not in known), None):
-                word, tag = unknown
-                bad_records.report(f"unknown tag {tag!r}", sentence.place_of(word), f"{sentence.words[word]!a:.40}")
-            else:
+            with bad_records.counted(sentence.place):
+                for number, (word, tag) in enumerate(zip(sentence.words, sentence.tags or [], strict=False)):
+                    if tag not in known:
+                        raise BadRecordError(f"unknown tag {tag!r}", f"{word!a:.40}", sentence.place_of(number))
                 kept.append(sentence)
         bad_records.settle(len(kept))
         return kept
