@@ -10,6 +10,7 @@ import logging
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,6 @@ from pretrain.distributed.world import StopRequest, World, device_type, rank, wo
 from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import ModelConfig
 from pretrain.objectives.base import Objective, ObjectiveConfig
 from pretrain.registry import discover
 from pretrain.tokenizer.base import load_tokenizer
@@ -62,7 +62,7 @@ def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
         return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
 
 
-def reopened(run: Path) -> tuple[ModelConfig, ObjectiveConfig, Objective]:
+def reopened(run: Path) -> tuple[Any, ObjectiveConfig, Objective]:
     """Return the network and the objective of a run directory, and its module on the meta device, to use on the CPU.
 
     All come from the run's files, without Hydra. Raises `ConfigError` for a directory that is no run of pretraining.

@@ -114,7 +114,8 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
         max_restarts=cfg.max_restarts,
         max_idle_starts=cfg.max_idle_starts,
     )
-    tasks = [Task(run=job.directory, program=[job.program, *_resumable(job)]) for job in jobs]
+    later = ["run.fresh=false"] if any(job.cfg.run.fresh for job in jobs) else []  # checked above, once
+    tasks = [Task(run=job.directory, program=[job.program, *with_overrides(job.overrides, *later)]) for job in jobs]
     script = run_script(cfg.cluster, shape, tasks, Path.cwd())
     if cfg.dry_run:
         print(script)
@@ -174,11 +175,6 @@ def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
         raise ConfigError(f"the doctor did not run: {reason}; see the settings of the cluster")
     print(page.read_text())
     return done.returncode
-
-
-def _resumable(job: Job) -> list[str]:
-    """Return the settings of a job that may restart: `run.fresh` has been checked before its submission."""
-    return with_overrides(job.overrides, "run.fresh=false") if job.cfg.run.fresh else job.overrides
 
 
 def _array(cfg: SlurmConfig, size: int) -> str:

@@ -36,14 +36,14 @@ def draw(runs: Sequence[History], path: Path) -> None:
     if alone:
         figure.suptitle(runs[0].name, x=0.01, ha="left", fontsize=13)
     for index, run in enumerate(runs):
+        name = "" if alone else f"{run.name}, "
         colour = COLOURS[index % len(COLOURS)]
         look = {"color": colour, "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
         line(loss, run.train, axis, "loss", look)
-        told = "held out" if alone else f"{run.name}, held out"
-        dots(loss, run.evaluation, axis, "loss", COLOURS[1] if alone else colour, label=told)
+        dots(loss, run.evaluation, axis, "loss", COLOURS[1] if alone else colour, label=f"{name}held out")
         line(rate, run.train, axis, "lr", look, smooth=False)
         line(norm, run.train, axis, "grad_norm", look)
-        line(speed, run.train, axis, "tokens_per_s", look, label=_speed_label(run, "" if alone else f"{run.name}, "))
+        line(speed, run.train, axis, "tokens_per_s", look, label=name + _speed(run))
     frame(loss, "Loss, nats per target (line: training, dots: held out)", legend="upper right")
     frame(rate, "Learning rate")
     frame(norm, "Gradient norm before clipping")
@@ -127,9 +127,9 @@ def columns(rows: list[Row], axis: str, key: str) -> tuple[np.ndarray, np.ndarra
     return x, np.where(np.isfinite(y), y, np.nan)
 
 
-def _speed_label(run: History, name: str) -> str:
+def _speed(run: History) -> str:
     rate, share = median_of(run.train, "tokens_per_s"), median_of(run.train, "mfu")
-    text = f"{name}not measured" if rate is None else f"{name}median {rate:,.0f}"
+    text = "not measured" if rate is None else f"median {rate:,.0f}"
     return text if share is None else f"{text}, MFU {share:.1%}"
 
 

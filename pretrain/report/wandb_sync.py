@@ -79,12 +79,11 @@ def _about_export(export: Path) -> dict[str, Any] | None:
         return None
     from pretrain.hub.export_dir import EXPORT_RECORD  # it imports torch
 
+    path = export / EXPORT_RECORD
     try:
-        return json.loads((export / EXPORT_RECORD).read_bytes())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{export / EXPORT_RECORD}: not readable ({error}); move it away if it is no export"
-        ) from None
+        raise ConfigError(f"{path}: not readable ({error}); move it away if it is no export") from None
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path, bool]]:

@@ -46,20 +46,18 @@ class Tracker(Sink):
 
     def log(self, record: Record) -> None:
         """Pass one record to every sink."""
-        self._truth.log(record)
-        self._reflect(lambda mirror: mirror.log(record))
+        self._pass_on(lambda sink: sink.log(record))
 
     def saved(self, step: int, path: Path, best: bool) -> None:
         """Pass a checkpoint to every sink."""
-        self._truth.saved(step, path, best)
-        self._reflect(lambda mirror: mirror.saved(step, path, best))
+        self._pass_on(lambda sink: sink.saved(step, path, best))
 
     def close(self, exit_code: int) -> None:
         """Finish every sink."""
-        self._truth.close(exit_code)
-        self._reflect(lambda mirror: mirror.close(exit_code))
+        self._pass_on(lambda sink: sink.close(exit_code))
 
-    def _reflect(self, act: Callable[[Sink], None]) -> None:
+    def _pass_on(self, act: Callable[[Sink], None]) -> None:
+        act(self._truth)
         for mirror in tuple(self._mirrors):
             try:
                 act(mirror)
