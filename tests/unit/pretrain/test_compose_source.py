@@ -131,7 +131,7 @@ def test_given_settings_stay_given(tmp_path, caplog):
     assert cfg.model == replace(theirs, window=3, dropout=0.0) and theirs.dropout == 0.1 and theirs.window == 5
     assert isinstance(composed(run, "tokenizer=wordpiece").tokenizer, WordPieceTokenizer)
     assert composed(run, "tokenizer.vocab_size=777").tokenizer == compose(["tokenizer.vocab_size=777"]).tokenizer
-    assert composed(run, "model=demo").model.width == 256
+    assert composed(run, "model=demo").model == compose(["model=demo"]).model
 
 
 def test_what_was_taken_over_is_logged(tmp_path, caplog):

@@ -40,7 +40,7 @@ def test_those_who_came_name_all_who_did_not(address, monkeypatch):
     found = on_threads(2, lambda world: meet([0, 2][world.rank], 5))
     for rank, error in zip([0, 2], found, strict=True):
         assert isinstance(error, TimedOut)
-        assert f"rank {rank} on host" in str(error) and "ranks 1, 3, 4 of 5 did not come within 0 s" in str(error)
+        assert f"rank {rank} on host" in str(error) and "ranks 1, 3, 4 of 5 did not arrive within 0 s" in str(error)
 
 
 def test_where_nobody_listens_the_address_is_named(address, monkeypatch):

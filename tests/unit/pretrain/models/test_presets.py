@@ -92,4 +92,4 @@ def test_the_demos_are_small():
 
 
 def test_every_preset_is_tested():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {*DEMOS, *GPT2, *LLAMA, *ENCODERS}
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"default", *DEMOS, *GPT2, *LLAMA, *ENCODERS}

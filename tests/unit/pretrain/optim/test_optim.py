@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.models.base import Model
 from pretrain.optim.adamw import AdamWConfig
-from pretrain.optim.base import guarded_step, partition
+from pretrain.optim.base import guarded_step, learning_rates, partition, set_learning_rates
 from pretrain.optim.muon import AdjustLr, MuonConfig
 
 
@@ -316,3 +316,22 @@ def test_guarded_step_of_adamw_reads_nothing_back():
 def test_refuses_values_by_name(key, make):
     with pytest.raises(ValueError, match=key):
         make()
+
+
+@pytest.mark.parametrize(
+    ("config", "logged"),
+    [
+        (AdamWConfig(lr=1e-3), {"lr": 2.5e-4}),
+        (AdamWConfig(lr=1e-3, layer_decay=0.5), {"lr": 2.5e-4, "lr_min": 2.5e-4 * 0.5**3, "lr_factor": 0.25}),
+        (
+            MuonConfig(lr=0.02, adamw_lr=3e-4, adjust_lr=AdjustLr.original),
+            {"lr": 5e-3, "lr_min": 7.5e-5, "lr_factor": 0.25},
+        ),
+        (MuonConfig(lr=1e-3, adamw_lr=4e-3), {"lr": 1e-3, "lr_min": 2.5e-4, "lr_factor": 0.25}),
+    ],
+)
+def test_the_logged_rates_are_those_of_the_groups(config, logged):
+    optimizer = config.build(Trained())
+    set_learning_rates(optimizer, 0.9)
+    set_learning_rates(optimizer, 0.25)
+    assert learning_rates(optimizer) == pytest.approx(logged)

@@ -22,6 +22,8 @@ class Run:
         self.meter = StepMeter(torch.device("cpu"))
         clock = lambda: self.now
         throughput = Throughput(step=4, tokens=100, flops_per_token=3.0, peak_flops=60.0, clock=clock)
+        groups = [{"lr": 0.006, "base_lr": 0.02}, {"lr": 0.0015, "base_lr": 0.005}]
+        optimizer = SimpleNamespace(param_groups=groups)
         tracker = SimpleNamespace(log=self.written.append, saved=None)
         self.hooks = RunHooks(
             log_every=1,
@@ -29,13 +31,12 @@ class Run:
             save_every=1,
             max_skipped=max_skipped,
             world=world or World.alone(),
-            strategy=None,
+            strategy=SimpleNamespace(optimizer=optimizer),
             meter=self.meter,
             throughput=throughput,
             evaluator=self.evaluate,
             checkpoints=SimpleNamespace(save=self.save, settle=self.settle, on_commit=None),
             tracker=None if world else tracker,
-            learning_rate=lambda step: step / 1000,
             fingerprints={"data.seq_len": 8},
             predicted=predicted,
         )
@@ -70,7 +71,9 @@ def test_a_training_record_is_of_the_steps_since_the_last_one():
         "split": "train",
         "loss": 1.5,  # of the newest step, 6 nats and 4 targets
         "tokens": 160,
-        "lr": 0.006,  # of the step that was taken last: the seventh is number 6
+        "lr": 0.006,  # what the optimizer used in the step that was taken last: the largest, the smallest
+        "lr_min": 0.0015,
+        "lr_factor": pytest.approx(0.3),
         "grad_norm": 3.0,
         "tokens_per_s": 6.0,
         "step_s": pytest.approx(10 / 3),
@@ -107,7 +110,7 @@ def test_as_many_skipped_updates_in_a_row_as_allowed_are_survived_and_one_more_i
 
 def test_memory_is_compared_once_with_that_of_the_fullest_rank(monkeypatch):
     compared = []
-    monkeypatch.setattr(module, "compare", lambda *values: compared.append(values))
+    monkeypatch.setattr(module, "compare_memory", lambda *values: compared.append(values))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     predicted = Memory(1, 2, 3)
 

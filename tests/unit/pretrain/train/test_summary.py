@@ -26,7 +26,7 @@ def test_a_run_is_described_in_tokens_steps_and_bytes():
         sources=[SimpleNamespace(name="books", corpus=corpus)], epochs=lambda slots: {"books": slots / 100}
     )
     text = summary(
-        size=ModelSize(parameters=65, learnt=30, flops_per_token=300.0),
+        size=ModelSize(parameters=65, trainable=30, flops_per_token=300.0),
         memory=Memory(2**20, 2 * 2**20, 4 * 2**20),
         seq_len=16,
         train=TrainConfig(steps=50, batch_size=24, micro_batch_size=2),
