@@ -41,7 +41,7 @@ def answers(
     outputs that are not finite: the largest of them would be an answer like any other.
     """
     module.eval()
-    # Of the outputs of all examples, which are rows end to end.
+    # Example e has the rows offsets[e] to offsets[e + 1] of the outputs of all examples.
     offsets = np.arange(len(examples) + 1) if kind is HeadKind.sequence else examples.offsets
     found = torch.zeros(int(offsets[-1]), outputs, device=world.device)
     losses, targets = [torch.zeros((), device=world.device)], 0  # of each batch
@@ -50,7 +50,7 @@ def answers(
         if not len(chosen):  # this rank has nothing left
             continue
         assert measured.logits is not None
-        places = concatenated_ranges(offsets[chosen], np.diff(offsets)[chosen])
+        places = concatenated_ranges(offsets[chosen], offsets[chosen + 1] - offsets[chosen])
         found[torch.from_numpy(places).to(world.device)] = measured.logits
         losses.append(measured.nll.float())
         targets += batch.num_targets

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from omegaconf import MISSING
-from scipy.special import expit, softmax
 from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Example, Examples
@@ -220,6 +219,8 @@ class ClassificationConfig:
 
     def _prediction(self, row: np.ndarray, names: list[str]) -> dict[str, Any]:
         """Return what logits (C,) predict."""
+        from scipy.special import expit, softmax
+
         if self.problem is Problem.regression:
             return {"score": float(row[0])}
         logits = row.astype(np.float64)

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from omegaconf import MISSING
-from scipy.special import softmax
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Examples
@@ -154,6 +153,8 @@ class QaConfig:
         `unanswerable`, one of these is no answer: "" from null to null. It is predicted if `no_answer_score`, its score
         minus that of the best span, is above `no_answer_threshold` (0 unless it is set).
         """
+        from scipy.special import softmax
+
         for one, found in self._candidates(encoded, logits):
             answers = [_entry(_text(one, span), span.start, span.end, span.score) for span in found.spans]
             chosen = answers[0] if answers else None
