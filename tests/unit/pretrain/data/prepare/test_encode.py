@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from pretrain.data.prepare import encode
+from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.encode import train_tokenizer
 from pretrain.data.sources.documents import OnInvalid
 
@@ -39,8 +40,8 @@ def seen(monkeypatch):
         found = []
         tokenizer = SimpleNamespace(train_bytes=train_bytes, train=lambda texts: found.extend(texts) or "json")
         readable = {name: (source, [SimpleNamespace(size=1)]) for name, source in sources.items()}
-        options = {"unit_bytes": 1, "held_out": fraction, "on_invalid": OnInvalid.skip, "threads": 1}
-        assert train_tokenizer(tokenizer, readable, **options) == "json"
+        cfg = PrepareConfig(unit_bytes=1, held_out=fraction, on_invalid=OnInvalid.skip)
+        assert train_tokenizer(tokenizer, readable, cfg, threads=1) == "json"
         return found
 
     return call
