@@ -105,9 +105,9 @@ def share_summary(name: str, share: Share | None) -> str:
 
 def _packed(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as JSON values, with its class."""
-    from pretrain.data.prepare.cache_key import plain_values
+    from pretrain.registry import plain
 
-    return {"module": type(config).__module__, "class": type(config).__name__, "values": plain_values(config)}
+    return {"module": type(config).__module__, "class": type(config).__name__, "values": plain(config)}
 
 
 def _unpacked(packed: dict[str, Any]) -> Any:

@@ -50,10 +50,7 @@ class WordPieceTokenizer(TrainedTokenizer):
         tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES)
         vocabulary = self._vocabulary([tokenizer.normalizer.normalize_str(text) for text in texts], tokenizer)
         tokenizer.model = models.WordPiece(
-            vocabulary,
-            unk_token="[UNK]",
-            continuing_subword_prefix=CONTINUES,
-            max_input_chars_per_word=LONGEST_WORD,
+            vocabulary, unk_token="[UNK]", continuing_subword_prefix=CONTINUES, max_input_chars_per_word=LONGEST_WORD
         )
         tokenizer.add_special_tokens(self.special_tokens)
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from pretrain.data.manifest import FORMAT
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.sources.base import Input, PreparedSource, ReadableSource, SourceConfig
 from pretrain.errors import ConfigError
-from pretrain.registry import choices_in
+from pretrain.registry import choices_in, plain
 from pretrain.tokenizer.base import ReadyTokenizer, TokenizerConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -63,7 +62,7 @@ def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs
     """Return a key of the tokenizer that needs no training and no loading."""
     if isinstance(tokenizer, ReadyTokenizer):
         return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()), *_named_mask(tokenizer))
-    settings = plain_values(tokenizer).items()
+    settings = plain(tokenizer).items()
     trained = {name: value for name, value in settings if name not in ("prefix", "suffix", "mask")}
     choice, identities = type(tokenizer).__name__, sorted(map(_text_identity, texts.values()))
     return _key(choice, trained, identities, *_settings(cfg), *_named_mask(tokenizer))
@@ -72,12 +71,7 @@ def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs
 def source_values(source: ReadableSource) -> dict[str, Any]:
     """Return the settings of a source without its weight, which changes the mixture and not the corpus."""
     [(_, _, choice)] = choices_in(source)
-    return {"choice": choice} | {name: value for name, value in plain_values(source).items() if name != "weight"}
-
-
-def plain_values(config: Any) -> dict[str, Any]:
-    """Return a configuration dataclass as plain JSON values."""
-    return json.loads(json.dumps(asdict(config), default=lambda value: value.name))
+    return {"choice": choice} | {name: value for name, value in plain(source).items() if name != "weight"}
 
 
 def _named_mask(tokenizer: TokenizerConfig) -> list[str]:

@@ -33,12 +33,7 @@ def _open_zstd(file: str) -> Any:
     return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # reads concatenated frames as one stream
 
 
-COMPRESSED: dict[str, Callable[[str], Any]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    ".zst": _open_zstd,
-}
+COMPRESSED: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstd}
 
 
 def file_format(file: str) -> str:
