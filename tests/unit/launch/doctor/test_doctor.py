@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.doctor import __main__ as door
-from launch.doctor import collectives, machine, storage
+from launch.doctor import collectives, machine, plan, storage
 from launch.doctor.base import SHOWN_RANKS, Check, Finding, Level, Subject, examine, grouped, in_bytes, ranks_text
 from pretrain.distributed.world import World
 from pretrain.errors import DataError, NumericalError
+from pretrain.strategy.ddp import DDPConfig
+from pretrain.strategy.precision import FP32
 from pretrain.train.run_dir import RunConfig
+from pretrain.train.summary import ModelSize
 
 
 def subject(hosts=("a", "a", "b"), device="cpu", cfg=None) -> Subject:
@@ -167,3 +170,11 @@ def test_words():
     first, *folded = door.line(Finding(Level.failed, "word " * 40, name="batch")).splitlines()
     assert first.startswith("FAILED   batch          word")
     assert folded and all(line.startswith(" " * 24 + "word") for line in folded)
+
+
+@pytest.mark.parametrize(("least", "level"), [(10**9, "FAILED"), (18 * 10**9, "warning"), (10**11, "ok")])
+def test_memory_is_judged_by_the_rank_that_has_least(monkeypatch, least, level):
+    monkeypatch.setattr(plan, "size_of", lambda subject: ModelSize(10**9, 10**9, 1.0))  # 16 GB of fp32 and AdamW
+    cfg = SimpleNamespace(strategy=DDPConfig(), precision=FP32())
+    [found] = plan._judge_memory(subject(cfg=cfg), [10**12, least, 10**12])
+    assert found.level == level and in_bytes(least) in found.text

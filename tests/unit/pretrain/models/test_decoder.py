@@ -77,6 +77,7 @@ def test_a_part_of_a_tensor_has_the_values_of_the_whole():
     total = 2 * CHUNK + 4711  # the last chunk is a short one
     whole = draw(Initial(mean=1.0, std=2.0), seed=3, name="w", start=0, numel=total, total=total)
     assert whole.mean().item() == pytest.approx(1.0, abs=0.01) and whole.std().item() == pytest.approx(2.0, rel=0.01)
+    assert (whole[:5000] == whole[CHUNK : CHUNK + 5000]).float().mean() < 0.01, "each chunk has values of its own"
     for start, numel in [(0, 7), (CHUNK - 3, 6), (5, 2 * CHUNK), (total - 9, 9), (CHUNK, 0)]:
         part = draw(Initial(mean=1.0, std=2.0), seed=3, name="w", start=start, numel=numel, total=total)
         assert torch.equal(part, whole[start : start + numel])
