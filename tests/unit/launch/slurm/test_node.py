@@ -55,7 +55,7 @@ def test_three_starts_without_a_checkpoint_are_the_last(tmp_path):
 
 def test_where_jobs_may_not_requeue_they_say_how_to_go_on(tmp_path):
     code, output = end_of_job(tmp_path, 85, requeue=False)
-    assert code == 85 and "requeued" not in output and "the same run.name goes on" in output
+    assert code == 85 and "requeued" not in output and "run it again with the same run.name to resume" in output
 
 
 def test_a_cause_comes_above_what_follows_from_it():
