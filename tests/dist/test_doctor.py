@@ -123,16 +123,25 @@ def fake_library(place: Path, name: str, version: str) -> Path:
     return place
 
 
+# The doctor, which does not wait a minute for a network file system to show a directory.
+HURRIED = """
+import runpy
+from pretrain.train import agreement
+agreement.VISIBLE_S = 1
+runpy.run_module("launch.doctor", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_host_with_other_libraries_and_directories_is_named(prepared, tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
-    (tmp_path / "sitecustomize.py").write_text("from pretrain.train import agreement\nagreement.VISIBLE_S = 1\n")
     apart = {
-        "PYTHONPATH": f"{fake_library(tmp_path / 'fake', 'tokenizers', '0.1.2')}:{tmp_path}:{ROOT}",
+        "PYTHONPATH": f"{fake_library(tmp_path / 'fake', 'tokenizers', '0.1.2')}:{ROOT}",
         "SLURMD_NODENAME": "node2",
         "PWD": str(alone),  # its own `runs` and `corpora`
     }
-    page = doctor("pretrain", *overrides(prepared), ranks=2, code=2, cwd=prepared, apart=apart)
+    hurried = ("-c", HURRIED)
+    page = doctor("pretrain", *overrides(prepared), ranks=2, code=2, cwd=prepared, apart=apart, last=hurried)
     assert page.failed == {"versions", "run directory", "corpora"}
     differs = r"rank 1 on host \S+: the version of tokenizers is 0\.1\.2, and [\d.]+ on rank 0"
     assert re.search(differs, page.one("versions")[1])
