@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pretrain.config import PretrainConfig, register_choices
-from pretrain.distributed.world import world_size
+from pretrain.distributed.world import rank, world_size
 from pretrain.errors import ConfigError, exit_code_of
 from pretrain.init_from import settings_from
 from pretrain.registry import flattened, nearest, typed, unflattened
@@ -52,8 +52,6 @@ ADOPTED = ("model", "tokenizer", "objective")  # groups that a source can choose
 
 Choices = dict[str, str | None]
 """Group -> what was chosen of it."""
-
-log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -154,7 +152,7 @@ def _with_source(cfg: DictConfig, chosen: Choices, overrides: Sequence[str], roo
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         default = hydra.compose(root.name, [])
-    given = _given(cfg, default, overrides)
+    given, said = _given(cfg, default, overrides), []
     for group in wanted:
         own = {key.removeprefix(f"{group}."): given[key] for key in given if key.startswith(f"{group}.")}
         if group == "tokenizer" and own:  # settings of a tokenizer that is to be trained
@@ -164,12 +162,14 @@ def _with_source(cfg: DictConfig, chosen: Choices, overrides: Sequence[str], roo
         except OmegaConfBaseException as error:
             rule = f"{group} is that of init_from={cfg.init_from}, which has no such setting; choose {group}= as well"
             raise ConfigError(f"{group}.{error.full_key}: {rule}") from None
-        log.info("%s is that of %s, since %s= is not given", group, run if resuming else cfg.init_from, group)
+        said.append(f"{group} is that of {run if resuming else cfg.init_from}, since {group}= is not given")
     if "model" in wanted:
         for key in ("data.packing", "data.seq_len"):
             if key in taken and key not in given and (key != "data.seq_len" or taken[key] < cfg.data.seq_len):
                 OmegaConf.update(cfg, key, taken[key])
-                log.info("%s=%s, which suits the network of %s", key, taken[key], cfg.init_from)
+                said.append(f"{key}={taken[key]}, which suits the network of {cfg.init_from}")
+    if said and rank() == 0:  # there is no log yet
+        print(*said, sep="\n", file=sys.stderr, flush=True)
     return cfg
 
 

@@ -134,12 +134,11 @@ def test_given_settings_stay_given(tmp_path, caplog):
     assert composed(run, "model=demo").model == compose(["model=demo"]).model
 
 
-def test_what_was_taken_over_is_logged(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_what_was_taken_over_is_said(tmp_path, capsys):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
+    capsys.readouterr()
     composed(run, "objective=causal_lm")
-    said = [record.getMessage() for record in caplog.records if record.name == "pretrain.compose"]
-    assert said == [
+    assert capsys.readouterr().err.splitlines() == [
         f"model is that of {run}, since model= is not given",
         f"tokenizer is that of {run}, since tokenizer= is not given",
         f"data.seq_len=32, which suits the network of {run}",
