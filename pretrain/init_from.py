@@ -246,7 +246,7 @@ def shared_source(source: Source | None, world: World) -> Source | None:
     Raises `ConfigError` on a rank that does not see it.
     """
     [name, *_] = world.gather(source.name if source else None)
-    return source or (open_source(name) if name else None)
+    return None if name is None else source or open_source(name)  # rank 0 decides, for all ranks alike
 
 
 def open_source(init_from: str) -> Source:

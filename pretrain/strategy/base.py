@@ -1,4 +1,4 @@
-"""The interface between the training loop and an engine, and what strategies with torch's own optimizer share.
+"""The interface between the training loop and an engine, and what the strategies share.
 
 Holds no engine. What a strategy saves, and how it reads it back, is declared in `checkpoint.base`. All strategies so
 far are data parallel: the loop and the loader give every rank other data.
@@ -83,7 +83,7 @@ class Strategy(Checkpointable, Protocol):
 
 
 class TorchStrategy:
-    """What strategies share whose optimizer is torch's own: settings, loss scaling, and the end of a step."""
+    """What all strategies share, and loss scaling and the end of a step, which sharded ZeRO leaves to DeepSpeed."""
 
     optimizer: Optimizer
 
