@@ -64,6 +64,16 @@ class OptimConfig(Protocol):
         ...
 
 
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """Return the norm of all gradients together, () float64.
+
+    Squares are added up in float64: in fp32 torch adds them one by one on a CPU, and is off by 2e-5 at half a million
+    elements and by 4e-4 at eight million (torch 2.13).
+    """
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)  # on a GPU nothing is copied, and it is one kernel
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
 def guarded_step(optimizer: Optimizer, norm: Tensor) -> None:
     """Update unless the gradients' norm () is not finite; then weights, moments and step counts stay bit for bit.
 

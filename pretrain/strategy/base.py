@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import Checkpointable
@@ -29,6 +33,25 @@ class Memory(NamedTuple):
     weights: float  # that compute
     gradients: float
     optimizer: float  # moments, and fp32 weights beside those that compute
+
+
+class ReduceDtype(Enum):
+    """The precision in which gradients travel."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return it as torch names it."""
+        return torch.float32 if self is ReduceDtype.fp32 else torch.bfloat16
+
+
+@dataclass(kw_only=True)
+class CommonConfig(RecomputationConfig):
+    """The settings that every strategy has."""
+
+    reduce_dtype: ReduceDtype = ReduceDtype.fp32  # fp32 or bf16 (half the traffic): of gradients between ranks
 
 
 class StrategyConfig(Protocol):
@@ -87,10 +110,8 @@ class TorchStrategy:
 
     optimizer: Optimizer
 
-    def __init__(
-        self, recomputation: RecomputationConfig, world: World, precision: Precision, compilation: CompileConfig
-    ) -> None:
-        self.recomputation = recomputation
+    def __init__(self, cfg: CommonConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
+        self.recomputation: RecomputationConfig = cfg
         self.world = world
         self.precision = precision
         self.compilation = compilation
@@ -101,8 +122,10 @@ class TorchStrategy:
         self.compilation.apply(model)
         self.recomputation.recompute(model, self.compilation)
 
-    def update(self, norm: Tensor) -> None:
-        """Take the optimizer's step with clipped gradients of this global norm (), and clear them."""
+    def update(self, norm: Tensor, clip_norm: float | None) -> None:
+        """Clip the gradients, whose global norm () this is, take the optimizer's step, and clear them."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        clip_grads_with_norm_(parameters, clip_norm or float("inf"), norm)
         guarded_step(self.optimizer, norm)
         self.scaler.update()
         self.optimizer.zero_grad()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
@@ -19,17 +19,16 @@ from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim.base import set_learning_rates
+from pretrain.optim.base import gradient_norm, set_learning_rates
 from pretrain.registry import register
-from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.base import Memory, TorchStrategy
+from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
 
 @register("strategy", "ddp")
 @dataclass(kw_only=True)
-class DDPConfig(RecomputationConfig):
+class DDPConfig(CommonConfig):
     """Every rank holds the whole model, its gradients and its moments."""
 
     bucket_mb: int = 25  # gradients are reduced in buckets of this many MiB while the backward pass runs
@@ -63,6 +62,7 @@ class DDP(TorchStrategy):
         from accelerate.utils import GradientAccumulationPlugin
 
         super().__init__(cfg, world, precision, compilation)
+        self.reduce_dtype = cfg.reduce_dtype
         ddp = DistributedDataParallelKwargs(bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True)
         # These are ours alone: Accelerate would otherwise take them from the environment.
         self.accelerator = Accelerator(
@@ -84,7 +84,11 @@ class DDP(TorchStrategy):
         return self.wrapped
 
     def _wrap(self, module: Objective) -> nn.Module:
-        return self.accelerator.prepare_model(module)
+        wrapped = self.accelerator.prepare_model(module)
+        if self.reduce_dtype is ReduceDtype.bf16 and self.world.size > 1:
+            # A function of another name, because DDP refuses torch's own over gloo, which can do it (torch 2.13).
+            wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))  # noqa: PLW0108
+        return wrapped
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
@@ -95,8 +99,9 @@ class DDP(TorchStrategy):
     def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
         set_learning_rates(self.optimizer, lr_factor)
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.module.parameters(), clip_norm or float("inf"))
-        self.update(norm)
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = gradient_norm(gradients).float()
+        self.update(norm, clip_norm)
         return norm
 
     def fragments(self) -> Iterator[Fragment]:

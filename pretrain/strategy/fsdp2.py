@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
@@ -21,17 +20,16 @@ from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.optim.base import set_learning_rates
+from pretrain.optim.base import gradient_norm, set_learning_rates
 from pretrain.registry import register
-from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.base import Memory, TorchStrategy
+from pretrain.strategy.base import CommonConfig, Memory, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
 
 @register("strategy", "fsdp2")
 @dataclass(kw_only=True)
-class FSDP2Config(RecomputationConfig):
+class FSDP2Config(CommonConfig):
     """Every rank holds a part of the weights, gradients and moments (torch's FSDP2, also HSDP)."""
 
     shard_ranks: int | None = None  # ranks that hold one replica between them (HSDP: those of a node); null: all
@@ -92,13 +90,13 @@ class FSDP2(TorchStrategy):
         )
 
         self.prepare(module.model)
-        half = self.precision.dtype != torch.float32
-        # Inputs keep their precision: those of a block include the angles of rotary positions.
-        policy = MixedPrecisionPolicy(self.precision.dtype, torch.float32, cast_forward_inputs=False) if half else None
+        half = self.precision.dtype if self.precision.dtype != torch.float32 else None
+        reduced = self.cfg.reduce_dtype.dtype
         pin = self.world.device.type == "cuda"
         options = {
             "mesh": self.mesh,
-            "mp_policy": policy or MixedPrecisionPolicy(),
+            # Inputs keep their precision: those of a block include the angles of rotary positions.
+            "mp_policy": MixedPrecisionPolicy(half, reduced, cast_forward_inputs=False),
             "offload_policy": CPUOffloadPolicy(pin_memory=pin) if self.cfg.cpu_offload else OffloadPolicy(),
         }
         again = self.cfg.reshard_after_forward
@@ -126,15 +124,14 @@ class FSDP2(TorchStrategy):
     def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
         set_learning_rates(self.optimizer, lr_factor)
         self.scaler.unscale_(self.optimizer)
-        norm = self._gradient_norm()
-        clip_grads_with_norm_(self.module.parameters(), clip_norm or float("inf"), norm)
-        self.update(norm)
+        norm = self._gradient_norm().float()
+        self.update(norm, clip_norm)
         return norm.to(self.world.device)
 
     def _gradient_norm(self) -> Tensor:
         """Return the norm of the whole gradient: ranks of a replica hold disjoint parts, replicas the same ones."""
         parts = [self._part(tensor.grad).data for _, tensor in self.tensors if tensor.grad is not None]
-        squared = get_total_norm(parts).square()
+        squared = gradient_norm(parts).square()
         dist.all_reduce(squared, group=self.mesh.get_group("shard"))
         return squared.sqrt()
 

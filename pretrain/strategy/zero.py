@@ -18,8 +18,8 @@ from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
 from pretrain.registry import register
 from pretrain.strategy import zero_nvme
-from pretrain.strategy.activation_checkpointing import RecomputationConfig, Recompute
-from pretrain.strategy.base import Memory, Strategy
+from pretrain.strategy.activation_checkpointing import Recompute
+from pretrain.strategy.base import CommonConfig, Memory, Strategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import FP16, Precision
 
@@ -36,7 +36,7 @@ class Offload(StrEnum):
 
 @register("strategy", "zero")
 @dataclass(kw_only=True)
-class ZeROConfig(RecomputationConfig):
+class ZeROConfig(CommonConfig):
     """`strategy=zero0` to `zero3` set the stage: what is sharded over the ranks."""
 
     stage: int = 2  # 0 nothing, 1 moments and fp32 weights, 2 gradients as well, 3 parameters as well
@@ -173,6 +173,7 @@ class ZeROConfig(RecomputationConfig):
             "steps_per_print": None,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on the CPU, too
+            "communication_data_type": self.reduce_dtype.value,  # by default it is that of the forward pass
             "zero_optimization": zero,
             "aio": {"intra_op_parallelism": self.nvme_threads, "queue_depth": self.nvme_queue},
             **(_precision(precision) if self.stage else {}),

@@ -29,8 +29,7 @@ from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import set_learning_rates
 from pretrain.strategy import zero_nvme
-from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.base import TorchStrategy
+from pretrain.strategy.base import CommonConfig, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP
 from pretrain.strategy.precision import FP16, Precision
@@ -98,12 +97,12 @@ class ShardedZeRO(TorchStrategy):
     def __init__(
         self,
         dictionary: dict[str, Any],  # DeepSpeed's configuration
-        recomputation: RecomputationConfig,
+        cfg: CommonConfig,
         world: World,
         precision: Precision,
         compilation: CompileConfig,
     ) -> None:
-        super().__init__(recomputation, world, precision, compilation)
+        super().__init__(cfg, world, precision, compilation)
         self.dictionary = dictionary
         self.stage: int = dictionary["zero_optimization"]["stage"]
 
@@ -258,12 +257,12 @@ class ReplicatedZeRO(DDP):
     def __init__(
         self,
         dictionary: dict[str, Any],  # DeepSpeed's configuration
-        recomputation: RecomputationConfig,
+        cfg: CommonConfig,
         world: World,
         precision: Precision,
         compilation: CompileConfig,
     ) -> None:
-        TorchStrategy.__init__(self, recomputation, world, precision, compilation)  # Accelerate has no part in this
+        TorchStrategy.__init__(self, cfg, world, precision, compilation)  # Accelerate has no part in this
         self.dictionary = dictionary
 
     def _wrap(self, module: Objective) -> nn.Module:

@@ -44,6 +44,13 @@ def build() -> Objective:
         return CausalLMConfig().build(config.build(vocab_size=VOCABULARY, attend=sdpa))
 
 
+def build_wide() -> Objective:
+    """Return a module with an embedding so large, 520,068 elements, that adding squares in fp32 shows."""
+    config = DecoderConfig(max_seq_len=13, width=76, layers=1, heads=4)
+    with torch.device("meta"):
+        return CausalLMConfig().build(config.build(vocab_size=6_843, attend=sdpa))
+
+
 def build_masked(sentences: Sentences = Sentences.nsp) -> Objective:
     """Return an encoder like BERT on the meta device: tied, with a bias on the logits, perhaps telling pairs apart."""
     config = EncoderConfig(max_seq_len=13, width=20, layers=3, heads=4, mlp_width=47)
@@ -101,10 +108,13 @@ class Course:
 
 
 def reference(
-    steps: int, make: Callable[[], Objective] = build, join: Callable[[list[Tensor]], Batch] = pack
+    steps: int,
+    make: Callable[[], Objective] = build,
+    join: Callable[[list[Tensor]], Batch] = pack,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Course, dict[str, Tensor]]:
     """Train in one process with nothing but torch, whole batches at a time; return the course and the weights."""
-    module = make().to_empty(device="cpu")
+    module = make().to_empty(device="cpu").to(dtype)
     initial = InitialWeights(module, SEED)
     for name, parameter in module.named_parameters():
         parameter.data.copy_(initial(name, "weight", 0, parameter.numel()).reshape(parameter.shape))

@@ -1,14 +1,18 @@
 """Every strategy takes the steps that plain torch takes, on any number of ranks, and resumes what any other saved."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from equivalence import SEQUENCES, SHAPES, reference, save, start, stored, strategies, train
+from equivalence import SEQUENCES, SHAPES, build_wide, reference, save, start, stored, strategies, train
 from ranks import on_ranks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pretrain.checkpoint.load import restore
+from pretrain.strategy.base import ReduceDtype
 from pretrain.strategy.precision import BF16
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
@@ -16,6 +20,7 @@ pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and oth
 STEPS, SHORT = 20, 6  # of the law, and of what runs in `make test`
 MOVED_AFTER, CARRIED_ON = 5, 4  # steps before a move and after it
 
+ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3", "fsdp2", "hsdp")
 every_strategy = pytest.mark.parametrize("name", strategies(2))
 
 
@@ -47,6 +52,50 @@ def check_steps(world, folder, name, steps, soon, expected, weights):
 def test_every_strategy_takes_the_steps_of_plain_torch(tmp_path, name, ranks):
     steps = STEPS if ranks == 4 else SHORT
     on_ranks(ranks, check_steps, tmp_path, name, steps, reference(3)[1], *reference(steps))
+
+
+def check_norms(world, steps, expected):
+    for name in ENGINES:
+        _, wrapped, strategy = start(world, strategies(world.size)[name], make=build_wide)
+        course = train(world, wrapped, strategy, range(steps), SEQUENCES // world.size)
+        assert course.norms == pytest.approx(expected.norms, rel=1e-6), name
+        assert course.losses == pytest.approx(expected.losses, rel=1e-6), name
+
+
+@with_ranks(2, slow=(1, 3))
+def test_gradient_norms_are_those_of_float64(ranks):
+    steps = SHORT if ranks == 2 else STEPS
+    on_ranks(ranks, check_norms, steps, reference(steps, build_wide, dtype=torch.float64)[0])
+
+
+class Wire(TorchDispatchMode):
+    """Notes the dtypes of the gradients that collectives add up, whoever calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.namespace == "c10d" and "reduce" in operator.__name__:
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.dtypes |= {tensor.dtype for tensor in tensors if tensor.numel() > 16 and tensor.is_floating_point()}
+        return operator(*args, **(kwargs or {}))
+
+
+def check_wire(world, expected):
+    for name in ENGINES:
+        for sent in ReduceDtype:
+            cfg = replace(strategies(world.size)[name], reduce_dtype=sent)
+            _, wrapped, strategy = start(world, cfg, BF16())
+            with Wire() as wire:
+                course = train(world, wrapped, strategy, range(2), SEQUENCES // world.size // 2)
+            assert wire.dtypes == {sent.dtype}, f"{name}, {sent}"
+            assert course.norms == pytest.approx(expected.norms, rel=0.05), f"{name}, {sent}"
+
+
+@with_ranks(2, slow=(3,))
+def test_gradients_travel_in_the_dtype_of_the_setting(ranks):
+    on_ranks(ranks, check_wire, reference(2)[0])
 
 
 def check_bf16(world, name, expected):
