@@ -135,7 +135,9 @@ class ModernBert(Family):
     def _global_every(self, theirs: dict[str, Any], layers: int) -> int | None:
         """Return n where layers 0, n, 2n, ... see all keys, None where none does."""
         check_value("global_attn_every_n_layers", theirs["global_attn_every_n_layers"], int, least=1)
-        types = theirs["layer_types"] or _layer_types(theirs["global_attn_every_n_layers"], layers)
+        types = theirs["layer_types"]
+        if types is None:
+            types = _layer_types(theirs["global_attn_every_n_layers"], layers)
         every = next((layer for layer, kind in enumerate(types) if layer and kind == _GLOBAL), layers)
         every = every if _GLOBAL in types else None
         self.expect({"layer_types": types}, layer_types=_layer_types(every, layers))

@@ -32,7 +32,7 @@ def locate(directory: Path, files: OpenFiles) -> dict[str, str]:
     As `transformers` does, read `model.safetensors`, else the files that the index lists, and all that is in them.
     Raises `CheckpointError` for files that are missing, damaged or at odds with the index.
     """
-    there = sorted(path.name for pattern in _CANDIDATES for path in directory.glob(pattern))
+    there = sorted(path.name for pattern in _CANDIDATES for path in directory.glob(pattern) if path.is_file())
     if not {WHOLE, INDEX} & set(there):
         raise CheckpointError(f"{directory}: no {WHOLE}; {_way_out(directory, there)}")
     listed = {} if WHOLE in there else read_index(directory / INDEX)

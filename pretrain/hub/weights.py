@@ -176,7 +176,7 @@ class HuggingFaceWeights:
                 for begin in range(0, shape[0], rows)
             ):
                 rule = f"{copy} and {name} differ, which config.json says are tied"
-                fix = "set tie_word_embeddings to false there, or leave out the one that is not meant"
+                fix = "leave out the one that is not meant, or untie them there (tie_word_embeddings) if both are"
                 raise CheckpointError(f"{self.directory}: {rule}; {fix}")
 
     def _parts_beside(self, tensors: Tensors) -> Iterator[HFTensor]:
