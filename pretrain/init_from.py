@@ -24,7 +24,6 @@ from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.hub.download import cached, fetch, is_hub_name
-from pretrain.hub.weight_files import check_no_adapter
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
@@ -256,12 +255,11 @@ def open_source(init_from: str) -> Source:
     if not path.exists():
         rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
         raise ConfigError(f"init_from={init_from}: no such directory; {rule}")
-    check_no_adapter(path)
     if (path / "config.json").is_file():
         return ReleasedSource(init_from, path)
     if not (path / "checkpoints").is_dir():
-        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
-        raise ConfigError(f"init_from={path}: {rule}")
+        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it"
+        raise ConfigError(f"init_from={path}: {rule}; name such a directory (merge an adapter first)")
     return RunSource(init_from, path)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass, field
-from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from pretrain.errors import ConfigError, check
@@ -96,16 +95,14 @@ class Settings:
 
         `config_type` is our configuration, whose fields say the types of the keys in `same`.
         """
-        types = get_type_hints(config_type)
-        for key, own in {"vocab_size": None, **self.same}.items():
-            most = _MOST_LAYERS if own == "layers" else _LARGEST
-            check_value(key, theirs[key], types[own] if own else int, least=1, most=most)
+        types = {**get_type_hints(config_type), "vocab_size": int}
+        for key, own in {**self.same, "vocab_size": "vocab_size"}.items():
+            check_value(key, theirs[key], types[own], least=1, most=_MOST_LAYERS if own == "layers" else _LARGEST)
         for key, kind in {self.activation_key: str, **self.read}.items():
             check_value(key, theirs[key], kind)
 
-    def activation(self, theirs: dict[str, Any]) -> Activation | None:
-        """Return our activation of the one in a complete config.json, None for one that we do not have."""
-        name = theirs[self.activation_key]
+    def activation(self, name: str) -> Activation | None:
+        """Return our activation of a name, None for one that we do not have."""
         named = {their: own for own, their in self.activations.items()}
         return named.get(_SAME_FUNCTION.get(name, name))
 
@@ -124,15 +121,15 @@ def check_value(key: str, value: Any, kind: Any, *, least: int = 0, most: int = 
 
     `least` and `most` are bounds of whole numbers. Infinities and what is no number are no numbers.
     """
-    options = get_args(kind) or (kind,)
-    if value is None and NoneType in options:
+    kind, *others = get_args(kind) or (kind,)
+    if type(value) in others:
         return
-    rule = f"{_RULES[options[0]]} from {least} to {most}" if options[0] is int else _RULES[options[0]]
-    fits = type(value) is options[0] or (options[0] is float and type(value) is int)  # true is no number
-    if fits and options[0] is int:
-        fits = least <= value <= most
-    elif fits and options[0] is float:
-        fits = 0 < value < _LARGEST_FLOAT
+    fits = type(value) in ((int, float) if kind is float else (kind,))  # true is no number
+    rule = _RULES[kind]
+    if kind is int:
+        fits, rule = fits and least <= value <= most, f"{rule} from {least} to {most}"
+    elif kind is float:
+        fits = fits and 0 < value < _LARGEST_FLOAT
     if not fits:
         raise ConfigError(f"{key}={reprlib.repr(value)}: {rule}")
 

@@ -206,15 +206,16 @@ class Family:
         if refused := settings.refused(theirs):
             key, rule = refused
             raise self.refusal(key, theirs[key], rule)
-        if settings.activation(theirs) is None:
-            key = settings.activation_key
-            raise self.refusal(key, theirs[key], f"{', '.join(settings.activations.values())} are")
         return self.network(theirs)
 
     def network(self, theirs: dict[str, Any]) -> Any:
         """Return our configuration of a complete config.json whose keys and types are checked."""
-        same = {own: theirs[their] for their, own in self.settings.same.items()}
-        return self.config_type(**self.settings.fixed, **same, activation=self.settings.activation(theirs))
+        settings, key = self.settings, self.settings.activation_key
+        activation = settings.activation(theirs[key])
+        if activation is None:
+            raise self.refusal(key, theirs[key], f"{', '.join(settings.activations.values())} are")
+        same = {own: theirs[their] for their, own in settings.same.items()}
+        return self.config_type(**settings.fixed, **same, activation=activation)
 
     def vocab_size(self, theirs: dict[str, Any]) -> int:
         """Return the rows of the embedding of a config.json."""

@@ -30,8 +30,12 @@ def locate(directory: Path, files: OpenFiles) -> dict[str, str]:
     """Return the file of every stored tensor; log the files that are left alone.
 
     As `transformers` does, read `model.safetensors`, else the files that the index lists, and all that is in them.
-    Raises `CheckpointError` for files that are missing, damaged or at odds with the index.
+    Raises `CheckpointError` for files that are missing, damaged or at odds with the index, and for an adapter of PEFT:
+    `transformers` puts it over the weights where `peft` is installed, and not where it is not.
     """
+    if (directory / _ADAPTER).exists():
+        fix = f"merge it (`merge_and_unload` and `save_pretrained`), or take {_ADAPTER} away to start without it"
+        raise CheckpointError(f"{directory}: holds an adapter of PEFT, which is not read; {fix}")
     there = sorted(path.name for pattern in _CANDIDATES for path in directory.glob(pattern) if path.is_file())
     if not {WHOLE, INDEX} & set(there):
         raise CheckpointError(f"{directory}: no {WHOLE}; {_way_out(directory, there)}")
@@ -59,16 +63,6 @@ def _way_out(directory: Path, there: list[str]) -> str:
     if others := [name for name in there if name.endswith(".safetensors")]:
         return f"rename the one that is meant: {first_few(others)}"
     return f"only safetensors are read, convert what is there (python -m pretrain.import_bin {directory})"
-
-
-def check_no_adapter(directory: Path) -> None:
-    """Raise `CheckpointError` for a directory of PEFT's.
-
-    `transformers` loads its adapter over the weights where `peft` is installed, and the weights alone where it is not.
-    """
-    if (directory / _ADAPTER).exists():
-        fix = f"merge it (`merge_and_unload` and `save_pretrained`), or take {_ADAPTER} away to start without it"
-        raise CheckpointError(f"{directory}: holds an adapter of PEFT, which is not read; {fix}")
 
 
 def read_index(path: Path) -> dict[str, str]:
