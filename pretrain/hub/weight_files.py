@@ -62,7 +62,9 @@ def _way_out(directory: Path, there: list[str]) -> str:
         return f"{first_few(shards)} are parts of one, and {INDEX} says which; fetch it, too"
     if others := [name for name in there if name.endswith(".safetensors")]:
         return f"rename the one that is meant: {first_few(others)}"
-    return f"only safetensors are read, convert what is there (python -m pretrain.import_bin {directory})"
+    if there:
+        return f"only safetensors are read, convert {first_few(there)} (python -m pretrain.import_bin {directory})"
+    return "only safetensors are read; fetch them, or name the directory that holds them"
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -10,9 +10,10 @@ from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, sma
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pretrain.checkpoint.base import WEIGHT
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.family import FAMILIES, family_for
 from pretrain.hub.weights import HuggingFaceWeights
+from pretrain.init_from import open_source
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 
@@ -237,7 +238,7 @@ UNREADABLE = "model.safetensors: not a readable safetensors file"
 REFUSED = [
     (moved("model-00001-of-00002.safetensors"), "00002.safetensors are parts of one, and model.safetensors.index.json"),
     (moved("model.fp16.safetensors"), "no model.safetensors; rename the one that is meant: model.fp16.safetensors"),
-    (moved("pytorch_model.bin"), "only safetensors are read, convert what is there (python -m pretrain.import_bin"),
+    (moved("pytorch_model.bin"), "only safetensors are read, convert pytorch_model.bin (python -m pretrain.import_bin"),
     (written(b""), "model.safetensors: is empty; fetch or write"),
     (written(POINTER), "model.safetensors: a pointer of Git LFS, not the file itself"),
     (wrapped("module."), "the names of its tensors begin with 'module.', as a wrapper"),
@@ -272,3 +273,6 @@ def test_an_adapter_is_refused_with_the_way_to_merge_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x"}))
     with pytest.raises(CheckpointError, match="holds an adapter of PEFT, which is not read; merge it"):
         HuggingFaceWeights(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"nor checkpoints \(a run\) in it; .*merge an adapter first"):
+        open_source(str(tmp_path))

@@ -276,6 +276,7 @@ def test_a_damaged_directory_of_several_files_is_refused_by_name(llama, problem)
         ({"vocab_size": -1}, "vocab_size=-1: must be a whole number from 1 to 16777216"),
         ({"rope_parameters": 3}, "rope_parameters=3: must be an object"),
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters.rope_theta='x': must be a positive"),
+        ({"transformers_weights": "a.safetensors"}, "transformers_weights=a.safetensors is not supported by"),
         ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported by"),
     ],
 )
