@@ -19,7 +19,7 @@ from pretrain.checkpoint.load import first_few
 from pretrain.errors import CheckpointError, ConfigError, check, command
 from pretrain.files import replace_file
 from pretrain.hub.family import FAMILIES
-from pretrain.hub.weights import INDEX, read_index, read_json
+from pretrain.hub.weight_files import INDEX, read_index, read_json
 
 _WHOLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 

@@ -258,8 +258,8 @@ def open_source(init_from: str) -> Source:
     if (path / "config.json").is_file():
         return ReleasedSource(init_from, path)
     if not (path / "checkpoints").is_dir():
-        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it; name such a directory"
-        raise ConfigError(f"init_from={path}: {rule}")
+        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it"
+        raise ConfigError(f"init_from={path}: {rule}; name such a directory (merge an adapter first)")
     return RunSource(init_from, path)
 
 

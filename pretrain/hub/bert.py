@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.hub.family import SIZES, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
+from pretrain.hub.config_json import SIZES, Settings
+from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
@@ -48,15 +49,27 @@ class Bert(Family):
             "head": "cls.predictions",
         },
         prefix="bert.",
-        older={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
         derived=(".position_ids", ".token_type_ids"),
-        repeated=("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+        tied={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
         beside={"pooler.dense": "bert.pooler.dense", "sentence_classifier": "cls.seq_relationship"},
     )
     # Embeddings are tied: untied, transformers has two biases on the logits and reads one.
     settings = Settings(
         same=SIZES | {"type_vocab_size": "token_types", "layer_norm_eps": "norm_eps"},
-        defaults={"hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2},
+        defaults={
+            "vocab_size": 30522,
+            "max_position_embeddings": 512,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-12,
+            "type_vocab_size": 2,
+        },
         training={"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout"},
         activation_key="hidden_act",
         activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},

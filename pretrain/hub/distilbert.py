@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pretrain.hub.bert import POST_NORM
-from pretrain.hub.family import SPANS, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
+from pretrain.hub.config_json import Settings
+from pretrain.hub.family import SPANS, Family, HeadLayer, Heads, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 
@@ -37,7 +38,7 @@ class DistilBert(Family):
         },
         prefix="distilbert.",
         derived=(".position_ids",),
-        repeated=("vocab_projector.weight",),
+        tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
     )
     settings = Settings(
         same={
@@ -48,13 +49,23 @@ class DistilBert(Family):
             "hidden_dim": "mlp_width",
             "tie_word_embeddings": "tie_embeddings",
         },
-        defaults={"activation": "gelu", "tie_word_embeddings": True},
+        defaults={
+            "vocab_size": 30522,
+            "max_position_embeddings": 512,
+            "dim": 768,
+            "n_layers": 6,
+            "n_heads": 12,
+            "hidden_dim": 3072,
+            "activation": "gelu",
+            "tie_word_embeddings": True,
+        },
         training={"dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="activation",
         activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
         fixed=POST_NORM | {"position_offset": 0, "token_types": 0, "norm_eps": 1e-12},
         computes={"sinusoidal_pos_embds": False, "pruned_heads": {}},  # sinusoidal ones are not trained, ours are
         silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
+        other_names={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
     )
     heads = Heads(
         sequence=TaskHead(

@@ -16,29 +16,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from pretrain.errors import ConfigError
+from pretrain.hub.config_json import Settings, check_value, shown
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
-from pretrain.models.layers import Activation
 from pretrain.registry import choices
 
 Config = DecoderConfig | EncoderConfig
-
-# Keys, or their beginnings, that any config.json may have and that say nothing of what its network computes.
-_SILENT = (
-    *("_", "architectures", "model_type", "vocab_size", "dtype", "torch_dtype", "transformers", "auto_map"),
-    *("use_cache", "return_dict", "output_", "torchscript", "gradient_checkpointing", "chunk_size_feed_forward"),
-    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "initializer_"),
-)
-SIZES = {  # keys of config.json in most families, and ours of the same value
-    "max_position_embeddings": "max_seq_len",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "mlp_width",
-}
-_UNSET = (None, False, {}, [], "")  # a key with one of these changes nothing
 
 
 class HFTensor(NamedTuple):
@@ -76,26 +61,10 @@ class Tensors:
     names: dict[str, str | tuple[str, ...]]  # of our modules and theirs, # for a layer; several are rows in that order
     prefix: str  # of the body's names; checkpoints of the body alone lack it
     transposes_blocks: bool = False  # the matrices of its blocks have rows as columns
-    older: dict[str, str] = field(default_factory=dict)  # endings of names in old files, and what they are today
     derived: tuple[str, ...] = ()  # endings of stored tensors that follow from the configuration: masks, frequencies
-    repeated: tuple[str, ...] = ()  # stored tensors that others hold already, where embeddings are tied
+    tied: dict[str, str] = field(default_factory=dict)  # names of the head's copies, and of which, in tied models
     beside: dict[str, str] = field(default_factory=dict)  # modules of objectives, and theirs: its files may hold them
     unused: tuple[str, ...] = ()  # beginnings of the body's tensors that our models do not have
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How the settings of a family's config.json translate into ours."""
-
-    same: dict[str, str]  # keys of config.json, and ours of the same value
-    defaults: dict[str, Any]  # of the keys that a config.json may leave out
-    training: dict[str, str]  # as `same`, for settings that act in training alone: written, not read
-    activation_key: str
-    activations: dict[Activation, str]
-    fixed: dict[str, Any]  # ours, with the one value that they have in all of its models
-    computes: dict[str, Any]  # keys of config.json, with the one value that they have in ours; the default there
-    read: tuple[str, ...] = ()  # keys that a family looks at beyond these tables
-    silent: tuple[str, ...] = ()  # keys, or their beginnings, of heads that we do not have and of how to compute
 
 
 class HeadKind(StrEnum):
@@ -231,26 +200,26 @@ class Family:
     def from_hf(self, theirs: dict[str, Any]) -> Any:
         """Return our configuration of the same network. Raises `ConfigError` for a setting that we do not have."""
         settings = self.settings
-        theirs = settings.defaults | theirs
+        theirs = settings.complete(theirs)
+        settings.check(theirs, self.config_type)
         self.expect(theirs, **settings.computes)
-        self._check_known(theirs)
-        key = settings.activation_key
-        named = {their: own for own, their in settings.activations.items()}
-        if Activation.gelu_tanh in settings.activations:
-            named["gelu_pytorch_tanh"] = Activation.gelu_tanh
-        if theirs[key] not in named:
-            raise self.refusal(key, theirs[key], f"{', '.join(named)} are")
-        same = {own: theirs[their] for their, own in settings.same.items()}
-        return self.config_type(**settings.fixed, **same, activation=named[theirs[key]])
+        if refused := settings.refused(theirs):
+            key, rule = refused
+            raise self.refusal(key, theirs[key], rule)
+        return self.network(theirs)
 
-    def _check_known(self, theirs: dict[str, Any]) -> None:
-        """Raise `ConfigError` for the first key that nothing here knows: it may change what the network computes."""
-        settings = self.settings
-        known = {*settings.same, *settings.training, *settings.computes, *settings.read, settings.activation_key}
-        for key, value in theirs.items():
-            silent = key.startswith((*_SILENT, *settings.silent)) or key.endswith("_token_id")
-            if key not in known and not silent and value not in _UNSET:
-                raise self.refusal(key, value, "unknown, and may change what the network computes")
+    def network(self, theirs: dict[str, Any]) -> Any:
+        """Return our configuration of a complete config.json whose keys and types are checked."""
+        settings, key = self.settings, self.settings.activation_key
+        activation = settings.activation(theirs[key])
+        if activation is None:
+            raise self.refusal(key, theirs[key], f"{', '.join(settings.activations.values())} are")
+        same = {own: theirs[their] for their, own in settings.same.items()}
+        return self.config_type(**settings.fixed, **same, activation=activation)
+
+    def vocab_size(self, theirs: dict[str, Any]) -> int:
+        """Return the rows of the embedding of a config.json."""
+        return self.settings.complete(theirs)["vocab_size"]
 
     def expect(self, theirs: dict[str, Any], **wanted: Any) -> None:
         """Raise `ConfigError` for the first setting of theirs that is there with another value than our models have."""
@@ -261,15 +230,17 @@ class Family:
     def refusal(self, key: str, found: Any, rule: str) -> ConfigError:
         """Return the error for a setting of theirs that our model does not have."""
         group, name = choices()[self.config_type]
-        return ConfigError(f"{key}={found} is not supported by {group}={name} ({rule})")
+        return ConfigError(f"{key}={shown(found)} is not supported by {group}={name} ({rule})")
 
-    def rope_theta(self, rope: dict[str, Any], default: float) -> float:
-        """Return the base of rotary frequencies. Raises `ConfigError` for frequencies that are scaled."""
+    def rope_theta(self, key: str, rope: dict[str, Any], default: float) -> float:
+        """Return the base of the rotary frequencies that a key says. Raises `ConfigError` for scaled ones."""
         self.expect(rope, rope_type="default", type="default", partial_rotary_factor=1.0)  # `type` in older files
-        for key in sorted(rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}):
-            if rope[key] not in _UNSET:
-                raise self.refusal(f"rope_parameters.{key}", rope[key], "frequencies are not scaled")
-        return float(rope.get("rope_theta") or default)
+        for name in sorted(rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}):
+            if rope[name]:
+                raise self.refusal(f"{key}.{name}", rope[name], "frequencies are not scaled")
+        theta = rope.get("rope_theta", default)
+        check_value(f"{key}.rope_theta", theta, float)
+        return float(theta)
 
 
 FAMILIES: dict[str, Family] = {}
@@ -294,8 +265,8 @@ def family_for(config: Any) -> Family:
 def family_of(theirs: dict[str, Any]) -> Family:
     """Return the family of a Hugging Face `config.json`. Raises `ConfigError` for one that we do not have."""
     found = theirs.get("model_type")
-    if found not in FAMILIES:
-        raise ConfigError(f"model_type={found}: is not supported; choose a model of {', '.join(FAMILIES)}")
+    if not isinstance(found, str) or found not in FAMILIES:
+        raise ConfigError(f"model_type={shown(found)}: is not supported; choose a model of {', '.join(FAMILIES)}")
     return FAMILIES[found]
 
 

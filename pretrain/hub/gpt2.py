@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pretrain.hub.family import LAST_TOKEN, Family, Heads, Settings, Tensors
+from pretrain.hub.config_json import Settings
+from pretrain.hub.family import LAST_TOKEN, Family, Heads, Tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
 
@@ -35,7 +36,7 @@ class GPT2(Family):
         transposes_blocks=True,
         prefix="transformer.",
         derived=(".attn.bias", ".attn.masked_bias"),
-        repeated=("lm_head.weight",),
+        tied={"lm_head.weight": "transformer.wte.weight"},
     )
     settings = Settings(
         same={
@@ -48,6 +49,11 @@ class GPT2(Family):
             "tie_word_embeddings": "tie_embeddings",
         },
         defaults={
+            "vocab_size": 50257,
+            "n_positions": 1024,
+            "n_embd": 768,
+            "n_layer": 12,
+            "n_head": 12,
             "n_inner": None,
             "activation_function": "gelu_new",
             "layer_norm_epsilon": 1e-5,
@@ -59,6 +65,12 @@ class GPT2(Family):
         fixed={"positions": Positions.learned, "norm": Norm.layernorm, "bias": True, "window": None},
         computes={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         silent=("summary_", "n_ctx", "reorder_and_upcast_attn"),
+        other_names={
+            "max_position_embeddings": "n_positions",
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+        },
     )
     heads = Heads(sequence=LAST_TOKEN)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.family import LAST_TOKEN, SIZES, SPANS, TOKENS, Family, Heads, Settings, Tensors
+from pretrain.hub.config_json import SIZES, Settings
+from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Tensors
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
 
@@ -34,15 +35,25 @@ class Llama(Family):
         },
         prefix="model.",
         derived=(".rotary_emb.inv_freq",),
-        repeated=("lm_head.weight",),
+        tied={"lm_head.weight": "model.embed_tokens.weight"},
     )
     settings = Settings(
         same=SIZES
         | {"num_key_value_heads": "kv_heads", "rms_norm_eps": "norm_eps", "tie_word_embeddings": "tie_embeddings"},
         defaults={
+            "vocab_size": 32000,
+            "max_position_embeddings": 2048,
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
             "num_key_value_heads": None,
+            "head_dim": None,
+            "intermediate_size": 11008,
             "hidden_act": "silu",
             "rms_norm_eps": 1e-6,
+            "rope_parameters": None,
+            "rope_scaling": None,  # before transformers 5, as is the next
+            "rope_theta": 10_000.0,
             "tie_word_embeddings": False,
         },
         training={"attention_dropout": "attention_dropout"},
@@ -58,11 +69,15 @@ class Llama(Family):
         computes={
             "attention_bias": False,
             "mlp_bias": False,
-            "rope_scaling": None,
             "rope_interleaved": False,
             "partial_rotary_factor": 1.0,
         },
-        read=("head_dim", "rope_parameters", "rope_theta"),
+        read={
+            "head_dim": int | None,
+            "rope_parameters": dict | None,
+            "rope_scaling": dict | None,
+            "rope_theta": float,
+        },
         silent=("pretraining_tp", "max_sequence_length", "is_llama_config"),
     )
     heads = Heads(
@@ -79,10 +94,12 @@ class Llama(Family):
             "rope_theta": config.rope_theta,  # what readers older than transformers 5 look at
         }
 
-    def from_hf(self, theirs: dict[str, Any]) -> DecoderConfig:
-        same = super().from_hf(theirs)
-        self.expect({"head_dim": theirs.get("head_dim") or same.head_width}, head_dim=same.head_width)
-        same.rope_theta = self.rope_theta(theirs.get("rope_parameters") or {}, theirs.get("rope_theta", 10_000.0))
+    def network(self, theirs: dict[str, Any]) -> DecoderConfig:
+        same = super().network(theirs)
+        if theirs["head_dim"] is not None:
+            self.expect(theirs, head_dim=same.head_width)
+        key = "rope_scaling" if theirs["rope_scaling"] else "rope_parameters"  # the first wins in transformers, too
+        same.rope_theta = self.rope_theta(key, theirs[key] or {}, theirs["rope_theta"])
         return same
 
 
@@ -95,7 +112,13 @@ class Mistral(Llama):
     settings = replace(
         Llama.settings,
         same=Llama.settings.same | {"sliding_window": "window"},
-        defaults=Llama.settings.defaults | {"sliding_window": 4096},
+        defaults=Llama.settings.defaults
+        | {
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+            "intermediate_size": 14336,
+            "sliding_window": 4096,
+        },
         fixed={key: value for key, value in Llama.settings.fixed.items() if key != "window"},
         computes=Llama.settings.computes | {"layer_types": None},
     )

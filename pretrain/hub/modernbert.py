@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.family import SIZES, Family, HeadLayer, Heads, Settings, TaskHead, Tensors
+from pretrain.hub.config_json import SIZES, Settings, check_value
+from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
@@ -45,21 +46,46 @@ class ModernBert(Family):
         },
         prefix="model.",
         derived=("_inv_freq",),
-        repeated=("decoder.weight",),
+        tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     )
     settings = Settings(
         same=SIZES | {"norm_eps": "norm_eps", "norm_bias": "bias", "tie_word_embeddings": "tie_embeddings"},
-        defaults={"hidden_activation": "gelu", "norm_eps": 1e-5, "norm_bias": False, "tie_word_embeddings": True},
+        defaults={
+            "vocab_size": 50368,
+            "max_position_embeddings": 8192,
+            "hidden_size": 768,
+            "num_hidden_layers": 22,
+            "num_attention_heads": 12,
+            "intermediate_size": 1152,
+            "hidden_activation": "gelu",
+            "norm_eps": 1e-5,
+            "norm_bias": False,
+            **dict.fromkeys(_BIASES, False),
+            "local_attention": 128,
+            "layer_types": None,
+            "rope_parameters": None,
+            # Before transformers 5:
+            "global_attn_every_n_layers": 3,
+            "rope_scaling": None,
+            "global_rope_theta": 160_000.0,
+            "local_rope_theta": 10_000.0,
+            "tie_word_embeddings": True,
+        },
         training={"embedding_dropout": "dropout", "mlp_dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="hidden_activation",
         activations={Activation.geglu: "gelu", Activation.swiglu: "silu"},
         fixed={"positions": Positions.rotary, "order": Order.pre, "token_types": 0, "position_offset": 0},
-        computes={"classifier_activation": "gelu", "decoder_bias": True, "rope_scaling": None},
-        read=(
-            *_BIASES,
-            *("local_attention", "layer_types", "global_attn_every_n_layers"),
-            *("rope_parameters", "global_rope_theta", "local_rope_theta"),
-        ),
+        computes={"classifier_activation": "gelu", "decoder_bias": True},
+        read={
+            **dict.fromkeys(_BIASES, bool),
+            "local_attention": int,
+            "layer_types": list | None,
+            "global_attn_every_n_layers": int,
+            "rope_parameters": dict | None,
+            "rope_scaling": dict | None,
+            "global_rope_theta": float,
+            "local_rope_theta": float | None,
+        },
         silent=(
             *("classifier_pooling", "classifier_dropout", "sparse_pred"),
             *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"),
@@ -83,27 +109,36 @@ class ModernBert(Family):
             **dict.fromkeys(f"{role}_token_id" for role in ("pad", "bos", "eos", "cls", "sep")),
         }
 
-    def from_hf(self, theirs: dict[str, Any]) -> EncoderConfig:
-        same = super().from_hf(theirs)
-        self.expect(dict.fromkeys(_BIASES, False) | theirs, **dict.fromkeys(_BIASES, same.bias))
+    def network(self, theirs: dict[str, Any]) -> EncoderConfig:
+        same = super().network(theirs)
+        self.expect(theirs, **dict.fromkeys(_BIASES, same.bias))
         every = self._global_every(theirs, same.layers)
-        rope = theirs.get("rope_parameters") or {}
-        for key in sorted(rope.keys() - {_GLOBAL, _LOCAL}):
-            raise self.refusal(f"rope_parameters.{key}", rope[key], f"there are {_GLOBAL} and {_LOCAL}")
-        everywhere = self.rope_theta(rope.get(_GLOBAL) or {}, theirs.get("global_rope_theta", 160_000.0))
-        local = theirs.get("local_rope_theta", 10_000.0) or everywhere
+        everywhere = self._rope_theta(theirs, _GLOBAL, theirs["global_rope_theta"])
+        local = theirs["local_rope_theta"] or everywhere
         return replace(
             same,
-            window=None if every == 1 else theirs.get("local_attention", 128) // 2 + 1,  # theirs counts both sides
+            window=None if every == 1 else theirs["local_attention"] // 2 + 1,  # theirs counts both sides
             global_every=None if every == 1 else every,
             rope_theta=everywhere,
-            local_rope_theta=self.rope_theta(rope.get(_LOCAL) or {}, local),
+            local_rope_theta=self._rope_theta(theirs, _LOCAL, local),
         )
+
+    def _rope_theta(self, theirs: dict[str, Any], kind: str, default: float) -> float:
+        """Return the base of the rotary frequencies of a kind of layers."""
+        rope = theirs["rope_parameters"] or {}
+        for key in sorted(rope.keys() - {_GLOBAL, _LOCAL}):
+            raise self.refusal(f"rope_parameters.{key}", rope[key], f"there are {_GLOBAL} and {_LOCAL}")
+        key = f"rope_parameters.{kind}"
+        check_value(key, rope.get(kind), dict | None)
+        return self.rope_theta(key, {**(rope.get(kind) or {}), **(theirs["rope_scaling"] or {})}, default)
 
     def _global_every(self, theirs: dict[str, Any], layers: int) -> int | None:
         """Return n where layers 0, n, 2n, ... see all keys, None where none does."""
-        types = theirs.get("layer_types") or _layer_types(theirs.get("global_attn_every_n_layers", 3), layers)
-        every = next((layer for layer in range(1, layers) if types[layer] == _GLOBAL), layers)
+        check_value("global_attn_every_n_layers", theirs["global_attn_every_n_layers"], int, least=1)
+        types = theirs["layer_types"]
+        if types is None:
+            types = _layer_types(theirs["global_attn_every_n_layers"], layers)
+        every = next((layer for layer, kind in enumerate(types) if layer and kind == _GLOBAL), layers)
         every = every if _GLOBAL in types else None
         self.expect({"layer_types": types}, layer_types=_layer_types(every, layers))
         return every

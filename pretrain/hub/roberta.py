@@ -31,13 +31,17 @@ class Roberta(Bert):
             "head": "lm_head",
         },
         prefix="roberta.",
-        repeated=("lm_head.decoder.weight", "lm_head.decoder.bias"),
+        tied={
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
         beside={},
         unused=("roberta.pooler.",),  # which its own classifiers do not use
     )
     settings = replace(
         Bert.settings,
-        defaults=Bert.settings.defaults | {"pad_token_id": 1},
+        defaults=Bert.settings.defaults | {"vocab_size": 50265, "pad_token_id": 1},
+        read={"pad_token_id": int},
         activations={Activation.gelu: "gelu"},  # the head's is always this one
         fixed=POST_NORM | {"tie_embeddings": True},
     )
@@ -61,7 +65,7 @@ class Roberta(Bert):
             "pad_token_id": config.position_offset - 1,
         }
 
-    def from_hf(self, theirs: dict[str, Any]) -> EncoderConfig:
-        offset = (self.settings.defaults | theirs)["pad_token_id"] + 1
-        same = super().from_hf(theirs)
+    def network(self, theirs: dict[str, Any]) -> EncoderConfig:
+        offset = theirs["pad_token_id"] + 1
+        same = super().network(theirs)
         return replace(same, position_offset=offset, max_seq_len=same.max_seq_len - offset)

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from pretrain.checkpoint.load import check_architecture, first_few
 from pretrain.errors import CheckpointError, ConfigError, NumericalError
 from pretrain.files import write_hashed
 from pretrain.hub.family import Family, HFTensor, Tensors, family_of
+from pretrain.hub.weight_files import INDEX, WHOLE, locate, read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_WHOLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_FIX = "fetch or write it again"  # of a damaged file
 _CHUNK = 1 << 20  # elements read and written at a time
 _AHEAD = 4  # chunks that may wait to be hashed
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # endings, and today's
+_FLOATS = {"F64", "F32", "BF16", "F16"}  # types that weights have unless they are quantized
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def write_weights(directory: Path, parts: list[HFTensor], read: Reader, *, dtype
     """
     groups = _split(parts, max_bytes // dtype.itemsize)
     files = {
-        _WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
+        WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
         for number, group in enumerate(groups, start=1)
     }
     for name, group in files.items():
@@ -91,21 +92,24 @@ class HuggingFaceWeights:
     absent: list[str]  # names of heads' tensors that the checkpoint does not have
 
     def __init__(self, directory: Path, prefix: str = "model.") -> None:
-        """Read names and shapes, not weights. Raises `CheckpointError` for files that are damaged or not of the
-        architecture that `config.json` describes, and `ConfigError` for an architecture that we do not have.
+        """Read names and shapes, not weights, unless tied ones are stored twice. Raises `CheckpointError` for files that
+        are damaged or not of the architecture that `config.json` describes, `ConfigError` for one that we do not have.
         """
         self.directory = directory
         family, self.config, parts = read_network(directory / "config.json", prefix)
+        tensors = family.tensors
         self._files = OpenFiles(directory)
-        self._file_of = self._locate()
-        self._stored = _by_current_names(self._file_of, parts, family.tensors)
-        absent = _absent(parts, family.tensors.prefix, self._stored)
+        self._file_of = locate(directory, self._files)
+        self._stored = self._by_current_names(parts, tensors)
+        copies = self._without_copies(tensors.tied if self.config.tie_embeddings else {})
+        absent = _absent(parts, tensors.prefix, self._stored)
         self.absent = sorted({part.ours for part in absent})
         self._parts: dict[str, list[HFTensor]] = {}
-        for part in [*parts, *self._parts_beside(family.tensors)]:
+        for part in [*parts, *self._parts_beside(tensors)]:
             if part not in absent:
                 self._parts.setdefault(part.ours, []).append(part)
-        self._check(family.tensors)
+        self._check(tensors)
+        self._check_copies(copies)
 
     def weight_shapes(self) -> dict[str, torch.Size]:
         """Return the shape of every weight by our name."""
@@ -131,19 +135,49 @@ class HuggingFaceWeights:
             out[low - start : high - start] = rows[skipped : skipped + high - low]
         return out
 
-    def _locate(self) -> dict[str, str]:
-        """Return the file of every stored tensor."""
-        index = self.directory / INDEX
-        if not index.exists():
-            if not (self.directory / _WHOLE).exists():
-                rule = f"no {_WHOLE}; only safetensors are read, convert what is there"
-                raise CheckpointError(f"{self.directory}: {rule}")
-            return dict.fromkeys(self._files[_WHOLE].keys(), _WHOLE)
-        located = read_index(index)
-        held = {file: set(self._files[file].keys()) for file in set(located.values())}
-        if absent := [f"{name} in {file}" for name, file in located.items() if name not in held[file]]:
-            raise CheckpointError(f"{index}: lists tensors that are not there: {first_few(absent)}; {_FIX}")
-        return located
+    def _by_current_names(self, parts: list[HFTensor], tensors: Tensors) -> dict[str, str]:
+        """Return the name of every tensor in the files by its current name in the family."""
+        names = self._file_of
+        body_alone = not any(name.startswith(tensors.prefix) for name in names)
+        outside = {part.theirs for part in parts} | tensors.tied.keys()
+        heads = tuple(theirs for theirs in tensors.beside.values() if not theirs.startswith(tensors.prefix))
+        stored: dict[str, str] = {}
+        for name in names:
+            current = name
+            for old, new in _OLD_NAMES.items():
+                current = current.removesuffix(old) + new if current.endswith(old) else current
+            if body_alone and current not in outside and not current.startswith(heads):
+                current = tensors.prefix + current
+            if (other := stored.setdefault(current, name)) != name:
+                raise CheckpointError(f"{self.directory}: {other} and {name} are names of one tensor; leave out either")
+        if not stored.keys() & outside and (wrapper := _wrapper(names, outside, tensors.prefix)):
+            rule = f"the names of its tensors begin with {wrapper!r}, as a wrapper (DDP, torch.compile) has them"
+            raise CheckpointError(f"{self.directory}: {rule}; save the module inside, or rename them")
+        return stored
+
+    def _without_copies(self, tied: dict[str, str]) -> list[tuple[str, str]]:
+        """Let a tensor that is stored under the name of its copy alone have its own; return copies with what they copy.
+
+        `transformers` reads either name too, and ties nothing where both are there and differ.
+        """
+        for copy, name in tied.items():
+            if copy in self._stored and name not in self._stored:
+                self._stored[name] = self._stored.pop(copy)
+        return [(self._stored.pop(copy), name) for copy, name in tied.items() if copy in self._stored]
+
+    def _check_copies(self, copies: list[tuple[str, str]]) -> None:
+        """Refuse a stored copy that is none: what the network computes would depend on who reads it."""
+        for copy, name in copies:
+            ones, others = self._open(copy), self._slice(name)
+            shape = others.get_shape()
+            rows = max(1, _CHUNK // math.prod(shape[1:]))
+            if ones.get_shape() != shape or not all(
+                torch.equal(ones[begin : begin + rows].float(), others[begin : begin + rows].float())
+                for begin in range(0, shape[0], rows)
+            ):
+                rule = f"{copy} and {name} differ, which config.json says are tied"
+                fix = "leave out the one that is not meant, or untie them there (tie_word_embeddings) if both are"
+                raise CheckpointError(f"{self.directory}: {rule}; {fix}")
 
     def _parts_beside(self, tensors: Tensors) -> Iterator[HFTensor]:
         """Yield the stored tensors that belong to objectives."""
@@ -156,10 +190,9 @@ class HuggingFaceWeights:
     def _check(self, tensors: Tensors) -> None:
         """Refuse tensors of the body that are missing, of another shape, or unknown; log heads of other tasks."""
         parts = {part.theirs: part for own in self._parts.values() for part in own}
-        known = tensors.repeated if self.config.tie_embeddings else ()
         found, unused = {}, []
         for name, stored in self._stored.items():
-            if name not in parts and (name in known or name.endswith(tensors.derived)):
+            if name not in parts and name.endswith(tensors.derived):
                 continue
             if name not in parts and (name.startswith(tensors.unused) or not name.startswith(tensors.prefix)):
                 unused.append(stored)
@@ -167,6 +200,8 @@ class HuggingFaceWeights:
                 found[stored] = self._shape(name)
         wanted = {self._stored.get(name, name): torch.Size(part.their_shape) for name, part in parts.items()}
         check_architecture(self.directory, wanted, found, "its weights are not those that its config.json describes")
+        if other := [f"{name} ({kind})" for name in parts if (kind := self._slice(name).get_dtype()) not in _FLOATS]:
+            raise CheckpointError(f"{self.directory}: quantized weights are not read: {first_few(other)}")
         if unused:
             log.info("%s: no part of our model and left alone: %s", self.directory, ", ".join(sorted(unused)))
 
@@ -175,21 +210,22 @@ class HuggingFaceWeights:
 
     def _slice(self, name: str) -> Any:
         """Return the slicer of a tensor by its current name in the family."""
-        stored = self._stored[name]
+        return self._open(self._stored[name])
+
+    def _open(self, stored: str) -> Any:
+        """Return the slicer of a tensor by its name in the files."""
         return self._files[self._file_of[stored]].get_slice(stored)
 
 
-def _by_current_names(names: Iterable[str], parts: list[HFTensor], tensors: Tensors) -> dict[str, str]:
-    """Return the name of every tensor in the files by its current name in the family."""
-    body_alone = not any(name.startswith(tensors.prefix) for name in names)
-    outside = {part.theirs for part in parts} | set(tensors.repeated)
-    heads = tuple(theirs for theirs in tensors.beside.values() if not theirs.startswith(tensors.prefix))
-    stored = {}
+def _wrapper(names: Iterable[str], known: AbstractSet[str], prefix: str) -> str:
+    """Return what a wrapper such as DistributedDataParallel or torch.compile put before the names of a model."""
+    ends = known | {name.removeprefix(prefix) for name in known}
     for name in names:
-        current = next((name.removesuffix(old) + new for old, new in tensors.older.items() if name.endswith(old)), name)
-        in_body = body_alone and current not in outside and not current.startswith(heads)
-        stored[tensors.prefix + current if in_body else current] = name
-    return stored
+        parts = name.split(".")
+        before = next((".".join(parts[:n]) for n in range(1, len(parts)) if ".".join(parts[n:]) in ends), "")
+        if before:
+            return f"{before}."
+    return ""
 
 
 def _absent(parts: list[HFTensor], prefix: str, stored: dict[str, str]) -> set[HFTensor]:
@@ -208,31 +244,6 @@ def read_network(path: Path, prefix: str = "model.") -> tuple[Family, Any, list[
     try:
         family = family_of(theirs)
         config = family.from_hf(theirs)
-        return family, config, list(family.model_tensors(config, theirs["vocab_size"], prefix))
+        return family, config, list(family.model_tensors(config, family.vocab_size(theirs), prefix))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # Values may be of any type and size, and the code that meets one first raises whatever it raises.
-        raise CheckpointError(f"{path}: not that of a {theirs.get('model_type')} ({error!r}); {_FIX}") from None
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """Return the file of every tensor that an index lists: a file beside it. Raises `CheckpointError` otherwise."""
-    located = read_json(path).get("weight_map")
-    if not isinstance(located, dict) or not all(isinstance(file, str) for file in located.values()):
-        raise CheckpointError(f"{path}: has no weight_map from the names of tensors to those of files; {_FIX}")
-    for file in sorted(set(located.values())):
-        if Path(file).name != file or not (path.parent / file).is_file():
-            raise CheckpointError(f"{path}: lists {file!r}, which is no file beside it; {_FIX}")
-    return located
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises `CheckpointError` for a file without one."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_FIX}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object; {_FIX}")
-    return content

@@ -17,6 +17,7 @@ from pretrain.hub.download import is_hub_name
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = {
     "config.json": b"{}",
+    "adapter_config.json": b"{}",
     "tokenizer.json": b'{"version": "1.0"}',
     "model.safetensors": b"weights",
     "model-00001-of-00002.safetensors": b"more weights",
@@ -25,7 +26,7 @@ REPOSITORY = {
     "onnx/model.onnx": b"another format",
     "README.md": b"words",
 }
-WANTED = {name for name in REPOSITORY if name.startswith(("config", "tokenizer", "model"))}
+WANTED = {name for name in REPOSITORY if name.startswith(("config", "adapter", "tokenizer", "model"))}
 OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 REVISIONS = {"main": COMMIT, "v1": OLD_COMMIT, "refs/pr/1": OLD_COMMIT}
 FETCH = """

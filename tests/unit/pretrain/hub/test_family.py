@@ -175,7 +175,8 @@ def rotary(kind, **more):
             "rope_parameters.factor=4.0 is not",
         ),
         ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 is not"),
-        ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling={'type': 'linear'} is not"),
+        ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "type=linear is not supported"),
+        ({**MODERN, "rope_scaling": {"rope_type": "default", "factor": 2.0}}, "full_attention.factor=2.0 is not"),
         (
             {**BERT, "position_embedding_type": "relative_key"},
             "position_embedding_type=relative_key is not supported",

@@ -200,9 +200,6 @@ DAMAGE = {
         (d / "model.safetensors").read_bytes()[:-1]
     ),
     "config.json: cannot be read": lambda d: (d / "config.json").write_text("{"),
-    "config.json: not that of a gpt2 (KeyError('n_embd'))": lambda d: (d / "config.json").write_text(
-        '{"model_type": "gpt2", "n_positions": 32}'
-    ),
 }
 
 
@@ -268,23 +265,25 @@ def test_a_damaged_directory_of_several_files_is_refused_by_name(llama, problem)
 
 
 @pytest.mark.parametrize(
-    ("kind", "changed", "problem"),
+    ("changed", "problem"),
     [
-        (ConfigError, {"model_type": "t5"}, "model_type=t5: is not supported"),
-        (ConfigError, {"qk_norm": True}, "qk_norm=True is not supported by model=decoder"),
-        (ConfigError, {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn is not supported"),
-        (ConfigError, {"num_attention_heads": 5}, "model.heads=5: "),
-        (CheckpointError, {"model_type": ["llama"]}, "not that of a ['llama'] (TypeError("),
-        (CheckpointError, {"hidden_size": "24"}, "not that of a llama (TypeError("),
-        (CheckpointError, {"vocab_size": -1}, "not that of a llama (RuntimeError("),
-        (CheckpointError, {"rope_parameters": 3}, "not that of a llama (AttributeError("),
-        (CheckpointError, {"rope_parameters": {"rope_theta": "x"}}, "not that of a llama (ValueError("),
+        ({"model_type": "t5"}, "model_type=t5: is not supported"),
+        ({"qk_norm": True}, "qk_norm=True is not supported by model=decoder"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn is not supported"),
+        ({"num_attention_heads": 5}, "model.heads=5: "),
+        ({"model_type": ["llama"]}, "model_type=['llama']: is not supported"),
+        ({"hidden_size": "24"}, "hidden_size='24': must be a whole number from 1 to 16777216"),
+        ({"vocab_size": -1}, "vocab_size=-1: must be a whole number from 1 to 16777216"),
+        ({"rope_parameters": 3}, "rope_parameters=3: must be an object"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters.rope_theta='x': must be a positive"),
+        ({"transformers_weights": "a.safetensors"}, "transformers_weights=a.safetensors is not supported by"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported by"),
     ],
 )
-def test_every_refusal_of_a_configuration_names_its_file_once(llama, kind, changed, problem):
+def test_every_refusal_of_a_configuration_names_its_file_once(llama, changed, problem):
     path = llama / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    with pytest.raises(kind) as refused:
+    with pytest.raises(ConfigError) as refused:
         HuggingFaceWeights(llama)
     assert str(refused.value).startswith(f"{path}: {problem}")
     assert str(refused.value).count("config.json") == 1

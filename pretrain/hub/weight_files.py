@@ -1,0 +1,105 @@
+"""Which files of a Hugging Face directory hold its weights: those that `transformers` reads. And its JSON files.
+
+Holds files and their names; what the tensors in them mean is in `weights`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.fragments import OpenFiles
+from pretrain.checkpoint.load import first_few
+from pretrain.errors import CheckpointError
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_CANDIDATES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+_ADAPTER = "adapter_config.json"
+_FIX = "fetch or write it again"  # of a damaged file
+_POINTER = b"version https://git-lfs"  # begins what Git has in place of a file that it has not fetched
+_LARGEST_JSON = 1 << 26  # bytes; the index of the largest models has a tenth of that
+
+log = logging.getLogger(__name__)
+
+
+def locate(directory: Path, files: OpenFiles) -> dict[str, str]:
+    """Return the file of every stored tensor; log the files that are left alone.
+
+    As `transformers` does, read `model.safetensors`, else the files that the index lists, and all that is in them.
+    Raises `CheckpointError` for files that are missing, damaged or at odds with the index, and for an adapter of PEFT:
+    `transformers` puts it over the weights where `peft` is installed, and not where it is not.
+    """
+    if (directory / _ADAPTER).exists():
+        fix = f"merge it (`merge_and_unload` and `save_pretrained`), or take {_ADAPTER} away to start without it"
+        raise CheckpointError(f"{directory}: holds an adapter of PEFT, which is not read; {fix}")
+    there = sorted(path.name for pattern in _CANDIDATES for path in directory.glob(pattern) if path.is_file())
+    if not {WHOLE, INDEX} & set(there):
+        raise CheckpointError(f"{directory}: no {WHOLE}; {_way_out(directory, there)}")
+    listed = {} if WHOLE in there else read_index(directory / INDEX)
+    read = sorted(set(listed.values())) or [WHOLE]
+    file_of: dict[str, str] = {}
+    for file in read:
+        _check_fetched(directory / file)
+        for name in files[file].keys():  # noqa: SIM118 - no dictionary
+            if name in file_of:
+                raise CheckpointError(f"{directory}: {name} is in {file_of[name]} and in {file}; {_FIX}")
+            file_of[name] = file
+    if absent := [f"{name} in {file}" for name, file in listed.items() if file_of.get(name) != file]:
+        raise CheckpointError(f"{directory / INDEX}: lists tensors that are not there: {first_few(absent)}; {_FIX}")
+    if beside := [name for name in there if name not in read and not (listed and name == INDEX)]:
+        chosen = INDEX if listed else WHOLE
+        log.warning("%s: read %s, as transformers does, and not %s", directory, chosen, first_few(beside))
+    return file_of
+
+
+def _way_out(directory: Path, there: list[str]) -> str:
+    """Return what to do about a directory with these files, none of which `transformers` or we would read."""
+    if shards := [name for name in there if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]:
+        return f"{first_few(shards)} are parts of one, and {INDEX} says which; fetch it, too"
+    if others := [name for name in there if name.endswith(".safetensors")]:
+        return f"rename the one that is meant: {first_few(others)}"
+    if there:
+        return f"only safetensors are read, convert {first_few(there)} (python -m pretrain.import_bin {directory})"
+    return "only safetensors are read; fetch them, or name the directory that holds them"
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of every tensor that an index lists: a file beside it. Raises `CheckpointError` otherwise."""
+    located = read_json(path).get("weight_map")
+    if not isinstance(located, dict) or not all(isinstance(file, str) for file in located.values()):
+        raise CheckpointError(f"{path}: has no weight_map from the names of tensors to those of files; {_FIX}")
+    for file in sorted(set(located.values())):
+        if Path(file).name != file or not (path.parent / file).is_file():
+            raise CheckpointError(f"{path}: lists {file!r}, which is no file beside it; {_FIX}")
+    return located
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises `CheckpointError` for a file without one."""
+    _check_fetched(path)
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise CheckpointError(f"{path}: larger than {_LARGEST_JSON} bytes; {_FIX}")
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_FIX}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object; {_FIX}")
+    return content
+
+
+def _check_fetched(path: Path) -> None:
+    """Raise `CheckpointError` for a file that is empty, or Git LFS's note of where it is to be had."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_FIX}") from None
+    if not begin:
+        raise CheckpointError(f"{path}: is empty; {_FIX}")
+    if begin == _POINTER:
+        raise CheckpointError(f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` there")
