@@ -47,11 +47,12 @@ class Dialect(NamedTuple):
     quotes: Quotes
     padded: bool = False  # spaces after a delimiter belong to it
     skip: int = 0  # lines before the first row
+    end: str = "\n"  # of a row without quotes; where cells may be quoted, any that there is
 
     @property
     def newline(self) -> str:
         """The `newline` to open a file with: `csv` wants line ends as they are."""
-        return "\n" if self.quotes is Quotes.none else ""
+        return self.end if self.quotes is Quotes.none else ""
 
     def __str__(self) -> str:
         """Say it for a message."""
@@ -91,8 +92,7 @@ class Dialect(NamedTuple):
                 yield number, cells
 
 
-WRITTEN_QUOTED = re.compile(r'(?:^|[\t,;|])"(?:[^"]|"")*""(?:[^"]|"")*"(?:[\t,;|\r\n]|$)', re.MULTILINE)
-"""A cell with quotes inside of quotes: who writes a table without quotes has no reason to double any."""
+QUOTED_CELL = re.compile(r'(?:^|[\t,;|])"((?:[^"\r\n]|"")+)"(?=[\t,;|\r\n]|$)', re.MULTILINE)
 
 USUAL = {".csv": Dialect(Delimiter.comma, Quotes.doubled), ".tsv": Dialect(Delimiter.tab, Quotes.none)}
 
@@ -103,9 +103,10 @@ def find_dialect(
     """Return the dialect of a file that begins with `sample`.
 
     A dialect fits if the first row has all columns that are `wanted`, or if there are rows of as many cells as the
-    `header` that the user gave. Of several that fit the one is taken that makes the most whole rows, and of these the
-    `usual` one; of those that do not fit, for the message, the one that makes the most cells of the first row. The line
-    "sep=;" that Excel puts first decides on the delimiter, unless the user does.
+    `header` that the user gave; one column alone has the `usual` delimiter. Of several that fit the one is taken that
+    makes the most whole rows, and of these the `usual` one. Where none does, for the message, it is the one that makes
+    the most cells of the first row. The line "sep=;" that Excel puts first decides on the delimiter, unless the user
+    does.
 
     Raises `ConfigError` where two delimiters make as many whole rows.
     """
@@ -117,25 +118,30 @@ def find_dialect(
         delimiter = known[excel[1]] if delimiter is Delimiter.auto else delimiter
     if delimiter is not Delimiter.auto:
         usual = usual._replace(delimiter=delimiter)
-    delimiters = [usual.delimiter, *SIGNS] if delimiter is Delimiter.auto else [delimiter]
-    quotes = [usual.quotes, Quotes.doubled, Quotes.escaped] if '"' in sample else [usual.quotes]
+    if "\r" in sample and "\n" not in sample:
+        usual = usual._replace(end="\r")
+    delimiters = dict.fromkeys([usual.delimiter, *(SIGNS if delimiter is Delimiter.auto else [])])
+    quotes = dict.fromkeys([usual.quotes, *([Quotes.doubled, Quotes.escaped] if '"' in sample else [])])
     for padded in (False, True):
-        dialects = [Dialect(name, kind, padded, usual.skip) for name in delimiters for kind in quotes]
-        whole = {dialect: _whole_rows(dialect, sample, wanted, header) for dialect in dialects}
+        tried = [usual._replace(delimiter=name, quotes=kind, padded=padded) for name in delimiters for kind in quotes]
+        whole = {dialect: _whole_rows(dialect, sample, wanted, header, usual) for dialect in tried}
         best = [dialect for dialect, count in whole.items() if count == max(whole.values()) > 0]
         if len(signs := list(dict.fromkeys(dialect.delimiter for dialect in best))) > 1:
             rule = f"as many rows of {file} have {len(header)} cells with {signs[0]} between them as with {signs[1]}"
             raise ConfigError(f"task.delimiter=auto: {rule}; set the one that is right")
         if best:
             quoted = best[0]._replace(quotes=Quotes.doubled)
-            return quoted if quoted in best and WRITTEN_QUOTED.search(sample) else best[0]
-    return max((usual._replace(delimiter=name) for name in delimiters), key=lambda tried: len(_first(tried, sample)))
+            # Who writes cells without quotes around them has no reason to double the quotes inside.
+            doubled = any('""' in cell for cell in QUOTED_CELL.findall(sample))
+            return quoted if doubled and quoted in best else best[0]
+    fallback = [usual._replace(delimiter=name) for name in delimiters]
+    return max(fallback, key=lambda dialect: len(_first(dialect, sample)))
 
 
-def _whole_rows(dialect: Dialect, sample: str, wanted: Sequence[str], header: Sequence[str]) -> int:
-    """Return how many rows have as many cells as there are columns; 0 if a column is not there."""
+def _whole_rows(dialect: Dialect, sample: str, wanted: Sequence[str], header: Sequence[str], usual: Dialect) -> int:
+    """Return how many rows have as many cells as there are columns; 0 for a dialect that does not fit."""
     names = header or _first(dialect, sample)
-    if not set(wanted) <= set(names):
+    if not set(wanted) <= set(names) or (len(names) == 1 and dialect.delimiter != usual.delimiter):
         return 0
     rows = dialect.rows(io.StringIO(sample, newline=dialect.newline))
     return sum(not isinstance(cells, csv.Error) and len(cells) == len(names) for _, cells in rows)
