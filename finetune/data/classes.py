@@ -53,7 +53,9 @@ def _names(feature: Any) -> Any:
         return _names(feature[0])
     if not isinstance(feature, dict):
         return []
-    return _names(feature["feature"]) if "feature" in feature else feature.get("names") or []
+    if "feature" in feature:
+        return _names(feature["feature"])
+    return feature.get("names") or [] if feature.get("_type") == "ClassLabel" else []
 
 
 def class_name(value: Any, names: tuple[str, ...]) -> Any:

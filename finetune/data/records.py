@@ -133,8 +133,6 @@ def _table(
                 _check_columns(file, columns, names, "; if its first line holds no names, set task.header")
             elif len(cells) != len(names):
                 bad.report("too few or too many cells", place, f"{len(cells)}, expected {len(names)}")
-            elif any("\0" in cell for cell in cells):
-                bad.report("NUL", place, "a character of no text; is the file damaged?")
             else:
                 yield Row(place, dict(zip(names, cells, strict=True)))
                 longest = max(longest, (sum(cell.count("\n") for cell in cells) + 1, place))
