@@ -34,28 +34,34 @@ def parquet_classes(file: str, schema: pa.Schema) -> Classes:
 
 
 def feature_classes(features: Mapping[str, Any]) -> Classes:
-    """Return the names of classes in features of `datasets`, given as its JSON. Raises `ValueError` for broken ones."""
-    found = {}
-    for column, feature in features.items():
-        names = _names(feature)
+    """Return the names of classes in features of `datasets`, given as its JSON; of fields by names joined with dots.
+
+    Raises `ValueError` for broken ones.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for column, kind in features.items():
+        feature = _innermost(kind)
+        if not isinstance(feature, dict):
+            continue
+        if "_type" not in feature and feature is kind:  # a record of several
+            found |= {f"{column}.{field}": names for field, names in feature_classes(feature).items()}
+        if feature.get("_type") != "ClassLabel" or not (names := feature.get("names")):
+            continue
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"column {column!r}: {names!a:.80} is no list of names")
         if len(set(names)) < len(names):
             raise ValueError(f"column {column!r}: a name twice in {names!a:.80}")
-        if names:
-            found[column] = tuple(names)
+        found[column] = tuple(names)
     return found
 
 
-def _names(feature: Any) -> Any:
-    """Return the names of a feature of classes, or of lists of them; none for any other."""
+def _innermost(feature: Any) -> Any:
+    """Return the feature of what is in a list, or in lists of lists; any other as it is."""
     if isinstance(feature, list) and len(feature) == 1:  # how older versions wrote a list
-        return _names(feature[0])
-    if not isinstance(feature, dict):
-        return []
-    if "feature" in feature:
-        return _names(feature["feature"])
-    return feature.get("names") or [] if feature.get("_type") == "ClassLabel" else []
+        return _innermost(feature[0])
+    if isinstance(feature, dict) and "_type" in feature and "feature" in feature:
+        return _innermost(feature["feature"])
+    return feature
 
 
 def class_name(value: Any, names: tuple[str, ...]) -> Any:

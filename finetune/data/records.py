@@ -189,7 +189,10 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
     from datasets import Dataset
 
     repository, subset, revision = _data_set(name)
-    options = {"split": split or None, "revision": revision or None}
+    options: dict[str, Any] = {"split": split or None, "revision": revision or None}
+    if (Path(repository) / "state.json").is_file():  # of `save_to_disk`, which `load_dataset` does not read as it is
+        options = {"split": split or None, "data_files": sorted(map(str, Path(repository).glob("*.arrow")))}
+        repository = "arrow"
     hint = " (a subset is named as org/name/subset)"
     found = load_data_set(name, repository, subset or None, hint=hint, **options)
     if not isinstance(found, Dataset):
