@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval import scheme as seqeval_schemes
@@ -159,6 +160,34 @@ def test_what_is_nearly_a_tag_is_named_with_its_fix(tmp_path, tag, fix):
     with pytest.raises(DataError) as refusal:
         TokensConfig().records(str(file))
     assert f"no tag of task.scheme=auto: 1 ({file}:1, word 2: {fix}" in str(refusal.value)
+
+
+def test_tags_that_the_data_set_names(tmp_path):
+    def written(numbers, names, name="train.parquet"):
+        features = Features(words=Sequence(Value("string")), tags=Sequence(ClassLabel(names=names)))
+        rows = {"words": [["a", "b"]] * len(numbers), "tags": numbers}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / name)
+        return str(tmp_path / name)
+
+    task = TokensConfig(train="train.parquet")
+    names = ["O", "I-Y", "B-X", "B-Y"]
+    records = task.records(written([[2, 0], [3, 1]], names))
+    assert [sentence.tags for sentence in records] == [["B-X", "O"], ["B-Y", "I-Y"]]
+    assert task.names(records) == names
+    assert task.encode(records, letters_of("ab"), names).examples.targets.tolist() == [2, 0, 3, 1]
+    assert task.names(task.records(written([[0, 1]], ["B-X", "B-Y"]))) == ["O", "B-X", "B-Y"]
+    with pytest.raises(DataError, match=r"no tag of task.scheme=auto: 1 \(.*train.parquet, row 1, word 2: None\)"):
+        task.records(written([[0, 1], [0, -1]], names))
+    with pytest.raises(
+        DataError, match=r"train.parquet: 'X', one of the names of its tags, is none of task.scheme=auto"
+    ):
+        task.names(task.records(written([[0, 1]], ["O", "B-X", "X"])))
+    others = task.records(written([[0, 1]], ["O", "B-PER"], "validation.parquet"))
+    rule = "the names of its classes are O, B-PER, but those of task.train=train.parquet are O, I-Y, B-X, B-Y"
+    with pytest.raises(DataError, match=f"validation.parquet, row 0: {rule}"):
+        task.encode(others, letters_of("ab"), names)
+    plain = TokensConfig(scheme=TagScheme.none)
+    assert plain.names(plain.records(written([[0, 1]], ["NOUN", "ADJ", "X"]))) == ["NOUN", "ADJ", "X"]
 
 
 def test_integers_are_indices_of_labels_or_names_themselves(tmp_path):
