@@ -201,7 +201,8 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
             raise ConfigError(f"{name}: choose a split: {', '.join(f'{name}:{split}' for split in splits)}")
         found = found[splits[0]]
     _check_columns(name, columns, found.column_names)
-    classes = feature_classes(found.features.to_dict())
+    features: Any = found.features.to_dict()
+    classes = feature_classes(features)
     for row, values in enumerate(found.select_columns(sorted(set(columns.values())))):
         yield Row(f"{name}, row {row}", dict(values), classes)
 
