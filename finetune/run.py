@@ -32,7 +32,7 @@ from pretrain.train.loop import TrainConfig
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize
 
-READING = {"train", "validation", "columns", "header", "word_column", "tag_column", "max_faults"}
+READING = {"train", "validation", "columns", "header", "delimiter", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide which files are read and how: what they yield must stay the same, not the settings."""
 
 log = logging.getLogger(__name__)

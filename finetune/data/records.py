@@ -1,6 +1,6 @@
 """Labelled records from files and from the hub: values by their roles, and the place of each record.
 
-Holds which columns are read and the formats that only fine-tuning has, CSV and TSV; the other readers are in
+Holds which columns are read; CSV and TSV are in `tables`, names of classes in `classes`, the other readers in
 `pretrain.data.sources.readers`, and what the values mean is up to the tasks. No type is guessed: a cell of CSV or TSV
 is a string, and values of other formats have the types that they are stored with.
 """
@@ -17,8 +17,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from finetune.data.classes import NO_CLASSES, Classes, class_name, feature_classes, parquet_classes
+from finetune.data.tables import USUAL, Delimiter, find_dialect
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
-from pretrain.data.sources.documents import DOCUMENT_LIMIT
 from pretrain.data.sources.readers import (
     JSON_LINES,
     file_format,
@@ -33,7 +34,9 @@ from pretrain.hub.download import is_hub_name
 from pretrain.registry import nearest
 
 STANDARD_INPUT = "-"  # in place of a file's name
-MANY_LINES = 50  # a record of a CSV with more of them is logged
+SAMPLE = 2**20  # characters at the start of a table that show its dialect
+MANY_LINES = 50  # a record of a table with more of them is logged
+MAX_COLUMNS = 20  # columns of a source that a message lists
 FORMATS = (".csv", ".tsv", *JSON_LINES, ".parquet")
 
 log = logging.getLogger(__name__)
@@ -44,20 +47,31 @@ class Record(NamedTuple):
 
     values: dict[str, Any]  # by role
     place: str  # "file:line", with the line where it begins, or "name, row 7", counted from 0
+    classes: Classes = NO_CLASSES  # of the roles whose classes the source itself names
 
 
-Row = tuple[str, dict[str, Any]]  # place, values by column
+class Row(NamedTuple):
+    """A record as its source has it."""
+
+    place: str
+    values: dict[str, Any]  # by column
+    classes: Classes = NO_CLASSES  # of the columns whose values are numbers of classes
 
 
 def read_records(
-    source: str, columns: Mapping[str, str], bad: BadRecords, *, header: Sequence[str] = ()
+    source: str,
+    columns: Mapping[str, str],
+    bad: BadRecords,
+    *,
+    header: Sequence[str] = (),
+    delimiter: Delimiter = Delimiter.auto,
 ) -> Iterator[Record]:
     """Yield the records of a file, or of a data set `org/name[/subset][@revision][:split]`, with values of `columns`.
 
     `columns` maps roles to different columns, all of which must exist. `header` names the columns of a CSV or TSV file
-    without a header line. Cells of a CSV may be quoted (RFC 4180), those of a TSV never are, as in GLUE. CSV, TSV and
-    JSON lines may be compressed (.gz, .xz, .bz2, .zst). Blank lines are skipped. `-` is JSON lines from standard input,
-    which can be read once.
+    without a header line; `find_dialect` says how their cells are told apart. CSV, TSV and JSON lines may be compressed
+    (.gz, .xz, .bz2, .zst). Blank lines are skipped. `-` is JSON lines from standard input, which can be read once.
+    Numbers of classes that the source itself names are replaced by the names.
 
     Records that cannot be read are reported to `bad`; the caller settles it. Raises `ConfigError` for a file, column or
     split that does not exist, and `DataError` for a file that cannot be read.
@@ -65,15 +79,18 @@ def read_records(
     for role, column in columns.items():
         if other := next((other for other in columns if other != role and columns[other] == column), None):
             raise ConfigError(f"task.columns.{role}={column}: task.columns.{other} is the same column; name another")
-    for place, row in _rows(source, columns, bad, header):
-        values = {role: row[column] for role, column in columns.items()}
-        if wrong := next((role for role, value in values.items() if not is_text(value)), None):
-            bad.report("not UTF-8", place, f"column {columns[wrong]!r} is {values[wrong]!a:.80}")
-        else:
-            yield Record(values, place)
+    for place, row, classes in _rows(source, columns, bad, header, delimiter):
+        with bad.counted(place):
+            named = {name: class_name(row[name], names) for name, names in classes.items() if name in row}
+            values = {role: named.get(column, row[column]) for role, column in columns.items()}
+            if wrong := next((role for role, value in values.items() if not is_text(value)), None):
+                raise BadRecordError("not UTF-8", f"column {columns[wrong]!r} is {values[wrong]!a:.80}")
+            yield Record(values, place, {role: classes[name] for role, name in columns.items() if name in classes})
 
 
-def _rows(source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str]) -> Iterator[Row]:
+def _rows(
+    source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], delimiter: Delimiter
+) -> Iterator[Row]:
     form = file_format(source)
     name, _, split = source.partition(":")
     if source == STANDARD_INPUT:
@@ -83,7 +100,7 @@ def _rows(source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequ
             return _parquet(source, columns, bad)
         if form in JSON_LINES:
             return _json_lines(source, columns, bad)
-        return _table(source, columns, bad, header, quoted=form == ".csv")
+        return _table(source, columns, bad, header, delimiter)
     repository, _, _ = _data_set(name)
     if Path(repository).is_dir() or (form not in FORMATS and is_hub_name(repository)):
         return _hub(name, columns, split)
@@ -93,12 +110,18 @@ def _rows(source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequ
 
 
 def _table(
-    file: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], *, quoted: bool
+    file: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], delimiter: Delimiter
 ) -> Iterator[Row]:
-    names = list(header)
-    with _open_text(file, newline="" if quoted else "\n") as text:  # "": `csv` wants line ends as they are
-        lines = _quoted(file, text) if quoted else _tabbed(text)
-        for line, cells in lines:
+    usual, names = USUAL[file_format(file)], list(header)
+    longest = (0, "")  # record in lines, and its place
+    with _open_text(file, newline="") as text:
+        sample = text.read(SAMPLE)
+    wanted = [*columns.values()]
+    dialect = find_dialect(file, sample, usual=usual, delimiter=delimiter, wanted=wanted, header=header)
+    if dialect != usual:
+        log.info("%s is read with %s", file, dialect)
+    with _open_text(file, newline=dialect.newline) as text:
+        for line, cells in dialect.rows(text):
             place = f"{file}:{line}"
             if isinstance(cells, csv.Error):
                 bad.report("bad quotes", place, str(cells))
@@ -111,40 +134,11 @@ def _table(
             elif len(cells) != len(names):
                 bad.report("too few or too many cells", place, f"{len(cells)}, expected {len(names)}")
             else:
-                yield place, dict(zip(names, cells, strict=True))
+                yield Row(place, dict(zip(names, cells, strict=True)))
+                longest = max(longest, (sum(cell.count("\n") for cell in cells) + 1, place))
     _check_columns(file, columns, names)
-
-
-def _quoted(file: str, text: TextIO) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Yield each row of a CSV with the line where it begins; where quotes are wrong, an error for each of its lines.
-
-    A quote that is never closed swallows all lines after it: each of them counts as a bad record. Two stray quotes make
-    one good record of everything between them, so a record of very many lines is logged.
-    """
-    csv.field_size_limit(DOCUMENT_LIMIT)  # of the process; its own limit is shorter than some documents
-    reader = csv.reader(text, strict=True)
-    most, where = MANY_LINES, 0
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            yield from ((wrong, error) for wrong in range(line, reader.line_num + 1))
-            continue
-        if reader.line_num - line >= most:
-            most, where = reader.line_num - line + 1, line
-        if cells:
-            yield line, cells
-    if where:
-        log.warning("%s:%d: a record of %d lines; if it should be shorter, look for a stray quote", file, where, most)
-
-
-def _tabbed(text: TextIO) -> Iterator[tuple[int, list[str]]]:
-    for line, row in enumerate(text, 1):
-        if row := row.removesuffix("\n").removesuffix("\r"):
-            yield line, row.split("\t")
+    if longest[0] > MANY_LINES:
+        log.warning("%s: a record of %d lines; if it should be shorter, look for a stray quote", *reversed(longest))
 
 
 def _json_lines(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator[Row]:
@@ -161,7 +155,7 @@ def _json_lines(file: str, columns: Mapping[str, str], bad: BadRecords) -> Itera
                     lacking = lacking or row
                     raise BadRecordError("a column is missing", f"no {missing[0]!r}, there are {sorted(row)}")
                 num_good += 1
-                yield place, row
+                yield Row(place, row)
     if lacking and not num_good:  # the setting is wrong, not the records
         _check_columns(file, columns, list(lacking))
 
@@ -170,12 +164,14 @@ def _parquet(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator
     wanted = sorted(set(columns.values()))
     with open_parquet(file) as table:
         _check_columns(file, columns, table.schema_arrow.names)
+        classes = parquet_classes(file, table.schema_arrow)
         for first, batch in parquet_batches(table, wanted):
             cells = [batch.column(name) for name in wanted]
             for index in range(batch.num_rows):
                 place = f"{file}, row {first + index}"
                 try:
-                    yield place, {name: cell[index].as_py() for name, cell in zip(wanted, cells, strict=True)}
+                    values = {name: cell[index].as_py() for name, cell in zip(wanted, cells, strict=True)}
+                    yield Row(place, values, classes)
                 except UnicodeDecodeError as error:
                     bad.report("not UTF-8", place, str(error))
 
@@ -193,7 +189,10 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
     from datasets import Dataset
 
     repository, subset, revision = _data_set(name)
-    options = {"split": split or None, "revision": revision or None}
+    options: dict[str, Any] = {"split": split or None, "revision": revision or None}
+    if (Path(repository) / "state.json").is_file():  # of `save_to_disk`, which `load_dataset` does not read as it is
+        options = {"split": split or None, "data_files": sorted(map(str, Path(repository).glob("*.arrow")))}
+        repository = "arrow"
     hint = " (a subset is named as org/name/subset)"
     found = load_data_set(name, repository, subset or None, hint=hint, **options)
     if not isinstance(found, Dataset):
@@ -202,8 +201,10 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
             raise ConfigError(f"{name}: choose a split: {', '.join(f'{name}:{split}' for split in splits)}")
         found = found[splits[0]]
     _check_columns(name, columns, found.column_names)
+    features: Any = found.features.to_dict()
+    classes = feature_classes(features)
     for row, values in enumerate(found.select_columns(sorted(set(columns.values())))):
-        yield f"{name}, row {row}", dict(values)
+        yield Row(f"{name}, row {row}", dict(values), classes)
 
 
 @contextmanager
@@ -220,9 +221,17 @@ def _open_text(file: str, newline: str) -> Iterator[TextIO]:
 def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str], hint: str = "") -> None:
     for role, column in columns.items():
         if (count := list(known).count(column)) != 1:
-            what = f"has {count} columns of this name" if count else f"has no such column{nearest(column, known)}"
-            there = ", ".join(f"{name!r:.40}" for name in known) or "none"
+            what = f"has {count} columns of this name" if count else f"has no such column{_alike(column, known)}"
+            there = ", ".join(f"{name!r:.40}" for name in known[:MAX_COLUMNS]) or "none"
+            there += f", ... ({len(known):,} in all)" * (len(known) > MAX_COLUMNS)
             raise ConfigError(f"task.columns.{role}={column}: {source} {what}; its columns are {there}{hint}")
+
+
+def _alike(column: str, known: Sequence[str]) -> str:
+    """Return "; did you mean X?" with the column that differs in case and space alone, or is spelt most like this."""
+    plain = column.strip().casefold()
+    same = next((name for name in known if name.strip().casefold() == plain), None)
+    return nearest(column, known) if same is None else f"; did you mean {same!r}?"
 
 
 def is_text(value: Any) -> bool:

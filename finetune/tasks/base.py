@@ -5,7 +5,8 @@ Nothing here reads files or builds networks; each task has a folder of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from finetune.data.examples import Examples
 from finetune.model.losses import TaskLoss
 from finetune.report.page import Section
+from pretrain.errors import DataError
 from pretrain.hub.family import HeadKind
 
 BATCH = 1024  # texts that are tokenized at a time, so that the library's large results do not pile up
@@ -25,6 +27,30 @@ def shortlist(names: Sequence[str]) -> str:
     """Return the names of outputs for a message: the first `MAX_NAMES`, then how many there are if there are more."""
     more = f", ... ({len(names):,} in all)" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names of outputs in an order of their own: integers by value, others by code point."""
+    names = list(names)
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def name_of_number(number: int, labels: Sequence[str]) -> str:
+    """Return the name of a class that a data set has as an integer: the one of `labels` with this index, or itself.
+
+    Itself, too, if one of the labels is an integer or there is none of this index.
+    """
+    indexed = 0 <= number < len(labels) and not any(re.fullmatch(r"-?[0-9]+", label) for label in labels)
+    return labels[number] if indexed else str(number)
+
+
+def check_classes(place: str, classes: Sequence[str], names: Sequence[str], train: str) -> None:
+    """Raise `DataError` if a data set itself names `classes` that are not among the outputs, which `train` named."""
+    if set(classes) - set(names):
+        ours = f"but those of task.train={train} are {shortlist(names)}"
+        raise DataError(f"{place}: the names of its classes are {shortlist(classes)}, {ours}; name both alike")
 
 
 def encodings(tokenizer: Tokenizer, texts: Sequence[Any], *, special_tokens: bool = True) -> Iterator[Encoding]:

@@ -5,13 +5,12 @@ Files are read by `finetune.data`; which of the three problems is posed is the t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from finetune.tasks.base import shortlist
+from finetune.tasks.base import in_order, name_of_number, shortlist
 from pretrain.data.sources.bad_records import BadRecordError
 
 LARGEST = float(np.finfo(np.float32).max)  # magnitude of a target of regression
@@ -26,12 +25,14 @@ class LabelledText(NamedTuple):
     pair: str | None
     label: Label | None  # None: not known
     place: str  # file and line
+    classes: tuple[str, ...] = ()  # names of all classes in their order, if the data set has them
 
 
-def label_name(value: Any) -> str:
-    """Return the name of a label: a string as it is, or an integer, which data frames may have stored as a float.
+def label_name(value: Any, labels: Sequence[str] = ()) -> str:
+    """Return the name of a label: a string as it is, or of an integer, which data frames may have stored as a float.
 
-    Raises `BadRecordError` for a missing value (NaN included) and for anything else.
+    An integer is an index into `labels`, if none of these is one. Raises `BadRecordError` for a missing value (NaN
+    included) and for anything else.
     """
     if value is None or value == "" or value != value:
         raise BadRecordError("no label", f"{value!r:.80}")
@@ -39,19 +40,20 @@ def label_name(value: Any) -> str:
         value = int(value)
     if not isinstance(value, str | int):
         raise BadRecordError("label is no name", f"{value!r:.80}")
-    return str(value)
+    return name_of_number(value, labels) if type(value) is int else str(value)
 
 
-def label_set(value: Any, separator: str) -> tuple[str, ...]:
+def label_set(value: Any, separator: str, labels: Sequence[str] = ()) -> tuple[str, ...]:
     """Return a sorted set of labels, perhaps empty, from a list or from names with `separator` between them.
 
-    Raises `BadRecordError` for anything else and for a label that occurs twice, as it does in a list of zeros and ones.
+    Integers are as in `label_name`. Raises `BadRecordError` for anything else and for a label that occurs twice, as it
+    does in a list of zeros and ones.
     """
     if isinstance(value, str):
         value = [name.strip() for name in value.split(separator) if name.strip()]
     if not isinstance(value, list):
         raise BadRecordError("no list of labels", f"{value!r:.80}")
-    names = sorted(map(label_name, value))
+    names = sorted(label_name(name, labels) for name in value)
     if len(set(names)) < len(names):
         reason = "a label twice (a list has the names of a record's labels, not a 0 or 1 for each)"
         raise BadRecordError(reason, f"{value!r:.80}")
@@ -72,16 +74,11 @@ def regression_target(value: Any) -> float:
 
 
 def label_names(labels: Iterable[Label | None]) -> list[str]:
-    """Return all names in labels and sets of them, in an order of their own: integers by value, others by code point.
-
-    Numbers have no names.
-    """
+    """Return all names in labels and sets of them, in an order of their own. Numbers have no names."""
     names: set[str] = set()
     for label in labels:
         names.update((label,) if isinstance(label, str) else label if isinstance(label, tuple) else ())
-    if all(re.fullmatch(r"-?[0-9]+", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
+    return in_order(names)
 
 
 def as_target(label: Label | None, indices: Mapping[str, int]) -> int | float | list[int] | None:

@@ -19,9 +19,10 @@ from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
+from finetune.data.tables import Delimiter
 from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import Encoded, encodings
+from finetune.tasks.base import Encoded, check_classes, encodings
 from finetune.tasks.classification import page
 from finetune.tasks.classification.labels import (
     Label,
@@ -82,8 +83,9 @@ class ClassificationConfig:
     validation: str = MISSING  # the same of the validation set
     columns: TextColumns = field(default_factory=TextColumns)
     header: list[str] = field(default_factory=list)  # columns of CSV and TSV files whose first line does not name them
+    delimiter: Delimiter = Delimiter.auto  # between cells of CSV and TSV: auto, comma, semicolon, tab or pipe
     problem: Problem = Problem.single_label  # what is answered: single_label, multi_label or regression
-    labels: list[str] = field(default_factory=list)  # labels in their order; empty: those of the training set, sorted
+    labels: list[str] = field(default_factory=list)  # in their order; empty: as the training set has them, or sorted
     label_separator: str = ","  # between the labels of a cell, for multi_label
     max_tokens: int = 512  # of a text or a pair; what is longer is cut
     max_faults: float = 0.0  # share of a data set's records that may be bad and left out
@@ -122,7 +124,7 @@ class ClassificationConfig:
             columns["label"] = self.columns.label
         bad_records = BadRecords(source, allowed=self.max_faults)
         texts = []
-        for record in read_records(source, columns, bad_records, header=self.header):
+        for record in read_records(source, columns, bad_records, header=self.header, delimiter=self.delimiter):
             with bad_records.counted(record.place):
                 texts.append(self._text(record))
         bad_records.settle(len(texts))
@@ -130,9 +132,10 @@ class ClassificationConfig:
         return texts
 
     def names(self, records: Sequence[LabelledText]) -> list[str]:
-        """Return the labels in the order of their indices: integers by value, others by name, or as they are set.
+        """Return the labels in the order of their indices: as set, or as the data set names its classes, or sorted.
 
-        For regression it is the name of the number. Raises `DataError` if all examples have the same label.
+        Sorted are integers by value, others by name. For regression it is the name of the number. Raises `DataError` if
+        all examples have the same label.
         """
         labels = {record.label for record in records}
         if self.problem is Problem.single_label and self.labels:
@@ -142,7 +145,7 @@ class ClassificationConfig:
             raise DataError(f"task.train: all examples have the same label, {only}: there is nothing to learn")
         if self.problem is Problem.regression:
             return [self.columns.label]
-        names = self.labels or label_names(labels)
+        names = self.labels or list(records[0].classes) or label_names(labels)
         if self.metric == "f1" and len(names) != 2:
             raise ConfigError(f"task.metric=f1: is for two labels, there are {len(names)}; choose f1_macro or f1_micro")
         return names
@@ -154,6 +157,8 @@ class ClassificationConfig:
         allowed, `ConfigError` if a sequence has no room for text beside the special tokens.
         """
         self._check_room(tokenizer)
+        if records and not self.labels and self.problem is not Problem.regression:
+            check_classes(records[0].place, records[0].classes, names, self.train)
         indices = {name: index for index, name in enumerate(names)}
         bad_records = BadRecords("examples", allowed=self.max_faults)
         kept: list[LabelledText] = []
@@ -242,14 +247,15 @@ class ClassificationConfig:
             if not isinstance(text, str):
                 raise BadRecordError("text is no string", f"{text!r:.80}")
         label = self._label(record.values["label"]) if "label" in record.values else None
-        return LabelledText(texts[0], texts[1] if len(texts) == 2 else None, label, record.place)
+        pair = texts[1] if len(texts) == 2 else None
+        return LabelledText(texts[0], pair, label, record.place, record.classes.get("label", ()))
 
     def _label(self, value: Any) -> Label:
         match self.problem:
             case Problem.single_label:
-                return label_name(value)
+                return label_name(value, self.labels)
             case Problem.multi_label:
-                return label_set(value, self.label_separator)
+                return label_set(value, self.label_separator, self.labels)
             case Problem.regression:
                 return regression_target(value)
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from pretrain.errors import DataError
 
-Tags = Sequence[Sequence[str]]  # [sentences][words], ragged: "O" or a prefix, a hyphen and a type, as in "B-PER"
+Tags = Sequence[Sequence[str]]  # [sentences][words], ragged: "O", or a letter and maybe a hyphen and a type: "B-PER"
 
+UNTYPED = "entity"  # the type of entities whose tags are letters alone
+
+_BIOES = {"L": "E", "U": "S"}  # BILOU's letters: seqeval's
 _NAMES = {"f1": "f1-score", "precision": "precision", "recall": "recall"}  # ours: seqeval's
 
 
@@ -27,12 +31,7 @@ def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
 
     if [len(tags) for tags in predicted] != [len(tags) for tags in references] or not any(map(len, references)):
         raise ValueError("predicted tags and references: one for each word of the same sentences, at least one word")
-    for tag in sorted({tag for sentences in (predicted, references) for tags in sentences for tag in tags}):
-        if not re.fullmatch(r"O|[BIES]-.+", tag):  # seqeval would take it for another tag, with no more than a warning
-            raise DataError(
-                f"entity tag {tag!r}: must be O or one of B-, I-, E-, S- before a type; rename it in the data"
-            )
-    truth, guess = [list(tags) for tags in references], [list(tags) for tags in predicted]  # seqeval wants lists
+    truth, guess = ([[_bioes(tag) for tag in tags] for tags in sentences] for sentences in (references, predicted))
     zero: Any = 0  # seqeval declares a string
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the mean over types where there are none
@@ -43,12 +42,27 @@ def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
     return values | {f"{name}/{kind}": float(report[kind][key]) for kind in types for name, key in _NAMES.items()}
 
 
-def entity_spans(tags: list[str]) -> list[tuple[str, int, int]]:
+def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return the type, first and last word of each entity of a sentence, in order.
 
     Broken sequences are read as by the script `conlleval` of CoNLL-2000: an I- that continues no entity of its type
-    starts one.
+    starts one. So tags of all schemes (IOB1 and 2, BIOES, BILOU) are read alike. Raises `DataError` for what is no tag.
     """
     from seqeval.metrics.sequence_labeling import get_entities
 
-    return get_entities(tags)
+    return get_entities([_bioes(tag) for tag in tags])
+
+
+def entity_type(tag: str) -> str:
+    """Return the type of entity that a tag stands for, "O" for none. Raises `DataError` for what is no tag."""
+    return _bioes(tag).partition("-")[2] or "O"
+
+
+@cache
+def _bioes(tag: str) -> str:
+    """Return a tag as `seqeval` knows it. Raises `DataError` for one that it would take for another with a warning."""
+    if tag == "O":
+        return tag
+    if not re.fullmatch(r"[BIESLU](-.+)?", tag):
+        raise DataError(f"entity tag {tag!r}: must be O or one of B I E S L U before a type; rename it in the data")
+    return f"{_BIOES.get(tag[0], tag[0])}-{tag[2:] or UNTYPED}"

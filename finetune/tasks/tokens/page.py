@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from finetune.report.confusion import by_label, confusion
 from finetune.report.page import LABEL_ROOM, Mistake, Section, clipped, worst_errors
-from finetune.tasks.tokens.metrics import entity_spans
+from finetune.tasks.tokens.metrics import entity_spans, entity_type
 from finetune.tasks.tokens.sentences import OUTSIDE, Sentence
 from pretrain.report.markdown import literal
 
@@ -34,15 +34,11 @@ def tag_sections(
             (kind for _, found in sets for kind, *_ in found),
             (kind for real, found in sets for kind, *_ in real & found),
         )
-        own, guess, names = (list(map(_entity_type, row)) for row in (own, guess, names))
+        own, guess, names = (list(map(entity_type, row)) for row in (own, guess, names))
     else:
         numbers = by_label(own, guess, (tag for tag, found in zip(own, guess, strict=True) if tag == found))
     order = dict.fromkeys([*names, OUTSIDE])  # the last is predicted for words without a token
     return [numbers, confusion(own, guess, order), worst_errors(_mistakes(sentences, predicted), len(tags), "words")]
-
-
-def _entity_type(tag: str) -> str:
-    return tag.partition("-")[2] or tag
 
 
 def _mistakes(sentences: Sequence[Sentence], predicted: Sequence[list[str]]) -> list[Mistake]:

@@ -20,12 +20,12 @@ from finetune.data.examples import Example, Examples
 from finetune.data.records import Record, read_records
 from finetune.model.losses import ClassWeights, CrossEntropy, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import Encoded, shortlist
+from finetune.tasks.base import Encoded, check_classes, in_order, shortlist
 from finetune.tasks.tokens.alignment import NO_WORD, encode_words, first_tokens, word_spans
 from finetune.tasks.tokens.conll import read_columns
 from finetune.tasks.tokens.metrics import entity_metrics, entity_spans
 from finetune.tasks.tokens.page import tag_sections
-from finetune.tasks.tokens.sentences import OUTSIDE, Sentence, TagScheme, is_tag, misspelled, to_sentence
+from finetune.tasks.tokens.sentences import OUTSIDE, Sentence, TagScheme, is_tag, misspelled, scheme_of, to_sentence
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import SHOWN, BadRecordError, BadRecords
 from pretrain.data.sources.readers import JSON_LINES, file_format
@@ -33,7 +33,7 @@ from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
 
-COLUMN_FILES = (".conll", ".iob", ".iob2", ".bio", ".txt", ".tsv")  # names on the hub do not end in these
+COLUMN_FILES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".txt", ".tsv")  # no names on the hub
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,10 @@ class TokensConfig:
     train: str = MISSING  # file (CoNLL columns, JSON lines, Parquet), or org/name:split, of the training set
     validation: str = MISSING  # the same of the validation set
     columns: TagColumns = field(default_factory=TagColumns)
-    word_column: int = 0  # column of words in CoNLL columns, from 0, or from -1 backwards
-    tag_column: int = -1  # column of tags in CoNLL columns, from 0, or from -1 backwards
-    scheme: TagScheme = TagScheme.bio  # how tags mark entities: bio, bioes, or none (parts of speech)
-    labels: list[str] = field(default_factory=list)  # tags in their order; empty: those of the training set, O first
+    word_column: int | None = None  # of CoNLL columns, from 0, or from -1 backwards; null: the first, CoNLL-U's FORM
+    tag_column: int | None = None  # of CoNLL columns; null: the last, CoNLL-U's UPOS
+    scheme: TagScheme = TagScheme.auto  # how tags mark entities: auto, bio, iob1, bioes, bilou; none: parts of speech
+    labels: list[str] = field(default_factory=list)  # tags in their order; empty: as the training set has them, O first
     label_all_pieces: bool = False  # whether all tokens of a word have its tag as target, not just the first
     max_tokens: int = 512  # of a sequence; a longer sentence becomes several, cut between words
     max_faults: float = 0.0  # share of a data set's sentences that may be bad and left out
@@ -93,9 +93,9 @@ class TokensConfig:
     def records(self, source: str, *, labelled: bool = True) -> list[Sentence]:
         """Read sentences, with their tags if they are `labelled`, else with words alone.
 
-        Entities that the scheme spells otherwise (an I- after O, say) are logged and kept: they are read as by
-        `conlleval`. Raises `ConfigError` for a file or column that is not there, `DataError` for more bad sentences
-        than are allowed.
+        Which scheme the tags are spelled in is logged if it is not set, and entities that the scheme spells otherwise
+        (an I- after O, say) are logged and kept: they are read as by `conlleval`. Raises `ConfigError` for a file or
+        column that is not there, `DataError` for more bad sentences than are allowed.
         """
         bad_records = BadRecords(source, allowed=self.max_faults)
         sentences: list[Sentence] = []
@@ -103,20 +103,15 @@ class TokensConfig:
             with bad_records.counted(record.place):
                 sentences.append(to_sentence(record, self.scheme, self.labels))
         bad_records.settle(len(sentences))
-        spellings = [
-            f"{sentence.place_of(word)}: {' '.join(tags)}"
-            for sentence in sentences
-            for word, tags in misspelled(sentence.tags or [], self.scheme)
-        ]
-        if spellings:
-            some = ", ".join(spellings[:SHOWN])
-            log.warning("%s: %d entities are not spelled as in %s (%s)", source, len(spellings), self.scheme, some)
+        if labelled:
+            self._log_spelling(source, sentences)
         return sentences
 
     def names(self, records: Sequence[Sentence]) -> list[str]:
-        """Return `labels`, or the tags of the training set: O first, the others by name.
+        """Return `labels`, or the tags in the order that the training set has itself, or O first and the others sorted.
 
-        Raises `DataError` for sentences without tags, and for words that all have one tag.
+        Raises `DataError` for sentences without tags, for words that all have one tag, and for a name that the data set
+        has for a tag but that is none of the scheme.
         """
         if self.labels:
             return list(self.labels)
@@ -125,7 +120,12 @@ class TokensConfig:
             tags.add(OUTSIDE)
         if len(tags) == 1:
             raise DataError(f"task.train: all words have the tag {tags.pop()!r}: there is nothing to learn; add others")
-        return sorted(tags, key=lambda tag: (tag != OUTSIDE, tag))
+        named = records[0].classes
+        if wrong := [name for name in named if not is_tag(name, self.scheme)]:
+            rule = f"{wrong[0]!r}, one of the names of its tags, is none of task.scheme={self.scheme}; set another"
+            raise DataError(f"task.train={self.train}: {rule}")
+        outside = [OUTSIDE] if OUTSIDE in tags.difference(named) else []
+        return outside + (list(named) or in_order(tags.difference(outside)))
 
     def encode(self, records: Sequence[Sentence], tokenizer: Tokenizer, names: list[str]) -> Encoded:
         """Encode sentences: the target of each word's first token is its tag, or that of all its tokens.
@@ -134,6 +134,8 @@ class TokensConfig:
         have no sequence. Raises `DataError` if more sentences than are allowed have tags that are not in `names`,
         `ConfigError` for a `max_tokens` that leaves no room for text.
         """
+        if records and not self.labels:
+            check_classes(records[0].place, records[0].classes, names, self.train)
         known = self._with_known_tags(records, names)
         indices = {name: index for index, name in enumerate(names)}
         examples: list[Example] = []
@@ -207,11 +209,26 @@ class TokensConfig:
             rule = f"must have {OUTSIDE}, the tag of words outside entities; add it"
             check(OUTSIDE in self.labels, "task.labels", self.labels, rule)
 
+    def _log_spelling(self, source: str, sentences: Sequence[Sentence]) -> None:
+        """Log in which scheme tags are spelled, unless it is set, and how many entities it spells otherwise."""
+        scheme = self.scheme
+        if scheme is TagScheme.auto:
+            scheme = scheme_of([_tags(sentence) for sentence in sentences])
+            log.info("%s: tags are spelled as in task.scheme=%s", source, scheme)
+        found = [
+            f"{sentence.place_of(word)}: {' '.join(tags)}"
+            for sentence in sentences
+            for word, tags in misspelled(_tags(sentence), scheme)
+        ]
+        if found:
+            some = ", ".join(found[:SHOWN])
+            log.warning("%s: %d entities are not spelled as in %s (%s)", source, len(found), scheme, some)
+
     def _read(self, source: str, labelled: bool, bad_records: BadRecords) -> Iterator[Record]:
         path, form = Path(source), file_format(source)
         if path.exists() and not path.is_dir() and form not in (*JSON_LINES, ".parquet"):
-            tag_column = self.tag_column if labelled else None
-            return read_columns(source, bad_records, word_column=self.word_column, tag_column=tag_column)
+            columns = {"word_column": self.word_column, "tag_column": self.tag_column}
+            return read_columns(source, bad_records, **columns, labelled=labelled)
         if not path.exists() and form in COLUMN_FILES:
             raise ConfigError(f"{source}: no such file; name one of CoNLL columns, JSON lines or Parquet")
         columns = {"words": self.columns.words} | ({"tags": self.columns.tags} if labelled else {})

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -423,6 +424,71 @@ def test_f1_of_label_1_is_for_two_labels(tmp_path):
     cfg = task(metric="f1")
     with pytest.raises(ConfigError, match=r"task.metric=f1: is for two labels, there are 3; choose f1_macro"):
         encoded(tmp_path, [("x", "a"), ("y", "b"), ("z", "c")], cfg)
+
+
+def with_classes(folder: Path, labels: list, names: list[str], name="train.parquet", many=False) -> str:
+    """A Parquet file whose labels, or lists of them, are numbers of named classes."""
+    kind = ClassLabel(names=names)
+    features = Features(text=Value("string"), label=Sequence(kind) if many else kind)
+    rows = {"text": [f"text {number}" for number in range(len(labels))], "label": labels}
+    file = folder / name
+    Dataset.from_dict(rows, features=features).to_parquet(file)
+    return str(file)
+
+
+def test_classes_that_the_data_set_names_are_the_labels_in_its_order(tmp_path):
+    records = task().records(with_classes(tmp_path, [1, 0, 1], ["pos", "neg", "neutral"]))
+    assert [record.label for record in records] == ["neg", "pos", "neg"]
+    names = task().names(records)
+    assert names == ["pos", "neg", "neutral"], "also one that no example has"
+    assert task().encode(records, bert(), names).examples.labels.tolist() == [1, 0, 1]
+    several = task(problem="multi_label")
+    records = several.records(with_classes(tmp_path, [[1, 0], [], [1]], ["z", "a", "b"], many=True))
+    assert [record.label for record in records] == [("a", "z"), (), ("a",)]
+    assert several.names(records) == ["z", "a", "b"]
+    assert several.encode(records, bert(), ["z", "a", "b"]).examples.labels.tolist() == [[1, 1, 0], [0] * 3, [0, 1, 0]]
+    chosen = task(labels=["neg", "pos"])
+    assert chosen.names(chosen.records(with_classes(tmp_path, [1, 0], ["pos", "neg"]))) == ["neg", "pos"]
+
+
+def test_a_class_of_minus_one_is_no_label(tmp_path):
+    file = with_classes(tmp_path, [0, 1, -1, 1], ["a", "b"])
+    with pytest.raises(DataError, match=r"1 of 4 records are bad.*no label: 1 \(.*train.parquet, row 2: None\)"):
+        task().records(file)
+    assert [record.label for record in task(max_faults=0.3).records(file)] == ["a", "b", "b"]
+    assert len(task().records(file, labelled=False)) == 4
+    with pytest.raises(DataError, match="4 of 4 records are bad"):
+        task(max_faults=0.9).records(with_classes(tmp_path, [-1] * 4, ["a", "b"]))
+
+
+def test_classes_of_other_names_are_refused_with_both(tmp_path):
+    cfg = task()
+    names = cfg.names(cfg.records(with_classes(tmp_path, [0, 1], ["neg", "pos"])))
+    others = cfg.records(with_classes(tmp_path, [0, 1], ["negative", "positive"], "validation.parquet"))
+    rule = "the names of its classes are negative, positive, but those of task.train=train.jsonl are neg, pos"
+    with pytest.raises(DataError, match=f"validation.parquet, row 0: {rule}"):
+        cfg.encode(others, bert(), names)
+    turned = cfg.records(with_classes(tmp_path, [0, 1], ["pos", "neg"], "validation.parquet"))
+    assert cfg.encode(turned, bert(), names).examples.labels.tolist() == [1, 0], "each by its name"
+    plain = cfg.records(written(tmp_path, [("x", 0), ("y", 1)]))
+    with pytest.raises(DataError, match=r"label is none of neg, pos: 2 \(.*'0'"):
+        cfg.encode(plain, bert(), names)
+    with pytest.raises(DataError, match=r"classes are pos, neg, but those of task.train=train.jsonl are 0, 1;"):
+        cfg.encode(turned, bert(), cfg.names(plain))
+
+
+def test_integers_are_indices_of_the_labels_that_are_set(tmp_path):
+    for answers in ([1, 0, 1], [1.0, 0.0, 1.0], [1, "neg", "pos"]):
+        rows = [(f"text {number}", answer) for number, answer in enumerate(answers)]
+        assert [record.label for record in task(labels=["neg", "pos"]).records(written(tmp_path, rows))] == [
+            *("pos", "neg", "pos")
+        ]
+    cfg = task(labels=["1", "0"])
+    assert [record.label for record in cfg.records(written(tmp_path, [("x", 1), ("y", 0)]))] == ["1", "0"]
+    records = task(labels=["neg", "pos"]).records(written(tmp_path, [("x", 2), ("y", -1)]))
+    assert [record.label for record in records] == ["2", "-1"], "which are none of them"
+    several = task(problem="multi_label", labels=["a", "b", "c"])
+    assert several.records(written(tmp_path, [("x", [2, 0])]))[0].label == ("a", "c")
 
 
 shared_data = pytest.mark.skipif(

@@ -133,9 +133,9 @@ def test_any_tags(prefixes, data):
     assert (swapped["precision"], swapped["recall"]) == (values["recall"], values["precision"])
 
 
-@pytest.mark.parametrize("tag", ["U-PER", "PER", "B", "OTHER"])
+@pytest.mark.parametrize("tag", ["X-PER", "PER", "B-", "OTHER", "b-PER", "PER-B", ""])
 def test_foreign_tags_are_refused_by_name(tag):
-    with pytest.raises(DataError, match=f"entity tag '{tag}': must be O or one of B-, I-, E-, S-"):
+    with pytest.raises(DataError, match=f"entity tag '{tag}': must be O or one of B I E S L U before a type"):
         entity_metrics([["O"]], [[tag]])
     with pytest.raises(DataError, match=f"'{tag}'"):
         entity_metrics([[tag]], [["O"]])

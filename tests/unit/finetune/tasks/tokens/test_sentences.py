@@ -35,14 +35,14 @@ def test_columns_between_spaces(write):
         "-DOCSTART- -X- O O\n\n\nEU NNP B-NP  B-ORG\n U.N. NNP I-NP B-ORG\n \t\n-DOCSTART- -X-\nAnn NN O O\r\n"
     )
     assert TokensConfig().records(file) == [
-        Sentence(["EU", "U.N."], ["B-ORG", "B-ORG"], "train.conll:4", range(4, 6)),
-        Sentence(["Ann"], ["O"], "train.conll:8", range(8, 9)),
+        Sentence(["EU", "U.N."], ["B-ORG", "B-ORG"], "train.conll:4", [4, 5]),
+        Sentence(["Ann"], ["O"], "train.conll:8", [8]),
     ]
     plain = TokensConfig(scheme=TagScheme.none, tag_column=1)
     assert [sentence.tags for sentence in plain.records(file)] == [["NNP", "NNP"], ["NN"]]
     swapped = TokensConfig(scheme=TagScheme.none, word_column=-3, tag_column=0)
-    assert swapped.records(file)[0] == Sentence(["NNP", "NNP"], ["EU", "U.N."], "train.conll:4", range(4, 6))
-    assert TokensConfig().records(file, labelled=False)[1] == Sentence(["Ann"], None, "train.conll:8", range(8, 9))
+    assert swapped.records(file)[0] == Sentence(["NNP", "NNP"], ["EU", "U.N."], "train.conll:4", [4, 5])
+    assert TokensConfig().records(file, labelled=False)[1] == Sentence(["Ann"], None, "train.conll:8", [8])
 
 
 def test_columns_between_tabs(write):
@@ -74,8 +74,10 @@ def test_lists_of_other_formats(write):
 @pytest.mark.parametrize(
     ("scheme", "bad"),
     [
-        ("bio", ["PER", "B", "B-", "S-PER", "o", "OO", "E-PER"]),
-        ("bioes", ["PER", "U-PER", "L-PER", "s-PER"]),
+        ("bio", ["PER", "B-", "S-PER", "OO", "E-PER", "E", "B_PER"]),
+        ("bioes", ["PER", "U-PER", "L-PER", "U"]),
+        ("bilou", ["PER", "S-PER", "E-PER"]),
+        ("auto", ["PER", "NOUN", "", "OO", "BI-X"]),
     ],
 )
 def test_tags_outside_the_scheme(write, scheme, bad):
@@ -84,7 +86,7 @@ def test_tags_outside_the_scheme(write, scheme, bad):
         with pytest.raises(DataError) as refusal:
             TokensConfig(scheme=TagScheme(scheme)).records(file)
         assert f"no tag of task.scheme={scheme}: 1 (a.jsonl:2, word 2: {tag!r})" in str(refusal.value)
-        assert len(TokensConfig(scheme=TagScheme.none).records(file)) == 2
+        assert len(TokensConfig(scheme=TagScheme.none, max_faults=0.5).records(file)) == 2 - (not tag)
 
 
 def test_bad_lines_are_counted_and_refused_beyond_a_share(write, caplog):
@@ -94,7 +96,7 @@ def test_bad_lines_are_counted_and_refused_beyond_a_share(write, caplog):
         TokensConfig(max_faults=0.3).records(file)
     for message in (
         "train.conll: 3 of 9 records are bad, more than task.max_faults=0.3",
-        "no tag of task.scheme=bio: 1 (train.conll:23: 'C-X')",
+        "no tag of task.scheme=auto: 1 (train.conll:23: 'C-X')",
         "not UTF-8: 1 (train.conll:27: ",
         "too few or too many columns: 1 (train.conll:20: 1, expected 2)",
     ):
@@ -112,8 +114,11 @@ def test_bad_lines_are_counted_and_refused_beyond_a_share(write, caplog):
         ({"words": [], "tags": []}, "no words: 1 (a.jsonl:1: an empty list)"),
         ({"words": ["a"], "tags": None}, "no list of tags: 1 (a.jsonl:1: None)"),
         ({"words": ["a", "b"], "tags": ["O"]}, "words and tags differ in number: 1 (a.jsonl:1: 2 and 1)"),
-        ({"words": ["a"], "tags": [2]}, "no tag of task.scheme=bio: 1 (a.jsonl:1, word 1: 2)"),
-        ({"words": ["a"], "tags": [True]}, "no tag of task.scheme=bio: 1 (a.jsonl:1, word 1: True)"),
+        (
+            {"words": ["a"], "tags": [2]},
+            "no tag of task.scheme=auto: 1 (a.jsonl:1, word 1: 2; name the integers in task.labels",
+        ),
+        ({"words": ["a"], "tags": [True]}, "no tag of task.scheme=auto: 1 (a.jsonl:1, word 1: True)"),
         ({"words": ["\ud800"], "tags": ["O"]}, "not UTF-8: 1 (a.jsonl:1"),
     ],
 )
@@ -130,6 +135,13 @@ def test_bad_lists(write, values, message):
         ("bio", "B-X I-Y O O", "1 entities are not spelled as in bio (a.conll:2: I-Y)"),
         ("bioes", "B-X I-X O S-X", "1 entities are not spelled as in bioes (a.conll:1: B-X I-X)"),
         ("bioes", "B-X E-X B-X E-Y", "2 entities are not spelled as in bioes (a.conll:3: B-X, a.conll:4: E-Y)"),
+        ("iob1", "I-X I-X O B-X", "1 entities are not spelled as in iob1 (a.conll:4: B-X)"),
+        ("iob1", "I-X I-Y I-X", None),
+        ("iob1", "I-X B-X I-X B-X I-Y", None),
+        ("iob1", "I-X B-Y", "1 entities are not spelled as in iob1 (a.conll:2: B-Y)"),
+        ("bilou", "B-X L-X U-X I-X", "1 entities are not spelled as in bilou (a.conll:4: I-X)"),
+        ("bilou", "B I L O U", None),
+        ("bio", "B I O I", "1 entities are not spelled as in bio (a.conll:4: I)"),
         ("bio", "O B-X I-X B-X", None),
         ("bioes", "B-X I-X E-X S-X", None),
         ("none", "I-X O E-X I-X", None),
@@ -174,9 +186,9 @@ def test_a_tag_that_training_lacks_is_refused_by_name():
         ({"max_faults": 1.0}, "task.max_faults=1.0"),
         ({"labels": ["O", "O"]}, "name each tag once"),
         ({"labels": ["O"]}, "at least two"),
-        ({"labels": ["O", "PER"]}, "'PER' is no tag of task.scheme=bio"),
+        ({"labels": ["O", "PER"]}, "'PER' is no tag of task.scheme=auto"),
         ({"labels": ["B-X", "B-Y"]}, "must have O"),
-        ({"metric": "f2"}, "must be one of f1, precision, recall, accuracy for task.scheme=bio"),
+        ({"metric": "f2"}, "must be one of f1, precision, recall, accuracy for task.scheme=auto"),
         ({"metric": "f1", "scheme": TagScheme.none}, "must be one of accuracy for task.scheme=none"),
     ],
 )
