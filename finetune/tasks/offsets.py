@@ -58,13 +58,12 @@ def _without(blanks: str, offsets: np.ndarray, text: str) -> np.ndarray:
     """Return offsets (T, 2) less the blanks at the ends of each token that has other characters, too."""
     if not blanks.strip():  # white space alone, in which no answer ends
         return offsets
-    trimmed = []
-    for start, end in offsets.tolist():
+    trimmed = offsets.copy()
+    for token, (start, end) in enumerate(offsets.tolist()):
         own = text[start:end]
         if own.strip(blanks):
-            start, end = end - len(own.lstrip(blanks)), start + len(own.rstrip(blanks))
-        trimmed.append((start, end))
-    return np.array(trimmed, dtype=np.int32).reshape(-1, 2)
+            trimmed[token] = end - len(own.lstrip(blanks)), start + len(own.rstrip(blanks))
+    return trimmed
 
 
 def _touching(offsets: np.ndarray, text: str) -> np.ndarray:

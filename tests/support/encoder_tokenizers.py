@@ -10,7 +10,26 @@ from collections.abc import Callable
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-WORDS = "red stone tide The été İstanbul ﬁne 東京 שלום مرحبا 한국어 👩‍👩‍👧 🇩🇪 don't 1/2 straße Ġorġ U.S.".split()
+WORDS = [
+    "red",
+    "stone",
+    "tide",
+    "The",
+    "été",
+    "İstanbul",
+    "ﬁne",
+    "東京",
+    "שלום",
+    "مرحبا",
+    "한국어",
+    "👩‍👩‍👧",
+    "🇩🇪",
+    "don't",
+    "1/2",
+    "straße",
+    "Ġorġ",
+    "U.S.",
+]
 MARKS = "\u0301\u0315\u0300\u0327\u05b8\u0651\ufe0f\u200b\u200c\u200d\u200e\ufeff\xad\x01\x7f\ufffd"
 BLANKS = " \t\n\xa0\u3000"
 LETTERS = "abedirst ABÉéİßẞ'\"`.,-12½①㎏ﬁﬂＦｗÅ東か\u3099が한שלםمرﷺ…´👩👧🏽🇩🇪🙂ĠΣςª" + MARKS + BLANKS
@@ -23,7 +42,7 @@ TRIMMING = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))  # also trims s
 
 
 def characters_map(replacements: dict[str, str]) -> bytes:
-    """Return SentencePiece's `precompiled_charsmap` of these: a trie as a double array, and what its leaves point to."""
+    """Return SentencePiece's `precompiled_charsmap`: a trie as a double array, and what its leaves point to."""
     trie: dict = {}
     texts = b""
     for old, new in replacements.items():
@@ -76,7 +95,7 @@ def word_piece(post_processor=None, **settings) -> Tokenizer:
 def unigram(*steps: normalizers.Normalizer, words: bool = False) -> Tokenizer:
     normalizer = normalizers.Sequence([*steps])
     pieces = dict.fromkeys(["<s>", "</s>", "<unk>"], 0.0) | {"▁": -4.0}
-    pieces |= {letter: -5.0 for letter in alphabet(normalizer)}
+    pieces |= dict.fromkeys(alphabet(normalizer), -5.0)
     for word in " ".join(map(normalizer.normalize_str, WORDS)).split():
         pieces |= {f"▁{word}": -4.5, f"▁{word[:2]}": -6.0, word[1:] or word: -6.0}
     tokenizer = Tokenizer(models.Unigram([*pieces.items()], unk_id=2))

@@ -16,7 +16,7 @@ from finetune.tasks.offsets import tokenized
 from finetune.tasks.qa.questions import Answer, Question
 from finetune.tasks.qa.spans import candidates
 from finetune.tasks.qa.windows import NO_ANSWER, split_into_windows
-from finetune.tasks.tokens.alignment import NO_WORD, encode_words, first_tokens
+from finetune.tasks.tokens.alignment import encode_words, first_tokens
 
 BYTE_LEVEL = {"roberta", "roberta_prefixed", "roberta_of_words", "modern_bert", "qwen_embedding"}
 KEEP_BLANKS = {*BYTE_LEVEL, "gemma_embedding", "llama"} - {"roberta_of_words"}  # all but spaces
@@ -115,16 +115,44 @@ def encoded_question(tokenizer, context, start, end, **sizes):
 
 
 EXACT = [
-    "…", "(1/2)", ",", "🙂", "👩‍👩‍👧", "🇩🇪", "👧🏽", "1", "½", "㎏", "ﬁne", "İstanbul", "ẞ", "שָׁלוֹם", "\u200fשלום\u200f",
-    "مرحبّا", "ﷺ", "が", "か\u3099", "한국어", "東京", "e\u0301te\u0301", "x\u0315\u0300", "\u200bred\u200b", "red\u200d", "\ufeffred",
-    "\xadred\x01", "\x7ftide", "don't", "Ġorġ", "ＦｗＦ", "``1''",
-]  # fmt: skip
+    "…",
+    "(1/2)",
+    ",",
+    "🙂",
+    "👩‍👩‍👧",
+    "🇩🇪",
+    "👧🏽",
+    "1",
+    "½",
+    "㎏",
+    "ﬁne",
+    "ＦｗＦ",
+    "İstanbul",
+    "ẞ",
+    "don't",
+    "Ġorġ",
+]
+EXACT += [
+    "שָׁלוֹם",
+    "\u200fשלום\u200f",
+    "مرحبّا",
+    "ﷺ",
+    "が",
+    "か\u3099",
+    "한국어",
+    "東京",
+    "e\u0301te\u0301",
+    "x\u0315\u0300",
+]
+EXACT += ["\u200bred\u200b", "red\u200d", "\ufeffred", "\xadred\x01", "\x7ftide", "``1''"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("context", ["{}", "  {} ", "red {} stone.\n", "\x01red\xa0 {} tide", "東 {}, red"])
+@pytest.mark.parametrize(
+    "context", ["{}", "  {} ", "red {} stone.\n", "\x01red\xa0 {} tide", "red\u200e {} \u200bred", "東 {}, red"]
+)
 def test_words_of_all_scripts_come_back_to_the_character(kind, context):
-    """Last of all as the prediction of a model that knows the answer."""
+    """As the prediction of a model that knows the answer."""
     for word in EXACT:
         text = context.format(word)
         start = text.index(word)
@@ -133,6 +161,16 @@ def test_words_of_all_scripts_come_back_to_the_character(kind, context):
         logits[sequences[0].label, [0, 1]] = 9
         [best] = candidates(one, [logits], n_best=1, max_answer_tokens=99).spans
         assert (text[best.start : best.end], best.start, report.inexact) == (word, start, []), text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("context", ["``red''", "tide (red)", "red\x01'' tide"])
+def test_signs_around_an_answer_are_not_part_of_it(kind, context):
+    start = context.index("red")
+    for end in {start + 3, len(context.split("'")[0])} - {len("tide (red)")}:
+        one, [sequence], _ = encoded_question(tokenizer_of(kind), context, start, end, max_tokens=200)
+        found = one.characters(*(place - one.context_start for place in sequence.label))
+        assert context[slice(*found)].rstrip("\x01") == "red"
 
 
 @pytest.mark.parametrize("kind", KINDS)

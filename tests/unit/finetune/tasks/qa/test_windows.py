@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.tasks.qa.questions import Answer, Question
 from finetune.tasks.qa.spans import candidates
-from finetune.tasks.qa.windows import NO_ANSWER, split_into_windows
+from finetune.tasks.qa.windows import NO_ANSWER, TokenizedContext, split_into_windows
 from pretrain.errors import ConfigError, DataError
 
 WORDS = [
@@ -119,6 +119,22 @@ def test_every_answer_comes_back_exactly_or_is_counted(kind, question, room, str
         assert not exact or question.context[best.start : best.end] == answer.text
 
 
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(steps=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=8), data=st.data())
+def test_no_other_tokens_hold_an_answer_with_fewer_characters(steps, data):
+    """Of tokens that overlap, too, as bytes of several characters may; beside all spans of tokens."""
+    starts = np.cumsum([step for step, _ in steps])
+    ends = np.maximum.accumulate(starts + [size for _, size in steps])
+    held = [place for place in range(ends[-1]) if ((starts <= place) & (place < ends)).any()]
+    first, last = sorted(data.draw(st.tuples(st.sampled_from(held), st.sampled_from(held))))
+    context = TokenizedContext([0] * len(starts), np.stack([starts, ends], axis=1))
+    found = context.tokens_of(Answer("x" * (last + 1 - first), first))
+    spans = itertools.combinations_with_replacement(range(len(starts)), 2)
+    covering = [ends[j] - starts[i] for i, j in spans if starts[i] <= first and last < ends[j]]
+    assert starts[found[0]] <= first and last < ends[found[-1]]
+    assert ends[found[-1]] - starts[found[0]] == min(covering)
+
+
 def recipe(question: Question, fast: PreTrainedTokenizerFast, limit: int, stride: int):
     """Windows, types and labels as the field's recipe for training has them."""
     [answer] = question.answers
@@ -157,7 +173,7 @@ def test_windows_and_labels_are_those_of_the_recipe(kind, question, room, stride
     """
     vocabulary = tokenizer(kind)
     limit = len(vocabulary.encode(question.text).ids) + 4 + max(room, stride + 1)
-    [one], sequences, _ = split_into_windows(
+    _, sequences, _ = split_into_windows(
         [question], vocabulary, max_tokens=limit, stride=stride, max_question_tokens=limit - stride - 5
     )
     starts, ends = np.array(vocabulary.encode(question.context, add_special_tokens=False).offsets).T
