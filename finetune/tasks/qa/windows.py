@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from finetune.data.examples import Example
 from finetune.tasks.base import encodings
+from finetune.tasks.offsets import tokenized
 from finetune.tasks.qa.questions import Answer, Question
 from pretrain.errors import DataError, check
 
@@ -62,10 +63,22 @@ class TokenizedContext(NamedTuple):
     offsets: np.ndarray  # (T, 2) int32, the characters of each token: the first, and the one after the last
 
     def tokens_of(self, answer: Answer) -> range:
-        """Return the tokens that hold a character of an answer, from its first to its last; none if there are none."""
-        first = np.searchsorted(self.offsets[:, 1], answer.start, side="right")  # the first that ends behind its start
-        end = np.searchsorted(self.offsets[:, 0], answer.end, side="left")  # the first that starts at its end or later
-        return range(int(first), int(end))
+        """Return the tokens whose characters are the fewest that hold an answer, and of equals all; none if T is 0.
+
+        Without a token that has a character of the answer it is the nearest one.
+        """
+        if not self.ids:
+            return range(0)
+        starts, ends = self.offsets.T
+        touching = (ends > answer.start) & (starts < answer.end)
+        start = starts[touching & (starts <= answer.start)].max(initial=0)
+        end = ends[touching & (ends >= answer.end)].min(initial=np.iinfo(np.int32).max)
+        found = np.flatnonzero(touching & (starts >= start) & (ends <= end))
+        if not len(
+            found
+        ):  # there is none, or several that overlap hold all of it: bytes of its one character, and more
+            found = [np.argmin(np.maximum(ends, answer.end) - np.minimum(starts, answer.start))]
+        return range(int(found[0]), int(found[-1]) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +141,8 @@ def split_into_windows(
     check(stride < least, "task.stride", stride, f"must be below {least}, what task.max_tokens leaves for the context")
     texts = list(dict.fromkeys(question.context for question in questions))
     contexts = {
-        text: TokenizedContext(encoding.ids, np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
-        for text, encoding in zip(texts, encodings(tokenizer, texts, special_tokens=False), strict=True)
+        text: TokenizedContext(found.encoding.ids, found.offsets)
+        for text, found in zip(texts, tokenized(tokenizer, texts), strict=True)
     }
     windowed: list[WindowedQuestion] = []
     sequences: list[Example] = []
@@ -147,10 +160,8 @@ def split_into_windows(
             room=room,
             starts=range(0, max(len(context.ids) - stride, 1), room - stride),
         )
-        if not one.context_start + len(context.ids):
-            raise DataError(
-                f"question {question.id!r}: the tokenizer makes no tokens of it or its context; leave it out"
-            )
+        if not one.context_start:  # the first token stands for no answer
+            raise DataError(f"question {question.id!r}: the tokenizer makes no tokens of its text; leave it out")
         for start, label in zip(one.starts, _labels(one, report), strict=True):
             window = one.window(start)
             sequences.append(template.fill(ids, context.ids[window.start : window.stop], label))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from finetune.tasks.base import encodings
+from finetune.tasks.offsets import tokenized
 from pretrain.errors import check
 
 NO_WORD = -1  # instead of a token's word, or of a word's token
@@ -50,8 +50,8 @@ def encode_words(
     """
     assert tokenizer.truncation is None and tokenizer.padding is None, "words would be lost"
     texts = [" ".join(words) for words in sentences]
-    for words, encoding in zip(sentences, encodings(tokenizer, texts), strict=True):
-        yield _split(encoding, words, max_tokens)
+    for words, found in zip(sentences, tokenized(tokenizer, texts), strict=True):
+        yield _split(tokenizer.post_process(found.encoding), word_of_tokens(found.offsets, words), max_tokens)
 
 
 def first_tokens(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,15 +75,16 @@ def word_of_tokens(offsets: np.ndarray, words: Sequence[str]) -> np.ndarray:
     return np.where(touched, solid[last], NO_WORD)
 
 
-def _split(encoding: Encoding, words: Sequence[str], max_tokens: int) -> EncodedSentence:
-    """Return the sequences of one sentence."""
+def _split(encoding: Encoding, words: np.ndarray, max_tokens: int) -> EncodedSentence:
+    """Return the sequences of a sentence, from its encoding and the word (T,) of each token that is not special."""
     text = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
     special = len(encoding.ids) - len(text)
     rule = f"the tokenizer puts {special} tokens around a text; must be at least {special + 1}"
     check(max_tokens > special, "task.max_tokens", max_tokens, rule)
-    owners = word_of_tokens(np.array(encoding.offsets).reshape(-1, 2), words)
-    if (owners == NO_WORD).all():
+    if (words == NO_WORD).all():
         return EncodedSentence([], 0)
+    owners = np.full(len(encoding.ids), NO_WORD)
+    owners[text] = words
     before, after = np.arange(text[0]), np.arange(text[-1] + 1, len(encoding.ids))
     ids, segments = np.array(encoding.ids), np.array(encoding.type_ids)
     sequences = []
@@ -91,7 +92,7 @@ def _split(encoding: Encoding, words: Sequence[str], max_tokens: int) -> Encoded
         places = np.concatenate([before, text[run], after])
         sequences.append(WordSequence(ids[places].tolist(), segments[places].tolist(), owners[places]))
     kept = sum(np.count_nonzero(sequence.words != NO_WORD) for sequence in sequences)
-    return EncodedSentence(sequences, int(np.count_nonzero(owners != NO_WORD) - kept))
+    return EncodedSentence(sequences, int(np.count_nonzero(words != NO_WORD) - kept))
 
 
 def _runs(owners: np.ndarray, room: int) -> list[slice]:
