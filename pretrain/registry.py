@@ -19,6 +19,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError
+from pretrain.settings.yaml_files import check_literal
 
 T = TypeVar("T")
 
@@ -112,7 +113,11 @@ def plain(value: Any) -> Any:
 
 
 def rebuilt(choice: str, values: dict[str, Any]) -> Any:
-    """Return the object of a choice, written `group=name`, from its plain values, as `plain` gives them."""
+    """Return the object of a choice, written `group=name`, from its plain values, as `plain` gives them.
+
+    Raises `ConfigError` for values that would have to be resolved.
+    """
+    check_literal(values, choice)
     group, _, name = choice.partition("=")
     [kind] = [kind for kind, known in _choices.items() if known == (group, name)]
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 import pretrain.tracking.tensorboard_sink
 from pretrain.errors import ConfigError
+from pretrain.errors.redaction import redacted
 from pretrain.tracking.background import BackgroundSink
 from pretrain.tracking.base import Tracker, scalars
 from pretrain.tracking.local_tracker import TrackerConfig
-from pretrain.tracking.redaction import redacted
 from pretrain.tracking.tensorboard_sink import TensorBoardConfig
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode
 
