@@ -81,9 +81,7 @@ def hydra_command(body: Callable[[Any], None], root: Root = PRETRAIN, words: Seq
     try:
         code = exit_code_of(lambda: body(compose(sys.argv[1:] if words is None else words, root)))
     except Exception:  # a bug: print the traceback and exit with 1, as Python does
-        if world_size() == 1:
-            raise
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr)
         code = 1
     if world_size() > 1 or sinks_still_working():
         # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs
@@ -162,18 +160,24 @@ def _composed(root: Root, words: Sequence[str], own: Path | None = None, name: s
     root.register()
     Plugins.instance().register(OwnFolder)
     overrides = [parsed(word) for word in words]
-    if sweeps := [word for word, override in zip(words, overrides, strict=True) if override.is_sweep_override()]:
-        rule = f"several values are a sweep, which `python -m launch local -- {root.name} ...` runs"
-        raise ConfigError(f"{sweeps[0]}: {rule}; as one text, type {as_text(sweeps[0])}")
+    groups = {group for group, _ in choices().values()}
+    for word, override in zip(words, overrides, strict=True):
+        if override.is_sweep_override():
+            rule = f"several values are a sweep, which `python -m launch local -- {root.name} ...` runs"
+            raise ConfigError(f"{word}: {rule}; one text with a comma is typed {as_text(word)}")
+        named = override.is_delete() or isinstance(override.value(), str | list | dict)
+        if override.key_or_group in groups and not named:
+            raise ConfigError(f"{word}: takes the name of a choice; --help lists them")
     if own and not own.is_dir():
         raise ConfigError(f"--config-dir {own}: no such folder")
     searched = [f"hydra.searchpath=[{quoted(f'own://{own.absolute()}')}]"] if own else []
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose(name or root.name, [*words, *searched], return_hydra_config=True)
-    except HydraException as error:
-        known = partial(_settings, root, words, own, name)
-        raise ConfigError(_explained(error, known)) from None
+    except (HydraException, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(_explained(error, partial(_settings, root, words, own, name))) from None
     chosen = dict(cfg.hydra.runtime.choices)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -269,14 +273,19 @@ def _settings_of_run(run: Path, groups: Sequence[str]) -> dict[str, Any]:
     return taken | {key: kept[key] for key in ("data.packing", "data.seq_len")}
 
 
-def _explained(error: HydraException, known: Callable[[str], list[str]]) -> str:
+def _explained(error: Exception, known: Callable[[str], list[str]]) -> str:
     """Turn Hydra's error into a message that names the key, the rule and the nearest key or choice.
 
     `known` returns the names of all settings, given that of one that is refused.
     """
     message = str(error)
+    if isinstance(error, RecursionError):
+        return "defaults: files name each other in a circle; take one of them out"
     if found := re.search(r"Could not override '([^']+)'", message):
-        return f"{found[1]}: no such setting{nearest(found[1], known(found[1]))}"
+        key = getattr(error.__cause__, "full_key", None) or found[1]
+        return f"{key}: no such setting{nearest(key, known(key))}"
+    if found := re.search(r"In '([^']+)'.*\s+Key '[^']+' not in '[^']+'\s+full_key: (\S+)", message):
+        return f"{found[1]}.yaml: {found[2]}: no such setting{nearest(found[2], known(found[2]))}"
     if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t[^\n]+\n)+)", message):
         options = found[3].split()
         choice = found[1].removeprefix(f"{found[2]}/")

@@ -36,7 +36,7 @@ _LOOK = re.compile(
 )
 _ASSIGNED = re.compile(  # key=value, as in settings and URLs, and "key": value, as in JSON and in headers
     r"""(?P<shown>\bAuthorization:\s*\w+\s+|[?&]key=)[^\s&]+"""
-    r"""|(?P<key>[\w-]+)(?P<sign>=|["']\s*:\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,;&"')\]}]*[^\s,;&"')\]}:])""",
+    r"""|(?P<key>[\w-]+)(?P<sign>=|["']\s*:\s*)(?P<value>\$\{[^}]*\}|"[^"]*"|'[^']*'|[^\s,;&"')\]}]*[^\s,;&"')\]}:])""",
     re.IGNORECASE,
 )
 

@@ -10,19 +10,29 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from pretrain.errors import ConfigError
+from pretrain.errors.redaction import redacted
 
+NO_SETTING = "no setting; one is typed KEY=VALUE, and a key is made of letters, digits, _ and dots"
 _HYDRAS = re.compile(r"(_global_\.)*hydra(?![\w-])")
 _BITES = re.compile(r"[^A-Za-z0-9_ \t/\\.+$%*?|@:-]")  # what no value may hold without quotes
 
 
 def parsed(word: str) -> Override:
     """Return what a word says. Raises `ConfigError` with the quoting that works, and for settings of Hydra's own."""
+    key, _, value = word.partition("=")
+    secret = redacted(value, key) != value
+    shown = f"{key}={redacted(value, key)}" if secret else word if word.isprintable() else repr(word)
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
-        raise ConfigError(f"{word}: {_explained(word, str(error))}") from None
+        instead = "cannot be read; export it under a name and type '${oc.env:NAME}'" if secret else ""
+        raise ConfigError(f"{shown}: {instead or _instead(word, str(error))}") from None
+    if not override.key_or_group:
+        raise ConfigError(f"{shown}: {NO_SETTING}")
     if is_hydras(override.key_or_group) or is_hydras(override.package or ""):
-        raise ConfigError(f"{word}: settings of Hydra's own decide nothing here; drop it (--config-dir names a folder)")
+        raise ConfigError(
+            f"{shown}: settings of Hydra's own decide nothing here; drop it (--config-dir names a folder)"
+        )
     return override
 
 
@@ -44,16 +54,18 @@ def quoted(text: str) -> str:
     return QuotedString(text, Quote.single if '"' in text and "'" not in text else Quote.double).with_quotes()
 
 
-def _explained(word: str, reason: str) -> str:
+def _instead(word: str, reason: str) -> str:
     """Return what bites in a word that cannot be parsed, and what to type instead."""
     key, equals, value = word.partition("=")
-    if not _parses(f"{key}=1"):
-        return "no setting; a setting is typed KEY=VALUE, and a key is letters, digits, _ and dots"
+    if not word or not _parses(f"{key}=1"):
+        return NO_SETTING
     if not equals:
         return f"has no value; type {key}=VALUE, without spaces around the ="
     sign = _BITES.search(value.strip("[]{}"))
-    why = f"{sign[0]} needs quotes in a value" if sign else " ".join(reason.split())
-    return f"{why}, and the shell needs others around them; as text, type {as_text(word)}"
+    why = f"{sign[0]!r} in a value needs quotes, and these need others for the shell" if sign else ""
+    if not sign or " while evaluating " in reason:
+        why = f"cannot be read ({' '.join(reason.split())})"
+    return f"{why}; as text, type {as_text(word)}"
 
 
 def _element(text: str) -> str:

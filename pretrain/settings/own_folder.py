@@ -43,17 +43,29 @@ class OwnFolder(FileConfigSource):
             header = self._get_header_dict(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ConfigError(f"{path}: its first lines: {error}") from None
-        defaults = _named_in_defaults(values.get("defaults"))
+        if config_path.startswith("experiment/") and header["package"] is None:
+            rule = "an experiment begins with the line `# @package _global_`, without which its keys are not the root's"
+            raise ConfigError(f"{path}: {rule}")
+        defaults = _defaults(values.get("defaults", []), path)
         if hydras := [each for each in [*values, str(header["package"]), *defaults] if is_hydras(each)]:
             raise ConfigError(f"{path}: {hydras[0]}: settings of Hydra's own are not read; take it out")
-        if outside := [each for each in defaults if ".." in each or "//" in each]:
-            raise ConfigError(f"{path}: defaults: {outside[0]}: leads out of the folder; name a file of a group")
         check_references(values, path)
         return ConfigResult(
             config=OmegaConf.create(values), path=self.full_path(), provider=self.provider, header=header
         )
 
 
-def _named_in_defaults(entries: Any) -> list[str]:
-    """Return the groups, packages and choices that a defaults list names, with its keywords."""
-    return [part.removeprefix("/") for text in texts_in(entries) for part in re.split(r"[@\s]+", text)]
+def _is_entry(entry: Any) -> bool:
+    choices = entry.values() if isinstance(entry, dict) else [entry]
+    return isinstance(entry, dict | str) and all(choice is None or isinstance(choice, str | list) for choice in choices)
+
+
+def _defaults(entries: Any, path: Path) -> list[str]:
+    """Return the groups, packages and choices that a defaults list names, with its keywords. Raises `ConfigError`."""
+    entries = entries if isinstance(entries, list) else [entries]
+    if strange := [entry for entry in entries if not _is_entry(entry)]:
+        raise ConfigError(f"{path}: defaults: {strange[0]}: defaults are a list of GROUP: CHOICE and of names of files")
+    names = [part.removeprefix("/") for text in texts_in(entries) for part in re.split(r"[@\s]+", text)]
+    if outside := [name for name in names if ".." in name or name.startswith("/")]:
+        raise ConfigError(f"{path}: defaults: {outside[0]}: leads out of the folder; name a file of a group")
+    return names
