@@ -106,4 +106,7 @@ def register_choices() -> None:
     discover(tasks, model, models, optim, strategy, tracking)
 
 
-FINETUNE = Root("finetune", FinetuneConfig, register_choices)
+USAGE = """python -m finetune task=TASK init_from=MODEL task.train=FILE task.validation=FILE
+
+With task=TASK, --help shows the settings of that task too."""
+FINETUNE = Root("finetune", FinetuneConfig, register_choices, USAGE, ("experiment/synthetic",))

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.jobs import PREPARE, PROGRAMS, corpora_root, jobs_of
+from launch.jobs import PREPARE, PROGRAMS, corpora_root, jobs_of, without_secrets
 from launch.local import LOCAL, examine_here, run_local
 from launch.slurm.submit import SLURM, SlurmConfig, examine_nodes, submit_preparation, submit_runs
 from launch.sweep import expand
@@ -62,9 +62,8 @@ def main() -> None:
         sys.exit(2)
     on_nodes = word == "doctor" and any(setting.startswith("cluster=") for setting in settings)
     root, run = MODES["doctor on nodes" if on_nodes else word]
-    sys.argv = [f"launch {word}", *settings]
     try:
-        hydra_command(lambda cfg: sys.exit(run(cfg, words[at + 1 :])), root)
+        hydra_command(lambda cfg: sys.exit(run(cfg, without_secrets(words[at + 1 :]))), root, settings)
     except KeyboardInterrupt:  # the ranks have ended by now
         sys.exit(128 + signal.SIGINT)
 

@@ -5,7 +5,6 @@ Holds the reading and checking of the words after `--`; `local` and `slurm` star
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 
 from finetune.config import FINETUNE
 from launch.sweep import expand, point_text, run_name
-from pretrain.compose import PRETRAIN, Root, compose_command_line, with_overrides
+from pretrain.compose import PRETRAIN, compose
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.errors import ConfigError
-from pretrain.registry import nearest, typed
+from pretrain.errors.redaction import REDACTED, redacted
+from pretrain.registry import nearest
 
 PREPARE = "pretrain.prepare"  # a program that has no ranks
 PROGRAMS = {root.name: root for root in (PRETRAIN, FINETUNE)}  # the modules that ranks may run
@@ -57,12 +57,12 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
     first: dict[Path, Job] = {}  # in each run directory
     for point in expand(overrides):
         settings = point.overrides
-        cfg = composed(PROGRAMS[program], settings)
+        cfg = compose(settings, PROGRAMS[program])
         sweep = cfg.run.name
         if point.values:
             name = sweep if "run.name" in point.values else run_name(sweep, point.values)
-            settings = with_overrides(settings, f"++run.name={name}")
-            cfg = composed(PROGRAMS[program], settings)
+            settings = [*settings, f"++run.name={name}"]
+            cfg = compose(settings, PROGRAMS[program])
         job = Job(program=program, overrides=settings, cfg=cfg, sweep=sweep, point=point_text(point.values))
         if (other := first.setdefault(job.directory, job)) is not job:
             raise ConfigError(
@@ -73,16 +73,19 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
     return jobs
 
 
+def without_secrets(words: Sequence[str]) -> Sequence[str]:
+    """Return the words of a program. Raises `ConfigError` for a secret, which a job script would show."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if redacted(value, key) != value:
+            rule = "a secret, which job scripts and lists of processes would show; export it under a name"
+            raise ConfigError(f"{key}={REDACTED}: {rule}, and type '{key}=${{oc.env:NAME}}'")
+    return words
+
+
 def corpora_root(overrides: Sequence[str]) -> Path:
     """Return the directory in which a command line of `pretrain.prepare` writes corpora. Raises `ConfigError`."""
-    cfg = composed(PRETRAIN, overrides)
+    cfg = compose(overrides)
     texts_of(cfg.data.sources)
     cfg.check_tokenizer()
     return Path(cfg.data.prepare.root).expanduser()
-
-
-def composed(root: Root, words: Sequence[str]) -> Any:
-    """Return the typed configuration of a command line of the program; exits after `--help` and the like."""
-    sys.argv = [root.name, *words]
-    cfg = compose_command_line(root)
-    return typed(cfg) if cfg is not None else sys.exit(0)

@@ -46,7 +46,7 @@ def register() -> None:
     ConfigStore.instance().store(name="launch_local_schema", node=LocalConfig)
 
 
-LOCAL = Root("launch_local", LocalConfig, register)
+LOCAL = Root("launch_local", LocalConfig, register, "python -m launch local|doctor SETTINGS -- PROGRAM SETTINGS")
 
 
 def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:

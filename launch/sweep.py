@@ -10,10 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 from pretrain.errors import ConfigError
+from pretrain.settings.grammar import parsed
 
 
 class Point(NamedTuple):
@@ -53,15 +51,12 @@ def _values(word: str) -> list[tuple[str, str]]:
     """Return (key, word) for each value of a setting; for a word that is no sweep, that word without a key."""
     if word.startswith("-") or "=" not in word:  # an option of Hydra, its argument, or a deletion
         return [("", word)]
-    try:
-        [override] = OverridesParser.create().parse_overrides([word])
-        if not override.is_sweep_override():
-            return [("", word)]
-        countable = override.is_discrete_sweep() and not word.partition("=")[2].startswith("glob(")
-        values = list(override.sweep_string_iterator()) if countable else []
-        key = override.get_key_element()
-    except HydraException as error:
-        raise ConfigError(f"{word}: {str(error).splitlines()[0]}") from None
+    override = parsed(word)
+    if not override.is_sweep_override():
+        return [("", word)]
+    countable = override.is_discrete_sweep() and not word.partition("=")[2].startswith("glob(")
+    values = list(override.sweep_string_iterator()) if countable else []
+    key = override.get_key_element()
     if not values:
         raise ConfigError(f"{word}: no values to count; write them out (1,2,3) or as range(START,STOP,STEP)")
     return [(key, f"{key}={value}") for value in values]

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError
+from pretrain.settings.yaml_files import check_literal
 
 T = TypeVar("T")
 
@@ -50,16 +51,16 @@ def typed(cfg: DictConfig) -> Any:
     Raises `ConfigError` for a value that is missing, refused by its dataclass, or outside the schema: Hydra accepts
     `+model.foo=1`, and OmegaConf would drop it silently.
     """
+    for key in {group for group, _ in _choices.values()} & cfg.keys():
+        if not OmegaConf.is_missing(cfg, key) and OmegaConf.get_type(cfg, key) not in _choices:
+            raise ConfigError(_required(key))
     try:
         typed_config = OmegaConf.to_object(cfg)
         raw = OmegaConf.to_container(cfg, resolve=True)
     except MissingMandatoryValue as error:
-        key = error.full_key
-        options = [name for group, name in _choices.values() if group == key]
-        known = f" (choices: {', '.join(sorted(options))})" if options else ""
-        raise ConfigError(f"{key}: required and not given; add {key}=... to the command{known}") from None
+        raise ConfigError(_required(str(error.full_key))) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {error.msg}") from None
+        raise ConfigError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
     except ConfigError as error:
         raise ConfigError(_with_full_key(cfg, "", str(error))) from None
     for key, siblings in _outside_schema(typed_config, raw, ""):
@@ -112,7 +113,11 @@ def plain(value: Any) -> Any:
 
 
 def rebuilt(choice: str, values: dict[str, Any]) -> Any:
-    """Return the object of a choice, written `group=name`, from its plain values, as `plain` gives them."""
+    """Return the object of a choice, written `group=name`, from its plain values, as `plain` gives them.
+
+    Raises `ConfigError` for values that would have to be resolved.
+    """
+    check_literal(values, choice)
     group, _, name = choice.partition("=")
     [kind] = [kind for kind, known in _choices.items() if known == (group, name)]
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
@@ -128,6 +133,12 @@ def choices_in(typed_config: Any, prefix: str = "") -> Iterator[tuple[str, str, 
     elif isinstance(typed_config, dict):
         for key, value in typed_config.items():
             yield from choices_in(value, f"{prefix}{key}.")
+
+
+def _required(key: str) -> str:
+    options = sorted(name for group, name in _choices.values() if group == key)
+    known = f" (choices: {', '.join(options)})" if options else ""
+    return f"{key}: required and not given; add {key}=... to the command{known}"
 
 
 def _with_full_key(cfg: DictConfig, prefix: str, refusal: str) -> str:

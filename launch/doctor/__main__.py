@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from launch.doctor import collectives, inputs, machine, plan, storage
 from launch.doctor.base import PATIENCE, Finding, Level, Subject, counted, examine, grouped
-from launch.jobs import PROGRAMS, composed
+from launch.jobs import PROGRAMS
+from pretrain.compose import compose
 from pretrain.distributed.world import World, rank, world_size
 from pretrain.errors import HeadwaterError, PeerLost, TimedOut
 
@@ -34,7 +35,7 @@ def main() -> int:
         print(f"usage: python -m launch.doctor {'|'.join(PROGRAMS)} SETTINGS", file=sys.stderr)
         return 2
     try:
-        cfg, refusal = composed(PROGRAMS[program], overrides), None
+        cfg, refusal = compose(overrides, PROGRAMS[program]), None
     except HeadwaterError as error:
         cfg, refusal = None, str(error)
     if trouble := join():

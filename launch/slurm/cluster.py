@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pretrain.errors import check
+from pretrain.errors.redaction import looks_secret
 from pretrain.registry import register
-from pretrain.tracking.redaction import looks_secret
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/,=-]*")
 WORD_RULE = "letters, digits and . _ @ : + / , = -, beginning with a letter or digit"
@@ -73,7 +73,7 @@ class ClusterConfig:
             key = f"cluster.env.{name}"
             check(VARIABLE.fullmatch(name) is not None, key, value, "letters, digits and _ make a variable's name")
             rule = "looks like a credential; export it where you submit: jobs inherit that environment"
-            check(not looks_secret(value), key, "<redacted>", rule)
+            check(not looks_secret(value, name), key, "<redacted>", rule)
         texts = [("venv", self.venv or ""), ("container", self.container or "")]
         texts += [("mounts", mount) for mount in self.mounts]
         for key, text in [*texts, *((f"env.{name}", value) for name, value in self.env.items())]:

@@ -21,7 +21,7 @@ import launch
 from launch.jobs import PREPARE, Job
 from launch.slurm.cluster import ClusterConfig
 from launch.slurm.script import Shape, Task, module_script, run_script
-from pretrain.compose import Root, with_overrides
+from pretrain.compose import Root
 from pretrain.errors import ConfigError, check
 from pretrain.files import replace_file
 from pretrain.registry import discover
@@ -86,7 +86,8 @@ def register() -> None:
     discover(launch)
 
 
-SLURM = Root("launch_slurm", SlurmConfig, register)
+USAGE = "python -m launch slurm|doctor cluster=NAME SETTINGS -- PROGRAM SETTINGS"
+SLURM = Root("launch_slurm", SlurmConfig, register, USAGE)
 
 
 def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
@@ -115,7 +116,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
         max_idle_starts=cfg.max_idle_starts,
     )
     later = ["run.fresh=false"] if any(job.cfg.run.fresh for job in jobs) else []  # checked above, once
-    tasks = [Task(run=job.directory, program=[job.program, *with_overrides(job.overrides, *later)]) for job in jobs]
+    tasks = [Task(run=job.directory, program=[job.program, *job.overrides, *later]) for job in jobs]
     script = run_script(cfg.cluster, shape, tasks, Path.cwd())
     if cfg.dry_run:
         print(script)
@@ -141,7 +142,7 @@ def submit_preparation(cfg: SlurmConfig, overrides: Sequence[str], folder: Path)
     whole = module_script(cfg.cluster, Shape(name=name, gpus=False, time=cfg.time), [PREPARE, *overrides], Path.cwd())
     shape = Shape(name=f"{name}-parts", gpus=False, time=cfg.time, array=_array(cfg, cfg.parts))
     part = "data.prepare.part="
-    words = [PREPARE, *with_overrides(overrides, f"data.prepare.parts={cfg.parts}", part)]
+    words = [PREPARE, *overrides, f"data.prepare.parts={cfg.parts}", part]
     parts = module_script(cfg.cluster, shape, words, Path.cwd(), numbered=part)
     if cfg.dry_run:
         print(whole if cfg.parts == 1 else parts)

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from pretrain.errors import ConfigError
+from pretrain.errors.redaction import redacted
 from pretrain.tracking.base import Record
 from pretrain.tracking.jsonl import METRICS_FILE
 from pretrain.train.run_dir import RECORD_FILE, read_config, read_record
@@ -91,6 +92,6 @@ def _number(value: object) -> int | float | None:
 
 def _config(run: Path) -> dict[str, object]:
     """Return a run's settings by dotted key, with the choice of each group under the group's key."""
-    config = read_config(run)
+    config = redacted(read_config(run))
     chosen = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]
     return {key.rpartition("@")[2]: name for entry in chosen for key, name in entry.items()} | config

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import ConfigError
+from pretrain.errors.redaction import redacted
 from pretrain.report.history import load, records
 from pretrain.tracking.jsonl import METRICS_FILE
-from pretrain.tracking.redaction import redacted
 from pretrain.tracking.wandb_sink import WandbConfig, WandbSink, quieten
 from pretrain.train.run_dir import check_written_by, read_config, read_nested_config
 

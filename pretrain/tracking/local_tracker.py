@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.errors.redaction import redacted
 from pretrain.registry import register
 from pretrain.tracking.base import Sink, Tracker
 from pretrain.tracking.console import ConsoleSink
 from pretrain.tracking.jsonl import METRICS_FILE, JsonlSink
-from pretrain.tracking.redaction import redacted
 
 
 @register("tracker", "local")

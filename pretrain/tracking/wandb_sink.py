@@ -16,12 +16,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from pretrain.errors import check
+from pretrain.errors.redaction import looks_secret
 from pretrain.files import hash_file, replace_file
 from pretrain.registry import register
 from pretrain.tracking.background import BackgroundSink
 from pretrain.tracking.base import Record, Sink, scalars
 from pretrain.tracking.local_tracker import TrackerConfig
-from pretrain.tracking.redaction import looks_secret
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
+from pretrain.errors.redaction import redacted
 from pretrain.registry import choices_in, flattened, plain
-from pretrain.tracking.redaction import redacted
 from pretrain.train.run_dir import LOCK_FILE
 from pretrain.train.summary import versions
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from pretrain import models
 from pretrain.errors import ConfigError, check
+from pretrain.errors.redaction import redacted
 from pretrain.files import replace_file
 from pretrain.registry import choices_in, discover, flattened, plain, rebuilt
+from pretrain.settings.yaml_files import read_settings
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -59,6 +59,11 @@ class RunConfig:
         if self.fresh and (self.directory / RECORD_FILE).exists():
             rule = "choose another run.name, or drop run.fresh to resume it"
             raise ConfigError(f"run.fresh=true: {self.directory} holds a run; {rule}")
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 class RunDirectory:
@@ -97,18 +102,18 @@ class RunDirectory:
 
     def changes(self, cfg: Any) -> list[str]:
         """Name each setting whose value is not that of the run's last start, with both values."""
-        before, now = read_config(self.path), flattened(plain(cfg))
+        before, now = read_config(self.path), flattened(redacted(plain(cfg)))
         return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
 
     def write_config(self, cfg: Any, schema: str = "pretrain_schema") -> None:
-        """Write `config.yaml`: resolved values under the choices that typed them, itself a Hydra configuration.
+        """Write `config.yaml`: resolved values under the choices that typed them, without secrets.
 
-        `schema` is the name under which the root's dataclass is stored.
+        It is itself a Hydra configuration. `schema` is the name under which the root's dataclass is stored.
         """
         defaults: list[Any] = [schema]
         for key, group, name in choices_in(cfg):
             defaults.append({group if key == group else f"{group}@{key}": name})
-        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)}))
+        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **redacted(plain(cfg))}))
         replace_file(self.path / CONFIG_FILE, [body.encode()])
 
     def begin(self) -> None:
@@ -131,7 +136,8 @@ class RunDirectory:
         to_file = logging.FileHandler(self.path / "log.txt")
         to_stderr = logging.StreamHandler()
         to_stderr.setLevel(logging.INFO)
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        to_stderr.setFormatter(_WithoutSecrets())
         handlers = [to_stderr, to_file]
         loggers = [logging.getLogger(package) for package in packages]
         for logger in loggers:
@@ -169,13 +175,7 @@ def read_nested_config(run: Path) -> dict[str, Any]:
     path = run / CONFIG_FILE
     if not path.exists():
         return {}
-    try:
-        held = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        if not isinstance(held, dict):
-            raise ValueError("holds no settings")
-        return {str(key): value for key, value in held.items()}
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); mend or delete it") from None
+    return read_settings(path)
 
 
 def check_written_by(program: str, run: Path) -> None:

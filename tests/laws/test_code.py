@@ -56,6 +56,7 @@ FLOORS = [
     ["pretrain.data", "pretrain.checkpoint", "pretrain.optim"],
     ["pretrain.models", "pretrain.tokenizer", "pretrain.tracking"],
     ["pretrain.registry", "pretrain.distributed"],
+    ["pretrain.settings"],
     ["pretrain.errors", "pretrain.files"],
 ]
 DOORS = {"__main__", "prepare", "export", "sample", "evaluate", "import_bin"}  # the commands of `pretrain`

@@ -126,7 +126,7 @@ def test_given_settings_stay_given(tmp_path, caplog):
     own = tmp_path / "own" / "experiment"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("# @package _global_\nmodel: {window: 3}\n")
-    cfg = composed(run, "experiment=mine", f"hydra.searchpath=[file://{own.parent}]", "model.dropout=0.0")
+    cfg = composed(run, "experiment=mine", f"--config-dir={own.parent}", "model.dropout=0.0")
     theirs = compose_run(run).model
     assert cfg.model == replace(theirs, window=3, dropout=0.0) and theirs.dropout == 0.1 and theirs.window == 5
     assert isinstance(composed(run, "tokenizer=wordpiece").tokenizer, WordPieceTokenizer)

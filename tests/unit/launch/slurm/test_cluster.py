@@ -71,7 +71,7 @@ def test_times_in_files_stand_in_quotes(tmp_path, text):
     """YAML has numbers to the base of 60: 12:00:00 would be 43,200 minutes."""
     (tmp_path / "cluster").mkdir()
     file = tmp_path / "cluster" / "own.yaml"
-    words = ["cluster=own", f"hydra.searchpath=[file://{tmp_path}]"]
+    words = ["cluster=own", "--config-dir", str(tmp_path)]
     file.write_text(f'defaults: [slurm]\ntime: "{text}"\n')
     assert compose(words, root=SLURM).cluster.time == text
     file.write_text(f"defaults: [slurm]\ntime: {text}\n")
@@ -83,7 +83,7 @@ def test_a_file_of_no_cluster_is_refused(tmp_path):
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "own.yaml").write_text("partition: gpu\n")
     with pytest.raises(ConfigError, match=r"^cluster=.*begin with the lines `defaults:` and `  - slurm`"):
-        compose(["cluster=own", f"hydra.searchpath=[file://{tmp_path}]"], root=SLURM)
+        compose(["cluster=own", "--config-dir", str(tmp_path)], root=SLURM)
 
 
 @pytest.mark.parametrize("time", ["30", "1:30", "12:00:00", "1-12", "2-00:30", "7-00:00:00"])
@@ -151,11 +151,11 @@ def test_a_time_limit_that_is_long_enough(monkeypatch, tmp_path, capsys, time):
     assert f"#SBATCH --time={time}\n" in capsys.readouterr().out
 
 
-def test_parts_stand_before_options_of_hydra(monkeypatch, tmp_path, capsys):
+def test_parts_stand_behind_what_was_typed(monkeypatch, tmp_path, capsys):
     cfg = SlurmConfig(cluster=ClusterConfig(), parts=3, dry_run=True)
     submit_preparation(cfg, ["data=text", "--config-dir", "own"], tmp_path)
     line = capsys.readouterr().out.splitlines()[-2]
-    assert line.endswith('data=text data.prepare.parts=3 data.prepare.part="$SLURM_ARRAY_TASK_ID" --config-dir own')
+    assert line.endswith('data=text --config-dir own data.prepare.parts=3 data.prepare.part="$SLURM_ARRAY_TASK_ID"')
 
 
 def test_without_slurm_the_error_says_so(monkeypatch, tmp_path):

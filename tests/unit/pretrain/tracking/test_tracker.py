@@ -14,7 +14,6 @@ from pretrain.errors import ConfigError
 from pretrain.tracking.background import BackgroundSink
 from pretrain.tracking.base import Tracker, scalars
 from pretrain.tracking.local_tracker import TrackerConfig
-from pretrain.tracking.redaction import redacted
 from pretrain.tracking.tensorboard_sink import TensorBoardConfig
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode
 
@@ -112,35 +111,6 @@ def test_scalars_are_named_by_split_and_unknown_values_left_out():
     record = {"step": 3, "split": "validation", "loss": 1.5, "mfu": None, "note": "text", "tokens": 7, "flag": True}
     assert scalars(record) == {"eval/loss": 1.5, "eval/tokens": 7}
     assert scalars({"step": 3, "split": "train", "loss": 1.5}) == {"train/loss": 1.5}
-
-
-def test_redaction_takes_secrets_and_nothing_else():
-    config = {
-        "tracker": {"project": "p", "api_key": "abc", "WANDB_API_KEY": "abc"},
-        "data": {
-            "tokenizer": "bpe",
-            "num_tokens": 5,
-            "eos_token": "<|endoftext|>",
-            "hub": [{"hf_token": "x", "url": "https://me:pass@host/data"}, "hf_" + "a1B2" * 8],
-            "password": "",
-            "revision": "0123456789abcdef0123456789abcdef01234567",
-        },
-        "keys": ["left alone"],
-        "secret": ["one", "two"],
-    }
-    assert redacted(config) == {
-        "tracker": {"project": "p", "api_key": "<redacted>", "WANDB_API_KEY": "<redacted>"},
-        "data": {
-            "tokenizer": "bpe",
-            "num_tokens": 5,
-            "eos_token": "<|endoftext|>",
-            "hub": [{"hf_token": "<redacted>", "url": "https://<redacted>@host/data"}, "<redacted>"],
-            "password": "",
-            "revision": "0123456789abcdef0123456789abcdef01234567",
-        },
-        "keys": ["left alone"],
-        "secret": ["<redacted>", "<redacted>"],
-    }
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The kinds of failure, the exit code of each, and how a command ends with it.
 
-Holds no policy: what is refused, and when, is decided where the value is used. Free of torch and Hydra.
+Holds no policy: what is refused, and when, is decided where the value is used; what may be said of a value is decided
+in `redaction`. Free of torch and Hydra.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from pretrain.errors.redaction import redacted
+
 
 class HeadwaterError(Exception):
-    """A failure that the user can act on; the message names the thing, its value, the rule and the fix."""
+    """A failure that the user can act on; the message names the thing, its value, the rule and the fix, no secret."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class ConfigError(HeadwaterError, ValueError):
@@ -72,7 +78,7 @@ def check(condition: bool, key: str, value: object, rule: str) -> None:
     Dataclasses call it in `__post_init__`, so that a refused value never reaches the code behind it.
     """
     if not condition:
-        raise ConfigError(f"{key}={value}: {rule}")
+        raise ConfigError(f"{key}={redacted(value, key)}: {rule}")
 
 
 @contextmanager
@@ -102,16 +108,23 @@ def exit_code_of(body: Callable[[], object]) -> int:
 def command(parser: ArgumentParser, body: Callable[[Namespace], object], arguments: Sequence[str] | None = None) -> int:
     """Run a command: parse its arguments, pass them to `body`, print what that returns unless it is None.
 
-    Returns the exit code. A reader that closes the pipe early, as `head` does, is no error.
+    Returns the exit code.
     """
     options = parser.parse_args(arguments)
 
     def run() -> None:
-        try:
+        with closed_pipe_is_no_error():
             if (answer := body(options)) is not None:
                 print(answer)
-            sys.stdout.flush()
-        except BrokenPipeError:  # point stdout elsewhere, or Python flushes it once more at exit and fails
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return exit_code_of(run)
+
+
+@contextmanager
+def closed_pipe_is_no_error() -> Iterator[None]:
+    """While in here, whoever reads standard output may close it early, as `head` does. Ends by flushing it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # point stdout elsewhere, or Python flushes it once more at exit and fails
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

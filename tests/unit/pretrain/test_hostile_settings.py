@@ -1,0 +1,156 @@
+"""Settings from elsewhere run nothing, read no secret and write nowhere: refused with 2, or data like any other."""
+
+import shutil
+import sys
+
+import pytest
+from forks import python
+from hostile import FILES, FORGERIES, SECRET, WORDS, chosen, watched
+from run_directories import make_run
+
+import launch.__main__
+from finetune import evaluate, predict
+from finetune import export as finetune_export
+from finetune.config import FINETUNE
+from launch.jobs import corpora_root, jobs_of
+from launch.local import LOCAL
+from launch.slurm.submit import SLURM
+from pretrain import export, sample
+from pretrain.compose import PRETRAIN, hydra_command
+
+TUNING = ["task=classification", "init_from=x", "task.train=a", "task.validation=b"]
+ATTEMPTS = [*([word] for word in WORDS), *(chosen(name) for name in FILES)]
+
+
+def launched(mode, *words):
+    sys.argv = ["launch", *words[: words.index("--")], *words[words.index("--") :]]
+    sys.argv.insert(1, mode)
+    launch.__main__.main()
+
+
+# The doors that Hydra's words go through, as far as the point where work would begin.
+DOORS = {
+    "pretrain": lambda words: hydra_command(lambda cfg: None, PRETRAIN, words),
+    "finetune": lambda words: hydra_command(lambda cfg: None, FINETUNE, [*TUNING, *words]),
+    "prepare": lambda words: hydra_command(lambda cfg: corpora_root(words), PRETRAIN, words),
+    "launch local": lambda words: launched("local", "nproc=1", "--", "pretrain", "experiment=demo", *words),
+    "launch local of fine-tuning": lambda words: launched("local", "--", "finetune", *TUNING, *words),
+    "launch local itself": lambda words: launched("local", *words, "--", "pretrain", "experiment=demo"),
+    "launch slurm": lambda words: launched("slurm", "cluster=cpu", "dry_run=true", "--", "pretrain", *words),
+    "launch slurm of a preparation": lambda words: launched(
+        "slurm", "cluster=cpu", "dry_run=true", "parts=2", "--", "pretrain.prepare", *words
+    ),
+    "launch slurm itself": lambda words: launched("slurm", "dry_run=true", *words, "--", "pretrain"),
+    "launch doctor": lambda words: launched("doctor", "cluster=cpu", "dry_run=true", "--", "pretrain", *words),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOSTILE_TOKEN", SECRET)
+    monkeypatch.setattr(sys, "argv", [])
+    nothing_runs = {"local": (LOCAL, lambda cfg, program: len(jobs_of(program)) * 0)}
+    monkeypatch.setattr(launch.__main__, "MODES", launch.__main__.MODES | nothing_runs)
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def ends(call, *arguments) -> int:
+    """Return the exit code of a command."""
+    try:
+        return call(*arguments) or 0
+    except SystemExit as end:
+        return end.code or 0
+
+
+def check_refused(door, attempts, folder, capsys):
+    with watched(folder) as new_files:
+        for words in attempts:
+            code = ends(DOORS[door], words)
+            told = capsys.readouterr()
+            assert code == 2, f"{words}: {code} {told.err}"
+            assert told.err.strip() and "Traceback" not in told.err and SECRET not in told.out + told.err, words
+            assert new_files() == [], words
+    assert "canary" not in sys.modules
+
+
+def test_every_attempt_is_refused(folder, capsys):
+    assert len(ATTEMPTS) >= 100
+    check_refused("pretrain", ATTEMPTS, folder, capsys)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_refuses_some(folder, capsys, door):
+    place = list(DOORS).index(door)
+    fitting = ATTEMPTS if "itself" not in door else [[word] for word in WORDS if "hydra" in word]
+    check_refused(door, fitting[place :: len(DOORS)], folder, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", [door for door in DOORS if "itself" not in door])
+def test_every_door_refuses_all(folder, capsys, door):
+    check_refused(door, ATTEMPTS, folder, capsys)
+
+
+@pytest.mark.parametrize(
+    "value", ["$(touch written)", "`touch written`", "a; touch written", "a\ntouch written", "~", "!x"]
+)
+@pytest.mark.parametrize("door", ["pretrain", "launch slurm", "launch slurm of a preparation", "launch doctor"])
+def test_a_text_is_a_text(folder, capsys, door, value):
+    """The script that is printed names it; what bash makes of such a script is tested with scripts."""
+    with watched(folder) as new_files:
+        assert ends(DOORS[door], ["experiment=demo", f'run.root="{value}"']) == 0, capsys.readouterr().err
+        assert new_files() == []
+
+
+READERS = {
+    "sample": sample.main,
+    "export": export.main,
+    "finetune.predict": lambda words: predict.main([*words, "data.jsonl"]),
+    "finetune.export": finetune_export.main,
+    "finetune.evaluate": lambda words: evaluate.main([*words, "data.jsonl"]),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("theirs") / "run")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_configuration_of_a_run_is_data(folder, capsys, run, reader):
+    """Commands that take the network from run.json alone may never look at what is hostile."""
+    shutil.copytree(run, folder / "run")
+    config = folder / "run" / "config.yaml"
+    genuine = config.read_text()
+    if reader.startswith("finetune"):
+        genuine = genuine.replace("pretrain_schema", "finetune_schema")
+    with watched(folder) as new_files:
+        for name, (there, instead) in FORGERIES.items():
+            assert there in genuine, name
+            config.write_text(genuine.replace(there, instead, 1))
+            code = ends(READERS[reader], ["run"])
+            told = capsys.readouterr()
+            assert code == 2 or (code == 0 and reader in ("sample", "export")), f"{name}: {code} {told.err}"
+            assert "Traceback" not in told.err and SECRET not in told.out + told.err, name
+            assert [file for file in new_files() if "/run/export" not in file] == [], name
+            shutil.rmtree(folder / "run" / "export", ignore_errors=True)
+    assert "canary" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", *chosen("callbacks")],
+        ["pretrain.prepare", *chosen("logging")],
+        ["finetune", *TUNING, "+hydra.callbacks.x._target_=canary.Callback"],
+        ["launch", "local", "--", "pretrain", *chosen("env")],
+        ["launch", "slurm", "cluster=cpu", "dry_run=true", "--", "pretrain", *chosen("launcher")],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_so_it_is_in_processes_of_their_own(folder, words):
+    with watched(folder) as new_files:
+        done = python("-m", *words, cwd=folder)
+        assert (done.returncode, new_files()) == (2, []), done.stderr
+        assert "Traceback" not in done.stderr and SECRET not in done.stdout + done.stderr
