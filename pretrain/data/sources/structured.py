@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords, OnInvalid
 from pretrain.data.sources.base import FileRange, FileSource, Input, ReadableSource, byte_ranges, file_input
+from pretrain.data.sources.content import unlike_json_lines
 from pretrain.data.sources.documents import Raw, decode, lines
-from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, open_parquet, parquet_batches
+from pretrain.data.sources.parquet import column_names, column_type, is_text, open_parquet, parquet_batches
+from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, value_at
 from pretrain.errors import DataError, check
 from pretrain.registry import register
 
@@ -29,30 +31,31 @@ if TYPE_CHECKING:
 class JsonLinesSource(FileSource):
     """JSON lines: one object a line, its text in one field. Also compressed."""
 
-    field: str = "text"  # key of the text in each object
+    field: str = "text"  # key of the text in each object; meta.text for the key text of the object under meta
 
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         return byte_ranges(inputs, unit_bytes, divisible=True)
 
     def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
         num_good, first_bad = 0, ""
-        with open_bytes(part.file) as stream:
+        with open_bytes(part.file, unlike_json_lines) as stream:
             for line in lines(stream, *part):
                 if not line.data or (text := decode(line, bad)) is None:
                     continue
                 try:
                     record = json_object(text)
+                    value = value_at(record, self.field)
                 except BadRecordError as error:
                     reason, detail = "bad_json", f"{error.reason} ({error})"
+                except KeyError:
+                    reason, detail = "missing_field", f"no field {self.field!r}, there are {sorted(record)}"
                 else:
-                    if isinstance(value := record.get(self.field), str):
+                    if isinstance(value, str):
                         num_good += 1
                         # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
                         yield line._replace(data=value.encode(errors="surrogatepass"))
                         continue
                     reason, detail = "missing_field", f"field {self.field!r} is {value!r:.40}, expected a string"
-                    if self.field not in record:
-                        detail = f"no field {self.field!r}, there are {sorted(record)}"
                 bad.report(reason, _place(line, bad), detail)
                 first_bad = first_bad or f"{line.place()}: {detail}"
         if first_bad and not num_good and bad.policy is not OnInvalid.skip:
@@ -67,7 +70,7 @@ class JsonLinesSource(FileSource):
 class ParquetSource(FileSource):
     """Parquet files: one row a document, its text in one column."""
 
-    field: str = "text"  # column of the text
+    field: str = "text"  # column of the text; meta.text for the field text of a column of structs, meta
 
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         for entry in inputs:
@@ -88,12 +91,11 @@ class ParquetSource(FileSource):
                         yield Raw(value, part.file, row, "row")
 
     def _check_column(self, file: str, schema: pa.Schema) -> None:
-        if self.field not in schema.names:
-            rule = f"data.sources.*.field must be one of {sorted(schema.names)}"
-            raise DataError(f"{file}: no column {self.field!r}; {rule}")
-        kind = schema.field(self.field).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+        names = column_names(schema)
+        if (count := names.count(self.field)) != 1:
+            what = f"{count} columns" if count else "no column"
+            raise DataError(f"{file}: {what} {self.field!r}; data.sources.*.field must be one of {sorted(names)}")
+        if not is_text(kind := column_type(schema, self.field)):
             raise DataError(f"{file}: column {self.field!r} is {kind}, expected strings; correct data.sources.*.field")
 
 
@@ -105,7 +107,7 @@ class HubSource(ReadableSource):
     path: str = ""  # name on the hub, or a local directory
     config: str | None = None  # configuration of the data set, where it has several
     split: str = "train"  # split of the data set
-    field: str = "text"  # column of the text
+    field: str = "text"  # column of the text; meta.text for the field text of a column of structs, meta
     revision: str | None = None  # commit on the hub; without it the data may change between two preparations
 
     def __post_init__(self) -> None:
@@ -126,10 +128,11 @@ class HubSource(ReadableSource):
         stream = self._stream()
         for row, record in enumerate(stream.shard(stream.num_shards, part.start)):
             place = f"{self.path}, split {self.split}, shard {part.start}"
-            if self.field not in record:
+            try:
+                value = value_at(record, self.field)
+            except KeyError:
                 rule = f"data.sources.*.field must be one of {sorted(record)}"
-                raise DataError(f"{place}: no column {self.field!r}; {rule}")
-            value = record[self.field]
+                raise DataError(f"{place}: no column {self.field!r}; {rule}") from None
             if isinstance(value, str):
                 yield Raw(value.encode(errors="surrogatepass"), place, row, "row")
             else:
