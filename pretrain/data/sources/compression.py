@@ -39,21 +39,26 @@ class _Streams(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while True:
+        filled = 0
+        while filled < len(buffer):
+            compressed = b""
             if self._current.eof:
-                rest = self._current.unused_data.lstrip(b"\0")
-                while not rest:
-                    if not (chunk := self._raw.read(CHUNK)):
-                        return 0
-                    rest = chunk.lstrip(b"\0")
+                if not (compressed := self._after_stream()):
+                    break
                 self._current = self._new()
-            else:
-                rest = self._raw.read(CHUNK) if self._current.needs_input else b""
-                if not rest and self._current.needs_input:
-                    raise EOFError("it ends in the middle of a compressed stream")
-            if data := self._current.decompress(rest, len(buffer)):
-                buffer[: len(data)] = data
-                return len(data)
+            elif self._current.needs_input and not (compressed := self._raw.read(CHUNK)):
+                raise EOFError("it ends in the middle of a compressed stream")
+            data = self._current.decompress(compressed, len(buffer) - filled)
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+        return filled
+
+    def _after_stream(self) -> bytes:
+        """Return the start of what follows a stream and its padding; nothing at the end of the file."""
+        rest = self._current.unused_data.lstrip(b"\0")
+        while not rest and (chunk := self._raw.read(CHUNK)):
+            rest = chunk.lstrip(b"\0")
+        return rest
 
 
 _OPENERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO], Any]], ...] = (

@@ -86,12 +86,14 @@ def parquet_batches(
     A batch has a column for each of `names`, which are among `column_names`, in their order.
     """
     paths = [column_paths(table.schema_arrow)[name] for name in names]
+    stored = [".".join(path) for path in paths]
     groups = range(table.num_row_groups) if groups is None else groups
     row = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
-    for batch in table.iter_batches(ROWS, row_groups=groups, columns=[".".join(path) for path in paths]):
-        columns = [_field(batch.column(column), inner) for column, *inner in paths]
-        yield row, pa.RecordBatch.from_arrays(columns, names)
-        row += batch.num_rows
+    for group in groups:  # one at a time: Arrow cannot join the dictionaries of fields within structs
+        for batch in table.iter_batches(ROWS, row_groups=[group], columns=stored):
+            columns = [_field(batch.column(column), inner) for column, *inner in paths]
+            yield row, pa.RecordBatch.from_arrays(columns, names)
+            row += batch.num_rows
 
 
 def _field(column: pa.Array, inner: list[str]) -> pa.Array:
