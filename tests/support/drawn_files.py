@@ -26,10 +26,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from finetune.data.records import read_records
-from pretrain.data.sources.bad_records import BadRecords, OnInvalid
+from pretrain.data.sources.bad_records import BadRecords
 from pretrain.data.sources.base import Cut, ReadableSource, TextSource
 from pretrain.data.sources.structured import JsonLinesSource, ParquetSource
 from pretrain.errors import HeadwaterError
+from tests.support.reading import read
 
 PATTERN_SIGNS = False  # whether names may hold signs of patterns, which a path that exists keeps
 NAMES = [
@@ -251,9 +252,8 @@ def _reader(draw: random.Random, form: str, tuning: bool, path: Path, field: str
 
 
 def _pretraining_texts(source: ReadableSource, unit_bytes: int) -> list[str]:
-    bad = BadRecords(policy=OnInvalid.replace)
-    texts = [text for unit in source.units(source.inputs(), unit_bytes) for text in source.texts(unit, bad)]
-    assert not bad.counts, f"counted and left out or mended: {dict(bad.counts)}"
+    texts, counts = read(source, unit_bytes)
+    assert not counts, f"counted and left out or mended: {counts}"
     return texts
 
 

@@ -16,11 +16,11 @@ from pretrain.errors import DataError
 
 BLOCK = 2**16  # bytes of a file that are looked at
 MARK = codecs.BOM_UTF8  # a byte order mark, which is no text
-# A file is not taken for UTF-8 if so many bytes are not, and more than it has characters outside of ASCII.
-FEWEST_INVALID = 3
-LEAST_INVALID = 0.001  # of all bytes
+# A few NUL or invalid bytes are bad documents, and the policy is for them. So many in a block, and it is no UTF-8:
+FEWEST_WRONG = 3
+LEAST_WRONG = 0.001  # of all bytes
 MOST_CONTROLS = 0.1  # of all bytes; text has fewer control characters
-LEAST_PLAIN = 0.01  # of all characters; text in any script has as many spaces, digits and line ends
+LEAST_PLAIN = 0.01  # of all characters; text in any script has as many spaces, line ends and signs of ASCII
 
 Check = Callable[[bytes], str | None]  # the first block of a file -> what is wrong with it and what to do, if anything
 
@@ -30,35 +30,40 @@ class ForeignFile(DataError):
 
 
 class _Kind(NamedTuple):
-    signature: str  # pattern of the first bytes
+    signature: re.Pattern[bytes]  # the first bytes
     what: str
     fix: str
 
 
+def _kind(signature: bytes, what: str, fix: str) -> _Kind:
+    return _Kind(re.compile(signature, re.DOTALL), what, fix)
+
+
 _UNPACK = "unpack it and name the files that are in it"
 _CONVERT = "decompress it, or compress it with gzip, xz, bzip2 or zstd"
+_SAVE = "save its table as Parquet"
 _KINDS = (
-    _Kind(r"PK(\x03\x04|\x05\x06|\x07\x08)", "a zip archive, as documents of Word and Excel are", _UNPACK),
-    _Kind(r"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    _Kind(r"Rar!\x1a\x07", "a RAR archive", _UNPACK),
-    _Kind(r".{257}ustar[ \0]", "a tar archive", _UNPACK),
-    _Kind(r"\x04\x22\x4d\x18|\x02\x21\x4c\x18", "compressed with lz4", _CONVERT),
-    _Kind(r"\xff\x06\0\0sNaPpY", "compressed with snappy", _CONVERT),
-    _Kind(r"\x1f[\x9d\xa0]", "compressed with compress", _CONVERT),
-    _Kind(r"LZIP\x01|\x89LZO\0", "compressed with lzip or lzop", _CONVERT),
-    _Kind(r"\x5d\0\0..(\xff{8}|.{5}\0{3})", "compressed with lzma", _CONVERT),
-    _Kind(r"PAR[1E][^ -~\s]", "a Parquet file", "choose data=parquet for it, or, for fine-tuning, name it .parquet"),
-    _Kind(r"ARROW1\0\0|\xff{4}..\0\0", "an Arrow file", "save its table as Parquet"),
-    _Kind(r"Obj\x01|ORC\x0a?[^ -~\s]", "an Avro or ORC file", "save its table as Parquet"),
-    _Kind(r"%PDF-\d", "a PDF document", "extract its text, for example with pdftotext"),
+    _kind(rb"PK(\x03\x04|\x05\x06|\x07\x08)", "a zip archive, as documents of Word and Excel are", _UNPACK),
+    _kind(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    _kind(rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    _kind(rb".{257}ustar[ \0]", "a tar archive", _UNPACK),
+    _kind(rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18", "compressed with lz4", _CONVERT),
+    _kind(rb"\xff\x06\0\0sNaPpY", "compressed with snappy", _CONVERT),
+    _kind(rb"\x1f[\x9d\xa0]", "compressed with compress", _CONVERT),
+    _kind(rb"LZIP\x01|\x89LZO\0", "compressed with lzip or lzop", _CONVERT),
+    _kind(rb"\x5d\0\0..(\xff{8}|.{5}\0{3})", "compressed with lzma", _CONVERT),
+    _kind(rb"PAR[1E][^ -~\s]", "a Parquet file", "choose data=parquet for it, or, for fine-tuning, name it .parquet"),
+    _kind(rb"ARROW1\0\0|\xff{4}..\0\0", "an Arrow file", _SAVE),
+    _kind(rb"Obj\x01", "an Avro file", _SAVE),
+    _kind(rb"%PDF-\d", "a PDF document", "extract its text, for example with pdftotext"),
 )
-_SIGNATURES = [(re.compile(kind.signature.encode("latin-1"), re.DOTALL), kind) for kind in _KINDS]
 _MARKS = (  # the longer ones first: those of UTF-32 begin like those of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+_WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
 _SPREAD_OBJECT = re.compile(rb'\{(.*[{\[,:])?[ \t\r]*\n\s*["}\]]')  # continues on the next line
 _ISO_2022 = re.compile(rb"\x1b\$[@A-D()]")  # shifts to an alphabet of East Asia, which then looks like ASCII
 _TEXT_BYTES = bytes(sorted({*range(0x20, 0x7F), *range(0x80, 0x100), *b"\b\t\n\v\f\r\x1b"}))  # no control characters
@@ -67,19 +72,21 @@ _TEXT_BYTES = bytes(sorted({*range(0x20, 0x7F), *range(0x80, 0x100), *b"\b\t\n\v
 def unlike_text(block: bytes) -> str | None:
     """Say why a file that begins with `block` is not text in UTF-8, and what to do, or return None for one that is."""
     if is_compressed(block):
-        return f"compressed more than once; {_CONVERT}"
-    for signature, kind in _SIGNATURES:
-        if signature.match(block):
+        return "compressed data, expected text; decompress it"  # within compressed data, if it is a file
+    for kind in _KINDS:
+        if kind.signature.match(block):
             return f"{kind.what}; {kind.fix}"
     if encoding := next((name for mark, name in _MARKS if block.startswith(mark)), None):
         return _in(encoding)
     if _ISO_2022.search(block):
         return _in("ISO-2022")
-    binary = len(block.translate(None, _TEXT_BYTES)) > MOST_CONTROLS * len(block)
-    if not binary and _is_utf8(block):
+    many = max(FEWEST_WRONG, LEAST_WRONG * len(block))
+    controls = len(block.translate(None, _TEXT_BYTES))
+    binary = controls > MOST_CONTROLS * len(block) or block.count(0) >= many
+    if not binary and _is_utf8(block, many):
         return None
-    wide = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
-    if encoding := next((name for name in wide if _reads_as(name, block)), None):
+    shares = {encoding: _plain_share(encoding, block) for encoding in _WIDE}
+    if shares[encoding := max(shares, key=shares.__getitem__)] > LEAST_PLAIN:
         return f"probably {_in(encoding)}"
     if binary:
         return "binary data, expected text; name another file"
@@ -132,22 +139,29 @@ def _in(encoding: str) -> str:
     return f"text in {encoding}, expected UTF-8; convert it, for example with iconv -f {encoding} -t UTF-8"
 
 
-def _is_utf8(block: bytes) -> bool:
-    """Return whether a block is UTF-8, or close enough for the few bytes that are not to be bad documents."""
+def _is_utf8(block: bytes, many: float) -> bool:
+    """Return whether fewer than `many` bytes of a block are invalid UTF-8, or no more than it has other characters.
+
+    Characters of ASCII are left aside: they are the same in most encodings.
+    """
     try:
         codecs.getincrementaldecoder("utf-8")().decode(block)  # which may end within a character
     except UnicodeDecodeError:
         text = block.decode(errors="surrogateescape")
         invalid = len(re.findall("[\udc80-\udcff]", text))
         valid = len(re.findall("[^\0-\x7f]", text)) - invalid
-        return invalid < max(FEWEST_INVALID, LEAST_INVALID * len(block)) or invalid <= valid
+        return invalid < many or invalid <= valid
     return True
 
 
-def _reads_as(encoding: str, block: bytes) -> bool:
-    """Return whether a block makes sense in an encoding: the decoder takes it, and it has spaces and line ends."""
+def _plain_share(encoding: str, block: bytes) -> float:
+    """Return the share of spaces, line ends and signs of ASCII in a block; 0 if it cannot be in this encoding.
+
+    Letters are left aside: the most frequent character of Chinese is one of them with its bytes exchanged.
+    """
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(block)
     except UnicodeDecodeError:
-        return False
-    return sum(sign.isascii() and (sign.isprintable() or sign.isspace()) for sign in text) > LEAST_PLAIN * len(text)
+        return 0.0
+    plain = sum(sign.isspace() or sign.isprintable() for sign in text if sign.isascii() and not sign.isalnum())
+    return plain / max(len(text), 1)

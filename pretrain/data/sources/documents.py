@@ -16,7 +16,7 @@ from pretrain.data.sources.content import MARK
 from pretrain.errors import DataError
 
 DOCUMENT_LIMIT = 256 * 2**20  # bytes; a longer document is refused, so that memory stays bounded
-_MARK = re.compile("^\ufeff", re.MULTILINE)  # a byte order mark: where files begin, also those that were joined
+_MARK = re.compile("^\ufeff+", re.MULTILINE)  # a byte order mark: where files begin, also those that were joined
 
 
 class Raw(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from pretrain.data.sources.content import unlike_json_lines
 from pretrain.data.sources.documents import Raw, decode, lines
 from pretrain.data.sources.parquet import column_names, column_type, is_text, open_parquet, parquet_batches
 from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, value_at
-from pretrain.errors import DataError, check
+from pretrain.errors import DataError, HeadwaterError, check
 from pretrain.registry import register
 
 if TYPE_CHECKING:
@@ -126,20 +126,32 @@ class HubSource(ReadableSource):
 
     def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
         stream = self._stream()
-        for row, record in enumerate(stream.shard(stream.num_shards, part.start)):
-            place = f"{self.path}, split {self.split}, shard {part.start}"
+        place = f"{self.path}, split {self.split}, shard {part.start}"
+        for row, record in enumerate(_records(stream.shard(stream.num_shards, part.start), place)):
             try:
                 value = value_at(record, self.field)
             except KeyError:
                 rule = f"data.sources.*.field must be one of {sorted(record)}"
                 raise DataError(f"{place}: no column {self.field!r}; {rule}") from None
-            if isinstance(value, str):
-                yield Raw(value.encode(errors="surrogatepass"), place, row, "row")
+            if isinstance(value, str | bytes):
+                data = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+                yield Raw(data, place, row, "row")
             else:
                 bad.report("missing_field", f"{place}: row {row}", f"column {self.field!r} is {value!r:.40}")
 
     def _stream(self) -> IterableDataset:
         return _hub_stream(self.path, self.config, self.split, self.revision)
+
+
+def _records(shard: IterableDataset, place: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a shard. Raises `DataError` for what the `datasets` library cannot read."""
+    try:
+        yield from shard
+    except HeadwaterError:  # the request to stop
+        raise
+    except Exception as error:  # of connections, formats and encodings: each from a library of its own
+        reason = " ".join(str(error).split())
+        raise DataError(f"{place}: cannot be read ({reason}); mend the data set, or run again") from error
 
 
 @lru_cache(maxsize=1)  # once a process: finding its files can take many requests
