@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.data.sources.content import BLOCK, Check, check_content, unlike_json_lines
@@ -218,8 +218,9 @@ def _open_text(file: str, newline: str, *checks: Check) -> Iterator[TextIO]:
 @contextmanager
 def _standard_input(*checks: Check) -> Iterator[BinaryIO]:
     """Give standard input, which is not decompressed. Raises `ForeignFile` as `open_bytes` does."""
-    check_content("standard input", sys.stdin.buffer.peek(BLOCK), *checks)  # what has arrived of it
-    yield sys.stdin.buffer
+    stream = cast(io.BufferedReader, sys.stdin.buffer)
+    check_content("standard input", stream.peek(BLOCK), *checks)  # what has arrived of it
+    yield stream
 
 
 def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str], hint: str = "") -> None:

@@ -2,7 +2,7 @@
 
 Each is read as the product reads it, and must give exactly the texts that were written or an error that names the file.
 
-    python -m tests.support.drawn_files 300
+    python tests/support/drawn_files.py 300
 """
 
 import bz2
@@ -24,29 +24,16 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
+from reading import read
 
 from finetune.data.records import read_records
 from pretrain.data.sources.bad_records import BadRecords
 from pretrain.data.sources.base import Cut, ReadableSource, TextSource
 from pretrain.data.sources.structured import JsonLinesSource, ParquetSource
 from pretrain.errors import HeadwaterError
-from tests.support.reading import read
 
 PATTERN_SIGNS = False  # whether names may hold signs of patterns, which a path that exists keeps
-NAMES = [
-    "corpus",
-    "with spaces",
-    "文字",
-    "данные",
-    "it's",
-    'say "this"',
-    "a,b=c",
-    "café",
-    "x.y.z",
-    "-dash",
-    "#1",
-    "%41",
-]
+NAMES = ["corpus", "with spaces", "文字", "данные", "it's", 'say "this"', "a,b=c", "café", "x.y.z", "-dash", "#1"]
 NAMES_OF_PATTERNS = ["part[1]", "[x]", "a*b", "what?", "**", "~tilde", "{a,b}"]
 
 _WORDS = {

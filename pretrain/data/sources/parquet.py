@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pretrain.data.sources.content import BLOCK, unlike_parquet
 from pretrain.data.sources.locations import open_raw
@@ -97,4 +96,7 @@ def parquet_batches(
 
 
 def _field(column: pa.Array, inner: list[str]) -> pa.Array:
-    return pc.struct_field(column, inner) if inner else column
+    for name in inner:
+        assert isinstance(column, pa.StructArray)
+        column = column.flatten()[column.type.get_field_index(name)]  # null where the struct is
+    return column

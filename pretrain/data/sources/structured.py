@@ -43,26 +43,33 @@ class JsonLinesSource(FileSource):
                 if not line.data or (text := decode(line, bad)) is None:
                     continue
                 try:
-                    record = json_object(text)
-                    value = value_at(record, self.field)
+                    value = self._value(text)
                 except BadRecordError as error:
-                    reason, detail = "bad_json", f"{error.reason} ({error})"
-                except KeyError:
-                    reason, detail = "missing_field", f"no field {self.field!r}, there are {sorted(record)}"
+                    bad.report(error.reason, _place(line, bad), str(error))
+                    first_bad = first_bad or f"{line.place()}: {error}"
                 else:
-                    if isinstance(value, str):
-                        num_good += 1
-                        # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
-                        yield line._replace(data=value.encode(errors="surrogatepass"))
-                        continue
-                    reason, detail = "missing_field", f"field {self.field!r} is {value!r:.40}, expected a string"
-                bad.report(reason, _place(line, bad), detail)
-                first_bad = first_bad or f"{line.place()}: {detail}"
+                    num_good += 1
+                    # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
+                    yield line._replace(data=value.encode(errors="surrogatepass"))
         if first_bad and not num_good and bad.policy is not OnInvalid.skip:
             raise DataError(
                 f"{first_bad}; no line after it is better: correct data.sources.*.field={self.field} or the file, or "
                 "leave such files out with data.prepare.on_invalid=skip"
             )
+
+    def _value(self, line: str) -> str:
+        """Return the text in the object on a line. Raises `BadRecordError` if there is none."""
+        try:
+            record = json_object(line)
+        except BadRecordError as error:
+            raise BadRecordError("bad_json", f"{error.reason} ({error})") from None
+        try:
+            value = value_at(record, self.field)
+        except KeyError:
+            raise BadRecordError("missing_field", f"no field {self.field!r}, there are {sorted(record)}") from None
+        if not isinstance(value, str):
+            raise BadRecordError("missing_field", f"field {self.field!r} is {value!r:.40}, expected a string")
+        return value
 
 
 @register("source", "parquet")
