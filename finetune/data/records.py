@@ -13,22 +13,16 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from finetune.data.classes import NO_CLASSES, Classes, class_name, feature_classes, parquet_classes
 from finetune.data.tables import USUAL, Delimiter, find_dialect
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
-from pretrain.data.sources.readers import (
-    JSON_LINES,
-    file_format,
-    json_object,
-    load_data_set,
-    open_bytes,
-    open_parquet,
-    parquet_batches,
-)
+from pretrain.data.sources.content import BLOCK, Check, check_content, unlike_json_lines
+from pretrain.data.sources.parquet import column_names, open_parquet, parquet_batches
+from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, load_data_set, open_bytes, value_at
 from pretrain.errors import ConfigError
 from pretrain.hub.download import is_hub_name
 from pretrain.registry import nearest
@@ -69,9 +63,9 @@ def read_records(
     """Yield the records of a file, or of a data set `org/name[/subset][@revision][:split]`, with values of `columns`.
 
     `columns` maps roles to different columns, all of which must exist. `header` names the columns of a CSV or TSV file
-    without a header line; `find_dialect` says how their cells are told apart. CSV, TSV and JSON lines may be compressed
-    (.gz, .xz, .bz2, .zst). Blank lines are skipped. `-` is JSON lines from standard input, which can be read once.
-    Numbers of classes that the source itself names are replaced by the names.
+    without a header line; `find_dialect` says how their cells are told apart. CSV, TSV and JSON lines may be compressed.
+    Blank lines are skipped. `-` is JSON lines from standard input, which can be read once. Numbers of classes that the
+    source itself names are replaced by the names.
 
     Records that cannot be read are reported to `bad`; the caller settles it. Raises `ConfigError` for a file, column or
     split that does not exist, and `DataError` for a file that cannot be read.
@@ -144,16 +138,18 @@ def _table(
 def _json_lines(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator[Row]:
     lacking: dict[str, Any] = {}  # the first object without one of the columns
     num_good = 0
-    with _open_text(file, newline="\n") as text:
+    with _open_text(file, "\n", unlike_json_lines) as text:
         for line, data in enumerate(text, 1):
             if data.isspace():
                 continue
             place = f"{file}:{line}"
             with bad.counted(place):
-                row = json_object(data)
-                if missing := [column for column in columns.values() if column not in row]:
-                    lacking = lacking or row
-                    raise BadRecordError("a column is missing", f"no {missing[0]!r}, there are {sorted(row)}")
+                fields = json_object(data)
+                try:
+                    row = {column: value_at(fields, column) for column in columns.values()}
+                except KeyError as missing:
+                    lacking = lacking or fields
+                    raise BadRecordError("a column is missing", f"no {missing}, there are {sorted(fields)}") from None
                 num_good += 1
                 yield Row(place, row)
     if lacking and not num_good:  # the setting is wrong, not the records
@@ -163,7 +159,7 @@ def _json_lines(file: str, columns: Mapping[str, str], bad: BadRecords) -> Itera
 def _parquet(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator[Row]:
     wanted = sorted(set(columns.values()))
     with open_parquet(file) as table:
-        _check_columns(file, columns, table.schema_arrow.names)
+        _check_columns(file, columns, column_names(table.schema_arrow))
         classes = parquet_classes(file, table.schema_arrow)
         for first, batch in parquet_batches(table, wanted):
             cells = [batch.column(name) for name in wanted]
@@ -200,6 +196,8 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
         if len(splits) > 1:
             raise ConfigError(f"{name}: choose a split: {', '.join(f'{name}:{split}' for split in splits)}")
         found = found[splits[0]]
+    if not set(columns.values()) <= set(found.column_names):
+        found = found.flatten()  # fields of structs become columns, by their names joined with dots
     _check_columns(name, columns, found.column_names)
     features: Any = found.features.to_dict()
     classes = feature_classes(features)
@@ -208,14 +206,22 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
 
 
 @contextmanager
-def _open_text(file: str, newline: str) -> Iterator[TextIO]:
+def _open_text(file: str, newline: str, *checks: Check) -> Iterator[TextIO]:
     """Open UTF-8 text, with or without a byte order mark. Invalid bytes become surrogates, which `is_text` refuses."""
-    with nullcontext(sys.stdin.buffer) if file == STANDARD_INPUT else open_bytes(file) as stream:
+    with _standard_input(*checks) if file == STANDARD_INPUT else open_bytes(file, *checks) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
         try:
             yield text
         finally:
             text.detach()  # otherwise the wrapper would close standard input
+
+
+@contextmanager
+def _standard_input(*checks: Check) -> Iterator[BinaryIO]:
+    """Give standard input, which is not decompressed. Raises `ForeignFile` as `open_bytes` does."""
+    stream = cast(io.BufferedReader, sys.stdin.buffer)
+    check_content("standard input", stream.peek(BLOCK), *checks)  # what has arrived of it
+    yield stream
 
 
 def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str], hint: str = "") -> None:

@@ -18,9 +18,10 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.data.sources.bad_records import BadRecords
+from pretrain.data.sources.bad_records import BadRecords, OnInvalid
+from pretrain.data.sources.content import ForeignFile, unlike_lines
 from pretrain.data.sources.documents import Raw, decode, lines, paragraphs, whole
-from pretrain.data.sources.readers import COMPRESSED, open_bytes
+from pretrain.data.sources.readers import is_compressed, open_bytes
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
 
@@ -102,9 +103,16 @@ class ReadableSource(SourceConfig, ABC):
             if part.stop == 0:
                 bad.counts["empty_file"] += 1
                 continue
-            for raw in self.read(part, bad):
-                if (text := decode(raw, bad)) is not None:
-                    yield text
+            try:
+                for raw in self.read(part, bad):
+                    if (text := decode(raw, bad)) is not None:
+                        yield text
+            except ForeignFile as error:
+                if bad.policy is not OnInvalid.skip:
+                    fix = "or leave such files out with data.prepare.on_invalid=skip"
+                    raise DataError(f"{error}; {fix}") from None
+                if part.start == 0:
+                    bad.counts["foreign_file"] += 1
 
 
 class Cut(Enum):
@@ -141,7 +149,7 @@ class FileSource(ReadableSource, ABC):
 @register("source", "text")
 @dataclass(kw_only=True)
 class TextSource(FileSource):
-    """Plain text files, also compressed (.gz, .xz, .bz2, .zst)."""
+    """Plain text files, also compressed (gzip, xz, bzip2, zstd)."""
 
     documents: Cut = Cut.file  # where documents end: file, line or blank_line
 
@@ -149,10 +157,11 @@ class TextSource(FileSource):
         return byte_ranges(inputs, unit_bytes, divisible=self.documents is not Cut.file)
 
     def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
-        with open_bytes(part.file) as stream:
-            if self.documents is Cut.file:
+        if self.documents is Cut.file:
+            with open_bytes(part.file) as stream:
                 yield from whole(stream, part.file)
-            else:
+        else:
+            with open_bytes(part.file, unlike_lines) as stream:
                 cut = lines if self.documents is Cut.line else paragraphs
                 yield from cut(stream, *part)
 
@@ -191,12 +200,14 @@ def file_input(path: Path, name: Path) -> Input:
 
 
 def byte_ranges(inputs: list[Input], unit_bytes: int, divisible: bool) -> Iterator[tuple[FileRange, int]]:
-    """Yield each file whole or, if it is plain and divisible, in ranges of `unit_bytes`, with its size in bytes."""
-    for entry in inputs:
-        if Path(entry.name).suffix in COMPRESSED:
-            yield FileRange(entry.name, 0, None), entry.size
+    """Yield each file whole or, if it is divisible and not compressed, in ranges of `unit_bytes`; with sizes in bytes.
+
+    Only files that are longer than a unit are opened, to see whether they are compressed.
+    """
+    for name, size, _ in inputs:
+        if size <= unit_bytes or not divisible or is_compressed(name):
+            yield FileRange(name, 0, None if size else 0), size
         else:
-            step = max(unit_bytes if divisible else entry.size, 1)
-            for start in range(0, max(entry.size, 1), step):
-                stop = min(start + step, entry.size)
-                yield FileRange(entry.name, start, stop), stop - start
+            for start in range(0, size, unit_bytes):
+                stop = min(start + unit_bytes, size)
+                yield FileRange(name, start, stop), stop - start

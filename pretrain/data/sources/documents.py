@@ -6,14 +6,17 @@ torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 from pretrain.data.sources.bad_records import BadRecords, OnInvalid
+from pretrain.data.sources.content import MARK
 from pretrain.errors import DataError
 
 DOCUMENT_LIMIT = 256 * 2**20  # bytes; a longer document is refused, so that memory stays bounded
+_MARK = re.compile("^\ufeff+", re.MULTILINE)  # a byte order mark: where files begin, also those that were joined
 
 
 class Raw(NamedTuple):
@@ -32,7 +35,10 @@ class Raw(NamedTuple):
 
 
 def decode(raw: Raw, bad: BadRecords) -> str | None:
-    """Return the text of a document, mended if the policy says so, or None for one that is left out."""
+    """Return the text of a document, mended if the policy says so, or None for one that is left out.
+
+    Byte order marks at the beginning of lines are no part of it.
+    """
     try:
         text = raw.data.decode()
     except UnicodeDecodeError as error:
@@ -45,6 +51,8 @@ def decode(raw: Raw, bad: BadRecords) -> str | None:
         if bad.policy is OnInvalid.skip:
             return None
         text = text.replace("\0", "\ufffd")
+    if "\ufeff" in text:
+        text = _MARK.sub("", text)
     if not text or text.isspace():
         bad.counts["empty"] += 1
         return None
@@ -76,7 +84,7 @@ def paragraphs(stream: BinaryIO, file: str, start: int, stop: int | None) -> Ite
     held: list[bytes] = []
     begin = length = 0
     for position, line in chain(_lines_from(stream, file, start), [(0, b"\n")]):  # the end is like a blank line
-        if line.isspace():
+        if line.isspace() or line.removeprefix(MARK).isspace():
             if held:
                 yield Raw(b"".join(held).rstrip(b"\r\n"), file, begin)
                 held, length = [], 0

@@ -1,61 +1,64 @@
-"""Readers of files and data sets: compression, JSON lines, Parquet, data sets of the hub.
+"""Readers that pretraining and fine-tuning share: text of any compression, JSON, data sets of the hub.
 
-Holds what pretraining and fine-tuning read alike: what kind of file a name stands for and how each kind is opened. What
-is done with records is in `structured` and in `finetune.data.records`. Free of torch.
+Parquet is in `parquet`. What is done with records is in `structured` and in `finetune.data.records`. Free of torch.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-import pyarrow as pa
-
+from pretrain.data.sources import compression
 from pretrain.data.sources.bad_records import BadRecordError
+from pretrain.data.sources.content import BLOCK, Check, check_content
+from pretrain.data.sources.locations import open_raw
 from pretrain.errors import ConfigError, DataError, HeadwaterError
 
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
-
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-PARQUET_ROWS = 256  # rows decoded at a time
-
-
-def _open_zstd(file: str) -> Any:
-    return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # reads concatenated frames as one stream
-
-
-COMPRESSED: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstd}
+LONG_WINDOW = "Frame requires too much memory"  # Arrow's words, for more than 128 MiB
 
 
 def file_format(file: str) -> str:
-    """Return the suffix that says what a file holds (".csv" for a.csv.gz), or "" if there is none."""
-    return next((suffix for suffix in reversed(Path(file).suffixes) if suffix not in COMPRESSED), "")
+    """Return the suffix that says what a file holds (".csv" for a.CSV.gz), or "" if there is none."""
+    suffixes = [suffix.lower() for suffix in reversed(Path(file).suffixes)]
+    return next((suffix for suffix in suffixes if suffix not in compression.SUFFIXES), "")
 
 
 @contextmanager
-def open_bytes(file: str) -> Iterator[BinaryIO]:
-    """Open a file for reading, decompressed by its suffix. Raises `DataError` naming it if it cannot be read."""
+def open_bytes(file: str, *checks: Check) -> Iterator[BinaryIO]:
+    """Open a file of UTF-8 text, decompressed by its content, with its byte order mark if it has one.
+
+    Raises `DataError` naming a file that cannot be read, and `ForeignFile` for one that is something else than text or
+    that one of the `checks` refuses.
+    """
     try:
-        opener = COMPRESSED.get(Path(file).suffix)
-        with opener(file) if opener else Path(file).open("rb") as stream:
+        with open_raw(file) as raw, io.BufferedReader(compression.decompressed(raw), BLOCK) as stream:
+            check_content(file, stream.peek(BLOCK), *checks)
             yield stream
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except compression.ERRORS as error:
+        fix = "restore the file or leave it out of the source"
+        if LONG_WINDOW in str(error):
+            fix = "decompress it, for example with zstd -d --long=31, or compress it without --long"
+        raise DataError(f"{file}: cannot be read ({error}); {fix}") from error
+
+
+def is_compressed(file: str) -> bool:
+    """Return whether a file is compressed, by its first bytes. Raises `DataError` if it cannot be read."""
+    try:
+        with open_raw(file) as raw:
+            return compression.is_compressed(raw.read(compression.SIGNATURE_BYTES))
+    except OSError as error:
         raise DataError(f"{file}: cannot be read ({error}); restore the file or leave it out of the source") from error
 
 
 def json_object(text: str) -> dict[str, Any]:
     """Return the JSON object on a line. Raises `BadRecordError` for anything else."""
     try:
-        value = json.loads(text)
+        value = json.loads(text.removeprefix("\ufeff"))  # on any line, if files were joined
     except (ValueError, RecursionError) as error:
         raise BadRecordError("not JSON", str(error)) from None
     if not isinstance(value, dict):
@@ -63,27 +66,18 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-@contextmanager
-def open_parquet(file: str) -> Iterator[ParquetFile]:
-    """Open a Parquet file. Raises `DataError` for one that cannot be read."""
-    from pyarrow.parquet import ParquetFile
+def value_at(record: dict[str, Any], name: str) -> Any:
+    """Return the value of a key or, if there is no such key, of nested objects by their keys, joined by dots.
 
-    try:
-        with ParquetFile(file, pre_buffer=False) as table:
-            yield table
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({error}); restore it or leave it out") from None
-
-
-def parquet_batches(
-    table: ParquetFile, columns: list[str], groups: range | None = None
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the number of the first row, counted from 0, and a batch of rows, of some row groups or of all."""
-    groups = range(table.num_row_groups) if groups is None else groups
-    row = sum(table.metadata.row_group(group).num_rows for group in range(groups.start))
-    for batch in table.iter_batches(PARQUET_ROWS, row_groups=groups, columns=columns):
-        yield row, batch
-        row += batch.num_rows
+    Raises `KeyError` if there is neither.
+    """
+    if name in record:
+        return record[name]
+    for dot in (at for at, sign in enumerate(name) if sign == "."):
+        if isinstance(inner := record.get(name[:dot]), dict):
+            with suppress(KeyError):
+                return value_at(inner, name[dot + 1 :])
+    raise KeyError(name)
 
 
 def load_data_set(label: str, path: str, config: str | None, *, hint: str = "", **options: Any) -> Any:

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords, OnInvalid
 from pretrain.data.sources.base import FileRange, FileSource, Input, ReadableSource, byte_ranges, file_input
+from pretrain.data.sources.content import unlike_json_lines
 from pretrain.data.sources.documents import Raw, decode, lines
-from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, open_parquet, parquet_batches
-from pretrain.errors import DataError, check
+from pretrain.data.sources.parquet import column_names, column_type, is_text, open_parquet, parquet_batches
+from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, value_at
+from pretrain.errors import DataError, HeadwaterError, check
 from pretrain.registry import register
 
 if TYPE_CHECKING:
@@ -29,37 +31,45 @@ if TYPE_CHECKING:
 class JsonLinesSource(FileSource):
     """JSON lines: one object a line, its text in one field. Also compressed."""
 
-    field: str = "text"  # key of the text in each object
+    field: str = "text"  # key of the text in each object; meta.text for the key text of the object under meta
 
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         return byte_ranges(inputs, unit_bytes, divisible=True)
 
     def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
         num_good, first_bad = 0, ""
-        with open_bytes(part.file) as stream:
+        with open_bytes(part.file, unlike_json_lines) as stream:
             for line in lines(stream, *part):
                 if not line.data or (text := decode(line, bad)) is None:
                     continue
                 try:
-                    record = json_object(text)
+                    value = self._value(text)
                 except BadRecordError as error:
-                    reason, detail = "bad_json", f"{error.reason} ({error})"
+                    bad.report(error.reason, _place(line, bad), str(error))
+                    first_bad = first_bad or f"{line.place()}: {error}"
                 else:
-                    if isinstance(value := record.get(self.field), str):
-                        num_good += 1
-                        # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
-                        yield line._replace(data=value.encode(errors="surrogatepass"))
-                        continue
-                    reason, detail = "missing_field", f"field {self.field!r} is {value!r:.40}, expected a string"
-                    if self.field not in record:
-                        detail = f"no field {self.field!r}, there are {sorted(record)}"
-                bad.report(reason, _place(line, bad), detail)
-                first_bad = first_bad or f"{line.place()}: {detail}"
+                    num_good += 1
+                    # An escaped lone surrogate is no text: encoded, it is invalid UTF-8 and meets the same policy.
+                    yield line._replace(data=value.encode(errors="surrogatepass"))
         if first_bad and not num_good and bad.policy is not OnInvalid.skip:
             raise DataError(
                 f"{first_bad}; no line after it is better: correct data.sources.*.field={self.field} or the file, or "
                 "leave such files out with data.prepare.on_invalid=skip"
             )
+
+    def _value(self, line: str) -> str:
+        """Return the text in the object on a line. Raises `BadRecordError` if there is none."""
+        try:
+            record = json_object(line)
+        except BadRecordError as error:
+            raise BadRecordError("bad_json", f"{error.reason} ({error})") from None
+        try:
+            value = value_at(record, self.field)
+        except KeyError:
+            raise BadRecordError("missing_field", f"no field {self.field!r}, there are {sorted(record)}") from None
+        if not isinstance(value, str):
+            raise BadRecordError("missing_field", f"field {self.field!r} is {value!r:.40}, expected a string")
+        return value
 
 
 @register("source", "parquet")
@@ -67,7 +77,7 @@ class JsonLinesSource(FileSource):
 class ParquetSource(FileSource):
     """Parquet files: one row a document, its text in one column."""
 
-    field: str = "text"  # column of the text
+    field: str = "text"  # column of the text; meta.text for the field text of a column of structs, meta
 
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         for entry in inputs:
@@ -88,12 +98,11 @@ class ParquetSource(FileSource):
                         yield Raw(value, part.file, row, "row")
 
     def _check_column(self, file: str, schema: pa.Schema) -> None:
-        if self.field not in schema.names:
-            rule = f"data.sources.*.field must be one of {sorted(schema.names)}"
-            raise DataError(f"{file}: no column {self.field!r}; {rule}")
-        kind = schema.field(self.field).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+        names = column_names(schema)
+        if (count := names.count(self.field)) != 1:
+            what = f"{count} columns" if count else "no column"
+            raise DataError(f"{file}: {what} {self.field!r}; data.sources.*.field must be one of {sorted(names)}")
+        if not is_text(kind := column_type(schema, self.field)):
             raise DataError(f"{file}: column {self.field!r} is {kind}, expected strings; correct data.sources.*.field")
 
 
@@ -105,7 +114,7 @@ class HubSource(ReadableSource):
     path: str = ""  # name on the hub, or a local directory
     config: str | None = None  # configuration of the data set, where it has several
     split: str = "train"  # split of the data set
-    field: str = "text"  # column of the text
+    field: str = "text"  # column of the text; meta.text for the field text of a column of structs, meta
     revision: str | None = None  # commit on the hub; without it the data may change between two preparations
 
     def __post_init__(self) -> None:
@@ -124,19 +133,32 @@ class HubSource(ReadableSource):
 
     def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
         stream = self._stream()
-        for row, record in enumerate(stream.shard(stream.num_shards, part.start)):
-            place = f"{self.path}, split {self.split}, shard {part.start}"
-            if self.field not in record:
+        place = f"{self.path}, split {self.split}, shard {part.start}"
+        for row, record in enumerate(_records(stream.shard(stream.num_shards, part.start), place)):
+            try:
+                value = value_at(record, self.field)
+            except KeyError:
                 rule = f"data.sources.*.field must be one of {sorted(record)}"
-                raise DataError(f"{place}: no column {self.field!r}; {rule}")
-            value = record[self.field]
-            if isinstance(value, str):
-                yield Raw(value.encode(errors="surrogatepass"), place, row, "row")
+                raise DataError(f"{place}: no column {self.field!r}; {rule}") from None
+            if isinstance(value, str | bytes):
+                data = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+                yield Raw(data, place, row, "row")
             else:
                 bad.report("missing_field", f"{place}: row {row}", f"column {self.field!r} is {value!r:.40}")
 
     def _stream(self) -> IterableDataset:
         return _hub_stream(self.path, self.config, self.split, self.revision)
+
+
+def _records(shard: IterableDataset, place: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a shard. Raises `DataError` for what the `datasets` library cannot read."""
+    try:
+        yield from shard
+    except HeadwaterError:  # the request to stop
+        raise
+    except Exception as error:  # of connections, formats and encodings: each from a library of its own
+        reason = " ".join(str(error).split())
+        raise DataError(f"{place}: cannot be read ({reason}); mend the data set, or run again") from error
 
 
 @lru_cache(maxsize=1)  # once a process: finding its files can take many requests

@@ -1,10 +1,8 @@
 """Sources: every document once however the input is cut, and bad input counted or refused by name."""
 
-import bz2
 import gzip
 import itertools
 import json
-import lzma
 import sysconfig
 from pathlib import Path
 
@@ -13,18 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from reading import read
 
-from pretrain.data.sources.bad_records import BadRecords, OnInvalid
-from pretrain.data.sources.base import Cut, PreparedSource, ReadableSource, StdlibSource, TextSource
+from pretrain.data.sources.bad_records import OnInvalid
+from pretrain.data.sources.base import Cut, PreparedSource, StdlibSource, TextSource
 from pretrain.data.sources.structured import HubSource, JsonLinesSource, ParquetSource
 from pretrain.errors import ConfigError, DataError
-
-
-def read(source: ReadableSource, unit_bytes=2**20, on_invalid=OnInvalid.replace):
-    """All texts of a source, and what was counted."""
-    bad = BadRecords(policy=on_invalid)
-    units = source.units(source.inputs(), unit_bytes)
-    return [text for unit in units for text in source.texts(unit, bad)], dict(bad.counts)
 
 
 def text_source(path, documents=Cut.file):
@@ -43,11 +35,11 @@ LINES = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(LINES, st.booleans(), st.integers(1, 60))
-def test_every_line_and_paragraph_once_however_the_file_is_cut(tmp_path_factory, lines, ended, unit_bytes):
+@given(LINES, st.booleans(), st.booleans(), st.integers(1, 60))
+def test_every_line_and_paragraph_once_however_the_file_is_cut(tmp_path_factory, lines, ended, marked, unit_bytes):
     path = tmp_path_factory.mktemp("cut") / "file.txt"
     content = b"\n".join(lines) + b"\n" * ended
-    path.write_bytes(content)
+    path.write_bytes(b"\xef\xbb\xbf" * marked + content)
     expected = [line.rstrip(b"\r").decode() for line in lines if line.strip()]
     assert read(text_source(path, Cut.line), unit_bytes)[0] == expected
     assert read(text_source(path, Cut.blank_line), unit_bytes)[0] == slow_paragraphs(content)
@@ -64,44 +56,6 @@ def test_units_hold_every_span_once_and_are_filled(sizes, unit_bytes):
     assert [span for unit in units for span in unit] == sizes
     assert all(unit and (sum(unit) <= unit_bytes or len(unit) == 1) for unit in units)
     assert all(sum(one) + other[0] > unit_bytes for one, other in itertools.pairwise(units))
-
-
-def write_zst(path, data):
-    with pa.CompressedOutputStream(str(path), "zstd") as file:
-        file.write(data)
-
-
-WRITERS = {
-    ".gz": lambda path, data: path.write_bytes(gzip.compress(data)),
-    ".xz": lambda path, data: path.write_bytes(lzma.compress(data)),
-    ".bz2": lambda path, data: path.write_bytes(bz2.compress(data)),
-    ".zst": write_zst,
-}
-
-
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_compressed_files_hold_the_same_documents(tmp_path, suffix):
-    content = "".join(f"line {number} é\n\n" for number in range(5000)).encode()
-    plain, packed = tmp_path / "plain.txt", tmp_path / f"packed.txt{suffix}"
-    plain.write_bytes(content)
-    WRITERS[suffix](packed, content)
-    # Files of several members, as `cat a.gz b.gz` makes them, are read to their end.
-    twice = tmp_path / f"twice.txt{suffix}"
-    twice.write_bytes(packed.read_bytes() * 2)
-    for cut in Cut:
-        texts, _ = read(text_source(plain, cut), unit_bytes=1000)
-        assert read(text_source(packed, cut), unit_bytes=1000)[0] == texts
-        doubled = [content.decode() * 2] if cut is Cut.file else texts * 2
-        assert read(text_source(twice, cut))[0] == doubled
-
-
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_a_damaged_compressed_file_is_refused_by_name(tmp_path, suffix):
-    path = tmp_path / f"torn.txt{suffix}"
-    WRITERS[suffix](path, bytes(range(256)) * 1000)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=rf"torn\.txt{suffix}: cannot be read"):
-        read(text_source(path))
 
 
 def test_stdlib_is_this_pythons_own_source_without_tests():
@@ -217,45 +171,20 @@ def test_a_lone_surrogate_is_invalid_text(tmp_path):
     assert read(JsonLinesSource(paths=[str(path)]), on_invalid=OnInvalid.skip)[0] == ["good"]
 
 
+def test_nested_fields_of_json_lines_by_dotted_keys(tmp_path):
+    path = tmp_path / "web.jsonl"
+    records = [{"a": {"b": {"c.d": "deep"}}}, {"a.b.c.d": "own key", "a": {"b": {"c.d": "deep"}}}, {"a": {"b": "text"}}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records, {"a": {"b.c": {"d": "other split"}}}]))
+    source = JsonLinesSource(paths=[str(path)], field="a.b.c.d")
+    assert read(source) == (["deep", "own key", "other split"], {"missing_field": 1})
+
+
 def test_a_misspelt_field_is_refused_and_not_counted_away(tmp_path):
     path = tmp_path / "web.jsonl"
     path.write_text('{"content": "a"}\n' * 5)
     with pytest.raises(DataError, match=r"web\.jsonl: byte 0: no field 'text', there are \['content'\]"):
         read(JsonLinesSource(paths=[str(path)]))
     assert read(JsonLinesSource(paths=[str(path)]), on_invalid=OnInvalid.skip) == ([], {"missing_field": 5})
-
-
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
-def test_parquet(tmp_path, kind):
-    texts = [f"row {number} é" for number in range(1000)]
-    table = pa.table({"id": range(1000), "text": pa.array(texts).cast(kind)})
-    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=70)
-    parquet.write_table(table.slice(0, 3), tmp_path / "b.parquet")
-    source = ParquetSource(paths=[f"{tmp_path}/*.parquet"])
-    assert len(source.units(source.inputs(), 1)) == 16
-    for unit_bytes in (1, 3000, 2**20):
-        assert read(source, unit_bytes) == (texts + texts[:3], {})
-
-
-def test_parquet_nulls_and_invalid_bytes_name_their_row(tmp_path):
-    rows = pa.array([b"a", None, b"\xff", b"b"], pa.binary())
-    parquet.write_table(pa.table({"body": rows}), tmp_path / "a.parquet", row_group_size=1)
-    source = ParquetSource(paths=[f"{tmp_path}/a.parquet"], field="body")
-    assert read(source, on_invalid=OnInvalid.skip) == (["a", "b"], {"missing_field": 1, "invalid_utf8": 1})
-    with pytest.raises(DataError, match=r"a\.parquet: row 1: column 'body' is null"):
-        read(source, on_invalid=OnInvalid.fail)
-    source.field = "text"
-    with pytest.raises(DataError, match=r"a\.parquet: no column 'text'; .*\['body'\]"):
-        read(source)
-
-
-def test_parquet_of_numbers_and_no_parquet_are_refused(tmp_path):
-    parquet.write_table(pa.table({"text": [1, 2]}), tmp_path / "numbers.parquet")
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(DataError, match=r"numbers\.parquet: column 'text' is int64, expected strings"):
-        read(ParquetSource(paths=[f"{tmp_path}/numbers.parquet"]))
-    with pytest.raises(DataError, match=r"broken\.parquet: not a readable Parquet file"):
-        read(ParquetSource(paths=[f"{tmp_path}/broken.parquet"]))
 
 
 def test_a_data_set_directory_streams_shard_by_shard(tmp_path, monkeypatch):
@@ -273,6 +202,21 @@ def test_a_data_set_directory_streams_shard_by_shard(tmp_path, monkeypatch):
         read(source)
     with pytest.raises(ConfigError, match=r"data\.sources\.\*\.path=.*split nothing"):
         read(HubSource(path=str(tmp_path), split="nothing"))
+
+
+def test_a_data_set_directory_has_marks_bytes_and_fields_within_fields(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for folder in ("lines", "rows", "latin"):
+        (tmp_path / folder).mkdir()
+    lines = "".join(json.dumps({"meta": {"text": f"row {row}"}}) + "\n" for row in range(3))
+    (tmp_path / "lines" / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert read(HubSource(path=str(tmp_path / "lines"), field="meta.text"))[0] == ["row 0", "row 1", "row 2"]
+    rows = pa.table({"text": pa.array([b"one", "\ufefftwo".encode(), b"\xff"])})
+    parquet.write_table(rows, tmp_path / "rows" / "train.parquet")
+    assert read(HubSource(path=str(tmp_path / "rows"))) == (["one", "two", "\ufffd"], {"invalid_utf8": 1})
+    (tmp_path / "latin" / "train.txt").write_bytes("où ça coûte\n".encode("latin-1") * 9)
+    with pytest.raises((ConfigError, DataError), match=r"latin.*: cannot be read"):
+        read(HubSource(path=str(tmp_path / "latin")))
 
 
 @pytest.mark.parametrize(
