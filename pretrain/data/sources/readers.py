@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 
 from pretrain.data.sources.bad_records import BadRecordError
+from pretrain.data.sources.locations import open_raw
 from pretrain.errors import ConfigError, DataError, HeadwaterError
 
 if TYPE_CHECKING:
@@ -29,11 +30,16 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET_ROWS = 256  # rows decoded at a time
 
 
-def _open_zstd(file: str) -> Any:
-    return io.BufferedReader(pa.input_stream(file, compression="zstd"))  # reads concatenated frames as one stream
+def _open_zstd(raw: BinaryIO) -> Any:
+    return io.BufferedReader(pa.input_stream(raw, compression="zstd"))  # reads concatenated frames as one stream
 
 
-COMPRESSED: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstd}
+COMPRESSED: dict[str, Callable[[BinaryIO], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": _open_zstd,
+}
 
 
 def file_format(file: str) -> str:
@@ -46,7 +52,7 @@ def open_bytes(file: str) -> Iterator[BinaryIO]:
     """Open a file for reading, decompressed by its suffix. Raises `DataError` naming it if it cannot be read."""
     try:
         opener = COMPRESSED.get(Path(file).suffix)
-        with opener(file) if opener else Path(file).open("rb") as stream:
+        with open_raw(file) as raw, opener(raw) if opener else raw as stream:
             yield stream
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({error}); restore the file or leave it out of the source") from error
@@ -69,7 +75,7 @@ def open_parquet(file: str) -> Iterator[ParquetFile]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(file, pre_buffer=False) as table:
+        with open_raw(file) as raw, ParquetFile(raw, pre_buffer=False) as table:
             yield table
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({error}); restore it or leave it out") from None
