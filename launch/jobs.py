@@ -78,7 +78,7 @@ def corpora_root(overrides: Sequence[str]) -> Path:
     cfg = composed(PRETRAIN, overrides)
     texts_of(cfg.data.sources)
     cfg.check_tokenizer()
-    return Path(cfg.data.prepare.root).expanduser()
+    return cfg.data.prepare.directory
 
 
 def composed(root: Root, words: Sequence[str]) -> Any:

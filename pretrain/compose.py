@@ -28,6 +28,7 @@ from yaml import YAMLError
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
 from pretrain.errors import ConfigError, exit_code_of
+from pretrain.files import expanded
 from pretrain.init_from import settings_from
 from pretrain.registry import flattened, nearest, typed, unflattened
 from pretrain.tokenizer.file import TokenizerFile
@@ -146,7 +147,7 @@ def _with_source(cfg: DictConfig, chosen: Choices, overrides: Sequence[str], roo
     wanted = [group for group in ADOPTED if chosen.get(group) == NOT_CHOSEN]
     if root is not PRETRAIN or not cfg.init_from or not wanted:
         return cfg
-    run = Path(cfg.run.root).expanduser() / cfg.run.name
+    run = Path(expanded(cfg.run.root, "run.root")) / cfg.run.name
     resuming = (run / "config.yaml").exists() and any((run / "checkpoints").glob("step-*"))
     taken = _settings_of_run(run, wanted) if resuming else settings_from(cfg.init_from)
     GlobalHydra.instance().clear()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 
 from pretrain.data.sources.bad_records import BadRecordError
-from pretrain.data.sources.locations import open_raw
+from pretrain.data.sources.locations import data_set_files, open_raw
 from pretrain.errors import ConfigError, DataError, HeadwaterError
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def load_data_set(label: str, path: str, config: str | None, *, hint: str = "", 
     """
     from datasets import load_dataset
 
+    if Path(path).is_dir():
+        data_set_files(path)  # refuses what `datasets` would misread
     try:
         return load_dataset(path, config, **options)
     except HeadwaterError:  # the request to stop
