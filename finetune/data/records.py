@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TextIO
 
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.data.sources.documents import DOCUMENT_LIMIT
+from pretrain.data.sources.locations import is_file, other_spelling
 from pretrain.data.sources.readers import (
     JSON_LINES,
     file_format,
@@ -75,10 +76,10 @@ def read_records(
 
 def _rows(source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str]) -> Iterator[Row]:
     form = file_format(source)
-    name, _, split = source.partition(":")
+    name, _, split = (source, "", "") if Path(source).is_dir() else source.partition(":")
     if source == STANDARD_INPUT:
         return _json_lines(source, columns, bad)
-    if Path(source).is_file() and form in FORMATS:
+    if is_file(source) and form in FORMATS:
         if form == ".parquet":
             return _parquet(source, columns, bad)
         if form in JSON_LINES:
@@ -87,7 +88,7 @@ def _rows(source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequ
     repository, _, _ = _data_set(name)
     if Path(repository).is_dir() or (form not in FORMATS and is_hub_name(repository)):
         return _hub(name, columns, split)
-    what = "not of a format that is read" if Path(source).is_file() else "no such file"
+    what = "not of a format that is read" if is_file(source) else f"no such file{other_spelling(source)}"
     fix = f"name a file of {', '.join(FORMATS)}, or, as org/name:split, a data set on the hub"
     raise ConfigError(f"{source}: {what}; {fix}")
 
@@ -182,7 +183,7 @@ def _parquet(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator
 
 def _data_set(name: str) -> tuple[str, str, str]:
     """Split the name of a data set into repository or directory, subset and revision, empty where there is none."""
-    repository, _, revision = name.partition("@")
+    repository, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
     parent, _, last = repository.rpartition("/")
     if parent.count("/") == 1 and not Path(repository).is_dir():
         return parent, last, revision

@@ -39,6 +39,22 @@ def has_parts(name: str) -> bool:
     return not is_remote(name) or has_ranges(name)
 
 
+def is_file(name: str) -> bool:
+    """Return whether a name is that of a local file, or a URL, of which only the store knows."""
+    return is_remote(name) or Path(name).is_file()
+
+
+def suffixes(name: str) -> list[str]:
+    """Return the suffixes of a file's name, as of a.csv.gz; a URL has none in its query."""
+    return Path(name.partition("?")[0] if is_remote(name) else name).suffixes
+
+
+def other_spelling(name: str) -> str:
+    """Return words about a local file whose name looks like this one, which does not exist, or nothing."""
+    other = other_form(name)
+    return f", but there is {other!a}, whose letters are in another form of Unicode" if other else ""
+
+
 def typed_name(path: str, key: str) -> str:
     """Return the name of the file or folder that a user typed as the setting `key`: filled in, without credentials."""
     path = _without_scheme(expanded(path, key))
@@ -115,8 +131,8 @@ def _local_names(path: str, key: str, left_out: LeftOut) -> set[str]:
     rule = f"matches no file, seen from {Path.cwd()}; correct the path or pattern"
     if path.endswith("/"):
         rule = f"ends in /, so that it names folders; name their files: {path}**/*"
-    elif other := other_form(name):
-        rule = f"matches no file, but there is {other!a}, whose letters are in another form of Unicode; name that one"
+    elif other := other_spelling(name):
+        rule = f"matches no file{other}; name that one"
     raise ConfigError(f"{key}: {path} {rule}")
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 
 from pretrain.data.sources.bad_records import BadRecordError
-from pretrain.data.sources.locations import data_set_files, open_raw
+from pretrain.data.sources.locations import data_set_files, open_raw, suffixes
 from pretrain.errors import ConfigError, DataError, HeadwaterError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ COMPRESSED: dict[str, Callable[[BinaryIO], Any]] = {
 
 def file_format(file: str) -> str:
     """Return the suffix that says what a file holds (".csv" for a.csv.gz), or "" if there is none."""
-    return next((suffix for suffix in reversed(Path(file).suffixes) if suffix not in COMPRESSED), "")
+    return next((suffix for suffix in reversed(suffixes(file)) if suffix not in COMPRESSED), "")
 
 
 @contextmanager
