@@ -13,7 +13,7 @@ from http.client import HTTPResponse
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit, urlunsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from fsspec.spec import AbstractFileSystem
 
@@ -22,6 +22,7 @@ SKIPPED_BYTES = 2**20  # ahead in a file, rather read than asked for anew
 LISTING_BYTES = 2**26  # of an HTML page that lists a folder, at most
 
 _LINK = re.compile(rb"""<a\s[^>]*?href\s*=\s*["']([^"']+)""", re.IGNORECASE)
+_MEANING = re.compile("%(25|23|2F|3F)", re.IGNORECASE)  # of % # / ?
 _SAFE = "%/:?=&;,+@!$'()*~[]"  # stay as they are in a URL that is quoted
 _REFUSED = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
 
@@ -60,10 +61,13 @@ class HttpFileSystem(AbstractFileSystem):
         base = path.rstrip("/") + "/"
         with _ask(base) as response:
             links = _LINK.findall(response.read(LISTING_BYTES))
-        targets = {urldefrag(urljoin(base, link.decode(errors="replace"))).url for link in links}
-        inside = sorted(target for target in targets if re.fullmatch(r"[^/?]+/?", target.removeprefix(base)))
-        kinds = ["directory" if target.endswith("/") else "file" for target in inside]
-        found = [{"name": name.rstrip("/"), "type": kind} for name, kind in zip(inside, kinds, strict=True)]
+        targets = {_unquoted(urldefrag(urljoin(base, link.decode(errors="replace"))).url) for link in links}
+        names = [target.removeprefix(_unquoted(base)) for target in targets]
+        found = [
+            {"name": base + name.rstrip("/"), "type": "directory" if name.endswith("/") else "file"}
+            for name in sorted(names)
+            if re.fullmatch(r"[^/?]+/?", name)
+        ]
         return found if detail else [entry["name"] for entry in found]
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> HttpFile:
@@ -117,6 +121,23 @@ class HttpFile(io.RawIOBase):
             self._response = None
 
 
+class _Redirects(HTTPRedirectHandler):
+    """Redirects that keep the method and, on the same host, the password."""
+
+    def redirect_request(self, req: Request, *answer: Any) -> Request | None:
+        new = super().redirect_request(req, *answer)
+        if new is not None:
+            new.method = req.method
+            if new.host == req.host and req.has_header("Authorization"):
+                new.add_unredirected_header("Authorization", req.get_header("Authorization"))
+        return new
+
+
+def _unquoted(url: str) -> str:
+    """Return a URL with its letters as they are, but for the signs that would mean something else."""
+    return unquote(_MEANING.sub(r"%25\1", url))
+
+
 def _ask(url: str, start: int = 0, *, method: str = "GET") -> HTTPResponse:
     """Return the answer to a request for a file, or for the bytes from `start` on.
 
@@ -128,11 +149,11 @@ def _ask(url: str, start: int = 0, *, method: str = "GET") -> HTTPResponse:
     request = Request(address, method=method)
     if start:
         request.add_header("Range", f"bytes={start}-")
-    if user:  # not for another host that this one sends us to
+    if user:
         secret = base64.b64encode(unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     try:
-        return urlopen(request, timeout=TIMEOUT_S)
+        return build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
     except HTTPError as error:
         error.close()
         raise _REFUSED.get(error.code, OSError)(f"the server answers {error.code} {error.reason}") from None

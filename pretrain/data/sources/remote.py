@@ -241,13 +241,16 @@ def _persistent(name: str, call: Callable[[], T]) -> T:
         except HeadwaterError:  # the request to stop
             raise
         except Exception as error:  # each store has a library of its own
-            refused = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-            if wait is None or refused:
-                said = " ".join(str(error).replace(_addresses.get(name, name), name).split()) or type(error).__name__
-                rule = "look at the network and at your credentials for it, and run again: what is prepared is kept"
-                raise DataError(f"{name}: cannot be read ({redacted(said)}); {rule}") from None
+            if wait is None or isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+                raise _unreadable(name, error) from None
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    said = " ".join(str(error).replace(_addresses.get(name, name), name).split()) or type(error).__name__
+    rule = "look at the network and at your credentials for it, and run again: what is prepared is kept"
+    return DataError(f"{name}: cannot be read ({redacted(said)}); {rule}")
 
 
 def _store(url: str, key: str) -> tuple[AbstractFileSystem, str]:
@@ -270,3 +273,5 @@ def _store(url: str, key: str) -> tuple[AbstractFileSystem, str]:
         raise ConfigError(f"{key}: {protocol}:// is not installed here ({error}); pip install {package}") from None
     except ValueError as error:
         raise ConfigError(f"{key}: {without_credentials(url)}: {redacted(str(error))}; correct it") from None
+    except Exception as error:  # some stores connect at once
+        raise _unreadable(without_credentials(url), error) from None
