@@ -122,9 +122,9 @@ def _local_names(path: str, key: str, left_out: LeftOut) -> set[str]:
     if tree.exists(name):
         return {name}
     root = "/" if name.startswith("/") else ""
-    folder, parts = split(tree, root, name.removeprefix(root))
+    folder, parts = split(tree, root, name.removeprefix(root), key)
     names: set[str] = set()
-    if parts and not path.endswith("/") and (not folder or tree.exists(folder)):
+    if parts and not path.endswith("/") and os.path.isdir(folder or "."):  # noqa: PTH112
         names = {match for match, _ in matches(tree, folder, parts, left_out)}
     if names:
         return names

@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from pretrain.errors import ConfigError, DataError
@@ -85,7 +86,7 @@ class LocalTree:
     def entries(self, folder: str) -> list[Entry]:
         try:
             with os.scandir(folder or ".") as found:
-                return [Entry(entry.name, entry.is_dir(), entry.is_symlink()) for entry in found]
+                return [Entry(entry.name, _is_folder(entry), entry.is_symlink()) for entry in found]
         except OSError as error:
             rule = "make it readable, or choose a pattern without it"
             raise DataError(f"{folder or '.'}: cannot be listed ({error.strerror}); {rule}") from None
@@ -98,6 +99,13 @@ class LocalTree:
         return status.st_dev, status.st_ino
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def has_signs(path: str) -> bool:
     """Return whether a path holds signs of a pattern."""
     return _MAGIC.search(path) is not None
@@ -108,16 +116,17 @@ def is_hidden(name: str, pattern: str = "*") -> bool:
     return _HIDDEN.fullmatch(name) is not None and _HIDDEN.fullmatch(pattern) is None
 
 
-def split(tree: Tree, folder: str, path: str) -> tuple[str, list[str]]:
+def split(tree: Tree, folder: str, path: str, key: str) -> tuple[str, list[str]]:
     """Return the longest folder below `folder` that the path names as it is written, and the rest of its parts.
 
-    Raises `ConfigError` for `**` beside other signs.
+    Raises `ConfigError`, which names the setting `key`, for `**` beside other signs.
     """
     parts = path.split("/")
     while parts and (not has_signs(parts[0]) or tree.exists(posixpath.join(folder, parts[0]))):
         folder = posixpath.join(folder, parts.pop(0))
     if wrong := next((part for part in parts if "**" in part and part != "**"), None):
-        raise ConfigError(f"{path}: {wrong}: ** stands for folders and is alone between slashes; write **/{wrong[1:]}")
+        rule = "** stands for folders and is alone between slashes"
+        raise ConfigError(f"{key}: {path}: {rule}; write {wrong.replace('**', '**/*', 1)}")
     return folder, parts
 
 
@@ -178,9 +187,12 @@ def other_form(path: str) -> str | None:
 
     tree, folder = LocalTree(), "/" if path.startswith("/") else ""
     for part in path.strip("/").split("/"):
-        if not tree.exists(inner := posixpath.join(folder, part)):
+        inner = posixpath.join(folder, part)
+        if not tree.exists(inner):
             wanted = re.compile(fnmatch.translate(composed(part)))
-            found = (entry.name for entry in tree.entries(folder) if wanted.match(composed(entry.name)))
-            return next((posixpath.join(folder, name) for name in found), None)
+            with suppress(DataError):  # a file where a folder is wanted, say
+                found = (entry.name for entry in tree.entries(folder) if wanted.match(composed(entry.name)))
+                return next((posixpath.join(folder, name) for name in found), None)
+            return None
         folder = inner
     return None

@@ -101,7 +101,7 @@ def find_remote(url: str, key: str, left_out: LeftOut) -> list[RemoteFacts]:
     tree = _RemoteTree(store, name)
     facts = tree.facts(path)
     if facts is None:
-        found = dict(_matches(tree, path, left_out))
+        found = dict(_matches(tree, path, key, left_out))
     elif facts["type"] == "directory":
         raise ConfigError(f"{key}: {name} is a folder; name its files: {name.rstrip('/')}/**/*")
     else:
@@ -112,12 +112,12 @@ def find_remote(url: str, key: str, left_out: LeftOut) -> list[RemoteFacts]:
     return [_described(tree, file, found[file], public_name(f"{before}{file}")) for file in sorted(found)]
 
 
-def _matches(tree: _RemoteTree, path: str, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Any]]]:
+def _matches(tree: _RemoteTree, path: str, key: str, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Any]]]:
     server = _SERVER.match(path)
     if server and "?" in path:  # the query of a URL, no sign of a pattern
         return
     root = server[0] if server else "/" * path.startswith("/")
-    folder, parts = split(tree, root, path.removeprefix(root).lstrip("/"))
+    folder, parts = split(tree, root, path.removeprefix(root).lstrip("/"), key)
     if parts and tree.exists(folder):
         yield from matches(tree, folder, parts, left_out)
 

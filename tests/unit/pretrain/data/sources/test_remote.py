@@ -110,7 +110,7 @@ def test_the_memory_store_of_fsspec(memory):
     assert names(TextSource(paths=["memory://runs*/*.txt"])) == ["memory://runs 2/c.txt", "memory://runs [v2]/a.txt"]
     with pytest.raises(ConfigError, match=r"memory://runs \[v2\] is a folder; .*memory://runs \[v2\]/\*\*/\*"):
         names(TextSource(paths=["memory://runs [v2]"]))
-    with pytest.raises(ConfigError, match="memory://nowhere/.* matches no file"):
+    with pytest.raises(ConfigError, match=r"memory://nowhere/.* matches no file"):
         names(TextSource(paths=["memory://nowhere/*.txt"]))
 
 
@@ -158,9 +158,7 @@ def test_what_is_missing_or_refused_is_not_asked_for_again(server):
     server.login = "user:password"
     with pytest.raises(DataError, match=r"a\.txt: cannot be read \(the server answers 401"):
         TextSource(paths=[f"{server.url}/books/a.txt"]).inputs()
-    assert [asked for asked in server.asked if asked[1].endswith("a.txt")] == [
-        (way, "/books/a.txt", "") for way in ("HEAD", "GET")
-    ]
+    assert [asked[0] for asked in server.asked if asked[1] == "/books/a.txt"] == ["HEAD", "GET"]
 
 
 def test_a_package_that_is_not_installed_is_named():
