@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from finetune.load import open_trained
 from finetune.options import trained_run_parser
+from pretrain.data.sources.locations import typed_name
 from pretrain.errors import command
 from pretrain.tracking.jsonl import to_json
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> str:
     """Return the metrics as one JSON object."""
     trained = open_trained(options.run, options.step, options.set)
-    encoded = trained.encode(options.source, labelled=True)
+    encoded = trained.encode(typed_name(options.source, "the data set"), labelled=True)
     answers = trained.answers(encoded, options.max_tokens)
     return to_json(trained.cfg.task.measure(encoded, answers.logits, trained.names))
 

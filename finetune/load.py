@@ -53,7 +53,7 @@ class Trained:
         return step_number(self.step)
 
     def encode(self, source: str, *, labelled: bool) -> Encoded:
-        """Read a data set and encode it as training did. Raises what the task raises."""
+        """Read a data set, by a name from `typed_name`, and encode it as training did. Raises what the task raises."""
         task = self.cfg.task
         return task.encode(task.records(source, labelled=labelled), self.tokenizer, self.names)
 

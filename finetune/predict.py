@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from finetune.data.records import STANDARD_INPUT
 from finetune.load import open_trained
 from finetune.options import trained_run_parser
+from pretrain.data.sources.locations import typed_name
 from pretrain.errors import command
 from pretrain.tracking.jsonl import to_json
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def predict(options: argparse.Namespace) -> None:
     """Print the prediction for each record."""
     trained = open_trained(options.run, options.step, options.set)
-    encoded = trained.encode(options.source, labelled=False)
+    encoded = trained.encode(typed_name(options.source, "the data set"), labelled=False)
     answers = trained.answers(encoded, options.max_tokens)
     for prediction in trained.cfg.task.predict(encoded, answers.logits, trained.names):
         print(to_json(prediction, ensure_ascii=False))

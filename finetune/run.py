@@ -22,6 +22,7 @@ from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded, shortlist
+from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
 from pretrain.errors import DataError, check
 from pretrain.files import replace_file
@@ -129,12 +130,12 @@ def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData
     task, longest = cfg.task, source.network.max_seq_len
     rule = f"{source.path} sees sequences of at most {longest} tokens; lower it"
     check(task.max_tokens <= longest, "task.max_tokens", task.max_tokens, rule)
-    sources = {"train": task.train, "validation": task.validation}
+    sources = {key: typed_name(getattr(task, key), f"task.{key}") for key in ("train", "validation")}
     for key, file in sources.items():
         rule = "standard input can be read once, and a run may be resumed; name a file"
         check(file != STANDARD_INPUT, f"task.{key}", file, rule)
-    if task.train == task.validation:
-        log.warning("task.validation=%s is task.train: what is measured says nothing of other data", task.validation)
+    if sources["train"] == (same := sources["validation"]):
+        log.warning("task.validation=%s is task.train: what is measured says nothing of other data", same)
     records = {key: task.records(file) for key, file in sources.items()}
     names = task.names(records["train"])
     encoded = {key: task.encode(found, tokenizer, names) for key, found in records.items()}

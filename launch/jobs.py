@@ -88,4 +88,4 @@ def corpora_root(overrides: Sequence[str]) -> Path:
     cfg = compose(overrides)
     texts_of(cfg.data.sources)
     cfg.check_tokenizer()
-    return Path(cfg.data.prepare.root).expanduser()
+    return cfg.data.prepare.directory

@@ -30,6 +30,7 @@ from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
 from pretrain.errors import ConfigError, closed_pipe_is_no_error, exit_code_of
 from pretrain.errors.redaction import redacted
+from pretrain.files import expanded
 from pretrain.init_from import settings_from
 from pretrain.registry import choices, flattened, nearest, typed, unflattened
 from pretrain.settings.grammar import as_text, parsed, quoted
@@ -232,7 +233,7 @@ def _with_source(composed: Composed, words: Sequence[str], root: Root) -> DictCo
     cfg, wanted = composed.cfg, [group for group in ADOPTED if composed.chosen.get(group) == NOT_CHOSEN]
     if root is not PRETRAIN or not cfg.init_from or not wanted:
         return cfg
-    run = Path(cfg.run.root).expanduser() / cfg.run.name
+    run = Path(expanded(cfg.run.root, "run.root")) / cfg.run.name
     resuming = (run / CONFIG_FILE).exists() and any((run / "checkpoints").glob("step-*"))
     taken = _settings_of_run(run, wanted) if resuming else settings_from(cfg.init_from)
     given, said = _given(cfg, _composed(root, []).cfg, words), []

@@ -23,6 +23,7 @@ from pretrain.checkpoint.load import Shapes, check_architecture, load_manifest, 
 from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.files import expanded
 from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import named_tensors
@@ -251,7 +252,7 @@ def shared_source(source: Source | None, world: World) -> Source | None:
 
 def open_source(init_from: str) -> Source:
     """Return the source at a path, or at a name on the hub whose files are in its cache. Raises `ConfigError`."""
-    path = cached(init_from) if is_hub_name(init_from) else Path(init_from).expanduser()
+    path = cached(init_from) if is_hub_name(init_from) else Path(expanded(init_from, "init_from"))
     if not path.exists():
         rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
         raise ConfigError(f"init_from={init_from}: no such directory; {rule}")

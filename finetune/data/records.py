@@ -21,6 +21,7 @@ from finetune.data.classes import NO_CLASSES, Classes, class_name, feature_class
 from finetune.data.tables import USUAL, Delimiter, find_dialect
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.data.sources.content import BLOCK, Check, check_content, unlike_json_lines
+from pretrain.data.sources.locations import is_file, other_spelling
 from pretrain.data.sources.parquet import column_names, open_parquet, parquet_batches
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, load_data_set, open_bytes, value_at
 from pretrain.errors import ConfigError
@@ -63,7 +64,7 @@ def read_records(
     """Yield the records of a file, or of a data set `org/name[/subset][@revision][:split]`, with values of `columns`.
 
     `columns` maps roles to different columns, all of which must exist. `header` names the columns of a CSV or TSV file
-    without a header line; `find_dialect` says how their cells are told apart. CSV, TSV and JSON lines may be compressed.
+    without a header line; `find_dialect` says how their cells are told apart. All but Parquet may be compressed.
     Blank lines are skipped. `-` is JSON lines from standard input, which can be read once. Numbers of classes that the
     source itself names are replaced by the names.
 
@@ -86,10 +87,10 @@ def _rows(
     source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], delimiter: Delimiter
 ) -> Iterator[Row]:
     form = file_format(source)
-    name, _, split = source.partition(":")
+    name, _, split = (source, "", "") if Path(source).is_dir() else source.partition(":")
     if source == STANDARD_INPUT:
         return _json_lines(source, columns, bad)
-    if Path(source).is_file() and form in FORMATS:
+    if is_file(source) and form in FORMATS:
         if form == ".parquet":
             return _parquet(source, columns, bad)
         if form in JSON_LINES:
@@ -98,7 +99,7 @@ def _rows(
     repository, _, _ = _data_set(name)
     if Path(repository).is_dir() or (form not in FORMATS and is_hub_name(repository)):
         return _hub(name, columns, split)
-    what = "not of a format that is read" if Path(source).is_file() else "no such file"
+    what = "not of a format that is read" if is_file(source) else f"no such file{other_spelling(source)}"
     fix = f"name a file of {', '.join(FORMATS)}, or, as org/name:split, a data set on the hub"
     raise ConfigError(f"{source}: {what}; {fix}")
 
@@ -174,7 +175,7 @@ def _parquet(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator
 
 def _data_set(name: str) -> tuple[str, str, str]:
     """Split the name of a data set into repository or directory, subset and revision, empty where there is none."""
-    repository, _, revision = name.partition("@")
+    repository, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
     parent, _, last = repository.rpartition("/")
     if parent.count("/") == 1 and not Path(repository).is_dir():
         return parent, last, revision

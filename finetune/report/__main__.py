@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from finetune.options import trained_run_parser
 from finetune.report.figures import draw_training
 from finetune.report.page import Section, clipped, value_text, write_page
+from pretrain.data.sources.locations import typed_name
 from pretrain.errors import command
 from pretrain.registry import choices
 from pretrain.report.history import History, load
@@ -54,7 +55,8 @@ def report(options: argparse.Namespace) -> Path:
 
     trained = open_trained(options.run, options.step, options.set)
     history = load(options.run)
-    source = options.source or trained.cfg.task.validation
+    chosen = typed_name(options.source, "the data set") if options.source else None
+    source = chosen or trained.cfg.task.validation  # of the run, which may be another's: no variable is filled in
     encoded = trained.encode(source, labelled=True)
     logits = trained.answers(encoded, options.max_tokens).logits
     task = trained.cfg.task

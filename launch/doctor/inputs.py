@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.doctor.base import Check, Finding, Level, Subject, in_bytes
 from pretrain.checkpoint.commit import step_names
+from pretrain.data.sources.locations import is_file, typed_name
 from pretrain.errors import ConfigError
 from pretrain.files import hash_file
 from pretrain.hub.download import is_hub_name
@@ -46,11 +47,11 @@ def _task_files(subject: Subject) -> Contents:
     """Hash the files of a task; data sets on the hub are left to the run. Raises `ConfigError` for a missing file."""
     found = {}
     for key in ("train", "validation") if subject.program == "finetune" else ():
-        name = getattr(subject.cfg.task, key)
-        path = Path(name).expanduser()
+        name = typed_name(getattr(subject.cfg.task, key), f"task.{key}")
+        path = Path(name)
         if path.is_file():
             found[f"task.{key}={name}"] = f"{in_bytes(path.stat().st_size)}, SHA-256 {hash_file(path):.16}"
-        elif path.is_dir() or is_hub_name(name.partition(":")[0]):
+        elif is_file(name) or path.is_dir() or is_hub_name(name.partition(":")[0]):
             found[f"task.{key}={name}"] = ""
         else:
             raise ConfigError(f"task.{key}={name}: no such file; name one, or a data set as org/name:split")

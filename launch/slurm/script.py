@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 
 from launch.slurm.cluster import ClusterConfig, ContainerRuntime
+from pretrain.files import expanded
 
 BODY = Path(__file__).with_name("job.sh")
 
@@ -100,7 +101,9 @@ def _environment(cluster: ClusterConfig, cwd: Path) -> list[str]:
         f"cd {quote(str(cwd))} || exit 2",
         *(f"module load {quote(each)} || exit 2" for each in cluster.modules),
     ]
-    lines += [f"source {quote(f'{_from_home(cluster.venv)}/bin/activate')} || exit 2"] if cluster.venv else []
+    if cluster.venv:
+        activate = f"{expanded(cluster.venv, 'cluster.venv')}/bin/activate"
+        lines.append(f"source {quote(activate)} || exit 2")
     lines += [f"export {name}={quote(value)}" for name, value in cluster.env.items()]
     return [*lines, "set -u", ""]
 
@@ -122,17 +125,13 @@ def _in_container(cluster: ClusterConfig, cwd: Path) -> tuple[list[str], list[st
     cores = [f"--cpus-per-task={cluster.cpus_per_node}"] if cluster.cpus_per_node else []
     if cluster.container is None:
         return cores, []
-    image, mounts = _from_home(cluster.container), [_from_home(mount) for mount in cluster.mounts]
+    image = expanded(cluster.container, "cluster.container")  # or docker://NAME
+    mounts = [expanded(mount, "cluster.mounts") for mount in cluster.mounts]
     if cluster.container_runtime is ContainerRuntime.pyxis:
         mounted = [f"--container-mounts={','.join(mounts)}"] if mounts else []
         return [*cores, f"--container-image={image}", *mounted, f"--container-workdir={cwd}"], []
     gpus = ["--nv"] if cluster.gpus_per_node else []
     return cores, ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
-
-
-def _from_home(path: str) -> str:
-    """Return a path with its `~` resolved, which no shell does in quotes; an image may be docker://NAME, no path."""
-    return f"{Path.home()}{path[1:]}" if path.startswith("~/") else path
 
 
 def _words(words: Sequence[str]) -> str:

@@ -103,7 +103,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
         job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=device_type)
         job.cfg.run.check_fresh()
     first = jobs[0]
-    folder = (Path(first.cfg.run.root).expanduser() / f"{first.sweep}-sweep" if sweep else first.directory) / "slurm"
+    folder = (first.directory.with_name(f"{first.sweep}-sweep") if sweep else first.directory) / "slurm"
     shape = Shape(
         name=cfg.job_name or first.sweep,
         nodes=cfg.nodes,
@@ -161,7 +161,7 @@ def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
 
     Waits for its job, and prints the page. Raises `ConfigError`.
     """
-    folder = Path(job.cfg.run.root).expanduser() / "doctor"
+    folder = job.directory.with_name("doctor")
     shape = Shape(name=cfg.job_name or "doctor", nodes=cfg.nodes, nproc=cfg.ranks_per_node, time=cfg.time)
     task = Task(run=folder, program=["launch.doctor", job.program, *job.overrides])
     script = run_script(cfg.cluster, shape, [task], Path.cwd())

@@ -16,6 +16,7 @@ import torch
 
 from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
+from pretrain.files import expanded
 from pretrain.registry import register
 from pretrain.strategy import zero_nvme
 from pretrain.strategy.activation_checkpointing import Recompute
@@ -97,6 +98,11 @@ class ZeROConfig(CommonConfig):
             check(on_gpu or not getattr(self, key), f"strategy.{key}", True, "needs GPUs")
         check(ranks % self.hpz_ranks == 0, "strategy.hpz_ranks", self.hpz_ranks, f"must divide the {ranks} ranks")
 
+    @property
+    def nvme_folder(self) -> Path:
+        """Return the folder for what is offloaded to NVMe."""
+        return Path(expanded(self.nvme_path, "strategy.nvme_path"))
+
     def build(self, *, world: World, precision: Precision, compilation: CompileConfig) -> Strategy:
         """Return the strategy for this rank."""
         from pretrain.strategy.zero_engine import ReplicatedZeRO, ShardedZeRO, import_deepspeed
@@ -106,7 +112,7 @@ class ZeROConfig(CommonConfig):
         if self.log_dictionary and world.is_first:
             log.info("DeepSpeed's configuration: %s", json.dumps(dictionary))
         if self.swapped:
-            zero_nvme.claim(Path(self.nvme_path), world.rank)
+            zero_nvme.claim(self.nvme_folder, world.rank)
             zero_nvme.load_async_io(import_deepspeed(world), self.swapped[0])
         strategy = ShardedZeRO if self.stage else ReplicatedZeRO
         return strategy(dictionary, self, world, precision, compilation)
@@ -164,7 +170,7 @@ class ZeROConfig(CommonConfig):
             if where is not Offload.none:
                 zero[key] = {"device": where.value, "pin_memory": torch.cuda.is_available()}
             if where is Offload.nvme:
-                zero[key]["nvme_path"] = self.nvme_path
+                zero[key]["nvme_path"] = str(self.nvme_folder)
         if self.offload_parameters is Offload.nvme:
             zero["offload_param"]["max_in_cpu"] = 0  # it would fill the host's memory first
         return {

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 
 from pretrain.errors import ConfigError, check
+from pretrain.files import expanded
 from pretrain.registry import register
 from pretrain.tokenizer.base import ReadyTokenizer, byte_level, special_tokens
 
@@ -27,7 +28,7 @@ class TokenizerFile(ReadyTokenizer):
         check(bool(self.path), "tokenizer.path", repr(self.path), "name a tokenizer.json")
 
     def files(self) -> list[Path]:
-        path = Path(self.path).expanduser()
+        path = Path(expanded(self.path, "tokenizer.path"))
         return [path / "tokenizer.json" if path.is_dir() else path]
 
     def to_json(self) -> str:
@@ -52,7 +53,7 @@ class Gpt2Tokenizer(ReadyTokenizer):
         check(bool(self.path), "tokenizer.path", repr(self.path), "name the directory of vocab.json and merges.txt")
 
     def files(self) -> list[Path]:
-        directory = Path(self.path).expanduser()
+        directory = Path(expanded(self.path, "tokenizer.path"))
         return [directory / "vocab.json", directory / "merges.txt"]
 
     def contents(self) -> list[bytes]:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from pretrain import models
 from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import redacted
-from pretrain.files import replace_file
+from pretrain.files import expanded, replace_file
 from pretrain.registry import choices_in, discover, flattened, plain, rebuilt
 from pretrain.settings.yaml_files import read_settings
 
@@ -52,7 +52,7 @@ class RunConfig:
     @property
     def directory(self) -> Path:
         """Return the run directory, the same on every rank and after every requeue."""
-        return Path(self.root).expanduser() / self.name
+        return Path(expanded(self.root, "run.root")) / self.name
 
     def check_fresh(self) -> None:
         """Raise `ConfigError` if a run of this name has begun and must not have."""

@@ -56,8 +56,8 @@ FLOORS = [
     ["pretrain.data", "pretrain.checkpoint", "pretrain.optim"],
     ["pretrain.models", "pretrain.tokenizer", "pretrain.tracking"],
     ["pretrain.registry", "pretrain.distributed"],
-    ["pretrain.settings"],
-    ["pretrain.errors", "pretrain.files"],
+    ["pretrain.settings", "pretrain.files"],
+    ["pretrain.errors"],
 ]
 DOORS = {"__main__", "prepare", "export", "sample", "evaluate", "import_bin"}  # the commands of `pretrain`
 BESIDE = {("launch", "finetune")}  # entries of one row, of which the first may import the second

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.data.records import Record, is_text, read_records
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
+from pretrain.data.sources.locations import is_file
 from pretrain.data.sources.readers import file_format, open_bytes
 from pretrain.errors import DataError
 
@@ -72,7 +72,7 @@ def read_questions(
 
 def _squad(source: str) -> dict[str, Any] | None:
     """Return the contents of a JSON file in SQuAD's format, which is one object, or None for any other source."""
-    if file_format(source) != ".json" or not Path(source).is_file():
+    if file_format(source) != ".json" or not is_file(source):
         return None
     with open_bytes(source) as stream:
         try:

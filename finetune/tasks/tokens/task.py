@@ -28,6 +28,7 @@ from finetune.tasks.tokens.page import tag_sections
 from finetune.tasks.tokens.sentences import OUTSIDE, Sentence, TagScheme, is_tag, misspelled, scheme_of, to_sentence
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import SHOWN, BadRecordError, BadRecords
+from pretrain.data.sources.locations import is_file, other_spelling
 from pretrain.data.sources.readers import JSON_LINES, file_format
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
@@ -225,12 +226,14 @@ class TokensConfig:
             log.warning("%s: %d entities are not spelled as in %s (%s)", source, len(found), scheme, some)
 
     def _read(self, source: str, labelled: bool, bad_records: BadRecords) -> Iterator[Record]:
-        path, form = Path(source), file_format(source)
-        if path.exists() and not path.is_dir() and form not in (*JSON_LINES, ".parquet"):
+        form = file_format(source)
+        if is_file(source) and form not in (*JSON_LINES, ".parquet"):
             columns = {"word_column": self.word_column, "tag_column": self.tag_column}
             return read_columns(source, bad_records, **columns, labelled=labelled)
-        if not path.exists() and form in COLUMN_FILES:
-            raise ConfigError(f"{source}: no such file; name one of CoNLL columns, JSON lines or Parquet")
+        if not Path(source).exists() and form in COLUMN_FILES:
+            raise ConfigError(
+                f"{source}: no such file{other_spelling(source)}; name one of CoNLL columns, JSON lines or Parquet"
+            )
         columns = {"words": self.columns.words} | ({"tags": self.columns.tags} if labelled else {})
         return read_records(source, columns, bad_records)
 

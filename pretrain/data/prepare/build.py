@@ -128,7 +128,7 @@ def _plan(
 
 def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], cfg: PrepareConfig) -> Path:
     """Return the `tokenizer.json`, trained or copied if this is its first use."""
-    path = Path(cfg.root).expanduser() / f"tokenizer-{tokenizer_identity(tokenizer, texts, cfg)}.json"
+    path = cfg.directory / f"tokenizer-{tokenizer_identity(tokenizer, texts, cfg)}.json"
     with _work_directory(path, "make the tokenizer") as work:
         if path.exists():
             return path
@@ -152,6 +152,7 @@ def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
             return
         for stale in work.glob(f"*/{TEMPORARY}*"):  # nobody else writes there now
             stale.unlink()
+        left_out = Counter(job.text.source.left_out())
         done = [record for record in _encode_units(job, work, cfg) if record is not None]
         manifest = Manifest(
             source=source_values(job.text.source),
@@ -159,7 +160,7 @@ def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
             splits={
                 split: Split(shards=[shard for record in done if (shard := record.shards[split])]) for split in SPLITS
             },
-            skipped=dict(sorted(sum((Counter(record.skipped) for record in done), Counter()).items())),
+            skipped=dict(sorted(sum((Counter(record.skipped) for record in done), left_out).items())),
             versions={"python": platform.python_version()}
             | {library: version(library) for library in ("headwater", "tokenizers", "pyarrow", "numpy")},
         )

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 from pretrain.data.manifest import FORMAT
 from pretrain.data.prepare.config import PrepareConfig
-from pretrain.data.sources.base import Input, PreparedSource, ReadableSource, SourceConfig
+from pretrain.data.sources.base import PreparedSource, ReadableSource, SourceConfig
+from pretrain.data.sources.locations import Input
+from pretrain.data.sources.remote import is_remote, without_credentials
 from pretrain.errors import ConfigError
+from pretrain.files import expanded
 from pretrain.registry import choices_in, plain
 from pretrain.tokenizer.base import ReadyTokenizer, TokenizerConfig
 
@@ -49,12 +52,14 @@ def corpus_directories(
 ) -> dict[str, Path]:
     """Return the directory of the corpus of each source, prepared or not, in the order of the sources."""
     directories = {
-        name: Path(source.path).expanduser() for name, source in sources.items() if isinstance(source, PreparedSource)
+        name: Path(expanded(source.path, f"data.sources.{name}.path"))
+        for name, source in sources.items()
+        if isinstance(source, PreparedSource)
     }
     identity = tokenizer_identity(tokenizer, texts, cfg) if texts else ""
     for name, text in texts.items():
         key = _key(_text_identity(text), identity, [tokenizer.prefix, tokenizer.suffix], *_settings(cfg))
-        directories[name] = Path(cfg.root).expanduser() / f"{name}-{key}"
+        directories[name] = cfg.directory / f"{name}-{key}"
     return {name: directories[name] for name in sources}
 
 
@@ -69,9 +74,19 @@ def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs
 
 
 def source_values(source: ReadableSource) -> dict[str, Any]:
-    """Return the settings of a source without its weight, which changes the mixture and not the corpus."""
+    """Return the settings of a source without its weight, which changes the mixture and not the corpus.
+
+    Credentials in URLs are left out: they are nobody's business, and new ones make no other corpus.
+    """
     [(_, _, choice)] = choices_in(source)
-    return {"choice": choice} | {name: value for name, value in plain(source).items() if name != "weight"}
+    values = {name: value for name, value in plain(source).items() if name != "weight"}
+    return {"choice": choice} | {name: _public(value) for name, value in values.items()}
+
+
+def _public(value: object) -> object:
+    if isinstance(value, list):
+        return [_public(each) for each in value]
+    return without_credentials(value) if isinstance(value, str) and is_remote(value) else value
 
 
 def _named_mask(tokenizer: TokenizerConfig) -> list[str]:

@@ -7,10 +7,12 @@ Free of torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pretrain.data.manifest import PAGE_BYTES
 from pretrain.data.sources.bad_records import OnInvalid
 from pretrain.errors import check
+from pretrain.files import expanded
 
 
 @dataclass(kw_only=True)
@@ -37,6 +39,11 @@ class PrepareConfig:
         check(self.parts >= 1, "data.prepare.parts", self.parts, "1 (prepare the whole) or more")
         rule = f"a number from 0 to below data.prepare.parts={self.parts}"
         check(0 <= self.part < self.parts, "data.prepare.part", self.part, rule)
+
+    @property
+    def directory(self) -> Path:
+        """Return the directory of all prepared corpora."""
+        return Path(expanded(self.root, "data.prepare.root"))
 
     def check_whole(self) -> None:
         """Raise `ConfigError` if this prepares only a part, where a whole corpus is needed."""

@@ -18,6 +18,7 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any
 
+from pretrain.data.sources.remote import addresses, remember
 from pretrain.errors import ResourceError
 
 POLL_S = 0.2  # seconds between two looks at the workers
@@ -64,7 +65,7 @@ def worker_pool(num_workers: int) -> Iterator[Workers]:
     """Open a pool of processes. Raises `ResourceError` if one of them is killed."""
     context = multiprocessing.get_context("spawn")
     text_chars, stop = context.Value("q", 0), context.Event()
-    pool = ProcessPoolExecutor(num_workers, context, _start, (text_chars, stop))
+    pool = ProcessPoolExecutor(num_workers, context, _start, (text_chars, stop, addresses()))
     try:
         yield Workers(pool, text_chars)
     except BrokenProcessPool:
@@ -132,8 +133,9 @@ def watched(texts: Iterable[str]) -> Iterator[str]:
         _signals.text_chars.value += pending
 
 
-def _start(text_chars: Synchronized[int], stop: Event) -> None:
-    """Prepare a new worker process."""
+def _start(text_chars: Synchronized[int], stop: Event, known: dict[str, str]) -> None:
+    """Prepare a new worker process, which opens the remote files that this one knows."""
+    remember(known)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core
     _signals.text_chars, _signals.stop = text_chars, stop
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -21,19 +21,12 @@ from typing import NamedTuple
 from pretrain.data.sources.bad_records import BadRecords, OnInvalid
 from pretrain.data.sources.content import ForeignFile, unlike_lines
 from pretrain.data.sources.documents import Raw, decode, lines, paragraphs, whole
+from pretrain.data.sources.locations import Input, file_input, find_files, has_parts
 from pretrain.data.sources.readers import is_compressed, open_bytes
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
 
 STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "ensurepip", "site-packages", "__pycache__"}
-
-
-class Input(NamedTuple):
-    """One input file. A change of any value makes another corpus."""
-
-    name: str  # path as the source names it
-    size: int  # bytes
-    mtime_ns: int
 
 
 class FileRange(NamedTuple):
@@ -76,6 +69,10 @@ class ReadableSource(SourceConfig, ABC):
     @abstractmethod
     def inputs(self) -> list[Input]:
         """List the input files in their order. Raises `ConfigError` if there are none."""
+
+    def left_out(self) -> dict[str, int]:
+        """Count the files that `inputs` leaves out, by reason, and name some of them in the log."""
+        return {}
 
     @abstractmethod
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
@@ -127,7 +124,7 @@ class Cut(Enum):
 class FileSource(ReadableSource, ABC):
     """A source that reads files named by paths and patterns."""
 
-    paths: list[str] = field(default_factory=list)  # files or patterns such as books/**/*.txt
+    paths: list[str] = field(default_factory=list)  # files, URLs, or patterns such as books/**/*.txt
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,15 +132,10 @@ class FileSource(ReadableSource, ABC):
 
     def inputs(self) -> list[Input]:
         """List the files that the patterns name, sorted, each once. Raises `ConfigError` for one without a file."""
-        found: set[Path] = set()
-        for pattern in self.paths:
-            path = Path(pattern).expanduser()
-            matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            if not (files := {match for match in matches if not match.is_dir()}):
-                rule = f"matches no file, seen from {Path.cwd()}; correct the path or pattern"
-                raise ConfigError(f"data.sources.*.paths: {pattern} {rule}")
-            found |= files
-        return [file_input(path, path) for path in sorted(found)]
+        return find_files(self.paths, "data.sources.*.paths")[0]
+
+    def left_out(self) -> dict[str, int]:
+        return find_files(self.paths, "data.sources.*.paths")[1].settled()
 
 
 @register("source", "text")
@@ -179,7 +171,7 @@ class StdlibSource(ReadableSource):
             files += (Path(directory, name) for name in sorted(names) if name.endswith(".py"))
         if not files:
             raise ConfigError(f"source=stdlib: {root} holds no Python source; choose another source")
-        return [file_input(file, file.relative_to(root)) for file in files]
+        return [file_input(str(file), file.relative_to(root).as_posix()) for file in files]
 
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         return byte_ranges(inputs, unit_bytes, divisible=False)
@@ -190,22 +182,13 @@ class StdlibSource(ReadableSource):
             yield from whole(stream, file)
 
 
-def file_input(path: Path, name: Path) -> Input:
-    """Describe one input file. Raises `DataError` for one that is not there."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); restore the file or leave it out") from None
-    return Input(name.as_posix(), status.st_size, status.st_mtime_ns)
-
-
 def byte_ranges(inputs: list[Input], unit_bytes: int, divisible: bool) -> Iterator[tuple[FileRange, int]]:
     """Yield each file whole or, if it is divisible and not compressed, in ranges of `unit_bytes`; with sizes in bytes.
 
-    Only files that are longer than a unit are opened, to see whether they are compressed.
+    A remote file whose store gives no parts is whole, too. Only files that are longer than a unit are looked at.
     """
     for name, size, _ in inputs:
-        if size <= unit_bytes or not divisible or is_compressed(name):
+        if size <= unit_bytes or not divisible or not has_parts(name) or is_compressed(name):
             yield FileRange(name, 0, None if size else 0), size
         else:
             for start in range(0, size, unit_bytes):

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from pretrain.data.sources import compression
 from pretrain.data.sources.bad_records import BadRecordError
 from pretrain.data.sources.content import BLOCK, Check, check_content
-from pretrain.data.sources.locations import open_raw
+from pretrain.data.sources.locations import data_set_files, open_raw, suffixes
 from pretrain.errors import ConfigError, DataError, HeadwaterError
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -24,8 +24,8 @@ LONG_WINDOW = "Frame requires too much memory"  # Arrow's words, for more than 1
 
 def file_format(file: str) -> str:
     """Return the suffix that says what a file holds (".csv" for a.CSV.gz), or "" if there is none."""
-    suffixes = [suffix.lower() for suffix in reversed(Path(file).suffixes)]
-    return next((suffix for suffix in suffixes if suffix not in compression.SUFFIXES), "")
+    found = [suffix.lower() for suffix in reversed(suffixes(file))]
+    return next((suffix for suffix in found if suffix not in compression.SUFFIXES), "")
 
 
 @contextmanager
@@ -87,6 +87,8 @@ def load_data_set(label: str, path: str, config: str | None, *, hint: str = "", 
     """
     from datasets import load_dataset
 
+    if Path(path).is_dir():
+        data_set_files(path)  # refuses what `datasets` would misread
     try:
         return load_dataset(path, config, **options)
     except HeadwaterError:  # the request to stop

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords, OnInvalid
-from pretrain.data.sources.base import FileRange, FileSource, Input, ReadableSource, byte_ranges, file_input
+from pretrain.data.sources.base import FileRange, FileSource, Input, ReadableSource, byte_ranges
 from pretrain.data.sources.content import unlike_json_lines
 from pretrain.data.sources.documents import Raw, decode, lines
+from pretrain.data.sources.locations import data_set_files, has_parts
 from pretrain.data.sources.parquet import column_names, column_type, is_text, open_parquet, parquet_batches
 from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, value_at
 from pretrain.errors import DataError, HeadwaterError, check
+from pretrain.files import expanded
 from pretrain.registry import register
 
 if TYPE_CHECKING:
@@ -83,6 +85,9 @@ class ParquetSource(FileSource):
         for entry in inputs:
             with open_parquet(entry.name) as table:
                 self._check_column(entry.name, table.schema_arrow)
+                if not has_parts(entry.name):
+                    yield FileRange(entry.name, 0, table.num_row_groups), entry.size
+                    continue
                 for group in range(table.num_row_groups):
                     yield FileRange(entry.name, group, group + 1), table.metadata.row_group(group).total_byte_size
 
@@ -122,10 +127,8 @@ class HubSource(ReadableSource):
         check(bool(self.path), "data.sources.*.path", repr(self.path), "name a data set of the hub or a directory")
 
     def inputs(self) -> list[Input]:
-        directory = Path(self.path)
-        if not directory.is_dir():
-            return []
-        return [file_input(path, path) for path in sorted(directory.rglob("*")) if path.is_file()]
+        name = expanded(self.path, "data.sources.*.path")
+        return data_set_files(name) if Path(name).is_dir() else []
 
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         for shard in range(self._stream().num_shards):
@@ -147,7 +150,7 @@ class HubSource(ReadableSource):
                 bad.report("missing_field", f"{place}: row {row}", f"column {self.field!r} is {value!r:.40}")
 
     def _stream(self) -> IterableDataset:
-        return _hub_stream(self.path, self.config, self.split, self.revision)
+        return _hub_stream(expanded(self.path, "data.sources.*.path"), self.config, self.split, self.revision)
 
 
 def _records(shard: IterableDataset, place: str) -> Iterator[dict[str, Any]]:
