@@ -103,9 +103,6 @@ def compose_command_line(root: Root) -> DictConfig | None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us as they are
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=root.name)(keep)()
-        sys.stdout.flush()
-    except BrokenPipeError:  # `--help | head`: the reader closed the pipe; keep Python from flushing again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HydraException, YAMLError) as error:
         raise ConfigError(_explained(error, root, sys.argv[1:], Place(CONF, root.name))) from None
     return _with_source(*composed[0], sys.argv[1:], root) if composed else None

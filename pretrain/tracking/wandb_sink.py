@@ -193,4 +193,4 @@ def persistent_id(run_dir: Path, run_name: str) -> str:
     if not path.exists():
         readable = re.sub(r"[^A-Za-z0-9_-]+", "-", run_name)[:40]
         replace_file(path, [f"{readable}-{secrets.token_hex(4)}\n".encode()])
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
