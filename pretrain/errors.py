@@ -5,6 +5,7 @@ Holds no policy: what is refused, and when, is decided where the value is used. 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
@@ -97,6 +98,7 @@ def start_command() -> None:
     for number in HANDLED:
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # ignored in a shell's background
             signal.signal(number, _end_at_once)
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # at its end the interpreter takes handlers away
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # the process that became this one may have held them back
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
