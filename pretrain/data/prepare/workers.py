@@ -20,6 +20,7 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 from pretrain.errors import Preempted, ResourceError, signals_held
+from pretrain.tracking.console import takes_bar
 
 POLL_S = 0.2  # seconds between two looks at the workers
 LINE_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
@@ -102,7 +103,7 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
             print(f"{title}: {finished}/{total} units, {rate(chars)}", file=sys.stderr, flush=True)
             next_line = time.monotonic() + LINE_EVERY_S
 
-    if not sys.stderr.isatty():
+    if not takes_bar(sys.stderr):
         yield line
         return
     from rich.console import Console
