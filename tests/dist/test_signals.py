@@ -1,15 +1,18 @@
-"""Four ranks under our own launcher: asked to stop, asked again while they save, and killed."""
+"""Runs that are asked to stop, before they train and while they do, asked again while they save, and killed."""
 
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from ranks import column, launched, process_of, run, tiny, wait_until
 from test_pretrain import assert_equal_runs, logged
+from waiting import until
 
 from pretrain.checkpoint.load import load_manifest, load_state
 
@@ -71,6 +74,49 @@ def test_signals_to_one_rank_and_again_while_saving_leave_a_run_that_equals_the_
 
     run(*tiny("asked", *WIDE, *STEPS), ranks=4, cwd=place)
     assert_equal_runs(place / "runs" / "calm", directory)
+
+
+def test_a_run_can_be_stopped_as_process_1_while_it_imports(tmp_path):
+    unshare = ["unshare", "--fork", "--pid", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("a namespace of processes needs privileges")
+    words = [*unshare, sys.executable, "-m", "pretrain", *tiny("early")]
+    run = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    wait_until(children.read_text, run)
+    child = int(children.read_text())
+    wait_until(lambda: handles(child, signal.SIGTERM), run)
+    os.kill(child, signal.SIGTERM)
+    assert run.wait(60) == 85
+    assert run.stderr and run.stderr.read() == "stopped on request; the same command goes on from what is saved\n"
+
+
+def handles(process: int, number: int) -> bool:
+    """Return whether a process has a handler of a signal."""
+    [caught] = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_preparing_ends_with_its_workers_and_without_a_word_of_theirs(place, tmp_path, number):
+    """A whole group of processes is asked, as by Ctrl-C in a terminal: workers say nothing of their own."""
+    (tmp_path / "text.txt").write_text((place / "text.txt").read_text() * 40)
+    corpus = ["data.prepare.root=corpora", "data.prepare.workers=2", "tokenizer.vocab_size=4000"]
+    words = [sys.executable, "-m", "pretrain.prepare", *tiny("stopped", *corpus)]
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        process = subprocess.Popen(words, cwd=tmp_path, stderr=file, stdout=file, start_new_session=True)
+    wait_until(lambda: "training the tokenizer: 0/1" in said.read_text(), process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    assert process.wait(60) == (130 if number == signal.SIGINT else 85)
+    *progress, last = said.read_text().splitlines()
+    assert "interrupted" in last or "stopped on request" in last
+    assert all(line.startswith("training the tokenizer") for line in progress)
+    with pytest.raises(ProcessLookupError):
+        until(lambda: os.killpg(process.pid, 0))  # no process of its session is left
 
 
 @pytest.mark.parametrize("victim", [0, 1])
