@@ -85,16 +85,22 @@ def test_a_run_can_be_stopped_as_process_1_while_it_imports(tmp_path):
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     wait_until(children.read_text, run)
     child = int(children.read_text())
-    wait_until(lambda: handles(child, signal.SIGTERM), run)
+    wait_until(lambda: knows(child, signal.SIGTERM, "Cgt"), run)
     os.kill(child, signal.SIGTERM)
     assert run.wait(60) == 85
     assert run.stderr and run.stderr.read() == "stopped on request; the same command goes on from what is saved\n"
 
 
-def handles(process: int, number: int) -> bool:
-    """Return whether a process has a handler of a signal."""
-    [caught] = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
-    return bool(int(caught, 16) >> (number - 1) & 1)
+def knows(process: int, number: int, how: str) -> bool:
+    """Return whether a process handles a signal (Cgt), or holds it back (Blk)."""
+    sets = re.findall(rf"Sig(?:{how}):\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    return any(int(one, 16) >> (number - 1) & 1 for one in sets)
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Return the processes that a pool of this one started and that run Python by now."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -106,7 +112,7 @@ def test_preparing_ends_with_its_workers_and_without_a_word_of_theirs(place, tmp
     said = tmp_path / "said"
     with said.open("w") as file:
         process = subprocess.Popen(words, cwd=tmp_path, stderr=file, stdout=file, start_new_session=True)
-    wait_until(lambda: "training the tokenizer: 0/1" in said.read_text(), process)
+    wait_until(lambda: any(knows(worker, signal.SIGINT, "Cgt|Blk") for worker in workers_of(process)), process)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
     else:
