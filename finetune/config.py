@@ -18,7 +18,7 @@ from pretrain.checkpoint.save import SavingConfig
 from pretrain.compose import Root
 from pretrain.errors import check
 from pretrain.optim.schedule import ScheduleConfig
-from pretrain.registry import discover
+from pretrain.registry import discover, plain
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
@@ -94,6 +94,7 @@ class FinetuneConfig:
         self.attention.check(
             dtype=self.precision.dtype, dropout=self.attention_dropout, dropout_key="attention_dropout"
         )
+        self.tracker.check_run(self.run.name, plain(self))
 
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""

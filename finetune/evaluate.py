@@ -5,6 +5,11 @@ Holds the command only; the metrics are the task's.
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import sys
 from collections.abc import Sequence

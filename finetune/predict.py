@@ -5,6 +5,11 @@ Holds the command only; how predictions are made is up to the task.
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -35,8 +40,9 @@ def predict(options: argparse.Namespace) -> None:
     trained = open_trained(options.run, options.step, options.set)
     encoded = trained.encode(typed_name(options.source, "the data set"), labelled=False)
     answers = trained.answers(encoded, options.max_tokens)
+    escaped = not sys.stdout.encoding.lower().startswith("utf")  # else a reader would not find JSON, which is UTF-8
     for prediction in trained.cfg.task.predict(encoded, answers.logits, trained.names):
-        print(to_json(prediction, ensure_ascii=False))
+        print(to_json(prediction, ensure_ascii=escaped))
 
 
 if __name__ == "__main__":

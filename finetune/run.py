@@ -23,8 +23,8 @@ from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded, shortlist
 from pretrain.data.sources.locations import typed_name
-from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
-from pretrain.errors import DataError, check
+from pretrain.distributed.world import World, device_type, rank, world_size
+from pretrain.errors import DataError, StopRequest, check
 from pretrain.files import replace_file
 from pretrain.hub.family import head_for
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source

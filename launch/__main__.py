@@ -11,7 +11,11 @@ A setting with several values makes a sweep. `--help` after MODE or PROGRAM list
 
 from __future__ import annotations
 
-import signal
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,10 +66,7 @@ def main() -> None:
         sys.exit(2)
     on_nodes = word == "doctor" and any(setting.startswith("cluster=") for setting in settings)
     root, run = MODES["doctor on nodes" if on_nodes else word]
-    try:
-        hydra_command(lambda cfg: sys.exit(run(cfg, without_secrets(words[at + 1 :]))), root, settings)
-    except KeyboardInterrupt:  # the ranks have ended by now
-        sys.exit(128 + signal.SIGINT)
+    hydra_command(lambda cfg: sys.exit(run(cfg, without_secrets(words[at + 1 :]))), root, settings)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
-from pretrain.errors import ConfigError, PeerLost, Preempted
+from pretrain.errors import STOP_SIGNALS, ConfigError, PeerLost, Preempted
 
 GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
 SHOWN_LINES = 40  # of the log of the rank that failed first
 STOPPED, PEER_LOST = Preempted.exit_code, PeerLost.exit_code
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ranks save and end; passed on as they are
 SENT_AS_TERM = (signal.SIGINT, signal.SIGHUP)  # the first Ctrl-C, and a terminal that closes
 
 
@@ -53,26 +52,39 @@ def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> 
     """Run `count` ranks of a command on this node to their end; return one exit code for all of them.
 
     It is that of the rank that failed first, or 7 if a signal killed that one. A rank that ended with 7, because it
-    lost another, counts only if none failed otherwise, even if it was faster. It is 85 if they stopped as requested,
-    and 0 if all ended with 0. The last lines of the rank that failed first are repeated at the end of standard error.
+    lost another, counts only if none failed otherwise, even if it was faster, and none stopped. It is 85 if they
+    stopped as requested, and 0 if all ended with 0. The last lines of the rank that failed first are repeated at the
+    end of standard error.
 
     Output goes to `logs`/rank-N.log. Rank 0 writes to this command's own output, and its standard error to the log as
     well. However this ends, short of SIGKILL, no rank outlives it.
     """
     ranks = _Ranks(logs)
-    with ranks.passing_on_signals() as sent:
+    with ranks.passing_on_signals():
         try:
             for local in range(count):
                 ranks.start(command, _variables(local, count, node))
+            if ranks.asked:  # before the last of them was there
+                ranks.send(ranks.asked[-1])
             ends = ranks.wait()
         finally:
             ranks.send(signal.SIGKILL)
-    failures = [end for end in ends if end.code not in (0, STOPPED, *(-number for number in sent))]
+    _reap_orphans()
+    stopped = any(end.code == STOPPED for end in ends)
+    expected = {0, STOPPED, *(-number for number in ranks.asked), *([PEER_LOST] if stopped else [])}
+    failures = [end for end in ends if end.code not in expected]
     if failures:
         failed = next((end for end in failures if end.code != PEER_LOST), failures[0])
         ranks.show(failed)
         return failed.code if failed.code > 0 else PEER_LOST
     return STOPPED if any(end.code for end in ends) else 0
+
+
+def _reap_orphans() -> None:
+    """Let go of ended processes whose parents were ranks: the first process of a container inherits those."""
+    with suppress(ChildProcessError):
+        while os.getpid() == 1 and os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _variables(local: int, count: int, node: Node) -> Mapping[str, str]:
@@ -98,6 +110,7 @@ class _Ranks:
         self._alive: dict[int, subprocess.Popen[bytes]] = {}
         self._began: dict[int, int] = {}  # bytes in the log of a rank from starts before this one
         self._ends: queue.SimpleQueue[End] = queue.SimpleQueue()
+        self.asked: list[int] = []  # the signals that asked all ranks to stop
         try:
             logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -136,6 +149,8 @@ class _Ranks:
             del self._alive[end.rank]
             if not (killed and end.code == -signal.SIGKILL):
                 ends.append(end)
+            if end.code == STOPPED and not self.asked:  # it alone was: before training the others do not know
+                self.ask(signal.SIGTERM)
             if end.code not in (0, STOPPED) and not killed:
                 deadline = deadline or time.monotonic() + GRACE_S
         return ends
@@ -145,25 +160,26 @@ class _Ranks:
         for process in list(self._alive.values()):
             process.send_signal(number)
 
+    def ask(self, number: int) -> None:
+        """Ask all ranks to stop by a signal."""
+        self.asked.append(number)
+        self.send(number)
+
     @contextmanager
-    def passing_on_signals(self) -> Iterator[list[int]]:
-        """While in here, pass signals that request a stop on to all ranks; yields the list of those that were sent."""
-        sent: list[int] = []
+    def passing_on_signals(self) -> Iterator[None]:
+        """While in here, pass signals that ask to stop on to all ranks."""
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT:
-                if sent:
+                if self.asked:
                     raise KeyboardInterrupt
                 print("stopping: ranks save and end; Ctrl-C again kills them", file=sys.stderr)
-            if number in SENT_AS_TERM:
-                number = signal.SIGTERM
-            sent.append(number)
-            self.send(number)
+            self.ask(signal.SIGTERM if number in SENT_AS_TERM else number)
 
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # under nohup
         before = {number: signal.signal(number, pass_on) for number in {*STOP_SIGNALS, *SENT_AS_TERM} - ignored}
         try:
-            yield sent
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -172,7 +188,7 @@ class _Ranks:
         """Write a rank's last lines to standard error, unless it is rank 0, whose lines are there, and how it ended."""
         log = self._log(failed.rank)
         if failed.rank:
-            with log.open(errors="replace") as text:
+            with log.open(encoding="utf-8", errors="replace") as text:
                 text.seek(self._began[failed.rank])
                 sys.stderr.writelines(deque(text, SHOWN_LINES))
         code = failed.code

@@ -5,6 +5,11 @@ Holds the table; runs are read in `pretrain.report.history`, pages with figures 
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import math
 import statistics

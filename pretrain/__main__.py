@@ -3,6 +3,11 @@
 Holds the command only; `pretrain.run` builds and trains.
 """
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 from pretrain.compose import hydra_command
 from pretrain.config import PretrainConfig
 

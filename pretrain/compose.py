@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
-from pretrain.errors import ConfigError, closed_pipe_is_no_error, exit_code_of
+from pretrain.errors import ConfigError, exit_code_of
 from pretrain.errors.redaction import redacted
 from pretrain.files import expanded
 from pretrain.init_from import settings_from
@@ -112,10 +112,7 @@ def compose(words: Sequence[str], root: Root = PRETRAIN) -> Any:
         )
     composed = _composed(root, options.settings, options.config_dir)
     if options.help or options.cfg:
-        with closed_pipe_is_no_error():
-            print(
-                _help(root, options.config_dir) if options.help else "", _shown(composed.cfg, options.resolve), sep=""
-            )
+        print(_help(root, options.config_dir) if options.help else "", _shown(composed.cfg, options.resolve), sep="")
         sys.exit(0)
     return typed(_with_source(composed, options.settings, root))
 

@@ -18,7 +18,7 @@ from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
 from pretrain.optim.schedule import ScheduleConfig
-from pretrain.registry import choices, discover
+from pretrain.registry import choices, discover, plain
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 from pretrain.tokenizer.base import TokenizerConfig
@@ -72,6 +72,7 @@ class PretrainConfig:
         self.optim.check(shards=self.strategy.shards)
         dropout = getattr(self.model, "attention_dropout", 0)
         self.attention.check(dtype=self.precision.dtype, dropout=dropout, dropout_key="model.attention_dropout")
+        self.tracker.check_run(self.run.name, plain(self))
 
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks on devices "cuda" or "cpu" cannot run, and for missing inputs.

@@ -5,6 +5,11 @@ Holds the command line and the choice of weights; names and settings are in `hub
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import sys
 from pathlib import Path

@@ -5,6 +5,11 @@ Holds the only code that unpickles, through torch's reader that admits tensors a
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import json
 import sys

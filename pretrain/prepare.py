@@ -9,6 +9,11 @@ at its top.
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import importlib
 import json
 import os
@@ -19,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pretrain.errors import exit_code_of
+from pretrain.errors import StopRequest, exit_code_of, signals_held
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -37,7 +42,8 @@ def hand_over(cfg: PretrainConfig) -> None:
     cfg.check_tokenizer()
     with plan_file(cfg.data.sources, cfg.tokenizer, cfg.data.prepare) as file:
         os.set_inheritable(file.fileno(), True)
-        os.execv(sys.executable, [sys.executable, *arguments(file)])
+        with signals_held():  # until the new process can handle them
+            os.execv(sys.executable, [sys.executable, *arguments(file)])
 
 
 @contextmanager
@@ -48,7 +54,7 @@ def plan_file(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg:
         "tokenizer": _packed(tokenizer),
         "prepare": _packed(cfg),
     }
-    with tempfile.TemporaryFile("w+") as file:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         json.dump(plan, file)
         file.flush()
         yield file
@@ -124,9 +130,10 @@ def main() -> None:
         from pretrain.compose import hydra_command
 
         hydra_command(hand_over)
-    with os.fdopen(int(sys.argv[-1].removeprefix(_PLAN))) as file:
+    with os.fdopen(int(sys.argv[-1].removeprefix(_PLAN)), encoding="utf-8") as file:
         file.seek(0)
         plan = json.load(file)
+    StopRequest()
     sys.exit(exit_code_of(lambda: carry_out(plan)))
 
 

@@ -23,7 +23,8 @@ from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
-from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
+from pretrain.distributed.world import World, device_type, rank, world_size
+from pretrain.errors import StopRequest
 from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
 from pretrain.models.attention.sdpa import sdpa

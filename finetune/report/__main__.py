@@ -6,6 +6,11 @@ What it says of answers is the task's, in its `page`. With `--sync` the records 
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import sys
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ def _claim(subject: Subject) -> str:
         path = _root(subject) / name
         try:
             path.mkdir(parents=True)
-            (path / LOCK_FILE).write_text(f"{name}\n")
+            (path / LOCK_FILE).write_text(f"{name}\n", encoding="utf-8")
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             rule = f"cannot be written ({error}); choose a directory that every host can write to"

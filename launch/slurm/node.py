@@ -5,6 +5,11 @@ Holds what Slurm says about the node; job scripts run it as one task on each nod
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import os
 import signal
@@ -13,7 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-from launch.ranks import PEER_LOST, STOP_SIGNALS, STOPPED, Node, run_ranks
+from launch.ranks import PEER_LOST, STOPPED, Node, run_ranks
+from pretrain.errors import STOP_SIGNALS
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def run_script(cluster: ClusterConfig, shape: Shape, tasks: Sequence[Task], cwd:
         assigned += [group, 'case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
     else:
         assigned += _assigned(tasks[0])
-    return "\n".join([*head, *_environment(cluster, cwd), *assigned, BODY.read_text()])
+    return "\n".join([*head, *_environment(cluster, cwd), *assigned, BODY.read_text(encoding="utf-8")])
 
 
 def module_script(cluster: ClusterConfig, shape: Shape, words: Sequence[str], cwd: Path, *, numbered: str = "") -> str:

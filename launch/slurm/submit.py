@@ -174,7 +174,7 @@ def examine_nodes(cfg: SlurmConfig, job: Job) -> int:
     if not page.exists():
         reason = done.stderr.strip() or "its job ended without output"
         raise ConfigError(f"the doctor did not run: {reason}; see the settings of the cluster")
-    print(page.read_text())
+    print(page.read_text(encoding="utf-8"))
     return done.returncode
 
 
@@ -202,7 +202,9 @@ def _written(folder: Path, name: str, script: str) -> Path:
 
 def _sbatch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(["sbatch", *words], cwd=cwd, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            ["sbatch", *words], cwd=cwd, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+        )
     except FileNotFoundError:
         raise ConfigError("sbatch: not found; submit from a login node of the cluster, or see dry_run=true") from None
 

@@ -81,14 +81,14 @@ class Manifest:
 
     def save(self, directory: Path) -> None:
         """Write `manifest.json`; the caller writes it last, under a temporary directory name."""
-        (directory / "manifest.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (directory / "manifest.json").write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:
         """Read the manifest of a corpus directory. Raises `DataError` for a missing, torn or future one."""
         path = directory / "manifest.json"
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_text(encoding="utf-8"))
             if raw["format"] != FORMAT:
                 raise DataError(f"{path}: format {raw['format']}; this version reads {FORMAT}, prepare it again")
             splits = {

@@ -1,4 +1,4 @@
-"""The world of ranks: who we are, sums and small messages over all ranks, and the request to stop.
+"""The world of ranks: who we are, sums and small messages over all ranks.
 
 Holds every collective that the framework calls by itself; gradients are reduced by the strategies.
 """
@@ -9,12 +9,10 @@ import ctypes
 import json
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,10 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.distributed.rendezvous import error_of_peers, meet
-from pretrain.errors import Preempted, check
+from pretrain.errors import check
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a run to save and end
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's numbers of its parameters, mallopt(3)
 
@@ -153,22 +150,3 @@ def ensure_group(world: World) -> None:
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-
-
-class StopRequest:
-    """Whether SIGTERM or SIGUSR1 asked this process to stop.
-
-    While training is under way the handler sets a flag and does nothing else; before, when there is nothing to save, it
-    raises `Preempted` at once.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-        self.training = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        if not self.training:
-            raise Preempted("stopped on request before the first step; the same command starts again")

@@ -1,4 +1,4 @@
-"""The kinds of failure, the exit code of each, and how a command ends with it.
+"""The kinds of failure and the exit code of each; how a command begins, how it is stopped, and how it ends.
 
 Holds no policy: what is refused, and when, is decided where the value is used; what may be said of a value is decided
 in `redaction`. Free of torch and Hydra.
@@ -6,13 +6,24 @@ in `redaction`. Free of torch and Hydra.
 
 from __future__ import annotations
 
+import atexit
+import errno
+import io
 import os
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from pretrain.errors.redaction import redacted
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a command to end; a run that trains saves first
+HANDLED = (*STOP_SIGNALS, signal.SIGINT)
+INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as of a shell
+
+_STOPPED = "stopped on request; the same command goes on from what is saved"
 
 
 class HeadwaterError(Exception):
@@ -66,8 +77,11 @@ class ResourceError(HeadwaterError):
     exit_code = 8
 
 
-class Preempted(HeadwaterError):
-    """The run was stopped on request; its checkpoint is written, and the same command resumes it."""
+class Preempted(BaseException):
+    """The command was stopped on request; what is saved is kept, and the same command goes on from there.
+
+    Like KeyboardInterrupt it is no `Exception`: code that it passes through must not take it for a failure of its own.
+    """
 
     exit_code = 85
 
@@ -81,6 +95,98 @@ def check(condition: bool, key: str, value: object, rule: str) -> None:
         raise ConfigError(f"{key}={redacted(value, key)}: {rule}")
 
 
+def start_command() -> None:
+    """Make this process one that can be stopped, and that can print any text. Commands call it before all imports.
+
+    From now on SIGTERM, SIGUSR1 and Ctrl-C end it at once, until a `StopRequest` takes over: as process 1 of a
+    container it would ignore a signal that it does not handle. What an output cannot encode is written as an escape.
+    """
+    for number in HANDLED:
+        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # ignored in a shell's background
+            signal.signal(number, _end_at_once)
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # at its end the interpreter takes handlers away
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # the process that became this one may have held them back
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed from the start: the next file that is opened must not get its number
+            _send_to_nowhere(number)
+        if number == 0:
+            sys.stdin = stream or io.TextIOWrapper(io.BytesIO())
+        else:
+            encoding = stream.encoding if stream else None
+            at_once = stream is not None and (stream.line_buffering or stream.write_through)
+            output = io.BufferedWriter(_Output(number, "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=at_once))
+
+
+class _Output(io.FileIO):
+    """Standard output or standard error. Once nobody reads it any more, what is written to it goes nowhere.
+
+    A run goes on without its terminal, and `head` has had enough. On standard output any other failure, such as a full
+    disk, raises `ResourceError`, once.
+    """
+
+    def write(self, data: bytes | memoryview) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().write(data)
+        except OSError as error:
+            _send_to_nowhere(self.fileno())
+            if error.errno not in (errno.EPIPE, errno.EIO) and self.fileno() == sys.stdout.fileno():
+                raise ResourceError(f"standard output: cannot be written ({error.strerror}); free space") from None
+            return len(data)
+
+
+def _send_to_nowhere(number: int) -> None:
+    """Let a descriptor, open or not, be one of the null device, for child processes too."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    os.set_inheritable(number, True)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process. The import system and destructors would drop an exception that a handler raises in them."""
+    said, code = ("interrupted", INTERRUPTED) if number == signal.SIGINT else (_STOPPED, Preempted.exit_code)
+    with suppress(OSError):  # nobody may read it
+        os.write(2, f"{said}\n".encode())
+    os._exit(code)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back what asks to stop until the end of the block; processes that are started in it hold it back, too."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGUSR1 asked this process to stop: for commands that have something to put in order.
+
+    While training is under way the handler sets a flag and does nothing else. Before, when there is nothing to save,
+    it raises `Preempted`; a second signal does not wait for what this sets going. Ctrl-C raises KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.training = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+        if signal.getsignal(signal.SIGINT) is _end_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        again, self.received = self.received, True
+        if self.training:
+            return
+        if again:
+            _end_at_once(number, frame)
+        raise Preempted(_STOPPED)
+
+
 @contextmanager
 def exit_code_to(report: Callable[[int], None]) -> Iterator[None]:
     """Call `report` with the exit code that the outcome of the block stands for; errors pass through."""
@@ -88,20 +194,27 @@ def exit_code_to(report: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
         code = 0
-    except HeadwaterError as error:
+    except (HeadwaterError, Preempted) as error:
         code = error.exit_code
+        raise
+    except KeyboardInterrupt:
+        code = INTERRUPTED
         raise
     finally:
         report(code)
 
 
 def exit_code_of(body: Callable[[], object]) -> int:
-    """Run the body of a command and return its exit code; the message of a `HeadwaterError` goes to standard error."""
+    """Run the body of a command and return its exit code; why it failed or stopped goes to standard error."""
     try:
         body()
-    except HeadwaterError as error:
+        sys.stdout.flush()  # here a failure to write has a message and an exit code; at the interpreter's exit none
+    except (HeadwaterError, Preempted) as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
     return 0
 
 
@@ -113,18 +226,7 @@ def command(parser: ArgumentParser, body: Callable[[Namespace], object], argumen
     options = parser.parse_args(arguments)
 
     def run() -> None:
-        with closed_pipe_is_no_error():
-            if (answer := body(options)) is not None:
-                print(answer)
+        if (answer := body(options)) is not None:
+            print(answer)
 
     return exit_code_of(run)
-
-
-@contextmanager
-def closed_pipe_is_no_error() -> Iterator[None]:
-    """While in here, whoever reads standard output may close it early, as `head` does. Ends by flushing it."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:  # point stdout elsewhere, or Python flushes it once more at exit and fails
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,11 @@ Holds the command and the page; `history` reads the runs, `curves` draws them, a
 
 from __future__ import annotations
 
+from pretrain.errors import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
 import argparse
 import math
 import sys

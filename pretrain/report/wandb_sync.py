@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import ConfigError
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.errors import ConfigError, HeadwaterError, check
 from pretrain.errors.redaction import redacted
+from pretrain.registry import rebuilt
 from pretrain.report.history import load, records
 from pretrain.tracking.jsonl import METRICS_FILE
-from pretrain.tracking.wandb_sink import WandbConfig, WandbSink, quieten
-from pretrain.train.run_dir import check_written_by, read_config, read_nested_config
+from pretrain.tracking.wandb_sink import WandbConfig, WandbMode, WandbSink, quieten
+from pretrain.train.run_dir import CONFIG_FILE, check_written_by, read_config, read_nested_config
 
 OF_THE_RUN = ("project", "entity", "group", "tags", "init_timeout_s")  # fields of its tracker that a sync keeps
 
@@ -35,41 +41,57 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
     that it knows of each split, so that a second sync adds nothing. With WANDB_MODE=offline no server can be asked:
     each sync writes a file with everything, and sending two of them with `wandb sync` gives every row twice.
 
-    Waits until all is sent. Raises `ConfigError` for a directory that is no run, and if W&B does not start.
+    Waits until all is sent. Raises `ConfigError` for a directory that is no run, for what W&B would refuse, and if W&B
+    does not start or fails.
     """
     check_written_by(program, run)
+    mode = os.environ.get("WANDB_MODE")
+    check(mode != WandbMode.disabled, "WANDB_MODE", mode, "nothing would be sent; unset it, or set offline")
     history = load(run)
+    config = redacted({key: value for key, value in read_nested_config(run).items() if key != "defaults"})
     settings = _settings(run, project)
+    settings.check_run(history.name, config)
     checkpoints, export = _checkpoints(run), _about_export(run / "export")
     quieten()
-    import wandb
-
-    config = redacted({key: value for key, value in read_nested_config(run).items() if key != "defaults"})
-    try:
+    rule = "check WANDB_BASE_URL and WANDB_API_KEY, or set WANDB_MODE=offline"
+    with _failing(f"{run}: W&B did not start", rule):
         sink = WandbSink(settings, run, history.name, config, upload_timeout_s=0)
-    except wandb.Error as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"{run}: W&B did not start ({reason}); check WANDB_BASE_URL and WANDB_API_KEY, or set WANDB_MODE=offline"
-        ) from None
-    for record in records(run / METRICS_FILE):
-        if not sink.has(record):
-            sink.log(record)
-    place = sink.place
-    for step, path, best in checkpoints:
-        sink.saved(step, path, best)
-    if export:
-        sink.exported(run / "export", export)
     code = history.facts.get("exit")
-    sink.close(code if isinstance(code, int) else 1)  # a run that was killed has none
+    with _failing(f"{run}: W&B failed", "send it again: what the server has is skipped"):
+        place = sink.place
+        try:
+            for record in records(run / METRICS_FILE):
+                if not sink.has(record):
+                    sink.log(record)
+            for step, path, best in checkpoints:
+                sink.saved(step, path, best)
+            if export:
+                sink.exported(run / "export", export)
+        finally:
+            sink.close(code if isinstance(code, int) else 1)  # a run that was killed has none
     return place
+
+
+@contextmanager
+def _failing(what: str, rule: str) -> Iterator[None]:
+    """Turn any failure of W&B into a `ConfigError`."""
+    try:
+        yield
+    except HeadwaterError:
+        raise
+    except Exception as error:  # of W&B, its service, pydantic, the network: of many kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"{what} ({redacted(reason)}); {rule}") from None
 
 
 def _settings(run: Path, project: str | None) -> WandbConfig:
     """Return the run's own W&B settings, or the defaults if it had another tracker."""
     values = read_config(run)
     kept: dict[str, Any] = {name: values[f"tracker.{name}"] for name in OF_THE_RUN if f"tracker.{name}" in values}
-    settings = WandbConfig(**kept)
+    try:
+        settings = rebuilt("tracker=wandb", kept)
+    except (OmegaConfBaseException, ConfigError) as error:
+        raise ConfigError(f"{run / CONFIG_FILE}: {str(error).partition(chr(10))[0]}; mend it there") from None
     return replace(settings, project=project) if project is not None else settings
 
 

@@ -1,4 +1,4 @@
-"""What people see while a run trains: a progress bar on a terminal, one line per record elsewhere.
+"""What people see while a run trains: a progress bar on a terminal that has room, one line per record elsewhere.
 
 Holds the drawing only; the numbers come with the records.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 REDRAWS_PER_S = 2
+BAR_COLUMNS = 80  # of a terminal: below it, the numbers beside a bar are cut off
 
 # record key, how its value reads
 _TRAIN = (
@@ -49,6 +50,16 @@ LEFT_OUT = {
 }
 
 
+def takes_bar(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can draw a line again and has room for a bar; elsewhere lines are printed."""
+    if not stream.isatty():
+        return False
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return not console.is_dumb_terminal and console.width >= BAR_COLUMNS
+
+
 class ConsoleSink(Sink):
     """Shows loss, speed, MFU and time left."""
 
@@ -57,7 +68,7 @@ class ConsoleSink(Sink):
         *,
         total_steps: int,
         start_step: int = 0,  # where a resumed run goes on
-        bar: bool = True,  # False: lines on a terminal too
+        bar: bool = True,  # where a terminal has room for it; False: lines there too
         stream: TextIO | None = None,  # None = standard output
         clock: Callable[[], float] = time.monotonic,  # seconds
     ) -> None:
@@ -66,7 +77,7 @@ class ConsoleSink(Sink):
         self._clock = clock
         self._since = (start_step, clock())  # from where the pace is measured
         self._warm = False
-        self._progress = self._open_bar(start_step) if bar and self._stream.isatty() else None
+        self._progress = self._open_bar(start_step) if bar and takes_bar(self._stream) else None
 
     def log(self, record: Record) -> None:
         """Show one record: training moves the bar, evaluation stays as a line above it."""

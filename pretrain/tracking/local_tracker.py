@@ -23,6 +23,9 @@ class TrackerConfig:
 
     progress: bool = True  # a progress bar where standard output is a terminal; false: lines there too
 
+    def check_run(self, name: str, config: Mapping[str, object]) -> None:
+        """Raise `ConfigError` for a run that a service would refuse: its name, or its configuration as plain values."""
+
     def build(
         self,
         *,

@@ -5,6 +5,7 @@ Holds everything that knows W&B; `background` keeps it from holding up training.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from pretrain.errors import check
+from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import looks_secret
 from pretrain.files import hash_file, replace_file
 from pretrain.registry import register
@@ -26,6 +27,7 @@ from pretrain.tracking.local_tracker import TrackerConfig
 logger = logging.getLogger(__name__)
 
 STEP = "train/step"  # the axis of every chart; W&B's own step counts calls and cannot go back when a run resumes
+MAX_CONFIG_BYTES = 15_000_000  # "run config cannot exceed 15 MB", says the server
 UPLOAD_SHARE = 0.8  # of `finish_timeout_s`; the rest is for W&B's own process to end
 
 
@@ -56,9 +58,27 @@ class WandbConfig(TrackerConfig):
         for name, text in texts.items():
             shown = "<redacted>"
             check(not looks_secret(text or ""), f"tracker.{name}", shown, "looks like a credential; set WANDB_API_KEY")
-        check(self.project != "", "tracker.project", "''", "must not be empty; name a W&B project")
         for name in ("init_timeout_s", "finish_timeout_s"):
             check(getattr(self, name) > 0, f"tracker.{name}", getattr(self, name), "must be positive, in seconds")
+
+    def check_run(self, name: str, config: Mapping[str, object]) -> None:
+        """Raise `ConfigError` for what W&B's client or server refuses, names that the environment gives among them.
+
+        Offline, the server would refuse it when the run is sent, and the run be lost to it.
+        """
+        if (self.wandb_mode or os.environ.get("WANDB_MODE")) == WandbMode.disabled:
+            return
+        _check_text("run.name", name, 128)
+        _check_text("tracker.project", self.project, 128, without="/\\#?%:")
+        _check_text(*_decisive("tracker.entity", self.entity, "WANDB_ENTITY"), 128, without="/\\#?%: ")
+        _check_text(*_decisive("tracker.group", self.group, "WANDB_RUN_GROUP"), 128)
+        _check_text("WANDB_JOB_TYPE", os.environ.get("WANDB_JOB_TYPE") or None, 64)
+        outside = os.environ.get("WANDB_TAGS")
+        for index, tag in enumerate(self.tags or (outside.split(",") if outside else [])):
+            _check_text(f"tracker.tags[{index}]" if self.tags else "WANDB_TAGS", tag, 64)
+        size = len(json.dumps(config))
+        rule = f"W&B takes {MAX_CONFIG_BYTES:,} bytes of configuration; shorten its lists: give a pattern, not files"
+        check(size <= MAX_CONFIG_BYTES, "tracker", f"wandb with {size:,} bytes", rule)
 
     def services(self, run_dir: Path, run_name: str, config: Mapping[str, object], start_step: int) -> list[Sink]:
         """Start W&B in a thread, so that neither its import nor its server delays the first step."""
@@ -169,6 +189,21 @@ class WandbSink(Sink):
             end_service()
 
 
+def _decisive(key: str, value: str | None, variable: str) -> tuple[str, str | None]:
+    """Return a setting by its key or, where it is None, the environment variable that W&B takes in its place."""
+    return (key, value) if value is not None else (variable, os.environ.get(variable) or None)
+
+
+def _check_text(key: str, value: str | None, longest: int, *, without: str = "") -> None:
+    """Raise a `ConfigError` for a name that W&B refuses; None is for W&B to choose."""
+    if value is None:
+        return
+    rule = f"has {len(value)} characters, and W&B takes 1 to {longest}; choose another"
+    check(1 <= len(value) <= longest, key, repr(value), rule)
+    refused = sorted(set(without) & set(value))
+    check(not refused, key, repr(value), f"W&B refuses {' and '.join(map(repr, refused))} there; choose another")
+
+
 def quieten() -> None:
     """Set the environment variables that W&B reads when it is first imported."""
     # Its own telemetry waits for a silent server at process exit, 20 s beyond all limits.
@@ -193,4 +228,7 @@ def persistent_id(run_dir: Path, run_name: str) -> str:
     if not path.exists():
         readable = re.sub(r"[^A-Za-z0-9_-]+", "-", run_name)[:40]
         replace_file(path, [f"{readable}-{secrets.token_hex(4)}\n".encode()])
-    return path.read_text().strip()
+    held = path.read_bytes().strip().decode(errors="replace")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", held):
+        raise ConfigError(f"{path}: {held[:80]!r} is no W&B id; restore the file, or delete it to send the run anew")
+    return held

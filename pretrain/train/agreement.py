@@ -70,7 +70,7 @@ def check_directory(path: Path, world: World) -> None:
     They know it by what rank 0 wrote into the lock. A collective; all ranks raise the same `ConfigError`.
     """
     lock = path / LOCK_FILE
-    [held, *_] = world.gather(lock.read_text() if world.is_first else None)
+    [held, *_] = world.gather(lock.read_text(encoding="utf-8") if world.is_first else None)
     seen = _shows(lock, held)
     strangers = world.gather(None if seen else [socket.gethostname(), str(path.absolute())])
     lines = [f"rank {rank} on host {answer[0]}: {answer[1]}" for rank, answer in enumerate(strangers) if answer]
@@ -122,7 +122,7 @@ def _shows(file: Path, text: str) -> bool:
     deadline = time.monotonic() + VISIBLE_S
     while True:
         try:
-            if file.read_text() == text:
+            if file.read_text(encoding="utf-8") == text:
                 return True
         except OSError:  # not there yet, or never
             pass

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from pretrain.data.batch import Batch
-from pretrain.distributed.world import StopRequest, World
-from pretrain.errors import Preempted, check
+from pretrain.distributed.world import World
+from pretrain.errors import Preempted, StopRequest, check
 from pretrain.strategy.base import Strategy
 from pretrain.train.metrics import StepMeter
 

@@ -122,7 +122,7 @@ def memory(device: torch.device) -> dict[str, int]:
             "memory_peak_bytes": torch.cuda.max_memory_allocated(device),
         }
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     except OSError:
         return {}
     return {"memory_bytes": pages * os.sysconf("SC_PAGE_SIZE")}

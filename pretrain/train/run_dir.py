@@ -81,7 +81,7 @@ class RunDirectory:
         path = cfg.directory
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / LOCK_FILE).open("a+")
+            lock = (path / LOCK_FILE).open("a+", encoding="utf-8")
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"{path} is not writable")
         except OSError as error:
@@ -133,7 +133,7 @@ class RunDirectory:
 
         Those of level DEBUG, the tracebacks behind errors that other ranks caused, go to `log.txt` alone.
         """
-        to_file = logging.FileHandler(self.path / "log.txt")
+        to_file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         to_stderr = logging.StreamHandler()
         to_stderr.setLevel(logging.INFO)
         to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -157,7 +157,7 @@ def read_record(run: Path) -> dict[str, Any]:
     """Return `run.json` of a run directory. Raises `ConfigError` for a directory that is none."""
     path = run / RECORD_FILE
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError("holds no JSON object")
         return record

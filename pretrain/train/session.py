@@ -19,8 +19,8 @@ from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.load import Shapes, load_state, newest_step, restore
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.data.batch import Batch
-from pretrain.distributed.world import StopRequest, World, joined, rank
-from pretrain.errors import CheckpointError, DataError, check, exit_code_to
+from pretrain.distributed.world import World, joined, rank
+from pretrain.errors import CheckpointError, DataError, StopRequest, check, exit_code_to
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory, Strategy

@@ -1,15 +1,18 @@
-"""Four ranks under our own launcher: asked to stop, asked again while they save, and killed."""
+"""Runs that are asked to stop, before they train and while they do, asked again while they save, and killed."""
 
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from ranks import column, launched, process_of, run, tiny, wait_until
 from test_pretrain import assert_equal_runs, logged
+from waiting import until
 
 from pretrain.checkpoint.load import load_manifest, load_state
 
@@ -71,6 +74,55 @@ def test_signals_to_one_rank_and_again_while_saving_leave_a_run_that_equals_the_
 
     run(*tiny("asked", *WIDE, *STEPS), ranks=4, cwd=place)
     assert_equal_runs(place / "runs" / "calm", directory)
+
+
+def test_a_run_can_be_stopped_as_process_1_while_it_imports(tmp_path):
+    unshare = ["unshare", "--fork", "--pid", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("a namespace of processes needs privileges")
+    words = [*unshare, sys.executable, "-m", "pretrain", *tiny("early")]
+    run = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    wait_until(children.read_text, run)
+    child = int(children.read_text())
+    wait_until(lambda: knows(child, signal.SIGTERM, "Cgt"), run)
+    os.kill(child, signal.SIGTERM)
+    assert run.wait(60) == 85
+    assert run.stderr and run.stderr.read() == "stopped on request; the same command goes on from what is saved\n"
+
+
+def knows(process: int, number: int, how: str) -> bool:
+    """Return whether a process handles a signal (Cgt), or holds it back (Blk)."""
+    sets = re.findall(rf"Sig(?:{how}):\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    return any(int(one, 16) >> (number - 1) & 1 for one in sets)
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Return the processes that a pool of this one started and that run Python by now."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_preparing_ends_with_its_workers_and_without_a_word_of_theirs(place, tmp_path, number):
+    """A whole group of processes is asked, as by Ctrl-C in a terminal: workers say nothing of their own."""
+    (tmp_path / "text.txt").write_text((place / "text.txt").read_text() * 40)
+    corpus = ["data.prepare.root=corpora", "data.prepare.workers=2", "tokenizer.vocab_size=4000"]
+    words = [sys.executable, "-m", "pretrain.prepare", *tiny("stopped", *corpus)]
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        process = subprocess.Popen(words, cwd=tmp_path, stderr=file, stdout=file, start_new_session=True)
+    wait_until(lambda: any(knows(worker, signal.SIGINT, "Cgt|Blk") for worker in workers_of(process)), process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    assert process.wait(60) == (130 if number == signal.SIGINT else 85)
+    *progress, last = said.read_text().splitlines()
+    assert "interrupted" in last or "stopped on request" in last
+    assert all(line.startswith("training the tokenizer") for line in progress)
+    with pytest.raises(ProcessLookupError):
+        until(lambda: os.killpg(process.pid, 0))  # no process of its session is left
 
 
 @pytest.mark.parametrize("victim", [0, 1])

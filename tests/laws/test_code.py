@@ -137,6 +137,16 @@ def test_heavy_libraries_are_imported_by_the_functions_that_need_them(path):
     assert not {name for name in imports_among(PARSED[path].body) if name.split(".")[0] in HEAVY}
 
 
+COMMANDS = [path for path in PRODUCT if '__name__ == "__main__"' in path.read_text()]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=label)
+def test_a_command_can_be_stopped_before_it_imports_anything(path):
+    body = [ast.unparse(node) for node in PARSED[path].body[1:] if "__future__" not in ast.unparse(node)]
+    assert body[0] == "from pretrain.errors import start_command"
+    assert body[1].splitlines() == ["if __name__ == '__main__':", "    start_command()"]
+
+
 def test_only_the_entries_and_the_composition_root_see_the_root_config():
     seers = {module_of(path) for path in PRODUCT if "pretrain.config" in imports_of(path)}
     assert seers <= {"pretrain.__main__", "pretrain.compose", "pretrain.run", "pretrain.prepare", "pretrain.sample"}
@@ -214,6 +224,29 @@ def test_nothing_unpickles_or_runs_text(path):
         calls.remove("torch.load")
     assert not calls & {"torch.load", "torch.save", "eval", "exec", "os.system", "os.popen", "hydra.utils.instantiate"}
     assert not keywords & {"shell=True", "trust_remote_code=True", "weights_only=False", "allow_pickle=True"}
+
+
+NOT_TEXT = {"os", "tokenize", "gzip", "bz2", "lzma"}  # `open` is of descriptors, of bytes, or reads the encoding
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens, reads or writes a file, or runs a program, as text."""
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    modes = [each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    if name in {"open", "fdopen"}:  # also of a class of ours, which is something else
+        other = name == "open" and (owner in NOT_TEXT or owner[:1].isupper())
+        return not other and not any("b" in mode for mode in modes)
+    if name.endswith("TemporaryFile"):
+        return any("b" not in mode for mode in modes)
+    runs = any(each.arg == "text" and ast.unparse(each.value) == "True" for each in call.keywords)
+    return runs or name in {"read_text", "write_text", "FileHandler"}
+
+
+@pytest.mark.parametrize("path", [*PRODUCT, *(ROOT / "examples").glob("*.py")], ids=label)
+def test_texts_are_utf8_whatever_the_locale_says(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    for call in filter(opens_text, calls):
+        assert "encoding" in {each.arg for each in call.keywords}, f"line {call.lineno}: name the encoding"
 
 
 def test_no_machine_paths():

@@ -24,6 +24,7 @@ class WandbServer(ThreadingHTTPServer):
         self.asked: list[str] = []  # names of the queries
         self.uploaded: list[str] = []  # names of the files
         self.silent = threading.Event()
+        self.refuses = False  # whether every key is wrong
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -80,7 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         raw = self._body()
         body = json.loads(gzip.decompress(raw) if self.headers.get("content-encoding") == "gzip" else raw)
-        if self.path == "/graphql":
+        if self.server.refuses:
+            self._reply({"errors": [{"message": "permission denied"}]}, 401)
+        elif self.path == "/graphql":
             self._reply({"data": self.server.answer(body["query"], body.get("variables") or {})})
         else:
             self.server.stream(body.get("files") or {})
@@ -97,9 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
             threading.Event().wait()  # in a daemon thread
         return raw
 
-    def _reply(self, body: dict) -> None:
+    def _reply(self, body: dict, status: int = 200) -> None:
         raw = json.dumps(body).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(raw)))
         self.end_headers()

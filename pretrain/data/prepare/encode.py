@@ -122,7 +122,7 @@ class UnitRecord:
         """Read a record, or return None if there is none."""
         if not path.exists():
             return None
-        raw: dict[str, Any] = json.loads(path.read_text())
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         shards = {split: shard and Shard(**shard) for split, shard in raw.pop("shards").items()}
         return cls(**raw, shards=shards)
 

@@ -24,7 +24,7 @@ def lock(path: Path, purpose: str, *, shared: bool = False) -> Iterator[None]:
     While another process holds it, wait, with one notice on standard error that names its host and process id. The
     system releases the lock when the process dies.
     """
-    with path.open("a+") as handle:
+    with path.open("a+", encoding="utf-8") as handle:
         noticed = ""
         while not _try_lock(handle.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             handle.seek(0)

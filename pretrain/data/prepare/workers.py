@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
@@ -19,7 +20,8 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 from pretrain.data.sources.remote import addresses, remember
-from pretrain.errors import ResourceError
+from pretrain.errors import Preempted, ResourceError, signals_held
+from pretrain.tracking.console import takes_bar
 
 POLL_S = 0.2  # seconds between two looks at the workers
 LINE_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
@@ -41,14 +43,14 @@ class Workers:
 
     def call(self, *call: Any) -> Any:
         """Return the result of one call."""
-        return self._pool.submit(*call).result()
+        return self._submit(call).result()
 
     def run(self, title: str, calls: Iterable[Call], *, finished: int = 0) -> list[Any]:
         """Return the results of calls in their order and show the progress, after units `finished` before.
 
         Raises the error of the first call that fails.
         """
-        futures = [self._pool.submit(*call) for call in calls]
+        futures = [self._submit(call) for call in calls]
         pending = set(futures)
         total = finished + len(futures)
         with _progress(title, total) as show:
@@ -58,6 +60,10 @@ class Workers:
                     future.result()
                 show(total - len(pending), self._text_chars.value)
         return [future.result() for future in futures]
+
+    def _submit(self, call: Call) -> Future[Any]:
+        with signals_held():  # what asks to stop is for this process to handle, not for a worker that this may start
+            return self._pool.submit(*call)
 
 
 @contextmanager
@@ -73,6 +79,10 @@ def worker_pool(num_workers: int) -> Iterator[Workers]:
             "a worker process died, killed or out of memory; run again (what is prepared is kept), "
             "with fewer data.prepare.workers if memory was short"
         ) from None
+    except (Preempted, KeyboardInterrupt):
+        for worker in multiprocessing.active_children():  # which may be at its unit for minutes
+            worker.kill()
+        raise
     except BaseException:
         stop.set()
         raise
@@ -94,7 +104,7 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
             print(f"{title}: {finished}/{total} units, {rate(chars)}", file=sys.stderr, flush=True)
             next_line = time.monotonic() + LINE_EVERY_S
 
-    if not sys.stderr.isatty():
+    if not takes_bar(sys.stderr):
         yield line
         return
     from rich.console import Console
@@ -135,6 +145,7 @@ def watched(texts: Iterable[str]) -> Iterator[str]:
 
 def _start(text_chars: Synchronized[int], stop: Event, known: dict[str, str]) -> None:
     """Prepare a new worker process, which opens the remote files that this one knows."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # how the pool ends workers
     remember(known)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core
     _signals.text_chars, _signals.stop = text_chars, stop

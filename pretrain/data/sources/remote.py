@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pretrain.data.sources.patterns import Entry, LeftOut, matches, split
 from pretrain.errors import ConfigError, DataError, HeadwaterError
-from pretrain.tracking.redaction import redacted
+from pretrain.errors.redaction import redacted
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -156,6 +156,49 @@ def test_all_ranks_are_asked_to_stop(tmp_path, number):
     assert ("Ctrl-C again kills" in process.stderr.read()) == (number == signal.SIGINT)
 
 
+ALONE = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit({others}))
+print("ready", flush=True)
+if os.environ["RANK"] == "1":
+    while any("ready" not in open(f"{{sys.argv[1]}}/rank-{{rank}}.log").read() for rank in (1, 2)):
+        time.sleep(0.01)
+    sys.exit(85)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("others", [0, 7, 85])
+def test_a_rank_that_stops_alone_stops_the_others_and_is_no_loss(tmp_path, others):
+    logs = tmp_path / "ranks"
+    command = [sys.executable, "-c", ALONE.format(others=others), str(logs)]
+    assert run_ranks(command, count=3, node=Node(port=1), logs=logs) == 85
+
+
+LEAVES = """
+import os, subprocess
+child = subprocess.Popen(["true"])
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has taken note
+os._exit(0)
+"""
+COUNTS = """
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    sys.exit(0)
+sys.exit("a zombie is left")
+"""
+
+
+def test_the_first_process_of_a_container_lets_go_of_what_ranks_left_behind(tmp_path):
+    unshare = ["unshare", "--fork", "--pid", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("a namespace of processes needs privileges")
+    program = PROGRAM.replace("sys.exit(run_ranks(", "import os\nassert 0 == (run_ranks(") + COUNTS
+    ended = subprocess.run([*unshare, sys.executable, "-c", program, str(tmp_path / "ranks"), LEAVES])
+    assert ended.returncode == 0
+
+
 def test_nohup_keeps_its_promise(tmp_path):
     process = launched(tmp_path, SAVES, hangup=signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)

@@ -1,12 +1,23 @@
-"""How a command ends: what it prints, its exit code, and what it imports."""
+"""How a command ends: what it prints, its exit code, what it imports, and the request to stop."""
 
+import signal
 import subprocess
 import sys
 from argparse import ArgumentParser
 
 import pytest
 
-from pretrain.errors import CheckpointError, ConfigError, Preempted, check, command, exit_code_to
+from pretrain.errors import (
+    HANDLED,
+    STOP_SIGNALS,
+    CheckpointError,
+    ConfigError,
+    Preempted,
+    StopRequest,
+    check,
+    command,
+    exit_code_to,
+)
 
 
 def number() -> ArgumentParser:
@@ -22,7 +33,13 @@ def test_a_command_prints_what_its_body_returns(capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(ConfigError("a=1: too small"), 2), (CheckpointError("torn"), 4), (Preempted("stopped"), 85)]
+    ("error", "code"),
+    [
+        (ConfigError("a=1: too small"), 2),
+        (CheckpointError("torn"), 4),
+        (Preempted("stopped"), 85),
+        (KeyboardInterrupt("interrupted"), 130),
+    ],
 )
 def test_an_error_of_ours_becomes_its_message_and_exit_code(capsys, error, code):
     def fail(options):
@@ -39,17 +56,6 @@ def test_a_bug_and_a_refused_argument_pass_through():
         command(number(), print, ["one"])
 
 
-def test_a_reader_that_has_enough_is_no_error():
-    script = (
-        "import sys; from argparse import ArgumentParser; from pretrain.errors import command\n"
-        "sys.exit(command(ArgumentParser(), lambda options: 'line\\n' * 10**6, []))"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert writer.stdout and writer.stdout.readline() == b"line\n"
-    writer.stdout.close()
-    assert writer.wait(60) == 0 and writer.stderr and writer.stderr.read() == b""
-
-
 def test_commands_that_need_neither_torch_nor_hydra_load_neither():
     script = "import sys, pretrain.errors; sys.exit(bool({'torch', 'hydra', 'omegaconf'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
@@ -61,13 +67,48 @@ def test_check_names_key_value_and_rule():
         check(False, "a", 1, "at least 2")
 
 
-@pytest.mark.parametrize(("error", "code"), [(None, 0), (ConfigError("refused"), 2), (KeyError("bug"), 1)])
+OUTCOMES = [(None, 0), (ConfigError("refused"), 2), (KeyError("bug"), 1), (Preempted("stopped"), 85)]
+
+
+@pytest.mark.parametrize(("error", "code"), [*OUTCOMES, (KeyboardInterrupt(), 130)])
 def test_the_outcome_of_a_block_is_reported(error, code):
     found = []
     try:
         with exit_code_to(found.append):
             if error:
                 raise error
-    except Exception as raised:
+    except BaseException as raised:
         assert raised is error
     assert found == [code]
+
+
+@pytest.fixture
+def handlers():
+    """What handles signals stays as it is."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_request_to_stop_ends_what_does_not_train_yet_and_is_a_flag_afterwards(handlers, number):
+    early = StopRequest()
+    with pytest.raises(Preempted, match="stopped on request; the same command"):
+        signal.raise_signal(number)
+    assert early.received
+    stop = StopRequest()
+    stop.training = True
+    assert not stop.received
+    signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert stop.received
+
+
+def test_a_request_to_stop_is_not_taken_for_a_failure_of_the_code_that_it_passes_through(handlers):
+    StopRequest()
+    with pytest.raises(Preempted):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            pytest.fail("a library that tries something else now would go on")

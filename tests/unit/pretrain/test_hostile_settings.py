@@ -14,7 +14,6 @@ from finetune import export as finetune_export
 from finetune.config import FINETUNE
 from launch.jobs import corpora_root, jobs_of
 from launch.local import LOCAL
-from launch.slurm.submit import SLURM
 from pretrain import export, sample
 from pretrain.compose import PRETRAIN, hydra_command
 

@@ -1,6 +1,5 @@
-"""Messages and sums over ranks, with torch's collectives played by threads; and the request to stop."""
+"""Messages and sums over ranks, with torch's collectives played by threads."""
 
-import signal
 import threading
 
 import pytest
@@ -9,8 +8,8 @@ import torch.distributed as dist
 from rank_threads import on_threads
 
 from pretrain.distributed import world as module
-from pretrain.distributed.world import STOP_SIGNALS, StopRequest, World
-from pretrain.errors import PeerLost, Preempted
+from pretrain.distributed.world import World
+from pretrain.errors import PeerLost
 
 
 @pytest.fixture
@@ -108,21 +107,3 @@ def test_errors_that_tell_of_other_ranks_are_theirs_and_all_others_ours(joining)
         raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), module.joined():
         raise RuntimeError("shapes differ")
-
-
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_request_to_stop_ends_what_does_not_train_yet_and_is_a_flag_afterwards(number):
-    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
-    try:
-        early = StopRequest()
-        with pytest.raises(Preempted, match="before the first step"):
-            signal.raise_signal(number)
-        assert early.received
-        stop = StopRequest()
-        stop.training = True
-        assert not stop.received
-        signal.raise_signal(number)
-        assert stop.received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

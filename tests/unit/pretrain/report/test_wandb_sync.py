@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 
 import pytest
 from tracked import SECRET, records
@@ -118,3 +119,72 @@ def test_a_server_that_refuses_is_told_by_name(tmp_path, monkeypatch, capsys):
     assert pretrain_report([str(run), "--sync"]) == 2
     told = capsys.readouterr().err
     assert "W&B did not start" in told and "WANDB_MODE=offline" in told and SECRET not in told
+
+
+def changed(run, old, new):
+    config = run / "config.yaml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "tags: [a, b]",
+            f"tags: [a, {'x' * 65}]",
+            r"tracker\.tags\[1\]='x+': has 65 characters, and .* 1 to 64;",
+        ),
+        ("project: mine", "project: a/b", r"tracker\.project='a/b': W&B refuses '/'"),
+        ("tags: [a, b]", "tags: 5", r"config\.yaml: .*; mend it there"),
+        ("tags: [a, b]", "init_timeout_s: soon", r"config\.yaml: .*'soon'"),
+    ],
+)
+def test_settings_that_cannot_be_sent_are_named(tmp_path, monkeypatch, capsys, old, new, told):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = make_run(tmp_path / "sent")
+    changed(run, old, new)
+    assert pretrain_report([str(run), "--sync"]) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not (run / "wandb").exists()
+
+
+@pytest.mark.parametrize("held", [b"", b"\xff", b"a/b", b"x" * 65])
+def test_a_damaged_id_is_named(tmp_path, monkeypatch, capsys, held):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = make_run(tmp_path / "sent")
+    (run / "wandb-id.txt").write_bytes(held)
+    assert pretrain_report([str(run), "--sync"]) == 2
+    assert "wandb-id.txt: " in capsys.readouterr().err
+
+
+def test_an_export_of_something_else_is_told_by_what_w_and_b_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = make_run(tmp_path / "sent")
+    (run / "export").mkdir()
+    (run / "export" / "export.json").write_text("[1]")
+    assert pretrain_report([str(run), "--sync"]) == 2
+    assert f"{run}: W&B failed (" in capsys.readouterr().err
+
+
+def test_a_key_that_is_refused_is_told_and_not_repeated(tmp_path, server, capsys):
+    server.refuses = True
+    run = make_run(tmp_path / "sent")
+    changed(run, "tags: [a, b]", "init_timeout_s: 20")
+    assert pretrain_report([str(run), "--sync"]) == 2
+    told = capsys.readouterr().err
+    assert "W&B did not start" in told and "WANDB_API_KEY" in told and SECRET not in told
+
+
+def test_a_place_that_is_taken_is_no_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = make_run(tmp_path / "sent")
+    (run / "wandb").write_text("")
+    assert pretrain_report([str(run), "--sync"]) == 2
+    assert "W&B did not start" in capsys.readouterr().err
+
+
+def test_nothing_is_said_to_be_sent_where_nothing_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert pretrain_report([str(make_run(tmp_path / "sent")), "--sync"]) == 2
+    assert "WANDB_MODE=disabled: nothing would be sent" in capsys.readouterr().err

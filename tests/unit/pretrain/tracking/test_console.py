@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from pretrain.tracking.console import ConsoleSink
 
 TRAIN = {
@@ -63,10 +65,10 @@ sink.close(0)
 """
 
 
-def on_terminal(program):
-    """Return what a program writes to a terminal of 120 columns."""
+def on_terminal(program, **more):
+    """Return what a program writes to a terminal of 120 columns, or another one."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm-256color"}
+    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm-256color", **more}
     process = subprocess.Popen([sys.executable, "-c", program], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
@@ -80,11 +82,11 @@ def on_terminal(program):
         shown += part
     os.close(ours)
     assert process.wait() == 0, shown
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    return shown.decode()
 
 
 def test_bar_on_a_terminal():
-    shown = on_terminal(SHOW)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_terminal(SHOW))
     assert "━" in shown
     assert re.search(r"20/20\s+loss 2.5000  54,321 tokens/s  MFU 50.0%\s+0:00:00 left", shown)
     assert "step 10/20  validation:  loss 3.0000  perplexity 20.10  1.4400 bits per byte" in shown
@@ -94,6 +96,23 @@ def test_lines_on_a_terminal_when_asked_for():
     shown = on_terminal(SHOW.replace("total_steps=20", "total_steps=20, bar=False"))
     assert "━" not in shown
     assert "step 20/20  loss 2.5000  lr 1.00e-03" in shown
+
+
+@pytest.mark.parametrize("terminal", [{"COLUMNS": "40"}, {"COLUMNS": "79"}, {"TERM": "dumb"}])
+def test_lines_on_a_terminal_that_has_no_room_for_a_bar_or_cannot_draw_one(terminal):
+    shown = on_terminal(SHOW, **terminal)
+    assert "\x1b" not in shown and shown.splitlines()[-1].endswith("MFU 50.0%  0:00:00 left")
+
+
+def test_no_colours_where_none_are_wanted():
+    colour = re.compile(r"\x1b\[[0-9;]*m")
+    assert colour.search(on_terminal(SHOW))
+    assert not colour.search(on_terminal(SHOW, NO_COLOR="1"))
+
+
+def test_a_bar_in_another_encoding():
+    shown = on_terminal(SHOW, PYTHONIOENCODING="ascii")
+    assert "---" in shown and "━" not in shown and "20/20" in shown
 
 
 def test_rich_is_not_imported_without_a_terminal():

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import threading
 
 import pytest
+import wandb
 from hydra import compose, initialize
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -118,7 +120,6 @@ def test_scalars_are_named_by_split_and_unknown_values_left_out():
     [
         ({"entity": "0123456789" * 4}, "tracker.entity=<redacted>: looks like a credential; set WANDB_API_KEY"),
         ({"tags": ["a", "hf_" + "a1B2" * 8]}, r"tracker.tags\[1\]=<redacted>"),
-        ({"project": ""}, "tracker.project="),
         ({"init_timeout_s": 0.0}, "tracker.init_timeout_s=0.0: must be positive"),
     ],
 )
@@ -126,6 +127,74 @@ def test_bad_wandb_fields_are_refused_and_secrets_not_repeated(fields, message):
     with pytest.raises(ValueError, match=message) as refused:
         WandbConfig(**fields)
     assert "0123456789" not in str(refused.value) and "a1B2" not in str(refused.value)
+
+
+REFUSED = [
+    ({"tags": ["ok", "x" * 65]}, {}, r"tracker\.tags\[1\]='x+': has 65 characters, and W&B takes 1 to 64"),
+    ({"tags": [""]}, {}, r"tracker\.tags\[0\]='': has 0 characters"),
+    ({"project": ""}, {}, r"tracker\.project='': has 0 characters"),
+    ({"project": "p" * 129}, {}, r"tracker\.project='p+': has 129 characters, and W&B takes 1 to 128"),
+    ({"project": "a#b:c"}, {}, r"tracker\.project='a#b:c': W&B refuses '#' and ':'"),
+    ({"entity": "team/project"}, {}, r"tracker\.entity='team/project': W&B refuses '/'"),
+    ({"group": "g" * 129}, {}, r"tracker\.group='g+': has 129"),
+    ({}, {"TAGS": f"ok,{'x' * 65}"}, r"WANDB_TAGS='x+': has 65"),
+    ({}, {"TAGS": "a,,b"}, r"WANDB_TAGS='': has 0"),
+    ({}, {"RUN_GROUP": "g" * 129}, r"WANDB_RUN_GROUP='g+': has 129"),
+    ({}, {"ENTITY": "a b"}, r"WANDB_ENTITY='a b': W&B refuses ' '"),
+    ({}, {"JOB_TYPE": "j" * 65}, r"WANDB_JOB_TYPE='j+': has 65"),
+]
+
+
+@pytest.fixture
+def no_wandb_variables(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(("fields", "environment", "message"), REFUSED)
+def test_what_wandb_would_refuse_is_refused_before_the_run(
+    monkeypatch, no_wandb_variables, fields, environment, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with pytest.raises(ConfigError, match=message):
+        WandbConfig(**fields, wandb_mode=WandbMode.offline).check_run("run", {})
+    WandbConfig(**fields, wandb_mode=WandbMode.disabled).check_run("run", {})
+    TrackerConfig().check_run("r" * 1000, {})
+
+
+def test_a_run_is_refused_by_its_name_and_by_its_size(no_wandb_variables):
+    WandbConfig().check_run("r" * 128, {})
+    with pytest.raises(ConfigError, match=r"run\.name='r+': has 129 characters"):
+        WandbConfig().check_run("r" * 129, {})
+    with pytest.raises(ConfigError, match=r"bytes: W&B takes 15,000,000 bytes of configuration"):
+        WandbConfig().check_run("run", {"paths": ["/a/path/of/thirty/characters/"] * 500_000})
+
+
+def test_what_a_setting_overrides_is_not_looked_at(monkeypatch, no_wandb_variables):
+    for name in ("TAGS", "RUN_GROUP", "ENTITY"):
+        monkeypatch.setenv(f"WANDB_{name}", "/" * 129)
+    WandbConfig(tags=["t" * 64], group="g" * 128, entity="e").check_run("run", {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("tags", [tag]) for tag in ("", "t", "t" * 64, "t" * 65, "ł" * 64, "ł" * 65, "a/b: c, d")),
+        *(("project", name) for name in ("p", "p" * 128, "p" * 129, "a b", "ł.-_", *(f"a{c}b" for c in "/\\#?%:,;@"))),
+    ],
+)
+def test_the_limits_are_those_of_its_client(no_wandb_variables, key, value):
+    def refuses(act):
+        try:
+            act()
+        except Exception:
+            return True
+        return False
+
+    name = {"tags": "run_tags"}.get(key, key)
+    theirs = refuses(lambda: wandb.Settings(**{name: value}))
+    assert refuses(lambda: WandbConfig(**{key: value}).check_run("run", {})) == theirs
 
 
 def test_every_choice_composes_into_its_class():

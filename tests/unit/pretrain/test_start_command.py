@@ -1,0 +1,131 @@
+"""How a command begins, in processes of their own: told to stop, and with streams that are not what they could be."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BEGIN = "import os, sys\nfrom pretrain.errors import command, start_command\nstart_command()\n"
+WAIT = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
+PLAIN = [sys.executable, "-c"]
+AS_PROCESS_1 = ["unshare", "--fork", "--pid", "--kill-child", *PLAIN]
+
+
+def run(code: str, redirections: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command's code behind redirections of the shell; return its exit code and what was not redirected."""
+    words = ["sh", "-c", f'exec "$0" -c "$1" {redirections}', sys.executable, BEGIN + code]
+    return subprocess.run(words, env=os.environ | env, capture_output=True, text=True, timeout=60)
+
+
+def told(words: list[str], code: str, number: int) -> tuple[int, str]:
+    """Start Python, send it a signal once it has printed a line; return its exit code and what it said of that."""
+    process = subprocess.Popen([*words, code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n", process.communicate()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int([process.pid, *children][-1]), number)
+    error = process.communicate(timeout=60)[1]
+    return process.returncode, error
+
+
+def skip_unless_allowed(words: list[str]) -> None:
+    try:
+        allowed = subprocess.run([*words, "pass"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        pytest.skip("a namespace of processes needs privileges")
+
+
+SIGNALS = [(signal.SIGTERM, 85, "stopped"), (signal.SIGUSR1, 85, "stopped"), (signal.SIGINT, 130, "interrupted")]
+
+
+@pytest.mark.parametrize(("number", "code", "said"), SIGNALS)
+def test_what_is_told_to_end_ends_at_once(number, code, said):
+    ended, error = told(PLAIN, BEGIN + WAIT, number)
+    assert ended == code and error.startswith(said) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_process_1_of_a_container_does_so_too(number):
+    skip_unless_allowed(AS_PROCESS_1)
+    assert told(AS_PROCESS_1, BEGIN + WAIT, number)[0] == 85
+
+
+def test_an_import_that_is_under_way_does_not_swallow_the_signal(tmp_path):
+    (tmp_path / "slow.py").write_text(f"try:\n    {WAIT.replace(chr(10), chr(10) + '    ')}\nexcept:\n    pass")
+    code = f"{BEGIN}sys.path.insert(0, {str(tmp_path)!r})\nimport slow\nprint('goes on')"
+    assert told(PLAIN, code, signal.SIGTERM)[0] == 85
+
+
+def test_a_second_request_does_not_wait_for_what_the_first_set_going():
+    tidy = "from pretrain.errors import StopRequest, exit_code_of\nStopRequest()\n"
+    body = (
+        "def body():\n try:\n  os.kill(os.getpid(), 15)\n finally:\n  print('ready', flush=True)\n  time.sleep(600)\n"
+    )
+    code = f"{BEGIN}import time\n{tidy}{body}sys.exit(exit_code_of(body))"
+    assert told(PLAIN, code, signal.SIGTERM)[0] == 85
+
+
+def test_a_signal_between_two_programs_of_one_process_reaches_the_second():
+    second = BEGIN + "print('goes on')"
+    first = "from pretrain.errors import signals_held\nimport signal\nwith signals_held():\n"
+    first += f" signal.raise_signal(15)\n os.execv(sys.executable, [sys.executable, '-c', {second!r}])"
+    ended = run(first)
+    assert (ended.returncode, ended.stdout) == (85, "")
+
+
+def test_a_shell_that_keeps_ctrl_c_from_its_background_still_does():
+    words = ["sh", "-c", 'trap "" INT; exec "$0" -c "$1"', sys.executable, f"{BEGIN}os.kill(os.getpid(), 2)"]
+    assert subprocess.run(words).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", rb"\u0142\xf3d\u017a \U0001f600"), ("latin-1", b"\\u0142\xf3d\\u017a \\U0001f600")],
+)
+def test_what_an_output_cannot_encode_is_an_escape(encoding, shown):
+    code = BEGIN + "print('łódź 😀'); print('łódź 😀', file=sys.stderr)"
+    ended = subprocess.run([*PLAIN, code], env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True)
+    assert (ended.returncode, ended.stdout.strip(), ended.stderr.strip()) == (0, shown, shown)
+
+
+def test_a_terminal_is_written_to_line_by_line():
+    ours, theirs = os.openpty()
+    with subprocess.Popen([*PLAIN, BEGIN + WAIT], stdout=theirs, stdin=subprocess.PIPE) as process:
+        os.close(theirs)
+        assert os.read(ours, 100).strip() == b"ready"
+        process.kill()
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_has_enough_is_no_error(name, tmp_path):
+    write = f"for _ in range(10**5): print('line', file=sys.{name})\nopen({str(tmp_path / 'end')!r}, 'w')"
+    writer = subprocess.Popen([*PLAIN, BEGIN + write], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    read, other = (writer.stdout, writer.stderr) if name == "stdout" else (writer.stderr, writer.stdout)
+    assert read and other and read.readline() == b"line\n"
+    read.close()
+    assert other.read() == b"" and writer.wait(60) == 0
+    assert (tmp_path / "end").exists(), "a run goes on without its terminal"
+
+
+def test_a_full_disk_is_an_error_of_the_output_and_not_of_messages():
+    body = "import argparse\nsys.exit(command(argparse.ArgumentParser(), lambda options: 'x' * {size}, []))"
+    for size in (1, 10**6):
+        full = run(body.format(size=size), "> /dev/full")
+        assert full.returncode == 8 and full.stderr == (
+            "standard output: cannot be written (No space left on device); free space\n"
+        )
+    said = run("print('said', file=sys.stderr)\nprint('done')", "2> /dev/full")
+    assert (said.returncode, said.stdout) == (0, "done\n")
+
+
+@pytest.mark.parametrize(("closed", "number"), [("<&-", 0), (">&-", 1), ("2>&-", 2)])
+def test_a_file_never_gets_the_number_of_a_stream_that_is_closed(closed, number, tmp_path):
+    write = f"file = open({str(tmp_path / 'file')!r}, 'w')\nassert file.fileno() > 2\nprint(file.fileno(), file=file)\n"
+    use = "assert sys.stdin.read() == '' and sys.stdin.buffer.read() == b''\nprint(1, file=sys.stderr)\nprint(1)\n"
+    child = f"import subprocess\nsubprocess.run(['sh', '-c', 'echo >&{number}'], check=True)"
+    assert run(write + use + child, f"{closed} {'' if closed == '<&-' else '< /dev/null'}").returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
