@@ -24,7 +24,6 @@ from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded, shortlist
 from pretrain.distributed.world import StopRequest, World, device_type, rank, world_size
 from pretrain.errors import DataError, check
-from pretrain.files import replace_file
 from pretrain.hub.family import head_for
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source
 from pretrain.registry import choices, plain
@@ -90,6 +89,7 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         network,
         size,
         parameters_learnt=size.trainable,
+        tokenizer=tokenizer.to_str(pretty=True).encode(),
         vocab_size=source.vocab_size,
         document_frame=source.template or ([], []),
         mask=source.mask,
@@ -97,8 +97,6 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
     )
     if session.directory:
-        file = session.directory.path / "tokenizer.json"
-        replace_file(file, [tokenizer.to_str(pretty=True).encode()])
         _summarise(data, size, steps)
     every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
     hooks = session.hooks(
