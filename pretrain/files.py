@@ -149,7 +149,7 @@ def parsed(data: bytes) -> dict[str, Any]:
 def typed_as(kind: Any, value: Any, place: str = "") -> Any:
     """Return plain JSON as a `kind`, such as a dataclass or `dict[str, list[int]]`.
 
-    Raises `ValueError` for a value of another type, by its place. An int will do for a float, a list for a tuple. Keys
+    Raises `ValueError` for a value of another type, by its place. An int will do for a float, a tuple is a list. Keys
     that a TypedDict does not name are left alone, those that a dataclass does not have are refused.
     """
     base, parts = get_origin(kind) or kind, get_args(kind)
@@ -161,7 +161,7 @@ def typed_as(kind: Any, value: Any, place: str = "") -> Any:
     if base is list and type(value) is list:
         return [typed_as(parts[0], entry, f"{place}[{number}]") for number, entry in enumerate(value)]
     if base is tuple and type(value) is list and len(value) == len(parts):
-        return tuple(typed_as(part, entry, place) for part, entry in zip(parts, value, strict=True))
+        return [typed_as(part, entry, place) for part, entry in zip(parts, value, strict=True)]
     if base is dict and type(value) is dict:
         return {key: typed_as(parts[1], entry, f"{place}.{key}") for key, entry in value.items()}
     if type(value) is dict and (is_typeddict(base) or is_dataclass(base)):

@@ -32,7 +32,7 @@ from pretrain.registry import choices, plain
 from pretrain.tokenizer.base import TokenizerConfig, describe, find_mask, load_tokenizer, num_ids, tokenizer_sha256
 from pretrain.tokenizer.file import TokenizerFile
 from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import network_of, step_of
+from pretrain.train.trained_run import network_of, step_of, tokenizer_of
 
 # Settings that change what the same weights compute. A difference in the first group makes them another network; with
 # the second a trained network may sensibly continue (a longer context wants another rope_theta), so a difference is
@@ -79,16 +79,12 @@ class Source(ABC):
     def mask(self) -> int | None:
         """The id of the mask token; None: the tokenizer has none."""
 
-    @property
-    def tokenizer_hash(self) -> str | None:
-        """The `tokenizer_sha256` of the file that belongs there; None: it is not known."""
-
     def check(self) -> None:
         """Raise `CheckpointError` or `ConfigError` for a source that no run could start from; milliseconds."""
         file = self.path / "tokenizer.json"
         if file.is_file():  # with a tokenizer of its own a run needs none here
             try:
-                load_tokenizer(file, self.tokenizer_hash)
+                tokenizer_of(self.path)
             except DataError as error:  # what is damaged is no corpus
                 raise CheckpointError(str(error)) from None
 
@@ -187,10 +183,6 @@ class RunSource(Source):
     @property
     def template(self) -> tuple[list[int], list[int]]:
         return self.record["document_frame"]
-
-    @property
-    def tokenizer_hash(self) -> str | None:
-        return self.record.get("tokenizer")
 
     @property
     def mask(self) -> int | None:

@@ -53,11 +53,16 @@ class StepManifest(TypedDict):
     tensors: Tensors
 
 
-class StepState(TypedDict):
-    """`state.json` of a step: what every step has, beside what its program adds."""
-
+class _EveryState(TypedDict):
     step: int
     strategy: dict[str, float]
+
+
+class StepState(_EveryState, total=False):
+    """`state.json` of a step, beside what its program adds."""
+
+    best: tuple[int, float] | None
+    resume: dict[str, Any]  # what a resumed run must find unchanged
 
 
 Committed = Mapping[str, str]

@@ -5,19 +5,24 @@ Holds no page and no drawing; those are in `__main__` and `curves`. Free of torc
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.files import parsed, read_json, typed_as
+from pretrain.files import check_place, parsed, read_json, replace_file, typed_as
 from pretrain.tracking.base import Mark, Record
 from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, read_config, read_record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ class _Saved(TypedDict):
 Row = dict[str, float]
 """The known numbers of one record."""
 
+REPORT = "report"  # directory in a run
 ABSENT = object()  # the value of a setting in a run that has no such setting
 
 
@@ -60,6 +66,8 @@ def load(path: Path) -> History:
     if not metrics.is_file():
         raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
     facts = facts_of(path)
+    if not facts:
+        log.warning("%s is not there: how the run ended and what it trained is not known", path / RECORD_FILE)
     run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
     for record in records(metrics):
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
@@ -71,7 +79,7 @@ def load(path: Path) -> History:
 
 def facts_of(run: Path) -> dict[str, Any]:
     """Return a run's `run.json`, nothing without one. Raises `ConfigError` for one that cannot be read."""
-    return read_record(run) if (run / RECORD_FILE).is_file() else {}
+    return read_record(run) if os.path.lexists(run / RECORD_FILE) else {}
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -86,6 +94,26 @@ def records(path: Path) -> Iterator[Record]:
         except (ValueError, TypeError, OverflowError) as error:
             raise ConfigError(f"{path}:{number}: not a record ({error}); mend or delete the line") from None
         yield record
+
+
+def page_folder(run: Path, out: Path | None) -> Path:
+    """Make and return the directory of a page: `out`, or `report/` in the run. Raises `ConfigError` if none can be."""
+    try:
+        check_place(run, folders=() if out else (REPORT,))
+        out = out or run / REPORT
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out or run / REPORT}: no directory can be made there ({error}); name another"
+        ) from None
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; a link in its place is replaced, not followed."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    replace_file(path, [image.getvalue()])
 
 
 def differing(runs: Sequence[History]) -> dict[str, list[object]]:

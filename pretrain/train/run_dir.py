@@ -26,7 +26,6 @@ from yaml import YAMLError
 from pretrain.errors import ConfigError, check
 from pretrain.files import check_place, hash_file, read_json, replace_file, sealed
 from pretrain.registry import choices_in, flattened, plain, rebuilt
-from pretrain.tokenizer.base import tokenizer_sha256
 from pretrain.tracking.jsonl import METRICS_FILE
 
 RECORD_FILE = "run.json"
@@ -47,10 +46,13 @@ RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or d
 log = logging.getLogger(__name__)
 
 
-class RunRecord(TypedDict, total=False):
+class _EveryRecord(TypedDict):
+    name: str
+
+
+class RunRecord(_EveryRecord, total=False):
     """`run.json`: what other commands want to know of a run. Runs of older versions lack some of it."""
 
-    name: str
     versions: dict[str, str]
     exit: int | None  # null: it runs, or was killed
     init_from: str  # as it was found
@@ -65,7 +67,6 @@ class RunRecord(TypedDict, total=False):
     vocab_size: int
     document_frame: tuple[list[int], list[int]]  # ids before and after a document
     mask: int | None
-    tokenizer: str  # `tokenizer_sha256` of tokenizer.json
     names: list[str]  # of a head's outputs
     best_step: int
     config: str  # SHA-256 of config.yaml
@@ -147,11 +148,6 @@ class RunDirectory:
         body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **plain(cfg)})).encode()
         replace_file(self.path / CONFIG_FILE, [body])
         self.record(config=hashlib.sha256(body).hexdigest())
-
-    def write_tokenizer(self, content: bytes) -> None:
-        """Write `tokenizer.json`."""
-        replace_file(self.path / TOKENIZER_FILE, [content])
-        self.record(tokenizer=tokenizer_sha256(self.path / TOKENIZER_FILE))
 
     def begin(self) -> None:
         """Write `run.json`: this start is accepted. Until then it is as the start before left it."""
@@ -242,14 +238,16 @@ def read_nested_config(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error}); mend or delete it") from None
 
 
-def check_written_by(program: str, run: Path) -> None:
-    """Raise a `ConfigError` that says what reads a run, if another program than this one wrote its configuration.
-
-    Warns of a configuration that the run did not write.
-    """
+def warn_of_changed_config(run: Path) -> None:
+    """Warn of a `config.yaml` that is not the one that the run wrote."""
     path, known = run / CONFIG_FILE, read_record(run).get("config") if (run / RECORD_FILE).exists() else None
     if known is not None and (not path.is_file() or hash_file(path) != known):
         log.warning("%s is not as the run wrote it: what is read there may not be what it trained with", path)
+
+
+def check_written_by(program: str, run: Path) -> None:
+    """Raise a `ConfigError` that says what reads a run, if another program than this one wrote its configuration."""
+    warn_of_changed_config(run)
     schemas = [f"{name}_schema" for name in READERS if name != program]
     defaults = read_nested_config(run).get("defaults")
     for entry in defaults if isinstance(defaults, list) else []:

@@ -23,7 +23,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.stream import CORPUS
 from pretrain.distributed.world import StopRequest, World, joined, rank
 from pretrain.errors import CheckpointError, DataError, check, exit_code_to
-from pretrain.files import hash_file
+from pretrain.files import hash_file, replace_file
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory, Strategy
@@ -34,7 +34,7 @@ from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import StepMeter, Throughput
 from pretrain.train.peaks import peak_of_all
-from pretrain.train.run_dir import CHECKPOINTS, RunConfig, RunDirectory
+from pretrain.train.run_dir import CHECKPOINTS, TOKENIZER_FILE, RunConfig, RunDirectory
 from pretrain.train.summary import ModelSize, versions
 
 Fingerprints = dict[str, Any]
@@ -43,7 +43,6 @@ Fingerprints = dict[str, Any]
 
 class _Resumable(StepState):
     tokens: int
-    resume: Fingerprints
 
 
 class SavedRun(_Resumable, total=False):
@@ -143,7 +142,7 @@ class Session:
         for change in changes:
             log.info("changed since the run's last start: %s", change)
         self.directory.write_config(self.cfg, f"{self.program}_schema")
-        self.directory.write_tokenizer(tokenizer)
+        replace_file(self.directory.path / TOKENIZER_FILE, [tokenizer])
         group, choice = choices()[type(network)]
         self.directory.record(
             network={"choice": f"{group}={choice}", **plain(network)},
@@ -264,9 +263,10 @@ def resume(
     if newest is None:
         return None
     saved = load_state(newest, SavedRun)
-    for key in fingerprints | saved["resume"]:
-        before, now = saved["resume"].get(key), fingerprints.get(key)
-        if before == now:
+    theirs = saved.get("resume", {})
+    for key in fingerprints | theirs:
+        before, now = theirs.get(key), fingerprints.get(key)
+        if before == now or (key == "tokenizer" and key not in theirs):  # older runs of fine-tuning did not note it
             continue
         of_corpus = key.startswith(CORPUS)
         if of_corpus and before and now and accept:

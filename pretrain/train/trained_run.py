@@ -27,8 +27,8 @@ def step_of(run: Path, world: World, number: int | None = None) -> Path:
 
 
 def tokenizer_of(run: Path) -> Tokenizer:
-    """Load the `tokenizer.json` of a run. Raises `DataError` for another one than the run wrote."""
-    return load_tokenizer(run / TOKENIZER_FILE, read_record(run).get("tokenizer"))
+    """Load the `tokenizer.json` of a run, or of an export. Raises `DataError` for another one than a run trained with."""
+    return load_tokenizer(run / TOKENIZER_FILE, trained_as(run).get("tokenizer"))
 
 
 def network_of(run: Path) -> Any:
@@ -41,7 +41,7 @@ def network_of(run: Path) -> Any:
     recorded = read_record(run).get("network")
     if recorded is None:  # a run older than this entry
         return choice_of(run, "model")
-    values, trained = dict(recorded), _trained_as(run)
+    values, trained = dict(recorded), trained_as(run)
     for key, value in values.items():
         if trained.get(f"model.{key}", value) != value:
             rule = f"its newest step was trained with {trained[f'model.{key}']}; restore the file that is damaged"
@@ -49,8 +49,8 @@ def network_of(run: Path) -> Any:
     return rebuilt_from(run / RECORD_FILE, str(values.pop("choice", "")), values)
 
 
-def _trained_as(run: Path) -> dict[str, Any]:
-    """Return the fingerprints in the newest step whose state can be read; nothing without a step."""
+def trained_as(run: Path) -> dict[str, Any]:
+    """Return the fingerprints in the newest step whose state can be read; nothing of a directory without steps."""
     for name in reversed(step_names(run / CHECKPOINTS)):
         with suppress(CheckpointError):
             return load_state(run / CHECKPOINTS / name).get("resume", {})

@@ -122,7 +122,9 @@ USES_CORPUS = ("resume",)
 def left(command: str, printed: str) -> dict[str, object]:
     """Return what a command is for: what it printed and wrote, or the run that it trained."""
     if command not in TRAINING:
-        files = sorted(path for pattern in ("export/*", "report/*.md") for path in Path("runs").rglob(pattern))
+        files = sorted(
+            path for pattern in ("export/*", "report/*.md") for path in Path("runs").rglob(pattern) if path.is_file()
+        )
         return {"printed": printed, **{str(path): path.read_bytes() for path in files}}
     found: dict[str, object] = {}
     for run in (RUN, TUNED):
@@ -130,7 +132,7 @@ def left(command: str, printed: str) -> dict[str, object]:
         found[f"{run} metrics"] = [[row.get(key) for key in ("step", "split", "loss", "grad_norm")] for row in rows]
         found[f"{run} tokenizer"] = Tokenizer.from_file(str(run / "tokenizer.json")).to_str()
         steps = sorted((run / "checkpoints").glob("step-*"))
-        found[f"{run} weights"] = weights(steps[-1])
+        found[f"{run} weights"] = weights(max(steps, key=lambda step: step.stat().st_mtime_ns))
     return found
 
 
