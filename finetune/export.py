@@ -19,8 +19,7 @@ from tokenizers import Tokenizer
 
 from finetune.load import Trained, open_trained
 from finetune.model.heads import hf_tensors
-from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.load import load_manifest, load_state, shapes_of
+from pretrain.checkpoint.load import fragments_of, shapes_of
 from pretrain.errors import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
 from pretrain.hub.family import HeadKind
@@ -41,13 +40,13 @@ def export_run(options: argparse.Namespace) -> Path:
     export = Export(
         model=network,
         tensors=list(hf_tensors(network, kind, record["vocab_size"], shapes_of(trained.module))),
-        read=trained.cfg.tuning.merged(FragmentReader(trained.step, load_manifest(trained.step)["tensors"])),
+        read=trained.cfg.tuning.merged(fragments_of(trained.step)),
         tokenizer=trained.tokenizer,
         config={**config, "architectures": [family.task_architecture(kind)], **_outputs(trained)},
         special_tokens=special_tokens | _padding(trained.tokenizer, special_tokens),
         generates=False,
         run=record["name"],
-        step=load_state(trained.step)["step"],
+        step=trained.number,
         tokenizer_settings={
             "model_max_length": trained.cfg.task.max_tokens,  # cut as in training
             "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training

@@ -17,8 +17,9 @@ from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.hub.special_tokens import set_template
 from pretrain.init_from import InitialWeights, RunSource, Source, SourceWeights
-from pretrain.tokenizer.base import load_tokenizer
+from pretrain.tokenizer.base import load_tokenizer, num_ids
 from pretrain.train.run_dir import choice_of
+from pretrain.train.trained_run import trained_as
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +37,18 @@ def tokenizer_of(source: Source) -> Tokenizer:
 
     Raises `ConfigError` for a tokenizer of another vocabulary.
     """
-    tokenizer = load_fitting_tokenizer(source.tokenizer, source.vocab_size)
+    tokenizer = fitting(
+        load_tokenizer(source.tokenizer, trained_as(source.path).get("tokenizer")), source.vocab_size, source.tokenizer
+    )
     if isinstance(source, RunSource) and not source.is_fine_tuned:  # others keep the template in their tokenizer.json
         set_template(tokenizer, source.template, getattr(source.network, "token_types", 0))
     return tokenizer
 
 
-def load_fitting_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
-    """Load a `tokenizer.json`. Raises `ConfigError` if the model's `vocab_size` has no row for one of its ids."""
-    tokenizer = load_tokenizer(file)
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if largest >= vocab_size:
-        rule = f"it has ids up to {largest}, but the model's embedding {vocab_size} rows"
+def fitting(tokenizer: Tokenizer, vocab_size: int, file: Path) -> Tokenizer:
+    """Return the tokenizer. Raises `ConfigError` if the model's `vocab_size` has no row for one of its ids."""
+    if (size := num_ids(tokenizer)) > vocab_size:
+        rule = f"it has ids up to {size - 1}, but the model's embedding {vocab_size} rows"
         raise ConfigError(
             f"{file}: of another vocabulary: {rule}; put the tokenizer that the model was trained with there"
         )

@@ -16,17 +16,18 @@ from tokenizers import Tokenizer
 
 from finetune.config import FINETUNE, FinetuneConfig
 from finetune.evaluator import Answers, answers
-from finetune.init_from import load_fitting_tokenizer
+from finetune.init_from import fitting
 from finetune.model.base import FineTuned
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
 from pretrain.checkpoint.commit import step_number
-from pretrain.checkpoint.load import restore_weights, saved_step
+from pretrain.checkpoint.load import restore_weights
 from pretrain.compose import compose_run
 from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
 from pretrain.report.history import load
-from pretrain.train.run_dir import network_of, read_record
+from pretrain.train.run_dir import read_record
+from pretrain.train.trained_run import network_of, step_of, tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def open_trained(run: Path, step: int | None = None, overrides: Sequence[str] = 
     Raises `ConfigError` for a directory that is no run of fine-tuning and for an override that is refused,
     `CheckpointError` for a run without that step.
     """
-    cfg, record = compose_run(run, FINETUNE), read_record(run)
-    place = saved_step(run / "checkpoints", World.alone(), record.get("best_step") if step is None else step)
+    cfg, record = compose_run(run, FINETUNE), read_record(run, "vocab_size", "document_frame", "names", "name")
+    place = step_of(run, World.alone(), record.get("best_step") if step is None else step)
     changed = _changed(cfg.task, overrides)
     if changes := [*_found(run, place, set(cfg.task.tuned_settings) - changed), *overrides]:
         batches = "train.max_tokens=${task.max_tokens}"  # of training, which must fit; not used here
@@ -83,9 +84,9 @@ def open_trained(run: Path, step: int | None = None, overrides: Sequence[str] = 
     network = network_of(run)
     rule = f"{run} sees sequences of at most {network.max_seq_len} tokens; lower it"
     check(cfg.task.max_tokens <= network.max_seq_len, "task.max_tokens", cfg.task.max_tokens, rule)
-    module = build_module(cfg, network, record["vocab_size"], record["names"]).to_empty(device="cpu")
+    module = build_module(cfg, network, record["vocab_size"], record["names"])
     restore_weights(place, module)
-    tokenizer = load_fitting_tokenizer(run / "tokenizer.json", record["vocab_size"])
+    tokenizer = fitting(tokenizer_of(run), record["vocab_size"], run / "tokenizer.json")
     return Trained(cfg=cfg, record=record, network=network, module=module, tokenizer=tokenizer, step=place)
 
 

@@ -25,10 +25,10 @@ from finetune.tasks.base import Encoded, shortlist
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, StopRequest, check
-from pretrain.files import replace_file
 from pretrain.hub.family import head_for
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source
 from pretrain.registry import choices, plain
+from pretrain.tokenizer.base import text_sha256
 from pretrain.train.loop import TrainConfig
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize
@@ -72,6 +72,7 @@ def build_module(
 def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     world, task = session.world, cfg.task
     tokenizer = tokenizer_of(source)
+    written = tokenizer.to_str(pretty=True)
     data = _read(cfg, source, tokenizer)
     steps = _steps(cfg, data, world)
     schedule = cfg.schedule.build(steps.total)
@@ -82,7 +83,7 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     initial = InitialWeights(module, cfg.seed)
     trainee = session.build(
         module,
-        _fingerprints(cfg, network, data),
+        _fingerprints(cfg, network, data, text_sha256(written)),
         shapes=initial.shapes,
         first_weights=lambda: weights_from(source, initial, world, names=data.names, scratch=cfg.scratch),
         num_steps=steps.total,
@@ -91,6 +92,7 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         network,
         size,
         parameters_learnt=size.trainable,
+        tokenizer=written.encode(),
         vocab_size=source.vocab_size,
         document_frame=source.template or ([], []),
         mask=source.mask,
@@ -98,8 +100,6 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
     )
     if session.directory:
-        file = session.directory.path / "tokenizer.json"
-        replace_file(file, [tokenizer.to_str(pretty=True).encode()])
         _summarise(data, size, steps)
     every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
     hooks = session.hooks(
@@ -159,9 +159,10 @@ def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
     )
 
 
-def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData) -> Fingerprints:
+def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData, tokenizer: str) -> Fingerprints:
     """Return what a resumed run must find unchanged: its data and their order, its network, the kind of its moments."""
     order = {
+        "tokenizer": tokenizer[:16],
         "init_from": cfg.init_from,
         "scratch": cfg.scratch,
         "the training set": data.train.examples.sha256[:16],

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pretrain.errors import ConfigError, command
 from pretrain.report.history import ABSENT, History, Row, differing, facts_of, load
+from pretrain.train.run_dir import warn_of_changed_config
 
 UNKNOWN = "-"
 LOSS = "train loss"  # the header of a column
@@ -78,6 +79,7 @@ def mean_and_deviation(values: Sequence[float], of: int) -> str:
 
 
 def _load(run: Path) -> History:
+    warn_of_changed_config(run)
     try:
         return load(run)
     except ConfigError:  # no metrics yet

@@ -14,15 +14,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.load import check_architecture, load_manifest, load_state, saved_step, shapes_of
+from pretrain.checkpoint.commit import step_number
+from pretrain.checkpoint.load import check_architecture, fragments_of, shapes_of
 from pretrain.distributed.world import World
 from pretrain.errors import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
 from pretrain.hub.special_tokens import set_template
 from pretrain.run import reopened
-from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.run_dir import read_record
+from pretrain.train.trained_run import step_of, tokenizer_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,11 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
     network, objective, module = reopened(options.run)
-    record = read_record(options.run)
-    tokenizer = load_tokenizer(options.run / "tokenizer.json")
+    record = read_record(options.run, "vocab_size", "document_frame", "name")
+    tokenizer = tokenizer_of(options.run)
     family, config, special_tokens = hf_model(network, record, tokenizer)
-    step = saved_step(options.run / "checkpoints", World.alone(), options.step)
-    reader = FragmentReader(step, load_manifest(step)["tensors"])
+    step = step_of(options.run, World.alone(), options.step)
+    reader = fragments_of(step)
     shapes = shapes_of(module)
     check_architecture(step, shapes, reader.weight_shapes())
     beside = list(family.objective_tensors(shapes))
@@ -57,7 +57,7 @@ def export_run(options: argparse.Namespace) -> Path:
         special_tokens=special_tokens,
         generates=network.kind.generates,
         run=record["name"],
-        step=load_state(step)["step"],
+        step=step_number(step),
     )
     return write_export(export, options)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from pretrain.checkpoint.base import WEIGHT, Reader
 from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.load import Shapes, check_architecture, load_manifest, load_state, saved_step
+from pretrain.checkpoint.load import Shapes, check_architecture, fragments_of, load_state
 from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, DataError
@@ -30,9 +30,10 @@ from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain
-from pretrain.tokenizer.base import TokenizerConfig, describe, find_mask, load_tokenizer, tokenizer_sha256
+from pretrain.tokenizer.base import TokenizerConfig, describe, find_mask, load_tokenizer, num_ids, tokenizer_sha256
 from pretrain.tokenizer.file import TokenizerFile
-from pretrain.train.run_dir import network_of, read_record
+from pretrain.train.run_dir import read_record
+from pretrain.train.trained_run import network_of, step_of, tokenizer_of
 
 # Settings that change what the same weights compute. A difference in the first group makes them another network; with
 # the second a trained network may sensibly continue (a longer context wants another rope_theta), so a difference is
@@ -84,9 +85,9 @@ class Source(ABC):
         file = self.path / "tokenizer.json"
         if file.is_file():  # with a tokenizer of its own a run needs none here
             try:
-                load_tokenizer(file)
-            except DataError:  # its advice is for a corpus
-                raise CheckpointError(f"{file}: not a readable tokenizer; fetch or write it again") from None
+                tokenizer_of(self.path)
+            except DataError as error:  # what is damaged is no corpus
+                raise CheckpointError(str(error)) from None
 
     @abstractmethod
     def weights(self, world: World, step: int | None = None) -> HuggingFaceWeights | FragmentReader:
@@ -165,7 +166,7 @@ class RunSource(Source):
     @cached_property
     def record(self) -> dict[str, Any]:
         """The run's run.json."""
-        return read_record(self.path)
+        return read_record(self.path, "vocab_size", "document_frame")
 
     @property
     def is_fine_tuned(self) -> bool:
@@ -182,8 +183,7 @@ class RunSource(Source):
 
     @property
     def template(self) -> tuple[list[int], list[int]]:
-        prefix, suffix = self.record["document_frame"]
-        return prefix, suffix
+        return self.record["document_frame"]
 
     @property
     def mask(self) -> int | None:
@@ -197,11 +197,10 @@ class RunSource(Source):
             raise CheckpointError(f"init_from={self.name}: no step is saved there; name another, or train it first")
 
     def weights(self, world: World, step: int | None = None) -> FragmentReader:
-        place = saved_step(self.path / "checkpoints", world, step)
-        return FragmentReader(place, load_manifest(place)["tensors"])
+        return fragments_of(step_of(self.path, world, step))
 
     def settings(self, weights: FragmentReader) -> dict[str, Any]:
-        return load_state(weights.step)["resume"]
+        return load_state(weights.step).get("resume", {})
 
 
 def find_source(init_from: str, *, first: bool) -> Source | None:
@@ -357,7 +356,8 @@ def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:
         if needed > rows:
             log.info("init_from: rows %d to %d of %s are new and get initial values", rows, needed - 1, name)
             continue
-        used = _num_ids(source / "tokenizer.json")
+        file = source / "tokenizer.json"
+        used = num_ids(load_tokenizer(file)) if file.is_file() else math.inf
         if needed < used:
             known = f"{used} of which its tokenizer.json uses"
             rule = known if used <= rows else "and no tokenizer.json says which of them are used"
@@ -382,13 +382,6 @@ def _check_ids(source: Path, own: Path) -> None:
         raise CheckpointError(f"init_from: {rule}; set tokenizer=file tokenizer.path={source}")
     if other:
         log.warning("init_from: %d of %d ids stand for other tokens than in %s", len(other), len(shared), source)
-
-
-def _num_ids(tokenizer: Path) -> float:
-    """Return the largest id of a tokenizer, plus 1; infinity for a tokenizer that is not there."""
-    if not tokenizer.is_file():
-        return math.inf
-    return max(load_tokenizer(tokenizer).get_vocab(with_added_tokens=True).values()) + 1
 
 
 def _check_settings(source: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -7,12 +7,12 @@ alike is in `train/session`.
 from __future__ import annotations
 
 import logging
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from pretrain import objectives
@@ -30,13 +30,13 @@ from pretrain.init_from import InitialWeights, Source, find_source, shared_sourc
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.objectives.base import Objective, ObjectiveConfig
 from pretrain.registry import discover
-from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.evaluator import Evaluator
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
-from pretrain.train.run_dir import check_written_by, choice_of, network_of, read_record
+from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, choice_of, read_record
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, summary
+from pretrain.train.trained_run import network_of
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def reopened(run: Path) -> tuple[Any, ObjectiveConfig, Objective]:
     discover(objectives)
     network, objective = network_of(run), choice_of(run, "objective")
     with torch.device("meta"):
-        model = network.build(vocab_size=read_record(run)["vocab_size"], attend=sdpa)  # flash and flex need a GPU
+        vocab_size = read_record(run, "vocab_size")["vocab_size"]
+        model = network.build(vocab_size=vocab_size, attend=sdpa)  # flash and flex need a GPU
         return network, objective, objective.build(model)
 
 
@@ -80,8 +81,9 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     world = session.world
     corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
     corpus = next(iter(corpora.values()))
-    tokenizer = corpus / "tokenizer.json"  # the same in each of them
+    file = corpus / TOKENIZER_FILE  # the same in each of them
     stream = cfg.data.train_stream(corpora, cfg.seed)
+    tokenizer = stream.manifest.tokenizer(corpus)
     held_out = cfg.data.held_out(corpora)
     examples = cfg.objective.examples(partial(load_vocabulary, corpus), cfg.seed)
     schedule = cfg.schedule.build(cfg.train.steps)
@@ -94,22 +96,21 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         module,
         fingerprints,
         shapes=initial.shapes,
-        first_weights=lambda: (
-            weights_from(source, initial, fingerprints, world, tokenizer=tokenizer) if source else initial
-        ),
+        first_weights=lambda: weights_from(source, initial, fingerprints, world, tokenizer=file) if source else initial,
         num_steps=cfg.train.steps,
+        accept_changed=cfg.data.accept_changed,
     )
     session.begin(
         cfg.model,
         size,
+        tokenizer=file.read_bytes(),
         corpora={name: str(path.resolve()) for name, path in corpora.items()},
         vocab_size=stream.manifest.vocab_size,
         document_frame=[stream.manifest.prefix, stream.manifest.suffix],
         mask=stream.manifest.mask,
     )
     if session.directory:
-        shutil.copyfile(tokenizer, session.directory.path / "tokenizer.json")
-        _advise(cfg, session.directory.path)
+        _advise(cfg, session.directory.path, tokenizer, stream)
         seq_len, loop = cfg.data.seq_len, cfg.train
         log.info(
             summary(
@@ -165,12 +166,18 @@ def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: 
     )
 
 
-def _advise(cfg: PretrainConfig, directory: Path) -> None:
+def _advise(cfg: PretrainConfig, directory: Path, tokenizer: Tokenizer, stream: TrainStream) -> None:
     """Warn of what will disappoint at the end of the run, while it costs nothing to change it."""
     if cfg.objective.wants_special_tokens and cfg.data.packing is Packing.concat:
         log.warning(
             "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
             "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
         )
-    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    for source in stream.sources:
+        if not source.corpus.manifest.hashes_checksums:
+            log.info(
+                "data.sources.%s: a corpus of an older version; a shard that was changed together with its checksums "
+                "is not noticed, but by data.prepare.verify=true or once it is prepared again",
+                source.name,
+            )
     warn_unless_exportable(cfg.model, read_record(directory), tokenizer)

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint.load import restore_weights, saved_step
+from pretrain.checkpoint.load import restore_weights
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, command
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
 from pretrain.run import reopened
-from pretrain.tokenizer.base import load_tokenizer
 from pretrain.train.run_dir import read_record
+from pretrain.train.trained_run import step_of, tokenizer_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def load_run(run: Path) -> Objective:
     """Return a run's module with the weights of its newest verified checkpoint, on the CPU."""
     _, _, module = reopened(run)
-    module.to_empty(device="cpu")
-    restore_weights(saved_step(run / "checkpoints", World.alone()), module)
+    restore_weights(step_of(run, World.alone()), module)
     return module.eval()
 
 
@@ -45,8 +44,8 @@ def sample(options: argparse.Namespace) -> None:
     model = load_run(options.run).model
     if not isinstance(model, Decoder):
         raise ConfigError(f"{options.run}: its model is a {type(model).__name__}; only decoders generate text")
-    prefix, suffix = read_record(options.run)["document_frame"]
-    tokenizer = load_tokenizer(options.run / "tokenizer.json")
+    prefix, suffix = read_record(options.run, "document_frame")["document_frame"]
+    tokenizer = tokenizer_of(options.run)
     prompt = torch.tensor([prefix + tokenizer.encode(options.prompt, add_special_tokens=False).ids])
     generator = torch.Generator().manual_seed(options.seed)
     sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, generator=generator)

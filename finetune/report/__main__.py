@@ -23,7 +23,7 @@ from finetune.report.page import Section, clipped, value_text, write_page
 from pretrain.data.sources.locations import typed_name
 from pretrain.errors import command
 from pretrain.registry import choices
-from pretrain.report.history import History, load
+from pretrain.report.history import History, load, page_folder
 from pretrain.report.markdown import UNKNOWN, count, literal, table
 from pretrain.report.wandb_sync import add_options, sync
 
@@ -72,7 +72,7 @@ def report(options: argparse.Namespace) -> Path:
         Section("Metrics", _metrics(task.metric, measured)),
         *task.sections(encoded, logits, trained.names, measured),
     ]
-    return write_page(history.name, sections, options.out or options.run / "report")
+    return write_page(history.name, sections, page_folder(options.run, options.out))
 
 
 def _facts(trained: Trained, history: History, source: str, encoded: Encoded) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pretrain.errors import ConfigError
+from pretrain.files import replace_file
+from pretrain.report.history import save_figure
 from pretrain.report.markdown import literal, table
 
 if TYPE_CHECKING:
@@ -49,21 +50,17 @@ def worst_errors(mistakes: Sequence[Mistake], total: int, by: str) -> Section:
 
 
 def write_page(title: str, sections: Sequence[Section], out: Path) -> Path:
-    """Write a page and its figures into a directory, and return the page's path."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: no directory can be made there ({error}); name another") from None
+    """Write a page and its figures into a directory that is there, and return the page's path."""
     parts = [f"# {literal(title)}"]
     for section in sections:
         parts.append(f"## {section.title}")
         if section.figure is not None:
             name = f"{section.title.lower().replace(' ', '-')}.png"
-            section.figure.savefig(out / name)
+            save_figure(section.figure, out / name)
             parts.append(f"![{section.title}]({name})")
         parts.append(section.text)
     page = out / PAGE
-    page.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    replace_file(page, [("\n\n".join(filter(None, parts)) + "\n").encode()])
     return page
 
 

@@ -6,16 +6,18 @@ there, is decided in `save`.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.fragments import Index
-from pretrain.files import fsync_path, write_hashed
+from pretrain.files import OtherFormat, fsync_path, read_json, remove, sealed, write_hashed
 
 FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+STATE_FILE = "state.json"
+TEMPORARY = ".tmp-"  # how the name of a directory begins that is no step yet
 _STEP = re.compile(r"step-\d{8}")
 
 
@@ -40,8 +42,8 @@ def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> No
     The manifest comes last and the rename after it: whatever moment a crash hits, a reader finds the step whole or
     not at all. Raises `OSError` as the system does.
     """
-    digest = write_hashed(temporary / "state.json", state)
-    files = {"state.json": {"size": len(state), "sha256": digest}}
+    digest = write_hashed(temporary / STATE_FILE, state)
+    files = {STATE_FILE: {"size": len(state), "sha256": digest}}
     files |= {index["file"]: {"size": index["size"], "sha256": index["sha256"]} for index in indices}
     tensors: dict[str, dict[str, Any]] = {}
     for index in indices:
@@ -49,7 +51,7 @@ def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> No
             entry = tensors.setdefault(name, {}).setdefault(kind, {"shape": shape, "dtype": dtype, "fragments": []})
             entry["fragments"].append([index["file"], start, numel])
     manifest = {"format": FORMAT, "step": step, "files": files, "tensors": tensors}
-    write_hashed(temporary / "manifest.json", json.dumps(manifest).encode())
+    write_hashed(temporary / MANIFEST_FILE, sealed(manifest, indent=None))
     fsync_path(temporary)
     final = temporary.with_name(step_name(step))
     replaced = temporary.with_name(f"{temporary.name}-replaced")
@@ -61,10 +63,26 @@ def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> No
 
 
 def prune(directory: Path, committed: int, keep: int, best: int | None = None) -> None:
-    """Delete all but the newest steps and the best one.
+    """Delete all but the newest steps and the best one, and none that a later version of ours wrote.
 
     One after `committed` was passed over on resume, and counts for nothing.
     """
     for name in [name for name in step_names(directory) if name <= step_name(committed)][:-keep]:
-        if best is None or name != step_name(best):
+        if (best is None or name != step_name(best)) and not _is_of_later_format(directory / name):
             shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def sweep(directory: Path) -> None:
+    """Delete what saves that were killed have left in a directory."""
+    for torn in directory.glob(f"{TEMPORARY}*"):
+        remove(torn)
+
+
+def _is_of_later_format(step: Path) -> bool:
+    try:
+        read_json(step / MANIFEST_FILE, newest=FORMAT)
+    except OtherFormat:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False

@@ -21,6 +21,7 @@ from pretrain.errors import CheckpointError
 from pretrain.files import write_hashed
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
+_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
 
 
 class Index(TypedDict):
@@ -30,6 +31,18 @@ class Index(TypedDict):
     size: int  # bytes
     sha256: str
     fragments: list[tuple[str, str, list[int], str, int, int]]  # name, kind, whole shape, dtype, start, numel
+
+
+class Entry(TypedDict):
+    """What the manifest says of one tensor of one kind."""
+
+    shape: list[int]  # of the whole tensor
+    dtype: str  # as in `torch.float32`
+    fragments: list[Any]  # lists of file, start and numel
+
+
+Tensors = dict[str, dict[str, Entry]]
+"""Name of a tensor -> kind -> where its fragments are."""
 
 
 def _key(name: str, kind: str, start: int) -> str:
@@ -90,7 +103,8 @@ class OpenFiles(dict[str, Any]):
 class FragmentReader:
     """The tensors of a committed step, read by name and run of elements; see `Reader` in `checkpoint.base`."""
 
-    def __init__(self, step: Path, tensors: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, step: Path, tensors: Tensors) -> None:
+        """Note where fragments are. Raises `CheckpointError` for some that do not make up their tensor."""
         self.step = step
         self.tensors = tensors
         self.files = OpenFiles(step)
@@ -107,19 +121,35 @@ class FragmentReader:
 
     def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
         entry = self.tensors[name][kind]
-        out = torch.empty(numel, dtype=getattr(torch, entry["dtype"]))
+        dtype = _BY_NAME[entry["dtype"]]
+        pieces = []
         for file, begin, length in entry["fragments"]:
             low, high = max(start, begin), min(start + numel, begin + length)
             if low < high:
-                piece = self.files[file].get_slice(_key(name, kind, begin))
-                out[low - start : high - start] = piece[low - begin : high - begin]
+                pieces.append((low, high, begin, self._piece(file, _key(name, kind, begin), length, dtype)))
+        out = torch.empty(numel, dtype=dtype)  # its size is that of files by now, not only of words in the manifest
+        for low, high, begin, piece in pieces:
+            out[low - start : high - start] = piece[low - begin : high - begin]
         return out
 
-    def _check_cover(self, name: str, kind: str, entry: dict[str, Any]) -> None:
-        """Refuse a tensor whose fragments overlap or leave a gap."""
+    def _piece(self, file: str, key: str, numel: int, dtype: torch.dtype) -> Any:
+        """Return the slice of a fragment. Raises `CheckpointError` if the file holds another one, or none."""
+        try:
+            piece = self.files[file].get_slice(key)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.step / file}: no {key} ({error}); the manifest lists it") from None
+        found, expected = (piece.get_dtype(), piece.get_shape()), (_DTYPES[dtype], [numel])
+        if found != expected:
+            raise CheckpointError(f"{self.step / file}: {key} is {found}, the manifest says {expected}")
+        return piece
+
+    def _check_cover(self, name: str, kind: str, entry: Entry) -> None:
+        """Refuse a tensor of an unknown type, or whose fragments overlap or leave a gap."""
+        if entry["dtype"] not in _BY_NAME:
+            raise CheckpointError(f"{self.step}: {kind} of {name} is of type {entry['dtype']!r}, which none is")
         end = 0
         for _, start, numel in sorted(entry["fragments"], key=lambda fragment: fragment[1:]):
-            if start != end:
+            if start != end or numel < 0:
                 raise CheckpointError(f"{self.step}: {kind} of {name} has a gap or overlap at element {end}")
             end = start + numel
         if end != math.prod(entry["shape"]):

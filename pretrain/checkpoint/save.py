@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.checkpoint.base import Checkpointable, Fragment
-from pretrain.checkpoint.commit import commit, prune, step_name
+from pretrain.checkpoint.commit import TEMPORARY, commit, prune, step_name, sweep
 from pretrain.checkpoint.fragments import Index, write_fragments
 from pretrain.checkpoint.staging import Staging
 from pretrain.distributed.world import World
@@ -103,8 +103,7 @@ class Checkpoints:
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         if world.is_first:
             directory.mkdir(parents=True, exist_ok=True)
-            for torn in directory.glob(".tmp-*"):
-                shutil.rmtree(torn)
+            sweep(directory)
         world.barrier()
 
     def save(
@@ -125,7 +124,7 @@ class Checkpoints:
         """
         self.settle(wait=True)
         [nonce, *_] = self.world.gather(secrets.token_hex(4))
-        temporary = self.directory / f".tmp-{step_name(step)}-{nonce}"
+        temporary = self.directory / f"{TEMPORARY}{step_name(step)}-{nonce}"
         best = self.best
         if value is not None and (best is None or value > best.value):
             best = Best(step, value)

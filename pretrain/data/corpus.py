@@ -6,6 +6,7 @@ Holds opening, checking and random access; what the files look like is in `manif
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import zlib
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from pretrain.data.manifest import PAGE_BYTES, Manifest, Shard
 from pretrain.errors import DataError
 
 _MAGIC = b"ARROW1"  # how an Arrow IPC file begins and ends
-_DTYPES = ("uint16", "uint32")
 _REPAIR = "the file is damaged or was altered; delete the corpus directory and prepare it again"
 
 
@@ -73,8 +73,6 @@ class Corpus:
         manifest = Manifest.load(directory)
         if split not in manifest.splits:
             raise DataError(f"{directory / 'manifest.json'}: no split {split!r}, only {sorted(manifest.splits)}")
-        if manifest.dtype not in _DTYPES:
-            raise DataError(f"{directory / 'manifest.json'}: dtype {manifest.dtype!r}, must be {' or '.join(_DTYPES)}")
         parts = manifest.splits[split]
         blocks = [block for shard in parts.shards for block in _open_shard(directory, shard, manifest.dtype)]
         return cls(manifest, blocks, parts.text_bytes)
@@ -179,6 +177,9 @@ class Corpus:
         if not block.checked:
             block.prefetch(block.offsets)
             block.check("document offsets", block.offsets, -1)
+            first, last = block.offsets[[0, -1]].tolist()
+            if (first, last) != (0, len(block.values)) or (block.offsets[1:] < block.offsets[:-1]).any():
+                raise DataError(f"{block.path}: document offsets do not rise from 0 to {len(block.values)}; {_REPAIR}")
             block.checked = True
         return block.offsets
 
@@ -192,7 +193,7 @@ def concatenated_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
     """Map one Arrow file and its checksums; return its record batches that hold tokens."""
     path = directory / shard.file
-    _check_file(path, directory, shard.size)
+    _check_file(path, shard.size)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would fetch megabytes for each slot of some kilobytes
@@ -212,8 +213,10 @@ def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
     _check_equal(path, "tokens", sum(len(values) for values, _, _ in views), shard.tokens)
     checksums = [-(-values.nbytes // PAGE_BYTES) + 1 for values, _, _ in views]
     crc_path = path.with_suffix(".crc")
-    _check_file(crc_path, directory, sum(checksums) * np.dtype("<u4").itemsize)
+    _check_file(crc_path, sum(checksums) * np.dtype("<u4").itemsize)
     crcs = np.memmap(crc_path, dtype="<u4", mode="r") if checksums else np.empty(0, dtype="<u4")
+    if shard.crc_sha256 is not None:
+        _check_equal(crc_path, "SHA-256", hashlib.sha256(crcs).hexdigest(), shard.crc_sha256)
     per_batch = np.split(crcs, np.cumsum(checksums))[:-1]
     return [
         _Block(path, mapped, values, offsets, own, position)
@@ -247,8 +250,8 @@ def _check_schema(path: Path, schema: pa.Schema, dtype: str) -> None:
     _check_equal(path, "columns", found, f"tokens: large_list<{dtype}>")
 
 
-def _check_file(path: Path, directory: Path, size: int) -> None:
-    if path.parent != directory or not path.is_file():
+def _check_file(path: Path, size: int) -> None:
+    if path.is_symlink() or not path.is_file():  # a link leads out of what was prepared, and was hashed
         raise DataError(f"{path}: not there as a file of the corpus, the manifest names it; prepare the corpus again")
     _check_equal(path, "bytes", path.stat().st_size, size)
 

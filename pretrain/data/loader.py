@@ -35,6 +35,7 @@ class DataConfig:
     stride: int = 0  # tokens of text that neighbouring windows of a long document share, with packing=windows
     isolate_documents: bool = True  # each document in a slot is a sequence of its own: attention and positions restart
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name; more than one are mixed by weight
+    accept_changed: bool = False  # go on with a corpus that is not the one a resumed run began with, and note that
     prepare: PrepareConfig = field(default_factory=PrepareConfig)  # how text becomes a corpus of token ids
 
     def __post_init__(self) -> None:

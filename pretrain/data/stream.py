@@ -34,6 +34,7 @@ from pretrain.data.order import BLOCK, Mixture, Permutation
 from pretrain.data.packing import Chunks, Packer, Packing, pack
 from pretrain.errors import DataError
 
+CORPUS = "the corpus of "  # how the names of fingerprints of whole corpora begin
 _SAMPLE = 64  # slots from which the length of sequences is estimated
 
 
@@ -152,7 +153,7 @@ class TrainStream(_Stream):
             seen |= {"data.stride": first.stride}
         for source, weight in zip(self.sources, self._weights, strict=True):
             key = f"data.sources.{source.name}"
-            seen |= {f"the corpus of {key}": source.corpus.manifest.fingerprint[:16], f"{key}.weight": weight}
+            seen |= {f"{CORPUS}{key}": source.corpus.manifest.fingerprint[:16], f"{key}.weight": weight}
         return seen
 
     @property

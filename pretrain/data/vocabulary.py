@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from pretrain.data.batch import Vocabulary
 from pretrain.data.manifest import Manifest
-from pretrain.tokenizer.base import find_mask, load_tokenizer
+from pretrain.tokenizer.base import find_mask
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of an unknown character
@@ -36,7 +36,7 @@ def load_vocabulary(corpus: Path) -> Vocabulary:
     (Chinese, say) is one word per sentence, except with WordPiece, which splits it.
     """
     manifest = Manifest.load(corpus)
-    tokenizer = load_tokenizer(corpus / "tokenizer.json")
+    tokenizer = manifest.tokenizer(corpus)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     mask = manifest.mask
     if mask is None and (name := find_mask(ids)):

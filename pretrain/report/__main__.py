@@ -19,8 +19,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from pretrain.errors import command
+from pretrain.files import replace_file
 from pretrain.report.baselines import baselines
-from pretrain.report.history import ABSENT, History, Row, differing, load, median_of
+from pretrain.report.history import ABSENT, History, Row, differing, load, median_of, page_folder
 from pretrain.report.markdown import UNKNOWN, count, number, percent, table
 from pretrain.report.wandb_sync import add_options, sync
 from pretrain.train.run_dir import check_written_by
@@ -42,11 +43,11 @@ def _report(options: argparse.Namespace) -> object:
     """Write the page and return its path, or send the runs to W&B and return where they are."""
     if options.sync:
         return "\n".join(sync(run, "pretrain", options.project) for run in options.runs)
-    return write(options.runs, options.out or options.runs[0] / "report")
+    return write(options.runs, options.out)
 
 
-def write(paths: Sequence[Path], out: Path) -> Path:
-    """Write `curves.png` and `report.md` of the runs into `out` and return the page's path.
+def write(paths: Sequence[Path], out: Path | None = None) -> Path:
+    """Write `curves.png` and `report.md` of the runs into `out`, or the first run, and return the page's path.
 
     Raises `ConfigError` for a directory that is not a run of pretraining, or cannot be read.
     """
@@ -58,10 +59,10 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.path)
-    out.mkdir(parents=True, exist_ok=True)
-    draw(runs, out / FIGURE)
-    page = out / PAGE
-    page.write_text(markdown(runs), encoding="utf-8")
+    folder = page_folder(paths[0], out)
+    draw(runs, folder / FIGURE)
+    page = folder / PAGE
+    replace_file(page, [markdown(runs).encode()])
     return page
 
 

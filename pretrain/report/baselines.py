@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.corpus import Corpus
-from pretrain.tokenizer.base import load_tokenizer
 
 LARGEST = 32 * 2**20  # bytes of text; xz takes about a second for each MB
 
@@ -30,7 +29,7 @@ def held_out_text(directory: Path) -> bytes | None:
     ends = np.cumsum(corpus.document_lengths())
     documents = np.split(corpus.read(0, corpus.num_tokens), ends[:-1])
     ids = [document[first : len(document) - last].tolist() for document in documents]
-    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    tokenizer = corpus.manifest.tokenizer(directory)
     text = "".join(tokenizer.decode_batch(ids, skip_special_tokens=False)).encode()
     return text if len(text) == corpus.text_bytes else None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.report.history import History, Row, median_of
+from pretrain.report.history import History, Row, median_of, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def draw(runs: Sequence[History], path: Path) -> None:
     speed.xaxis.set_major_formatter(EngFormatter(sep=""))
     for panel in grid[1]:
         panel.set_xlabel("optimizer steps" if axis == "step" else "tokens seen")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def blank(width: float, height: float) -> Figure:

@@ -5,22 +5,43 @@ Holds no page and no drawing; those are in `__main__` and `curves`. Free of torc
 
 from __future__ import annotations
 
-import json
+import io
+import logging
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from pretrain.errors import ConfigError
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.errors.redaction import redacted
-from pretrain.tracking.base import Record
-from pretrain.tracking.jsonl import METRICS_FILE
-from pretrain.train.run_dir import RECORD_FILE, read_config, read_record
+from pretrain.files import check_place, parsed, read_json, replace_file, typed_as
+from pretrain.tracking.base import Mark, Record
+from pretrain.tracking.jsonl import METRICS_FILE, missing
+from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, read_config, read_record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+
+class _Known(TypedDict):
+    step: int
+    split: str
+
+
+class _Saved(TypedDict):
+    step: int
+    metrics: Mark | None
+
 
 Row = dict[str, float]
 """The known numbers of one record."""
 
+REPORT = "report"  # directory in a run
 ABSENT = object()  # the value of a setting in a run that has no such setting
 
 
@@ -37,11 +58,17 @@ class History:
 
 
 def load(path: Path) -> History:
-    """Read a run directory. Raises `ConfigError` if there is no run or one of its files cannot be read."""
+    """Read a run directory. Raises `ConfigError` if there is no run or one of its files cannot be read.
+
+    Warns of records that the run had logged when it saved its newest step, and that are not there any more.
+    """
     metrics = path / METRICS_FILE
+    _warn_of_loss(path)
     if not metrics.is_file():
         raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
     facts = facts_of(path)
+    if not facts:
+        log.warning("%s is not there: how the run ended and what it trained is not known", path / RECORD_FILE)
     run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
     for record in records(metrics):
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
@@ -53,7 +80,7 @@ def load(path: Path) -> History:
 
 def facts_of(run: Path) -> dict[str, Any]:
     """Return a run's `run.json`, nothing without one. Raises `ConfigError` for one that cannot be read."""
-    return read_record(run) if (run / RECORD_FILE).is_file() else {}
+    return read_record(run) if os.path.lexists(run / RECORD_FILE) else {}
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -62,12 +89,32 @@ def records(path: Path) -> Iterator[Record]:
         if not line.endswith(b"\n"):
             return  # the run is writing it, or was killed while writing
         try:
-            record = json.loads(line)
+            record = typed_as(_Known, parsed(line))
             values = {key: _number(value) for key, value in record.items() if key != "split"}
             record = {"step": values["step"], "split": record["split"], **values}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ConfigError(f"{path}:{number}: not a record ({error}); mend or delete the line") from None
         yield record
+
+
+def page_folder(run: Path, out: Path | None) -> Path:
+    """Make and return the directory of a page: `out`, or `report/` in the run. Raises `ConfigError` if none can be."""
+    try:
+        check_place(run, folders=() if out else (REPORT,))
+        out = out or run / REPORT
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out or run / REPORT}: no directory can be made there ({error}); name another"
+        ) from None
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; a link in its place is replaced, not followed."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    replace_file(path, [image.getvalue()])
 
 
 def differing(runs: Sequence[History]) -> dict[str, list[object]]:
@@ -83,11 +130,19 @@ def median_of(rows: Sequence[Row], key: str) -> float | None:
     return median(values) if values else None
 
 
+def _warn_of_loss(run: Path) -> None:
+    for file in sorted(run.glob(f"{CHECKPOINTS}/step-*/state.json"))[-1:]:
+        with suppress(OSError, ValueError, CheckpointError):  # of an older version, or damaged: of that others tell
+            saved = read_json(file, _Saved)
+            if saved["metrics"] and (lost := missing(run / METRICS_FILE, saved["step"], saved["metrics"])):
+                log.warning("%s", lost)
+
+
 def _number(value: object) -> int | float | None:
     """Return a number of a record; numbers that are not finite are strings in the file."""
     if not isinstance(value, int | float | str | None):
         raise TypeError(f"{value!r} is no number")
-    return float(value) if isinstance(value, str) else value
+    return value if value is None or float(value) == value else float(value)
 
 
 def _config(run: Path) -> dict[str, object]:

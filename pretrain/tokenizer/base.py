@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pretrain.errors import ConfigError, DataError, check
+from pretrain.files import read_json
 
 # Tokens before and after a document for a tokenizer whose file has no template with both: the first row whose tokens it
 # has. A single end-of-text token goes before each document: then every token has one before it to be predicted from,
@@ -28,6 +29,7 @@ TEMPLATES = (
     (["<|begin_of_text|>"], ["<|end_of_text|>"]),  # Llama 3
     (["<bos>"], ["<eos>"]),  # Gemma
 )
+_RESTORE = "restore it, or write it again"
 MASKS = ("[MASK]", "<mask>")  # names of the token that replaces hidden ones, if `tokenizer.mask` names none
 
 Template = tuple[list[str], list[str]]  # tokens before and after a text
@@ -127,30 +129,52 @@ class TokenizerFacts:
     mask: int | None  # id that `tokenizer.mask` names, if it names one
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:
     """Load a `tokenizer.json` for encoding whole documents.
 
     A document that contains "<|endoftext|>" gets the ids of those characters, not the special id.
-    Raises `DataError` for a file that is missing or damaged.
+    Raises `DataError` for a file that is missing or damaged, or whose `tokenizer_sha256` does not begin with `sha256`.
     """
+    if sha256 is not None and not (found := tokenizer_sha256(path)).startswith(sha256):
+        rule = f"another tokenizer (SHA-256 {found:.16}) than the one that belongs here ({sha256:.16}); restore it"
+        raise DataError(f"{path}: {rule}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
-        raise DataError(f"{path}: not a readable tokenizer ({error}); prepare the corpus again") from None
+        raise DataError(f"{path}: not a readable tokenizer ({error}); {_RESTORE}") from None
     return _for_documents(tokenizer)
 
 
 def tokenizer_sha256(path: Path) -> str:
-    """Return the SHA-256 of a `tokenizer.json`, independent of its spacing and the order of its keys."""
-    canonical = json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    """Return the SHA-256 of a `tokenizer.json`, independent of its spacing and the order of its keys.
+
+    Raises `DataError` for a file that is missing or holds no JSON object.
+    """
+    try:
+        return _sha256_of(read_json(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable tokenizer ({error}); {_RESTORE}") from None
+
+
+def text_sha256(serialized: str) -> str:
+    """Return the `tokenizer_sha256` of a file with this text."""
+    return _sha256_of(json.loads(serialized))
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def num_ids(tokenizer: Tokenizer) -> int:
+    """Return the largest id of a tokenizer, plus 1."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def describe(path: Path, cfg: TokenizerConfig) -> TokenizerFacts:
     """Return the facts of a tokenizer. Raises `ConfigError` if no template fits its special tokens."""
     tokenizer = load_tokenizer(path)
     ids = tokenizer.get_vocab(with_added_tokens=True)
-    size = max(ids.values()) + 1
+    size = num_ids(tokenizer)
     prefix, suffix, _ = _roles_in(tokenizer, cfg)
     return TokenizerFacts(
         tokenizer_sha256=tokenizer_sha256(path),

@@ -8,12 +8,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, object]
 """One line of metrics.jsonl: `step`, `split`, and values that are numbers or None (unknown)."""
+
+
+class Mark(TypedDict):
+    """What a checkpoint keeps of the records that were logged before it."""
+
+    lines: int
+    sha256: str  # of the lines
 
 
 class Sink(Protocol):
@@ -34,13 +41,21 @@ class Sink(Protocol):
         ...
 
 
+class Truth(Sink, Protocol):
+    """The sink that is read again when a run resumes."""
+
+    def mark(self) -> Mark:
+        """Return what tells the records so far from any others."""
+        ...
+
+
 class Tracker(Sink):
     """Passes records on to all sinks: the primary one, whose failures end the run, and mirrors, whose failures do not.
 
     A mirror that raises is dropped with a warning.
     """
 
-    def __init__(self, truth: Sink, mirrors: Iterable[Sink] = ()) -> None:
+    def __init__(self, truth: Truth, mirrors: Iterable[Sink] = ()) -> None:
         self._truth = truth
         self._mirrors = list(mirrors)
 
@@ -51,6 +66,10 @@ class Tracker(Sink):
     def saved(self, step: int, path: Path, best: bool) -> None:
         """Pass a checkpoint to every sink."""
         self._pass_on(lambda sink: sink.saved(step, path, best))
+
+    def mark(self) -> Mark:
+        """Return what a checkpoint keeps of the records so far."""
+        return self._truth.mark()
 
     def close(self, exit_code: int) -> None:
         """Finish every sink."""

@@ -1,18 +1,20 @@
 """metrics.jsonl, the truth about a run: one JSON object a line, appended while the run goes.
 
-Holds writing and truncating, and how numbers that JSON lacks are written; `report` reads it for people.
+Holds writing and truncating, what is missing when a run resumes, and how numbers that JSON lacks are written; `report`
+reads it for people.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from pathlib import Path
 
 from pretrain.errors import CheckpointError, ResourceError
-from pretrain.files import replace_file
-from pretrain.tracking.base import Record, Sink
+from pretrain.files import parsed, replace_file
+from pretrain.tracking.base import Mark, Record, Sink
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -23,11 +25,15 @@ class JsonlSink(Sink):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("a", encoding="utf-8")
+        self._lines, self._digest = _counted([])
 
     def log(self, record: Record) -> None:
         """Append one line. Raises `ResourceError` when it cannot be written."""
+        line = to_json(record) + "\n"
+        self._lines += 1
+        self._digest.update(line.encode())
         try:
-            self._file.write(to_json(record) + "\n")
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise ResourceError(f"{self._path}: cannot be written ({error}); free space there and resume") from error
@@ -38,28 +44,63 @@ class JsonlSink(Sink):
         The file is replaced as a whole: a kill at any moment leaves the old lines or the new ones. Raises
         `CheckpointError` for a line in the middle that is not a record.
         """
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        kept = [
-            line for number, line in enumerate(lines, 1) if line.endswith(b"\n") and self._step(line, number) <= step
-        ]
-        if len(kept) == len(lines):
+        kept, dropped = _split(self._path, step)
+        self._lines, self._digest = _counted(kept)
+        if not dropped:
             return
         self._file.close()
         replace_file(self._path, kept)
         self._file = self._path.open("a", encoding="utf-8")
+
+    def mark(self) -> Mark:
+        """Return what tells the lines so far from any others; `truncate_after` has seen those of earlier starts."""
+        return Mark(lines=self._lines, sha256=self._digest.hexdigest())
 
     def close(self, exit_code: int) -> None:
         """Make the lines durable and close the file."""
         os.fsync(self._file.fileno())
         self._file.close()
 
-    def _step(self, line: bytes, number: int) -> int:
-        try:
-            return json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(
-                f"{self._path}:{number}: {line[:80]!r} is not a record with a step; mend or delete the line and resume"
-            ) from None
+
+def missing(path: Path, step: int, mark: Mark | None) -> str | None:
+    """Say what a metrics.jsonl lacks of what a run had logged when it saved `step`, None if nothing.
+
+    `mark` is that of the checkpoint; None in those of older versions, with which only a file without lines is missed.
+    Raises `CheckpointError` for a line in the middle that is not a record.
+    """
+    kept = _split(path, step)[0] if path.exists() else []
+    lines, digest = _counted(kept)
+    if mark is None:
+        mark = Mark(lines=lines or 1, sha256=digest.hexdigest())
+    if (lines, digest.hexdigest()) == (mark["lines"], mark["sha256"]):
+        return None
+    what = "with other values in them" if lines == mark["lines"] else f"of {mark['lines']}"
+    last = f", the last of step {_step(path, kept[-1], lines)}" if kept else ""
+    return f"{path}: the run had logged other lines up to step {step} than there are: {lines} {what}{last}"
+
+
+def _split(path: Path, step: int) -> tuple[list[bytes], list[bytes]]:
+    """Return the whole lines up to a step, and all others."""
+    kept, dropped = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        (kept if line.endswith(b"\n") and _step(path, line, number) <= step else dropped).append(line)
+    return kept, dropped
+
+
+def _step(path: Path, line: bytes, number: int) -> int:
+    try:
+        step = parsed(line)["step"]
+        if type(step) is int:
+            return step
+    except (ValueError, KeyError):
+        pass
+    raise CheckpointError(
+        f"{path}:{number}: {line[:80]!r} is not a record with a step; mend or delete the line and resume"
+    )
+
+
+def _counted(lines: list[bytes]) -> tuple[int, hashlib._Hash]:
+    return len(lines), hashlib.sha256(b"".join(lines))
 
 
 def to_json(value: object, *, ensure_ascii: bool = True) -> str:

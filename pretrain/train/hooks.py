@@ -40,10 +40,6 @@ class RunHooks:
     fingerprints: dict[str, Any]  # what a resume must find unchanged
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
-    def __post_init__(self) -> None:
-        if self.tracker:
-            self.checkpoints.on_commit = self.tracker.saved
-
     def log(self, state: TrainState) -> None:
         """Read the meter and write a training record.
 
@@ -91,7 +87,8 @@ class RunHooks:
 
     def progress(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights and moments."""
-        return {"tokens": state.tokens, "resume": self.fingerprints}
+        logged = self.tracker.mark() if self.tracker else None  # rank 0, which has a tracker, writes the state
+        return {"tokens": state.tokens, "resume": self.fingerprints, "metrics": logged}
 
     def settle(self) -> None:
         """Advance a pending save. Raises `ResourceError` as `save` does."""

@@ -1,41 +1,78 @@
 """The run directory: its place, its lock, its configuration and its record.
 
-Holds what is written once per run; metrics are in `tracking`, checkpoints in `checkpoint`.
+Holds what is written once per run; metrics are in `tracking`, checkpoints in `checkpoint`, and what is read to use a
+run's model in `trained_run`. Free of torch.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
+import hashlib
 import logging
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from pretrain import models
 from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import redacted
-from pretrain.files import expanded, replace_file
-from pretrain.registry import choices_in, discover, flattened, plain, rebuilt
+from pretrain.files import expanded, hash_file, read_json, replace_file, sealed
+from pretrain.registry import choices_in, flattened, plain, rebuilt
 from pretrain.settings.yaml_files import read_settings
+from pretrain.tracking.jsonl import METRICS_FILE
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = "lock"
+LOG_FILE = "log.txt"
+TOKENIZER_FILE = "tokenizer.json"
+CHECKPOINTS = "checkpoints"
+FILES = (RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE)  # that a run writes
+FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
     "pretrain": "python -m pretrain.report, .sample and .export",
     "finetune": "python -m finetune.report, .predict, .evaluate and .export",
 }  # of the runs of each program
 RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+
+log = logging.getLogger(__name__)
+
+
+class _EveryRecord(TypedDict):
+    name: str
+
+
+class RunRecord(_EveryRecord, total=False):
+    """`run.json`: what other commands want to know of a run. Runs of older versions lack some of it."""
+
+    versions: dict[str, str]
+    exit: int | None  # null: it runs, or was killed
+    init_from: str  # as it was found
+    network: dict[str, Any]  # `choice` and the values of a registered configuration
+    parameters: int
+    parameters_learnt: int
+    flops_per_token: float
+    host: str
+    ranks: int
+    corpora: dict[str, str]  # source -> directory
+    records: dict[str, int]  # of fine-tuning: training and validation
+    vocab_size: int
+    document_frame: tuple[list[int], list[int]]  # ids before and after a document
+    mask: int | None
+    names: list[str]  # of a head's outputs
+    best_step: int
+    config: str  # SHA-256 of config.yaml
+    steps: dict[str, str]  # name of each step that should be there -> SHA-256 of its manifest
+    notes: list[str]  # what was lost, and what a setting waived
 
 
 @dataclass(kw_only=True)
@@ -81,7 +118,7 @@ class RunDirectory:
         path = cfg.directory
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / LOCK_FILE).open("a+", encoding="utf-8")
+            lock = (path / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"{path} is not writable")
         except OSError as error:
@@ -113,8 +150,10 @@ class RunDirectory:
         defaults: list[Any] = [schema]
         for key, group, name in choices_in(cfg):
             defaults.append({group if key == group else f"{group}@{key}": name})
-        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **redacted(plain(cfg))}))
-        replace_file(self.path / CONFIG_FILE, [body.encode()])
+        values = redacted(plain(cfg))
+        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **values})).encode()
+        replace_file(self.path / CONFIG_FILE, [body])
+        self.record(config=hashlib.sha256(body).hexdigest())
 
     def begin(self) -> None:
         """Write `run.json`: this start is accepted. Until then it is as the start before left it."""
@@ -125,7 +164,22 @@ class RunDirectory:
         """Add entries to `run.json`, or to what `begin` will write there."""
         self._record |= entries
         if self._begun:
-            replace_file(self.path / RECORD_FILE, [json.dumps(self._record, indent=1).encode(), b"\n"])
+            replace_file(self.path / RECORD_FILE, [sealed(self._record)])
+
+    def note(self, text: str) -> None:
+        """Warn of what nobody would see in the results, and keep it in `run.json`."""
+        log.warning("%s", text)
+        self.record(notes=[*self._record.get("notes", []), text])
+
+    @property
+    def committed(self) -> dict[str, str]:
+        """The steps that should be in `checkpoints`, with the SHA-256 of their manifests; see `newest_step`."""
+        return self._record.get("steps", {})
+
+    def keep_committed(self, there: Iterable[str], **new: str) -> None:
+        """Record which of the committed steps are there, and the hashes of `new` ones."""
+        known = {**self.committed, **new}
+        self.record(steps={name: known[name] for name in there if name in known})
 
     @contextmanager
     def log_to(self, *packages: str) -> Iterator[None]:
@@ -133,7 +187,7 @@ class RunDirectory:
 
         Those of level DEBUG, the tracebacks behind errors that other ranks caused, go to `log.txt` alone.
         """
-        to_file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        to_file = logging.FileHandler(self.path / LOG_FILE, encoding="utf-8", errors="backslashreplace")
         to_stderr = logging.StreamHandler()
         to_stderr.setLevel(logging.INFO)
         to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -153,13 +207,20 @@ class RunDirectory:
             to_file.close()
 
 
-def read_record(run: Path) -> dict[str, Any]:
-    """Return `run.json` of a run directory. Raises `ConfigError` for a directory that is none."""
+def read_record(run: Path, *needed: str) -> dict[str, Any]:
+    """Return a `RunRecord` that has the `needed` entries. Raises `ConfigError` for a directory without one."""
     path = run / RECORD_FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("holds no JSON object")
+        record = read_json(path, RunRecord)
+        if missing := [key for key in needed if key not in record]:
+            raise ValueError(f"it lacks {missing[0]!r}")
+        size = record.get("vocab_size", 1)
+        if not 0 < size <= 2**32:
+            raise ValueError(f"vocab_size is {size}")
+        frame = record.get("document_frame", ())
+        ids = [*(token for side in frame for token in side), record.get("mask") or 0]
+        if wrong := [token for token in ids if not 0 <= token < size]:
+            raise ValueError(f"id {wrong[0]} is not below vocab_size")
         return record
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable ({error}); name a run directory such as runs/demo") from None
@@ -178,29 +239,40 @@ def read_nested_config(run: Path) -> dict[str, Any]:
     return read_settings(path)
 
 
+def warn_of_changed_config(run: Path) -> None:
+    """Warn of a `config.yaml` that is not the one that the run wrote."""
+    path, known = run / CONFIG_FILE, read_record(run).get("config") if (run / RECORD_FILE).exists() else None
+    if known is not None and (not path.is_file() or hash_file(path) != known):
+        log.warning("%s is not as the run wrote it: what is read there may not be what it trained with", path)
+
+
 def check_written_by(program: str, run: Path) -> None:
     """Raise a `ConfigError` that says what reads a run, if another program than this one wrote its configuration."""
+    warn_of_changed_config(run)
     schemas = [f"{name}_schema" for name in READERS if name != program]
-    for entry in read_config(run).get("defaults") or []:
+    defaults = read_nested_config(run).get("defaults")
+    for entry in defaults if isinstance(defaults, list) else []:
         if entry in schemas:
             other = entry.removesuffix("_schema")
             raise ConfigError(f"{run}: a run of python -m {other}, none of python -m {program}; use {READERS[other]}")
 
 
-def network_of(run: Path) -> Any:
-    """Return the configuration of a run's network, such as a DecoderConfig, without composing anything."""
-    discover(models)
-    recorded = read_record(run).get("network")
-    if recorded is None:  # a run older than this entry
-        return choice_of(run, "model")
-    values = dict(recorded)
-    return rebuilt(values.pop("choice"), values)
-
-
 def choice_of(run: Path, group: str) -> Any:
     """Return the object that a run's config.yaml chose of a group, from its values there. Raises `ConfigError`."""
-    config = read_nested_config(run)
-    chosen = [entry[group] for entry in config.get("defaults", []) if isinstance(entry, dict) and group in entry]
-    if not chosen:
-        raise ConfigError(f"{run / CONFIG_FILE}: chooses no {group}; name a run directory such as runs/demo")
-    return rebuilt(f"{group}={chosen[-1]}", config[group])
+    config, path = read_nested_config(run), run / CONFIG_FILE
+    defaults = config.get("defaults")
+    chosen = [each[group] for each in defaults or [] if isinstance(each, dict) and group in each]
+    if not chosen or not isinstance(config.get(group), dict):
+        raise ConfigError(f"{path}: chooses no {group}; name a run directory such as runs/demo")
+    return rebuilt_from(path, f"{group}={chosen[-1]}", config[group])
+
+
+def rebuilt_from(path: Path, choice: str, values: dict[str, Any]) -> Any:
+    """Return the object of a choice in a file. Raises `ConfigError` for an unknown one and for impossible values."""
+    try:
+        if any("${" in str(value) for value in values.values()):
+            raise ValueError("a value refers to another one")  # nothing of a file is resolved
+        return rebuilt(choice, values)
+    except (ConfigError, OmegaConfBaseException, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: {choice} cannot be rebuilt ({reason}); restore the file") from None

@@ -10,30 +10,46 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
 from pretrain.checkpoint.base import Reader
-from pretrain.checkpoint.commit import step_names
-from pretrain.checkpoint.load import Shapes, load_state, newest_step, restore
+from pretrain.checkpoint.commit import MANIFEST_FILE, step_name, step_names
+from pretrain.checkpoint.load import Committed, Shapes, StepState, load_state, newest_step, restore
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.data.batch import Batch
+from pretrain.data.stream import CORPUS
 from pretrain.distributed.world import World, joined, rank
 from pretrain.errors import CheckpointError, DataError, StopRequest, check, exit_code_to
+from pretrain.files import hash_file, replace_file
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory, Strategy
+from pretrain.tracking.base import Mark
+from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import StepMeter, Throughput
 from pretrain.train.peaks import peak_of_all
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir import CHECKPOINTS, TOKENIZER_FILE, RunConfig, RunDirectory
 from pretrain.train.summary import ModelSize, versions
 
 Fingerprints = dict[str, Any]
 """What a resumed run must find unchanged, and all ranks alike: a setting or a part of the data -> its plain value."""
+
+
+class _Resumable(StepState):
+    tokens: int
+
+
+class SavedRun(_Resumable, total=False):
+    """What a checkpoint holds beside its tensors, as `RunHooks.progress` gives it."""
+
+    metrics: Mark | None  # null in those of older versions
+
 
 H = TypeVar("H", bound=RunHooks)
 
@@ -88,34 +104,45 @@ class Session:
         shapes: Shapes,
         first_weights: Callable[[], Reader],
         num_steps: int,
+        accept_changed: bool = False,
     ) -> Trainee:
         """Hand a module on the meta device to the strategy, and fill it from the newest checkpoint if there is one.
 
         `shapes` are those of the whole module, `first_weights` fill it at step 0, `num_steps` are those of the whole
-        run. Raises what `resume` raises.
+        run. `accept_changed` goes on with other corpora, which is noted. Raises what `resume` raises.
         """
         cfg = self.cfg
         strategy = cfg.strategy.build(world=self.world, precision=cfg.precision, compilation=cfg.compile)
         model = strategy.setup(module, cfg.optim.build)
-        checkpoints = Checkpoints(cfg.run.directory / "checkpoints", cfg.checkpoint, self.world)
+        checkpoints = Checkpoints(cfg.run.directory / CHECKPOINTS, cfg.checkpoint, self.world)
         check_agreement(fingerprints, self.world)
-        saved = resume(checkpoints, strategy, shapes, fingerprints, num_steps=num_steps)
+        accept = self._accept if accept_changed else None
+        committed = self.directory.committed if self.directory else {}
+        saved = resume(
+            checkpoints, strategy, shapes, fingerprints, num_steps=num_steps, committed=committed, accept=accept
+        )
         if saved is None:
             strategy.load_fragments(first_weights())
         state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
         return Trainee(model, strategy, checkpoints, fingerprints, state, saved)
 
-    def begin(self, network: Any, size: ModelSize, **facts: Any) -> None:
-        """Record that the run starts: its configuration and, in run.json, what other commands will want to know.
+    def _accept(self, change: str) -> None:
+        if self.directory:
+            self.directory.note(change)
+
+    def begin(self, network: Any, size: ModelSize, *, tokenizer: bytes, **facts: Any) -> None:
+        """Record that the run starts: configuration, tokenizer and, in run.json, what other commands will want to know.
 
         Comes after the resume is accepted: a refused one leaves the directory as it was.
         """
         if self.directory is None:
             return
+        changes = self.directory.changes(self.cfg)
         self.directory.begin()
-        for change in self.directory.changes(self.cfg):
+        for change in changes:
             log.info("changed since the run's last start: %s", change)
         self.directory.write_config(self.cfg, f"{self.program}_schema")
+        replace_file(self.directory.path / TOKENIZER_FILE, [tokenizer])
         group, choice = choices()[type(network)]
         self.directory.record(
             network={"choice": f"{group}={choice}", **plain(network)},
@@ -140,16 +167,28 @@ class Session:
         **own: Any,
     ) -> H:
         """Return what the loop calls at log, evaluation and checkpoint steps; `own` are fields of the `kind` alone."""
-        cfg, state = self.cfg, trainee.state
+        cfg, state, directory = self.cfg, trainee.state, self.directory
         tracker = None
-        if self.directory:
+        if directory:
+            path, mark = directory.path / METRICS_FILE, trainee.saved and trainee.saved.get("metrics")
+            if trainee.saved and (lost := missing(path, state.step, mark)):
+                directory.note(lost)
             tracker = cfg.tracker.build(
-                run_dir=self.directory.path,
+                run_dir=directory.path,
                 run_name=cfg.run.name,
                 total_steps=num_steps,
                 config=plain(cfg),
                 start_step=state.step,
             )
+            steps = trainee.checkpoints.directory
+            directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
+
+            def committed(step: int, path: Path, best: bool) -> None:
+                digest = hash_file(path / MANIFEST_FILE)
+                directory.keep_committed(step_names(steps), **{path.name: digest})
+                tracker.saved(step, path, best)
+
+            trainee.checkpoints.on_commit = committed
         peak = peak_of_all(self.world, cfg.precision.dtype)
         return kind(
             log_every=cfg.log.every,
@@ -201,27 +240,42 @@ class Session:
 
 def resumes(cfg: RunConfig) -> bool:
     """Return whether a run has a checkpoint to resume from, so that it needs no source of first weights any more."""
-    return bool(step_names(cfg.directory / "checkpoints"))
+    return bool(step_names(cfg.directory / CHECKPOINTS))
 
 
 def resume(
-    checkpoints: Checkpoints, strategy: Strategy, shapes: Shapes, fingerprints: Fingerprints, *, num_steps: int
+    checkpoints: Checkpoints,
+    strategy: Strategy,
+    shapes: Shapes,
+    fingerprints: Fingerprints,
+    *,
+    num_steps: int,
+    committed: Committed | None = None,
+    accept: Callable[[str], None] | None = None,
 ) -> dict[str, Any] | None:
     """Fill the strategy from the newest checkpoint and return what was saved beside it; None if there is none.
 
-    A collective. `shapes` are those of the whole module, `num_steps` those of the whole run. Raises `CheckpointError`
-    or `DataError` for a checkpoint of another network, or of other data, by the name of what differs.
+    A collective. `shapes` are those of the whole module, `num_steps` those of the whole run; `committed` are the steps
+    that should be there, see `newest_step`. Raises `CheckpointError` or `DataError` for a checkpoint of another
+    network, or of other data, by the name of what differs; a corpus that changed goes to `accept`, if there is one.
     """
-    newest = newest_step(checkpoints.directory, checkpoints.world)
+    newest = newest_step(checkpoints.directory, checkpoints.world, committed)
     if newest is None:
         return None
-    saved = load_state(newest)
-    for key in fingerprints | saved["resume"]:
-        before, now = saved["resume"].get(key), fingerprints.get(key)
-        if before != now:
-            kind = CheckpointError if key.startswith(("model.", "optim")) else DataError
-            rule = "which would make it another run; restore it, or choose another run.name"
-            raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}")
+    saved = load_state(newest, SavedRun)
+    theirs = saved.get("resume", {})
+    for key in fingerprints | theirs:
+        before, now = theirs.get(key), fingerprints.get(key)
+        if before == now or (key == "tokenizer" and key not in theirs):  # older runs of fine-tuning did not note it
+            continue
+        of_corpus = key.startswith(CORPUS)
+        if of_corpus and before and now and accept:
+            accept(f"data.accept_changed=true: from step {saved['step']} on {key} is {now}, it was {before}")
+            continue
+        kind = CheckpointError if key.startswith(("model.", "optim")) else DataError
+        rule = "which would make it another run; restore it, or choose another run.name"
+        waiver = ", or go on with data.accept_changed=true" if of_corpus else ""
+        raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}{waiver}")
     rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
     check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
     restore(newest, shapes, strategy)

@@ -74,6 +74,7 @@ class ShardWriter:
         self._shard.size = self._temporary.stat().st_size
         self._shard.sha256 = self._sink.sha256.hexdigest()
         crcs = np.array(self._crcs, dtype="<u4").tobytes()
+        self._shard.crc_sha256 = hashlib.sha256(crcs).hexdigest()
         replace_file(self._path.with_suffix(".crc"), [crcs], prefix=TEMPORARY)
         self._temporary.replace(self._path)
         return self._shard

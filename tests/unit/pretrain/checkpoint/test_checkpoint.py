@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpora import edit_json
 from safetensors.torch import load_file
 from toys import ALONE, ToyObjective, assert_same, state_of, take_step, toy_strategy
 
@@ -77,9 +78,7 @@ def flip_bit(path: Path) -> None:
 
 
 def edit_manifest(step: Path, change) -> None:
-    manifest = json.loads((step / "manifest.json").read_text())
-    change(manifest)
-    (step / "manifest.json").write_text(json.dumps(manifest))
+    edit_json(step / "manifest.json", change)
 
 
 def fragment_file(step: Path) -> Path:
@@ -100,7 +99,11 @@ DAMAGE = {
     "torn manifest": lambda step: os.truncate(step / "manifest.json", 100),
     "path outside": lambda step: edit_manifest(step, lambda m: list_outside(m, "../../x")),
     "absolute path": lambda step: edit_manifest(step, lambda m: list_outside(m, "/etc/passwd")),
-    "future format": lambda step: edit_manifest(step, lambda m: m.update(format=99)),
+    "no format of ours": lambda step: edit_manifest(step, lambda m: m.update(format=0)),
+    "of another step": lambda step: edit_manifest(step, lambda m: m.update(step=2)),
+    "edited manifest": lambda step: (step / "manifest.json").write_text(
+        (step / "manifest.json").read_text().replace('"exp_avg"', '"exp_avh"')
+    ),
 }
 
 

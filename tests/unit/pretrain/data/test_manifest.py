@@ -1,9 +1,9 @@
 """The manifest: what is written is read, damage is refused, and the fingerprint sees what training sees."""
 
 import copy
-import json
 
 import pytest
+from corpora import edit_json
 
 from pretrain.data.manifest import FORMAT, Manifest, Shard, Split
 from pretrain.errors import DataError
@@ -41,10 +41,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_a_manifest_from_before_masks_were_named_is_one_that_names_none(tmp_path):
     manifest().save(tmp_path)
-    path = tmp_path / "manifest.json"
-    raw = json.loads(path.read_text())
-    assert raw.pop("mask") is None
-    path.write_text(json.dumps(raw))
+    edit_json(tmp_path / "manifest.json", lambda raw: raw.pop("mask"))
     assert Manifest.load(tmp_path) == manifest()
 
 
@@ -90,7 +87,6 @@ def test_a_missing_one_and_one_from_the_future_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"manifest\.json: not there; .* is not a prepared corpus"):
         Manifest.load(tmp_path)
     manifest().save(tmp_path)
-    raw = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(raw | {"format": FORMAT + 1}))
-    with pytest.raises(DataError, match=rf"format {FORMAT + 1}; this version reads {FORMAT}"):
+    edit_json(tmp_path / "manifest.json", lambda raw: raw.update(format=FORMAT + 1))
+    with pytest.raises(DataError, match=rf"format {FORMAT + 1}; this version of Headwater reads format {FORMAT}"):
         Manifest.load(tmp_path)

@@ -24,7 +24,7 @@ class Run:
         throughput = Throughput(step=4, tokens=100, flops_per_token=3.0, peak_flops=60.0, clock=clock)
         groups = [{"lr": 0.006, "base_lr": 0.02}, {"lr": 0.0015, "base_lr": 0.005}]
         optimizer = SimpleNamespace(param_groups=groups)
-        tracker = SimpleNamespace(log=self.written.append, saved=None)
+        tracker = SimpleNamespace(log=self.written.append, mark=lambda: {"lines": len(self.written)})
         self.hooks = RunHooks(
             log_every=1,
             evaluate_every=1,
@@ -93,7 +93,7 @@ def test_evaluations_and_saves_are_no_time_of_training():
     validation, training = run.written
     assert validation == {"step": 5, "split": "validation", "tokens": 110, "loss": 1.5}
     assert training["step_s"] == 4
-    progress = {"tokens": 110, "resume": {"data.seq_len": 8}}
+    progress = {"tokens": 110, "resume": {"data.seq_len": 8}, "metrics": {"lines": 1}}
     assert run.saved == [(5, progress, {"value": None, "required": True}), ("settle", False)]
 
 

@@ -1,0 +1,57 @@
+"""What other commands read of a run to use its model: a saved step, the network, the tokenizer.
+
+Holds how these are checked against each other; the files themselves are in `run_dir` and in `checkpoint`.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pretrain import models
+from pretrain.checkpoint.commit import step_names
+from pretrain.checkpoint.load import load_state, saved_step
+from pretrain.distributed.world import World
+from pretrain.errors import CheckpointError
+from pretrain.registry import discover
+from pretrain.tokenizer.base import load_tokenizer
+from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, TOKENIZER_FILE, choice_of, read_record, rebuilt_from
+
+
+def step_of(run: Path, world: World, number: int | None = None) -> Path:
+    """Return the newest verified step of a run, or that of a number. Raises `CheckpointError` without. A collective."""
+    return saved_step(run / CHECKPOINTS, world, number, read_record(run).get("steps"))
+
+
+def tokenizer_of(run: Path) -> Tokenizer:
+    """Load the `tokenizer.json` of a run, or of an export. Raises `DataError` unless the run trained with it."""
+    return load_tokenizer(run / TOKENIZER_FILE, trained_as(run).get("tokenizer"))
+
+
+def network_of(run: Path) -> Any:
+    """Return the configuration of a run's network, such as a DecoderConfig, without composing anything.
+
+    Raises `ConfigError` for one that cannot be, and `CheckpointError` for one that the newest step was not trained as:
+    weights of the same shapes would go through another function.
+    """
+    discover(models)
+    recorded = read_record(run).get("network")
+    if recorded is None:  # a run older than this entry
+        return choice_of(run, "model")
+    values, trained = dict(recorded), trained_as(run)
+    for key, value in values.items():
+        if trained.get(f"model.{key}", value) != value:
+            rule = f"its newest step was trained with {trained[f'model.{key}']}; restore the file that is damaged"
+            raise CheckpointError(f"{run / RECORD_FILE}: network.{key} is {value}, {rule}")
+    return rebuilt_from(run / RECORD_FILE, str(values.pop("choice", "")), values)
+
+
+def trained_as(run: Path) -> dict[str, Any]:
+    """Return the fingerprints in the newest step whose state can be read; nothing of a directory without steps."""
+    for name in reversed(step_names(run / CHECKPOINTS)):
+        with suppress(CheckpointError):
+            return load_state(run / CHECKPOINTS / name).get("resume", {})
+    return {}
