@@ -1,4 +1,4 @@
-"""Files that survive a crash, written whole, put on disk and hashed on the way; JSON that is read with suspicion; paths.
+"""Files that survive a crash, written whole and hashed on the way; JSON that is read with suspicion; paths.
 
 Holds the moves that every durable write is made of, and the checks that every JSON file of ours passes when it is read.
 What is written, and which error a full disk or a damaged file is, is the caller's.

@@ -92,8 +92,9 @@ class HuggingFaceWeights:
     absent: list[str]  # names of heads' tensors that the checkpoint does not have
 
     def __init__(self, directory: Path, prefix: str = "model.") -> None:
-        """Read names and shapes, not weights, unless tied ones are stored twice. Raises `CheckpointError` for files that
-        are damaged or not of the architecture that `config.json` describes, `ConfigError` for one that we do not have.
+        """Read names and shapes, and of weights only tied ones that are stored twice. Raises `CheckpointError` for files
+        that are damaged or not of the architecture that `config.json` describes, `ConfigError` for one that we do not
+        have.
         """
         self.directory = directory
         family, self.config, parts = read_network(directory / "config.json", prefix)

@@ -70,7 +70,8 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     Squares are added up in float64: in fp32 torch adds them one by one on a CPU, and is off by 2e-5 at half a million
     elements and by 4e-4 at eight million (torch 2.13).
     """
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)  # on a GPU nothing is copied, and it is one kernel
+    foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+    norms = foreach_norm(gradients, 2, dtype=torch.float64)  # on a GPU one kernel, and nothing is copied
     return torch.linalg.vector_norm(torch.stack(norms))
 
 

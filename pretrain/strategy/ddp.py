@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class DDP(TorchStrategy):
         return self.wrapped
 
     def _wrap(self, module: Objective) -> nn.Module:
-        wrapped = self.accelerator.prepare_model(module)
+        wrapped: Any = self.accelerator.prepare_model(module)
         if self.reduce_dtype is ReduceDtype.bf16 and self.world.size > 1:
             # A function of another name, because DDP refuses torch's own over gloo, which can do it (torch 2.13).
             wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))  # noqa: PLW0108
