@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
-from pretrain.data.sources.content import BLOCK, Check, check_content, unlike_json_lines
+from pretrain.data.sources.compression import BLOCK
+from pretrain.data.sources.content import Check, check_content, unlike_json_lines
 from pretrain.data.sources.documents import DOCUMENT_LIMIT
 from pretrain.data.sources.parquet import column_names, open_parquet, parquet_batches
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, load_data_set, open_bytes, value_at
