@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 from finetune.data.classes import NO_CLASSES, Classes, class_name, feature_classes, parquet_classes
 from finetune.data.tables import USUAL, Delimiter, find_dialect
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
-from pretrain.data.sources.content import BLOCK, Check, check_content, unlike_json_lines
+from pretrain.data.sources.compression import BLOCK
+from pretrain.data.sources.content import Check, check_content, unlike_json_lines
 from pretrain.data.sources.locations import is_file, other_spelling
 from pretrain.data.sources.parquet import column_names, open_parquet, parquet_batches
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, load_data_set, open_bytes, value_at

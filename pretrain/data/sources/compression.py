@@ -19,7 +19,7 @@ import pyarrow as pa
 SUFFIXES = (".gz", ".xz", ".bz2", ".zst")  # left out where a name says what a file holds, as in a.csv.gz
 SIGNATURE_BYTES = 16  # at the start of a file, enough to know whether it is compressed
 ERRORS = (OSError, EOFError, lzma.LZMAError, zlib.error)  # of damaged files; those of bz2 and Arrow are OSErrors
-CHUNK = 2**16  # bytes
+BLOCK = 2**16  # bytes that are read at a time
 
 Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
 
@@ -46,7 +46,7 @@ class _Streams(io.RawIOBase):
                 if not (compressed := self._after_stream()):
                     break
                 self._current = self._new()
-            elif self._current.needs_input and not (compressed := self._raw.read(CHUNK)):
+            elif self._current.needs_input and not (compressed := self._raw.read(BLOCK)):
                 raise EOFError("it ends in the middle of a compressed stream")
             data = self._current.decompress(compressed, len(buffer) - filled)
             buffer[filled : filled + len(data)] = data
@@ -56,7 +56,7 @@ class _Streams(io.RawIOBase):
     def _after_stream(self) -> bytes:
         """Return the start of what follows a stream and its padding; nothing at the end of the file."""
         rest = self._current.unused_data.lstrip(b"\0")
-        while not rest and (chunk := self._raw.read(CHUNK)):
+        while not rest and (chunk := self._raw.read(BLOCK)):
             rest = chunk.lstrip(b"\0")
         return rest
 
@@ -75,8 +75,9 @@ def is_compressed(head: bytes) -> bool:
     return any(signature.match(head) for signature, _ in _OPENERS)
 
 
-def decompressed(raw: BinaryIO) -> Any:
-    """Return a stream of the content of a seekable file, which is the file itself if that is not compressed."""
-    head = raw.read(SIGNATURE_BYTES)
-    raw.seek(0)
-    return next((opener(raw) for signature, opener in _OPENERS if signature.match(head)), raw)
+def decompressed(raw: BinaryIO) -> io.BufferedReader:
+    """Return the content of a file, its bytes as they are if it is not compressed; BLOCK of them can be peeked at."""
+    stream = io.BufferedReader(raw, BLOCK)  # pyright: ignore[reportArgumentType]
+    head = stream.peek(SIGNATURE_BYTES)
+    opener = next((opener for signature, opener in _OPENERS if signature.match(head)), None)
+    return io.BufferedReader(opener(stream), BLOCK) if opener else stream

@@ -11,15 +11,15 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pretrain.data.sources.compression import is_compressed
+from pretrain.data.sources.compression import BLOCK, is_compressed
 from pretrain.errors import DataError
 
-BLOCK = 2**16  # bytes of a file that are looked at
 MARK = codecs.BOM_UTF8  # a byte order mark, which is no text
 # A few NUL or invalid bytes are bad documents, and the policy is for them. So many in a block, and it is no UTF-8:
 FEWEST_WRONG = 3
 LEAST_WRONG = 0.001  # of all bytes
-MOST_CONTROLS = 0.1  # of all bytes; text has fewer control characters
+START = 2**10  # bytes of a block in which control characters are counted
+MOST_CONTROLS = 0.1  # of these bytes; text has fewer
 LEAST_PLAIN = 0.01  # of all characters; text in any script has as many spaces, line ends and signs of ASCII
 
 Check = Callable[[bytes], str | None]  # the first block of a file -> what is wrong with it and what to do, if anything
@@ -81,8 +81,8 @@ def unlike_text(block: bytes) -> str | None:
     if _ISO_2022.search(block):
         return _in("ISO-2022")
     many = max(FEWEST_WRONG, LEAST_WRONG * len(block))
-    controls = len(block.translate(None, _TEXT_BYTES))
-    binary = controls > MOST_CONTROLS * len(block) or block.count(0) >= many
+    controls = len(block[:START].translate(None, _TEXT_BYTES))
+    binary = controls > MOST_CONTROLS * len(block[:START]) or block.count(0) >= many
     if not binary and _is_utf8(block, many):
         return None
     shares = {encoding: _plain_share(encoding, block) for encoding in _WIDE}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pretrain.data.sources.content import BLOCK, unlike_parquet
+from pretrain.data.sources.compression import BLOCK
+from pretrain.data.sources.content import unlike_parquet
 from pretrain.data.sources.locations import open_raw
 from pretrain.errors import DataError
 

@@ -5,7 +5,6 @@ Parquet is in `parquet`. What is done with records is in `structured` and in `fi
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 
 from pretrain.data.sources import compression
 from pretrain.data.sources.bad_records import BadRecordError
-from pretrain.data.sources.content import BLOCK, Check, check_content
+from pretrain.data.sources.content import Check, check_content
 from pretrain.data.sources.locations import data_set_files, open_raw, suffixes
 from pretrain.errors import ConfigError, DataError, HeadwaterError
 
@@ -36,8 +35,8 @@ def open_bytes(file: str, *checks: Check) -> Iterator[BinaryIO]:
     that one of the `checks` refuses.
     """
     try:
-        with open_raw(file) as raw, io.BufferedReader(compression.decompressed(raw), BLOCK) as stream:
-            check_content(file, stream.peek(BLOCK), *checks)
+        with open_raw(file) as raw, compression.decompressed(raw) as stream:
+            check_content(file, stream.peek(compression.BLOCK), *checks)
             yield stream
     except compression.ERRORS as error:
         fix = "restore the file or leave it out of the source"

@@ -17,7 +17,8 @@ from reading import read
 
 from pretrain.data.sources.bad_records import OnInvalid
 from pretrain.data.sources.base import Cut, TextSource
-from pretrain.data.sources.content import BLOCK, unlike_json_lines, unlike_text
+from pretrain.data.sources.compression import BLOCK
+from pretrain.data.sources.content import unlike_json_lines, unlike_text
 from pretrain.data.sources.structured import JsonLinesSource
 from pretrain.errors import DataError
 
