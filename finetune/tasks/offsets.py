@@ -76,6 +76,8 @@ def _touching(offsets: np.ndarray, text: str) -> np.ndarray:
     for gap in np.flatnonzero(np.append(0, ends) < np.append(starts, len(text))).tolist():
         has_first, has_second = gap > 0, gap < len(starts)
         between = text[ends[gap - 1] if has_first else 0 : starts[gap] if has_second else len(text)]
+        if between.isspace():
+            continue
         head, tail = len(re.match(r"\S*", between)[0]), len(re.search(r"\S*\Z", between)[0])
         if has_first and has_second and head == len(between):
             head = next((place for place, letter in enumerate(between) if category(letter)[0] in "PS"), head)

@@ -74,10 +74,11 @@ class TokenizedContext(NamedTuple):
         start = starts[touching & (starts <= answer.start)].max(initial=0)
         end = ends[touching & (ends >= answer.end)].min(initial=np.iinfo(np.int32).max)
         found = np.flatnonzero(touching & (starts >= start) & (ends <= end))
-        if not len(
-            found
-        ):  # there is none, or several that overlap hold all of it: bytes of its one character, and more
-            found = [np.argmin(np.maximum(ends, answer.end) - np.minimum(starts, answer.start))]
+        if not len(found):  # several overlap, and each holds all of it; or none touches it
+            whole = (starts <= answer.start) & (ends >= answer.end)
+            choice = np.flatnonzero(whole) if whole.any() else np.arange(len(self.ids))
+            reach = np.maximum(ends, answer.end) - np.minimum(starts, answer.start)
+            found = choice[[np.argmin(reach[choice])]]
         return range(int(found[0]), int(found[-1]) + 1)
 
 
