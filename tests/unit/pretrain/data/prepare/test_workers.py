@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from waiting import until
 
 from pretrain.data.prepare.workers import worker_pool
 from pretrain.errors import Preempted
@@ -13,5 +14,5 @@ from pretrain.errors import Preempted
 def test_a_unit_that_takes_minutes_is_not_waited_for(error):
     with pytest.raises(error), worker_pool(1) as workers:
         workers.call(abs, -1)
-        workers._submit((time.sleep, 600))
+        until(workers._submit((time.sleep, 600)).running)
         raise error
