@@ -9,7 +9,6 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,9 @@ class HuggingFaceWeights:
     absent: list[str]  # names of heads' tensors that the checkpoint does not have
 
     def __init__(self, directory: Path, prefix: str = "model.") -> None:
-        """Read names and shapes, and of weights only tied ones that are stored twice. Raises `CheckpointError` for files
-        that are damaged or not of the architecture that `config.json` describes, `ConfigError` for one that we do not
-        have.
+        """Read names and shapes, not weights, unless tied ones are stored twice. Raises `CheckpointError` for files
+        that are damaged or not of the architecture that `config.json` describes, and `ConfigError` for an architecture
+        that we do not have.
         """
         self.directory = directory
         family, self.config, parts = read_network(directory / "config.json", prefix)
@@ -218,7 +217,7 @@ class HuggingFaceWeights:
         return self._files[self._file_of[stored]].get_slice(stored)
 
 
-def _wrapper(names: Iterable[str], known: AbstractSet[str], prefix: str) -> str:
+def _wrapper(names: Iterable[str], known: set[str], prefix: str) -> str:
     """Return what a wrapper such as DistributedDataParallel or torch.compile put before the names of a model."""
     ends = known | {name.removeprefix(prefix) for name in known}
     for name in names:
