@@ -17,9 +17,9 @@ from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.hub.special_tokens import set_template
 from pretrain.init_from import InitialWeights, RunSource, Source, SourceWeights
-from pretrain.tokenizer.base import load_tokenizer, num_ids
+from pretrain.tokenizer.base import num_ids
+from pretrain.train import trained_run
 from pretrain.train.run_dir import choice_of
-from pretrain.train.trained_run import trained_as
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,8 @@ def tokenizer_of(source: Source) -> Tokenizer:
 
     Raises `ConfigError` for a tokenizer of another vocabulary.
     """
-    tokenizer = fitting(
-        load_tokenizer(source.tokenizer, trained_as(source.path).get("tokenizer")), source.vocab_size, source.tokenizer
-    )
+    file = source.tokenizer
+    tokenizer = fitting(trained_run.tokenizer_of(file.parent), source.vocab_size, file)
     if isinstance(source, RunSource) and not source.is_fine_tuned:  # others keep the template in their tokenizer.json
         set_template(tokenizer, source.template, getattr(source.network, "token_types", 0))
     return tokenizer

@@ -63,6 +63,7 @@ class StepState(_EveryState, total=False):
 
     best: tuple[int, float] | None
     resume: dict[str, Any]  # what a resumed run must find unchanged
+    facts: dict[str, Any]  # what run.json must say of the model, whoever reads it
 
 
 Committed = Mapping[str, str]

@@ -6,7 +6,7 @@ Holds the glue between measurements, sinks and checkpoints; the loop decides whe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class RunHooks:
     checkpoints: Checkpoints
     tracker: Tracker | None
     fingerprints: dict[str, Any]  # what a resume must find unchanged
+    facts: dict[str, Any] = field(default_factory=dict)  # what run.json says of the model, on rank 0
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def log(self, state: TrainState) -> None:
@@ -88,7 +89,7 @@ class RunHooks:
     def progress(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights and moments."""
         logged = self.tracker.mark() if self.tracker else None  # rank 0, which has a tracker, writes the state
-        return {"tokens": state.tokens, "resume": self.fingerprints, "metrics": logged}
+        return {"tokens": state.tokens, "resume": self.fingerprints, "facts": self.facts, "metrics": logged}
 
     def settle(self) -> None:
         """Advance a pending save. Raises `ResourceError` as `save` does."""

@@ -36,6 +36,7 @@ LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
 FILES = (RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE)  # that a run writes
+FACTS = ("vocab_size", "document_frame", "mask", "names")  # entries of the record
 FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
@@ -170,6 +171,11 @@ class RunDirectory:
         """Warn of what nobody would see in the results, and keep it in `run.json`."""
         log.warning("%s", text)
         self.record(notes=[*self._record.get("notes", []), text])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides, beside the network, what the run's weights mean."""
+        return {key: self._record[key] for key in FACTS if key in self._record}
 
     @property
     def committed(self) -> dict[str, str]:

@@ -123,6 +123,10 @@ class Session:
         )
         if saved is None:
             strategy.load_fragments(first_weights())
+        elif self.directory:
+            path = self.directory.path / METRICS_FILE
+            if lost := missing(path, saved["step"], saved.get("metrics")):
+                self.directory.note(lost)
         state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
         return Trainee(model, strategy, checkpoints, fingerprints, state, saved)
 
@@ -170,9 +174,6 @@ class Session:
         cfg, state, directory = self.cfg, trainee.state, self.directory
         tracker = None
         if directory:
-            path, mark = directory.path / METRICS_FILE, trainee.saved and trainee.saved.get("metrics")
-            if trainee.saved and (lost := missing(path, state.step, mark)):
-                directory.note(lost)
             tracker = cfg.tracker.build(
                 run_dir=directory.path,
                 run_name=cfg.run.name,
@@ -203,6 +204,7 @@ class Session:
             checkpoints=trainee.checkpoints,
             tracker=tracker,
             fingerprints=trainee.fingerprints,
+            facts=directory.facts if directory else {},
             predicted=predicted,
             **own,
         )

@@ -27,31 +27,34 @@ def step_of(run: Path, world: World, number: int | None = None) -> Path:
 
 
 def tokenizer_of(run: Path) -> Tokenizer:
-    """Load the `tokenizer.json` of a run, or of an export. Raises `DataError` unless the run trained with it."""
-    return load_tokenizer(run / TOKENIZER_FILE, trained_as(run).get("tokenizer"))
+    """Load the `tokenizer.json` of a run or an export. Raises `DataError` for another one than a run trained with."""
+    trained = state_of(run).get("resume", {})
+    return load_tokenizer(run / TOKENIZER_FILE, trained.get("tokenizer"))
 
 
 def network_of(run: Path) -> Any:
     """Return the configuration of a run's network, such as a DecoderConfig, without composing anything.
 
-    Raises `ConfigError` for one that cannot be, and `CheckpointError` for one that the newest step was not trained as:
-    weights of the same shapes would go through another function.
+    Raises `ConfigError` for one that cannot be, and `CheckpointError` if run.json says something else than the newest
+    step of what was trained: weights of the same shapes would go through another function.
     """
     discover(models)
-    recorded = read_record(run).get("network")
-    if recorded is None:  # a run older than this entry
+    record, state = read_record(run), state_of(run)
+    values = dict(record.get("network", {}))
+    said = {**{f"model.{key}": value for key, value in values.items()}, **record}
+    trained = state.get("resume", {}) | state.get("facts", {})
+    for key in said.keys() & trained.keys():
+        if said[key] != trained[key]:
+            rule = f"its newest step was trained with {trained[key]}; restore the file that is damaged"
+            raise CheckpointError(f"{run / RECORD_FILE}: {key} is {said[key]}, {rule}")
+    if not values:  # a run older than this entry
         return choice_of(run, "model")
-    values, trained = dict(recorded), trained_as(run)
-    for key, value in values.items():
-        if trained.get(f"model.{key}", value) != value:
-            rule = f"its newest step was trained with {trained[f'model.{key}']}; restore the file that is damaged"
-            raise CheckpointError(f"{run / RECORD_FILE}: network.{key} is {value}, {rule}")
     return rebuilt_from(run / RECORD_FILE, str(values.pop("choice", "")), values)
 
 
-def trained_as(run: Path) -> dict[str, Any]:
-    """Return the fingerprints in the newest step whose state can be read; nothing of a directory without steps."""
+def state_of(run: Path) -> dict[str, Any]:
+    """Return the state of the newest step whose state can be read; nothing of a directory without steps."""
     for name in reversed(step_names(run / CHECKPOINTS)):
         with suppress(CheckpointError):
-            return load_state(run / CHECKPOINTS / name).get("resume", {})
+            return load_state(run / CHECKPOINTS / name)
     return {}

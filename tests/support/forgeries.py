@@ -122,18 +122,17 @@ USES_CORPUS = ("resume",)
 def left(command: str, printed: str) -> dict[str, object]:
     """Return what a command is for: what it printed and wrote, or the run that it trained."""
     if command not in TRAINING:
-        files = sorted(
-            path for pattern in ("export/*", "report/*.md") for path in Path("runs").rglob(pattern) if path.is_file()
-        )
-        return {"printed": printed, **{str(path): path.read_bytes() for path in files}}
-    found: dict[str, object] = {}
-    for run in (RUN, TUNED):
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found[f"{run} metrics"] = [[row.get(key) for key in ("step", "split", "loss", "grad_norm")] for row in rows]
-        found[f"{run} tokenizer"] = Tokenizer.from_file(str(run / "tokenizer.json")).to_str()
-        steps = sorted((run / "checkpoints").glob("step-*"))
-        found[f"{run} weights"] = weights(max(steps, key=lambda step: step.stat().st_mtime_ns))
-    return found
+        run = RUN if COMMANDS[command][0] == "first" else TUNED
+        written = {"export": "export/*", "report": "report/*.md"}.get(command.partition(" ")[0], "nothing")
+        return {"printed": printed, **{path.name: path.read_bytes() for path in run.glob(written)}}
+    run = RUN if command == "resume" else TUNED
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [step for step in (run / "checkpoints").glob("step-*") if step.name <= f"step-{STEPS + 2:08d}"]
+    return {
+        "metrics": [[row.get(key) for key in ("step", "split", "loss", "grad_norm")] for row in rows],
+        "tokenizer": Tokenizer.from_file(str(run / "tokenizer.json")).to_str(),
+        "weights": weights(max(steps)),
+    }
 
 
 def weights(step: Path) -> dict[str, bytes]:

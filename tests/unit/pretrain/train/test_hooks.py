@@ -38,6 +38,7 @@ class Run:
             checkpoints=SimpleNamespace(save=self.save, settle=self.settle, on_commit=None),
             tracker=None if world else tracker,
             fingerprints={"data.seq_len": 8},
+            facts={"vocab_size": 9},
             predicted=predicted,
         )
 
@@ -93,7 +94,7 @@ def test_evaluations_and_saves_are_no_time_of_training():
     validation, training = run.written
     assert validation == {"step": 5, "split": "validation", "tokens": 110, "loss": 1.5}
     assert training["step_s"] == 4
-    progress = {"tokens": 110, "resume": {"data.seq_len": 8}, "metrics": {"lines": 1}}
+    progress = {"tokens": 110, "resume": {"data.seq_len": 8}, "facts": {"vocab_size": 9}, "metrics": {"lines": 1}}
     assert run.saved == [(5, progress, {"value": None, "required": True}), ("settle", False)]
 
 
