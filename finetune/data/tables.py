@@ -29,6 +29,7 @@ class Delimiter(StrEnum):
     pipe = "pipe"
 
 
+ESCAPED = "\ud800"  # in place of a quote after a backslash until cells are told apart; no file can hold it
 SIGNS = {Delimiter.comma: ",", Delimiter.semicolon: ";", Delimiter.tab: "\t", Delimiter.pipe: "|"}
 
 
@@ -77,7 +78,7 @@ class Dialect(NamedTuple):
     def _quoted(self, lines: Iterable[str]) -> Iterator[Line]:
         csv.field_size_limit(DOCUMENT_LIMIT)  # of the process; its own limit is shorter than some documents
         if self.quotes is Quotes.escaped:
-            lines = (re.sub(r'\\(["\\])', lambda found: '""' if found[1] == '"' else "\\", line) for line in lines)
+            lines = (re.sub(r'\\(["\\])', lambda found: found[1].replace('"', ESCAPED), line) for line in lines)
         reader = csv.reader(lines, delimiter=SIGNS[self.delimiter], skipinitialspace=self.padded, strict=True)
         while True:
             number = reader.line_num + 1
@@ -89,10 +90,8 @@ class Dialect(NamedTuple):
                 yield from ((wrong, error) for wrong in range(number, reader.line_num + 1))
                 continue
             if cells:
-                yield number, cells
+                yield number, [cell.replace(ESCAPED, '"') for cell in cells]
 
-
-QUOTED_CELL = re.compile(r'(?:^|[\t,;|])"((?:[^"\r\n]|"")+)"(?=[\t,;|\r\n]|$)', re.MULTILINE)
 
 USUAL = {".csv": Dialect(Delimiter.comma, Quotes.doubled), ".tsv": Dialect(Delimiter.tab, Quotes.none)}
 
@@ -130,10 +129,8 @@ def find_dialect(
             rule = f"as many rows of {file} have {len(header)} cells with {signs[0]} between them as with {signs[1]}"
             raise ConfigError(f"task.delimiter=auto: {rule}; set the one that is right")
         if best:
-            quoted = best[0]._replace(quotes=Quotes.doubled)
-            # Who writes cells without quotes around them has no reason to double the quotes inside.
-            doubled = any('""' in cell for cell in QUOTED_CELL.findall(sample))
-            return quoted if doubled and quoted in best else best[0]
+            ways = (best[0]._replace(quotes=kind) for kind in _quotes_shown(best[0], sample))
+            return next((dialect for dialect in ways if dialect in best), best[0])
     fallback = [usual._replace(delimiter=name) for name in delimiters]
     return max(fallback, key=lambda dialect: len(_first(dialect, sample)))
 
@@ -145,6 +142,25 @@ def _whole_rows(dialect: Dialect, sample: str, wanted: Sequence[str], header: Se
         return 0
     rows = dialect.rows(io.StringIO(sample, newline=dialect.newline))
     return sum(not isinstance(cells, csv.Error) and len(cells) == len(names) for _, cells in rows)
+
+
+def _quotes_shown(dialect: Dialect, sample: str) -> list[Quotes]:
+    """Return how cells are quoted in a table that makes as many whole rows in several ways, the likeliest first."""
+    sign = SIGNS[dialect.delimiter]
+    begin, end = rf"(?:^|(?<={re.escape(sign)}))", rf"(?=[{sign}\r\n]|\Z)"
+    if dialect.quotes is Quotes.none:
+        # Only who writes cells in quotes doubles those inside, or puts all cells of a column into quotes.
+        cells = re.findall(rf'{begin}"((?:[^"\r\n]|"")+)"{end}', sample, re.MULTILINE)
+        rows = [line.split(sign) for line in sample.splitlines()]
+        columns = zip(*(rows[:-1] or rows), strict=False)  # the last line may be cut
+        if not any('""' in cell for cell in cells) and not any(
+            all(re.fullmatch('".+"', cell) for cell in column) for column in columns
+        ):
+            return [Quotes.none]
+    unescaped = re.sub(r'\\["\\]', lambda found: ESCAPED if found[0] == r"\"" else "", sample)
+    doubled = '""' in re.sub(rf'{begin}""{end}', "", unescaped, flags=re.MULTILINE)  # beside empty cells
+    ways = [Quotes.escaped, Quotes.doubled]
+    return ways if ESCAPED in unescaped and not doubled else ways[::-1]
 
 
 def _first(dialect: Dialect, sample: str) -> list[str]:

@@ -77,6 +77,22 @@ def test_what_spark_writes_is_read(write):
     assert read(write(content)) == ([(r'C:\new, "x"', "1"), ("plain", "0")], {})
 
 
+def test_quotes_after_backslashes_without_quotes_around(write):
+    """As Python's `csv` writes them where nothing else asks for quotes."""
+    rows = [("a", "0"), ('"b" c', "1"), ('d "e"', "0")]
+    text = io.StringIO(newline="")
+    csv.writer(text, doublequote=False, escapechar="\\").writerows([("text", "label"), *rows])
+    assert '\\"b\\" c,1' in text.getvalue()
+    assert read(write(text.getvalue())) == (rows, {})
+
+
+def test_backslashes_and_doubled_quotes_are_told_apart(write):
+    rows = [("\\", "0"), ('\\"', "1"), ('a\n\\\\"b', "0"), ("c:\\", "1"), ("", "0")]
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("text", "label"), *rows])
+    assert read(write(text.getvalue())) == (rows, {})
+
+
 def test_backslashes_alone_are_text(write):
     assert read(write('text,label\n"C:\\dir\\",1\n"a ""b""",0\n')) == ([("C:\\dir\\", "1"), ('a "b"', "0")], {})
 
@@ -99,6 +115,14 @@ def test_a_tsv_without_quotes_keeps_them(write):
     content = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
     assert read(write(content, "a.tsv")) == (rows, {})
     assert read(write('text\tlabel\n"all of it"\t1\n', "a.tsv")) == ([('"all of it"', "1")], {})
+
+
+def test_a_tsv_whose_quotes_are_of_its_writing_loses_them(write):
+    assert read(write('text\tlabel\na\t0\n"say ""b"""\t1\n', "a.tsv")) == ([("a", "0"), ('say "b"', "1")], {})
+    assert read(write('text\tlabel\n"a\tb"\t1\n', "a.tsv")) == ([("a\tb", "1")], {})
+    for rest in ("", '"c'):  # the last line may be cut
+        content = f'"a"\t0\n"b"\t1\n{rest}'
+        assert read(write(content, "a.tsv"), header=["text", "label"])[0] == [("a", "0"), ("b", "1")]
 
 
 def test_a_tsv_with_line_ends_of_old_macs(write):
