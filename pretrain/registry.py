@@ -52,8 +52,10 @@ def typed(cfg: DictConfig) -> Any:
     `+model.foo=1`, and OmegaConf would drop it silently.
     """
     for key in {group for group, _ in _choices.values()} & cfg.keys():
-        if not OmegaConf.is_missing(cfg, key) and OmegaConf.get_type(cfg, key) not in _choices:
-            raise ConfigError(_required(key))
+        if OmegaConf.is_missing(cfg, key) or (kind := OmegaConf.get_type(cfg, key)) in _choices:
+            continue
+        rule = "of no kind; its file has to begin with the lines `defaults:` and `  - CHOICE`"
+        raise ConfigError(_required(key) if kind is type(None) else f"{key}: {rule}{_known(key)}")
     try:
         typed_config = OmegaConf.to_object(cfg)
         raw = OmegaConf.to_container(cfg, resolve=True)
@@ -136,9 +138,12 @@ def choices_in(typed_config: Any, prefix: str = "") -> Iterator[tuple[str, str, 
 
 
 def _required(key: str) -> str:
+    return f"{key}: required and not given; add {key}=... to the command{_known(key)}"
+
+
+def _known(key: str) -> str:
     options = sorted(name for group, name in _choices.values() if group == key)
-    known = f" (choices: {', '.join(options)})" if options else ""
-    return f"{key}: required and not given; add {key}=... to the command{known}"
+    return f" (choices: {', '.join(options)})" if options else ""
 
 
 def _with_full_key(cfg: DictConfig, prefix: str, refusal: str) -> str:

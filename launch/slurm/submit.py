@@ -19,7 +19,6 @@ from omegaconf import MISSING
 
 import launch
 from launch.jobs import PREPARE, Job
-from launch.slurm.cluster import ClusterConfig
 from launch.slurm.script import Shape, Task, module_script, run_script
 from pretrain.compose import Root
 from pretrain.errors import ConfigError, check
@@ -49,8 +48,6 @@ class SlurmConfig:
     dry_run: bool = False  # print the script and do nothing
 
     def __post_init__(self) -> None:
-        rule = "is no cluster; its file has to begin with the lines `defaults:` and `  - slurm`"
-        check(isinstance(self.cluster, ClusterConfig), "cluster", self.cluster, rule)
         for key in ("nodes", "nproc", "lead_s", "max_idle_starts", "chain", "parallel", "parts"):
             value = getattr(self, key)
             check(value is None or value >= 1, key, value, "at least 1")

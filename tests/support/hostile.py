@@ -144,7 +144,7 @@ FILES = {
     "target_of_all": GLOBAL + "_target_: canary.call\n",
     "class": GLOBAL + "tracker: {class: canary.Callback}\n",
     "bomb": GLOBAL + "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+        f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in ("ab", "bc", "cd", "de", "ef", "fg")
     ),
     "recursive": GLOBAL + "a: &a [*a]\n",
     "deep": GLOBAL + f"a: {'[' * 3000}{']' * 3000}\n",

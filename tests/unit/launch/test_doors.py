@@ -28,6 +28,17 @@ def test_a_program_without_its_dashes(monkeypatch, capsys):
     assert capsys.readouterr().err == "pretrain: put -- before the program\n"
 
 
+def test_a_secret_reaches_no_script(monkeypatch, capsys):
+    words = ["slurm", "cluster=cpu", "dry_run=true", "--", *DEMO]
+    assert called(monkeypatch, *words, "run.root='https://me:S3CRET@host'") == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("run.root=<redacted>: a secret") and "S3CRET" not in told.out + told.err
+    monkeypatch.setenv("PLACE", "https://me:S3CRET@host")
+    assert called(monkeypatch, *words, "run.root=${oc.env:PLACE}") in (0, None)
+    told = capsys.readouterr()
+    assert "'run.root=${oc.env:PLACE}'" in told.out
+
+
 @pytest.mark.parametrize("mode", ["local", "slurm", "doctor"])
 def test_help_names_the_mode(monkeypatch, capsys, mode):
     assert called(monkeypatch, mode, "--help") == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import corpora_root, jobs_of
+from launch.jobs import corpora_root, jobs_of, without_secrets
 from pretrain.errors import ConfigError
 
 TINY = ["experiment=demo", "run.root=there"]
@@ -67,6 +67,26 @@ def test_what_is_refused_before_anything_starts(words, told):
     with pytest.raises(ConfigError) as refused:
         jobs_of(words)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.sources.more.paths=['https://me:S3CRET@host/a.txt']",
+        "+tracker.api_key=S3CRET",
+        "init_from=https://host/?access_token=S3CRET",
+        "tracker.project=hf_" + "S3CRET" * 4,
+    ],
+)
+def test_a_secret_is_to_be_exported_since_a_job_script_would_show_it(word):
+    with pytest.raises(ConfigError, match=r"export it under a name, and type '\S+=\$\{oc.env:NAME\}'$") as refused:
+        without_secrets(["pretrain", "seed=1", word])
+    assert "S3CRET" not in str(refused.value)
+
+
+def test_the_name_of_a_secret_is_none():
+    words = ["pretrain", "run.name=demo", "+tracker.api_key=${oc.env:WANDB_API_KEY}", "--config-dir", "own"]
+    assert without_secrets(words) == words
 
 
 def test_where_a_preparation_writes(tmp_path):

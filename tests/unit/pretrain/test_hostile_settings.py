@@ -2,8 +2,10 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
+from finetuned_runs import texts, trained
 from forks import python
 from hostile import FILES, FORGERIES, SECRET, WORDS, chosen, watched
 from run_directories import make_run
@@ -15,7 +17,8 @@ from finetune.config import FINETUNE
 from launch.jobs import corpora_root, jobs_of
 from launch.local import LOCAL
 from pretrain import export, sample
-from pretrain.compose import PRETRAIN, hydra_command
+from pretrain.compose import PRETRAIN, compose_run, hydra_command
+from pretrain.errors import ConfigError
 
 TUNING = ["task=classification", "init_from=x", "task.train=a", "task.validation=b"]
 ATTEMPTS = [*([word] for word in WORDS), *(chosen(name) for name in FILES)]
@@ -73,13 +76,9 @@ def check_refused(door, attempts, folder, capsys):
     assert "canary" not in sys.modules
 
 
-def test_every_attempt_is_refused(folder, capsys):
-    assert len(ATTEMPTS) >= 100
-    check_refused("pretrain", ATTEMPTS, folder, capsys)
-
-
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_refuses_some(folder, capsys, door):
+    assert len(ATTEMPTS) > 100
     place = list(DOORS).index(door)
     fitting = ATTEMPTS if "itself" not in door else [[word] for word in WORDS if "hydra" in word]
     check_refused(door, fitting[place :: len(DOORS)], folder, capsys)
@@ -103,38 +102,56 @@ def test_a_text_is_a_text(folder, capsys, door, value):
 
 
 READERS = {
-    "sample": sample.main,
-    "export": export.main,
-    "finetune.predict": lambda words: predict.main([*words, "data.jsonl"]),
-    "finetune.export": finetune_export.main,
-    "finetune.evaluate": lambda words: evaluate.main([*words, "data.jsonl"]),
+    "sample": lambda run, data: sample.main([run, "--max-tokens=1"]),
+    "export": lambda run, data: export.main([run, "--overwrite"]),
+    "finetune.predict": lambda run, data: predict.main([run, data]),
+    "finetune.evaluate": lambda run, data: evaluate.main([run, data]),
+    "finetune.export": lambda run, data: finetune_export.main([run, "--overwrite"]),
 }
+BLIND = ("sample", "export")  # they take the network from run.json, and of config.yaml the objective alone
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("theirs") / "run")
+def runs(tmp_path_factory):
+    records = [{"text": text, "label": label} for text, label in texts(6)]
+    tuned, data = trained(tmp_path_factory.mktemp("theirs"), "gpt2", "classification", records)
+    return {True: make_run(tmp_path_factory.mktemp("theirs") / "run"), False: tuned}, data
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_the_configuration_of_a_run_is_data(folder, capsys, run, reader):
-    """Commands that take the network from run.json alone may never look at what is hostile."""
-    shutil.copytree(run, folder / "run")
+def test_the_configuration_of_a_run_is_data(folder, capsys, runs, reader):
+    (directories, data), blind = runs, reader in BLIND
+    shutil.copytree(directories[blind], folder / "run")
     config = folder / "run" / "config.yaml"
     genuine = config.read_text()
-    if reader.startswith("finetune"):
-        genuine = genuine.replace("pretrain_schema", "finetune_schema")
     with watched(folder) as new_files:
-        for name, (there, instead) in FORGERIES.items():
+        for name, (there, instead) in {"genuine": ("", ""), **FORGERIES}.items():
             assert there in genuine, name
             config.write_text(genuine.replace(there, instead, 1))
-            code = ends(READERS[reader], ["run"])
+            code = ends(READERS[reader], "run", str(data))
             told = capsys.readouterr()
-            assert code == 2 or (code == 0 and reader in ("sample", "export")), f"{name}: {code} {told.err}"
+            assert code == 0 if name == "genuine" else code == 2 or (blind and code == 0), f"{name}: {code} {told.err}"
             assert "Traceback" not in told.err and SECRET not in told.out + told.err, name
-            assert [file for file in new_files() if "/run/export" not in file] == [], name
-            shutil.rmtree(folder / "run" / "export", ignore_errors=True)
+            assert [file for file in new_files() if "/export" not in file] == [], name
     assert "canary" not in sys.modules
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_run_that_was_forged_does_not_compose(folder, runs, name):
+    (directories, _), (there, instead) = runs, FORGERIES[name]
+    shutil.copytree(directories[True], folder / "run")
+    config = folder / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(there, instead, 1))
+    with watched(folder), pytest.raises(ConfigError, match=r"config\.yaml"):
+        compose_run(Path("run"))
+
+
+def test_what_a_network_is_recorded_as_is_data_too(folder, runs, capsys):
+    shutil.copytree(runs[0][True], folder / "run")
+    record = folder / "run" / "run.json"
+    record.write_text(record.read_text().replace('"width": 24', '"width": "${oc.env:HOSTILE_TOKEN}"'))
+    assert sample.main([str(folder / "run")]) == 2
+    assert "nothing that is to be resolved" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

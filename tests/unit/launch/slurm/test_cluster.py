@@ -48,6 +48,7 @@ def test_names_of_jobs_have_it_too(value):
         ({"env": {"A-B": "1"}}, "cluster.env.A-B=1: "),
         ({"env": {"A": "x\ny"}}, r"cluster.env.A='x\ny': must be one line"),
         ({"env": {"TOKEN": "hf_" + "a" * 30}}, "cluster.env.TOKEN=<redacted>: looks like a credential"),
+        ({"env": {"WANDB_API_KEY": "abc"}}, "cluster.env.WANDB_API_KEY=<redacted>: looks like a credential"),
         ({"venv": "a\nb"}, "cluster.venv="),
         ({"venv": "a", "container": "b"}, "cluster.venv=a: a container brings its own Python"),
         ({"mounts": ["/data"]}, "cluster.mounts=['/data']: needs cluster.container"),
@@ -82,7 +83,7 @@ def test_times_in_files_stand_in_quotes(tmp_path, text):
 def test_a_file_of_no_cluster_is_refused(tmp_path):
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "own.yaml").write_text("partition: gpu\n")
-    with pytest.raises(ConfigError, match=r"^cluster=.*begin with the lines `defaults:` and `  - slurm`"):
+    with pytest.raises(ConfigError, match=r"^cluster: of no kind; .* `defaults:` and `  - CHOICE` \(choices: slurm\)$"):
         compose(["cluster=own", "--config-dir", str(tmp_path)], root=SLURM)
 
 

@@ -60,6 +60,19 @@ def test_changes_are_those_of_settings_that_both_starts_have(run):
     assert read_config(run.path)["train.steps"] == 12
 
 
+def test_secrets_are_written_nowhere_and_a_run_resumes_without_a_word(run, monkeypatch):
+    monkeypatch.setenv("STORE_PASSWORD", "correct horse")
+    words = ["data=text", "data.sources.text.paths=['https://me:S3CRET@host/a.txt','${oc.env:STORE_PASSWORD}']"]
+    run.write_config(compose(words))
+    with run.log_to("headwater_secrets"):
+        log = logging.getLogger("headwater_secrets")
+        log.warning("cannot open %s", "https://me:S3CRET@host/a.txt")
+        log.error("told: %s", {"api_key": "S3CRET", "other": "correct horse"})
+    told = (run.path / "config.yaml").read_text() + (run.path / "log.txt").read_text()
+    assert "S3CRET" not in told and "correct horse" not in told and "https://<redacted>@host/a.txt" in told
+    assert run.changes(compose(words)) == []
+
+
 def test_a_configuration_says_which_program_wrote_it(run):
     run.write_config(compose([]))
     check_written_by("pretrain", run.path)
