@@ -70,7 +70,7 @@ class HttpFileSystem(AbstractFileSystem):
         ]
         return found if detail else [entry["name"] for entry in found]
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> HttpFile:
+    def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
         return HttpFile(path, self.info(path)["size"])
 
 
@@ -124,12 +124,13 @@ class HttpFile(io.RawIOBase):
 class _Redirects(HTTPRedirectHandler):
     """Redirects that keep the method and, on the same host, the password."""
 
-    def redirect_request(self, req: Request, *answer: Any) -> Request | None:
-        new = super().redirect_request(req, *answer)
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
         if new is not None:
             new.method = req.method
-            if new.host == req.host and req.has_header("Authorization"):
-                new.add_unredirected_header("Authorization", req.get_header("Authorization"))
+            secret = req.get_header("Authorization")
+            if secret and new.host == req.host:
+                new.add_unredirected_header("Authorization", secret)
         return new
 
 

@@ -218,6 +218,7 @@ class _RemoteFile(io.RawIOBase):
         try:
             if self._file is None:
                 self._connect()
+            assert self._file is not None
             self._file.seek(self._position)
             if data := self._file.read(count):
                 return data
