@@ -1,7 +1,6 @@
 """A cluster as `conf/cluster/*.yaml` describe it: which options its Slurm needs and how its nodes get their software.
 
-Holds values and their checks. Every value ends in a shell script: names that Slurm reads must match a pattern, all
-others are quoted where they are written.
+Holds values and their checks. Every value ends in a shell script, where it is quoted, for the shell or for sbatch.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from pretrain.registry import register
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/,=-]*")
 WORD_RULE = "letters, digits and . _ @ : + / , = -, beginning with a letter or digit"
 OPTION = re.compile(r"[a-z][a-z-]*")
-OPTION_VALUE = re.compile(r"[A-Za-z0-9[][]A-Za-z0-9._@:+/,=|&*[-]*")  # n[1-4] and a100|h100, too
-OPTION_RULE = "letters, digits and . _ @ : + / , = | & * [ ] -, beginning with a letter, a digit or ["
+LINE_RULE = "must be one line of printable characters"
+DURATION = re.compile(r"\d+(-\d+)?(:\d+){0,2}|unlimited|infinite", re.IGNORECASE)
+DURATION_RULE = "write it as Slurm does: MINUTES, HH:MM:SS, DAYS-HH:MM:SS or UNLIMITED"
+GPU_OPTIONS = {"gpus", "gpus-per-node", "gres"}  # with one of them the launcher does not ask for GPUs by itself
 OURS = {"array", "chdir", "dependency", "error", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode"} | {
-    "output", "requeue", "no-requeue", "signal", "time", "parsable", "wrap", "export", "gpus-per-node", "cpus-per-task"
+    "output", "requeue", "no-requeue", "signal", "time", "parsable", "wrap", "export", "cpus-per-task"
 }  # fmt: skip
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -54,8 +55,9 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         quoted = "put it in quotes: YAML takes 12:00:00 without them for a number; on a command line, say time=..."
         check(not isinstance(self.time, int), "cluster.time", self.time, quoted)
-        for key in ("partition", "account", "time"):
-            _check_word(f"cluster.{key}", getattr(self, key))
+        for key in ("partition", "account"):
+            check_line(f"cluster.{key}", getattr(self, key))
+        check_duration("cluster.time", self.time)
         check(self.gpus_per_node >= 0, "cluster.gpus_per_node", self.gpus_per_node, "0 or more GPUs")
         cpus = self.cpus_per_node
         check(cpus is None or cpus >= 1, "cluster.cpus_per_node", cpus, "at least 1 core, or null")
@@ -63,9 +65,9 @@ class ClusterConfig:
             key = f"cluster.options.{name}"
             check(OPTION.fullmatch(name) is not None, key, value, "no long option of sbatch; write it without dashes")
             check(name not in OURS, key, value, "is for the launcher to set; it has a setting of its own")
-            check(value == "" or OPTION_VALUE.fullmatch(value) is not None, key, repr(value), OPTION_RULE)
+            check_line(key, value or None)
         for module in self.modules:
-            _check_word("cluster.modules", module)
+            check(WORD.fullmatch(module) is not None, "cluster.modules", repr(module), WORD_RULE)
         both = "a container brings its own Python; drop one of the two"
         check(self.venv is None or self.container is None, "cluster.venv", self.venv, both)
         check(not self.mounts or bool(self.container), "cluster.mounts", self.mounts, "needs cluster.container")
@@ -77,8 +79,14 @@ class ClusterConfig:
         texts = [("venv", self.venv or ""), ("container", self.container or "")]
         texts += [("mounts", mount) for mount in self.mounts]
         for key, text in [*texts, *((f"env.{name}", value) for name, value in self.env.items())]:
-            check(text.isprintable(), f"cluster.{key}", repr(text), "must be one line of printable characters")
+            check_line(f"cluster.{key}", text or None)
 
 
-def _check_word(key: str, value: str | None) -> None:
-    check(value is None or WORD.fullmatch(value) is not None, key, repr(value), WORD_RULE)
+def check_line(key: str, value: str | None) -> None:
+    """Raise a `ConfigError` for a text that has more than one line, or none; None is for Slurm to choose."""
+    check(value is None or (value.strip() != "" and value.isprintable()), key, repr(value), LINE_RULE)
+
+
+def check_duration(key: str, value: str | int | None) -> None:
+    """Raise a `ConfigError` for what is no time of Slurm's; None is for Slurm to choose."""
+    check(value is None or DURATION.fullmatch(str(value)) is not None, key, repr(value), DURATION_RULE)

@@ -1,17 +1,18 @@
 """Job scripts of Slurm: a head that says what to run and where, and for runs `job.sh`, which is the same for all.
 
-Holds text only; `submit` submits it. Everything that a user typed is matched against a pattern or quoted.
+Holds text only; `submit` submits it. Everything that a user typed is quoted, or matched against a pattern.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from launch.slurm.cluster import ClusterConfig, ContainerRuntime
+from launch.slurm.cluster import GPU_OPTIONS, ClusterConfig, ContainerRuntime
 from pretrain.files import expanded
 
 BODY = Path(__file__).with_name("job.sh")
@@ -56,7 +57,7 @@ def run_script(cluster: ClusterConfig, shape: Shape, tasks: Sequence[Task], cwd:
     assigned += [f"step_options={_words(step_options)}", f"container={_words(container)}"]
     if shape.array:
         cases = [f"    {number}) {'; '.join(_assigned(task))} ;;" for number, task in enumerate(tasks)]
-        group = f'export WANDB_RUN_GROUP="${{WANDB_RUN_GROUP:-{shape.name}}}"'
+        group = f"export WANDB_RUN_GROUP=${{WANDB_RUN_GROUP:-{quote(shape.name)}}}"
         assigned += [group, 'case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
     else:
         assigned += _assigned(tasks[0])
@@ -82,17 +83,25 @@ def _head(cluster: ClusterConfig, shape: Shape, behaviour: Sequence[str]) -> lis
         "account": cluster.account,
         "nodes": shape.nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": cluster.gpus_per_node if shape.gpus and "gres" not in cluster.options else None,
+        "gpus-per-node": cluster.gpus_per_node if shape.gpus and not GPU_OPTIONS & cluster.options.keys() else None,
         "cpus-per-task": cluster.cpus_per_node,
         "time": shape.time or cluster.time,
         "signal": f"B:USR1@{shape.lead_s}" if shape.lead_s else None,
         "array": shape.array or None,
         "output": "%A_%a.out" if shape.array else "%j.out",
     }
-    options = [f"--{name}={value}" for name, value in asked.items() if value]
-    options += [f"--{name}={value}" if value else f"--{name}" for name, value in cluster.options.items()]
+    given = {name: value for name, value in cluster.options.items() if shape.gpus or name not in GPU_OPTIONS}
+    options = [f"--{name}={_quoted(str(value))}" for name, value in asked.items() if value]
+    options += [f"--{name}={_quoted(value)}" if value else f"--{name}" for name, value in given.items()]
     note = "# Written by `python -m launch`. To submit it again: cd to its folder, sbatch and its name."
     return ["#!/bin/bash -l", note, *(f"#SBATCH {option}" for option in [*options, *behaviour]), ""]
+
+
+def _quoted(value: str) -> str:
+    """Return a value as sbatch reads it, which knows words, comments and quotes, but expands nothing."""
+    if re.fullmatch(r"[^\s\"'\\#]+", value):
+        return value
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def _environment(cluster: ClusterConfig, cwd: Path) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +18,12 @@ from omegaconf import MISSING
 
 import launch
 from launch.jobs import PREPARE, Job
+from launch.slurm.cluster import ClusterConfig, check_duration, check_line
 from launch.slurm.script import Shape, Task, module_script, run_script
 from pretrain.compose import Root
 from pretrain.errors import ConfigError, check
 from pretrain.files import replace_file
 from pretrain.registry import discover
-from pretrain.train.run_dir import RUN_NAME, RUN_NAME_RULE
-
-DURATION = re.compile(r"\d+(-\d+)?(:\d+){0,2}")
-DURATION_RULE = "write it as Slurm does: MINUTES, HH:MM:SS or DAYS-HH:MM:SS"
 
 
 @dataclass(kw_only=True)
@@ -52,10 +48,8 @@ class SlurmConfig:
             value = getattr(self, key)
             check(value is None or value >= 1, key, value, "at least 1")
         check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "0 or more")
-        name = self.job_name
-        check(name is None or RUN_NAME.fullmatch(name) is not None, "job_name", repr(name), RUN_NAME_RULE)
-        time = self.time
-        check(time is None or DURATION.fullmatch(time) is not None, "time", repr(time), DURATION_RULE)
+        check_line("job_name", self.job_name)
+        check_duration("time", self.time)
         rule = "a chain is for clusters that do not requeue; set cluster.requeue=false, or drop chain"
         check(self.chain == 1 or not self.cluster.requeue, "chain", self.chain, rule)
 
@@ -66,15 +60,15 @@ class SlurmConfig:
 
 
 def _seconds(time: str) -> float:
-    """Return a time limit of Slurm in seconds; one of another form, such as UNLIMITED, is infinite."""
-    if not DURATION.fullmatch(time):
+    """Return a time limit of Slurm in seconds; UNLIMITED, INFINITE and 0 are infinite."""
+    if not time[0].isdigit():
         return math.inf
     days, dash, clock = time.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if not dash and len(parts) < 3:  # minutes come first, else hours
         parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or math.inf
 
 
 def register() -> None:

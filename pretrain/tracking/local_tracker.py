@@ -21,7 +21,7 @@ from pretrain.tracking.jsonl import METRICS_FILE, JsonlSink
 class TrackerConfig:
     """Where the numbers of a run go. Credentials are never fields: services read them from their own environment."""
 
-    progress: bool = True  # a progress bar where standard output is a terminal; false: lines there too
+    progress: bool = True  # a bar where standard output is a terminal that has room for it; false: lines there too
 
     def check_run(self, name: str, config: Mapping[str, object]) -> None:
         """Raise `ConfigError` for a run that a service would refuse: its name, or its configuration as plain values."""

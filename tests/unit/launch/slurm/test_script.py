@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -143,6 +144,108 @@ def test_whatever_settings_hold_reaches_the_program_and_no_shell(tmp_path, hosti
     assert (called["env"]["FREE"], called["cwd"]) == (one_line, str(folder))
     assert list(tmp_path.rglob("canary*")) == []
     assert not Path("canary").exists()
+
+
+VALUES = {  # of options of sbatch, from its manual
+    "constraint": ["intel&gpu", "[rack1|rack2|rack3]", "[(knl&snc4&flat)*4&haswell*1]", "graphics*4", "a100|h100"],
+    "mem": ["0", "512K", "64000M", "64G", "2T"],
+    "mem-per-cpu": ["4G"],
+    "gres": ["gpu:h100:8", "gpu:a100_3g.20gb:1,shard:2", "gpu:kepler:2,craynetwork:1", "NONE"],
+    "gpus-per-node": ["h100:8", "volta:3,kepler:5"],
+    "nodelist": ["n[1-4,7]", "a01,b[02-04]"],
+    "exclude": ["n[1-4],m[01-20]"],
+    "qos": ["high", "gpu+long", "it's ours"],
+    "reservation": ["root_7", "a,b"],
+    "mail-user": ["ada+slurm@lab.example.org"],
+    "mail-type": ["END,FAIL,TIME_LIMIT_80"],
+    "licenses": ["matlab@slurmdb:2", "foo:4,bar", "foo:4|bar:2"],
+    "begin": ["now+1hour", "2030-01-20T12:34:00", "16:00"],
+    "comment": ["it's \"ours\" # not 'theirs'", "\\", 'a\\"b', "日本 łódź", "50 % of $HOME", "-- --wrap=x"],
+    "time-min": ["1-12", "30"],
+    "exclusive": ["", "user"],
+    "distribution": ["block:cyclic,Pack"],
+    "nice": ["100"],
+    "hint": ["nomultithread"],
+}
+NAMES = [
+    "plain",
+    "two words",
+    "介绍 β",
+    "it's",
+    'a "b" c\\',
+    "$(touch canary)",
+    "`touch canary`",
+    "} touch canary",
+    "# x",
+    "-x",
+]
+
+
+def directives(script):
+    """Return the options of sbatch in a script, read as a shell would: it has the same words, quotes and comments."""
+    lines = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def read_by_sbatch(script, folder):
+    """Return the options that Slurm's own command finds in a script; it stops where it would need a controller."""
+    (folder / "job.sh").write_text(script)
+    (folder / "slurm.conf").write_text("ClusterName=x\nSlurmctldHost=localhost\nSlurmctldPort=1\nNodeName=n\n")
+    words = ["sbatch", "-vvv", "--test-only", "job.sh"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
+    own = plain | {"SLURM_CONF": str(folder / "slurm.conf")}
+    found = []
+    with subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, env=own, text=True) as process:
+        for line in process.stderr:
+            assert "error: Invalid" not in line and "unrecognized" not in line, line
+            found += re.findall(r'argument "(.*)"$', line)
+            if "end of defined options" in line:
+                break
+        process.kill()
+    return found
+
+
+def with_options(options, name="x"):
+    cluster = ClusterConfig(partition="a,b", account="Ä b", gpus_per_node=2, options=options)
+    tasks = [Task(run=Path("r"), program=["pretrain"])] * 2
+    return run_script(cluster, Shape(name=name, array="0-1", lead_s=60, time="1-2:3", **RESTARTS), tasks, CWD)
+
+
+def test_every_value_reaches_sbatch_as_it_is(tmp_path):
+    found = []
+    for number in range(max(map(len, VALUES.values()))):
+        options = {name: values[number % len(values)] for name, values in VALUES.items()}
+        script = with_options(options)
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+        written = directives(script)
+        for name, value in options.items():
+            assert [f"--{name}={value}" if value else f"--{name}"] in written
+        assert ["--partition=a,b"] in written and ["--account=Ä b"] in written
+        found.append([script, [word for words in written for word in words]])
+    if shutil.which("sbatch"):
+        for script, words in found:
+            assert read_by_sbatch(script, tmp_path) == words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_of_a_job_is_a_name_and_nothing_else(tmp_path, name):
+    script = with_options({}, name)
+    assert [f"--job-name={name}"] in directives(script)
+    [line] = [line for line in script.splitlines() if "WANDB_RUN_GROUP" in line]
+    shown = subprocess.run(
+        ["bash"], input=f'{line}\nprintf %s "$WANDB_RUN_GROUP"', cwd=tmp_path, capture_output=True, text=True, env={}
+    )
+    assert (shown.stdout, shown.stderr) == (name, "")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_gpus_are_asked_for_once_and_not_for_what_needs_none():
+    for options in ({"gres": "gpu:a100:4"}, {"gpus-per-node": "h100:8"}, {"gpus": "16"}):
+        [(name, value)] = options.items()
+        asked = [words for words in directives(with_options(options)) if "gp" in words[0]]
+        assert asked == [[f"--{name}={value}"]]
+        text = module_script(ClusterConfig(gpus_per_node=8, options=options), Shape(name="x", gpus=False), ["x"], CWD)
+        assert "gpu" not in text
 
 
 def test_a_port_that_is_taken_is_passed_over(tmp_path):

@@ -22,7 +22,7 @@ max_idle_starts=3
 python=python3
 step_options=()
 container=(apptainer exec --nv --bind=/data /images/hw.sif)
-export WANDB_RUN_GROUP="${WANDB_RUN_GROUP:-demo}"
+export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-demo}
 case "$SLURM_ARRAY_TASK_ID" in
     0) run=runs/demo-seed-0; program=(finetune task=qa seed=0) ;;
     1) run=runs/demo-seed-1; program=(finetune task=qa seed=1) ;;
