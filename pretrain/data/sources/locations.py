@@ -118,7 +118,7 @@ def _local_names(path: str, key: str, left_out: LeftOut) -> set[str]:
     tree = LocalTree()
     name = Path(path).as_posix()
     if os.path.isdir(name):  # noqa: PTH112 (many of these calls are cheaper without a Path, here and below)
-        raise ConfigError(f"{key}: {path} is a folder; name its files, with all below it: {path.rstrip('/')}/**/*")
+        raise ConfigError(f"{key}: {path} is a folder; name its files, with all below it: {name.rstrip('/')}/**/*")
     if tree.exists(name):
         return {name}
     root = "/" if name.startswith("/") else ""
@@ -133,7 +133,7 @@ def _local_names(path: str, key: str, left_out: LeftOut) -> set[str]:
         rule = f"ends in /, so that it names folders; name their files: {path}**/*"
     elif other := other_spelling(name):
         rule = f"matches no file{other}; name that one"
-    raise ConfigError(f"{key}: {path} {rule}")
+    raise ConfigError(f"{key}: {path} {rule}{left_out.said()}")
 
 
 def _distinct(names: Iterable[str], left_out: LeftOut) -> Iterator[Input]:

@@ -23,11 +23,11 @@ from pretrain.errors import ConfigError, DataError
 
 SHOWN = 3  # paths in a message
 REASONS = {
-    "hidden": "hidden files and folders, and copies by editors (a pattern such as **/.* asks for them)",
-    "folder": "folders where the pattern wants files (**/* at its end reads what is in them)",
-    "linked_twice": "further names of what is read under one already",
-    "broken_link": "links that lead nowhere",
-    "no_file": "pipes, sockets and devices",
+    "hidden": "hidden or an editor's copy (a pattern such as **/.* asks for them)",
+    "folder": "a folder where the pattern wants a file (**/* at its end reads what is in it)",
+    "linked_twice": "another name of what is read already",
+    "broken_link": "a link that leads nowhere",
+    "no_file": "a pipe, a socket or a device",
 }
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,18 @@ class LeftOut:
         """Note a path, once."""
         self._paths[reason].add(path)
 
-    def settled(self) -> dict[str, int]:
-        """Return the number of paths of each reason, and name some in the log."""
+    def said(self) -> str:
+        """Return words about them, each reason with some of its paths; nothing if there are none."""
+        words = ""
         for reason, paths in sorted(self._paths.items()):
-            some = ", ".join(ascii(path) for path in sorted(paths)[:SHOWN])
-            log.warning("%d left out: %s, such as %s", len(paths), REASONS[reason], some)
+            some = ", ".join(map(ascii, sorted(paths)[:SHOWN]))
+            words += f"; left out: {REASONS[reason]} ({len(paths)}): {some}"
+        return words
+
+    def settled(self) -> dict[str, int]:
+        """Return the number of paths of each reason, and log what they are."""
+        if self._paths:
+            log.warning("%s", self.said().removeprefix("; "))
         return {reason: len(paths) for reason, paths in self._paths.items()}
 
 

@@ -107,8 +107,9 @@ def find_remote(url: str, key: str, left_out: LeftOut) -> list[RemoteFacts]:
     else:
         found = {path: facts}
     if not found:
-        raise ConfigError(f"{key}: {name} matches no file; correct the address or the pattern")
-    before = url.removesuffix(path)  # scheme and host, of stores whose paths are without
+        raise ConfigError(f"{key}: {name} matches no file; correct the address or the pattern{left_out.said()}")
+    scheme, _, _ = url.partition("://")
+    before = url.removesuffix(path) if url.endswith(path) else f"{scheme}://"  # paths of some stores have no host
     return [_described(tree, file, found[file], public_name(f"{before}{file}")) for file in sorted(found)]
 
 
