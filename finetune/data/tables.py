@@ -103,9 +103,9 @@ def find_dialect(
 
     A dialect fits if the first row has all columns that are `wanted`, or if there are rows of as many cells as the
     `header` that the user gave; one column alone has the `usual` delimiter. Of several that fit the one is taken that
-    makes the most whole rows, and of these the `usual` one. Where none does, for the message, it is the one that makes
-    the most cells of the first row. The line "sep=;" that Excel puts first decides on the delimiter, unless the user
-    does.
+    makes the most whole rows, and of these the one that its quotes show, or the `usual` one. Where none fits, for the
+    message, it is the one that makes the most cells of the first row. The line "sep=;" that Excel puts first decides on
+    the delimiter, unless the user does.
 
     Raises `ConfigError` where two delimiters make as many whole rows.
     """
@@ -128,6 +128,8 @@ def find_dialect(
         if len(signs := list(dict.fromkeys(dialect.delimiter for dialect in best))) > 1:
             rule = f"as many rows of {file} have {len(header)} cells with {signs[0]} between them as with {signs[1]}"
             raise ConfigError(f"task.delimiter=auto: {rule}; set the one that is right")
+        if len(best) == 1:
+            return best[0]
         if best:
             ways = (best[0]._replace(quotes=kind) for kind in _quotes_shown(best[0], sample))
             return next((dialect for dialect in ways if dialect in best), best[0])
@@ -147,15 +149,15 @@ def _whole_rows(dialect: Dialect, sample: str, wanted: Sequence[str], header: Se
 def _quotes_shown(dialect: Dialect, sample: str) -> list[Quotes]:
     """Return how cells are quoted in a table that makes as many whole rows in several ways, the likeliest first."""
     sign = SIGNS[dialect.delimiter]
-    begin, end = rf"(?:^|(?<={re.escape(sign)}))", rf"(?=[{sign}\r\n]|\Z)"
+    begin, end = rf"(?:^|(?<={re.escape(sign)}))", rf"(?=[{sign}\r\n]|\Z)"  # of a cell
     if dialect.quotes is Quotes.none:
         # Only who writes cells in quotes doubles those inside, or puts all cells of a column into quotes.
-        cells = re.findall(rf'{begin}"((?:[^"\r\n]|"")+)"{end}', sample, re.MULTILINE)
-        rows = [line.split(sign) for line in sample.splitlines()]
-        columns = zip(*(rows[:-1] or rows), strict=False)  # the last line may be cut
-        if not any('""' in cell for cell in cells) and not any(
-            all(re.fullmatch('".+"', cell) for cell in column) for column in columns
-        ):
+        quoted = re.findall(rf'{begin}"((?:[^"\r\n]|"")+)"{end}', sample, re.MULTILINE)
+        found = dialect.rows(io.StringIO(sample, newline=dialect.newline))
+        rows = [cells for _, cells in found if isinstance(cells, list)]
+        columns = zip(*(rows[:-1] or rows), strict=False)  # the last row may be cut
+        whole = (all(re.fullmatch('".+"', cell) for cell in column) for column in columns)
+        if not any('""' in cell for cell in quoted) and not any(whole):
             return [Quotes.none]
     unescaped = re.sub(r'\\["\\]', lambda found: ESCAPED if found[0] == r"\"" else "", sample)
     doubled = '""' in re.sub(rf'{begin}""{end}', "", unescaped, flags=re.MULTILINE)  # beside empty cells
