@@ -49,7 +49,7 @@ class MeasureConfig:
     """How often the validation set is measured, and the step saved with it; when a run ends early."""
 
     every: int | None = None  # optimizer steps; null: once an epoch
-    patience: int | None = None  # evaluations without a better one after which the run ends; null: it never does
+    patience: int | None = None  # evaluations with a value, but no better one, that end the run; null: none does
 
     def __post_init__(self) -> None:
         rule = "at least 1 optimizer step, or null for once an epoch"

@@ -25,15 +25,20 @@ class TaskHooks(RunHooks):
 
     metric: str  # selects the best step; more is better
     patience: int | None  # evaluations without a better one after which the run ends; None: it never does
-    evaluated: Best | None = None  # the newest step that was, and its metric: -inf if that is not a number
+    evaluated: Best | None = None  # the newest step that was, and its metric; None if that had no value
     largest: float | None = None  # of the values so far
     stalled: int = 0  # evaluations since the largest
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Measure the validation set, and whether that is better than before. All ranks measure the same."""
+        """Measure the validation set, and whether that is better than before. All ranks measure the same.
+
+        A metric without a finite value is neither: its step cannot be the best, and no patience is used up.
+        """
         measured = super().evaluate(state)
-        value = -math.inf if math.isnan(measured[self.metric]) else measured[self.metric]
-        self.evaluated = Best(state.step, value)
+        value = measured[self.metric]
+        self.evaluated = Best(state.step, value) if math.isfinite(value) else None
+        if self.evaluated is None:
+            return measured
         if self.largest is None or value > self.largest:
             self.largest, self.stalled = value, 0
         else:
@@ -41,7 +46,7 @@ class TaskHooks(RunHooks):
         return measured
 
     def value_of(self, state: TrainState) -> float | None:
-        """Return the metric of a step at which it was measured; one that is saved to be resumed from may have none."""
+        """Return the metric of a step at which it had a value; one that is saved to be resumed from may have none."""
         return self.evaluated.value if self.evaluated and self.evaluated.step == state.step else None
 
     def restore(self, saved: dict[str, Any]) -> None:

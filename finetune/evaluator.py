@@ -20,6 +20,7 @@ from pretrain.data.corpus import concatenated_ranges
 from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
 from pretrain.hub.family import HeadKind
+from pretrain.tracking.no_value import no_value
 
 _FIX = "lower optim.lr or use precision=bf16 or fp32, and train again; the steps before are saved"
 
@@ -71,4 +72,6 @@ def measure(
     """Return the task's metrics of a data set, and its `loss`. A collective; see `answers`."""
     kind, outputs = task.kind, len(names)
     found = answers(module, encoded.examples, kind=kind, outputs=outputs, max_tokens=max_tokens, world=world)
+    if not math.isfinite(found.loss):
+        no_value("loss", why="no example has a target" if math.isnan(found.loss) else "it is too large for fp32")
     return {"loss": found.loss, **task.measure(encoded, found.logits, names)}

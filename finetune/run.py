@@ -30,7 +30,8 @@ from pretrain.init_from import InitialWeights, Source, find_source, shared_sourc
 from pretrain.registry import choices, plain
 from pretrain.tokenizer.base import text_sha256
 from pretrain.train.loop import TrainConfig
-from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
+from pretrain.train.run_dir import RunDirectory
+from pretrain.train.session import Fingerprints, Session, Trainee, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize
 
 READING = {"train", "validation", "columns", "header", "delimiter", "word_column", "tag_column", "max_faults"}
@@ -120,9 +121,18 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         hooks.restore(trainee.saved)
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
     session.train(trainee, hooks.until_patience_ends(steps.since(trainee.state.step)), schedule, hooks, loop)
-    if session.directory and (best := trainee.checkpoints.best):
-        session.directory.record(best_step=best.step)
-        log.info("best: %s %.4f at step %s", task.metric, best.value, best.step)
+    if session.directory:
+        _record_best(session.directory, trainee, task.metric)
+
+
+def _record_best(directory: RunDirectory, trainee: Trainee, metric: str) -> None:
+    """Record the best step of a run that has ended; the last one if no evaluation had a value to compare."""
+    best = trainee.checkpoints.best
+    directory.record(best_step=best.step if best else trainee.state.step)
+    if best:
+        log.info("best: %s %.4f at step %s", metric, best.value, best.step)
+    else:
+        log.warning("no evaluation had a value of %s: the last step, %s, counts as best", metric, trainee.state.step)
 
 
 def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData:

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,11 +89,16 @@ def _facts(trained: Trained, history: History, source: str, encoded: Encoded) ->
         "Training set": _data_set(cfg.task.train, sizes.get("training")),
         "Validation set": _data_set(cfg.task.validation, sizes.get("validation")),
         "Epochs, learning rate": f"{cfg.train.epochs:g}, {cfg.optim.lr:g}",
-        "Best step": UNKNOWN if best is None else f"{best:,}",
+        "Best step": UNKNOWN if best is None else f"{best:,}{_without_value(history, cfg.task.metric)}",
         "Step of this page": f"{trained.number:,} of {last:,.0f}",
         "Data of this page": f"{_data_set(source, len(encoded.records))}, {len(encoded.examples):,} sequences",
     }
     return table(["", ""], list(facts.items()))
+
+
+def _without_value(history: History, metric: str) -> str:
+    measured = any(math.isfinite(row.get(metric, math.nan)) for row in history.evaluation)
+    return "" if measured else f", the last: no evaluation had a value of {metric}"
 
 
 def _metrics(chosen: str, measured: Mapping[str, float]) -> str:

@@ -6,8 +6,8 @@ Holds what has to be mended in the offsets of `tokenizers`; `qa` and `tokens` fi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import takewhile
 from typing import NamedTuple
 from unicodedata import category
@@ -29,41 +29,25 @@ def tokenized(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[TokenizedT
     """Yield the tokens of each text and the characters that they stand for, in order.
 
     Tokens may have white space at their ends, and share characters: bytes, the letters of a ligature, a blank and the
-    letter behind it. What a normaliser removes (accents, controls) or takes for white space (zero-width characters)
-    belongs to the token that it touches; where it stands alone between white space no token may have it.
+    letter behind it. What a normaliser removes (accents, controls, zero-width characters) belongs to the token that it
+    touches; where it stands alone between white space no token may have it.
     """
-    alone = _normaliser_of_letters(tokenizer)
+    normalise = cache(tokenizer.normalizer.normalize_str if tokenizer.normalizer else str)
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
-        # A SentencePiece map that removes the first characters of a text moves all offsets by as many: without them.
-        removed = [len([*takewhile(lambda letter: not (letter.isspace() or alone(letter)), text)]) for text in batch]
-        # Post-processors take the spaces off that the pre-tokenizer added before words, as if the text had them: none.
+        # A SentencePiece map that removes the first letters of a text moves all offsets by as many: it starts later.
+        skipped = [
+            len([*takewhile(lambda letter: not (letter.isspace() or normalise(letter)), text)]) for text in batch
+        ]
+        # A post-processor takes the spaces off that a pre-tokenizer added before words, as if the text had them: none.
         processor, tokenizer.post_processor = tokenizer.post_processor, None
         try:
-            found = tokenizer.encode_batch([text[size:] for text, size in zip(batch, removed, strict=True)])
+            found = tokenizer.encode_batch([text[size:] for text, size in zip(batch, skipped, strict=True)])
         finally:
             tokenizer.post_processor = processor
-        for text, size, encoding in zip(batch, removed, found, strict=True):
+        for text, size, encoding in zip(batch, skipped, found, strict=True):
             offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2) + size
-            blanks = "".join(letter for letter in set(text) if letter.isspace() or not alone(letter).strip())
-            yield TokenizedText(encoding, _touching(_without(blanks, offsets, text), text))
-
-
-def _normaliser_of_letters(tokenizer: Tokenizer) -> Callable[[str], str]:
-    """Return what makes of a letter what the tokenizer's normaliser makes of it where it stands alone."""
-    return lru_cache(maxsize=None)(tokenizer.normalizer.normalize_str if tokenizer.normalizer else str)
-
-
-def _without(blanks: str, offsets: np.ndarray, text: str) -> np.ndarray:
-    """Return offsets (T, 2) less the blanks at the ends of each token that has other characters, too."""
-    if not blanks.strip():  # white space alone, in which no answer ends
-        return offsets
-    trimmed = offsets.copy()
-    for token, (start, end) in enumerate(offsets.tolist()):
-        own = text[start:end]
-        if own.strip(blanks):
-            trimmed[token] = end - len(own.lstrip(blanks)), start + len(own.rstrip(blanks))
-    return trimmed
+            yield TokenizedText(encoding, _touching(offsets, text))
 
 
 def _touching(offsets: np.ndarray, text: str) -> np.ndarray:
@@ -74,10 +58,12 @@ def _touching(offsets: np.ndarray, text: str) -> np.ndarray:
     """
     starts, ends = offsets.T.copy()
     for gap in np.flatnonzero(np.append(0, ends) < np.append(starts, len(text))).tolist():
-        has_first, has_second = gap > 0, gap < len(starts)
-        between = text[ends[gap - 1] if has_first else 0 : starts[gap] if has_second else len(text)]
+        start, end = ends[gap - 1] if gap else 0, starts[gap] if gap < len(starts) else len(text)
+        between = text[start:end]
         if between.isspace():
             continue
+        has_first = gap > 0 and not text[start - 1].isspace()
+        has_second = gap < len(starts) and not text[end].isspace()
         head, tail = len(re.match(r"\S*", between)[0]), len(re.search(r"\S*\Z", between)[0])
         if has_first and has_second and head == len(between):
             head = next((place for place, letter in enumerate(between) if category(letter)[0] in "PS"), head)

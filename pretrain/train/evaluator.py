@@ -5,6 +5,7 @@ Holds the measurement; the loop decides when it happens, and `tracking` where it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import nn
 from pretrain.data.batch import Batch
 from pretrain.distributed.world import World
 from pretrain.errors import DataError, check
+from pretrain.tracking.no_value import no_value
 from pretrain.train.metrics import bits_per_byte, perplexity
 
 
@@ -70,4 +72,7 @@ class Evaluator:
             found |= {"sentence_loss": label_nll / labels, "sentence_accuracy": labels_right / labels}
         if self.bytes_per_target is not None:
             found["bits_per_byte"] = bits_per_byte(loss, num_targets=1, text_bytes=self.bytes_per_target)
+        if undefined := [name for name, value in found.items() if not math.isfinite(value)]:
+            broken = "the model's losses on held-out text are not finite numbers"
+            no_value(*undefined, why="e to the loss is beyond a float" if math.isfinite(loss) else broken)
         return found

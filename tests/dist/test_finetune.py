@@ -16,6 +16,7 @@ from finetune.data.examples import Example, Examples
 from finetune.evaluator import answers
 from finetune.model.base import FineTuned
 from finetune.model.losses import CrossEntropy
+from launch.table import table_of
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
@@ -307,6 +308,26 @@ def test_a_run_that_stops_getting_better_ends_and_ends_again(place):
     assert "at step 2" in said
     record = json.loads((early / "run.json").read_text())
     assert (record["exit"], record["best_step"]) == (0, 2)
+
+
+def test_where_no_evaluation_has_a_value_the_last_step_counts_as_the_best(place):
+    """A correlation with targets that are all equal has none, and is no reason to end early either."""
+    for name, numbers in (("numbers", range(24)), ("equal", [1] * 5)):
+        rows = [f"{WORDS[row % 7]} {WORDS[row % 10]}\t{number}\n" for row, number in enumerate(numbers)]
+        (place / f"{name}.tsv").write_text("".join(["text\tlabel\n", *rows]))
+    overrides = tuned("undefined", "task.train=numbers.tsv", "task.validation=equal.tsv", "task.problem=regression")
+    overrides += ["train.epochs=2", "eval.every=2", "eval.patience=1", "checkpoint.keep=1"]
+    said = tune(*overrides, ranks=2, cwd=place)
+    assert said.count("pearson, spearman: no value: all targets are equal") == 1
+    assert "no evaluation had a value of spearman: the last step, 6, counts as best" in said
+    undefined = place / "runs" / "undefined"
+    left = (undefined / "metrics.jsonl").read_text()
+    assert left.count('"spearman": "NaN"') == 3 and "Infinity" not in left
+    assert step_names(undefined / "checkpoints") == ["step-00000006"]
+    tune(*overrides, cwd=place)  # it takes no step
+    assert json.loads((undefined / "run.json").read_text())["best_step"] == 6
+    assert (undefined / "metrics.jsonl").read_text() == left
+    assert table_of([undefined]).splitlines()[1].split()[-2] == "nan"
 
 
 @pytest.mark.parametrize(

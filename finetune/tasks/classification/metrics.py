@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pretrain.tracking.no_value import no_value
+
 Array = NDArray[Any]
 
 
@@ -20,8 +22,9 @@ def classification_metrics(predicted: ArrayLike, labels: ArrayLike, num_labels: 
 
     `predicted` and `labels` are label ids of shape [examples], from 0 to `num_labels` - 1. With two labels there is
     also `f1`: that of label 1, the positive one. Over all labels `f1_micro` equals the accuracy; `f1_macro` leaves out
-    a label that occurs on neither side. The Matthews correlation (Gorodkin 2004) is 0.0 where either side has a single
-    label. Raises `ValueError` for shapes that differ, no examples or ids outside the range.
+    a label that occurs on neither side. The Matthews correlation (Gorodkin 2004) is 0.0 where a single label is
+    predicted. Where all examples have one label it is NaN, and `f1` where none has label 1. Raises `ValueError` for
+    shapes that differ, no examples or ids outside the range.
     """
     from sklearn.metrics import accuracy_score, matthews_corrcoef
 
@@ -37,6 +40,10 @@ def classification_metrics(predicted: ArrayLike, labels: ArrayLike, num_labels: 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A single label was found", category=UserWarning)
         values["matthews"] = float(matthews_corrcoef(labels, predicted))
+    if labels.min() == labels.max():
+        values |= no_value("matthews", why="all examples have the same label")
+    if "f1" in values and not labels.any():
+        values |= no_value("f1", why="no example has the second label, whose F1 it is")
     return values
 
 
@@ -45,18 +52,19 @@ def multi_label_metrics(predicted: ArrayLike, labels: ArrayLike) -> dict[str, fl
 
     `predicted` and `labels` are zeros and ones (or booleans) of shape [examples, labels]. `accuracy` is the share of
     examples whose labels are all right. `f1_micro` counts all decisions together; `f1_macro` is the mean over labels,
-    where a label that no example has and nothing predicts counts as 0.0. Raises `ValueError` for shapes that differ,
-    no examples or other values.
+    where a label that no example has and nothing predicts counts as 0.0. Both are NaN where no example has any label.
+    Raises `ValueError` for shapes that differ, no examples or other values.
     """
     predicted, labels = _pair(predicted, labels, dimensions=2)
     if not (np.isin(predicted, (0, 1)).all() and np.isin(labels, (0, 1)).all()):
         raise ValueError("multi-label predictions and labels are zeros and ones: compare probabilities to a threshold")
     predicted, labels = predicted.astype(int), labels.astype(int)
-    return {
+    values = {
         "accuracy": float((predicted == labels).all(axis=1).mean()),
         "f1_macro": float(np.mean([_f1(*columns, "binary") for columns in zip(predicted.T, labels.T, strict=True)])),
         "f1_micro": _f1(predicted.ravel(), labels.ravel(), "binary"),
     }
+    return values if labels.any() else values | no_value("f1_macro", "f1_micro", why="no example has a label")
 
 
 def regression_metrics(predicted: ArrayLike, targets: ArrayLike) -> dict[str, float]:
@@ -76,7 +84,18 @@ def regression_metrics(predicted: ArrayLike, targets: ArrayLike) -> dict[str, fl
             for name, correlate in (("pearson", pearsonr), ("spearman", spearmanr)):
                 found: Any = correlate(predicted, targets)
                 values[name] = float(found.statistic)
+    if undefined := [name for name, value in values.items() if np.isnan(value)]:
+        no_value(*undefined, why=_no_correlation(predicted, targets))
     return values | {"mse": float(np.mean(np.square(predicted - targets)))}
+
+
+def _no_correlation(predicted: Array, targets: Array) -> str:
+    if len(targets) == 1:
+        return "there is one example"
+    for name, side in (("targets", targets), ("predictions", predicted)):
+        if (side == side[0]).all():
+            return f"all {name} are equal"
+    return "numbers are not finite, or too large or too close for float64"
 
 
 def _f1(predicted: Array, labels: Array, average: Literal["binary", "macro", "micro"]) -> float:

@@ -112,7 +112,7 @@ class SplitReport:
 
     shortened: list[str] = field(default_factory=list)  # questions longer than is allowed
     cut: list[str] = field(default_factory=list)  # answers that are whole in no window
-    inexact: list[str] = field(default_factory=list)  # answers that start or end inside a token
+    inexact: list[str] = field(default_factory=list)  # answers that start or end inside a token, or in none
 
     def log(self, num_questions: int, num_windows: int) -> None:
         """Write the counts to the log."""

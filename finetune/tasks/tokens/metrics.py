@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from pretrain.errors import DataError
+from pretrain.tracking.no_value import no_value
 
 Tags = Sequence[Sequence[str]]  # [sentences][words], ragged: "O", or a letter and maybe a hyphen and a type: "B-PER"
 
@@ -24,8 +25,9 @@ _NAMES = {"f1": "f1-score", "precision": "precision", "recall": "recall"}  # our
 def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
     """Values over all entities (`f1`, `precision`, `recall`), over words (`accuracy`), and of each type (`f1/PER`).
 
-    An entity is right if its type, first and last word are. A quotient by 0 is 0.0. Raises `DataError` for what is no
-    tag, `ValueError` for lengths that differ and for no words.
+    An entity is right if its type, first and last word are. A quotient by 0 is 0.0, but values over all entities are
+    NaN where the references have none. Raises `DataError` for what is no tag, `ValueError` for lengths that differ and
+    for no words.
     """
     from seqeval.metrics import accuracy_score, classification_report
 
@@ -37,6 +39,8 @@ def entity_metrics(predicted: Tags, references: Tags) -> dict[str, float]:
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # of the mean over types where there are none
         report: Any = classification_report(truth, guess, output_dict=True, zero_division=zero)
     values = {name: float(report["micro avg"][key]) for name, key in _NAMES.items()}
+    if not report["micro avg"]["support"]:
+        values = no_value(*values, why="no word of the data is in an entity")
     values["accuracy"] = float(accuracy_score(truth, guess))
     types = sorted(report.keys() - {"micro avg", "macro avg", "weighted avg"})
     return values | {f"{name}/{kind}": float(report[kind][key]) for kind in types for name, key in _NAMES.items()}

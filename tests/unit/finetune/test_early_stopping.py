@@ -60,9 +60,9 @@ def saved(hooks):
         ([0.3, 0.3, 0.3], 1, 0.3, 2),  # of equals the first
         ([-0.5, -0.7], 1, -0.5, 1),  # correlations may be negative
         ([0.0], 1, 0.0, 0),
-        ([NAN, -0.9], 2, -0.9, 0),  # any number is better than none
-        ([0.2, NAN, 0.1], 1, 0.2, 2),
-        ([NAN, NAN], 1, -math.inf, 1),  # some step is the best one, whatever is measured
+        ([NAN, -0.9], 2, -0.9, 0),
+        ([0.2, NAN, 0.1], 1, 0.2, 1),  # what has no value uses up no patience
+        ([0.2, math.inf, -math.inf, 0.3], 4, 0.3, 0),
     ],
 )
 def test_the_best_step_is_the_first_with_the_largest_number(make, values, best, value, stalled):
@@ -72,6 +72,15 @@ def test_the_best_step_is_the_first_with_the_largest_number(make, values, best, 
         hooks.save(TrainState(step=step), required=False)
     assert hooks.checkpoints.best == (best, value)
     assert (hooks.largest, hooks.stalled) == (value, stalled)
+
+
+def test_no_step_is_the_best_where_nothing_has_a_value(make):
+    hooks = make(NAN, math.inf, NAN, patience=1, asynchronous=False)
+    for step, _ in enumerate(hooks.until_patience_ends([[]] * 3), start=1):
+        evaluate(hooks, step)
+        hooks.save(TrainState(step=step), required=False)
+    assert hooks.checkpoints.best is None and (hooks.largest, hooks.stalled) == (None, 0)
+    assert saved(hooks) == [3], "the last step, which counts as the best"
 
 
 def test_what_was_measured_comes_back(make):
@@ -104,7 +113,7 @@ def test_a_resumed_run_takes_up_what_the_checkpoint_says(make, values):
     assert (state["tokens"], state["resume"]) == (11, {"seed": 1})
     assert (after.largest, after.stalled) == (before.largest, before.stalled)
     assert after.checkpoints.best == before.checkpoints.best
-    assert (after.checkpoints.best is None) == (not values)
+    assert (after.checkpoints.best is None) == (values in ([], [NAN]))
     json.dumps(after.progress(TrainState()))
 
 

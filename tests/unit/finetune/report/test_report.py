@@ -1,6 +1,8 @@
 """The report of fine-tuned runs: its numbers are those of evaluation and prediction, whatever the texts are."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -98,6 +100,15 @@ def test_labels(capsys, labels):
     record = json.loads((run / "run.json").read_text())
     assert facts["Best step"] == [str(record["best_step"])]
     assert facts["Step of this page"] == [f"{record['best_step']} of 4"]
+
+
+def test_a_run_whose_metric_never_had_a_value_says_so(capsys, labels, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(labels[0], run)
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(re.sub(r'"accuracy": [0-9.]+', '"accuracy": "NaN"', metrics.read_text()))
+    [best] = rows(written(capsys, run), "Run")["Best step"]
+    assert best.endswith(", the last: no evaluation had a value of accuracy")
 
 
 def test_the_same_page_twice_and_another_file_and_step(capsys, labels, tmp_path):

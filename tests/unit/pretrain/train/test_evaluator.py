@@ -17,6 +17,7 @@ from pretrain.data.sources.base import PreparedSource
 from pretrain.distributed.world import World
 from pretrain.errors import DataError
 from pretrain.objectives.base import Loss
+from pretrain.tracking import no_value
 from pretrain.train.evaluator import Evaluator
 
 VOCABULARY, END = 23, 7
@@ -123,6 +124,27 @@ def targets(number: int) -> Batch:
     ids = torch.arange(number)
     offsets = torch.tensor([0, number], dtype=torch.int32)
     return Batch(tokens=ids, positions=ids, offsets=offsets, max_len=number, targets=ids, num_targets=number)
+
+
+@pytest.mark.parametrize(
+    ("nll", "told"),
+    [
+        (math.nan, "loss, perplexity, bits_per_byte: no value: the model's losses on held-out text are not finite"),
+        (math.inf, "loss, perplexity, bits_per_byte: no value: the model's losses on held-out text are not finite"),
+        (3000.0, "perplexity: no value: e to the loss is beyond a float"),
+        (2800.0, ""),
+    ],
+)
+def test_what_is_not_finite_is_said_once_with_the_reason(nll, told, caplog):
+    class Measured(nn.Module):
+        def forward(self, batch):
+            return Loss(torch.tensor(nll), torch.tensor(nll), torch.tensor(1))
+
+    no_value._say.cache_clear()
+    evaluator = Evaluator(module=Measured(), batches=lambda: [targets(4)], bytes_per_target=2.5, world=World.alone())
+    assert evaluator()["loss"] == pytest.approx(nll / 4, nan_ok=True)
+    assert math.isfinite(evaluator()["perplexity"]) == (not told) == (not caplog.text)
+    assert caplog.text.count(told) == (1 if told else caplog.text.count(""))
 
 
 def test_held_out_text_without_a_target_is_refused():

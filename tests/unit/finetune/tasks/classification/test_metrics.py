@@ -15,6 +15,7 @@ from finetune.tasks.classification.metrics import (
     multi_label_metrics,
     regression_metrics,
 )
+from pretrain.tracking import no_value
 
 numbers = st.floats(-1e3, 1e3).map(lambda number: round(number, 3))
 few_examples = settings(max_examples=40, deadline=None)
@@ -45,9 +46,11 @@ def written_out(predicted, labels, num_labels):
         "f1_micro": right / total,
         "matthews": together / math.sqrt(math.prod(spreads)) if all(spreads) else 0.0,
     }
+    if not spreads[1]:  # the data have one label
+        values["matthews"] = math.nan
     if num_labels == 2:
         hits, others = table[1, 1], table[0, 1] + table[1, 0]
-        values["f1"] = 2 * hits / (2 * hits + others) if hits or others else 0.0
+        values["f1"] = 2 * hits / (2 * hits + others) if table[1].any() else math.nan
     return values
 
 
@@ -62,7 +65,7 @@ def classified(draw):
 @few_examples
 @given(classified())
 def test_classification_as_written_out(case):
-    assert classification_metrics(*case) == pytest.approx(written_out(*case), abs=1e-12)
+    assert classification_metrics(*case) == pytest.approx(written_out(*case), abs=1e-12, nan_ok=True)
 
 
 @few_examples
@@ -70,14 +73,18 @@ def test_classification_as_written_out(case):
 def test_classification_laws(case, random):
     predicted, labels, num_labels = case
     values = classification_metrics(*case)
-    assert all(-1 <= value <= 1 if name == "matthews" else 0 <= value <= 1 for name, value in values.items())
-    assert classification_metrics(labels, predicted, num_labels) == pytest.approx(values, abs=1e-12)  # symmetric
+    defined = {name: value for name, value in values.items() if not math.isnan(value)}
+    assert all(-1 <= value <= 1 if name == "matthews" else 0 <= value <= 1 for name, value in defined.items())
+    swapped = classification_metrics(labels, predicted, num_labels)
+    both = [name for name in defined if not math.isnan(swapped[name])]
+    assert [swapped[name] for name in both] == pytest.approx([values[name] for name in both], abs=1e-12)
     order = random.sample(range(len(labels)), len(labels))
-    assert classification_metrics(np.array(predicted)[order], np.array(labels)[order], num_labels) == values
+    shuffled = classification_metrics(np.array(predicted)[order], np.array(labels)[order], num_labels)
+    assert shuffled == pytest.approx(values, rel=0, abs=0, nan_ok=True)
     names = random.sample(range(num_labels), num_labels)
     renamed = classification_metrics(np.array(names)[predicted], np.array(names)[labels], num_labels)
     for name in values.keys() - {"f1"}:  # only `f1` knows which label is the positive one
-        assert renamed[name] == pytest.approx(values[name], abs=1e-12)
+        assert renamed[name] == pytest.approx(values[name], abs=1e-12, nan_ok=True)
 
 
 def test_classification_by_hand():
@@ -97,14 +104,15 @@ def test_classification_by_hand():
 @pytest.mark.parametrize(
     ("predicted", "labels", "num_labels", "expected"),
     [
-        ([0, 0], [0, 0], 2, {"accuracy": 1, "f1": 0, "f1_macro": 1, "f1_micro": 1, "matthews": 0}),
+        ([0, 0], [0, 0], 2, {"accuracy": 1, "f1": math.nan, "f1_macro": 1, "f1_micro": 1, "matthews": math.nan}),
+        ([0, 1], [1, 1], 2, {"accuracy": 0.5, "f1": 2 / 3, "f1_macro": 1 / 3, "f1_micro": 0.5, "matthews": math.nan}),
         ([1, 1], [0, 1], 2, {"accuracy": 0.5, "f1": 2 / 3, "f1_macro": 1 / 3, "f1_micro": 0.5, "matthews": 0}),
         # Labels 0 and 3 occur nowhere: the mean is over labels 1 and 2.
         ([1, 2, 2], [1, 2, 1], 4, {"accuracy": 2 / 3, "f1_macro": 2 / 3, "f1_micro": 2 / 3, "matthews": 0.5}),
     ],
 )
 def test_classification_where_a_value_is_undefined(predicted, labels, num_labels, expected):
-    assert classification_metrics(predicted, labels, num_labels) == pytest.approx(expected)
+    assert classification_metrics(predicted, labels, num_labels) == pytest.approx(expected, nan_ok=True)
 
 
 @st.composite
@@ -118,16 +126,20 @@ def marked(draw):
 @given(marked())
 def test_multi_label_as_written_out(case):
     predicted, labels = (side.astype(np.float64) for side in case)
-    hits, marks = (predicted * labels).sum(0), predicted.sum(0) + labels.sum(0)
+    hits, marks, some = (predicted * labels).sum(0), predicted.sum(0) + labels.sum(0), labels.any()
     assert multi_label_metrics(*case) == pytest.approx(
         {
             "accuracy": np.mean([list(p) == list(q) for p, q in zip(predicted, labels, strict=True)]),
-            "f1_macro": np.mean([2 * hit / mark if mark else 0 for hit, mark in zip(hits, marks, strict=True)]),
-            "f1_micro": 2 * hits.sum() / marks.sum() if marks.sum() else 0,
+            "f1_macro": np.mean([2 * hit / mark if mark else 0 for hit, mark in zip(hits, marks, strict=True)])
+            if some
+            else math.nan,
+            "f1_micro": 2 * hits.sum() / marks.sum() if some else math.nan,
         },
         abs=1e-12,
+        nan_ok=True,
     )
-    assert multi_label_metrics(*reversed(case)) == pytest.approx(multi_label_metrics(*case), abs=1e-12)
+    if some and predicted.any():
+        assert multi_label_metrics(*reversed(case)) == pytest.approx(multi_label_metrics(*case), abs=1e-12)
 
 
 def ranks(values):
@@ -181,6 +193,25 @@ def test_undefined_correlations_are_nan(predicted, targets, mse):
     values = regression_metrics(predicted, targets)
     assert math.isnan(values["pearson"]) and math.isnan(values["spearman"])
     assert values["mse"] == pytest.approx(mse, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("measure", "told"),
+    [
+        (lambda: regression_metrics([1, 2], [3, 3]), "pearson, spearman: no value: all targets are equal"),
+        (lambda: regression_metrics([1, 1], [2, 3]), "pearson, spearman: no value: all predictions are equal"),
+        (lambda: regression_metrics([1], [2]), "pearson, spearman: no value: there is one example"),
+        (lambda: regression_metrics([math.nan, 1], [2, 3]), "pearson, spearman: no value: numbers are not finite"),
+        (lambda: classification_metrics([0, 1], [1, 1], 2), "matthews: no value: all examples have the same label"),
+        (lambda: classification_metrics([0, 1], [0, 0], 2), "f1: no value: no example has the second label"),
+        (lambda: multi_label_metrics([[0, 1]], [[0, 0]]), "f1_macro, f1_micro: no value: no example has a label"),
+    ],
+)
+def test_what_has_no_value_is_said_once_with_the_reason(measure, told, caplog):
+    no_value._say.cache_clear()
+    measure()
+    measure()
+    assert caplog.text.count(told) == 1
 
 
 @pytest.mark.parametrize(
