@@ -280,7 +280,8 @@ def _explained(error: Exception, known: Callable[[str], list[str]]) -> str:
     if isinstance(error, RecursionError):
         return "defaults: files name each other in a circle; take one of them out"
     if found := re.search(r"Could not override '([^']+)'", message):
-        key = getattr(error.__cause__, "full_key", None) or found[1]
+        inside = str(getattr(error.__cause__, "full_key", ""))  # of a dictionary that was given as a value
+        key = inside if inside.startswith(f"{found[1]}.") else found[1]
         return f"{key}: no such setting{nearest(key, known(key))}"
     if found := re.search(r"In '([^']+)'.*\s+Key '[^']+' not in '[^']+'\s+full_key: (\S+)", message):
         return f"{found[1]}.yaml: {found[2]}: no such setting{nearest(found[2], known(found[2]))}"
