@@ -117,6 +117,11 @@ def start_command() -> None:
             at_once = stream is not None and (stream.line_buffering or stream.write_through)
             output = io.BufferedWriter(_Output(number, "w", closefd=False))
             setattr(sys, name, io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=at_once))
+    for word in sys.argv:
+        if not word.isascii() and word.encode(errors="ignore").decode() != word:
+            rule = f"no text in the encoding of this locale, {sys.getfilesystemencoding()}"
+            print(f"{word!a}: {rule}; set LC_ALL=C.UTF-8, or rename the file", file=sys.stderr)
+            sys.exit(ConfigError.exit_code)
 
 
 class _Output(io.FileIO):

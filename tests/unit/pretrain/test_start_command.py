@@ -129,3 +129,12 @@ def test_a_file_never_gets_the_number_of_a_stream_that_is_closed(closed, number,
     child = f"import subprocess\nsubprocess.run(['sh', '-c', 'echo >&{number}'], check=True)"
     assert run(write + use + child, f"{closed} {'' if closed == '<&-' else '< /dev/null'}").returncode == 0
     assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_a_word_that_is_no_text_in_this_locale_is_refused_before_it_is_written_anywhere():
+    c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for word, locale in (("łódź".encode(), c), (b"\xff.txt", {"PYTHONUTF8": "1"})):
+        words = [*PLAIN, BEGIN + "print('goes on')", word]
+        ended = subprocess.run(words, env=os.environ | locale, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (2, "") and "no text in the encoding of this locale" in ended.stderr
+    assert run("print('goes on')", "łódź", PYTHONUTF8="1").returncode == 0
