@@ -183,7 +183,8 @@ class RunSource(Source):
 
     @property
     def template(self) -> tuple[list[int], list[int]]:
-        return self.record["document_frame"]
+        prefix, suffix = self.record["document_frame"]
+        return prefix, suffix
 
     @property
     def mask(self) -> int | None:

@@ -55,15 +55,19 @@ class StepManifest(TypedDict):
 
 class _EveryState(TypedDict):
     step: int
-    strategy: dict[str, float]
 
 
 class StepState(_EveryState, total=False):
     """`state.json` of a step, beside what its program adds."""
 
+    strategy: dict[str, float]
     best: tuple[int, float] | None
     resume: dict[str, Any]  # what a resumed run must find unchanged
     facts: dict[str, Any]  # what run.json must say of the model, whoever reads it
+
+
+class _Restorable(StepState):
+    strategy: dict[str, float]
 
 
 Committed = Mapping[str, str]
@@ -164,7 +168,7 @@ def load_state(step: Path, kind: Any = StepState) -> dict[str, Any]:
         state = read_json(path, kind)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not the state of a step ({error}); restore it, or name another step") from None
-    if state["step"] != step_number(step) or not all(map(math.isfinite, state["strategy"].values())):
+    if state["step"] != step_number(step) or not all(map(math.isfinite, state.get("strategy", {}).values())):
         raise CheckpointError(f"{path}: not the state of this step; restore it, or name another step")
     return state
 
@@ -191,7 +195,7 @@ def restore(step: Path, shapes: Shapes, strategy: Checkpointable) -> None:
     """Fill weights and moments from a verified step. Raises `CheckpointError` if it is of another architecture."""
     reader = fragments_of(step)
     check_architecture(step, shapes, reader.weight_shapes())
-    strategy.load_state(load_state(step)["strategy"])
+    strategy.load_state(load_state(step, _Restorable)["strategy"])
     strategy.load_fragments(reader)
 
 

@@ -67,8 +67,8 @@ def load(path: Path) -> History:
     if not metrics.is_file():
         raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
     facts = facts_of(path)
-    if not facts:
-        log.warning("%s is not there: how the run ended and what it trained is not known", path / RECORD_FILE)
+    if "name" not in facts:
+        log.warning("%s says of no run how it ended and what it trained", path / RECORD_FILE)
     run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
     for record in records(metrics):
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}

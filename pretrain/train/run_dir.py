@@ -48,13 +48,10 @@ RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or d
 log = logging.getLogger(__name__)
 
 
-class _EveryRecord(TypedDict):
-    name: str
-
-
-class RunRecord(_EveryRecord, total=False):
+class RunRecord(TypedDict, total=False):
     """`run.json`: what other commands want to know of a run. Runs of older versions lack some of it."""
 
+    name: str
     versions: dict[str, str]
     exit: int | None  # null: it runs, or was killed
     init_from: str  # as it was found

@@ -80,12 +80,13 @@ def prepare_place() -> None:
     tune()
 
 
-def train(steps: int) -> None:
+def train(steps: int, *more: str) -> None:
     settings = [
         *("data=prepared", f"data.sources.prepared.path={CORPUS}", "data.seq_len=16", "model=decoder"),
         *("model.width=16", "model.layers=1", "model.heads=2", f"train.steps={steps}", "train.batch_size=2"),
         *("train.micro_batch_size=2", "log.every=1", "eval.every=2", "checkpoint.every=2", "schedule=constant"),
         *("schedule.warmup_steps=0", "optim.lr=1e-2", f"run.name={RUN.name}", "tracker.progress=false"),
+        *more,
     ]
     pretrain(compose(settings))
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from corpora import edit_json
 from hugging_face_directories import write_released
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, MODERNBERT_SETTINGS, TEXTS, make_run, word_pieces
 from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA
@@ -15,7 +16,7 @@ from finetune.model.base import FineTuned
 from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.export import main
 from pretrain.hub.family import HeadKind, head_for
 from pretrain.init_from import InitialWeights, open_source
@@ -66,10 +67,12 @@ def assert_begun(module, initial, theirs, taken):
 def test_a_tokenizer_of_another_vocabulary_is_refused_by_both_sizes(tmp_path):
     run = make_run(tmp_path / "run", **ENCODER, tokenizer=word_pieces())
     assert main([str(run)]) == 0
-    for place in (run, run / "export"):
+    for place, kind, told in (
+        (run, DataError, "another tokenizer"),
+        (run / "export", ConfigError, "of another vocabulary: it has ids up to 269, but the model's embedding 72 rows"),
+    ):
         (place / "tokenizer.json").write_text(BpeTokenizer(vocab_size=270).train(iter(TEXTS)))
-        told = f"{place}/tokenizer.json: of another vocabulary: it has ids up to 269, but the model's embedding 72 rows"
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(kind, match=f"{place}/tokenizer.json: {told}"):
             tokenizer_of(open_source(str(place)))
 
 
@@ -214,9 +217,8 @@ def test_one_kind_of_segment_is_that_of_all_tokens(tmp_path):
 
 def test_a_run_whose_weights_are_of_another_network_is_refused(tmp_path):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
-    record = (run / "run.json").read_text()
-    (run / "run.json").write_text(record.replace('"layers": 2', '"layers": 3'))
-    with pytest.raises(CheckpointError, match=r"of another architecture.*missing model\.blocks\.2\."):
+    edit_json(run / "run.json", lambda record: record["network"].update(layers=3))
+    with pytest.raises(CheckpointError, match=r"run\.json: model\.layers is 3, its newest step was trained with 2"):
         begin(run)
 
 

@@ -1,5 +1,6 @@
 """A fine-tuned run measures, predicts and exports what it learnt: the pipelines of transformers give its answers."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -7,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from corpora import edit_json
 from finetuned_runs import SOURCES, WORDS, texts, trained, write
 from run_directories import TEXTS, json_of
 from tokenizers import processors
@@ -61,6 +63,16 @@ def test_labels_of_texts(tmp_path, capsys, source, tuning):
         assert scores == pytest.approx(one["probabilities"], abs=1e-5)
 
 
+def forget_tokenizer(run):
+    """Make a run one of a version whose steps did not say of which tokenizer they are."""
+    edit_json(run / "run.json", lambda record: record.pop("steps"))
+    for step in (run / "checkpoints").iterdir():
+        edit_json(step / "state.json", lambda state: state["resume"].pop("tokenizer"))
+        state = (step / "state.json").read_bytes()
+        listed = {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+        edit_json(step / "manifest.json", lambda manifest, own=listed: manifest["files"].update({"state.json": own}))
+
+
 def test_a_token_that_texts_end_with_fills_no_batch(tmp_path):
     """Its place is where the label is read."""
     records = [{"text": text, "label": word} for text, word in texts(9)]
@@ -71,6 +83,7 @@ def test_a_token_that_texts_end_with_fills_no_batch(tmp_path):
     ids = [(padding, tokenizer.token_to_id(padding))]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{padding} $A {padding}", special_tokens=ids)
     tokenizer.save(str(run / "tokenizer.json"))
+    forget_tokenizer(run)
     assert export([str(run)]) == 0
     assert "pad_token" not in json_of(run / "export" / "tokenizer_config.json")
 
@@ -217,6 +230,9 @@ def test_a_foreign_tokenizer_and_outputs_that_are_not_finite_are_refused(tmp_pat
         opened.answers(encoded, 64)
     (run / "tokenizer.json").write_text(BpeTokenizer(vocab_size=299).train(iter(TEXTS)))
     capsys.readouterr()
+    assert predict([str(run), str(data)]) == 3
+    assert "tokenizer.json: another tokenizer" in capsys.readouterr().err
+    forget_tokenizer(run)
     assert predict([str(run), str(data)]) == 2
     assert "tokenizer.json: of another vocabulary" in capsys.readouterr().err
 

@@ -1,6 +1,5 @@
 """What `transformers` loads from an export computes what ours computes; nothing incomplete is ever found."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import time
 
 import pytest
 import torch
+from corpora import edit_json
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, json_of, make_run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -112,9 +112,8 @@ def test_the_tokenizer_gives_the_same_ids_and_knows_the_ends_of_documents(small)
 
 
 def test_documents_framed_on_both_sides_and_on_none(small):
-    record = json_of(small / "run.json")
     for frame, begin, end in (([[3], [5, 6]], 3, 5), ([[], []], None, None)):
-        (small / "run.json").write_text(json.dumps(record | {"document_frame": frame}))
+        edit_json(small / "run.json", lambda record, frame=frame: record.update(document_frame=frame))
         assert main([str(small)]) == 0
         config = AutoModelForCausalLM.from_pretrained(small / "export").config
         assert (config.bos_token_id, config.eos_token_id) == (begin, end)

@@ -1,12 +1,12 @@
 """What a run may start from is found, refused by name, and known: its network, its tokenizer, its frame."""
 
-import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from corpora import edit_json
 from hugging_face_directories import write_released
 from run_directories import GPT2_SETTINGS, TEXTS, json_of, make_run, word_pieces
 
@@ -47,7 +47,7 @@ NOT_THERE = "no such directory; name a run, a Hugging Face directory or, as org/
         ("runs", ConfigError, "neither config.json (Hugging Face) nor checkpoints (a run) in it"),
         ("runs/empty", CheckpointError, "no step is saved there"),
         ("runs/torn", CheckpointError, "model.safetensors: not a readable safetensors file"),
-        ("runs/garbled", CheckpointError, "tokenizer.json: not a readable tokenizer; fetch or write it again"),
+        ("runs/garbled", CheckpointError, "tokenizer.json: not a readable tokenizer"),
         ("runs/foreign", ConfigError, "config.json: model_type=t5: is not supported"),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_a_run_named_counts(tmp_path):
     source, record = open_source(str(run)), json_of(run / "run.json")
     assert source.mask == record["mask"] == 0
     assert source.template == (record["document_frame"][0], []) and len(source.template[0]) == 1
-    (run / "run.json").write_text(json.dumps({key: value for key, value in record.items() if key != "mask"}))
+    edit_json(run / "run.json", lambda record: record.pop("mask"))
     assert open_source(str(run)).mask not in (None, 0), "a run from before there was such a setting"
 
 
@@ -124,7 +124,7 @@ def test_a_source_without_a_readable_tokenizer_is_refused(run, export):
     assert main([str(run)]) == 0
     directory = run / "export" if export else run
     (directory / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=rf"{directory}/tokenizer.json: not a readable tokenizer"):
+    with pytest.raises(CheckpointError, match=rf"{directory}/tokenizer.json: (not a readable|another) tokenizer"):
         find_source(str(directory), first=True)
     (directory / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=rf"{directory}: no tokenizer.json.* beside its weights"):

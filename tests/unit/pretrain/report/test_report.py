@@ -168,7 +168,7 @@ def test_a_run_that_only_diverged_or_only_evaluated_can_be_drawn(tmp_path):
         ("metrics.jsonl", '{"split": "train", "loss": 1}\n', "metrics.jsonl:1: not a record"),
         ("metrics.jsonl", '{"step": 1, "split": "train", "loss": "low"}\n', "metrics.jsonl:1: not a record"),
         ("run.json", "{", "run.json: not readable (Expecting"),
-        ("run.json", "[]", "run.json: not readable (holds no JSON object)"),
+        ("run.json", "[]", "run.json: not readable (not a JSON object)"),
         ("config.yaml", "a: [", "config.yaml: cannot be read"),
     ],
 )
