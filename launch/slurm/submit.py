@@ -18,7 +18,7 @@ from omegaconf import MISSING
 
 import launch
 from launch.jobs import PREPARE, Job
-from launch.slurm.cluster import ClusterConfig, check_duration, check_line
+from launch.slurm.cluster import check_duration, check_line
 from launch.slurm.script import Shape, Task, module_script, run_script
 from pretrain.compose import Root
 from pretrain.errors import ConfigError, check
