@@ -78,8 +78,8 @@ def unlike_text(block: bytes) -> str | None:
             return f"{kind.what}; {kind.fix}"
     if encoding := next((name for mark, name in _MARKS if block.startswith(mark)), None):
         return _in(encoding)
-    if _ISO_2022.search(block):
-        return _in("ISO-2022")
+    if shift := _ISO_2022.search(block):
+        return f"probably {_in('ISO-2022-KR' if shift[0].endswith(b')') else 'ISO-2022-JP')}"
     many = max(FEWEST_WRONG, LEAST_WRONG * len(block))
     controls = len(block[:START].translate(None, _TEXT_BYTES))
     binary = controls > MOST_CONTROLS * len(block[:START]) or block.count(0) >= many

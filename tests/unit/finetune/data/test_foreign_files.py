@@ -41,6 +41,12 @@ def test_marks_and_compression_are_known_by_the_content(tmp_path, form):
                 assert values(file) == ROWS
 
 
+def test_lines_of_files_that_were_joined_with_their_marks(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(CONTENTS["jsonl"].encode("utf-8-sig") * 2)
+    assert values(file) == ROWS * 2
+
+
 @pytest.mark.parametrize("form", CONTENTS)
 def test_other_encodings_are_named(tmp_path, form):
     file = tmp_path / f"a.{form}"
