@@ -151,7 +151,8 @@ def _ask(url: str, start: int = 0, *, method: str = "GET") -> HTTPResponse:
     if start:
         request.add_header("Range", f"bytes={start}-")
     if user:
-        secret = base64.b64encode(unquote(user).encode()).decode()
+        login = unquote(user if ":" in user else f"{user}:")
+        secret = base64.b64encode(login.encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")
     try:
         return build_opener(_Redirects).open(request, timeout=TIMEOUT_S)

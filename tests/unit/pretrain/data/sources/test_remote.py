@@ -196,6 +196,12 @@ def test_a_token_leaves_a_name_and_the_rest_of_a_query_stays(server):
     assert names(source) == [f"{server.url}/books/a.txt?version=3"] and texts(source)[0] == LINES
 
 
+def test_a_token_in_place_of_a_user_leaves_a_name(server):
+    server.login = f"{SECRET}:"
+    source = TextSource(paths=[f"{server.url.replace('://', f'://{SECRET}@')}/books/a.txt"], documents=Cut.line)
+    assert names(source) == [f"{server.url}/books/a.txt"] and texts(source)[0] == LINES
+
+
 def test_a_password_is_used_and_not_repeated(server):
     server.login = f"me:{SECRET}@"
     url = server.url.replace("://", f"://me:{SECRET}%40@")
