@@ -77,6 +77,12 @@ def test_letters_alone_are_entities_of_one_type(scheme, pieces):
     assert [entity_spans(row) for row in tags] == [spans(row) for row in one]
 
 
+def test_broken_bilou_is_read_as_broken_bioes():
+    for tags in ("B-X L-X L-X", "I-X U-X I-X L-X", "L I L B U O L"):
+        assert entity_spans(tags.split()) == entity_spans(tags.replace("L", "E").replace("U", "S").split())
+    assert entity_spans(["B-X", "L-X", "L-X"]) == [("X", 0, 1), ("X", 2, 2)]
+
+
 @pytest.mark.parametrize("bare", [False, True], ids=["types", "letters"])
 @pytest.mark.parametrize("scheme", THEIRS)
 def test_the_scheme_is_told_from_the_data_and_said(tmp_path, caplog, scheme, bare):
