@@ -15,6 +15,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a command to end; a run that trains saves first
 HANDLED = (*STOP_SIGNALS, signal.SIGINT)
@@ -125,7 +126,7 @@ class _Output(io.FileIO):
     disk, raises `ResourceError`, once.
     """
 
-    def write(self, data: bytes | memoryview) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write(self, data: Any, /) -> int | None:
         try:
             return super().write(data)
         except OSError as error:
