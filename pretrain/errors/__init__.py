@@ -16,6 +16,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from pretrain.errors.redaction import redacted
 
@@ -131,7 +132,7 @@ class _Output(io.FileIO):
     disk, raises `ResourceError`, once.
     """
 
-    def write(self, data: bytes | memoryview) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write(self, data: Any, /) -> int | None:
         try:
             return super().write(data)
         except OSError as error:

@@ -138,3 +138,9 @@ def test_a_word_that_is_no_text_in_this_locale_is_refused_before_it_is_written_a
         ended = subprocess.run(words, env=os.environ | locale, capture_output=True, text=True)
         assert (ended.returncode, ended.stdout) == (2, "") and "no text in the encoding of this locale" in ended.stderr
     assert run("print('goes on')", "łódź", PYTHONUTF8="1").returncode == 0
+
+
+def test_a_signal_while_the_interpreter_ends_changes_nothing():
+    late = "class Late:\n def __init__(self): self.kill, self.own = os.kill, os.getpid()\n"
+    late += " def __del__(self): self.kill(self.own, 15)\nlate = Late()"
+    assert run(late).returncode == 0
