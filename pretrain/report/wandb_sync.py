@@ -6,12 +6,12 @@ Holds the options and the work of `--sync`; `wandb_sink` turns records into rows
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pretrain.errors import ConfigError
+from pretrain.files import read_json
 from pretrain.report.history import load, records
 from pretrain.tracking.jsonl import METRICS_FILE
 from pretrain.tracking.redaction import redacted
@@ -81,7 +81,7 @@ def _about_export(export: Path) -> dict[str, Any] | None:
 
     path = export / EXPORT_RECORD
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable ({error}); move it away if it is no export") from None
 
