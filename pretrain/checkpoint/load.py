@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -84,7 +84,7 @@ def newest_step(directory: Path, world: World, committed: Committed | None = Non
     [(steps, committed), *_] = world.gather((step_names(directory)[::-1], dict(committed or {})))  # so that all agree
     for name in steps:
         faults = [fault for fault in world.gather(_fault(directory / name, world, committed)) if fault]
-        words = "; ".join(words for words, _ in faults)
+        words = _joined(faults)
         if any(later for _, later in faults):
             raise CheckpointError(f"{words}; move the step away to go on from the one before")
         if not faults:
@@ -111,8 +111,7 @@ def saved_step(directory: Path, world: World, number: int | None = None, committ
     step = directory / step_name(number)
     faults = [fault for fault in world.gather(_fault(step, world, committed or {})) if fault]
     if faults:
-        words = "; ".join(words for words, _ in faults)
-        raise CheckpointError(f"{step}: {words}; name another step, or none for the newest")
+        raise CheckpointError(f"{step}: {_joined(faults)}; name another step, or none for the newest")
     return step
 
 
@@ -135,6 +134,10 @@ def _fault(step: Path, world: World, committed: Committed) -> tuple[str, bool] |
     except (OSError, CheckpointError) as error:
         return str(error), isinstance(error, LaterFormat)
     return None
+
+
+def _joined(faults: Iterable[tuple[str, bool]]) -> str:
+    return "; ".join(dict.fromkeys(words for words, _ in faults))  # ranks may say the same
 
 
 def load_manifest(step: Path) -> StepManifest:
