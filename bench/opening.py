@@ -9,6 +9,7 @@ all the same. The measured process has no torch, whose own memory would hide the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import subprocess
@@ -75,8 +76,9 @@ def write_corpus(directory: Path, tokens: int) -> None:
                 writer.write_batch(batch)
         crcs = np.array([*pages, zlib.crc32(offsets.data)] * (SHARD // BATCH), dtype="<u4")
         path.with_suffix(".crc").write_bytes(crcs.tobytes())
+        hashes = {"sha256": "0" * 64, "crc_sha256": hashlib.sha256(crcs).hexdigest()}
         counts = {"documents": SHARD // DOCUMENT, "tokens": SHARD, "text_bytes": 4 * SHARD}
-        shards.append(Shard(file=path.name, **counts, size=path.stat().st_size, sha256="0" * 64))
+        shards.append(Shard(file=path.name, **counts, size=path.stat().st_size, **hashes))
     Manifest(
         source={},
         dtype="uint16",

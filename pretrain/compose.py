@@ -82,7 +82,7 @@ def hydra_command(body: Callable[[Any], None], root: Root = PRETRAIN, words: Seq
     try:
         code = exit_code_of(lambda: body(compose(sys.argv[1:] if words is None else words, root)))
     except Exception:  # a bug: print the traceback and exit with 1, as Python does
-        print(redacted(traceback.format_exc()), file=sys.stderr)
+        sys.stderr.write(redacted(traceback.format_exc()))
         code = 1
     if world_size() > 1 or sinks_still_working():
         # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs

@@ -207,7 +207,8 @@ def _typed_fields(kind: Any, value: dict[str, Any], place: str) -> Any:
     if missing := sorted(needed - value.keys()):
         raise ValueError(f"{place.lstrip('.') or 'it'} lacks {missing[0]!r}")
     found = {key: typed_as(hints[key], value[key], f"{place}.{key}") for key in hints if key in value}
-    return kind(**found) if is_dataclass(kind) else value | found
+    make: Any = kind
+    return make(**found) if is_dataclass(kind) else value | found
 
 
 _hints = cache(get_type_hints)

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -66,7 +66,7 @@ class StepState(_EveryState, total=False):
     facts: dict[str, Any]  # what run.json must say of the model, whoever reads it
 
 
-class _Restorable(StepState):
+class _Restorable(_EveryState):
     strategy: dict[str, float]
 
 
@@ -81,14 +81,14 @@ def newest_step(directory: Path, world: World, committed: Committed | None = Non
     rank 0 knows them. Raises `CheckpointError` if there are steps and all are damaged, or all are gone: starting over
     must not happen by itself. Also for a newer step of a later format, which another start would overwrite.
     """
-    [(steps, committed), *_] = world.gather((step_names(directory)[::-1], dict(committed or {})))  # so that all agree
+    [(steps, known), *_] = world.gather((step_names(directory)[::-1], dict(committed or {})))  # so that all agree
     for name in steps:
-        faults = [fault for fault in world.gather(_fault(directory / name, world, committed)) if fault]
-        words = "; ".join(words for words, _ in faults)
+        faults = [fault for fault in world.gather(_fault(directory / name, world, known)) if fault]
+        words = _joined(faults)
         if any(later for _, later in faults):
             raise CheckpointError(f"{words}; move the step away to go on from the one before")
         if not faults:
-            if world.is_first and (gone := sorted(other for other in committed.keys() - {*steps} if other > name)):
+            if world.is_first and (gone := sorted(other for other in known.keys() - {*steps} if other > name)):
                 log.warning("checkpoint %s is gone; %s is the newest that is left", gone[-1], name)
             return directory / name
         if world.is_first:
@@ -96,8 +96,8 @@ def newest_step(directory: Path, world: World, committed: Committed | None = Non
     over = "restore one, or move the run directory away to start over from step 0"
     if steps:
         raise CheckpointError(f"{directory}: none of its {len(steps)} steps verifies (the log says why); {over}")
-    if committed:
-        raise CheckpointError(f"{directory}: {max(committed)} was saved there, and no step is left; {over}")
+    if known:
+        raise CheckpointError(f"{directory}: {max(known)} was saved there, and no step is left; {over}")
     return None
 
 
@@ -111,8 +111,7 @@ def saved_step(directory: Path, world: World, number: int | None = None, committ
     step = directory / step_name(number)
     faults = [fault for fault in world.gather(_fault(step, world, committed or {})) if fault]
     if faults:
-        words = "; ".join(words for words, _ in faults)
-        raise CheckpointError(f"{step}: {words}; name another step, or none for the newest")
+        raise CheckpointError(f"{step}: {_joined(faults)}; name another step, or none for the newest")
     return step
 
 
@@ -135,6 +134,10 @@ def _fault(step: Path, world: World, committed: Committed) -> tuple[str, bool] |
     except (OSError, CheckpointError) as error:
         return str(error), isinstance(error, LaterFormat)
     return None
+
+
+def _joined(faults: Iterable[tuple[str, bool]]) -> str:
+    return "; ".join(dict.fromkeys(words for words, _ in faults))  # ranks may say the same
 
 
 def load_manifest(step: Path) -> StepManifest:

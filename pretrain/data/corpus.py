@@ -216,7 +216,7 @@ def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
     _check_file(crc_path, sum(checksums) * np.dtype("<u4").itemsize)
     crcs = np.memmap(crc_path, dtype="<u4", mode="r") if checksums else np.empty(0, dtype="<u4")
     if shard.crc_sha256 is not None:
-        _check_equal(crc_path, "SHA-256", hashlib.sha256(crcs).hexdigest(), shard.crc_sha256)
+        _check_equal(crc_path, "SHA-256", hashlib.sha256(crcs.data).hexdigest(), shard.crc_sha256)
     per_batch = np.split(crcs, np.cumsum(checksums))[:-1]
     return [
         _Block(path, mapped, values, offsets, own, position)

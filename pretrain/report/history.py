@@ -142,7 +142,9 @@ def _number(value: object) -> int | float | None:
     """Return a number of a record; numbers that are not finite are strings in the file."""
     if not isinstance(value, int | float | str | None):
         raise TypeError(f"{value!r} is no number")
-    return value if value is None or float(value) == value else float(value)
+    if isinstance(value, int) and float(value) == value:
+        return value
+    return None if value is None else float(value)
 
 
 def _config(run: Path) -> dict[str, object]:

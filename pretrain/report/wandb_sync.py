@@ -6,7 +6,6 @@ Holds the options and the work of `--sync`; `wandb_sink` turns records into rows
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError, HeadwaterError, check
 from pretrain.errors.redaction import redacted
+from pretrain.files import read_json
 from pretrain.registry import rebuilt
 from pretrain.report.history import load, records
 from pretrain.tracking.jsonl import METRICS_FILE
@@ -103,7 +103,7 @@ def _about_export(export: Path) -> dict[str, Any] | None:
 
     path = export / EXPORT_RECORD
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable ({error}); move it away if it is no export") from None
 

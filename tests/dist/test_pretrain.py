@@ -31,11 +31,11 @@ def assert_equal_runs(first: Path, second: Path) -> None:
 
 
 def assert_close_runs(first: Path, second: Path, tolerance: float = 1e-5) -> None:
-    assert_close(first, second, "loss", abs=tolerance)
+    assert_close(first, second, "loss", rel=tolerance)
     assert_close(first, second, "grad_norm", rel=100 * tolerance)
     one, other = column(first, "loss", "validation"), column(second, "loss", "validation")
     assert one.keys() <= other.keys(), "a run that went on was evaluated where it had ended, too"
-    assert [other[step] for step in one] == pytest.approx(list(one.values()), abs=tolerance)
+    assert [other[step] for step in one] == pytest.approx(list(one.values()), rel=tolerance)
     assert column(first, "tokens") == column(second, "tokens")
 
 

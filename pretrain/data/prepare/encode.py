@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,7 +24,7 @@ from pretrain.data.prepare.shards import TEMPORARY, ShardWriter
 from pretrain.data.prepare.workers import watched
 from pretrain.data.sources.bad_records import BadRecords
 from pretrain.data.sources.base import Input, ReadableSource, Unit
-from pretrain.files import fsync_path, replace_file
+from pretrain.files import fsync_path, read_json, replace_file, sealed
 from pretrain.tokenizer.base import TokenizerFacts, TrainedTokenizer, load_tokenizer
 
 # The tokenizers library holds about 100 bytes for each byte of text that it encodes at a time.
@@ -106,7 +105,7 @@ def encode_unit(encoding: Encoding, number: int, unit: Unit, record: Path) -> No
         raise
     fsync_path(encoding.directory)
     done = UnitRecord(unit=unit_id(unit), shards=shards, skipped=dict(bad.counts))
-    replace_file(record, [json.dumps(asdict(done)).encode()], prefix=TEMPORARY)
+    replace_file(record, [sealed(asdict(done))], prefix=TEMPORARY)
 
 
 @dataclass(kw_only=True)
@@ -119,12 +118,11 @@ class UnitRecord:
 
     @classmethod
     def load(cls, path: Path) -> UnitRecord | None:
-        """Read a record, or return None if there is none."""
-        if not path.exists():
+        """Read a record, or return None if there is none, or a damaged one: then the unit is done again."""
+        try:
+            return read_json(path, cls)
+        except (OSError, ValueError):
             return None
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        shards = {split: shard and Shard(**shard) for split, shard in raw.pop("shards").items()}
-        return cls(**raw, shards=shards)
 
 
 def unit_id(unit: Unit) -> str:
