@@ -159,10 +159,7 @@ def _quotes_shown(dialect: Dialect, sample: str) -> list[Quotes]:
         whole = (all(re.fullmatch('".+"', cell) for cell in column) for column in columns)
         if not any('""' in cell for cell in quoted) and not any(whole):
             return [Quotes.none]
-    unescaped = re.sub(r'\\["\\]', lambda found: ESCAPED if found[0] == r"\"" else "", sample)
-    doubled = '""' in re.sub(rf'{begin}""{end}', "", unescaped, flags=re.MULTILINE)  # beside empty cells
-    ways = [Quotes.escaped, Quotes.doubled]
-    return ways if ESCAPED in unescaped and not doubled else ways[::-1]
+    return [Quotes.doubled, Quotes.escaped]
 
 
 def _first(dialect: Dialect, sample: str) -> list[str]:
