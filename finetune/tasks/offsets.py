@@ -32,13 +32,12 @@ def tokenized(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[TokenizedT
     letter behind it. What a normaliser removes (accents, controls, zero-width characters) belongs to the token that it
     touches; where it stands alone between white space no token may have it.
     """
-    normalise = cache(tokenizer.normalizer.normalize_str if tokenizer.normalizer else str)
+    normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+    vanishes = cache(lambda letter: normalise(f"{letter}x") == normalise("x"))  # at the start of a text
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
         # A SentencePiece map that removes the first letters of a text moves all offsets by as many: it starts later.
-        skipped = [
-            len([*takewhile(lambda letter: not (letter.isspace() or normalise(letter)), text)]) for text in batch
-        ]
+        skipped = [len([*takewhile(vanishes, text)]) for text in batch]
         # A post-processor takes the spaces off that a pre-tokenizer added before words, as if the text had them: none.
         processor, tokenizer.post_processor = tokenizer.post_processor, None
         try:
@@ -64,8 +63,9 @@ def _touching(offsets: np.ndarray, text: str) -> np.ndarray:
             continue
         has_first = gap > 0 and not text[start - 1].isspace()
         has_second = gap < len(starts) and not text[end].isspace()
-        head, tail = len(re.match(r"\S*", between)[0]), len(re.search(r"\S*\Z", between)[0])
-        if has_first and has_second and head == len(between):
+        parts = re.split(r"\s", between)
+        head, tail = len(parts[0]), len(parts[-1])
+        if has_first and has_second and len(parts) == 1:
             head = next((place for place, letter in enumerate(between) if category(letter)[0] in "PS"), head)
             tail -= head
         if has_first:
