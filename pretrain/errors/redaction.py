@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from typing import Any
 
 REDACTED = "<redacted>"
@@ -59,6 +60,7 @@ def looks_secret(value: str, key: str = "") -> bool:
     return redacted(value, key) != value or bool(re.fullmatch(r"(local-)?[0-9a-f]{40}", value))
 
 
+@cache
 def _is_secret(key: str) -> bool:
     """Whether the last words of a key say so: `tokenizer`, `num_tokens`, `sort_key` and `eos_token` do not."""
     words = " ".join(_WORDS.findall(key.rpartition(".")[2])).lower()
