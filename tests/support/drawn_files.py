@@ -32,7 +32,7 @@ from pretrain.data.sources.base import Cut, ReadableSource, TextSource
 from pretrain.data.sources.structured import JsonLinesSource, ParquetSource
 from pretrain.errors import HeadwaterError
 
-PATTERN_SIGNS = False  # whether names may hold signs of patterns, which a path that exists keeps
+PATTERN_SIGNS = True
 NAMES = ["corpus", "with spaces", "文字", "данные", "it's", 'say "this"', "a,b=c", "café", "x.y.z", "-dash", "#1"]
 NAMES_OF_PATTERNS = ["part[1]", "[x]", "a*b", "what?", "**", "~tilde", "{a,b}"]
 
