@@ -19,6 +19,7 @@ from pretrain.data.manifest import PAGE_BYTES, Manifest, Shard
 from pretrain.errors import DataError
 
 _MAGIC = b"ARROW1"  # how an Arrow IPC file begins and ends
+_OFFSET = np.dtype("int64")
 _REPAIR = "the file is damaged or was altered; delete the corpus directory and prepare it again"
 
 
@@ -227,12 +228,13 @@ def _open_shard(directory: Path, shard: Shard, dtype: str) -> list[_Block]:
 def _views(path: Path, whole: pa.Buffer, batch: pa.RecordBatch, dtype: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the ids and offsets of a record batch as views of the mapped file, and where in it the ids lie."""
     column = batch.column(0)
-    if column.null_count or column.values.null_count:
+    ids = column.values  # an object made anew at each access
+    if column.null_count or ids.null_count:
         raise DataError(f"{path}: holds nulls; {_REPAIR}")
     # Not `to_numpy`: it would import pandas where that is installed.
     values, offsets = (
-        np.frombuffer(array.buffers()[1], dtype=kind, count=len(array), offset=array.offset * np.dtype(kind).itemsize)
-        for array, kind in ((column.values, dtype), (column.offsets, "int64"))
+        np.frombuffer(array.buffers()[1], dtype=kind, count=len(array), offset=array.offset * kind.itemsize)
+        for array, kind in ((ids, np.dtype(dtype)), (column.offsets, _OFFSET))
     )
     position = _address(values) - whole.address
     if len(values) and not 0 <= position <= whole.size - values.nbytes:

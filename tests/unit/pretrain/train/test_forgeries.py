@@ -1,7 +1,10 @@
 """Whatever is done to a corpus, a checkpoint or a run: the same run, a word, or a refusal; see `support/forgeries`."""
 
+import hashlib
+import json
+
 import pytest
-from forgeries import CORPUS, RUN, STEPS, Laboratory, chdir, exchange_tokens, forge_shard, train
+from forgeries import CORPUS, RUN, STEPS, Laboratory, chdir, exchange_tokens, forge_shard, train, write_json
 
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.train.run_dir import read_record
@@ -84,6 +87,19 @@ def test_a_step_that_was_replaced_is_passed_over_and_steps_that_are_gone_are_mis
         file.write_bytes((steps[0] / file.name).read_bytes())
     train(STEPS + 2)
     assert "step-00000004 is skipped" in caplog.text
+
+
+def test_other_weights_are_passed_over_although_their_manifest_agrees(place, caplog):
+    step = RUN / "checkpoints" / "step-00000004"
+    [file] = step.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 64
+    file.write_bytes(data)
+    about = json.loads((step / "manifest.json").read_text())
+    about["files"][file.name]["sha256"] = hashlib.sha256(data).hexdigest()
+    write_json(step / "manifest.json", about, "sealed")
+    train(STEPS + 2)
+    assert "step-00000004 is skipped: manifest.json: not the one that the run committed" in caplog.text
 
 
 def test_links_and_other_things_where_a_run_writes_are_refused_by_name(place, tmp_path):
