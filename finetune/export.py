@@ -5,7 +5,7 @@ Holds the command line and the names of outputs; names of tensors are in `model/
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from finetune.load import Trained, open_trained
 from finetune.model.heads import hf_tensors
 from pretrain.checkpoint.load import fragments_of, shapes_of
-from pretrain.errors import command
+from pretrain.commands import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
 from pretrain.hub.family import HeadKind
 

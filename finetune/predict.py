@@ -5,7 +5,7 @@ Holds the command only; how predictions are made is up to the task.
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from finetune.data.records import STANDARD_INPUT
 from finetune.load import open_trained
 from finetune.options import trained_run_parser
+from pretrain.commands import command
 from pretrain.data.sources.locations import typed_name
-from pretrain.errors import command
 from pretrain.tracking.jsonl import to_json
 
 

@@ -22,9 +22,10 @@ from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded, shortlist
+from pretrain.commands import StopRequest
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
-from pretrain.errors import DataError, StopRequest, check
+from pretrain.errors import DataError, check
 from pretrain.hub.family import head_for
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source
 from pretrain.registry import choices, plain

@@ -11,7 +11,7 @@ A setting with several values makes a sweep. `--help` after MODE or PROGRAM list
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds

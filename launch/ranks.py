@@ -23,7 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
-from pretrain.errors import STOP_SIGNALS, ConfigError, PeerLost, Preempted
+from pretrain.commands import STOP_SIGNALS
+from pretrain.errors import ConfigError, PeerLost, Preempted
 
 GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
 SHOWN_LINES = 40  # of the log of the rank that failed first

@@ -5,7 +5,7 @@ Holds the table; runs are read in `pretrain.report.history`, pages with figures 
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.errors import ConfigError, command
+from pretrain.commands import command
+from pretrain.errors import ConfigError
 from pretrain.report.history import ABSENT, History, Row, differing, facts_of, load
 from pretrain.train.run_dir import warn_of_changed_config
 

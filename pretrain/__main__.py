@@ -3,7 +3,7 @@
 Holds the command only; `pretrain.run` builds and trains.
 """
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds

@@ -26,15 +26,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from pretrain.commands import exit_code_of
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
-from pretrain.errors import ConfigError, exit_code_of
+from pretrain.errors import ConfigError
 from pretrain.errors.redaction import redacted
-from pretrain.files import expanded
 from pretrain.init_from import settings_from
 from pretrain.registry import choices, flattened, nearest, typed, unflattened
 from pretrain.settings.grammar import as_text, parsed, quoted
 from pretrain.settings.own_folder import OwnFolder
+from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import check_literal
 from pretrain.tokenizer.file import TokenizerFile
 from pretrain.tracking.background import sinks_still_working

@@ -5,7 +5,7 @@ Holds the command line and the choice of weights; names and settings are in `hub
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pretrain.checkpoint.commit import step_number
 from pretrain.checkpoint.load import check_architecture, fragments_of, shapes_of
+from pretrain.commands import command
 from pretrain.distributed.world import World
-from pretrain.errors import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
 from pretrain.hub.special_tokens import set_template
 from pretrain.run import reopened

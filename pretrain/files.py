@@ -1,4 +1,4 @@
-"""Files that survive a crash, written whole and hashed on the way; JSON that is read with suspicion; paths.
+"""Files that survive a crash, written whole and hashed on the way; and JSON that is read with suspicion.
 
 Holds the moves that every durable write is made of, and the checks that every JSON file of ours passes when it is read.
 What is written, and which error a full disk or a damaged file is, is the caller's.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 import types
@@ -22,9 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from pretrain.errors import check
-
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _BLOCK = 1 << 24  # bytes hashed or written at a time
 _AHEAD = 64  # blocks that writing may be ahead of hashing, so that the disk is busy early
 _LARGEST = 1 << 28  # bytes of a JSON file: the manifest of a step of thousands of ranks has a tenth
@@ -37,28 +33,6 @@ class _Numbered(TypedDict):
 
 class OtherFormat(ValueError):
     """A file whose format number is above the one that this version knows."""
-
-
-def expanded(path: str, key: str) -> str:
-    """Return a path or URL, typed by the user as the setting `key`, with `~`, `~user`, `$NAME` and `${NAME}` filled in.
-
-    What exists under the name as it is typed keeps its dollars. Raises `ConfigError` for a user or a variable that does
-    not exist. Not for names out of somebody else's files: those could ask for any variable.
-    """
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        rule = "this environment variable is not set, or empty; set it, or write its value out"
-        check(bool(os.environ.get(name)), key, found[0], rule)
-        return os.environ[name]
-
-    if os.path.lexists(path):
-        return path
-    if path.startswith("~"):
-        path = os.path.expanduser(path)  # noqa: PTH111 (a Path would join the slashes of a URL)
-        rule = "there is no user of this name; a file whose name begins so is written ./~"
-        check(not path.startswith("~"), key, path, rule)
-    return _VARIABLE.sub(value, path)
 
 
 def fsync_path(path: Path) -> None:

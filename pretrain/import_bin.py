@@ -5,7 +5,7 @@ Holds the only code that unpickles, through torch's reader that admits tensors a
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -21,7 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pretrain.checkpoint.load import first_few
-from pretrain.errors import CheckpointError, ConfigError, check, command
+from pretrain.commands import command
+from pretrain.errors import CheckpointError, ConfigError, check
 from pretrain.files import replace_file
 from pretrain.hub.family import FAMILIES
 from pretrain.hub.weight_files import INDEX, read_index, read_json

@@ -23,13 +23,13 @@ from pretrain.checkpoint.load import Shapes, check_architecture, fragments_of, l
 from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.files import expanded
 from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain
+from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import TokenizerConfig, describe, find_mask, load_tokenizer, num_ids, tokenizer_sha256
 from pretrain.tokenizer.file import TokenizerFile
 from pretrain.train.run_dir import read_record

@@ -9,7 +9,7 @@ at its top.
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pretrain.errors import StopRequest, exit_code_of, signals_held
+from pretrain.commands import StopRequest, exit_code_of, signals_held
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig

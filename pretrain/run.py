@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pretrain import objectives
+from pretrain.commands import StopRequest
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches
@@ -24,7 +25,6 @@ from pretrain.data.prepare.build import prepare
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size
-from pretrain.errors import StopRequest
 from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
 from pretrain.models.attention.sdpa import sdpa

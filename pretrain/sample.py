@@ -5,7 +5,7 @@ Holds the command line and the loading of a run; sampling itself is in `generate
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint.load import restore_weights
+from pretrain.commands import command
 from pretrain.distributed.world import World
-from pretrain.errors import ConfigError, command
+from pretrain.errors import ConfigError
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective

@@ -6,7 +6,7 @@ What it says of answers is the task's, in its `page`. With `--sync` the records 
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from finetune.options import trained_run_parser
 from finetune.report.figures import draw_training
 from finetune.report.page import Section, clipped, value_text, write_page
+from pretrain.commands import command
 from pretrain.data.sources.locations import typed_name
-from pretrain.errors import command
 from pretrain.registry import choices
 from pretrain.report.history import History, load, page_folder
 from pretrain.report.markdown import UNKNOWN, count, literal, table

@@ -6,7 +6,7 @@ the ranks of a run: by torchrun, by `launch`, or alone.
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds

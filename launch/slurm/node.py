@@ -5,7 +5,7 @@ Holds what Slurm says about the node; job scripts run it as one task on each nod
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from launch.ranks import PEER_LOST, STOPPED, Node, run_ranks
-from pretrain.errors import STOP_SIGNALS
+from pretrain.commands import STOP_SIGNALS
 
 
 def main() -> None:

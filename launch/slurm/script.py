@@ -13,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 
 from launch.slurm.cluster import GPU_OPTIONS, ClusterConfig, ContainerRuntime
-from pretrain.files import expanded
+from pretrain.settings.paths import expanded
 
 BODY = Path(__file__).with_name("job.sh")
 

@@ -6,7 +6,7 @@ Holds the command and the page; `history` reads the runs, `curves` draws them, a
 
 from __future__ import annotations
 
-from pretrain.errors import start_command
+from pretrain.commands import start_command
 
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from pretrain.errors import command
+from pretrain.commands import command
 from pretrain.files import replace_file
 from pretrain.report.baselines import baselines
 from pretrain.report.history import ABSENT, History, Row, differing, load, median_of, page_folder

@@ -16,8 +16,8 @@ import torch
 
 from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
-from pretrain.files import expanded
 from pretrain.registry import register
+from pretrain.settings.paths import expanded
 from pretrain.strategy import zero_nvme
 from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.base import CommonConfig, Memory, Strategy

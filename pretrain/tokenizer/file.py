@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models
 
 from pretrain.errors import ConfigError, check
-from pretrain.files import expanded
 from pretrain.registry import register
+from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import ReadyTokenizer, byte_level, special_tokens
 
 

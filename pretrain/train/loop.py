@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from pretrain.commands import StopRequest
 from pretrain.data.batch import Batch
 from pretrain.distributed.world import World
-from pretrain.errors import Preempted, StopRequest, check
+from pretrain.errors import Preempted, check
 from pretrain.strategy.base import Strategy
 from pretrain.train.metrics import StepMeter
 

@@ -19,10 +19,11 @@ from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.commit import MANIFEST_FILE, step_name, step_names
 from pretrain.checkpoint.load import Committed, Shapes, StepState, load_state, newest_step, restore
 from pretrain.checkpoint.save import Checkpoints
+from pretrain.commands import StopRequest, exit_code_to
 from pretrain.data.batch import Batch
 from pretrain.data.stream import CORPUS
 from pretrain.distributed.world import World, joined, rank
-from pretrain.errors import CheckpointError, DataError, StopRequest, check, exit_code_to
+from pretrain.errors import CheckpointError, DataError, check
 from pretrain.files import hash_file, replace_file
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain

@@ -45,9 +45,9 @@ from finetune.report.__main__ import main as finetune_report
 from finetune.run import finetune
 from launch.table import main as table
 from pretrain import export, sample
+from pretrain.commands import exit_code_of
 from pretrain.compose import compose
 from pretrain.data.manifest import PAGE_BYTES
-from pretrain.errors import exit_code_of
 from pretrain.report.__main__ import main as report
 from pretrain.run import pretrain
 from pretrain.tokenizer.bpe import BpeTokenizer

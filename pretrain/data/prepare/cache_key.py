@@ -17,8 +17,8 @@ from pretrain.data.sources.base import PreparedSource, ReadableSource, SourceCon
 from pretrain.data.sources.locations import Input
 from pretrain.data.sources.remote import is_remote, without_credentials
 from pretrain.errors import ConfigError
-from pretrain.files import expanded
 from pretrain.registry import choices_in, plain
+from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import ReadyTokenizer, TokenizerConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -12,7 +12,7 @@ from pathlib import Path
 from pretrain.data.manifest import PAGE_BYTES
 from pretrain.data.sources.bad_records import OnInvalid
 from pretrain.errors import check
-from pretrain.files import expanded
+from pretrain.settings.paths import expanded
 
 
 @dataclass(kw_only=True)

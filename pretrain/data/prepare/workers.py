@@ -19,8 +19,9 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any
 
+from pretrain.commands import signals_held
 from pretrain.data.sources.remote import addresses, remember
-from pretrain.errors import Preempted, ResourceError, signals_held
+from pretrain.errors import Preempted, ResourceError
 from pretrain.tracking.console import takes_bar
 
 POLL_S = 0.2  # seconds between two looks at the workers

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from pretrain.data.sources.patterns import LeftOut, LocalTree, has_signs, is_hidden, matches, other_form, split
 from pretrain.data.sources.remote import find_remote, has_ranges, is_remote, open_remote, public_name
 from pretrain.errors import ConfigError, DataError
-from pretrain.files import expanded
+from pretrain.settings.paths import expanded
 
 
 class Input(NamedTuple):

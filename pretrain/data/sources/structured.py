@@ -21,8 +21,8 @@ from pretrain.data.sources.locations import data_set_files, has_parts
 from pretrain.data.sources.parquet import column_names, column_type, is_text, open_parquet, parquet_batches
 from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, value_at
 from pretrain.errors import DataError, HeadwaterError, check
-from pretrain.files import expanded
 from pretrain.registry import register
+from pretrain.settings.paths import expanded
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

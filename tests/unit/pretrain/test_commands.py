@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BEGIN = "import os, sys\nfrom pretrain.errors import command, start_command\nstart_command()\n"
+BEGIN = "import os, sys\nfrom pretrain.commands import command, start_command\nstart_command()\n"
 WAIT = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
 PLAIN = [sys.executable, "-c"]
 AS_PROCESS_1 = ["unshare", "--fork", "--pid", "--kill-child", *PLAIN]
@@ -61,7 +61,7 @@ def test_an_import_that_is_under_way_does_not_swallow_the_signal(tmp_path):
 
 
 def test_a_second_request_does_not_wait_for_what_the_first_set_going():
-    tidy = "from pretrain.errors import StopRequest, exit_code_of\nStopRequest()\n"
+    tidy = "from pretrain.commands import StopRequest, exit_code_of\nStopRequest()\n"
     body = (
         "def body():\n try:\n  os.kill(os.getpid(), 15)\n finally:\n  print('ready', flush=True)\n  time.sleep(600)\n"
     )
@@ -71,7 +71,7 @@ def test_a_second_request_does_not_wait_for_what_the_first_set_going():
 
 def test_a_signal_between_two_programs_of_one_process_reaches_the_second():
     second = BEGIN + "print('goes on')"
-    first = "from pretrain.errors import signals_held\nimport signal\nwith signals_held():\n"
+    first = "from pretrain.commands import signals_held\nimport signal\nwith signals_held():\n"
     first += f" signal.raise_signal(15)\n os.execv(sys.executable, [sys.executable, '-c', {second!r}])"
     ended = run(first)
     assert (ended.returncode, ended.stdout) == (85, "")
