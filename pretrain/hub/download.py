@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pretrain.errors import ConfigError, HeadwaterError
+from pretrain.errors import ConfigError
 
 _PART = r"\w[\w.-]*"
 _NAME = re.compile(rf"((?P<org>{_PART})/)?{_PART}(?P<revision>@{_PART}(/{_PART})*)?", re.ASCII)
@@ -48,8 +48,6 @@ def _snapshot(name: str, *, only_cached: bool, files: list[str] = _FILES) -> Pat
         found = snapshot_download(
             repository, revision=revision or None, allow_patterns=files, local_files_only=only_cached
         )
-    except HeadwaterError:  # the request to stop
-        raise
     except Exception as error:  # names, proxies, connections, disks: each from a library of its own
         rule = "no such directory, and not to be had from the Hugging Face hub or its cache (HF_HOME)"
         fix = "name a directory, or fetch it where the hub is reached"

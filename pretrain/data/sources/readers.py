@@ -15,7 +15,7 @@ from pretrain.data.sources import compression
 from pretrain.data.sources.bad_records import BadRecordError
 from pretrain.data.sources.content import Check, check_content
 from pretrain.data.sources.locations import data_set_files, open_raw, suffixes
-from pretrain.errors import ConfigError, DataError, HeadwaterError
+from pretrain.errors import ConfigError, DataError
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 LONG_WINDOW = "Frame requires too much memory"  # Arrow's words, for more than 128 MiB
@@ -90,7 +90,5 @@ def load_data_set(label: str, path: str, config: str | None, *, hint: str = "", 
         data_set_files(path)  # refuses what `datasets` would misread
     try:
         return load_dataset(path, config, **options)
-    except HeadwaterError:  # the request to stop
-        raise
     except Exception as error:  # names, connections, disks, formats: each from a library of its own
         raise ConfigError(f"{label}: cannot be read as a data set{hint}: {' '.join(str(error).split())}") from error

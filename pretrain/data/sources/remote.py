@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from pretrain.data.sources.patterns import Entry, LeftOut, matches, split
-from pretrain.errors import ConfigError, DataError, HeadwaterError
+from pretrain.errors import ConfigError, DataError
 from pretrain.errors.redaction import redacted
 
 if TYPE_CHECKING:
@@ -240,8 +240,6 @@ def _persistent(name: str, call: Callable[[], T]) -> T:
     for wait in [*WAITS_S, None]:
         try:
             return call()
-        except HeadwaterError:  # the request to stop
-            raise
         except Exception as error:  # each store has a library of its own
             if wait is None or isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 raise _unreadable(name, error) from None

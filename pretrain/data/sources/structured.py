@@ -20,7 +20,7 @@ from pretrain.data.sources.documents import Raw, decode, lines
 from pretrain.data.sources.locations import data_set_files, has_parts
 from pretrain.data.sources.parquet import column_names, column_type, is_text, open_parquet, parquet_batches
 from pretrain.data.sources.readers import json_object, load_data_set, open_bytes, value_at
-from pretrain.errors import DataError, HeadwaterError, check
+from pretrain.errors import DataError, check
 from pretrain.registry import register
 from pretrain.settings.paths import expanded
 
@@ -157,8 +157,6 @@ def _records(shard: IterableDataset, place: str) -> Iterator[dict[str, Any]]:
     """Yield the records of a shard. Raises `DataError` for what the `datasets` library cannot read."""
     try:
         yield from shard
-    except HeadwaterError:  # the request to stop
-        raise
     except Exception as error:  # of connections, formats and encodings: each from a library of its own
         reason = " ".join(str(error).split())
         raise DataError(f"{place}: cannot be read ({reason}); mend the data set, or run again") from error
