@@ -5,7 +5,6 @@ Holds files and their names; what the tensors in them mean is in `weights`.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from pretrain.checkpoint.fragments import OpenFiles
 from pretrain.checkpoint.load import first_few
 from pretrain.errors import CheckpointError
+from pretrain.files import read_json as read_object
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,7 +21,6 @@ _CANDIDATES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"
 _ADAPTER = "adapter_config.json"
 _FIX = "fetch or write it again"  # of a damaged file
 _POINTER = b"version https://git-lfs"  # begins what Git has in place of a file that it has not fetched
-_LARGEST_JSON = 1 << 26  # bytes; the index of the largest models has a tenth of that
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +81,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises `CheckpointError` for a file without one."""
     _check_fetched(path)
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise CheckpointError(f"{path}: larger than {_LARGEST_JSON} bytes; {_FIX}")
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {_FIX}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object; {_FIX}")
-    return content
 
 
 def _check_fetched(path: Path) -> None:

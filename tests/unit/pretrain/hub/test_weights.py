@@ -236,7 +236,7 @@ def first_file(directory):
 
 DAMAGED_INDEX = {
     "index.json: cannot be read": lambda d: (d / "model.safetensors.index.json").write_text("{"),
-    "index.json: not a JSON object": lambda d: (d / "model.safetensors.index.json").write_text("[]"),
+    "index.json: cannot be read (not a JSON object)": lambda d: (d / "model.safetensors.index.json").write_text("[]"),
     "index.json: has no weight_map from": lambda d: (d / "model.safetensors.index.json").write_text("{}"),
     "json: has no weight_map from": lambda d: list_in_the_index(d, "lm_head.weight", 3),
     "index.json: lists '../model.safetensors', which is no file beside it": lambda d: list_in_the_index(
