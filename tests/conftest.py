@@ -2,6 +2,7 @@
 
 import gc
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "dist", "slurm", "docs")]
 
 from ranks import run, tiny
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: commands would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Collections look at all that lives, and some tests ask for one: what is there before the first test is left out.

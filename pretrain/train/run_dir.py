@@ -117,6 +117,7 @@ class RunDirectory:
         path = cfg.directory
         try:
             path.mkdir(parents=True, exist_ok=True)
+            check_place(path, files=FILES, folders=FOLDERS)
             lock = (path / LOCK_FILE).open("a+", encoding="utf-8", errors="replace")
             if not os.access(path, os.W_OK):
                 raise PermissionError(f"{path} is not writable")

@@ -93,7 +93,7 @@ def assert_alike(one, other) -> None:
     for key, split in (("loss", "train"), ("grad_norm", "train"), ("loss", "validation")):
         first, second = column(one, key, split), column(other, key, split)
         assert first.keys() == second.keys() and len(first) >= 2
-        assert max(abs(first[step] - second[step]) for step in first) <= 1e-5
+        assert list(second.values()) == pytest.approx(list(first.values()), rel=2e-5)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Sampling and reporting from a run directory, by the commands that a user types."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
 
+from corpora import edit_json
 from forks import python
 
 from pretrain.tokenizer.base import load_tokenizer
@@ -50,8 +50,7 @@ def test_a_run_of_a_gpu_is_sampled_without_one(place, uninterrupted):
     config = (run / "config.yaml").read_text()
     assert "- attention: auto\n" in config
     (run / "config.yaml").write_text(config.replace("- attention: auto\n", "- attention: flex\n"))
-    record = json.loads((run / "run.json").read_text()) | {"document_frame": [[], []]}
-    (run / "run.json").write_text(json.dumps(record))  # nor does sampling want a frame of documents
+    edit_json(run / "run.json", lambda record: record.pop("document_frame"))  # nor does sampling want one
     options = ["--prompt", "time year", "--max-tokens", "5"]
     assert module("pretrain.sample", "runs/of-a-gpu", *options, cwd=place).stdout.startswith("time year")
 

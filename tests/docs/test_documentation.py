@@ -20,6 +20,7 @@ from forks import forking_python
 from pages import carry_out, script
 
 from pretrain import errors
+from pretrain.commands import INTERRUPTED
 from pretrain.compose import compose
 from pretrain.models.attention.sdpa import sdpa
 
@@ -75,7 +76,14 @@ def test_the_tables_of_settings_are_those_of_the_code(root, page, number):
 def test_links_lead_to_files(page):
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in link]
-    assert not [link for link in links if not (page.parent / link).exists()]
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, (
+            link
+        )
 
 
 def test_the_presets_are_described_as_they_are():
@@ -98,4 +106,4 @@ def test_the_presets_are_described_as_they_are():
 def test_every_exit_code_is_described():
     codes = {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
     described = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "training.md").read_text(), re.M)
-    assert {int(code) for code in described} == {0, errors.INTERRUPTED} | codes
+    assert {int(code) for code in described} == {0, INTERRUPTED} | codes

@@ -7,17 +7,8 @@ from argparse import ArgumentParser
 
 import pytest
 
-from pretrain.errors import (
-    HANDLED,
-    STOP_SIGNALS,
-    CheckpointError,
-    ConfigError,
-    Preempted,
-    StopRequest,
-    check,
-    command,
-    exit_code_to,
-)
+from pretrain.commands import HANDLED, STOP_SIGNALS, StopRequest, command, exit_code_to
+from pretrain.errors import CheckpointError, ConfigError, Preempted, check
 
 
 def number() -> ArgumentParser:

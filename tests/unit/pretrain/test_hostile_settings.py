@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from corpora import edit_json
 from finetuned_runs import texts, trained
 from forks import python
 from hostile import FILES, FORGERIES, SECRET, WORDS, chosen, watched
@@ -148,8 +149,7 @@ def test_a_run_that_was_forged_does_not_compose(folder, runs, name):
 
 def test_what_a_network_is_recorded_as_is_data_too(folder, runs, capsys):
     shutil.copytree(runs[0][True], folder / "run")
-    record = folder / "run" / "run.json"
-    record.write_text(record.read_text().replace('"width": 24', '"width": "${oc.env:HOSTILE_TOKEN}"'))
+    edit_json(folder / "run" / "run.json", lambda record: record["network"].update(width="${oc.env:HOSTILE_TOKEN}"))
     assert sample.main([str(folder / "run")]) == 2
     assert "nothing that is to be resolved" in capsys.readouterr().err
 

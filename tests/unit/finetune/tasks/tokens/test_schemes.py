@@ -65,7 +65,8 @@ def test_well_spelled_tags_are_measured_as_in_seqevals_strict_mode(scheme, sente
     ours = entity_metrics(guess, truth)
     for name, theirs in {"f1": f1_score, "precision": precision_score, "recall": recall_score}.items():
         value = theirs(truth, guess, mode="strict", scheme=THEIRS[scheme], zero_division=0)
-        assert ours[name] == pytest.approx(value), name
+        known = any(tag != "O" for row in truth for tag in row)  # else there is nothing to be measured
+        assert ours[name] == pytest.approx(value if known else np.nan, nan_ok=True), name
 
 
 @pytest.mark.parametrize("scheme", THEIRS)
