@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import redacted
-from pretrain.files import hash_file, read_json, replace_file, sealed
+from pretrain.files import check_place, hash_file, read_json, replace_file, sealed
 from pretrain.registry import choices_in, flattened, plain, rebuilt
 from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
