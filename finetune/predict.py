@@ -40,9 +40,8 @@ def predict(options: argparse.Namespace) -> None:
     trained = open_trained(options.run, options.step, options.set)
     encoded = trained.encode(typed_name(options.source, "the data set"), labelled=False)
     answers = trained.answers(encoded, options.max_tokens)
-    escaped = (
-        not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    )  # else a reader would not find JSON, which is UTF-8
+    encoding = sys.stdout.encoding or "utf-8"
+    escaped = not encoding.lower().startswith("utf")  # else a reader would not find JSON, which is UTF-8
     for prediction in trained.cfg.task.predict(encoded, answers.logits, trained.names):
         print(to_json(prediction, ensure_ascii=escaped))
 

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from corpora import edit_json
 from forks import python
 
 from pretrain.tokenizer.base import load_tokenizer
@@ -50,7 +49,6 @@ def test_a_run_of_a_gpu_is_sampled_without_one(place, uninterrupted):
     config = (run / "config.yaml").read_text()
     assert "- attention: auto\n" in config
     (run / "config.yaml").write_text(config.replace("- attention: auto\n", "- attention: flex\n"))
-    edit_json(run / "run.json", lambda record: record.pop("document_frame"))  # nor does sampling want one
     options = ["--prompt", "time year", "--max-tokens", "5"]
     assert module("pretrain.sample", "runs/of-a-gpu", *options, cwd=place).stdout.startswith("time year")
 

@@ -81,9 +81,8 @@ def test_links_lead_to_files(page):
         target = page.parent / name if name else page
         assert target.exists(), link
         headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if anchor else []
-        assert not anchor or anchor in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, (
-            link
-        )
+        anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in anchors, link
 
 
 def test_the_presets_are_described_as_they_are():

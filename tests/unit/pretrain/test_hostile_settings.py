@@ -150,8 +150,8 @@ def test_a_run_that_was_forged_does_not_compose(folder, runs, name):
 def test_what_a_network_is_recorded_as_is_data_too(folder, runs, capsys):
     shutil.copytree(runs[0][True], folder / "run")
     edit_json(folder / "run" / "run.json", lambda record: record["network"].update(width="${oc.env:HOSTILE_TOKEN}"))
-    assert sample.main([str(folder / "run")]) == 2
-    assert "nothing that is to be resolved" in capsys.readouterr().err
+    assert sample.main([str(folder / "run")]) == 4
+    assert "model.width is ${oc.env:HOSTILE_TOKEN}, its newest step was trained with 24" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
