@@ -42,7 +42,7 @@ def start_command() -> None:
         if stream is None:  # closed from the start: the next file that is opened must not get its number
             _send_to_nowhere(number)
         if number == 0:
-            sys.stdin = stream or io.TextIOWrapper(io.BytesIO())
+            sys.stdin = stream or io.TextIOWrapper(io.BufferedReader(io.BytesIO()))
         else:
             encoding = stream.encoding if stream else None
             at_once = stream is not None and (stream.line_buffering or stream.write_through)

@@ -168,10 +168,17 @@ def _parquet(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator
             for index in range(batch.num_rows):
                 place = f"{file}, row {first + index}"
                 try:
-                    values = {name: cell[index].as_py() for name, cell in zip(wanted, cells, strict=True)}
+                    values = {name: _decoded(cell[index].as_py()) for name, cell in zip(wanted, cells, strict=True)}
                     yield Row(place, values, classes)
                 except UnicodeDecodeError as error:
                     bad.report("not UTF-8", place, str(error))
+
+
+def _decoded(value: Any) -> Any:
+    """Return a value in which texts that are stored as bytes, also in lists, are texts."""
+    if isinstance(value, list):
+        return [_decoded(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _data_set(name: str) -> tuple[str, str, str]:
@@ -187,10 +194,7 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
     from datasets import Dataset
 
     repository, subset, revision = _data_set(name)
-    options: dict[str, Any] = {"split": split or None, "revision": revision or None}
-    if (Path(repository) / "state.json").is_file():  # of `save_to_disk`, which `load_dataset` does not read as it is
-        options = {"split": split or None, "data_files": sorted(map(str, Path(repository).glob("*.arrow")))}
-        repository = "arrow"
+    options = {"split": split or None, "revision": revision or None}
     hint = " (a subset is named as org/name/subset)"
     found = load_data_set(name, repository, subset or None, hint=hint, **options)
     if not isinstance(found, Dataset):

@@ -7,7 +7,7 @@ import re
 
 from pretrain.errors import check
 
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
 def expanded(path: str, key: str) -> str:
@@ -29,4 +29,4 @@ def expanded(path: str, key: str) -> str:
         path = os.path.expanduser(path)  # noqa: PTH111 (a Path would join the slashes of a URL)
         rule = "there is no user of this name; a file whose name begins so is written ./~"
         check(not path.startswith("~"), key, path, rule)
-    return _VARIABLE.sub(value, path)
+    return VARIABLE.sub(value, path)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError
+from pretrain.settings.paths import VARIABLE
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000  # where aliases (*name) stand for all that they repeat
@@ -55,6 +56,9 @@ def check_references(values: Any, path: Path) -> None:
             rest, found = _REFERENCE.subn("", rest)
         if "${" in rest:
             rule = "a file may refer to settings by their names, ${data.seq_len}, and call nothing"
+            raise ConfigError(f"{path}: {text}: {rule}; type the setting on the command line")
+        if "://" in text and VARIABLE.search(text):
+            rule = "a file may not send an environment variable to a server"
             raise ConfigError(f"{path}: {text}: {rule}; type the setting on the command line")
 
 

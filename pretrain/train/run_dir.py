@@ -176,6 +176,12 @@ class RunDirectory:
         """What decides, beside the network, what the run's weights mean."""
         return {key: self._record[key] for key in FACTS if key in self._record}
 
+    def note_loss(self) -> None:
+        """Note a `run.json` that is gone from the directory of a run."""
+        there = [name for name in (CONFIG_FILE, METRICS_FILE) if (self.path / name).exists()]
+        if there and not (self.path / RECORD_FILE).exists():
+            self.note(f"{self.path / RECORD_FILE} is gone beside {there[0]}: what it knew of steps and notes is lost")
+
     @property
     def committed(self) -> dict[str, str]:
         """The steps that should be in `checkpoints`, with the SHA-256 of their manifests; see `newest_step`."""

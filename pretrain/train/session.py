@@ -91,6 +91,7 @@ class Session:
             if rank() == 0:
                 directory = RunDirectory.claim(cfg.run)
                 stack.enter_context(directory.log_to(*packages))
+                directory.note_loss()
                 stack.enter_context(exit_code_to(lambda code: directory.record(exit=code)))
                 directory.record(name=cfg.run.name, versions=versions(), exit=None, **record)
             world = stack.enter_context(joined())

@@ -125,6 +125,7 @@ FILES = {
     "lists": GLOBAL + "defaults: [[a]]\n",
     "circle": GLOBAL + "defaults: [circle]\n",
     "env": GLOBAL + "run: {root: '${oc.env:HOSTILE_TOKEN}'}\n",
+    "env_in_url": GLOBAL + "data: {sources: {text: {paths: ['http://127.0.0.1:9/$HOSTILE_TOKEN']}}}\n",
     "decode": GLOBAL + "run: {root: '${oc.decode:${oc.env:HOSTILE_TOKEN}}'}\n",
     "dict": GLOBAL + "run: {root: '${oc.dict.keys:run}'}\n",
     "create": GLOBAL + "run: {root: '${oc.create:{a: 1}}'}\n",

@@ -5,6 +5,7 @@ Files are read by `finetune.data`; which of the three problems is posed is the t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from finetune.tasks.base import in_order, name_of_number, shortlist
 from pretrain.data.sources.bad_records import BadRecordError
 
+PRINTED_LIST = re.compile(r"\[\s*(['\"0-9].*)?\]", re.DOTALL)  # as Python prints one
 LARGEST = float(np.finfo(np.float32).max)  # magnitude of a target of regression
 
 Label = str | float | tuple[str, ...]  # a label, a number, or a set of labels, sorted
@@ -49,6 +51,8 @@ def label_set(value: Any, separator: str, labels: Sequence[str] = ()) -> tuple[s
     Integers are as in `label_name`. Raises `BadRecordError` for anything else and for a label that occurs twice, as it
     does in a list of zeros and ones.
     """
+    if isinstance(value, str) and PRINTED_LIST.fullmatch(value.strip()):
+        raise BadRecordError("a printed list", f"{value!r:.80}; write the names with the separator between them")
     if isinstance(value, str):
         value = [name.strip() for name in value.split(separator) if name.strip()]
     if not isinstance(value, list):

@@ -7,6 +7,7 @@ outputs of the head.
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from finetune.data.records import Record, read_records
 from finetune.data.tables import Delimiter
 from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
 from finetune.report.page import Section
-from finetune.tasks.base import Encoded, check_classes, encodings
+from finetune.tasks.base import Encoded, check_classes, encodings, shortlist
 from finetune.tasks.classification import page
 from finetune.tasks.classification.labels import (
     Label,
@@ -139,6 +140,9 @@ class ClassificationConfig:
         """
         labels = {record.label for record in records}
         if self.problem is Problem.single_label and self.labels:
+            if not labels & set(self.labels):
+                rule = f"must be among those of the training set, {shortlist(label_names(labels))}; correct them"
+                raise ConfigError(f"task.labels={shortlist(self.labels)}: {rule}")
             labels &= set(self.labels)  # others are bad records
         if len(labels) < 2:
             only = ", ".join(f"{label!r:.80}" for label in labels) or "none"
@@ -246,16 +250,19 @@ class ClassificationConfig:
                 raise BadRecordError("no text", f"{text!r:.80}")
             if not isinstance(text, str):
                 raise BadRecordError("text is no string", f"{text!r:.80}")
-        label = self._label(record.values["label"]) if "label" in record.values else None
+        classes = record.classes.get("label", ())
+        label = self._label(record.values["label"], classes) if "label" in record.values else None
         pair = texts[1] if len(texts) == 2 else None
-        return LabelledText(texts[0], pair, label, record.place, record.classes.get("label", ()))
+        return LabelledText(texts[0], pair, label, record.place, classes)
 
-    def _label(self, value: Any) -> Label:
+    def _label(self, value: Any, classes: Sequence[str]) -> Label:
         match self.problem:
             case Problem.single_label:
                 return label_name(value, self.labels)
             case Problem.multi_label:
                 return label_set(value, self.label_separator, self.labels)
+            case Problem.regression if value in classes and not _are_numbers(classes):  # a scale with words
+                return float(classes.index(value))
             case Problem.regression:
                 return regression_target(value)
 
@@ -281,6 +288,10 @@ def _labels(encoded: Encoded) -> np.ndarray:
     labels = encoded.examples.labels
     assert labels is not None, "this data set has answers"
     return labels
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(re.fullmatch(r"[+-]?[0-9.]+", name) for name in names)
 
 
 def _warn_of_contradictions(source: str, texts: Iterable[LabelledText]) -> None:

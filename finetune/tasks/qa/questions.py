@@ -130,7 +130,10 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 
 def _answers(values: dict[str, Any], context: str) -> tuple[Answer, ...]:
-    if values.get("is_impossible"):
+    impossible = values.get("is_impossible")
+    if str(impossible).lower() not in {"true", "false", "none", "0", "1"}:
+        raise BadRecordError("bad is_impossible", f"{impossible!a:.40}, expected true or false")
+    if str(impossible).lower() in {"true", "1"}:
         return ()
     if "answers" not in values:
         raise BadRecordError("missing field", f"no 'answers', there are {sorted(values)}")
@@ -149,6 +152,8 @@ def _answers(values: dict[str, Any], context: str) -> tuple[Answer, ...]:
 
 def _answer(found: Any, context: str) -> Answer:
     text, start = (found.get("text"), found.get("answer_start")) if isinstance(found, dict) else (None, None)
+    if isinstance(start, float) and start.is_integer():  # as data frames store it where others are missing
+        start = int(start)
     if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
         raise BadRecordError("bad answers", f"{found!a:.80}, expected a text and the character where it starts")
     if not text.strip():

@@ -66,7 +66,7 @@ _MARKS = (  # the longer ones first: those of UTF-32 begin like those of UTF-16
 _WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
 _SPREAD_OBJECT = re.compile(rb'\{(.*[{\[,:])?[ \t\r]*\n\s*["}\]]')  # continues on the next line
 _ISO_2022 = re.compile(rb"\x1b\$[@A-D()]")  # shifts to an alphabet of East Asia, which then looks like ASCII
-_TEXT_BYTES = bytes(sorted({*range(0x20, 0x7F), *range(0x80, 0x100), *b"\b\t\n\v\f\r\x1b"}))  # no control characters
+_TEXT_BYTES = bytes(sorted({*range(0x20, 0x7F), *range(0x80, 0x100), *b"\x01\b\t\n\v\f\r\x1b\x1c\x1d\x1e\x1f"}))
 
 
 def unlike_text(block: bytes) -> str | None:

@@ -144,3 +144,8 @@ def test_a_signal_while_the_interpreter_ends_changes_nothing():
     late = "class Late:\n def __init__(self): self.kill, self.own = os.kill, os.getpid()\n"
     late += " def __del__(self): self.kill(self.own, 15)\nlate = Late()"
     assert run(late).returncode == 0
+
+
+def test_standard_input_that_is_closed_is_empty():
+    done = run("print(repr(sys.stdin.buffer.peek(1)))", "<&-")
+    assert (done.returncode, done.stdout) == (0, "b''\n")

@@ -72,6 +72,13 @@ def test_lost_metrics_are_noted(place):
     assert f"up to step {STEPS} than there are: {len(lines) - 1} of {len(lines)}, the last of step {STEPS}" in note
 
 
+def test_a_lost_record_is_noted(place):
+    (RUN / "run.json").unlink()
+    train(STEPS + 2)
+    [note] = json.loads((RUN / "run.json").read_text())["notes"]
+    assert "run.json is gone beside config.yaml" in note
+
+
 def test_a_later_format_is_refused_and_survives(place):
     step = RUN / "checkpoints" / "step-00000004"
     manifest = step / "manifest.json"

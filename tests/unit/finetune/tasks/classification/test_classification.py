@@ -529,3 +529,24 @@ def test_long_reviews_are_cut_as_transformers_cut_them(tmp_path):
     cfg = task(max_tokens=128)
     records = [record._replace(label="1") for record in cfg.records(written(tmp_path, rows))]
     assert_equal_to_transformers(cfg, records, *uncased())
+
+
+def test_labels_that_no_record_has_are_named(tmp_path):
+    rows = [("a", "0"), ("b", "1")]
+    with pytest.raises(ConfigError, match=r"task.labels=no, yes: must be among those of the training set, 0, 1"):
+        encoded(tmp_path, rows, task(labels=["no", "yes"]))
+
+
+def test_grades_with_names_are_numbers_for_regression(tmp_path):
+    for names, expected in ((["bad", "fair", "good"], [2.0, 0.0, 1.0]), (["10", "20", "30"], [30.0, 10.0, 20.0])):
+        features = Features(text=Value("string"), label=ClassLabel(names=names))
+        rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [2, 0, 1]}, features=features)
+        rows.to_parquet(tmp_path / "grades.parquet")
+        records = task("regression").records(str(tmp_path / "grades.parquet"))
+        assert [record.label for record in records] == expected
+
+
+@pytest.mark.parametrize("cell", ["['joy', 'anger']", "[]", "[1, 2]", '["joy"]'])
+def test_a_printed_list_is_no_set_of_labels(tmp_path, cell):
+    with pytest.raises(DataError, match=r"a printed list"):
+        encoded(tmp_path, [("a", cell), ("b", "joy"), ("c", "[x] y")], task("multi_label"))

@@ -49,6 +49,10 @@ def test_squad(tmp_path, name):
     plausible = NONE | {"answers": [{"text": "deep", "answer_start": 37}], "is_impossible": True}
     assert read(squad(tmp_path / name, GOOD, plausible)) == READ
     assert read(squad(tmp_path / name, GOOD, NONE)) == READ
+    said = [GOOD | {"is_impossible": "false"}, plausible | {"is_impossible": "True"}]
+    assert read(squad(tmp_path / name, *said)) == READ
+    with pytest.raises(DataError, match=r"bad is_impossible"):
+        read(squad(tmp_path / name, GOOD | {"is_impossible": "perhaps"}))
 
 
 @pytest.mark.parametrize("name", ["dev.jsonl", "dev.json"])
@@ -59,6 +63,8 @@ def test_json_lines_with_answers_of_every_form(tmp_path, name):
     assert read(lines(tmp_path / name, GOOD, NONE | {"answers": None})) == READ
     flat = [GOOD | {"answers": "on a lake", "first": 12}, NONE | {"answers": "", "first": None}]
     assert read(lines(tmp_path / name, *flat), COLUMNS | {"answer_start": "first"}) == READ
+    floats = GOOD | {"answers": [{"text": "on a lake", "answer_start": 12.0}]}
+    assert read(lines(tmp_path / name, floats, NONE)) == READ
 
 
 def test_parquet_with_columns_of_other_names_and_numbers_for_ids(tmp_path):
