@@ -101,10 +101,12 @@ class Checkpoints:
         self.under_way: _Save | None = None  # one at most
         self._staging = Staging()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        if world.is_first:
-            directory.mkdir(parents=True, exist_ok=True)
-            sweep(directory)
-        world.barrier()
+
+    def begin(self) -> None:
+        """Delete what saves that were killed have left, once a resume is accepted. A collective."""
+        if self.world.is_first:
+            sweep(self.directory)
+        self.world.barrier()
 
     def save(
         self,
@@ -183,7 +185,7 @@ class Checkpoints:
     def _write_own(self, temporary: Path, fragments: list[Fragment]) -> _Answer:
         name = f"fragments-{self.world.rank:05d}-of-{self.world.size:05d}.safetensors"
         try:
-            temporary.mkdir(exist_ok=True)
+            temporary.mkdir(parents=True, exist_ok=True)
             return write_fragments(temporary / name, fragments), None
         except OSError as error:
             return None, f"rank {self.world.rank}: {error}"

@@ -123,6 +123,7 @@ class Session:
         saved = resume(
             checkpoints, strategy, shapes, fingerprints, num_steps=num_steps, committed=committed, accept=accept
         )
+        checkpoints.begin()
         if saved is None:
             strategy.load_fragments(first_weights())
         elif self.directory:

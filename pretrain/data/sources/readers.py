@@ -125,7 +125,7 @@ def _load_saved(path: str, *, split: str | None = None, streaming: bool = False,
     """Return what was saved as a directory: of its files those that it lists, for others may be older, or a cache's."""
     from datasets import Dataset, load_from_disk
 
-    found = load_from_disk(path)
+    found: Any = load_from_disk(path)
     if split and not isinstance(found, Dataset):
         if split not in found:
             raise ValueError(f"there is no split {split}, only {', '.join(found)}")

@@ -243,6 +243,7 @@ def killed(tmp_path_factory):
 def test_killed_at_every_phase_of_a_save(killed, number):
     survivor = CASES[number][3]
     checkpoints = Checkpoints(killed / str(number), CheckpointConfig(), ALONE)
+    checkpoints.begin()
     assert not list(checkpoints.directory.glob(".tmp-*")), "what the kill left is cleaned"
     newest = newest_step(checkpoints.directory, ALONE)
     assert load_state(newest)["tokens"] == 11 * survivor
