@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -92,11 +93,20 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Hold back what asks to stop until the end of the block; processes that are started in it hold it back, too."""
+    late: list[int] = []
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # which runs the handler of what another thread receives
+        heeded = [number for number in HANDLED if signal.getsignal(number) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, lambda number, frame: late.append(number)) for number in heeded}
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        for number in late:
+            signal.raise_signal(number)
 
 
 class StopRequest:
