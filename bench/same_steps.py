@@ -16,7 +16,7 @@ import numpy as np
 from bench.rounds import ROOT, environment
 from bench.tuning import Arena
 from finetune.data.batches import TrainingSteps
-from finetune.load import open_trained
+from finetune.trained import load
 
 TOLERANCE = 1e-3  # relative; sums of fp32 in other orders grow apart from step to step
 NOTHING = 1e-30  # a learning rate that changes no weight, and a share of an epoch that is one step
@@ -51,7 +51,7 @@ def _begin(arena: Arena, steps: int) -> tuple[list[int], float]:
     run = arena.lines_of("first").parent
     command = [sys.executable, "-m", "finetune.export", str(run), "--out", str(arena.work / "export")]
     subprocess.run(command, cwd=ROOT, env=environment(arena.threads), check=True, stdout=subprocess.DEVNULL)
-    examples = open_trained(run).encode(str(arena.train), labelled=True).examples
+    examples = load(run).encode(str(arena.train), labelled=True).examples
     epochs = steps * arena.recipe.batch / len(examples)
     taken = TrainingSteps(
         examples=examples,

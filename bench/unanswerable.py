@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.rounds import ROOT, environment, machine
 from bench.subsets import Squad, keep_questions, question_ids, read_squad
-from finetune.load import Trained, open_trained
+from finetune.trained import FineTunedModel, load
 
 ALWAYS_ANSWER = 1e9  # a threshold that no logits exceed
 HALVES = ("a", "b")
@@ -54,7 +54,7 @@ def write(work: Path, args: argparse.Namespace) -> None:
         print(f"{name}: {len(asked)} questions, {without} of them without an answer, {len(squad['data'])} articles")
 
 
-def fine_tune(work: Path, args: argparse.Namespace) -> Trained:
+def fine_tune(work: Path, args: argparse.Namespace) -> FineTunedModel:
     """Fine-tune, measuring half a; return the model after the last step."""
     command = [
         *(sys.executable, "-m", "finetune", "task=qa", "task.unanswerable=true", f"init_from={args.model.resolve()}"),
@@ -66,10 +66,10 @@ def fine_tune(work: Path, args: argparse.Namespace) -> Trained:
     done = subprocess.run(command, cwd=ROOT, env=environment(args.threads), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return open_trained(work / "run")
+    return load(work / "run")
 
 
-def compare(trained: Trained, files: dict[str, Path]) -> None:
+def compare(trained: FineTunedModel, files: dict[str, Path]) -> None:
     """Print what each half reaches with several thresholds, the one that is best on the other half among them."""
     encoded = {half: trained.encode(str(path), labelled=True) for half, path in files.items()}
     logits = {half: trained.answers(found, max_tokens=4096).logits for half, found in encoded.items()}

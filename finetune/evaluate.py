@@ -1,6 +1,6 @@
 """`python -m finetune.evaluate RUN FILE`: measure a fine-tuned model on labelled data.
 
-Holds the command only; the metrics are the task's.
+Holds the command only; `trained` opens the run and measures.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from finetune.load import open_trained
 from finetune.options import trained_run_parser
+from finetune.trained import load
 from pretrain.commands import command
-from pretrain.data.sources.locations import typed_name
 from pretrain.tracking.jsonl import to_json
 
 
@@ -33,10 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace) -> str:
     """Return the metrics as one JSON object."""
-    trained = open_trained(options.run, options.step, options.set)
-    encoded = trained.encode(typed_name(options.source, "the data set"), labelled=True)
-    answers = trained.answers(encoded, options.max_tokens)
-    return to_json(trained.cfg.task.measure(encoded, answers.logits, trained.names))
+    model = load(options.run, step=options.step, settings=options.set)
+    return to_json(model.evaluate(options.source, max_tokens=options.max_tokens))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def answers(
     `outputs` is the width of the head, C; `max_tokens` bounds the tokens of a batch. Raises `NumericalError` for
     outputs that are not finite: the largest of them would be an answer like any other.
     """
+    trains = module.training
     module.eval()
     # Example e has the rows offsets[e] to offsets[e + 1] of the outputs of all examples.
     offsets = np.arange(len(examples) + 1) if kind is HeadKind.sequence else examples.offsets
@@ -55,7 +56,7 @@ def answers(
         found[torch.from_numpy(places).to(world.device)] = measured.logits
         losses.append(measured.nll.float())
         targets += batch.num_targets
-    module.train()
+    module.train(trains)
     [targets] = world.sum_ints(targets)
     gathered = itertools.chain(*world.gather(torch.stack(losses).tolist()))
     loss = math.fsum(gathered) / targets if targets else math.nan  # exact: in any order the same

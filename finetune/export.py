@@ -17,8 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from finetune.load import Trained, open_trained
 from finetune.model.heads import hf_tensors
+from finetune.trained import FineTunedModel, load
 from pretrain.checkpoint.load import fragments_of, shapes_of
 from pretrain.commands import command
 from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
@@ -34,19 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
-    trained = open_trained(options.run, options.step)
+    trained = load(options.run, step=options.step)
     network, kind, record = trained.network, trained.cfg.task.kind, trained.record
     family, config, special_tokens = hf_model(network, record, trained.tokenizer)
     export = Export(
         model=network,
         tensors=list(hf_tensors(network, kind, record["vocab_size"], shapes_of(trained.module))),
-        read=trained.cfg.tuning.merged(fragments_of(trained.step)),
+        read=trained.cfg.tuning.merged(fragments_of(trained.checkpoint)),
         tokenizer=trained.tokenizer,
         config={**config, "architectures": [family.task_architecture(kind)], **_outputs(trained)},
         special_tokens=special_tokens | _padding(trained.tokenizer, special_tokens),
         generates=False,
         run=record["name"],
-        step=trained.number,
+        step=trained.step,
         tokenizer_settings={
             "model_max_length": trained.cfg.task.max_tokens,  # cut as in training
             "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
@@ -66,7 +66,7 @@ def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dic
     return {"pad": begin}
 
 
-def _outputs(trained: Trained) -> dict[str, Any]:
+def _outputs(trained: FineTunedModel) -> dict[str, Any]:
     """Return what `config.json` says of the head's outputs."""
     if trained.cfg.task.kind is HeadKind.span:
         return {}

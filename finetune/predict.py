@@ -1,6 +1,6 @@
 """`python -m finetune.predict RUN [FILE]`: what a fine-tuned model predicts for each text, one JSON object a line.
 
-Holds the command only; how predictions are made is up to the task.
+Holds the command only; `trained` opens the run and predicts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import sys
 from collections.abc import Sequence
 
 from finetune.data.records import STANDARD_INPUT
-from finetune.load import open_trained
 from finetune.options import trained_run_parser
+from finetune.trained import load
 from pretrain.commands import command
-from pretrain.data.sources.locations import typed_name
 from pretrain.tracking.jsonl import to_json
 
 
@@ -37,12 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> None:
     """Print the prediction for each record."""
-    trained = open_trained(options.run, options.step, options.set)
-    encoded = trained.encode(typed_name(options.source, "the data set"), labelled=False)
-    answers = trained.answers(encoded, options.max_tokens)
+    model = load(options.run, step=options.step, settings=options.set)
     encoding = sys.stdout.encoding or "utf-8"
     escaped = not encoding.lower().startswith("utf")  # else a reader would not find JSON, which is UTF-8
-    for prediction in trained.cfg.task.predict(encoded, answers.logits, trained.names):
+    for prediction in model.predict(options.source, max_tokens=options.max_tokens):
         print(to_json(prediction, ensure_ascii=escaped))
 
 

@@ -1,4 +1,4 @@
-"""Labelled records from files and from the hub: values by their roles, and the place of each record.
+"""Labelled records from files, from the hub and from memory: values by their roles, and the place of each record.
 
 Holds which columns are read; CSV and TSV are in `tables`, names of classes in `classes`, the other readers in
 `pretrain.data.sources.readers`, and what the values mean is up to the tasks. No type is guessed: a cell of CSV or TSV
@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
@@ -38,11 +38,15 @@ FORMATS = (".csv", ".tsv", *JSON_LINES, ".parquet")
 log = logging.getLogger(__name__)
 
 
+DataSet = str | Sequence[Any]
+"""The name of a file or of a data set on the hub, or a list of records, as `read_records` takes them."""
+
+
 class Record(NamedTuple):
     """What was read of one record."""
 
     values: dict[str, Any]  # by role
-    place: str  # "file:line", with the line where it begins, or "name, row 7", counted from 0
+    place: str  # "file:line", with the line where it begins; "name, row 7" or "record 7", counted from 0
     classes: Classes = NO_CLASSES  # of the roles whose classes the source itself names
 
 
@@ -54,20 +58,26 @@ class Row(NamedTuple):
     classes: Classes = NO_CLASSES  # of the columns whose values are numbers of classes
 
 
+def name_of(source: DataSet) -> str:
+    """Return what messages call a data set."""
+    return source if isinstance(source, str) else "the list given"
+
+
 def read_records(
-    source: str,
+    source: DataSet,
     columns: Mapping[str, str],
     bad: BadRecords,
     *,
     header: Sequence[str] = (),
     delimiter: Delimiter = Delimiter.auto,
 ) -> Iterator[Record]:
-    """Yield the records of a file, or of a data set `org/name[/subset][@revision][:split]`, with values of `columns`.
+    """Yield the records of a file, a data set `org/name[/subset][@revision][:split]` or a list: values of `columns`.
 
     `columns` maps roles to different columns, all of which must exist. `header` names the columns of a CSV or TSV file
     without a header line; `find_dialect` says how their cells are told apart. All but Parquet may be compressed.
-    Blank lines are skipped. `-` is JSON lines from standard input, which can be read once. Numbers of classes that the
-    source itself names are replaced by the names.
+    Blank lines are skipped. `-` is JSON lines from standard input, which can be read once. In a list a record is a
+    dictionary by column, a tuple of the values of `columns`, or the value of the first one alone. Numbers of classes
+    that the source itself names are replaced by the names.
 
     Records that cannot be read are reported to `bad`; the caller settles it. Raises `ConfigError` for a file, column or
     split that does not exist, and `DataError` for a file that cannot be read.
@@ -85,8 +95,11 @@ def read_records(
 
 
 def _rows(
-    source: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], delimiter: Delimiter
+    source: DataSet, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], delimiter: Delimiter
 ) -> Iterator[Row]:
+    if not isinstance(source, str):
+        given = ((f"record {number}", value) for number, value in enumerate(source))
+        return _objects(name_of(source), given, lambda value: _fields(value, columns), columns, bad)
     form = file_format(source)
     name, _, split = (source, "", "") if Path(source).is_dir() else source.partition(":")
     if source == STANDARD_INPUT:
@@ -138,24 +151,43 @@ def _table(
 
 
 def _json_lines(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator[Row]:
-    lacking: dict[str, Any] = {}  # the first object without one of the columns
-    num_good = 0
     with _open_text(file, "\n", unlike_json_lines) as text:
-        for line, data in enumerate(text, 1):
-            if data.isspace():
-                continue
-            place = f"{file}:{line}"
-            with bad.counted(place):
-                fields = json_object(data)
-                try:
-                    row = {column: value_at(fields, column) for column in columns.values()}
-                except KeyError as missing:
-                    lacking = lacking or fields
-                    raise BadRecordError("a column is missing", f"no {missing}, there are {sorted(fields)}") from None
-                num_good += 1
-                yield Row(place, row)
+        lines = ((f"{file}:{line}", data) for line, data in enumerate(text, 1) if not data.isspace())
+        yield from _objects(file, lines, json_object, columns, bad)
+
+
+def _objects(
+    name: str,
+    given: Iterable[tuple[str, Any]],
+    fields_of: Callable[[Any], dict[str, Any]],
+    columns: Mapping[str, str],
+    bad: BadRecords,
+) -> Iterator[Row]:
+    """Yield the rows of records that each have fields of their own, which `fields_of` makes of what is at a place."""
+    lacking: dict[str, Any] = {}  # the first record without one of the columns
+    num_good = 0
+    for place, data in given:
+        with bad.counted(place):
+            fields = fields_of(data)
+            try:
+                row = {column: value_at(fields, column) for column in columns.values()}
+            except KeyError as missing:
+                lacking = lacking or fields
+                raise BadRecordError("a column is missing", f"no {missing}, there are {sorted(fields)}") from None
+            num_good += 1
+            yield Row(place, row)
     if lacking and not num_good:  # the setting is wrong, not the records
-        _check_columns(file, columns, list(lacking))
+        _check_columns(name, columns, list(lacking))
+
+
+def _fields(value: Any, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record in memory as a dictionary by column."""
+    if isinstance(value, Mapping):
+        return {str(column): cell for column, cell in value.items()}
+    values = value if isinstance(value, tuple) else (value,)
+    if len(values) > len(columns):
+        raise BadRecordError("too many values", f"{len(values)}, expected {', '.join(columns.values())}")
+    return dict(zip(columns.values(), values, strict=False))
 
 
 def _parquet(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator[Row]:

@@ -29,8 +29,8 @@ from pretrain.report.markdown import UNKNOWN, count, literal, table
 from pretrain.report.wandb_sync import add_options, sync
 
 if TYPE_CHECKING:
-    from finetune.load import Trained
     from finetune.tasks.base import Encoded, TaskConfig
+    from finetune.trained import FineTunedModel
 
 OUTPUTS_ROOM = 400  # characters of the names of all outputs
 
@@ -57,9 +57,9 @@ def report(options: argparse.Namespace) -> Path:
     Raises `ConfigError` for a directory that is no run of fine-tuning and for a file that is not there, `DataError`
     for more bad records than are allowed.
     """
-    from finetune.load import open_trained  # it imports torch, which --help does without
+    from finetune.trained import load as open_model  # it imports torch, which --help does without
 
-    trained = open_trained(options.run, options.step, options.set)
+    trained = open_model(options.run, step=options.step, settings=options.set)
     history = load(options.run)
     chosen = typed_name(options.source, "the data set") if options.source else None
     source = chosen or trained.cfg.task.validation  # of the run, which may be another's: no variable is filled in
@@ -76,11 +76,11 @@ def report(options: argparse.Namespace) -> Path:
     return write_page(history.name, sections, page_folder(options.run, options.out))
 
 
-def _facts(trained: Trained, history: History, source: str, encoded: Encoded) -> str:
+def _facts(trained: FineTunedModel, history: History, source: str, encoded: Encoded) -> str:
     """Return what the run is, and what is measured here, as a table."""
     cfg, record = trained.cfg, trained.record
     sizes = record.get("records", {})  # runs from before it was recorded have none
-    best, last = record.get("best_step"), history.train[-1]["step"] if history.train else trained.number
+    best, last = record.get("best_step"), history.train[-1]["step"] if history.train else trained.step
     facts = {
         "Task": literal(_task_name(cfg.task)),
         "Initial weights": literal(record.get("init_from", cfg.init_from)),
@@ -90,7 +90,7 @@ def _facts(trained: Trained, history: History, source: str, encoded: Encoded) ->
         "Validation set": _data_set(cfg.task.validation, sizes.get("validation")),
         "Epochs, learning rate": f"{cfg.train.epochs:g}, {cfg.optim.lr:g}",
         "Best step": UNKNOWN if best is None else f"{best:,}{_without_value(history, cfg.task.metric)}",
-        "Step of this page": f"{trained.number:,} of {last:,.0f}",
+        "Step of this page": f"{trained.step:,} of {last:,.0f}",
         "Data of this page": f"{_data_set(source, len(encoded.records))}, {len(encoded.examples):,} sequences",
     }
     return table(["", ""], list(facts.items()))

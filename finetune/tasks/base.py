@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Examples
+from finetune.data.records import DataSet
 from finetune.model.losses import TaskLoss
 from finetune.report.page import Section
 from pretrain.errors import DataError
@@ -87,8 +88,8 @@ class TaskConfig(Protocol):
         """The settings that are chosen on the validation set, where `measure` returns them under the same names."""
         ...
 
-    def records(self, source: str, *, labelled: bool = True) -> list[Any]:
-        """Read a data set, with its answers or without.
+    def records(self, source: DataSet, *, labelled: bool = True) -> list[Any]:
+        """Read a data set, with its answers or without, or take one that is in memory.
 
         Raises `ConfigError` for a file or column that is not there, `DataError` for more bad records than are allowed.
         """

@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from tokenizers import Encoding, Tokenizer
 
 from finetune.data.examples import Example, Examples
-from finetune.data.records import Record, read_records
+from finetune.data.records import DataSet, Record, name_of, read_records
 from finetune.data.tables import Delimiter
 from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
 from finetune.report.page import Section
@@ -113,8 +113,8 @@ class ClassificationConfig:
         if self.problem is Problem.regression:
             check(not self.labels, "task.labels", self.labels, "numbers have no labels; leave it out for regression")
 
-    def records(self, source: str, *, labelled: bool = True) -> list[LabelledText]:
-        """Read a data set; without `labelled` its column of labels need not be there.
+    def records(self, source: DataSet, *, labelled: bool = True) -> list[LabelledText]:
+        """Read a data set, in memory texts, pairs or dictionaries; without `labelled` it needs no column of labels.
 
         Raises `ConfigError` for a file or column that is not there, `DataError` for more bad records than are allowed.
         """
@@ -123,13 +123,14 @@ class ClassificationConfig:
             columns["text_pair"] = self.columns.text_pair
         if labelled:
             columns["label"] = self.columns.label
-        bad_records = BadRecords(source, allowed=self.max_faults)
+        name = name_of(source)
+        bad_records = BadRecords(name, allowed=self.max_faults)
         texts = []
         for record in read_records(source, columns, bad_records, header=self.header, delimiter=self.delimiter):
             with bad_records.counted(record.place):
                 texts.append(self._text(record))
         bad_records.settle(len(texts))
-        _warn_of_contradictions(source, texts)
+        _warn_of_contradictions(name, texts)
         return texts
 
     def names(self, records: Sequence[LabelledText]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from finetune.data.records import Record, is_text, read_records
+from finetune.data.records import DataSet, Record, is_text, name_of, read_records
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.data.sources.locations import is_file
 from pretrain.data.sources.readers import file_format, open_bytes
@@ -43,7 +43,7 @@ class Question:
 
 
 def read_questions(
-    source: str, columns: Mapping[str, str], *, labelled: bool, unanswerable: bool, max_faults: float
+    source: DataSet, columns: Mapping[str, str], *, labelled: bool, unanswerable: bool, max_faults: float
 ) -> list[Question]:
     """Read the questions of a file, or of a data set on the hub; with their answers if they are `labelled`.
 
@@ -55,12 +55,10 @@ def read_questions(
     Bad records are counted and left out. Raises `DataError` if their share is above `max_faults`, or for a file that
     cannot be read, and `ConfigError` for a file or column that is not there.
     """
-    bad_records = BadRecords(source, allowed=max_faults)
+    bad_records = BadRecords(name_of(source), allowed=max_faults)
     questions: dict[str, Question] = {}
     wanted = {role: name for role, name in columns.items() if name and (labelled or role not in LABELS)}
-    squad = _squad(source)
-    records = read_records(source, wanted, bad_records) if squad is None else _squad_records(source, squad)
-    for record in records:
+    for record in _records(source, wanted, bad_records):
         with bad_records.counted(record.place):
             question = _question(record.values, labelled=labelled, unanswerable=unanswerable)
             if question.id in questions:
@@ -68,6 +66,21 @@ def read_questions(
             questions[question.id] = question
     bad_records.settle(len(questions))
     return list(questions.values())
+
+
+def _records(source: DataSet, columns: Mapping[str, str], bad_records: BadRecords) -> Iterator[Record]:
+    if not isinstance(source, str):
+        numbered = [_with_id(one, str(number), columns) for number, one in enumerate(source)]
+        return read_records(numbered, columns, bad_records)
+    squad = _squad(source)
+    return read_records(source, columns, bad_records) if squad is None else _squad_records(source, squad)
+
+
+def _with_id(given: Any, name: str, columns: Mapping[str, str]) -> Any:
+    """Return a question in memory, a dictionary or the values of the columns after the id, with an id."""
+    if isinstance(given, Mapping):
+        return {columns["id"]: name, **given}
+    return (name, *given) if isinstance(given, tuple) else (name, given)
 
 
 def _squad(source: str) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Examples
+from finetune.data.records import DataSet
 from finetune.model.losses import AnswerSpans, TaskLoss
 from finetune.report.page import Section
 from finetune.tasks.base import Encoded
@@ -83,9 +84,10 @@ class QaConfig:
         """The no-answer threshold, unless it is set or all questions have answers."""
         return ("no_answer_threshold",) if self.unanswerable and self.no_answer_threshold is None else ()
 
-    def records(self, source: str, *, labelled: bool = True) -> list[Question]:
+    def records(self, source: DataSet, *, labelled: bool = True) -> list[Question]:
         """Read questions, with their answers if they are `labelled`.
 
+        In memory they are dictionaries, or pairs of question and context; one without an id gets its place.
         Raises `ConfigError` for a file or column that is not there, `DataError` for more bad questions than are
         allowed.
         """

@@ -17,7 +17,7 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from finetune.data.examples import Example, Examples
-from finetune.data.records import Record, read_records
+from finetune.data.records import DataSet, Record, name_of, read_records
 from finetune.model.losses import ClassWeights, CrossEntropy, TaskLoss, balanced_weights
 from finetune.report.page import Section
 from finetune.tasks.base import Encoded, check_classes, in_order, shortlist
@@ -91,21 +91,23 @@ class TokensConfig:
         if self.labels:
             self._check_labels()
 
-    def records(self, source: str, *, labelled: bool = True) -> list[Sentence]:
+    def records(self, source: DataSet, *, labelled: bool = True) -> list[Sentence]:
         """Read sentences, with their tags if they are `labelled`, else with words alone.
 
+        In memory a sentence is a list of words, or a text, whose words are what white space separates.
         Which scheme the tags are spelled in is logged if it is not set, and entities that the scheme spells otherwise
         (an I- after O, say) are logged and kept: they are read as by `conlleval`. Raises `ConfigError` for a file or
         column that is not there, `DataError` for more bad sentences than are allowed.
         """
-        bad_records = BadRecords(source, allowed=self.max_faults)
+        name = name_of(source)
+        bad_records = BadRecords(name, allowed=self.max_faults)
         sentences: list[Sentence] = []
         for record in self._read(source, labelled, bad_records):
             with bad_records.counted(record.place):
                 sentences.append(to_sentence(record, self.scheme, self.labels))
         bad_records.settle(len(sentences))
         if labelled:
-            self._log_spelling(source, sentences)
+            self._log_spelling(name, sentences)
         return sentences
 
     def names(self, records: Sequence[Sentence]) -> list[str]:
@@ -225,16 +227,19 @@ class TokensConfig:
             some = ", ".join(found[:SHOWN])
             log.warning("%s: %d entities are not spelled as in %s (%s)", source, len(found), scheme, some)
 
-    def _read(self, source: str, labelled: bool, bad_records: BadRecords) -> Iterator[Record]:
+    def _read(self, source: DataSet, labelled: bool, bad_records: BadRecords) -> Iterator[Record]:
+        columns = {"words": self.columns.words} | ({"tags": self.columns.tags} if labelled else {})
+        if not isinstance(source, str):
+            sentences = [one.split() if isinstance(one, str) else one for one in source]
+            return read_records(sentences, columns, bad_records)
         form = file_format(source)
         if is_file(source) and form not in (*JSON_LINES, ".parquet"):
-            columns = {"word_column": self.word_column, "tag_column": self.tag_column}
-            return read_columns(source, bad_records, **columns, labelled=labelled)
+            numbers = {"word_column": self.word_column, "tag_column": self.tag_column}
+            return read_columns(source, bad_records, **numbers, labelled=labelled)
         if not Path(source).exists() and form in COLUMN_FILES:
             raise ConfigError(
                 f"{source}: no such file{other_spelling(source)}; name one of CoNLL columns, JSON lines or Parquet"
             )
-        columns = {"words": self.columns.words} | ({"tags": self.columns.tags} if labelled else {})
         return read_records(source, columns, bad_records)
 
     def _with_known_tags(self, records: Sequence[Sentence], names: list[str]) -> list[Sentence]:

@@ -9,12 +9,12 @@ import pytest
 from finetuned_runs import texts, trained, write
 
 from finetune.evaluate import main as evaluate
-from finetune.load import open_trained
 from finetune.predict import main as predict
 from finetune.report.__main__ import main as report
 from finetune.tasks.classification.task import ClassificationConfig
 from finetune.tasks.qa.task import QaConfig
 from finetune.tasks.tokens.task import TokensConfig
+from finetune.trained import load
 
 
 def said(capsys, command, *arguments):
@@ -105,22 +105,22 @@ def test_a_step_that_was_not_measured_has_no_threshold(capsys, caplog, tmp_path,
     predictions = said(capsys, predict, tmp_path / "run", data, "--step", 2)
     assert [one["answer"] != "" for one in predictions] == answered(predictions, 0)
     warned = [record for record in caplog.records if record.levelname == "WARNING"]
-    [told] = [record.getMessage() for record in warned if record.name == "finetune.load"]
-    assert "step-00000002: was not measured" in told and "--set task.no_answer_threshold=VALUE" in told
+    [told] = [record.getMessage() for record in warned if record.name == "finetune.trained"]
+    assert "step-00000002: was not measured" in told and "a setting gives it: task.no_answer_threshold=VALUE" in told
     caplog.clear()
     said(capsys, predict, tmp_path / "run", data, "--step", 2, "--set", "task.no_answer_threshold=0")
-    assert not any(record.levelname == "WARNING" and record.name == "finetune.load" for record in caplog.records)
+    assert not any(record.levelname == "WARNING" and record.name == "finetune.trained" for record in caplog.records)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("tuning=lora", "--set tuning=lora: not a setting of the task"),
-        ("task=tokens", "--set task=tokens: not a setting of the task"),
-        ("+task.stride=1", "--set +task.stride=1: not a setting of the task"),
+        ("tuning=lora", "tuning=lora: not a setting of the task"),
+        ("task=tokens", "task=tokens: not a setting of the task"),
+        ("+task.stride=1", "+task.stride=1: not a setting of the task"),
         (
             "task.unanswerable=false",
-            "--set task.unanswerable=false: the run was trained with its own task.unanswerable",
+            "task.unanswerable=false: the run was trained with its own task.unanswerable",
         ),
         ("task.validation=x.jsonl", "the run was trained with its own task.validation, which stays; leave it out"),
         ("task.nbest=3", "task.nbest: no such setting; did you mean task.n_best?"),
@@ -140,7 +140,7 @@ def test_settings_that_are_refused(capsys, unanswerable, setting, message):
 def test_each_command_refuses(capsys, unanswerable, command):
     run, data, _ = unanswerable
     assert command([str(run), str(data), "--set", "optim.lr=1"]) == 2
-    assert "--set optim.lr=1: not a setting of the task" in capsys.readouterr().err
+    assert "optim.lr=1: not a setting of the task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -166,5 +166,5 @@ def test_columns_of_another_file_and_longer_texts(tmp_path, capsys):
     assert said(capsys, evaluate, run, other, *columns) == said(capsys, evaluate, run, data)
     short, long = (said(capsys, predict, run, data, *more) for more in ([], ["--set", "task.max_tokens=32"]))
     changed = [abs(one["score"] - more["score"]) > 1e-6 for one, more in zip(short, long, strict=True)]
-    tokenizer = open_trained(run).tokenizer
+    tokenizer = load(run).tokenizer
     assert changed == [len(tokenizer.encode(text).ids) > 4 for text, _ in texts(12)]

@@ -17,9 +17,9 @@ from transformers import AutoModelForQuestionAnswering, pipeline
 from finetune.config import FINETUNE
 from finetune.evaluate import main as evaluate
 from finetune.export import main as export
-from finetune.load import open_trained
 from finetune.predict import main as predict
 from finetune.run import finetune
+from finetune.trained import load
 from pretrain.compose import compose
 from pretrain.errors import DataError, NumericalError
 from pretrain.tokenizer.base import load_tokenizer
@@ -126,7 +126,7 @@ def test_answers_in_texts(tmp_path, capsys, source):
     assert export([str(run)]) == 0
     theirs, report = AutoModelForQuestionAnswering.from_pretrained(run / "export", output_loading_info=True)
     assert not any(report.values())
-    opened = open_trained(run)  # transformers 5 has no pipeline for questions: compare what answers are found by
+    opened = load(run)  # transformers 5 has no pipeline for questions: compare what answers are found by
     encoded = opened.encode(str(data), labelled=True)
     bounds = itertools.pairwise(encoded.examples.offsets)
     for (begin, end), logits in zip(bounds, opened.answers(encoded, 64).logits, strict=True):
@@ -178,7 +178,7 @@ def test_a_run_starts_from_the_best_step_of_another(tmp_path, capsys, caplog, sa
     capsys.readouterr()
     assert predict([str(tmp_path / "again"), str(data)]) == 0
     found = lines(capsys)
-    names = {name for name, _ in open_trained(tmp_path / "again").module.named_parameters()}
+    names = {name for name, _ in load(tmp_path / "again").module.named_parameters()}
     assert not any("lora" in name for name in names)
     said = [record.getMessage() for record in caplog.records if "get initial values" in record.getMessage()]
     if same:
@@ -223,7 +223,7 @@ def test_data_without_a_single_token_are_refused(tmp_path, split):
 
 def test_a_foreign_tokenizer_and_outputs_that_are_not_finite_are_refused(tmp_path, capsys):
     run, data = trained(tmp_path, "bert", "classification", [{"text": text, "label": word} for text, word in texts(12)])
-    opened = open_trained(run)
+    opened = load(run)
     encoded = opened.encode(str(data), labelled=True)
     opened.module.get_parameter("head.classifier.bias").data[1] = math.nan
     with pytest.raises(NumericalError, match=f"{len(encoded.examples)} of 12 outputs of the model are not finite"):

@@ -1,0 +1,173 @@
+"""A run of fine-tuning, opened to be used: it predicts, measures, reports and exports. `finetune.load` opens one.
+
+Holds what the commands of the same names do, and which settings may be overridden; `evaluator` runs the model, and what
+its answers mean is the task's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from finetune.config import FINETUNE, FinetuneConfig
+from finetune.data.records import DataSet
+from finetune.evaluator import Answers, answers
+from finetune.init_from import fitting
+from finetune.model.base import FineTuned
+from finetune.run import build_module
+from finetune.tasks.base import Encoded, TaskConfig
+from pretrain.checkpoint.commit import step_number
+from pretrain.checkpoint.load import restore_weights
+from pretrain.compose import compose_run
+from pretrain.data.sources.locations import is_file, typed_name
+from pretrain.distributed.world import World, device_type
+from pretrain.errors import ConfigError, check
+from pretrain.report.history import load as load_history
+from pretrain.train.run_dir import read_record
+from pretrain.train.trained_run import network_of, step_of, tokenizer_of
+
+MAX_TOKENS = 8192  # in one pass of the model; of a longer sequence it takes one at a time
+
+Data = str | Path | Sequence[Any]
+"""A file, a name on the hub, or a list of records: texts, tuples of the columns' values, or dictionaries by column."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTunedModel:
+    """A fine-tuned model at one of its steps, in one process.
+
+    What its methods take as `data` is what training read: a file of any format that the task reads, a data set on the
+    hub, or a list, whose records are dictionaries by column, or values alone. Those are texts or, as tuples, pairs for
+    classification; pairs of question and context for questions; and for tags texts or lists of words. They raise
+    `ConfigError` for a file or column that is not there, and `DataError` for more bad records than `task.max_faults`.
+    """
+
+    path: Path  # run directory
+    step: int
+    cfg: FinetuneConfig
+    record: dict[str, Any]  # run.json
+    network: Any  # configuration of the model
+    module: FineTuned
+    tokenizer: Tokenizer
+    checkpoint: Path  # directory of the step
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.record["name"]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the head's outputs: of classes, for instance."""
+        return self.record["names"]
+
+    def predict(self, data: Data, *, max_tokens: int = MAX_TOKENS) -> list[dict[str, Any]]:
+        """Return the prediction for each record: what `python -m finetune.predict` prints.
+
+        A record without a prediction, which `task.max_faults` allows, is left out and logged; the `place` of the others
+        says which they are. `max_tokens` go through the model at a time.
+        """
+        encoded = self.encode(_typed(data), labelled=False)
+        return list(self.cfg.task.predict(encoded, self.answers(encoded, max_tokens).logits, self.names))
+
+    def evaluate(self, data: Data, *, max_tokens: int = MAX_TOKENS) -> dict[str, float]:
+        """Return the task's metrics on records with answers; NaN for one without a value, which is logged."""
+        encoded = self.encode(_typed(data), labelled=True)
+        return self.cfg.task.measure(encoded, self.answers(encoded, max_tokens).logits, self.names)
+
+    def encode(self, source: DataSet, *, labelled: bool) -> Encoded:
+        """Encode a data set, in memory or by a name from `typed_name`, as training did. Raises what the task raises."""
+        task = self.cfg.task
+        return task.encode(task.records(source, labelled=labelled), self.tokenizer, self.names)
+
+    def answers(self, encoded: Encoded, max_tokens: int = MAX_TOKENS) -> Answers:
+        """Return what the model makes of a data set, `max_tokens` tokens at a time."""
+        world = World(rank=0, size=1, device=self.device)
+        kind, outputs = self.cfg.task.kind, len(self.names)
+        return answers(self.module, encoded.examples, kind=kind, outputs=outputs, max_tokens=max_tokens, world=world)
+
+
+def load(
+    run: str | Path, *, step: int | None = None, settings: Sequence[str] = (), device: str | None = None
+) -> FineTunedModel:
+    """Open a run at a saved step, or else at its best one, or the newest of a run that has not ended.
+
+    The task's settings are the run's, with what measuring the validation set has found at the step where that was left
+    to it, and then with `settings` (KEY=VALUE), which may change those that learning did not depend on. `device` is one
+    of torch's; by default CUDA where there is one, else the CPU.
+
+    Raises `ConfigError` for a directory that is no run of fine-tuning and for a setting that is refused,
+    `CheckpointError` for a run without that step.
+    """
+    run = Path(run)
+    cfg, record = compose_run(run, FINETUNE), read_record(run, "vocab_size", "document_frame", "names", "name")
+    checkpoint = step_of(run, World.alone(), record.get("best_step") if step is None else step)
+    changed = _changed(cfg.task, settings)
+    if changes := [*_found(run, checkpoint, set(cfg.task.tuned_settings) - changed), *settings]:
+        batches = "train.max_tokens=${task.max_tokens}"  # of training, which must fit; not used here
+        cfg = compose_run(run, FINETUNE, [batches, *changes])
+    network = network_of(run)
+    rule = f"{run} sees sequences of at most {network.max_seq_len} tokens; lower it"
+    check(cfg.task.max_tokens <= network.max_seq_len, "task.max_tokens", cfg.task.max_tokens, rule)
+    module = build_module(cfg, network, record["vocab_size"], record["names"])
+    restore_weights(checkpoint, module)
+    place = torch.device(device or device_type())
+    return FineTunedModel(
+        path=run,
+        step=step_number(checkpoint),
+        cfg=cfg,
+        record=record,
+        network=network,
+        module=module.to(place).eval(),
+        tokenizer=fitting(tokenizer_of(run), record["vocab_size"], run / "tokenizer.json"),
+        checkpoint=checkpoint,
+        device=place,
+    )
+
+
+def _typed(data: Data) -> DataSet:
+    """Return a data set as tasks take it. Raises `ConfigError` for what is none."""
+    if isinstance(data, str | Path):
+        name = typed_name(str(data), "the data set")
+        rule = "no such file; a text stands in a list or, for the command, in a line of JSON on standard input"
+        check(is_file(name) or not re.search(r"\s", name), "the data set", f"{name:.80}", rule)
+        return name
+    rule = "give a file's name or a list of records; of a data frame, frame.to_dict('records')"
+    check(isinstance(data, Sequence), "the data set", f"a {type(data).__name__}", rule)
+    return data
+
+
+def _changed(task: TaskConfig, settings: Sequence[str]) -> set[str]:
+    """Return the names of the task's settings that are changed. Raises `ConfigError` for one that must not be."""
+    names = set()
+    for setting in settings:
+        key = setting.partition("=")[0]
+        name = key.removeprefix("task.").partition(".")[0]
+        if not key.startswith("task."):
+            raise ConfigError(f"{setting}: not a setting of the task; of a trained run only those can be set")
+        if name in task.fixed:
+            raise ConfigError(f"{setting}: the run was trained with its own task.{name}, which stays; leave it out")
+        names.add(name)
+    return names
+
+
+def _found(run: Path, checkpoint: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield settings with the values that measuring the validation set found for them at a step."""
+    number = step_number(checkpoint)
+    for name in names:
+        rows = [row for row in load_history(run).evaluation if row["step"] == number and name in row]
+        if rows:
+            yield f"task.{name}={rows[-1][name]!r}"
+        else:
+            rule = "was not measured, so task.%s is not known; a setting gives it: task.%s=VALUE"
+            log.warning(f"%s: {rule}", checkpoint, name, name)
