@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,13 @@ class FineTunedModel:
 
     path: Path  # run directory
     step: int
-    cfg: FinetuneConfig
-    record: dict[str, Any]  # run.json
-    network: Any  # configuration of the model
-    module: FineTuned
-    tokenizer: Tokenizer
-    checkpoint: Path  # directory of the step
     device: torch.device
+    cfg: FinetuneConfig = field(repr=False)
+    record: dict[str, Any] = field(repr=False)  # run.json
+    network: Any = field(repr=False)  # configuration of the model
+    module: FineTuned = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    checkpoint: Path = field(repr=False)  # directory of the step
 
     @property
     def name(self) -> str:
@@ -125,13 +125,13 @@ def load(
     return FineTunedModel(
         path=run,
         step=step_number(checkpoint),
+        device=place,
         cfg=cfg,
         record=record,
         network=network,
         module=module.to(place).eval(),
         tokenizer=fitting(tokenizer_of(run), record["vocab_size"], run / "tokenizer.json"),
         checkpoint=checkpoint,
-        device=place,
     )
 
 
