@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -15,7 +16,7 @@ from omegaconf import MISSING
 from finetune import model, tasks
 from pretrain import models, optim, strategy, tracking
 from pretrain.checkpoint.save import SavingConfig
-from pretrain.compose import Root
+from pretrain.compose import Root, configured
 from pretrain.errors import check
 from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import discover, plain
@@ -111,3 +112,11 @@ USAGE = """python -m finetune task=TASK init_from=MODEL task.train=FILE task.val
 
 With task=TASK, --help shows the settings of that task too."""
 FINETUNE = Root("finetune", FinetuneConfig, register_choices, USAGE, ("experiment/synthetic",))
+
+
+def configure(*settings: str, config_dir: str | Path | None = None) -> FinetuneConfig:
+    """Return the configuration that `settings` make: words as `python -m finetune` takes them, such as "optim.lr=1e-3".
+
+    `config_dir` is a folder of settings of your own. Raises `ConfigError` for a setting that is refused.
+    """
+    return configured(settings, FINETUNE, config_dir)

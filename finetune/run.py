@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +50,11 @@ class TaskData(NamedTuple):
     validation: Encoded
 
 
-def finetune(cfg: FinetuneConfig) -> None:
-    """Fine-tune as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
+def finetune(cfg: FinetuneConfig) -> Path:
+    """Fine-tune as configured, from the newest checkpoint if there is one, and return the run directory.
+
+    Raises `HeadwaterError`s by kind, and `Preempted` once a request to stop is honoured.
+    """
     cfg.attention.build()
     cfg.check_start(ranks=world_size(), device_type=device_type())
     stop = StopRequest()
@@ -58,6 +62,7 @@ def finetune(cfg: FinetuneConfig) -> None:
     record = {"init_from": source.name} if source else {}
     with Session.opened("finetune", cfg, stop, **record) as session:
         _finetune(cfg, shared_source(source, session.world) or own_source(cfg.run.directory), session)
+    return cfg.run.directory
 
 
 def build_module(

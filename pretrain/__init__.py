@@ -1,1 +1,47 @@
-"""From raw text to a pretrained checkpoint."""
+"""From raw text to a pretrained checkpoint: what `python -m pretrain` and its other commands do, as functions.
+
+    import pretrain
+
+    cfg = pretrain.configure("data=text", "data.sources.text.paths=[book.txt]", "model=decoder", "train.steps=200")
+    run = pretrain.pretrain(cfg)
+
+Holds names only. Each is imported when it is first used: importing this package takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "HeadwaterError",
+    "PretrainConfig",
+    "configure",
+    "history",
+    "prepare_corpora",
+    "pretrain",
+]
+
+if TYPE_CHECKING:
+    from pretrain.compose import configure
+    from pretrain.config import PretrainConfig
+    from pretrain.errors import HeadwaterError
+    from pretrain.report.history import history
+    from pretrain.run import prepare_corpora, pretrain
+else:
+    _MODULES = {
+        "HeadwaterError": "pretrain.errors",
+        "PretrainConfig": "pretrain.config",
+        "configure": "pretrain.compose",
+        "history": "pretrain.report.history",
+        "prepare_corpora": "pretrain.run",
+        "pretrain": "pretrain.run",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

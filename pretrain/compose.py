@@ -44,6 +44,8 @@ from pretrain.train.run_dir import CONFIG_FILE, check_written_by, choice_of, rea
 CONF = Path(__file__).parents[1] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 OPTIONS = "--help, --cfg job, --resolve and --config-dir FOLDER"
 
+log = logging.getLogger(__name__)
+
 # Hydra would import such a package from wherever a command is typed.
 sys.modules["hydra_plugins"] = None  # pyright: ignore[reportArgumentType]
 
@@ -115,7 +117,27 @@ def compose(words: Sequence[str], root: Root = PRETRAIN) -> Any:
     if options.help or options.cfg:
         print(_help(root, options.config_dir) if options.help else "", _shown(composed.cfg, options.resolve), sep="")
         sys.exit(0)
-    return typed(_with_source(composed, options.settings, root))
+    cfg, said = _with_source(composed, options.settings, root)
+    if said and rank() == 0:  # there is no log yet
+        print(*redacted(said), sep="\n", file=sys.stderr, flush=True)
+    return typed(cfg)
+
+
+def configure(*settings: str, config_dir: str | Path | None = None) -> PretrainConfig:
+    """Return the configuration that `settings` make: words as `python -m pretrain` takes them, such as "optim.lr=1e-3".
+
+    `config_dir` is a folder of settings of your own. What is taken over from `init_from` is logged. Raises
+    `ConfigError` for a setting that is refused.
+    """
+    return configured(settings, PRETRAIN, config_dir)
+
+
+def configured(settings: Sequence[str], root: Root, config_dir: str | Path | None) -> Any:
+    """Return the typed configuration that settings make for a root; see `configure`."""
+    cfg, said = _with_source(_composed(root, settings, Path(config_dir) if config_dir else None), settings, root)
+    for line in said:
+        log.info("%s", line)
+    return typed(cfg)
 
 
 def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ()) -> Any:
@@ -223,14 +245,15 @@ def _shown(cfg: DictConfig, resolve: bool) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(redacted(values)))
 
 
-def _with_source(composed: Composed, words: Sequence[str], root: Root) -> DictConfig:
+def _with_source(composed: Composed, words: Sequence[str], root: Root) -> tuple[DictConfig, list[str]]:
     """Give pretraining with `init_from` what nobody chose of model, tokenizer and objective: that of the source.
 
-    A run that resumes takes its own again, since its source may be gone. Settings that were given stay given.
+    A run that resumes takes its own again, since its source may be gone. Settings that were given stay given. Returns
+    also what to say of what was taken.
     """
     cfg, wanted = composed.cfg, [group for group in ADOPTED if composed.chosen.get(group) == NOT_CHOSEN]
     if root is not PRETRAIN or not cfg.init_from or not wanted:
-        return cfg
+        return cfg, []
     run = Path(expanded(cfg.run.root, "run.root")) / cfg.run.name
     resuming = (run / CONFIG_FILE).exists() and any((run / "checkpoints").glob("step-*"))
     taken = _settings_of_run(run, wanted) if resuming else settings_from(cfg.init_from)
@@ -250,9 +273,7 @@ def _with_source(composed: Composed, words: Sequence[str], root: Root) -> DictCo
             if key in taken and key not in given and (key != "data.seq_len" or taken[key] < cfg.data.seq_len):
                 OmegaConf.update(cfg, key, taken[key])
                 said.append(f"{key}={taken[key]}, which suits the network of {cfg.init_from}")
-    if said and rank() == 0:  # there is no log yet
-        print(*redacted(said), sep="\n", file=sys.stderr, flush=True)
-    return cfg
+    return cfg, said
 
 
 def _given(cfg: DictConfig, default: DictConfig, words: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches
 from pretrain.data.packing import Packing
-from pretrain.data.prepare.build import prepare
+from pretrain.data.prepare.build import prepare, verify
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size
@@ -41,8 +41,11 @@ from pretrain.train.trained_run import network_of
 log = logging.getLogger(__name__)
 
 
-def pretrain(cfg: PretrainConfig) -> None:
-    """Pretrain as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
+def pretrain(cfg: PretrainConfig) -> Path:
+    """Pretrain as configured, from the newest checkpoint if there is one, and return the run directory.
+
+    Raises `HeadwaterError`s by kind, and `Preempted` once a request to stop is honoured.
+    """
     cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
     stop = StopRequest()
@@ -55,6 +58,21 @@ def pretrain(cfg: PretrainConfig) -> None:
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
     with Session.opened("pretrain", cfg, stop, **record) as session:
         _pretrain(cfg, shared_source(source, session.world), session)
+    return cfg.run.directory
+
+
+def prepare_corpora(cfg: PretrainConfig) -> dict[str, Path]:
+    """Return the corpus directory of each source; prepare what is not prepared yet, as `pretrain` does by itself.
+
+    With `data.prepare.verify` all their files are read again. Raises `ConfigError` for sources or a tokenizer that do
+    not fit, `DataError` for content, `ResourceError` for a full disk or a killed worker.
+    """
+    cfg.check_tokenizer()
+    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
+    if cfg.data.prepare.verify:
+        for directory in corpora.values():
+            verify(directory)
+    return corpora
 
 
 def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:

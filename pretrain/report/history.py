@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, read_config, read_r
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +64,38 @@ def load(path: Path) -> History:
 
     Warns of records that the run had logged when it saved its newest step, and that are not there any more.
     """
-    metrics = path / METRICS_FILE
-    _warn_of_loss(path)
-    if not metrics.is_file():
-        raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
+    logged = _logged(path)
     facts = facts_of(path)
     if "name" not in facts:
         log.warning("%s says of no run how it ended and what it trained", path / RECORD_FILE)
     run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
-    for record in records(metrics):
+    for record in logged:
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
         (run.train if record["split"] == "train" else run.evaluation).append(row)
-    if not run.train and not run.evaluation:
-        raise ConfigError(f"{metrics}: has no whole line yet; wait for the run's first log step")
     return run
+
+
+def history(run: str | Path) -> DataFrame:
+    """Return the records of a run, of pretraining or of fine-tuning, as a table of one row each, in order.
+
+    The columns are the keys of metrics.jsonl: `step`, `split` ("train" or "validation"), `loss` and so on. What a
+    record lacks is NaN. Raises `ConfigError` as `load` does.
+    """
+    from pandas import DataFrame
+
+    rows = _logged(Path(run))
+    return DataFrame([{key: math.nan if value is None else value for key, value in row.items()} for row in rows])
+
+
+def _logged(run: Path) -> list[Record]:
+    """Return the records of a run, at least one. Raises `ConfigError`; warns of lines that are gone."""
+    metrics = run / METRICS_FILE
+    _warn_of_loss(run)
+    if not metrics.is_file():
+        raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
+    if not (logged := list(records(metrics))):
+        raise ConfigError(f"{metrics}: has no whole line yet; wait for the run's first log step")
+    return logged
 
 
 def facts_of(run: Path) -> dict[str, Any]:
