@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ def joined() -> Iterator[World]:
     """Join the process group that torchrun describes, for the rest of this process; one process alone needs none.
 
     Errors of collectives that are due to other ranks become `TimedOut` and `PeerLost`; all other errors pass through.
+    A process alone, such as a notebook, may go on: what engines have left in it is taken away.
     """
+    variables, excepthook = set(os.environ), sys.excepthook
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = device_type() == "cuda"
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -124,11 +127,16 @@ def joined() -> Iterator[World]:
             raise
         log.debug("the error behind it:", exc_info=error)  # in log.txt alone: it helps few
         raise reason from error
-    # A group of several ranks goes with its process. Its last owner may be DDP's reducer, which holds the interpreter's
-    # lock while it waits for gloo's threads, and one of these may wait for that lock to free a tensor: such runs hung
-    # when all was done (torch 2.13).
-    if world.size == 1 and dist.is_initialized():  # a group that `ensure_group` made
-        dist.destroy_process_group()
+    finally:
+        # A group of several ranks goes with its process. Its last owner may be DDP's reducer, which holds the
+        # interpreter's lock while it waits for gloo's threads, and one of these may wait for that lock to free a
+        # tensor: such runs hung when all was done (torch 2.13).
+        if world.size == 1:
+            if dist.is_initialized():  # a group that `ensure_group` made
+                dist.destroy_process_group()
+            sys.excepthook = excepthook
+            for variable in os.environ.keys() - variables:
+                del os.environ[variable]
 
 
 def keep_freed_memory() -> None:

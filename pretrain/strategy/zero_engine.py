@@ -36,7 +36,10 @@ from pretrain.strategy.precision import FP16, Precision
 
 
 def import_deepspeed(world: World) -> Any:
-    """Import DeepSpeed for the device at hand, quiet, and without kernels that it would compile first."""
+    """Import DeepSpeed for the device at hand, quiet, and without kernels that it would compile first.
+
+    What it knows of the groups of an earlier run of this process goes: they do, too, and it would go on with them.
+    """
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     os.environ.setdefault("LOCAL_RANK", "0")  # it reads them from the environment alone
     if world.device.type == "cpu":  # else every reduction of ZeRO-3 starts `numactl` to count NUMA nodes
@@ -48,6 +51,8 @@ def import_deepspeed(world: World) -> Any:
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # On a CPU it compiles a shared-memory all-reduce for a minute before the first use; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if world.size == 1:
+        deepspeed.utils.groups._release_process_group_references()
     return deepspeed
 
 

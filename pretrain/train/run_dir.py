@@ -137,6 +137,10 @@ class RunDirectory:
         lock.flush()
         return cls(path, lock)
 
+    def close(self) -> None:
+        """Give the directory free, also for a later run of this process."""
+        self._lock.close()
+
     def changes(self, cfg: Any) -> list[str]:
         """Name each setting whose value is not that of the run's last start, with both values."""
         before, now = read_config(self.path), flattened(redacted(plain(cfg)))
@@ -204,15 +208,16 @@ class RunDirectory:
         to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         to_stderr.setFormatter(_WithoutSecrets())
         handlers = [to_stderr, to_file]
-        loggers = [logging.getLogger(package) for package in packages]
-        for logger in loggers:
+        levels = {logger: logger.level for logger in map(logging.getLogger, packages)}
+        for logger in levels:
             logger.setLevel(logging.DEBUG)
             for handler in handlers:
                 logger.addHandler(handler)
         try:
             yield
         finally:
-            for logger in loggers:
+            for logger, level in levels.items():
+                logger.setLevel(level)
                 for handler in handlers:
                     logger.removeHandler(handler)
             to_file.close()

@@ -89,7 +89,7 @@ class Session:
         with ExitStack() as stack:
             directory = None
             if rank() == 0:
-                directory = RunDirectory.claim(cfg.run)
+                directory = stack.enter_context(closing(RunDirectory.claim(cfg.run)))
                 stack.enter_context(directory.log_to(*packages))
                 directory.note_loss()
                 stack.enter_context(exit_code_to(lambda code: directory.record(exit=code)))
