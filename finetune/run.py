@@ -22,7 +22,6 @@ from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded, shortlist
-from pretrain.commands import StopRequest
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
@@ -53,10 +52,9 @@ def finetune(cfg: FinetuneConfig) -> None:
     """Fine-tune as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
     cfg.attention.build()
     cfg.check_start(ranks=world_size(), device_type=device_type())
-    stop = StopRequest()
     source = None if resumes(cfg.run) else find_source(cfg.init_from, first=rank() == 0)
     record = {"init_from": source.name} if source else {}
-    with Session.opened("finetune", cfg, stop, **record) as session:
+    with Session.opened("finetune", cfg, **record) as session:
         _finetune(cfg, shared_source(source, session.world) or own_source(cfg.run.directory), session)
 
 

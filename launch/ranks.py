@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
-from pretrain.commands import STOP_SIGNALS
+from pretrain.commands import STOP_SIGNALS, say
 from pretrain.errors import ConfigError, PeerLost, Preempted
 
 GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
@@ -170,14 +170,19 @@ class _Ranks:
     def passing_on_signals(self) -> Iterator[None]:
         """While in here, pass signals that ask to stop on to all ranks."""
 
+        interrupted = False
+
         def pass_on(number: int, frame: FrameType | None) -> None:
+            nonlocal interrupted
             if number == signal.SIGINT:
-                if self.asked:
+                if interrupted:
                     raise KeyboardInterrupt
-                print("stopping: ranks save and end; Ctrl-C again kills them", file=sys.stderr)
+                interrupted = True
+                say("stopping: ranks that train save their step; Ctrl-C again ends them at once")
             self.ask(signal.SIGTERM if number in SENT_AS_TERM else number)
 
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # under nohup
+        # Under nohup the one is ignored, and in a shell's background the other: both stay so.
+        ignored = {number for number in SENT_AS_TERM if signal.getsignal(number) == signal.SIG_IGN}
         before = {number: signal.signal(number, pass_on) for number in {*STOP_SIGNALS, *SENT_AS_TERM} - ignored}
         try:
             yield

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pretrain import objectives
-from pretrain.commands import StopRequest
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches
@@ -45,7 +44,6 @@ def pretrain(cfg: PretrainConfig) -> None:
     """Pretrain as configured, from the newest checkpoint if there is one. Raises `HeadwaterError`s by kind."""
     cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
-    stop = StopRequest()
     source = None
     if cfg.init_from and not resumes(cfg.run):
         source = find_source(cfg.init_from, first=rank() == 0)
@@ -53,7 +51,7 @@ def pretrain(cfg: PretrainConfig) -> None:
             check_written_by("pretrain", source.path)
     # The record holds a name on the hub with its commit.
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
-    with Session.opened("pretrain", cfg, stop, **record) as session:
+    with Session.opened("pretrain", cfg, **record) as session:
         _pretrain(cfg, shared_source(source, session.world), session)
 
 

@@ -54,6 +54,8 @@ class SavedRun(_Resumable, total=False):
 
 H = TypeVar("H", bound=RunHooks)
 
+_EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"
+
 log = logging.getLogger(__name__)
 
 
@@ -80,13 +82,14 @@ class Session:
 
     @classmethod
     @contextmanager
-    def opened(cls, program: str, cfg: Any, stop: StopRequest, **record: Any) -> Iterator[Session]:
+    def opened(cls, program: str, cfg: Any, **record: Any) -> Iterator[Session]:
         """Claim the run directory, log into it, join the other ranks and see that all were started alike.
 
         `record` are entries of run.json that are known so far. The exit code goes there at the end.
         """
         packages = ["pretrain", program] if program != "pretrain" else ["pretrain"]
         with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest(_EARLY))
             directory = None
             if rank() == 0:
                 directory = RunDirectory.claim(cfg.run)
