@@ -191,13 +191,18 @@ class _Ranks:
                 signal.signal(number, handler)
 
     def show(self, failed: End) -> None:
-        """Write a rank's last lines to standard error, unless it is rank 0, whose lines are there, and how it ended."""
+        """Write a rank's last lines to standard error, unless it is rank 0, whose lines are there, and how it ended.
+
+        A rank that was alone and ended by itself has said all.
+        """
         log = self._log(failed.rank)
         if failed.rank:
             with log.open(encoding="utf-8", errors="replace") as text:
                 text.seek(self._began[failed.rank])
                 sys.stderr.writelines(deque(text, SHOWN_LINES))
         code = failed.code
+        if failed.rank == 0 and len(self._began) == 1 and code > 0:
+            return
         how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         print(f"rank {failed.rank} {how}, the first to do so; above are the last lines of {log}", file=sys.stderr)
 

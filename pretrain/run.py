@@ -28,6 +28,7 @@ from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.objectives.base import Objective, ObjectiveConfig
+from pretrain.optim.schedule import LearningRate
 from pretrain.registry import discover
 from pretrain.train.evaluator import Evaluator
 from pretrain.train.hooks import RunHooks
@@ -109,10 +110,17 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
-        seq_len, loop = cfg.data.seq_len, cfg.train
         log.info(
             summary(
-                size=size, memory=predicted, seq_len=seq_len, train=loop, world=world, stream=stream, held_out=held_out
+                directory=session.directory.path,
+                size=size,
+                memory=predicted,
+                seq_len=cfg.data.seq_len,
+                train=cfg.train,
+                learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
+                world=world,
+                stream=stream,
+                held_out=held_out,
             )
         )
     hooks = session.hooks(
