@@ -23,18 +23,19 @@ from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
 from finetune.model.losses import TaskLoss
 from finetune.tasks.base import Encoded, shortlist
-from pretrain.commands import StopRequest
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
 from pretrain.hub.family import head_for
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source
+from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
+from pretrain.strategy.base import Memory
 from pretrain.tokenizer.base import text_sha256
 from pretrain.train.loop import TrainConfig
 from pretrain.train.run_dir import RunDirectory
 from pretrain.train.session import Fingerprints, Session, Trainee, network_fingerprints, resumes
-from pretrain.train.summary import ModelSize
+from pretrain.train.summary import ModelSize, counted, of_memory, of_rate, plan
 
 READING = {"train", "validation", "columns", "header", "delimiter", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide which files are read and how: what they yield must stay the same, not the settings."""
@@ -57,10 +58,9 @@ def finetune(cfg: FinetuneConfig) -> Path:
     """
     cfg.attention.build()
     cfg.check_start(ranks=world_size(), device_type=device_type())
-    stop = StopRequest()
     source = None if resumes(cfg.run) else find_source(cfg.init_from, first=rank() == 0)
     record = {"init_from": source.name} if source else {}
-    with Session.opened("finetune", cfg, stop, **record) as session:
+    with Session.opened("finetune", cfg, **record) as session:
         _finetune(cfg, shared_source(source, session.world) or own_source(cfg.run.directory), session)
     return cfg.run.directory
 
@@ -106,8 +106,9 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         names=data.names,
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
     )
+    predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     if session.directory:
-        _summarise(data, size, steps)
+        log.info(_summary(cfg, data, size, predicted, steps))
     every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
     hooks = session.hooks(
         TaskHooks,
@@ -119,7 +120,7 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         ),
         evaluate_every=every,
         save_every=every,
-        predicted=size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision),
+        predicted=predicted,
         metric=task.metric,
         patience=cfg.eval.patience,
     )
@@ -194,14 +195,17 @@ def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData, tokenizer: 
     return {**order, **network_fingerprints(network, cfg.optim)}
 
 
-def _summarise(data: TaskData, size: ModelSize, steps: TrainingSteps) -> None:
+def _summary(cfg: FinetuneConfig, data: TaskData, size: ModelSize, memory: Memory, steps: TrainingSteps) -> str:
+    """Return the plan of fine-tuning."""
+    some = f", {size.trainable:,} of them trainable" if size.trainable < size.parameters else ""
+    rows = [
+        ("run", f"{cfg.run.directory}: {cfg.train.epochs:g} epochs in {steps.total:,} steps"),
+        ("model", f"{size.parameters:,} parameters{some}; outputs: {shortlist(data.names)}"),
+        ("memory", of_memory(memory)),
+        ("lr", of_rate(LearningRate(cfg.optim.lr, cfg.schedule, steps.total))),
+    ]
     for split, encoded in (("training", data.train), ("validation", data.validation)):
         lengths = encoded.examples.lengths
-        log.info(
-            "%s: %s records, %s sequences of %.0f tokens on average and %s at most",
-            *(split, f"{len(encoded.records):,}", f"{len(lengths):,}", lengths.mean(), lengths.max()),
-        )
-    log.info(
-        "%s parameters, of which %s are trainable; %s steps; outputs: %s",
-        *(f"{size.parameters:,}", f"{size.trainable:,}", f"{steps.total:,}", shortlist(data.names)),
-    )
+        sizes = f"{lengths.mean():.0f} tokens on average and {lengths.max()} at most"
+        rows.append((split, f"{len(encoded.records):,} records, {len(lengths):,} sequences of {sizes}"))
+    return plan(rows)

@@ -22,6 +22,7 @@ from launch.table import table_of
 from pretrain.compose import Root
 from pretrain.distributed.world import device_type
 from pretrain.errors import check
+from pretrain.train.run_dir import LOG_LEVEL
 
 
 @dataclass(kw_only=True)
@@ -52,21 +53,25 @@ LOCAL = Root("launch_local", LocalConfig, register, "python -m launch local|doct
 def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
     """Run the jobs one after another, each in fresh processes; return the exit code of the first that failed, else 0.
 
-    After a job that was stopped by a signal no other starts. A sweep ends with a table of what its runs reached.
+    After a job that was stopped by a signal no other starts. A sweep ends with a table of what its runs reached; of its
+    runs the first alone says what it is about to do, the others in their log.txt.
     """
     for job in jobs:
         job.cfg.check_start(ranks=cfg.ranks, device_type=device_type())
     if len(jobs) > 1:
         os.environ.setdefault("WANDB_RUN_GROUP", jobs[0].sweep)
     codes = []
-    for job in jobs:
-        if job.point:
-            print(f"{job.name}: {job.point}", flush=True)
+    for number, job in enumerate(jobs, start=1):
+        if len(jobs) > 1:
+            print(f"run {number} of {len(jobs)}: {job.name} ({job.point})", flush=True)
         codes.append(_run(cfg, [job.program, *job.overrides], job.directory / "ranks"))
         if codes[-1] == STOPPED:
             break
+        os.environ.setdefault(LOG_LEVEL, "WARNING")
     if len(jobs) > 1:
         print(table_of([job.directory for job in jobs], codes))
+        if len(codes) < len(jobs):
+            print(f"stopped in run {len(codes)} of {len(jobs)}; the same command goes on from there", file=sys.stderr)
     return next((code for code in codes if code), 0)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
 
-from pretrain.commands import STOP_SIGNALS
+from pretrain.commands import STOP_SIGNALS, say
 from pretrain.errors import ConfigError, PeerLost, Preempted
 
 GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
@@ -170,14 +170,19 @@ class _Ranks:
     def passing_on_signals(self) -> Iterator[None]:
         """While in here, pass signals that ask to stop on to all ranks."""
 
+        interrupted = False
+
         def pass_on(number: int, frame: FrameType | None) -> None:
+            nonlocal interrupted
             if number == signal.SIGINT:
-                if self.asked:
+                if interrupted:
                     raise KeyboardInterrupt
-                print("stopping: ranks save and end; Ctrl-C again kills them", file=sys.stderr)
+                interrupted = True
+                say("stopping: ranks that train save their step; Ctrl-C again ends them at once")
             self.ask(signal.SIGTERM if number in SENT_AS_TERM else number)
 
-        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # under nohup
+        # Under nohup the one is ignored, and in a shell's background the other: both stay so.
+        ignored = {number for number in SENT_AS_TERM if signal.getsignal(number) == signal.SIG_IGN}
         before = {number: signal.signal(number, pass_on) for number in {*STOP_SIGNALS, *SENT_AS_TERM} - ignored}
         try:
             yield
@@ -186,13 +191,18 @@ class _Ranks:
                 signal.signal(number, handler)
 
     def show(self, failed: End) -> None:
-        """Write a rank's last lines to standard error, unless it is rank 0, whose lines are there, and how it ended."""
+        """Write a rank's last lines to standard error, unless it is rank 0, whose lines are there, and how it ended.
+
+        A rank that was alone and ended by itself has said all.
+        """
         log = self._log(failed.rank)
         if failed.rank:
             with log.open(encoding="utf-8", errors="replace") as text:
                 text.seek(self._began[failed.rank])
                 sys.stderr.writelines(deque(text, SHOWN_LINES))
         code = failed.code
+        if failed.rank == 0 and len(self._began) == 1 and code > 0:
+            return
         how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         print(f"rank {failed.rank} {how}, the first to do so; above are the last lines of {log}", file=sys.stderr)
 

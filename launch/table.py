@@ -20,13 +20,14 @@ from pathlib import Path
 from pretrain.commands import command
 from pretrain.errors import ConfigError
 from pretrain.report.history import ABSENT, History, Row, differing, facts_of, load
+from pretrain.tracking.console import LEFT_OUT
 from pretrain.train.run_dir import warn_of_changed_config
 
 UNKNOWN = "-"
 LOSS = "train loss"  # the header of a column
 # Where, when, how fast and by which setting a run was measured: no results.
 NOT_RESULTS = {"step", "tokens", "time", "tokens_per_s", "lr", "grad_norm", "mfu", "step_s", "skipped"}
-NOT_RESULTS |= {"no_answer_threshold"}
+NOT_RESULTS |= LEFT_OUT  # nor what the lines of a run leave out
 
 
 def table_of(runs: Sequence[Path], codes: Sequence[int] = ()) -> str:
@@ -90,7 +91,7 @@ def _load(run: Path) -> History:
 def _measured(history: History) -> Row:
     """Return the last training loss of a run and what it reached on held-out data, by the header of their column."""
     last = history.train[-1] if history.train else {}
-    held_out = {f"held-out {key}": value for key, value in reached(history).items()}
+    held_out = {f"held-out {key}" if key == "loss" else key: value for key, value in reached(history).items()}
     return {LOSS: last["loss"], **held_out} if "loss" in last else held_out
 
 

@@ -12,26 +12,29 @@ import os
 import signal
 import sys
 import threading
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.errors import ConfigError, HeadwaterError, Preempted, ResourceError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # each asks a command to end; a run that trains saves first
-HANDLED = (*STOP_SIGNALS, signal.SIGINT)
-INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as of a shell
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
 
-_STOPPED = "stopped on request; the same command goes on from what is saved"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers and launchers
+HANDLED = (*STOP_SIGNALS, signal.SIGINT)  # each asks a command to stop; a run that trains saves first
+INTERRUPTED = 128 + signal.SIGINT  # exit code after a second Ctrl-C, as of a shell
+
+_NOTHING_TO_SAVE = "stopped with nothing to save; the same command starts again"
+_AT_ONCE = "ended at once; what was saved before is kept"
 
 
 def start_command() -> None:
     """Make this process one that can be stopped, and that can print any text. Commands call it before all imports.
 
-    From now on SIGTERM, SIGUSR1 and Ctrl-C end it at once, until a `StopRequest` takes over: as process 1 of a
-    container it would ignore a signal that it does not handle. What an output cannot encode is written as an escape.
+    From now on SIGTERM, SIGUSR1 and Ctrl-C end it at once, with 85, until a `StopRequest` takes over: as process 1 of
+    a container it would ignore a signal that it does not handle. What an output cannot encode is written as an escape.
     """
     for number in HANDLED:
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # ignored in a shell's background
@@ -84,10 +87,29 @@ def _send_to_nowhere(number: int) -> None:
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
     """End the process. The import system and destructors would drop an exception that a handler raises in them."""
-    said, code = ("interrupted", INTERRUPTED) if number == signal.SIGINT else (_STOPPED, Preempted.exit_code)
-    with suppress(OSError):  # nobody may read it
-        os.write(2, f"{said}\n".encode())
-    os._exit(code)
+    say(_NOTHING_TO_SAVE)
+    os._exit(Preempted.exit_code)
+
+
+def say(text: str) -> None:
+    """Write a line to standard error from a handler of signals, where `print` may not be used; on the first rank only.
+
+    On a terminal it begins a new line, behind the ^C or the bar that may stand there.
+    """
+    if _speaks():
+        break_line = "\n" if os.isatty(2) else ""
+        with suppress(OSError):  # nobody may read it
+            os.write(2, f"{break_line}{text}\n".encode())
+
+
+def _speaks() -> bool:
+    """Whether this process is alone, or the first of all ranks: what all of them know is said once."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _heeded() -> list[signal.Signals]:
+    """Return the signals that are not ignored, as Ctrl-C is in a shell's background, and whose handlers we know."""
+    return [number for number in HANDLED if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
@@ -97,8 +119,7 @@ def signals_held() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # which runs the handler of what another thread receives
-        heeded = [number for number in HANDLED if signal.getsignal(number) != signal.SIG_IGN]
-        handlers = {number: signal.signal(number, lambda number, frame: late.append(number)) for number in heeded}
+        handlers = {number: signal.signal(number, lambda number, frame: late.append(number)) for number in _heeded()}
     try:
         yield
     finally:
@@ -110,27 +131,48 @@ def signals_held() -> Iterator[None]:
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGUSR1 asked this process to stop: for commands that have something to put in order.
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 asked this process to stop: for what has something to put in order.
 
-    While training is under way the handler sets a flag and does nothing else. Before, when there is nothing to save,
-    it raises `Preempted`; a second signal does not wait for what this sets going. Ctrl-C raises KeyboardInterrupt.
+    Handles them inside its `with` block, if that is in the main thread: Python handles signals nowhere else. While
+    training is under way the handler sets a flag and says so. Before, when there is nothing to save, it raises
+    `Preempted`, and a further signal does not wait for what this sets going. A second Ctrl-C ends a command at once; in
+    a process that is no command of ours, such as a notebook, it does what it did before the block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, early: str) -> None:
         self.received = False
         self.training = False
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._receive)
-        if signal.getsignal(signal.SIGINT) is _end_at_once:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._early = early  # what to say of a stop before training
+        self._interrupted = False
+        self._before: dict[int, Any] = {}  # the handlers outside of the block
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in _heeded()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            if not (self.received and handler is _end_at_once):  # a command that ends may yet be told to do so at once
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received, True
-        if self.training:
-            return
-        if again:
-            _end_at_once(number, frame)
-        raise Preempted(_STOPPED)
+        of_user, interrupted = number == signal.SIGINT, self._interrupted
+        self._interrupted |= of_user
+        if (of_user and interrupted) or (again and not self.training):
+            self._end(number)
+        elif not self.training:
+            raise Preempted(self._early)
+        elif of_user:
+            say("stopping: the step under way is finished and saved; Ctrl-C again ends at once")
+
+    def _end(self, number: int) -> None:
+        if self._before[number] is _end_at_once:
+            say(_AT_ONCE)
+            os._exit(INTERRUPTED if number == signal.SIGINT else Preempted.exit_code)
+        signal.signal(number, self._before[number])
+        signal.raise_signal(number)
 
 
 @contextmanager
@@ -156,10 +198,11 @@ def exit_code_of(body: Callable[[], object]) -> int:
         body()
         sys.stdout.flush()  # here a failure to write has a message and an exit code; at the interpreter's exit none
     except (HeadwaterError, Preempted) as error:
-        print(error, file=sys.stderr, flush=True)
+        if isinstance(error, HeadwaterError) or _speaks():
+            print(error, file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        print(_AT_ONCE, file=sys.stderr, flush=True)
         return INTERRUPTED
     return 0
 

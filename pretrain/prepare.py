@@ -133,8 +133,9 @@ def main() -> None:
     with os.fdopen(int(sys.argv[-1].removeprefix(_PLAN)), encoding="utf-8") as file:
         file.seek(0)
         plan = json.load(file)
-    StopRequest()
-    sys.exit(exit_code_of(lambda: carry_out(plan)))
+    with StopRequest("stopped; units that are finished are kept, and the same command goes on from them"):
+        code = exit_code_of(lambda: carry_out(plan))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pretrain import objectives
-from pretrain.commands import StopRequest
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches
@@ -29,6 +28,7 @@ from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.objectives.base import Objective, ObjectiveConfig
+from pretrain.optim.schedule import LearningRate
 from pretrain.registry import discover
 from pretrain.train.evaluator import Evaluator
 from pretrain.train.hooks import RunHooks
@@ -48,7 +48,6 @@ def pretrain(cfg: PretrainConfig) -> Path:
     """
     cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
-    stop = StopRequest()
     source = None
     if cfg.init_from and not resumes(cfg.run):
         source = find_source(cfg.init_from, first=rank() == 0)
@@ -56,7 +55,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
             check_written_by("pretrain", source.path)
     # The record holds a name on the hub with its commit.
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
-    with Session.opened("pretrain", cfg, stop, **record) as session:
+    with Session.opened("pretrain", cfg, **record) as session:
         _pretrain(cfg, shared_source(source, session.world), session)
     return cfg.run.directory
 
@@ -129,10 +128,17 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
-        seq_len, loop = cfg.data.seq_len, cfg.train
         log.info(
             summary(
-                size=size, memory=predicted, seq_len=seq_len, train=loop, world=world, stream=stream, held_out=held_out
+                directory=session.directory.path,
+                size=size,
+                memory=predicted,
+                seq_len=cfg.data.seq_len,
+                train=cfg.train,
+                learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
+                world=world,
+                stream=stream,
+                held_out=held_out,
             )
         )
     hooks = session.hooks(

@@ -1,6 +1,7 @@
 """Learning-rate schedules: pure functions from the step about to be taken to a multiple of the peak learning rate.
 
-Holds no state and no learning rate: the peak belongs to `optim` and the step to the loop, so resuming needs nothing.
+Holds no state: the peak belongs to `optim` and the step to the loop, so resuming needs nothing. It also means that a
+resumed run follows what its schedule says now: `LearningRate.change` tells where that is not what it said before.
 
 Steps count from 0. A warm-up of W steps rises in a straight line: step s < W takes (s + 1) / (W + 1), so the first step
 already learns and step W is the first at the peak. A decay is aimed at its floor in step `total_steps`, one beyond the
@@ -13,12 +14,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple, Self
 
 from pretrain.errors import check
 from pretrain.registry import register
 
 Multiplier = Callable[[int], float]
 """The step about to be taken, counted from 0 -> the share of the peak learning rate that it takes, in [0, 1]."""
+
+TOLERANCE = 0.01  # relative difference of learning rates that nobody needs to hear of
 
 
 def cosine_curve(progress: float) -> float:
@@ -57,12 +61,16 @@ class ScheduleConfig:
         ratio, rule = self.warmup_ratio, "a share of the run's steps, in [0, 1]; and 0 beside schedule.warmup_steps"
         check(0 <= ratio <= (0 if self.warmup_steps else 1), "schedule.warmup_ratio", ratio, rule)
 
+    def in_steps(self, total_steps: int) -> Self:
+        """Return the schedule with a warm-up that is given in steps."""
+        if not self.warmup_ratio:
+            return self
+        return replace(self, warmup_steps=round(self.warmup_ratio * total_steps), warmup_ratio=0.0)
+
     def build(self, total_steps: int) -> Multiplier:
         """Return the multiplier of a run of `total_steps` steps. Raises `ValueError` if its phases do not fit."""
         if self.warmup_ratio:
-            return replace(self, warmup_steps=round(self.warmup_ratio * total_steps), warmup_ratio=0.0).build(
-                total_steps
-            )
+            return self.in_steps(total_steps).build(total_steps)
         check(
             self.warmup_steps <= total_steps,
             "schedule.warmup_steps",
@@ -167,3 +175,32 @@ class WsdSchedule(FallingSchedule):
     def after_warmup(self, step: int, total_steps: int) -> float:
         curve = _DECAY_CURVES[self.decay]
         return fall(step, start=self.decay_start(total_steps), end=total_steps, curve=curve, floor=self.floor)
+
+
+class LearningRate(NamedTuple):
+    """The learning rate of a run: the largest, of an optimizer whose groups have several."""
+
+    peak: float
+    schedule: ScheduleConfig
+    total_steps: int
+
+    def at(self, step: int) -> float:
+        """Return the learning rate of the step about to be taken, counted from 0."""
+        return self.peak * self.schedule.build(self.total_steps)(step)
+
+    def change(self, before: LearningRate, step: int) -> str | None:
+        """Say what becomes of the learning rate of a run that resumes after `step` steps, and was planned as `before`.
+
+        None if the next step is as planned, or the last one was taken.
+        """
+        if step >= self.total_steps or math.isclose(self.at(step), before.at(step), rel_tol=TOLERANCE):
+            return None
+        used, now = before.at(step - 1), self.at(step)
+        jump = f"the learning rate {'rises' if now > used else 'falls'} from {used:.2e} to {now:.2e} at step {step + 1}"
+        if (self.peak, self.schedule) != (before.peak, before.schedule):
+            return f"{jump}: optim.lr or the schedule changed"
+        return (
+            f"{jump}: its schedule now reaches to train.steps={self.total_steps}, before to {before.total_steps}. "
+            f"schedule=constant optim.lr={used:.2e} holds it; a new run with init_from has a warm-up of its own; "
+            "a run that is to be carried on wants schedule=constant, or wsd until its decay"
+        )

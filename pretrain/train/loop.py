@@ -117,4 +117,4 @@ def train(
         if last or stops or state.step % hooks.save_every == 0:
             hooks.save(state, required=last or bool(stops))
         if stops and not last:
-            raise Preempted(f"stopped on request at step {state.step}, saved; the same command resumes")
+            raise Preempted(f"stopped: step {state.step} of {cfg.steps} is saved; the same command resumes")

@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypedDict
@@ -39,6 +39,7 @@ CHECKPOINTS = "checkpoints"
 FILES = (RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE)  # that a run writes
 FACTS = ("vocab_size", "document_frame", "mask", "names")  # entries of the record
 FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
+LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
     "pretrain": "python -m pretrain.report, .sample and .export",
@@ -54,6 +55,7 @@ class RunRecord(TypedDict, total=False):
 
     name: str
     versions: dict[str, str]
+    mfu: str  # what is meant by it
     exit: int | None  # null: it runs, or was killed
     init_from: str  # as it was found
     network: dict[str, Any]  # `choice` and the values of a registered configuration
@@ -200,27 +202,40 @@ class RunDirectory:
     def log_to(self, *packages: str) -> Iterator[None]:
         """While in here, send the messages of our packages to standard error and, with the time, to `log.txt`.
 
-        Those of level DEBUG, the tracebacks behind errors that other ranks caused, go to `log.txt` alone.
+        Those of level DEBUG, such as tracebacks behind errors that other ranks caused, go to `log.txt` alone, and so do
+        all that are below the level that the environment names.
         """
         to_file = logging.FileHandler(self.path / LOG_FILE, encoding="utf-8", errors="backslashreplace")
         to_stderr = logging.StreamHandler()
-        to_stderr.setLevel(logging.INFO)
+        to_stderr.setLevel(_printed_from())
         to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         to_stderr.setFormatter(_WithoutSecrets())
-        handlers = [to_stderr, to_file]
-        levels = {logger: logger.level for logger in map(logging.getLogger, packages)}
-        for logger in levels:
-            logger.setLevel(logging.DEBUG)
-            for handler in handlers:
-                logger.addHandler(handler)
-        try:
+        with handled(packages, to_stderr, to_file), closing(to_file):
             yield
-        finally:
-            for logger, level in levels.items():
-                logger.setLevel(level)
-                for handler in handlers:
-                    logger.removeHandler(handler)
-            to_file.close()
+
+
+@contextmanager
+def handled(packages: Iterable[str], *handlers: logging.Handler) -> Iterator[None]:
+    """While in here, let handlers have the messages of packages."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, packages)}
+    for logger in levels:
+        logger.setLevel(logging.DEBUG)
+        for handler in handlers:
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+            for handler in handlers:
+                logger.removeHandler(handler)
+
+
+def _printed_from() -> int:
+    """Return the lowest level of messages that are printed. Raises `ConfigError` for a name that is none."""
+    name, levels = os.environ.get(LOG_LEVEL, "INFO"), logging.getLevelNamesMapping()
+    check(name in levels, LOG_LEVEL, name, f"one of {', '.join(levels)}")
+    return levels[name]
 
 
 def read_record(run: Path, *needed: str) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from pretrain.commands import StopRequest, exit_code_to
 from pretrain.data.batch import Batch
 from pretrain.data.stream import CORPUS
 from pretrain.distributed.world import World, joined, rank
-from pretrain.errors import CheckpointError, DataError, check
+from pretrain.errors import CheckpointError, ConfigError, DataError, check
 from pretrain.files import hash_file, replace_file
 from pretrain.objectives.base import Objective
+from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Mark
@@ -33,9 +34,17 @@ from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
-from pretrain.train.metrics import StepMeter, Throughput
+from pretrain.train.metrics import MFU_CONVENTION, StepMeter, Throughput
 from pretrain.train.peaks import peak_of_all
-from pretrain.train.run_dir import CHECKPOINTS, TOKENIZER_FILE, RunConfig, RunDirectory
+from pretrain.train.run_dir import (
+    CHECKPOINTS,
+    TOKENIZER_FILE,
+    RunConfig,
+    RunDirectory,
+    choice_of,
+    handled,
+    read_nested_config,
+)
 from pretrain.train.summary import ModelSize, versions
 
 Fingerprints = dict[str, Any]
@@ -53,6 +62,8 @@ class SavedRun(_Resumable, total=False):
 
 
 H = TypeVar("H", bound=RunHooks)
+
+_EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"
 
 log = logging.getLogger(__name__)
 
@@ -80,20 +91,26 @@ class Session:
 
     @classmethod
     @contextmanager
-    def opened(cls, program: str, cfg: Any, stop: StopRequest, **record: Any) -> Iterator[Session]:
+    def opened(cls, program: str, cfg: Any, **record: Any) -> Iterator[Session]:
         """Claim the run directory, log into it, join the other ranks and see that all were started alike.
 
         `record` are entries of run.json that are known so far. The exit code goes there at the end.
         """
         packages = ["pretrain", program] if program != "pretrain" else ["pretrain"]
         with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest(_EARLY))
             directory = None
             if rank() == 0:
                 directory = stack.enter_context(closing(RunDirectory.claim(cfg.run)))
                 stack.enter_context(directory.log_to(*packages))
                 directory.note_loss()
                 stack.enter_context(exit_code_to(lambda code: directory.record(exit=code)))
-                directory.record(name=cfg.run.name, versions=versions(), exit=None, **record)
+                found = versions()
+                log.debug("%s", ", ".join(f"{name} {number}" for name, number in found.items()))
+                log.debug("%s", MFU_CONVENTION)
+                directory.record(name=cfg.run.name, versions=found, mfu=MFU_CONVENTION, exit=None, **record)
+            else:  # all ranks find the same, and the first one says it
+                stack.enter_context(handled(packages, logging.NullHandler()))
             world = stack.enter_context(joined())
             check_started_alike(cfg, packages, world)
             yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
@@ -128,10 +145,25 @@ class Session:
             strategy.load_fragments(first_weights())
         elif self.directory:
             path = self.directory.path / METRICS_FILE
-            if lost := missing(path, saved["step"], saved.get("metrics")):
-                self.directory.note(lost)
+            for said in (
+                missing(path, saved["step"], saved.get("metrics")),
+                self._change_of_rate(self.directory.path, saved["step"], num_steps),
+            ):
+                if said:
+                    self.directory.note(said)
         state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
         return Trainee(model, strategy, checkpoints, fingerprints, state, saved)
+
+    def _change_of_rate(self, run: Path, step: int, num_steps: int) -> str | None:
+        """Say what becomes of the learning rate after `step` if that is not what the run's last start had planned."""
+        config = read_nested_config(run)
+        try:
+            before = LearningRate(
+                config["optim"]["lr"], choice_of(run, "schedule"), config["train"].get("steps", num_steps)
+            )
+        except (ConfigError, LookupError) as error:
+            return f"whether the learning rate goes on as planned is not known: {error}"
+        return LearningRate(self.cfg.optim.lr, self.cfg.schedule, num_steps).change(before, step)
 
     def _accept(self, change: str) -> None:
         if self.directory:

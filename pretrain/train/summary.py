@@ -1,4 +1,4 @@
-"""What a run is about to do, in a dozen lines, before the first step is paid for.
+"""The plan: what a run is about to do, in a dozen lines, before the first step is paid for.
 
 Holds words and arithmetic; nothing here decides anything.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,10 +18,11 @@ from torch.cuda import nccl
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
+from pretrain.optim.schedule import LearningRate
+from pretrain.registry import choices
 from pretrain.strategy.base import Memory, StrategyConfig
 from pretrain.strategy.precision import Precision
 from pretrain.train.loop import TrainConfig
-from pretrain.train.metrics import MFU_CONVENTION
 
 TOLERANCE = 0.1  # of predicted memory: communication buffers and the batches that wait
 UNMENTIONED = 64 * 2**20  # bytes of difference that no user needs to hear of
@@ -63,39 +66,64 @@ class ModelSize(NamedTuple):
         return Memory(whole.weights, trainable.gradients, trainable.optimizer)
 
 
+def plan(rows: Iterable[tuple[str, str]]) -> str:
+    """Return facts with their names, one a line; a name that is empty goes on with the one above."""
+    return "\n".join(f"{name:>10}  {fact}" for name, fact in rows)
+
+
 def summary(
     *,
+    directory: Path,
     size: ModelSize,
     memory: Memory,
     seq_len: int,  # tokens in a slot
     train: TrainConfig,
+    learning_rate: LearningRate,
     world: World,
     stream: TrainStream,
     held_out: HeldOut,
 ) -> str:
-    """Return the start-up summary, one fact a line."""
+    """Return the plan of pretraining."""
     tokens = train.batch_size * seq_len
+    total = train.steps * tokens
     micro_batches = train.batch_size // train.micro_batch_size // world.size
+    micro = f"{counted(micro_batches, 'micro-batch', 'es')} of {train.micro_batch_size}"
+    ranks = f" on each of {world.size} ranks" if world.size > 1 else ""
     epochs = stream.epochs(train.steps * train.batch_size)
-    corpus = [
-        f"{source.name}: {source.corpus.num_tokens:,} tokens in {source.corpus.num_documents:,} documents, "
-        f"{epochs[source.name]:.2f} epochs"
-        for source in stream.sources
+    rows = [
+        ("run", f"{directory}: {train.steps:,} steps, {total:,} tokens, {total * size.flops_per_token:.3g} FLOPs"),
+        ("model", f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)"),
+        ("memory", of_memory(memory)),
+        ("step", f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro}{ranks} ({world.device.type})"),
+        ("lr", of_rate(learning_rate)),
     ]
-    rows = {
-        "model": f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)",
-        "memory": f"{sum(memory) / 2**20:,.0f} MiB a rank: weights {memory.weights / 2**20:,.0f}, gradients "
-        f"{memory.gradients / 2**20:,.0f}, optimizer {memory.optimizer / 2**20:,.0f}; activations come on top",
-        "step": f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro_batches} micro-batches of "
-        f"{train.micro_batch_size} on each of {world.size} ranks ({world.device.type})",
-        "run": f"{train.steps:,} steps, {train.steps * tokens:,} tokens, "
-        f"{train.steps * tokens * size.flops_per_token:.3g} FLOPs",
-        "corpus": "; ".join(corpus),
-        "held out": f"{held_out.num_targets:,} tokens, {held_out.text_bytes:,} bytes of text",
-        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        "mfu": MFU_CONVENTION,
-    }
-    return "\n".join(f"{name:>9}  {text}" for name, text in rows.items())
+    for number, source in enumerate(stream.sources):
+        sizes = f"{source.corpus.num_tokens:,} tokens in {source.corpus.num_documents:,} documents"
+        rows.append(("" if number else "corpus", f"{source.name}: {sizes}, {epochs[source.name]:.2f} epochs"))
+    rows.append(("held out", f"{held_out.num_targets:,} tokens, {held_out.text_bytes:,} bytes of text"))
+    return plan(rows)
+
+
+def of_rate(rate: LearningRate) -> str:
+    """Say how the learning rate begins and ends."""
+    warmup = rate.schedule.in_steps(rate.total_steps).warmup_steps
+    after = f" after {counted(warmup, 'step')} of warm-up" if warmup else ""
+    name = choices()[type(rate.schedule)][1]
+    return f"{rate.peak:.2e}{after}, {rate.at(rate.total_steps - 1):.2e} in the last step (schedule={name})"
+
+
+def of_memory(memory: Memory) -> str:
+    """Say what a rank will hold."""
+    total = sum(memory)
+    unit, name = (2**30, "GiB") if total > 2**33 else (2**20, "MiB")
+    digits = 0 if total > 100 * unit else 1
+    parts = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in memory._asdict().items())
+    return f"{total / unit:,.{digits}f} {name} a rank: {parts}; activations come on top"
+
+
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """Return `1 step`, `2 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def compare_memory(held: int, predicted: Memory) -> None:
