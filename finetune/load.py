@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 
 from finetune.config import FINETUNE, FinetuneConfig
 from finetune.evaluator import Answers, answers
-from finetune.init_from import fitting
 from finetune.model.base import FineTuned
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
@@ -27,7 +26,8 @@ from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
 from pretrain.report.history import load
 from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import network_of, step_of, tokenizer_of
+from pretrain.trained.run_files import network_of, step_of, tokenizer_of
+from pretrain.trained.source import fitting
 
 log = logging.getLogger(__name__)
 
