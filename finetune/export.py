@@ -52,7 +52,8 @@ def export_run(options: argparse.Namespace) -> Path:
             "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
         },
     )
-    return write_export(export, options)
+    out, chosen = options.out or options.run / "export", {"dtype": options.dtype, "shard_mb": options.shard_mb}
+    return write_export(export, out, **chosen, overwrite=options.overwrite)
 
 
 def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dict[str, int]:

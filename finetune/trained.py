@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 from finetune.config import FINETUNE, FinetuneConfig
 from finetune.data.records import DataSet
 from finetune.evaluator import Answers, answers
-from finetune.init_from import fitting
 from finetune.model.base import FineTuned
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
@@ -31,7 +30,8 @@ from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
 from pretrain.report.history import load as load_history
 from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import network_of, step_of, tokenizer_of
+from pretrain.trained.run_files import network_of, step_of, tokenizer_of
+from pretrain.trained.source import fitting
 
 MAX_TOKENS = 8192  # in one pass of the model; of a longer sequence it takes one at a time
 

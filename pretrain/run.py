@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from pretrain import objectives
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.loader import StepLoader, evaluation_batches
@@ -25,18 +23,16 @@ from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.hub.export_dir import warn_unless_exportable
-from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
-from pretrain.models.attention.sdpa import sdpa
-from pretrain.objectives.base import Objective, ObjectiveConfig
+from pretrain.init_from import InitialWeights, weights_from
+from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
-from pretrain.registry import discover
 from pretrain.train.evaluator import Evaluator
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
-from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, choice_of, read_record
+from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, summary
-from pretrain.train.trained_run import network_of
+from pretrain.trained.source import Source, find_source, shared_source
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +74,6 @@ def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
     """Return the model inside its objective, on the meta device: shapes without memory."""
     with torch.device("meta"):
         return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
-
-
-def reopened(run: Path) -> tuple[Any, ObjectiveConfig, Objective]:
-    """Return the network and the objective of a run directory, and its module on the meta device, to use on the CPU.
-
-    All come from the run's files, without Hydra. Raises `ConfigError` for a directory that is no run of pretraining.
-    """
-    check_written_by("pretrain", run)
-    discover(objectives)
-    network, objective = network_of(run), choice_of(run, "objective")
-    with torch.device("meta"):
-        vocab_size = read_record(run, "vocab_size")["vocab_size"]
-        model = network.build(vocab_size=vocab_size, attend=sdpa)  # flash and flex need a GPU
-        return network, objective, objective.build(model)
 
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
