@@ -24,6 +24,7 @@ from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.loop import LogConfig
+from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.run_dir import RunConfig
 
 
@@ -83,6 +84,7 @@ class FinetuneConfig:
     tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
+    hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
     def __post_init__(self) -> None:
         sweep = f"python -m launch local -- finetune ... 'seed={','.join(map(str, self.seeds))}'"
@@ -100,11 +102,12 @@ class FinetuneConfig:
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        hook_configs(self.hooks)
 
 
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
-    ConfigStore.instance().store(name="finetune_schema", node=FinetuneConfig)
+    ConfigStore.instance().store(name="finetune_schema", node=schema_of(FinetuneConfig))
     discover(tasks, model, models, optim, strategy, tracking)
 
 

@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from finetune.config import FinetuneConfig
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
-from finetune.early_stopping import TaskHooks
 from finetune.evaluator import measure
 from finetune.init_from import own_source, tokenizer_of, weights_from
 from finetune.model.base import FineTuned
@@ -32,9 +31,9 @@ from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory
 from pretrain.tokenizer.base import text_sha256
+from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
-from pretrain.train.run_dir import RunDirectory
-from pretrain.train.session import Fingerprints, Session, Trainee, network_fingerprints, resumes
+from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
 from pretrain.trained.source import Source, find_source, shared_source
 
@@ -112,7 +111,6 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         log.info(_summary(cfg, data, size, predicted, steps))
     every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
     hooks = session.hooks(
-        TaskHooks,
         trainee,
         size=size,
         num_steps=steps.total,
@@ -122,25 +120,10 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         evaluate_every=every,
         save_every=every,
         predicted=predicted,
-        metric=task.metric,
-        patience=cfg.eval.patience,
+        stopping=EarlyStopping(metric=task.metric, lower_is_better=False, patience=cfg.eval.patience),
     )
-    if trainee.saved:
-        hooks.restore(trainee.saved)
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
-    session.train(trainee, hooks.until_patience_ends(steps.since(trainee.state.step)), schedule, hooks, loop)
-    if session.directory:
-        _record_best(session.directory, trainee, task.metric)
-
-
-def _record_best(directory: RunDirectory, trainee: Trainee, metric: str) -> None:
-    """Record the best step of a run that has ended; the last one if no evaluation had a value to compare."""
-    best = trainee.checkpoints.best
-    directory.record(best_step=best.step if best else trainee.state.step)
-    if best:
-        log.info("best: %s %.4f at step %s", metric, best.value, best.step)
-    else:
-        log.warning("no evaluation had a value of %s: the last step, %s, counts as best", metric, trainee.state.step)
+    session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop)
 
 
 def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData:

@@ -25,6 +25,7 @@ from pretrain.tokenizer.base import TokenizerConfig
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
+from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.run_dir import RunConfig
 
 
@@ -55,6 +56,7 @@ class PretrainConfig:
     tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
     def __post_init__(self) -> None:
         names = choices()
@@ -69,6 +71,11 @@ class PretrainConfig:
             check(isolated, "data.isolate_documents", isolated, rule)
             rule = "objective.sentences tells two segments apart; set 2 or more, or objective.sentences=none"
             check(token_types >= 2, "model.token_types", token_types, rule)
+        if self.eval.samples:
+            rule = f"model={names[type(self.model)][1]} is {self.model.kind} and continues no text; leave them out"
+            check(self.model.kind.generates, "eval.samples", self.eval.samples, rule)
+            rule = f"must be below data.seq_len={self.data.seq_len}, which holds the prompt, too; lower it"
+            check(self.eval.sample_tokens < self.data.seq_len, "eval.sample_tokens", self.eval.sample_tokens, rule)
         self.optim.check(shards=self.strategy.shards)
         dropout = getattr(self.model, "attention_dropout", 0)
         self.attention.check(dtype=self.precision.dtype, dropout=dropout, dropout_key="model.attention_dropout")
@@ -82,6 +89,7 @@ class PretrainConfig:
         micro_batches_per_step(self.train.batch_size, self.train.micro_batch_size, ranks)
         self.schedule.build(self.train.steps)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        hook_configs(self.hooks)
         self.data.prepare.check_whole()
         texts_of(self.data.sources)
         self.check_tokenizer()
@@ -98,5 +106,5 @@ class PretrainConfig:
 
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
-    ConfigStore.instance().store(name="pretrain_schema", node=PretrainConfig)
+    ConfigStore.instance().store(name="pretrain_schema", node=schema_of(PretrainConfig))
     discover(data, models, objectives, optim, strategy, tokenizer, tracking)

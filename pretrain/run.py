@@ -22,14 +22,17 @@ from pretrain.data.prepare.build import prepare, verify
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size
+from pretrain.errors import check
 from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, weights_from
+from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
+from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator
-from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
 from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
+from pretrain.train.samples import Continuations, encoded_prompts
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, summary
 from pretrain.trained.source import Source, find_source, shared_source
@@ -84,6 +87,8 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     stream = cfg.data.train_stream(corpora, cfg.seed)
     tokenizer = stream.manifest.tokenizer(corpus)
     held_out = cfg.data.held_out(corpora)
+    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
+    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
     examples = cfg.objective.examples(partial(load_vocabulary, corpus), cfg.seed)
     schedule = cfg.schedule.build(cfg.train.steps)
     module = build_module(cfg, stream.manifest.vocab_size)
@@ -124,13 +129,15 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
             )
         )
     hooks = session.hooks(
-        RunHooks,
         trainee,
         size=size,
         num_steps=cfg.train.steps,
         evaluator=_evaluator(cfg, trainee.model, held_out, examples, world),
+        continuations=_continuations(cfg, trainee.model, module.model, stream, tokenizer, world),
         evaluate_every=cfg.eval.every if held_out.num_slots else 0,
         save_every=cfg.checkpoint.every,
+        stopping=EarlyStopping(metric="loss", lower_is_better=True, patience=cfg.eval.patience),
+        save_best=cfg.eval.saves_best,
         predicted=predicted,
     )
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
@@ -156,6 +163,22 @@ def _evaluator(cfg: PretrainConfig, model: nn.Module, held_out: HeldOut, example
     )
     bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if cfg.objective.covers_text else None
     return Evaluator(module=model, batches=batches, bytes_per_target=bytes_per_target, world=world)
+
+
+def _continuations(
+    cfg: PretrainConfig, wrapped: nn.Module, model: Model, stream: TrainStream, tokenizer: Tokenizer, world: World
+) -> Continuations:
+    prefix, suffix = stream.manifest.prefix, stream.manifest.suffix
+    longest = cfg.data.seq_len - cfg.eval.sample_tokens
+    return Continuations(
+        module=wrapped,
+        model=model,
+        tokenizer=tokenizer,
+        prompts=encoded_prompts(cfg.eval.samples, tokenizer, prefix, longest),
+        max_tokens=cfg.eval.sample_tokens,
+        stop_id=next(iter(suffix or prefix), None),
+        world=world,
+    )
 
 
 def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: TrainState, world: World) -> StepLoader:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "dist", "slurm", "docs")]
 
-from ranks import run, tiny
+from ranks import SAMPLED, run, tiny
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: commands would ignore it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,11 +38,11 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def uninterrupted(place) -> Path:
-    run(*tiny("uninterrupted", "model.dropout=0.1"), cwd=place)
+    run(*tiny("uninterrupted", "model.dropout=0.1", *SAMPLED), cwd=place)
     return place / "runs" / "uninterrupted"
 
 
 @pytest.fixture(scope="session")
 def one_process(place) -> Path:
-    run(*tiny("one", "train.steps=50", "checkpoint.every=50"), cwd=place)
+    run(*tiny("one", "train.steps=50", "checkpoint.every=50", *SAMPLED), cwd=place)
     return place / "runs" / "one"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import secrets
 import shutil
 from collections.abc import Callable
@@ -67,7 +68,7 @@ class Best(NamedTuple):
     """A step of a run whose steps are compared, and the value that it is compared by."""
 
     step: int
-    value: float  # more is better
+    value: float
 
 
 @dataclass
@@ -97,6 +98,7 @@ class Checkpoints:
         self.world = world
         self.failures = 0
         self.best: Best | None = None  # of the committed steps; it stays, whatever its age
+        self.better: Callable[[float, float], bool] = operator.gt  # whether one value is better than another
         self.on_commit: Callable[[int, Path, bool], None] | None = None  # step, its directory, whether it is the best
         self.under_way: _Save | None = None  # one at most
         self._staging = Staging()
@@ -119,7 +121,7 @@ class Checkpoints:
     ) -> None:
         """Save the strategy's weights and moments and `state` (plain values), as they are now, as `step`.
 
-        The first committed step of the largest `value` stays on disk; `state.json` keeps it as `best`.
+        The first committed step of the best `value` stays on disk; `state.json` keeps it as `best`.
         Waits for the save before, if it is not done. Returns once the step is committed if it is `required` (the last
         one, or that of a run which was asked to stop) or saving is not asynchronous, else as soon as the values are
         copied; `settle` does the rest. Raises what `settle` raises.
@@ -128,7 +130,7 @@ class Checkpoints:
         [nonce, *_] = self.world.gather(secrets.token_hex(4))
         temporary = self.directory / f"{TEMPORARY}{step_name(step)}-{nonce}"
         best = self.best
-        if value is not None and (best is None or value > best.value):
+        if value is not None and (best is None or self.better(value, best.value)):
             best = Best(step, value)
         body = json.dumps({**state, "strategy": strategy.state(), "step": step, "best": best}, indent=1).encode()
         fragments = list(strategy.fragments())

@@ -9,10 +9,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pretrain.tracking.base import Record, Sink
+from pretrain.tracking.base import Record, Sample, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def sinks_still_working() -> bool:
 class BackgroundSink(Sink):
     """Makes another sink in a thread and feeds it from a bounded queue.
 
-    `log` and `saved` return at once: if the queue is full, this sink loses the record. After a failure, which is
-    warned of once, records are ignored. The thread is a daemon, but the exit hooks of the sink's library may still wait
-    for it: see `sinks_still_working`.
+    `log`, `sampled` and `saved` return at once: if the queue is full, this sink loses the record. After a failure,
+    which is warned of once, records are ignored. The thread is a daemon, but the exit hooks of the sink's library may
+    still wait for it: see `sinks_still_working`.
     """
 
     def __init__(
@@ -60,6 +60,10 @@ class BackgroundSink(Sink):
         """Queue the record without waiting."""
         taken = dict(record)
         self._put(lambda sink: sink.log(taken))
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Queue the samples without waiting."""
+        self._put(lambda sink: sink.sampled(step, samples))
 
     def saved(self, step: int, path: Path, best: bool) -> None:
         """Queue the checkpoint without waiting."""

@@ -6,14 +6,21 @@ Holds the protocol and the fan-out; each sink has its own file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, object]
 """One line of metrics.jsonl: `step`, `split`, and values that are numbers or None (unknown)."""
+
+
+class Sample(NamedTuple):
+    """A text of `eval.samples`, and how the model continued it at an evaluation."""
+
+    prompt: str
+    continuation: str
 
 
 class Mark(TypedDict):
@@ -29,6 +36,9 @@ class Sink(Protocol):
     def log(self, record: Record) -> None:
         """Take one record, without waiting for a slow service."""
         ...
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Take what the model wrote at the evaluation of a step, without waiting. By default this does nothing."""
 
     def saved(self, step: int, path: Path, best: bool) -> None:
         """Take note of a committed checkpoint, and whether it is the best so far, without waiting either.
@@ -62,6 +72,10 @@ class Tracker(Sink):
     def log(self, record: Record) -> None:
         """Pass one record to every sink."""
         self._pass_on(lambda sink: sink.log(record))
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Pass samples to every sink."""
+        self._pass_on(lambda sink: sink.sampled(step, samples))
 
     def saved(self, step: int, path: Path, best: bool) -> None:
         """Pass a checkpoint to every sink."""

@@ -5,19 +5,21 @@ Holds the drawing only; the numbers come with the records.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from pretrain.tracking.base import Record, Sink
+from pretrain.tracking.base import Record, Sample, Sink
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 REDRAWS_PER_S = 2
 BAR_COLUMNS = 80  # of a terminal: below it, the numbers beside a bar are cut off
+PROMPT_CHARACTERS, SAMPLE_CHARACTERS = 24, 72  # of a sample that are shown
 
 # record key, how its value reads
 _TRAIN = (
@@ -93,6 +95,14 @@ class ConsoleSink(Sink):
             values = "  ".join([*_readable(record, _BAR), *_warnings(record)])
             self._progress.update(self._progress.task_ids[0], completed=step, values=values, left=left)
 
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Show each sample on a line of its own, clipped: the end of the prompt, the beginning of what follows."""
+        for prompt, continuation in samples:
+            before, after = _on_one_line(prompt), _on_one_line(continuation) or "(the document ends)"
+            before = before if len(before) <= PROMPT_CHARACTERS else f"...{before[3 - PROMPT_CHARACTERS :]}"
+            after = after if len(after) <= SAMPLE_CHARACTERS else f"{after[: SAMPLE_CHARACTERS - 3]}..."
+            self._print(step, ["sample:", f"[{before}]{after}"])
+
     def close(self, exit_code: int) -> None:
         """Leave the last state on the screen."""
         if self._progress is not None:
@@ -132,6 +142,11 @@ class ConsoleSink(Sink):
         progress.add_task("training", total=self._total_steps, completed=start_step, values="", left="")
         progress.start()
         return progress
+
+
+def _on_one_line(text: str) -> str:
+    """Return a text with one blank for each run of blanks and of what a terminal would obey: ends of lines, escapes."""
+    return re.sub(r"\s+", " ", "".join(character if character.isprintable() else " " for character in text))
 
 
 def _readable(record: Record, entries: tuple[tuple[str, str], ...]) -> list[str]:

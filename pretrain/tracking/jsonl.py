@@ -1,4 +1,4 @@
-"""metrics.jsonl, the truth about a run: one JSON object a line, appended while the run goes.
+"""metrics.jsonl, the truth about a run, and samples.jsonl: one JSON object a line, appended while the run goes.
 
 Holds writing and truncating, what is missing when a run resumes, and how numbers that JSON lacks are written; `report`
 reads it for people.
@@ -10,13 +10,15 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.errors import CheckpointError, ResourceError
 from pretrain.files import parsed, replace_file
-from pretrain.tracking.base import Mark, Record, Sink
+from pretrain.tracking.base import Mark, Record, Sample, Sink
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 
 
 class JsonlSink(Sink):
@@ -60,6 +62,31 @@ class JsonlSink(Sink):
         """Make the lines durable and close the file."""
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+class SamplesSink(Sink):
+    """Appends samples to a file that comes with the first of them: lines with `step`, `prompt` and `continuation`."""
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        """Drop the lines of steps after `start_step`, as `JsonlSink.truncate_after` does."""
+        self._path = path
+        self._lines = JsonlSink(path) if path.exists() else None
+        if self._lines:
+            self._lines.truncate_after(start_step)
+
+    def log(self, record: Record) -> None:
+        """Leave records to metrics.jsonl."""
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Append one line for each sample. Raises `ResourceError` when it cannot be written."""
+        self._lines = self._lines or JsonlSink(self._path)
+        for sample in samples:
+            self._lines.log({"step": step, **sample._asdict()})
+
+    def close(self, exit_code: int) -> None:
+        """Make the lines durable and close the file."""
+        if self._lines:
+            self._lines.close(exit_code)
 
 
 def missing(path: Path, step: int, mark: Mark | None) -> str | None:

@@ -1,4 +1,4 @@
-"""`tracker=local`: metrics.jsonl and the console, which every run has.
+"""`tracker=local`: metrics.jsonl, samples.jsonl and the console, which every run has.
 
 Holds the base class of all tracker settings; `wandb_sink` and `tensorboard_sink` add a service.
 """
@@ -13,7 +13,7 @@ from pretrain.errors.redaction import redacted
 from pretrain.registry import register
 from pretrain.tracking.base import Sink, Tracker
 from pretrain.tracking.console import ConsoleSink
-from pretrain.tracking.jsonl import METRICS_FILE, JsonlSink
+from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, JsonlSink, SamplesSink
 
 
 @register("tracker", "local")
@@ -38,12 +38,15 @@ class TrackerConfig:
         """Open every sink; called on rank 0 only, which holds the lock of `run_dir`.
 
         `config` is the run's whole configuration as plain values; services get it without secrets. `start_step` is the
-        step from which a run resumes, 0 for a new one: lines of later steps are removed from metrics.jsonl.
+        step from which a run resumes, 0 for a new one: lines of later steps are removed from both files.
         """
         truth = JsonlSink(run_dir / METRICS_FILE)
-        truth.truncate_after(start_step or -1)  # a new run writes the lines of step 0 again, too
+        kept = start_step or -1  # a new run writes the lines of step 0 again, too
+        truth.truncate_after(kept)
+        samples = SamplesSink(run_dir / SAMPLES_FILE, kept)
         console = ConsoleSink(total_steps=total_steps, start_step=start_step, bar=self.progress)
-        return Tracker(truth, [console, *self.services(run_dir, run_name, redacted(dict(config)), start_step)])
+        services = self.services(run_dir, run_name, redacted(dict(config)), start_step)
+        return Tracker(truth, [samples, console, *services])
 
     def services(self, run_dir: Path, run_name: str, config: Mapping[str, object], start_step: int) -> list[Sink]:
         """Return the sinks that a tracker adds to the console and metrics.jsonl."""

@@ -5,14 +5,15 @@ Holds everything that knows TensorBoard.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from pretrain.errors import ConfigError
 from pretrain.registry import register
-from pretrain.tracking.base import Record, Sink, scalars
+from pretrain.tracking.base import Record, Sample, Sink, scalars
 from pretrain.tracking.local_tracker import TrackerConfig
 
 FLUSH_S = 10  # seconds until a written event is on disk
@@ -33,7 +34,7 @@ class TensorBoardConfig(TrackerConfig):
 
 
 class TensorBoardSink(Sink):
-    """Writes scalars; events that a killed run left for steps after `start_step` are marked as void."""
+    """Writes scalars and texts; events that a killed run left for steps after `start_step` are marked as void."""
 
     def __init__(self, directory: Path, start_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -45,6 +46,11 @@ class TensorBoardSink(Sink):
         """Write one event for each known number."""
         for name, value in scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Write one text; TensorBoard reads it as Markdown, in which indented lines are shown as they are."""
+        blocks = (textwrap.indent("".join(sample), "    ", lambda line: True) for sample in samples)
+        self._writer.add_text("samples", "\n\n---\n\n".join(blocks), step)
 
     def close(self, exit_code: int) -> None:
         """Write what is pending and close the file."""

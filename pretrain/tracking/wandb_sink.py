@@ -5,12 +5,13 @@ Holds everything that knows W&B; `background` keeps it from holding up training.
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +22,7 @@ from pretrain.errors.redaction import looks_secret
 from pretrain.files import hash_file, replace_file
 from pretrain.registry import register
 from pretrain.tracking.background import BackgroundSink
-from pretrain.tracking.base import Record, Sink, scalars
+from pretrain.tracking.base import Record, Sample, Sink, scalars
 from pretrain.tracking.local_tracker import TrackerConfig
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,14 @@ class WandbSink(Sink):
     def log(self, record: Record) -> None:
         """Add one row to the run's history."""
         self._run.log({STEP: record["step"], **scalars(record)})
+
+    def sampled(self, step: int, samples: Sequence[Sample]) -> None:
+        """Show the samples as a page, which W&B lets people leaf through by step."""
+        import wandb
+
+        texts = (f"<b>{html.escape(prompt)}</b>{html.escape(continuation)}" for prompt, continuation in samples)
+        page = "\n<hr>\n".join(f'<div style="white-space: pre-wrap">{text}</div>' for text in texts)
+        self._run.log({STEP: step, "samples": wandb.Html(page, inject=False)})
 
     def saved(self, step: int, path: Path, best: bool) -> None:
         """Log the checkpoint as a version of the run's model artifact: its place and its hash, none of its bytes.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -26,10 +26,27 @@ class EvalConfig:
     every: int = 500  # optimizer steps; 0 = never
     at_start: bool = True  # evaluate the initialisation too, so that progress has a beginning
     max_slots: int = 0  # slots of data.seq_len tokens evaluated each time; 0 = the whole held-out split
+    samples: list[str] = field(default_factory=list)  # texts that each evaluation continues, by the likeliest tokens
+    sample_tokens: int = 64  # tokens that are added to each of them, fewer where the model ends the document
+    patience: int | None = None  # evaluations without a lower held-out loss that end the run; null: none does
+    save_best: bool | None = None  # save a step whose held-out loss is the lowest so far; null: where patience is set
 
     def __post_init__(self) -> None:
         check(self.every >= 0, "eval.every", self.every, "0 (never) or a number of optimizer steps")
         check(self.max_slots >= 0, "eval.max_slots", self.max_slots, "0 (all) or a number of slots")
+        check(self.sample_tokens >= 1, "eval.sample_tokens", self.sample_tokens, "at least 1 token")
+        check(self.patience is None or self.patience >= 1, "eval.patience", self.patience, "1 or more, or null")
+        check(self.every > 0 or not self.needed, "eval.every", self.every, f"{self.needed} needs evaluations; set it")
+
+    @property
+    def needed(self) -> str:
+        """The settings that mean something only where the run is evaluated, "" where none is set."""
+        return " and ".join(f"eval.{key}" for key in ("samples", "patience", "save_best") if getattr(self, key))
+
+    @property
+    def saves_best(self) -> bool:
+        """Whether an evaluation that is the best so far is followed by a save."""
+        return self.patience is not None if self.save_best is None else self.save_best
 
 
 @dataclass

@@ -5,26 +5,31 @@ Holds the glue between measurements, sinks and checkpoints; the loop decides whe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from pretrain.checkpoint.save import Checkpoints
+from pretrain.checkpoint.save import Best, Checkpoints
 from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
 from pretrain.optim.base import learning_rates
 from pretrain.strategy.base import Memory, Strategy
-from pretrain.tracking.base import Tracker
+from pretrain.tracking.base import Record, Sample, Tracker
+from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter, Throughput, memory
+from pretrain.train.own_hooks import OwnHooks
 from pretrain.train.summary import compare_memory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class RunHooks:
-    """The hooks of a pretraining run; see `Hooks` in `loop`. Methods are collectives, rank 0 alone has a tracker."""
+    """The hooks of a run; see `Hooks` in `loop`. Methods are collectives, rank 0 alone has a tracker."""
 
     log_every: int  # optimizer steps
     evaluate_every: int  # optimizer steps, 0 = never
@@ -35,6 +40,10 @@ class RunHooks:
     meter: StepMeter
     throughput: Throughput
     evaluator: Callable[[], dict[str, float]]  # measures held-out text; a collective
+    continuations: Callable[[], list[Sample]] = list  # writes samples; a collective
+    stopping: EarlyStopping
+    save_best: bool = False  # save a step that was evaluated as the best so far, whether `save_every` has it due or not
+    own: OwnHooks
     checkpoints: Checkpoints
     tracker: Tracker | None
     fingerprints: dict[str, Any]  # what a resume must find unchanged
@@ -47,11 +56,21 @@ class RunHooks:
         Raises `NumericalError` after more than `max_skipped` skipped updates in a row.
         """
         reading = self.meter.read(state.step_targets, self.world.sum_tensor)
+        record: Record = {
+            "step": state.step,
+            "split": "train",
+            "loss": reading.loss,
+            "tokens": state.tokens,
+            **learning_rates(self.strategy.optimizer),
+            "grad_norm": reading.grad_norm,
+            **self.throughput.lap(state.step, state.tokens),
+            **memory(self.world.device),
+            "skipped": reading.skipped,
+        }
+        with self.throughput.paused():
+            record = self.own.logged(record)
         if self.tracker:
-            record = {"step": state.step, "split": "train", "loss": reading.loss, "tokens": state.tokens}
-            record |= learning_rates(self.strategy.optimizer) | {"grad_norm": reading.grad_norm}
-            record |= self.throughput.lap(state.step, state.tokens) | memory(self.world.device)
-            self.tracker.log(record | {"skipped": reading.skipped})
+            self.tracker.log(record)
         self._check_memory()
         if reading.skipped_in_a_row > self.max_skipped:
             self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
@@ -69,27 +88,47 @@ class RunHooks:
             self.predicted = None
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Measure held-out text, write a validation record, and return what was measured."""
+        """Measure held-out text, write a validation record and samples, and return what was measured."""
         with self.throughput.paused():
             measured = self.evaluator()
+            samples = self.continuations()
+            record = {"step": state.step, "split": "validation", "tokens": state.tokens, **measured}
+            record = self.own.evaluated(record)
+        self.stopping.add(state.step, measured)
         if self.tracker:
-            self.tracker.log({"step": state.step, "split": "validation", "tokens": state.tokens, **measured})
+            self.tracker.log(record)
+            if samples:
+                self.tracker.sampled(state.step, samples)
         return measured
 
     def save(self, state: TrainState, *, required: bool) -> None:
         """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
         with self.throughput.paused():
-            value, progress = self.value_of(state), self.progress(state)
-            self.checkpoints.save(state.step, self.strategy, progress, value=value, required=required)
-
-    def value_of(self, state: TrainState) -> float | None:
-        """Return what a step that is saved is compared with others by; the best one stays. None: it is not compared."""
-        return None
+            value = self.stopping.value_at(state.step)
+            self.checkpoints.save(state.step, self.strategy, self.progress(state), value=value, required=required)
 
     def progress(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights and moments."""
         logged = self.tracker.mark() if self.tracker else None  # rank 0, which has a tracker, writes the state
-        return {"tokens": state.tokens, "resume": self.fingerprints, "facts": self.facts, "metrics": logged}
+        held = {"tokens": state.tokens, "resume": self.fingerprints, "facts": self.facts, "metrics": logged}
+        return held | self.stopping.progress()
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take up what `progress` left, and the best step: not where other data are accepted."""
+        if saved.get("resume") == self.fingerprints:
+            self.stopping.restore(saved)
+            self.checkpoints.best = Best(*saved["best"]) if saved.get("best") else None
+
+    def is_due(self, state: TrainState) -> bool:
+        """Whether a step is to be saved that is not the last one."""
+        return state.step % self.save_every == 0 or (self.save_best and self.stopping.is_best(state.step))
+
+    def end_early(self) -> bool:
+        """Whether the run ends before its last step, which is logged: no patience is left, or hooks ask for it."""
+        if self.stopping.is_over:
+            stalled, metric = self.stopping.stalled, self.stopping.metric
+            log.info("%d evaluations without a better %s: the run ends early (eval.patience)", stalled, metric)
+        return self.stopping.is_over or self.own.stop_run()
 
     def settle(self) -> None:
         """Advance a pending save. Raises `ResourceError` as `save` does."""

@@ -61,9 +61,8 @@ class Hooks(Protocol):
     """What the loop calls when it is due. All ranks call each hook at the same step."""
 
     meter: StepMeter
-    log_every: int  # optimizer steps, as the next two
+    log_every: int  # optimizer steps, as the next one
     evaluate_every: int  # 0 = never
-    save_every: int
 
     def log(self, state: TrainState) -> None: ...
 
@@ -72,6 +71,10 @@ class Hooks(Protocol):
     def save(self, state: TrainState, *, required: bool) -> None: ...  # required: no later save could make up for it
 
     def settle(self) -> None: ...  # at every step: what saves have left to do, or failed at, since they returned
+
+    def is_due(self, state: TrainState) -> bool: ...  # to be saved
+
+    def end_early(self) -> bool: ...  # asked once a step
 
 
 def train(
@@ -90,7 +93,8 @@ def train(
     """Take one optimizer step for each list of micro-batches in `steps` (this rank's share of the global batch).
 
     The loss of a step is the sum over its targets divided by the number of targets in the whole global batch; engines
-    average gradients over ranks, hence the factor `world.size`. Raises `Preempted` once a stop request is honoured.
+    average gradients over ranks, hence the factor `world.size`. The last step is logged, evaluated and saved, one with
+    which hooks end the run early is saved. Raises `Preempted` once a stop request is honoured.
     """
     for micro_batches in steps:
         torch.manual_seed(hash((seed, state.step, world.rank)))  # dropout: a function of the step, so resume is exact
@@ -114,7 +118,10 @@ def train(
             hooks.log(state)
         if hooks.evaluate_every and (last or state.step % hooks.evaluate_every == 0):
             hooks.evaluate(state)
-        if last or stops or state.step % hooks.save_every == 0:
+        last = last or hooks.end_early()
+        if last or stops or hooks.is_due(state):
             hooks.save(state, required=last or bool(stops))
-        if stops and not last:
+        if last:
+            return
+        if stops:
             raise Preempted(f"stopped: step {state.step} of {cfg.steps} is saved; the same command resumes")

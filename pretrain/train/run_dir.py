@@ -28,7 +28,7 @@ from pretrain.files import check_place, hash_file, read_json, replace_file, seal
 from pretrain.registry import choices_in, flattened, plain, rebuilt
 from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
-from pretrain.tracking.jsonl import METRICS_FILE
+from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -36,7 +36,7 @@ LOCK_FILE = "lock"
 LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
-FILES = (RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE)  # that a run writes
+FILES = (RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE)  # of a run
 FACTS = ("vocab_size", "document_frame", "mask", "names")  # entries of the record
 FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -32,9 +32,11 @@ from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Mark
 from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
+from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import MFU_CONVENTION, StepMeter, Throughput
+from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
 from pretrain.train.run_dir import (
     CHECKPOINTS,
@@ -59,9 +61,9 @@ class SavedRun(_Resumable, total=False):
     """What a checkpoint holds beside its tensors, as `RunHooks.progress` gives it."""
 
     metrics: Mark | None  # null in those of older versions
+    best_evaluation: tuple[int, float] | None  # of all so far, whether its step was saved or not
+    stalled: int  # evaluations since then
 
-
-H = TypeVar("H", bound=RunHooks)
 
 _EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"
 
@@ -194,19 +196,17 @@ class Session:
 
     def hooks(
         self,
-        kind: type[H],
         trainee: Trainee,
         *,
         size: ModelSize,
         num_steps: int,
-        evaluator: Callable[[], dict[str, float]],
-        evaluate_every: int,
-        save_every: int,
+        stopping: EarlyStopping,
         predicted: Memory,
-        **own: Any,
-    ) -> H:
-        """Return what the loop calls at log, evaluation and checkpoint steps; `own` are fields of the `kind` alone."""
+        **others: Any,
+    ) -> RunHooks:
+        """Return what the loop calls, as the checkpoint left it that the run resumes from; `others` are more fields."""
         cfg, state, directory = self.cfg, trainee.state, self.directory
+        own = OwnHooks({name: config.build() for name, config in hook_configs(cfg.hooks).items()}, self.world)
         tracker = None
         if directory:
             tracker = cfg.tracker.build(
@@ -219,30 +219,35 @@ class Session:
             steps = trainee.checkpoints.directory
             directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
 
-            def committed(step: int, path: Path, best: bool) -> None:
+        def committed(step: int, path: Path, best: bool) -> None:
+            if directory and tracker:
                 digest = hash_file(path / MANIFEST_FILE)
-                directory.keep_committed(step_names(steps), **{path.name: digest})
+                directory.keep_committed(step_names(path.parent), **{path.name: digest})
                 tracker.saved(step, path, best)
+            own.saved(step, path, best)
 
-            trainee.checkpoints.on_commit = committed
+        trainee.checkpoints.on_commit = committed
+        trainee.checkpoints.better = stopping.better
         peak = peak_of_all(self.world, cfg.precision.dtype)
-        return kind(
+        hooks = RunHooks(
             log_every=cfg.log.every,
-            evaluate_every=evaluate_every,
-            save_every=save_every,
             max_skipped=cfg.train.max_skipped,
             world=self.world,
             strategy=trainee.strategy,
             meter=StepMeter(self.world.device),
             throughput=Throughput(state.step, state.tokens, size.flops_per_token, peak),
-            evaluator=evaluator,
+            stopping=stopping,
+            own=own,
             checkpoints=trainee.checkpoints,
             tracker=tracker,
             fingerprints=trainee.fingerprints,
             facts=directory.facts if directory else {},
             predicted=predicted,
-            **own,
+            **others,
         )
+        if trainee.saved:
+            hooks.restore(trainee.saved)
+        return hooks
 
     def train(
         self,
@@ -256,14 +261,25 @@ class Session:
     ) -> None:
         """Train to the end; whatever the end is, the tracker learns the exit code and the last save is completed."""
         close_tracker = hooks.tracker.close if hooks.tracker else lambda code: None
-        with exit_code_to(close_tracker), closing(trainee.checkpoints):
+        with exit_code_to(close_tracker), exit_code_to(hooks.own.end), closing(trainee.checkpoints):
+            hooks.own.begin(
+                HookedRun(
+                    directory=self.cfg.run.directory,
+                    total_steps=cfg.steps,
+                    state=trainee.state,
+                    module=trainee.model,
+                    world=self.world,
+                    stop=hooks.own.stop,
+                )
+            )
             if evaluate_first and trainee.state.step == 0:
                 hooks.evaluate(trainee.state)
             self.stop.training = True
+            over = trainee.state.step > 0 and hooks.end_early()  # as it was when the run ended the last time
             train(
                 trainee.model,
                 trainee.strategy,
-                steps,
+                () if over else steps,
                 schedule,
                 trainee.state,
                 cfg=cfg,
@@ -272,7 +288,20 @@ class Session:
                 hooks=hooks,
                 stop=self.stop,
             )
-            trainee.checkpoints.settle(wait=True)  # where steps ended early the last save is under way
+        if self.directory and hooks.evaluate_every:
+            _record_best(self.directory, trainee, hooks.stopping)
+
+
+def _record_best(directory: RunDirectory, trainee: Trainee, stopping: EarlyStopping) -> None:
+    """Record the best saved step of a run that has ended; the last one if no evaluation had a value to compare."""
+    kept, best, metric = trainee.checkpoints.best, stopping.best, stopping.metric
+    directory.record(best_step=kept.step if kept else trainee.state.step)
+    if kept is None:
+        log.warning("no evaluation had a value of %s: the last step, %s, counts as best", metric, trainee.state.step)
+        return
+    log.info("best: %s %.4f at step %s", metric, kept.value, kept.step)
+    if best and stopping.better(best.value, kept.value):
+        log.info("the evaluation at step %s had %s %.4f; that step is not saved", best.step, metric, best.value)
 
 
 def resumes(cfg: RunConfig) -> bool:

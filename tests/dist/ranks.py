@@ -130,6 +130,9 @@ def column(run_directory: Path, key: str, split: str = "train") -> dict[int, obj
     return {row["step"]: row[key] for row in rows if row["split"] == split}
 
 
+SAMPLED = ["eval.samples=[time,the world]", "eval.sample_tokens=6"]  # of a run, in addition to `tiny`
+
+
 def tiny(name: str, *more: str) -> list[str]:
     """Return the overrides of a run that takes seconds."""
     return [

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ranks import FAST, column, command, end, run, run_fresh, start, tiny, wait_until
+from ranks import FAST, SAMPLED, column, command, end, run, run_fresh, start, tiny, wait_until
 from safetensors.torch import load_file
 
 from pretrain.checkpoint.load import load_manifest, load_state
@@ -21,7 +21,13 @@ def final_weights(directory: Path) -> dict:
     return merged
 
 
+def samples(directory: Path) -> list[str]:
+    file = directory / "samples.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
+
+
 def assert_equal_runs(first: Path, second: Path) -> None:
+    assert samples(first) == samples(second)
     assert column(first, "loss") == column(second, "loss")
     assert column(first, "grad_norm") == column(second, "grad_norm")
     assert column(first, "loss", "validation") == column(second, "loss", "validation")
@@ -33,6 +39,7 @@ def assert_equal_runs(first: Path, second: Path) -> None:
 def assert_close_runs(first: Path, second: Path, tolerance: float = 1e-5) -> None:
     assert_close(first, second, "loss", rel=tolerance)
     assert_close(first, second, "grad_norm", rel=100 * tolerance)
+    assert {*samples(first)} <= {*samples(second)}
     one, other = column(first, "loss", "validation"), column(second, "loss", "validation")
     assert one.keys() <= other.keys(), "a run that went on was evaluated where it had ended, too"
     assert [other[step] for step in one] == pytest.approx(list(one.values()), rel=tolerance)
@@ -69,6 +76,11 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     steps = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
     assert steps == ["step-00000020", "step-00000024"]
     assert (uninterrupted / "tokenizer.json").exists()
+    written = [json.loads(line) for line in samples(uninterrupted)]
+    expected = [(step, prompt) for step in (0, 8, 16, 24) for prompt in ("time", "the world")]
+    assert [(line["step"], line["prompt"]) for line in written] == expected
+    assert all(line.keys() == {"step", "prompt", "continuation"} for line in written)
+    assert record["best_step"] == 24
     lines = (uninterrupted / "metrics.jsonl").read_text().splitlines()
     training = json.loads(lines[-2])
     assert {"step", "split", "loss", "tokens", "lr", "grad_norm", "tokens_per_s", "mfu"} <= training.keys()
@@ -77,7 +89,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
 
 
 def test_killed_five_times_and_resumed_equals_never_interrupted(place, uninterrupted):
-    overrides = tiny("killed", "model.dropout=0.1")
+    overrides = tiny("killed", "model.dropout=0.1", *SAMPLED)
     directory = place / "runs" / "killed"
     after = lambda rows: lambda: logged(directory) > rows
     saving = lambda: any((directory / "checkpoints").glob(".tmp-*"))
@@ -88,7 +100,7 @@ def test_killed_five_times_and_resumed_equals_never_interrupted(place, uninterru
 
 
 def test_sigterm_saves_at_the_next_step_and_exits_85(place, uninterrupted):
-    overrides = tiny("stopped", "model.dropout=0.1", "checkpoint.every=1000")
+    overrides = tiny("stopped", "model.dropout=0.1", "checkpoint.every=1000", *SAMPLED)
     process = subprocess.Popen(command(*overrides), cwd=place, env=os.environ | FAST)
     wait_until(lambda: logged(place / "runs" / "stopped") > 4, process)
     process.send_signal(signal.SIGTERM)
@@ -116,7 +128,8 @@ def test_sigterm_before_the_first_step_exits_85_and_the_run_can_begin_again(plac
 def test_ranks_and_micro_batches_do_not_change_the_run(place, one_process, ranks, micro):
     name = f"ranks-{ranks}-{micro}"
     go = run_fresh if (ranks, micro) == (2, 2) else run  # under torchrun, where strings hash differently on each rank
-    go(*tiny(name, "train.steps=50", "checkpoint.every=50", f"train.micro_batch_size={micro}"), ranks=ranks, cwd=place)
+    more = ["train.steps=50", "checkpoint.every=50", f"train.micro_batch_size={micro}", *SAMPLED]
+    go(*tiny(name, *more), ranks=ranks, cwd=place)
     assert_close_runs(one_process, place / "runs" / name)
     files = load_manifest(max((place / "runs" / name / "checkpoints").glob("step-*")))["files"]
     assert len(files) == ranks + 1
@@ -232,6 +245,6 @@ def test_half_precision_learns_as_single_does(place, one_process, precision):
 )
 def test_how_fast_does_not_change_what(place, one_process, override, ranks):
     name = f"{override.replace('=', '-')}-{ranks}"
-    more = ["train.steps=50", "checkpoint.every=50", "train.micro_batch_size=4", override]
+    more = ["train.steps=50", "checkpoint.every=50", "train.micro_batch_size=4", *SAMPLED, override]
     run(*tiny(name, *more), ranks=ranks, cwd=place)
     assert_close_runs(one_process, place / "runs" / name)

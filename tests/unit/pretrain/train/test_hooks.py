@@ -9,9 +9,11 @@ from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
 from pretrain.strategy.base import Memory
 from pretrain.train import hooks as module
+from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter, Throughput
+from pretrain.train.own_hooks import OwnHooks
 
 
 class Run:
@@ -37,6 +39,8 @@ class Run:
             evaluator=self.evaluate,
             checkpoints=SimpleNamespace(save=self.save, settle=self.settle, on_commit=None),
             tracker=None if world else tracker,
+            stopping=EarlyStopping(metric="loss", lower_is_better=True),
+            own=OwnHooks({}, World.alone()),
             fingerprints={"data.seq_len": 8},
             facts={"vocab_size": 9},
             predicted=predicted,
@@ -95,7 +99,8 @@ def test_evaluations_and_saves_are_no_time_of_training():
     assert validation == {"step": 5, "split": "validation", "tokens": 110, "loss": 1.5}
     assert training["step_s"] == 4
     progress = {"tokens": 110, "resume": {"data.seq_len": 8}, "facts": {"vocab_size": 9}, "metrics": {"lines": 1}}
-    assert run.saved == [(5, progress, {"value": None, "required": True}), ("settle", False)]
+    progress |= {"best_evaluation": (5, 1.5), "stalled": 0}
+    assert run.saved == [(5, progress, {"value": 1.5, "required": True}), ("settle", False)]
 
 
 def test_as_many_skipped_updates_in_a_row_as_allowed_are_survived_and_one_more_is_not():

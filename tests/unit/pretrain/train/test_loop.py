@@ -74,6 +74,7 @@ class Recording:
     """A strategy, a meter and hooks that note what is asked of them, in one list."""
 
     log_every, evaluate_every, save_every = 2, 3, 4
+    ends_with = None  # the step whose evaluation ends the run
 
     def __init__(self):
         self.asked = []
@@ -105,6 +106,12 @@ class Recording:
 
     def save(self, state, *, required):
         self.asked.append(("save", state.step, required))
+
+    def is_due(self, state):
+        return state.step % self.save_every == 0
+
+    def end_early(self):
+        return self.asked[-1] == ("evaluate", self.ends_with)
 
     def due(self):
         return [call for call in self.asked if call[0] in ("log", "evaluate", "save")]
@@ -175,6 +182,13 @@ def test_no_evaluation_is_asked_for_where_there_is_none():
     recording.evaluate_every = 0
     loop([batches(1)] * 3, total=3, recording=recording)
     assert recording.due() == [("log", 2), ("log", 3), ("save", 3, True)]
+
+
+def test_a_run_that_ends_early_takes_no_further_step_and_saves_this_one():
+    recording = Recording()
+    recording.ends_with = 3
+    loop([batches(1)] * 7, total=7, recording=recording)
+    assert recording.due() == [("log", 2), ("evaluate", 3), ("save", 3, True)]
 
 
 def test_any_rank_that_is_asked_to_stop_stops_all_of_them_with_a_save():

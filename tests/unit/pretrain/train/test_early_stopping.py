@@ -7,11 +7,13 @@ import math
 import pytest
 from toys import ALONE, toy_strategy
 
-from finetune.early_stopping import TaskHooks
 from pretrain.checkpoint.load import load_state
 from pretrain.checkpoint.save import Checkpoints, SavingConfig
+from pretrain.train.early_stopping import EarlyStopping
+from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter, Throughput
+from pretrain.train.own_hooks import OwnHooks
 
 NAN = math.nan
 
@@ -20,25 +22,29 @@ NAN = math.nan
 def make(tmp_path):
     """Return the hooks of a run whose evaluations measure these values one after another."""
 
-    def make(*values, patience=None, keep=1, asynchronous=True):
+    def make(*values, metric="f1", patience=None, keep=1, asynchronous=True, save_every=1, save_best=False, seed=1):
         measured = iter(values)
         saving = SavingConfig(keep=keep, asynchronous=asynchronous)
-        return TaskHooks(
+        checkpoints = Checkpoints(tmp_path / "checkpoints", saving, ALONE)
+        stopping = EarlyStopping(metric=metric, lower_is_better=metric == "loss", patience=patience)
+        checkpoints.better = stopping.better
+        return RunHooks(
             log_every=1,
             evaluate_every=1,
-            save_every=1,
+            save_every=save_every,
+            save_best=save_best,
             max_skipped=0,
             world=ALONE,
             strategy=toy_strategy()[1],
             meter=StepMeter(ALONE.device),
             throughput=Throughput(0, 0, 1.0, None),
-            evaluator=lambda: {"loss": 0.5, "f1": next(measured)},
-            checkpoints=Checkpoints(tmp_path / "checkpoints", saving, ALONE),
+            evaluator=lambda: {"loss": 0.5, "f1": 0.5, metric: next(measured)},
+            stopping=stopping,
+            own=OwnHooks({}, ALONE),
+            checkpoints=checkpoints,
             tracker=None,
-            fingerprints={"seed": 1},
+            fingerprints={"seed": seed},
             predicted=None,
-            metric="f1",
-            patience=patience,
         )
 
     return make
@@ -47,6 +53,19 @@ def make(tmp_path):
 def evaluate(hooks, *steps):
     for step in steps:
         hooks.evaluate(TrainState(step=step))
+
+
+def taken(hooks, steps):
+    """Return how many of some steps are taken, as the loop takes them: each is evaluated, and saved if it is due."""
+    for step in range(1, steps + 1):
+        evaluate(hooks, step)
+        over = hooks.end_early()
+        if over or hooks.is_due(TrainState(step=step)):
+            hooks.save(TrainState(step=step), required=over)
+        if over:
+            return step
+    hooks.checkpoints.settle(wait=True)
+    return steps
 
 
 def saved(hooks):
@@ -70,16 +89,41 @@ def test_the_best_step_is_the_first_with_the_largest_number(make, values, best, 
     for step in range(1, len(values) + 1):
         evaluate(hooks, step)
         hooks.save(TrainState(step=step), required=False)
-    assert hooks.checkpoints.best == (best, value)
-    assert (hooks.largest, hooks.stalled) == (value, stalled)
+    assert hooks.checkpoints.best == hooks.stopping.best == (best, value)
+    assert hooks.stopping.stalled == stalled
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "value", "stalled"),
+    [([3.0, 2.0, 2.5], 2, 2.0, 1), ([2.0, 2.0], 1, 2.0, 1), ([NAN, 9.0, math.inf, -math.inf], 2, 9.0, 0)],
+)
+def test_of_losses_the_lowest_is_the_best(make, values, best, value, stalled):
+    hooks = make(*values, metric="loss", asynchronous=False)
+    assert taken(hooks, len(values)) == len(values)
+    assert hooks.checkpoints.best == hooks.stopping.best == (best, value)
+    assert hooks.stopping.stalled == stalled and saved(hooks) == sorted({best, len(values)})
+
+
+@pytest.mark.parametrize(("save_best", "on_disk"), [(False, [4, 6]), (True, [5, 6])])
+def test_a_step_that_is_the_best_is_saved_between_others_where_that_is_asked_for(make, save_best, on_disk):
+    hooks = make(5.0, 4.0, 6.0, 3.0, 2.0, 7.0, metric="loss", save_every=2, save_best=save_best)
+    taken(hooks, 6)
+    assert saved(hooks) == on_disk
+    assert hooks.checkpoints.best == ((5, 2.0) if save_best else (4, 3.0)) and hooks.stopping.best == (5, 2.0)
+
+
+def test_what_was_measured_on_other_data_is_not_compared(make):
+    before = make(2.0, 3.0, metric="loss")
+    taken(before, 2)
+    after = make(5.0, metric="loss", seed=2)
+    after.restore(load_state(after.checkpoints.directory / "step-00000002"))
+    assert (after.stopping.best, after.stopping.stalled, after.checkpoints.best) == (None, 0, None)
 
 
 def test_no_step_is_the_best_where_nothing_has_a_value(make):
     hooks = make(NAN, math.inf, NAN, patience=1, asynchronous=False)
-    for step, _ in enumerate(hooks.until_patience_ends([[]] * 3), start=1):
-        evaluate(hooks, step)
-        hooks.save(TrainState(step=step), required=False)
-    assert hooks.checkpoints.best is None and (hooks.largest, hooks.stalled) == (None, 0)
+    assert taken(hooks, 3) == 3
+    assert hooks.checkpoints.best is hooks.stopping.best is None and hooks.stopping.stalled == 0
     assert saved(hooks) == [3], "the last step, which counts as the best"
 
 
@@ -87,19 +131,17 @@ def test_what_was_measured_comes_back(make):
     assert make(0.4).evaluate(TrainState(step=1)) == {"loss": 0.5, "f1": 0.4}
 
 
-@pytest.mark.parametrize(("patience", "taken"), [(1, 3), (2, 4), (3, 7), (None, 7)])
-def test_a_run_ends_when_its_patience_is_used_up(make, patience, taken):
-    hooks = make(0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.1, patience=patience)
-    steps = 0
-    for steps, _ in enumerate(hooks.until_patience_ends([[]] * 7), start=1):
-        evaluate(hooks, steps)
-    assert steps == taken
+@pytest.mark.parametrize(("patience", "steps"), [(1, 3), (2, 4), (3, 7), (None, 7)])
+def test_a_run_ends_when_its_patience_is_used_up(make, patience, steps):
+    hooks = make(0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.1, patience=patience, save_every=100)
+    assert taken(hooks, 7) == steps
+    assert saved(hooks) == ([steps] if hooks.stopping.is_over else []), "the step that a run ends with is saved"
 
 
 def test_steps_without_an_evaluation_use_up_no_patience(make):
     hooks = make(0.1, patience=1)
     evaluate(hooks, 1)
-    assert len(list(hooks.until_patience_ends([[]] * 5))) == 5
+    assert not any(hooks.end_early() for _ in range(5))
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.3, 0.2], [NAN], []])
@@ -111,7 +153,7 @@ def test_a_resumed_run_takes_up_what_the_checkpoint_says(make, values):
     state = load_state(after.checkpoints.directory / "step-00000003")
     after.restore(state)
     assert (state["tokens"], state["resume"]) == (11, {"seed": 1})
-    assert (after.largest, after.stalled) == (before.largest, before.stalled)
+    assert after.stopping.progress() == before.stopping.progress()
     assert after.checkpoints.best == before.checkpoints.best
     assert (after.checkpoints.best is None) == (values in ([], [NAN]))
     json.dumps(after.progress(TrainState()))
@@ -123,7 +165,7 @@ def test_a_run_that_had_ended_early_takes_no_step_when_it_is_started_again(make)
     before.save(TrainState(step=2), required=True)
     after = make(patience=1)
     after.restore(load_state(after.checkpoints.directory / "step-00000002"))
-    assert not list(after.until_patience_ends([[]] * 3))
+    assert after.end_early()
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
