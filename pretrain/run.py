@@ -79,7 +79,7 @@ def reopened(run: Path) -> tuple[Any, ObjectiveConfig, Objective]:
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
     world = session.world
-    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
+    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare, seq_len=cfg.data.seq_len)
     corpus = next(iter(corpora.values()))
     file = corpus / TOKENIZER_FILE  # the same in each of them
     stream = cfg.data.train_stream(corpora, cfg.seed)
