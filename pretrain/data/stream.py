@@ -162,6 +162,12 @@ class TrainStream(_Stream):
         return {source.name: source.packer.num_slots for source in self.sources}
 
     @property
+    def document_tokens(self) -> dict[str, float]:
+        """Tokens of an average document of each source."""
+        splits = {source.name: source.corpus.manifest.splits["train"] for source in self.sources}
+        return {name: split.tokens / split.documents for name, split in splits.items()}
+
+    @property
     def context(self) -> float:
         """Length of the sequence of an average token, over the first slots: the cost of attention grows with it."""
         lengths = np.diff(self.slots(np.arange(_SAMPLE)).offsets).astype(np.int64)

@@ -36,13 +36,14 @@ from pretrain.data.prepare.cache_key import (
 )
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.encode import Encoding, UnitRecord, encode_unit, train_tokenizer, unit_id
+from pretrain.data.prepare.held_out import HeldOut
 from pretrain.data.prepare.locking import lock
 from pretrain.data.prepare.shards import TEMPORARY
-from pretrain.data.prepare.survey import survey
-from pretrain.data.prepare.workers import worker_pool
-from pretrain.data.sources.base import PreparedSource, SourceConfig
+from pretrain.data.prepare.survey import plan_units, survey
+from pretrain.data.prepare.workers import Workers, worker_pool
+from pretrain.data.sources.base import PreparedSource, SourceConfig, Unit
 from pretrain.errors import ConfigError, DataError, ResourceError
-from pretrain.files import fsync_path, hash_file, replace_file
+from pretrain.files import fsync_path, hash_file, read_json, replace_file, sealed
 from pretrain.tokenizer.base import (
     ReadyTokenizer,
     TokenizerConfig,
@@ -130,7 +131,8 @@ def _plan(
     if len(missing) > 1:  # none is prepared if another one will be refused
         with worker_pool(1) as workers:
             for name in missing:
-                workers.call(survey, name, texts[name], cfg, seq_len)
+                if not _note(_partial(directories[name])).exists():
+                    workers.call(survey, name, texts[name], cfg, seq_len)
     path = _tokenizer_file(tokenizer, texts, cfg, seq_len)
     facts = describe(path, tokenizer)
     _check_one_tokenizer(sources, directories, facts)
@@ -211,9 +213,7 @@ def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord 
         folder.mkdir(exist_ok=True)
     source, inputs = job.text
     with worker_pool(_num_workers(cfg)) as workers:
-        look = workers.call(survey, job.name, job.text, cfg, job.seq_len)
-        print(look.described(job.name, job.text), file=sys.stderr, flush=True)
-        units, held_out = look.units, look.held_out
+        units, held_out = _looked_at(job, work, cfg, workers)
         encoding = Encoding(source, corpus, job.tokenizer, job.facts, cfg, held_out)
         paths = [records / f"{number:05d}.json" for number in range(len(units))]
 
@@ -229,6 +229,22 @@ def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord 
     if source.inputs() != inputs:
         raise DataError(f"data.sources.{job.name}: its files changed while they were prepared; run again")
     return [record(number) for number in range(len(units))]
+
+
+def _looked_at(job: _Job, work: Path, cfg: PrepareConfig, workers: Workers) -> tuple[list[Unit], HeldOut]:
+    """Return the units of a source and how it is held out, which is noted in `work` and read again by later calls."""
+    try:
+        noted = read_json(_note(work), HeldOut)
+    except (OSError, ValueError):
+        look = workers.call(survey, job.name, job.text, cfg, job.seq_len)
+        print(look.described(job.name, job.text), file=sys.stderr, flush=True)
+        replace_file(_note(work), [sealed(asdict(look.held_out))], prefix=TEMPORARY)
+        return look.units, look.held_out
+    return workers.call(plan_units, job.text.source, job.text.inputs, cfg.unit_bytes), noted
+
+
+def _note(work: Path) -> Path:
+    return work / "units" / "held_out.json"
 
 
 def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:

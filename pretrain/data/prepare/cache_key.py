@@ -51,7 +51,14 @@ def texts_of(sources: dict[str, SourceConfig]) -> dict[str, SourceInputs]:
 def corpus_directories(
     sources: dict[str, SourceConfig], texts: dict[str, SourceInputs], tokenizer: TokenizerConfig, cfg: PrepareConfig
 ) -> dict[str, Path]:
-    """Return the directory of the corpus of each source, prepared or not, in the order of the sources."""
+    """Return the directory of the corpus of each source, prepared or not, in the order of the sources.
+
+    Raises `ConfigError` for a source in whose folder they would lie.
+    """
+    for name, text in texts.items():
+        if text.source.holds(cfg.directory):
+            rule = f"name a folder that holds data.prepare.root={cfg.root}, which is no text"
+            raise ConfigError(f"data.sources.{name}: its paths {rule}; name another one, or put that elsewhere")
     directories = {
         name: Path(expanded(source.path, f"data.sources.{name}.path"))
         for name, source in sources.items()

@@ -6,6 +6,7 @@ Holds that choice for one document; which of the two it is for a source is decid
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pretrain.data.sources.documents import boundary
@@ -19,7 +20,8 @@ class Part(NamedTuple):
     size: int  # bytes in UTF-8
 
 
-class HeldOut(NamedTuple):
+@dataclass(frozen=True)
+class HeldOut:
     """How the documents of a source are divided. Neither way looks at more than one document."""
 
     fraction: float

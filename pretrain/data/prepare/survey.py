@@ -31,15 +31,15 @@ class Survey(NamedTuple):
 
     def described(self, name: str, text: SourceInputs) -> str:
         """Say in one line what the documents of a source are and which text of them is held out."""
-        fraction, by_position = self.held_out
         files = f"{len(text.inputs):,} file{'s' * (len(text.inputs) != 1)}, " if text.inputs else ""
         what = f"{name}: {files}a document is a {text.source.document}"
-        if not fraction:
+        share = f"{100 * self.held_out.fraction:g} %"
+        if not self.held_out.fraction:
             return f"{what}; nothing is held out"
-        if not by_position:
-            return f"{what}; {100 * fraction:g} % of the documents are held out"
-        count = "" if self.documents is None else f", since there are {self.documents:,} only"
-        return f"{what}; the last {100 * fraction:g} % of each document is held out{count}"
+        if not self.held_out.by_position:
+            return f"{what}; {share} of the documents are held out"
+        which = "each" if self.documents is None else f"each of the {self.documents:,}"
+        return f"{what}; the last {share} of {'it' if self.documents == 1 else which} is held out"
 
 
 def plan_units(source: ReadableSource, inputs: list[Input], unit_bytes: int) -> list[Unit]:
@@ -92,7 +92,7 @@ def _check_size(name: str, size: int, held: int, *, frames: int, fraction: float
         rule = f"{size - held:,} bytes of text to train on, {slot}; lower data.seq_len or add text"
         raise DataError(f"data.sources.{name}: {rule}")
     if fraction and (not held or held + frames < seq_len):
-        rule = f"{held:,} of {size:,} bytes of the text of {name} are held out, {slot}"
+        rule = f"{held:,} of the {size:,} bytes of text of data.sources.{name} are held out, {slot}"
         fix = "raise it (0 for no validation), lower data.seq_len, or add text"
         raise DataError(f"data.prepare.held_out={fraction}: {rule}; {fix}")
 

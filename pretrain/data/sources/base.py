@@ -23,6 +23,7 @@ from pretrain.data.sources.content import ForeignFile, unlike_lines
 from pretrain.data.sources.documents import PART_BYTES, Raw, decode, lines, paragraphs, parts, whole
 from pretrain.data.sources.locations import Input, file_input, find_files, has_parts
 from pretrain.data.sources.readers import is_compressed, open_bytes
+from pretrain.data.sources.remote import is_remote
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
 
@@ -80,6 +81,10 @@ class ReadableSource(SourceConfig, ABC):
     @abstractmethod
     def inputs(self) -> list[Input]:
         """List the input files in their order. Raises `ConfigError` if there are none."""
+
+    def holds(self, directory: Path) -> bool:
+        """Return whether a folder that it reads has this directory below it."""
+        return False
 
     def left_out(self) -> dict[str, int]:
         """Count the files that `inputs` leaves out, by reason, and name some of them in the log."""
@@ -147,6 +152,10 @@ class FileSource(ReadableSource, ABC):
     def inputs(self) -> list[Input]:
         """List the files that the patterns name, sorted, each once. Raises `ConfigError` for one without a file."""
         return find_files(self.paths, "data.sources.*.paths")[0]
+
+    def holds(self, directory: Path) -> bool:
+        folders = [Path(path).resolve() for path in self.paths if not is_remote(path)]
+        return any(folder in directory.resolve().parents for folder in folders)
 
     def left_out(self) -> dict[str, int]:
         return find_files(self.paths, "data.sources.*.paths")[1].settled()

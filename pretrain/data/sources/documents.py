@@ -118,7 +118,7 @@ def parts(stream: BinaryIO, file: str, start: int, stop: int | None) -> Iterator
     if number and len(data) < BLOCK:
         return
     position, data = number * PART_BYTES + begin, data[begin:]
-    while data and (stop is None or number * PART_BYTES < stop):
+    while (data or not number) and (stop is None or number * PART_BYTES < stop):
         number += 1
         nominal = number * PART_BYTES - position
         data += stream.read(nominal + BLOCK - len(data))
