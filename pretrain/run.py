@@ -38,8 +38,6 @@ from pretrain.train.session import Fingerprints, Session, network_fingerprints, 
 from pretrain.train.summary import ModelSize, summary
 from pretrain.train.trained_run import network_of
 
-FAR_SHORTER = 4  # times shorter than a slot: documents in whose isolation most of the context is never used
-
 log = logging.getLogger(__name__)
 
 
@@ -175,21 +173,8 @@ def _advise(cfg: PretrainConfig, directory: Path, tokenizer: Tokenizer, stream: 
             "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
             "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
         )
-    slots = sum(stream.num_slots.values())
-    if slots < cfg.train.batch_size:
-        log.warning(
-            "train.batch_size=%d: all text is %d slots of data.seq_len=%d tokens, which a step takes several times; "
-            "lower one of the two, or add text",
-            *(cfg.train.batch_size, slots, cfg.data.seq_len),
-        )
-    for name, mean in stream.document_tokens.items():
-        if cfg.data.isolate_documents and mean < cfg.data.seq_len / FAR_SHORTER:
-            log.warning(
-                "data.sources.%s: a document has %.0f tokens on average, far below data.seq_len=%d, and a model sees "
-                "one at a time; lower data.seq_len, make longer documents of the text%s",
-                *(name, mean, cfg.data.seq_len),
-                "" if cfg.data.packing is Packing.windows else ", or set data.isolate_documents=false",
-            )
+    for advice in stream.advice(cfg.train.batch_size):
+        log.warning("%s", advice)
     for source in stream.sources:
         if not source.corpus.manifest.hashes_checksums:
             log.info(

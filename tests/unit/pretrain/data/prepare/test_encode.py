@@ -9,6 +9,7 @@ from pretrain.data.prepare import encode
 from pretrain.data.prepare.cache_key import SourceInputs
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.encode import train_tokenizer
+from pretrain.data.sources.base import FileRange
 from pretrain.data.sources.documents import OnInvalid
 
 
@@ -21,10 +22,10 @@ class Lists:
         self.lists = units
 
     def units(self, inputs, unit_bytes):
-        return list(range(len(self.lists)))
+        return [[FileRange("", number, None)] for number in range(len(self.lists))]
 
     def texts(self, unit, problems):
-        return iter(self.lists[unit])
+        return iter(self.lists[unit[0].start])
 
 
 def held_out(text, fraction):
