@@ -115,13 +115,12 @@ def page_of(trained: Trained, history: History, source: str, encoded: Encoded, l
 
 def _curves(history: History, chosen: str) -> Charts:
     """Return the losses of a run, and the metric that chose its best step, which is ringed."""
-    best = history.facts.get("best_step")
     validation = {"name": "validation", "look": 1}
     losses = [
         curve(history, history.train, "loss", name="training", look=0),
         curve(history, history.evaluation, "loss", line=False, label=True, **validation),
     ]
-    measured = [curve(history, history.evaluation, chosen, label=True, dots=True, ring=best, **validation)]
+    measured = [curve(history, history.evaluation, chosen, label=True, dots=True, ring=_best_step(history, chosen), **validation)]
     charts = [Chart("Loss", losses, logarithmic=True), Chart(f"Validation {chosen}", measured)]
     return Charts("training", charts, "step")
 
@@ -139,17 +138,24 @@ def _facts(trained: Trained, history: History, source: str, encoded: Encoded) ->
         "Training set": _data_set(cfg.task.train, sizes.get("training")),
         "Validation set": _data_set(cfg.task.validation, sizes.get("validation")),
         "Epochs, learning rate": f"{cfg.train.epochs:g}, {cfg.optim.lr:g}",
-        **saved(history),
+        **saved(history, _best_step(history, cfg.task.metric)),
         "Step of this page": f"{trained.number:,} of {history.last_step:,}",
         "Data of this page": f"{_data_set(source, len(encoded.records))}, {len(encoded.examples):,} sequences",
     }
-    if facts["Best step"] != UNKNOWN and not _has_value(history, cfg.task.metric):
+    if facts["Best step"] != UNKNOWN and not _values(history, cfg.task.metric):
         facts["Best step"] = f"{plain(facts['Best step'])}, the last: no evaluation had a value of {cfg.task.metric}"
     return Table(["", ""], list(facts.items()))
 
 
-def _has_value(history: History, metric: str) -> bool:
-    return any(math.isfinite(row.get(metric, math.nan)) for row in history.evaluation)
+def _best_step(history: History, chosen: str) -> int | None:
+    """Return the best step, so far if the run has not ended: that of the first largest value of the metric."""
+    values = _values(history, chosen)
+    return history.facts.get("best_step") or (max(values, key=lambda step: values[step]) if values else None)
+
+
+def _values(history: History, chosen: str) -> dict[int, float]:
+    rows = [row for row in history.evaluation if math.isfinite(row.get(chosen, math.nan))]
+    return {int(row["step"]): row[chosen] for row in rows}
 
 
 def _metrics(chosen: str, measured: Mapping[str, float]) -> Table:

@@ -132,7 +132,7 @@ def _reached(run: History) -> dict[str, Cell]:
         "State": state(run),
         "Parameters": count(run.facts.get("parameters")),
         "Last logged step": number(run.last_step, digits=0),
-        **saved(run),
+        **saved(run, run.facts.get("best_step")),
         "Tokens seen": count((last or held_out).get("tokens")),
         "Training loss, last line": number(last.get("loss")),
         "Held-out loss": number(held_out.get("loss")),

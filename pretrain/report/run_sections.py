@@ -48,22 +48,19 @@ def state(run: History) -> Cell:
     return words.get(code) or f"exit code {code}: {FAILURES.get(code, 'a bug, its output has the traceback')}"
 
 
-def saved(run: History) -> dict[str, Cell]:
-    """Return rows on the steps whose checkpoints are on disk, and on the best step where the run recorded one."""
-    best = run.facts.get("best_step")
+def saved(run: History, best: int | None) -> dict[str, Cell]:
+    """Return rows on the steps whose checkpoints are on disk, and on the best step if there is one."""
+    rows: dict[str, Cell] = {"Newest saved step": "none", "Saved steps": UNKNOWN, "Best step": UNKNOWN}
+    if best is not None:
+        rows["Best step"] = f"{best:,}{'' if best in run.saved else ', not on disk'}"
     if not run.saved:
-        newest = "none" if run.facts else UNKNOWN
-        return {"Newest saved step": newest, "Saved steps": UNKNOWN, "Best step": _step(best)}
+        return rows
     behind = run.last_step - run.saved[-1]
     newest = f"{run.saved[-1]:,}{f', {behind:,} behind the last logged' if behind > 0 else ''}"
     names = [f"{step:,}" for step in run.saved]
     if len(names) > STEPS_SHOWN:
         names = [*names[:2], f"… ({len(names):,} in all) …", *names[-2:]]
-    return {
-        "Newest saved step": Number(newest, run.saved[-1]),
-        "Saved steps": "; ".join(names),
-        "Best step": UNKNOWN if best is None else f"{best:,}{'' if best in run.saved else ', not on disk'}",
-    }
+    return {**rows, "Newest saved step": Number(newest, run.saved[-1]), "Saved steps": "; ".join(names)}
 
 
 def notes(runs: Sequence[History]) -> list[Block]:
@@ -146,10 +143,6 @@ def _columns(runs: Sequence[History]) -> list[str]:
 
 def _value(value: object) -> Cell:
     return UNKNOWN if value is ABSENT else Styled(shortened(str(value), VALUE_ROOM), Style.code)
-
-
-def _step(step: int | None) -> Cell:
-    return UNKNOWN if step is None else Number(f"{step:,}", step)
 
 
 def _cut(text: str) -> str:
