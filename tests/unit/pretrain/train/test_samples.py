@@ -1,4 +1,4 @@
-"""What a model writes while it trains, beside `generate`; what that leaves as it was; prompts that are cut or refused."""
+"""What a model writes while it trains, beside `generate`; what that leaves alone; prompts that are cut or refused."""
 
 import logging
 
