@@ -27,7 +27,7 @@ class EvalConfig:
     at_start: bool = True  # evaluate the initialisation too, so that progress has a beginning
     max_slots: int = 0  # slots of data.seq_len tokens evaluated each time; 0 = the whole held-out split
     samples: list[str] = field(default_factory=list)  # texts that each evaluation continues, by the likeliest tokens
-    sample_tokens: int = 64  # tokens that are added to each of them, fewer where the model ends the document
+    sample_tokens: int = 32  # tokens that are added to each of them, fewer where the model ends the document
     patience: int | None = None  # evaluations without a lower held-out loss that end the run; null: none does
     save_best: bool | None = None  # save a step whose held-out loss is the lowest so far; null: where patience is set
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -11,6 +12,8 @@ from ranks import FAST, SAMPLED, column, command, end, run, run_fresh, start, ti
 from safetensors.torch import load_file
 
 from pretrain.checkpoint.load import load_manifest, load_state
+from pretrain.compose import compose
+from pretrain.errors import ConfigError
 
 
 def final_weights(directory: Path) -> dict:
@@ -155,6 +158,46 @@ def test_one_signal_to_one_of_two_ranks_stops_both_at_the_same_step(place):
     [step] = (directory / "checkpoints").glob("step-*")
     assert len(load_manifest(step)["files"]) == 3
     assert json.loads((directory / "run.json").read_text())["exit"] == 85
+
+
+def test_a_run_that_gets_no_better_ends_early_and_keeps_its_best_step(place):
+    """The learning rate is far too large: after the first few steps the loss on held-out text rises."""
+    more = ["optim.lr=0.1", "schedule=constant", "schedule.warmup_steps=10", "train.clip_norm=null", "train.steps=200"]
+    more += ["eval.every=2", "eval.patience=3", "checkpoint.every=1000", "checkpoint.keep=1"]
+    overrides = tiny("worse", *more)
+    said = run(*overrides, cwd=place).stderr
+    directory = place / "runs" / "worse"
+    losses = column(directory, "loss", "validation")
+    best, last = min(losses, key=losses.get), max(losses)
+    assert 0 < best == last - 6 and last < 200
+    assert "3 evaluations without a better loss: the run ends early (eval.patience)" in said
+    assert f"best: loss {losses[best]:.4f} at step {best}" in said
+    record = json.loads((directory / "run.json").read_text())
+    assert (record["exit"], record["best_step"]) == (0, best)
+    assert sorted(record["steps"]) == [f"step-{step:08d}" for step in (best, last)], "kept, whatever its age"
+    lines = logged(directory)
+    assert "ends early" in run(*overrides, cwd=place).stderr and logged(directory) == lines, "nothing is done again"
+    run(*overrides, "eval.patience=null", f"train.steps={last + 2}", cwd=place)
+    assert max(column(directory, "loss")) == last + 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        (["eval.every=0", "eval.patience=2"], r"eval.every=0: eval.patience needs evaluations; set it"),
+        (["eval.samples=[a]", "eval.sample_tokens=32"], "eval.sample_tokens=32: must be below data.seq_len=32"),
+        (["model=encoder", "objective=masked_lm", "eval.samples=[a]"], "continues no text; leave them out"),
+    ],
+)
+def test_what_evaluations_cannot_do_is_refused_before_anything_is_made(overrides, refusal):
+    with pytest.raises(ConfigError, match=re.escape(refusal)):
+        compose(tiny("refused", *overrides))
+
+
+def test_samples_without_held_out_text_are_refused(place):
+    held_out = ["data.prepare.held_out=0", *SAMPLED]
+    said = run(*tiny("unheld", *held_out), code=2, cwd=place).stderr
+    assert "data.prepare.held_out=0.0: nothing is held out, and eval.samples needs evaluations" in said
 
 
 def test_a_run_in_use_is_refused_by_name(place):

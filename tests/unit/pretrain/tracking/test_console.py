@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from pretrain.tracking.base import Sample
 from pretrain.tracking.console import ConsoleSink
 
 TRAIN = {
@@ -118,3 +119,14 @@ def test_a_bar_in_another_encoding():
 def test_rich_is_not_imported_without_a_terminal():
     program = SHOW + "\nimport sys; sys.exit('rich' in sys.modules or 'wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_samples_are_one_line_each_clipped_and_without_escapes():
+    stream = io.StringIO()
+    sink = ConsoleSink(total_steps=1000, stream=stream)
+    sink.sampled(50, [Sample("The time", " of\n\n  the \x1b[2Jyear"), Sample("", ""), Sample("abc " * 10, "xyz " * 40)])
+    assert stream.getvalue().splitlines() == [
+        "step   50/1000  sample:  [The time] of the [2Jyear",
+        "step   50/1000  sample:  [](the document ends)",
+        f"step   50/1000  sample:  [...{('abc ' * 10)[-21:]}]{('xyz ' * 40)[:69]}...",
+    ]

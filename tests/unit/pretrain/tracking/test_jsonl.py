@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.errors import CheckpointError, ResourceError
-from pretrain.tracking.jsonl import JsonlSink, to_json
+from pretrain.tracking.base import Sample
+from pretrain.tracking.jsonl import JsonlSink, SamplesSink, to_json
 
 STEPS = 12
 
@@ -101,3 +102,36 @@ def test_a_foreign_line_in_the_middle_is_refused_by_name(tmp_path):
 def test_a_full_disk_is_a_resource_error():
     with pytest.raises(ResourceError, match="free space"):
         JsonlSink(Path("/dev/full")).log({"step": 1})
+
+
+def write_samples(path, start, last):
+    sink = SamplesSink(path, start or -1)
+    for step in range(start, last + 1, 4):
+        if step > start or start == 0:
+            sink.sampled(step, [Sample("é \n", f"{step}\u2028\x1b"), Sample("", "")])
+        sink.log({"step": step, "split": "train"})
+    sink.close(0)
+
+
+@pytest.mark.parametrize("killed_at", [1, 70, 100, 2000])
+def test_samples_are_those_of_a_run_that_was_never_killed(tmp_path, killed_at):
+    whole, killed, begun = (tmp_path / name for name in ("whole", "killed", "begun"))
+    write_samples(whole, 0, 12)
+    lines = [json.loads(line) for line in whole.read_text().splitlines()]
+    pairs = [("é \n", "{}\u2028\x1b"), ("", "")]
+    expected = [(step, prompt, text.format(step)) for step in (0, 4, 8, 12) for prompt, text in pairs]
+    assert [(line["step"], line["prompt"], line["continuation"]) for line in lines] == expected
+    write_samples(killed, 0, 4)
+    killed.write_bytes(killed.read_bytes() + whole.read_bytes()[len(killed.read_bytes()) :][:killed_at])
+    write_samples(killed, 4, 12)
+    assert killed.read_bytes() == whole.read_bytes()
+    write_samples(begun, 0, 8)
+    write_samples(begun, 0, 12)  # from the start: nothing was saved
+    assert begun.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_without_samples_has_no_file_of_them(tmp_path):
+    sink = SamplesSink(tmp_path / "samples.jsonl", -1)
+    sink.log({"step": 1, "split": "train"})
+    sink.close(0)
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,8 @@
 import pytest
 from tracked import run, truth
 
-from pretrain.tracking.tensorboard_sink import TensorBoardConfig
+from pretrain.tracking.base import Sample
+from pretrain.tracking.tensorboard_sink import TensorBoardConfig, TensorBoardSink
 
 
 def test_tensorboard_events_equal_metrics_jsonl_after_a_kill(tmp_path):
@@ -20,3 +21,19 @@ def test_tensorboard_events_equal_metrics_jsonl_after_a_kill(tmp_path):
     read |= {("validation", event.step): event.value for event in events.Scalars("eval/loss")}
     assert read == pytest.approx(truth(tmp_path), rel=1e-7)  # event files hold float32
     assert len(events.Scalars("train/loss")) == 9
+
+
+def test_samples_are_texts_in_which_no_markdown_is_read(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, steps in ((0, (4, 8)), (4, (8, 12))):  # killed after step 8, with a checkpoint at step 4
+        sink = TensorBoardSink(tmp_path, start)
+        for step in steps:
+            sink.sampled(step, [Sample("# Title\n", f"*a*\n\nb {start}"), Sample("", "c")])
+        sink.close(0)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    [tag] = events.Tags()["tensors"]
+    found = {event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors(tag)}
+    text = "    # Title\n    *a*\n    \n    b {}\n\n---\n\n    c"
+    assert found == {4: text.format(0), 8: text.format(4), 12: text.format(4)}

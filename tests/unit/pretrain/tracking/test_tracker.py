@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import pretrain.tracking.tensorboard_sink
 from pretrain.errors import ConfigError
 from pretrain.tracking.background import BackgroundSink
-from pretrain.tracking.base import Tracker, scalars
+from pretrain.tracking.base import Sample, Tracker, scalars
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.tracking.tensorboard_sink import TensorBoardConfig
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode
@@ -24,10 +24,13 @@ class Memory:
     """A sink that keeps what it gets."""
 
     def __init__(self):
-        self.records, self.exit_code = [], None
+        self.records, self.samples, self.exit_code = [], [], None
 
     def log(self, record):
         self.records.append(record)
+
+    def sampled(self, step, samples):
+        self.samples.append((step, samples))
 
     def close(self, exit_code):
         self.exit_code = exit_code
@@ -83,6 +86,15 @@ def test_background_sink_delivers_in_order_and_closes():
     sink.close(5)
     assert [record["step"] for record in memory.records] == list(range(100))
     assert memory.exit_code == 5
+
+
+def test_samples_reach_every_sink_also_in_the_background():
+    direct, behind = Memory(), Memory()
+    tracker = Tracker(direct, [BackgroundSink("mirror", lambda: behind, close_timeout_s=30)])
+    samples = [Sample("a", "b"), Sample("a", "c")]
+    tracker.sampled(3, samples)
+    tracker.close(0)
+    assert direct.samples == behind.samples == [(3, samples)]
 
 
 def test_background_sink_that_hangs_holds_up_nothing(caplog):

@@ -14,6 +14,7 @@ from ranks import wait_until
 from tracked import SECRET, build, records, run, truth
 from wandb_server import WandbServer, losses, of_kind, offline_files, rows
 
+from pretrain.tracking.base import Sample
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode, persistent_id
 
 PATIENT = {"init_timeout_s": 120.0, "finish_timeout_s": 120.0}  # on a machine that does much else
@@ -92,6 +93,19 @@ def test_checkpoints_are_artifacts_by_reference(tmp_path):
     assert {entry.ref for entry in first.manifest.contents} == {path.as_uri() for path in steps[0].iterdir()}
     assert not any(entry.local_path for entry in first.manifest.contents), "nothing to upload"
     assert not holding(tmp_path / "wandb", "WEIGHTS")
+
+
+def test_samples_are_pages_in_which_no_markup_is_read(tmp_path):
+    tracker = build(WandbConfig(wandb_mode=WandbMode.offline, **PATIENT), tmp_path, 0, 6)
+    tracker.sampled(4, [Sample("The <b>", "time & é\nyear"), Sample("", "c")])
+    tracker.close(0)
+    [file] = offline_files(tmp_path)
+    [row] = rows(file)
+    page = file.parent / "files" / row["samples/path"]
+    assert (row["train/step"], row["samples/_type"]) == (4, "html-file")
+    block = '<div style="white-space: pre-wrap">{}</div>'
+    texts = ["<b>The &lt;b&gt;</b>time &amp; é\nyear", "<b></b>c"]
+    assert page.read_text(encoding="utf-8") == "\n<hr>\n".join(map(block.format, texts))
 
 
 def test_a_server_gets_every_row_once_and_no_more_of_a_resumed_run(tmp_path, server):
