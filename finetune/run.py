@@ -34,7 +34,7 @@ from pretrain.tokenizer.base import text_sha256
 from pretrain.train.loop import TrainConfig
 from pretrain.train.run_dir import RunDirectory
 from pretrain.train.session import Fingerprints, Session, Trainee, network_fingerprints, resumes
-from pretrain.train.summary import ModelSize, counted, of_memory, of_rate, plan
+from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
 
 READING = {"train", "validation", "columns", "header", "delimiter", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide which files are read and how: what they yield must stay the same, not the settings."""
