@@ -85,7 +85,7 @@ def prepare(
     `ResourceError` for a full disk or a killed worker.
     """
     cfg.check_whole()
-    directories, jobs = _plan(sources, tokenizer, cfg, least)
+    directories, jobs = _plan(sources, tokenizer, cfg, seq_len)
     for job in jobs:
         _prepare_corpus(job, cfg)
     _check_one_tokenizer(sources, directories)
