@@ -245,7 +245,7 @@ def _looked_at(job: _Job, work: Path, cfg: PrepareConfig, workers: Workers) -> t
 
 
 def _note(work: Path) -> Path:
-    return work / "units" / "held_out.json"
+    return work / "held_out.json"
 
 
 def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:
