@@ -46,7 +46,7 @@ def _vocab_size(cfg: Any) -> int:
 
     from pretrain.data.manifest import Manifest
     from pretrain.data.prepare.cache_key import corpus_directories, fitting, texts_of
-    from pretrain.tokenizer.base import ReadyTokenizer
+    from pretrain.tokenizer.base import ReadyTokenizer, TrainedTokenizer
 
     sources, texts = cfg.data.sources, texts_of(cfg.data.sources)
     for directory in corpus_directories(sources, texts, cfg.tokenizer, cfg.data.prepare).values():
@@ -54,7 +54,9 @@ def _vocab_size(cfg: Any) -> int:
             return Manifest.load(directory).vocab_size
     if isinstance(cfg.tokenizer, ReadyTokenizer):
         return max(Tokenizer.from_str(cfg.tokenizer.to_json()).get_vocab(with_added_tokens=True).values()) + 1
-    return fitting(cfg.tokenizer, texts).vocab_size
+    tokenizer = fitting(cfg.tokenizer, texts)
+    assert isinstance(tokenizer, TrainedTokenizer)
+    return tokenizer.vocab_size
 
 
 def _configuration(subject: Subject) -> str:

@@ -39,7 +39,7 @@ from pretrain.data.prepare.encode import Encoding, UnitRecord, encode_unit, trai
 from pretrain.data.prepare.held_out import HeldOut
 from pretrain.data.prepare.locking import lock
 from pretrain.data.prepare.shards import TEMPORARY
-from pretrain.data.prepare.survey import plan_units, survey
+from pretrain.data.prepare.survey import Least, plan_units, survey
 from pretrain.data.prepare.workers import Workers, worker_pool
 from pretrain.data.sources.base import PreparedSource, SourceConfig, Unit
 from pretrain.errors import ConfigError, DataError, ResourceError
@@ -72,7 +72,7 @@ class _Job(NamedTuple):
     directory: Path  # where it will be
     tokenizer: Path  # tokenizer.json
     facts: TokenizerFacts
-    seq_len: int
+    least: Least
 
 
 def prepare(
@@ -128,19 +128,20 @@ def _plan(
     missing = [name for name in texts if not (directories[name] / "manifest.json").exists()]
     if not missing:
         return directories, []
+    least = Least(train=seq_len, validation=seq_len if len(sources) == 1 else 1)  # what is held out is put together
     if len(missing) > 1:  # none is prepared if another one will be refused
         with worker_pool(1) as workers:
             for name in missing:
                 if not _note(_partial(directories[name])).exists():
-                    workers.call(survey, name, texts[name], cfg, seq_len)
-    path = _tokenizer_file(tokenizer, texts, cfg, seq_len)
+                    workers.call(survey, name, texts[name], cfg, least)
+    path = _tokenizer_file(tokenizer, texts, cfg, least)
     facts = describe(path, tokenizer)
     _check_one_tokenizer(sources, directories, facts)
-    return directories, [_Job(name, texts[name], directories[name], path, facts, seq_len) for name in missing]
+    return directories, [_Job(name, texts[name], directories[name], path, facts, least) for name in missing]
 
 
 def _tokenizer_file(
-    tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], cfg: PrepareConfig, seq_len: int
+    tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], cfg: PrepareConfig, least: Least
 ) -> Path:
     """Return the `tokenizer.json`, trained or copied if this is its first use."""
     path = cfg.directory / f"tokenizer-{tokenizer_identity(tokenizer, texts, cfg)}.json"
@@ -152,7 +153,7 @@ def _tokenizer_file(
         else:
             assert isinstance(tokenizer, TrainedTokenizer)
             with worker_pool(1) as workers:
-                call = train_tokenizer, fitting(tokenizer, texts), texts, cfg, seq_len, _num_workers(cfg)
+                call = train_tokenizer, fitting(tokenizer, texts), texts, cfg, least, _num_workers(cfg)
                 [serialized] = workers.run("training the tokenizer", [call])
         finished = work / "tokenizer.json"
         replace_file(finished, [serialized.encode()], prefix=TEMPORARY)
@@ -236,7 +237,7 @@ def _looked_at(job: _Job, work: Path, cfg: PrepareConfig, workers: Workers) -> t
     try:
         noted = read_json(_note(work), HeldOut)
     except (OSError, ValueError):
-        look = workers.call(survey, job.name, job.text, cfg, job.seq_len)
+        look = workers.call(survey, job.name, job.text, cfg, job.least)
         print(look.described(job.name, job.text), file=sys.stderr, flush=True)
         replace_file(_note(work), [sealed(asdict(look.held_out))], prefix=TEMPORARY)
         return look.units, look.held_out
@@ -244,7 +245,7 @@ def _looked_at(job: _Job, work: Path, cfg: PrepareConfig, workers: Workers) -> t
 
 
 def _note(work: Path) -> Path:
-    return work / "units" / "held_out.json"
+    return work / "held_out.json"
 
 
 def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:

@@ -22,7 +22,7 @@ from pretrain.data.prepare.cache_key import SourceInputs
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.held_out import HeldOut, Part
 from pretrain.data.prepare.shards import TEMPORARY, ShardWriter
-from pretrain.data.prepare.survey import survey
+from pretrain.data.prepare.survey import Least, survey
 from pretrain.data.prepare.workers import watched
 from pretrain.data.sources.bad_records import BadRecords
 from pretrain.data.sources.base import ReadableSource, Unit
@@ -52,14 +52,14 @@ class Encoding:
 
 
 def train_tokenizer(
-    tokenizer: TrainedTokenizer, sources: dict[str, SourceInputs], cfg: PrepareConfig, seq_len: int, threads: int
+    tokenizer: TrainedTokenizer, sources: dict[str, SourceInputs], cfg: PrepareConfig, least: Least, threads: int
 ) -> str:
     """Train on the training documents of all sources, the same number of bytes from each unit. Returns its JSON.
 
     Raises `DataError` for a source that the first look refuses.
     """
     os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "true", str(threads)
-    surveys = [(text.source, survey(name, text, cfg, seq_len)) for name, text in sorted(sources.items())]
+    surveys = [(text.source, survey(name, text, cfg, least)) for name, text in sorted(sources.items())]
     units = [(source, unit, look.held_out) for source, look in surveys for unit in look.units]
     bad = BadRecords(policy=cfg.on_invalid)
 

@@ -22,6 +22,13 @@ OPENED, OPENED_BYTES = 1000, 2**28  # local files, and bytes of them, that are l
 FRAME = 2  # tokens around a document, at most, that are no text
 
 
+class Least(NamedTuple):
+    """The tokens that a source must have in each split."""
+
+    train: int = 1
+    validation: int = 1
+
+
 class Survey(NamedTuple):
     """What is known of a source before the work."""
 
@@ -48,12 +55,11 @@ def plan_units(source: ReadableSource, inputs: list[Input], unit_bytes: int) -> 
     return source.units(inputs, unit_bytes or min(max(total // UNITS, SMALLEST_UNIT), LARGEST_UNIT))
 
 
-def survey(name: str, text: SourceInputs, cfg: PrepareConfig, seq_len: int) -> Survey:
+def survey(name: str, text: SourceInputs, cfg: PrepareConfig, least: Least) -> Survey:
     """Look at the source called `name`: at documents until it is known how they are held out, and into files.
 
     Parts of long texts, and documents that are too few to hold out whole ones, are divided by position. Raises
-    `DataError` for files that are not what the source reads, and for text that is certain to be too little for a slot
-    of `seq_len` tokens in each split.
+    `DataError` for files that are not what the source reads, and for text that is certain to be too little.
     """
     source = text.source
     units = plan_units(source, text.inputs, cfg.unit_bytes)
@@ -68,7 +74,7 @@ def survey(name: str, text: SourceInputs, cfg: PrepareConfig, seq_len: int) -> S
         held[True] += int(len(data) * fraction)
         held[False] += len(data) * is_held_out(data, fraction)
         known = by_position or not fraction or (documents * fraction >= 1 and 0 < held[False] < size)
-        enough = min(size - held[by_position], held[by_position] if fraction else size) >= seq_len
+        enough = size - held[by_position] >= least.train and (held[by_position] >= least.validation or not fraction)
         if known and enough:
             break
     else:
@@ -76,22 +82,22 @@ def survey(name: str, text: SourceInputs, cfg: PrepareConfig, seq_len: int) -> S
         if not documents:
             left_out = dict(bad.counts)
             raise DataError(f"data.sources.{name}: no text in it (left out: {left_out}); check its files and field")
-        _check_size(name, size, held[by_position], frames=FRAME * documents, fraction=fraction, seq_len=seq_len)
+        _check_size(name, size, held[by_position], FRAME * documents, fraction, least)
         return Survey(units, HeldOut(fraction, by_position), documents)
     _look_into_files(text, units, bad)
     return Survey(units, HeldOut(fraction, by_position), None)
 
 
-def _check_size(name: str, size: int, held: int, *, frames: int, fraction: float, seq_len: int) -> None:
-    """Refuse text of `size` bytes, `held` of them held out, that is less than a slot even if each byte is a token.
+def _check_size(name: str, size: int, held: int, frames: int, fraction: float, least: Least) -> None:
+    """Refuse text of `size` bytes, `held` of them held out, that is too little even if each byte is a token.
 
     `frames` are the tokens around documents.
     """
-    slot = f"fewer than one slot of data.seq_len={seq_len} tokens"
-    if size - held + frames < seq_len:
+    slot = f"fewer than one slot of data.seq_len={least.train} tokens"
+    if size - held + frames < least.train:
         rule = f"{size - held:,} bytes of text to train on, {slot}; lower data.seq_len or add text"
         raise DataError(f"data.sources.{name}: {rule}")
-    if fraction and (not held or held + frames < seq_len):
+    if fraction and (not held or held + frames < least.validation):
         rule = f"{held:,} of the {size:,} bytes of text of data.sources.{name} are held out, {slot}"
         fix = "raise it (0 for no validation), lower data.seq_len, or add text"
         raise DataError(f"data.prepare.held_out={fraction}: {rule}; {fix}")

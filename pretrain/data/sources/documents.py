@@ -107,22 +107,22 @@ def paragraphs(stream: BinaryIO, file: str, start: int, stop: int | None) -> Ite
 def parts(stream: BinaryIO, file: str, start: int, stop: int | None) -> Iterator[Raw]:
     """Yield the parts of a long text that begin in the bytes [start, stop), or a little later; a short one is whole.
 
-    Part n begins where a paragraph, a line or a word begins, soon after byte n * PART_BYTES. Less than BLOCK bytes at
-    the end of the stream are no part of their own.
+    Part n begins where a paragraph, a line or a word begins, soon after byte n * PART_BYTES. At the end of the stream
+    BLOCK bytes or less are no part of their own.
     """
     number = -(-start // PART_BYTES)
     if number:
         stream.seek(number * PART_BYTES)
-    data = stream.read(BLOCK)
-    begin = min(boundary(data, 0, BLOCK), len(data)) if number else 0
-    if number and len(data) < BLOCK:
-        return
+    data = stream.read(BLOCK + 1)
+    ended = number > 0 and len(data) <= BLOCK
+    begin = boundary(data, 0, BLOCK) if number else 0
     position, data = number * PART_BYTES + begin, data[begin:]
-    while (data or not number) and (stop is None or number * PART_BYTES < stop):
+    while not ended and (stop is None or number * PART_BYTES < stop):
         number += 1
         nominal = number * PART_BYTES - position
-        data += stream.read(nominal + BLOCK - len(data))
-        cut = boundary(data, nominal, nominal + BLOCK) if len(data) == nominal + BLOCK else len(data)
+        data += stream.read(nominal + BLOCK + 1 - len(data))
+        ended = len(data) <= nominal + BLOCK
+        cut = len(data) if ended else boundary(data, nominal, nominal + BLOCK)
         yield Raw(data[:cut], file, position)
         position, data = position + cut, data[cut:]
 

@@ -9,6 +9,7 @@ from pretrain.data.prepare import encode
 from pretrain.data.prepare.cache_key import SourceInputs
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.encode import train_tokenizer
+from pretrain.data.prepare.survey import Least
 from pretrain.data.sources.base import FileRange
 from pretrain.data.sources.documents import OnInvalid
 
@@ -45,7 +46,7 @@ def seen(monkeypatch):
         tokenizer = SimpleNamespace(train_bytes=train_bytes, train=lambda texts: found.extend(texts) or "json")
         readable = {name: SourceInputs(source, []) for name, source in sources.items()}
         cfg = PrepareConfig(unit_bytes=1, held_out=fraction, on_invalid=OnInvalid.skip)
-        assert train_tokenizer(tokenizer, readable, cfg, seq_len=1, threads=1) == "json"
+        assert train_tokenizer(tokenizer, readable, cfg, Least(), threads=1) == "json"
         return found
 
     return call

@@ -16,7 +16,7 @@ from pretrain.data.manifest import Manifest
 from pretrain.data.prepare.build import prepare
 from pretrain.data.prepare.cache_key import SourceInputs, corpus_directories, fitting, texts_of
 from pretrain.data.prepare.held_out import HeldOut, is_held_out
-from pretrain.data.prepare.survey import Survey, survey
+from pretrain.data.prepare.survey import Least, Survey, survey
 from pretrain.data.sources.base import Cut, StdlibSource, TextSource
 from pretrain.data.sources.structured import HubSource, JsonLinesSource, ParquetSource
 from pretrain.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ BOOK = "\n\n".join(story(number, words=60) for number in range(40))
 
 def look(source, seq_len=1, root=".", **values) -> Survey:
     [text] = texts_of({"own": source}).values()
-    return survey("own", text, config(root, **values), seq_len)
+    return survey("own", text, config(root, **values), Least(seq_len, seq_len))
 
 
 def said(source, **values) -> str:
@@ -173,11 +173,11 @@ def test_of_a_mixture_nothing_is_prepared_if_one_source_is_too_small(tmp_path):
     with pytest.raises(DataError, match=r"data\.sources\.tiny: 4 bytes of text to train on"):
         prepare(sources, BpeTokenizer(vocab_size=290), config(tmp_path / "corpora"), seq_len=64)
     assert contents(tmp_path / "corpora") == {}
+    (tmp_path / "tiny.txt").write_text("tiny " * 20)
+    assert len(prepare(sources, BpeTokenizer(vocab_size=290), config(tmp_path / "corpora"), seq_len=64)) == 2
 
 
 def test_a_folder_that_holds_the_corpora_is_refused(tmp_path, tokenizer):
     write_stories(tmp_path / "text", range(3))
-    with pytest.raises(
-        ConfigError, match=r"data\.sources\.own: its paths name a folder that holds data\.prepare\.root"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.sources\.own: .* a folder that holds data\.prepare\.root"):
         prepare({"own": TextSource(paths=str(tmp_path))}, tokenizer, config(tmp_path / "corpora"))
