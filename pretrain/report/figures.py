@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretrain.report.curves import COLOURS, STYLES, smoothed
-from pretrain.report.page import AXES, Chart, Charts, Curve, Matrix, shortened
+from pretrain.report.page import AXES, Chart, Charts, Curve, Matrix, readable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def _draw(panel: Axes, chart: Chart, axis: str) -> None:
 
     for curve in chart.curves:
         _draw_curve(panel, curve, axis)
-    panel.set_title(chart.title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
+    panel.set_title(readable(chart.title), loc="left", fontsize=11, fontweight="bold", parse_math=False)
     panel.grid(color="#e6e6e6", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
@@ -102,7 +102,8 @@ def _draw_curve(panel: Axes, curve: Curve, axis: str) -> None:
     look: dict[str, Any] = {"color": colour, "linestyle": STYLES[curve.look // len(COLOURS) % len(STYLES)]}
     if curve.ring is not None:
         ring = {"markersize": 13, "fillstyle": "none", "color": COLOURS[2], "markeredgewidth": 1.8}
-        panel.plot(x[curve.ring], y[curve.ring], "o", label=f"best: {y[curve.ring]:.4f}", **ring)
+        label = f"best: {y[curve.ring]:.4f} at step {curve.x['step'][curve.ring]:.0f}"
+        panel.plot(x[curve.ring], y[curve.ring], "o", label=label, **ring)
     if not curve.line:
         panel.plot(x, y, "o", markersize=5.5, markeredgecolor="white", color=colour, label=curve.label, zorder=3)
         return

@@ -22,6 +22,7 @@ from pretrain.report.curves import COLOURS, ON_DARK, smoothed, thinned
 from pretrain.report.figures import FEW_LABELS, picture
 from pretrain.report.page import (
     AXES,
+    UNKNOWN,
     Block,
     Cell,
     Chart,
@@ -70,15 +71,15 @@ def html(page: Page) -> bytes:
         _element("script", script),
     )
     text = tostring(_element("html", head, body, lang="en"), encoding="unicode", method="html")
-    return f"<!doctype html>\n{text}\n".encode(errors="backslashreplace")
+    return f"<!doctype html>\n{text}\n".encode()
 
 
 def _element(tag: str, *content: Element | str | dict[str, str], **attributes: str) -> Element:
     """Return an element with texts and elements in it; a dict has attributes whose names Python could not take."""
-    element = Element(tag, attributes)
-    for part in content:
+    element = Element(tag)
+    for part in (attributes, *content):
         if isinstance(part, dict):
-            element.attrib |= part
+            element.attrib |= {name: readable(value) for name, value in part.items()}
         elif isinstance(part, Element):
             element.append(part)
         elif len(element):
@@ -155,7 +156,7 @@ def _inline(cell: Cell) -> list[Element | str]:
 
 
 def _table(block: Table) -> Element:
-    numeric = [any(isinstance(row[column], Number) for row in block.rows) for column in range(len(block.header))]
+    numeric = [_is_numeric([row[column] for row in block.rows]) for column in range(len(block.header))]
 
     def cell(column: int, content: Cell) -> Element:
         tag = "th" if column == 0 and not block.header[0] else "td"
@@ -173,6 +174,11 @@ def _table(block: Table) -> Element:
     parts = [_element("thead", _element("tr", *head))] if any(block.header) else []
     table = _element("table", *parts, _element("tbody", *rows), {"class": "data" if block.header[0] else "facts"})
     return _element("div", table, {"class": "table"})
+
+
+def _is_numeric(column: Sequence[Cell]) -> bool:
+    known = [cell for cell in column if cell != UNKNOWN]
+    return bool(known) and all(isinstance(cell, Number) for cell in known)
 
 
 def _matrix(block: Matrix) -> Element:
@@ -219,7 +225,7 @@ def _charts(block: Charts, limit: int) -> Element:
 
 def _chart(chart: Chart, axes: Sequence[str], limit: int) -> dict[str, object]:
     return {
-        "title": chart.title,
+        "title": readable(chart.title),
         "logarithmic": chart.is_logarithmic,
         "fromZero": chart.from_zero,
         "curves": [_curve(curve, axes, limit) for curve in chart.curves if len(curve.y)],

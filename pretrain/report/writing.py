@@ -27,5 +27,5 @@ def write_page(page: Page, folder: Path) -> tuple[Path, Path]:
         if isinstance(block, Charts | Matrix):
             replace_file(folder / f"{block.name}.png", [picture(block)])
     replace_file(folder / HTML_FILE, [html(page)])
-    replace_file(folder / MARKDOWN_FILE, [markdown(page).encode(errors="backslashreplace")])
+    replace_file(folder / MARKDOWN_FILE, [markdown(page).encode()])
     return folder / HTML_FILE, folder / MARKDOWN_FILE

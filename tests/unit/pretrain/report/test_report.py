@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.errors import ConfigError
 from pretrain.report import __main__ as report
-from pretrain.report.curves import MANY_POINTS, shared_axis, smoothed, thinned
+from pretrain.report.curves import MANY_POINTS, shared_axis, smoothed
 from pretrain.report.history import load
 
 
