@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from xml.etree.ElementTree import Element, tostring
@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, tostring
 import numpy as np
 
 from pretrain.report.curves import COLOURS, ON_DARK, smoothed, thinned
-from pretrain.report.figures import FEW_LABELS, picture
+from pretrain.report.figures import FEW_LABELS, small
 from pretrain.report.page import (
     AXES,
     UNKNOWN,
@@ -42,12 +42,11 @@ from pretrain.report.page import (
 
 POINTS = 16_000  # of all curves of a page together: about 0.6 MB
 MOST_POINTS = 2_000  # of one curve: more than a screen has columns
-FALLBACK_DPI = 75  # of the picture that browsers show without JavaScript
 _TAGS = {Style.strong: "strong", Style.marked: "mark", Style.emphasis: "em", Style.code: "code"}
 
 
-def html(page: Page) -> bytes:
-    """Return a page as HTML in UTF-8."""
+def html(page: Page, pictures: Mapping[str, bytes]) -> bytes:
+    """Return a page as HTML in UTF-8. `pictures` are PNGs of its charts by name, for browsers without JavaScript."""
     style, script = _asset("page.css") + _colours(), _asset("page.js")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_sha256(script)}'; img-src data:"
     head = _element(
@@ -67,7 +66,7 @@ def html(page: Page) -> bytes:
         "body",
         _element("header", title, _element("button", "◐", id="theme", title="Light or dark", type="button", hidden="")),
         _element("nav", _element("ul", *links), {"aria-label": "Contents"}),
-        _element("main", *(_section(slug, section, _limit(page)) for slug, section in sections)),
+        _element("main", *(_section(slug, section, pictures, _limit(page)) for slug, section in sections)),
         _element("script", script),
     )
     text = tostring(_element("html", head, body, lang="en"), encoding="unicode", method="html")
@@ -115,8 +114,8 @@ def _limit(page: Page) -> int:
     return min(MOST_POINTS, POINTS // max(curves, 1))
 
 
-def _section(slug: str, section: Section, limit: int) -> Element:
-    blocks = [_block(block, limit) for block in section.blocks]
+def _section(slug: str, section: Section, pictures: Mapping[str, bytes], limit: int) -> Element:
+    blocks = [_block(block, pictures, limit) for block in section.blocks]
     if not slug:
         return _element("section", *blocks)
     heading = _element("h2", section.title)
@@ -125,7 +124,7 @@ def _section(slug: str, section: Section, limit: int) -> Element:
     return _element("section", heading, *blocks, id=slug)
 
 
-def _block(block: Block, limit: int) -> Element:
+def _block(block: Block, pictures: Mapping[str, bytes], limit: int) -> Element:
     match block:
         case Table():
             return _table(block)
@@ -134,7 +133,7 @@ def _block(block: Block, limit: int) -> Element:
             pairs = [_element("div", _element("dt", name), _element("dd", *_inline(cell))) for name, cell in entries]
             return _element("dl", *pairs, {"class": "figures"})
         case Charts():
-            return _charts(block, limit)
+            return _charts(block, pictures[block.name], limit)
         case Matrix():
             return _matrix(block)
         case Samples():
@@ -209,7 +208,7 @@ def _samples(block: Samples) -> Element:
     return _element("div", *steps, {"class": "samples"})
 
 
-def _charts(block: Charts, limit: int) -> Element:
+def _charts(block: Charts, picture: bytes, limit: int) -> Element:
     data = {
         "axis": block.axis,
         "axes": {axis: AXES[axis] for axis in block.axes or [block.axis]},
@@ -217,7 +216,7 @@ def _charts(block: Charts, limit: int) -> Element:
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     titles = ", ".join(chart.title for chart in block.charts)
-    image = base64.b64encode(picture(block, dpi=FALLBACK_DPI)).decode()
+    image = base64.b64encode(small(picture)).decode()
     image = _element("img", src=f"data:image/png;base64,{image}", alt=titles)
     json_text = _element("script", text, type="application/json")
     return _element("figure", _element("noscript", image), json_text, {"class": "charts"})
