@@ -368,7 +368,8 @@ function showTip(state, at) {
   const {view, tip, cursor} = state;
   const [x, y] = at.point;
   const others = state.curves.map((curve) => (curve === at.curve ? at : nearest(state, curve, x))).filter(Boolean);
-  const close = others.sort((a, b) => Math.hypot(a.point[0] - x, a.point[1] - y) - Math.hypot(b.point[0] - x, b.point[1] - y));
+  const distance = (one) => (one === at ? -1 : Math.hypot(one.point[0] - x, one.point[1] - y));
+  const close = others.sort((a, b) => distance(a) - distance(b));
   const rows = close.slice(0, TIP_ROWS).map(({curve, index}) => element("tr", {}, element("td", {}, swatch(curve)),
     element("td", {}, element("bdi", {}, curve.name)),
     element("td", {class: "number"}, exactly(curve.y[index])),

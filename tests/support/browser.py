@@ -59,5 +59,5 @@ def opened(started: Browser, path: Path, *, width: int = 1300, **options) -> Ite
     page.on("request", lambda request: request.url == path.as_uri() or happened.append(request.url[:100]))
     page.goto(path.as_uri())
     yield page
-    assert not happened
+    assert not happened, happened
     context.close()
