@@ -120,11 +120,8 @@ def _curves(history: History, chosen: str) -> Charts:
         curve(history, history.train, "loss", name="training", look=0),
         curve(history, history.evaluation, "loss", line=False, label=True, **validation),
     ]
-    measured = [
-        curve(
-            history, history.evaluation, chosen, label=True, dots=True, ring=_best_step(history, chosen), **validation
-        )
-    ]
+    best = _best_step(history, chosen)
+    measured = [curve(history, history.evaluation, chosen, label=True, dots=True, ring=best, **validation)]
     charts = [Chart("Loss", losses, logarithmic=True), Chart(f"Validation {chosen}", measured)]
     return Charts("training", charts, "step")
 

@@ -10,24 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.report.curves import COLOURS, STYLES, smoothed
-from pretrain.report.page import AXES, Chart, Charts, Curve, Matrix, shortened
+from pretrain.report.curves import COLOURS, STYLES, smoothed, thinned
+from pretrain.report.page import AXES, Chart, Charts, Curve, Matrix, readable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_POINTS = 4_000  # of a line: twice what a picture has columns
 FEW_POINTS = 30  # lines of fewer points have these marked
 FEW_LABELS = 25  # with more labels the cells of a confusion matrix hold no numbers
 LABEL_ROOM = 24  # characters of a label on an axis
 LEGEND_ROOM = 60  # characters of an entry of a legend
 
 
-def picture(block: Charts | Matrix, dpi: int = 150) -> bytes:
+def picture(block: Charts | Matrix) -> bytes:
     """Return a plot as PNG, the same bytes for the same plot."""
     figure = draw_charts(block) if isinstance(block, Charts) else draw_matrix(block)
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=dpi)
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def small(picture: bytes) -> bytes:
+    """Return a PNG in half its size and few colours: a fifth of the bytes or so."""
+    from PIL import Image
+
+    image = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as full:
+        full.convert("RGB").reduce(2).quantize(32).save(image, "png", optimize=True)
     return image.getvalue()
 
 
@@ -68,7 +79,7 @@ def _blank(width: float, height: float) -> Figure:
     """Return an empty figure of so many inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 
 def _draw(panel: Axes, chart: Chart, axis: str) -> None:
@@ -76,7 +87,7 @@ def _draw(panel: Axes, chart: Chart, axis: str) -> None:
 
     for curve in chart.curves:
         _draw_curve(panel, curve, axis)
-    panel.set_title(chart.title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
+    panel.set_title(readable(chart.title), loc="left", fontsize=11, fontweight="bold", parse_math=False)
     panel.grid(color="#e6e6e6", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
@@ -102,14 +113,18 @@ def _draw_curve(panel: Axes, curve: Curve, axis: str) -> None:
     look: dict[str, Any] = {"color": colour, "linestyle": STYLES[curve.look // len(COLOURS) % len(STYLES)]}
     if curve.ring is not None:
         ring = {"markersize": 13, "fillstyle": "none", "color": COLOURS[2], "markeredgewidth": 1.8}
-        panel.plot(x[curve.ring], y[curve.ring], "o", label=f"best: {y[curve.ring]:.4f}", **ring)
+        label = f"best: {y[curve.ring]:.4f} at step {curve.x['step'][curve.ring]:.0f}"
+        panel.plot(x[curve.ring], y[curve.ring], "o", label=label, **ring)
     if not curve.line:
         panel.plot(x, y, "o", markersize=5.5, markeredgecolor="white", color=colour, label=curve.label, zorder=3)
         return
+    kept = thinned(y, MOST_POINTS)
     if curve.smooth:
-        panel.plot(x, y, linewidth=0.8, alpha=0.25, **look)
-        at, y = smoothed(y)
-        x = x[at]
+        panel.plot(x[kept], y[kept], linewidth=0.8, alpha=0.25, **look)
+        kept, y = smoothed(y)
+    else:
+        y = y[kept]
+    x = x[kept]
     marker = "o" if curve.dots else "." if len(y) < FEW_POINTS else None
     panel.plot(x, y, linewidth=1.8, marker=marker, markeredgecolor="white", label=curve.label, **look)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from xml.etree.ElementTree import Element, tostring
@@ -19,9 +19,10 @@ from xml.etree.ElementTree import Element, tostring
 import numpy as np
 
 from pretrain.report.curves import COLOURS, ON_DARK, smoothed, thinned
-from pretrain.report.figures import FEW_LABELS, picture
+from pretrain.report.figures import FEW_LABELS, small
 from pretrain.report.page import (
     AXES,
+    UNKNOWN,
     Block,
     Cell,
     Chart,
@@ -36,17 +37,18 @@ from pretrain.report.page import (
     Style,
     Styled,
     Table,
+    plain,
     readable,
 )
 
 POINTS = 16_000  # of all curves of a page together: about 0.6 MB
 MOST_POINTS = 2_000  # of one curve: more than a screen has columns
-FALLBACK_DPI = 75  # of the picture that browsers show without JavaScript
+LONG_TEXT = 60  # characters from which on a cell is wide
 _TAGS = {Style.strong: "strong", Style.marked: "mark", Style.emphasis: "em", Style.code: "code"}
 
 
-def html(page: Page) -> bytes:
-    """Return a page as HTML in UTF-8."""
+def html(page: Page, pictures: Mapping[str, bytes]) -> bytes:
+    """Return a page as HTML in UTF-8. `pictures` are PNGs of its charts by name, for browsers without JavaScript."""
     style, script = _asset("page.css") + _colours(), _asset("page.js")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_sha256(script)}'; img-src data:"
     head = _element(
@@ -66,19 +68,19 @@ def html(page: Page) -> bytes:
         "body",
         _element("header", title, _element("button", "◐", id="theme", title="Light or dark", type="button", hidden="")),
         _element("nav", _element("ul", *links), {"aria-label": "Contents"}),
-        _element("main", *(_section(slug, section, _limit(page)) for slug, section in sections)),
+        _element("main", *(_section(slug, section, pictures, _limit(page)) for slug, section in sections)),
         _element("script", script),
     )
     text = tostring(_element("html", head, body, lang="en"), encoding="unicode", method="html")
-    return f"<!doctype html>\n{text}\n".encode(errors="backslashreplace")
+    return f"<!doctype html>\n{text}\n".encode()
 
 
 def _element(tag: str, *content: Element | str | dict[str, str], **attributes: str) -> Element:
     """Return an element with texts and elements in it; a dict has attributes whose names Python could not take."""
-    element = Element(tag, attributes)
-    for part in content:
+    element = Element(tag)
+    for part in (attributes, *content):
         if isinstance(part, dict):
-            element.attrib |= part
+            element.attrib |= {name: readable(value) for name, value in part.items()}
         elif isinstance(part, Element):
             element.append(part)
         elif len(element):
@@ -114,8 +116,8 @@ def _limit(page: Page) -> int:
     return min(MOST_POINTS, POINTS // max(curves, 1))
 
 
-def _section(slug: str, section: Section, limit: int) -> Element:
-    blocks = [_block(block, limit) for block in section.blocks]
+def _section(slug: str, section: Section, pictures: Mapping[str, bytes], limit: int) -> Element:
+    blocks = [_block(block, pictures, limit) for block in section.blocks]
     if not slug:
         return _element("section", *blocks)
     heading = _element("h2", section.title)
@@ -124,7 +126,7 @@ def _section(slug: str, section: Section, limit: int) -> Element:
     return _element("section", heading, *blocks, id=slug)
 
 
-def _block(block: Block, limit: int) -> Element:
+def _block(block: Block, pictures: Mapping[str, bytes], limit: int) -> Element:
     match block:
         case Table():
             return _table(block)
@@ -133,7 +135,7 @@ def _block(block: Block, limit: int) -> Element:
             pairs = [_element("div", _element("dt", name), _element("dd", *_inline(cell))) for name, cell in entries]
             return _element("dl", *pairs, {"class": "figures"})
         case Charts():
-            return _charts(block, limit)
+            return _charts(block, pictures[block.name], limit)
         case Matrix():
             return _matrix(block)
         case Samples():
@@ -155,14 +157,15 @@ def _inline(cell: Cell) -> list[Element | str]:
 
 
 def _table(block: Table) -> Element:
-    numeric = [any(isinstance(row[column], Number) for row in block.rows) for column in range(len(block.header))]
+    numeric = [_is_numeric([row[column] for row in block.rows]) for column in range(len(block.header))]
 
     def cell(column: int, content: Cell) -> Element:
         tag = "th" if column == 0 and not block.header[0] else "td"
         attributes = {"scope": "row"} if tag == "th" else {}
         if isinstance(content, Number):
             attributes["data-value"] = repr(float(content.value)) if math.isfinite(content.value) else "NaN"
-        attributes |= {"class": "number"} if numeric[column] else {"dir": "auto"}
+        kind = {"class": "long"} if len(plain(content)) > LONG_TEXT else {}
+        attributes |= {"class": "number"} if numeric[column] else {"dir": "auto", **kind}
         return _element(tag, *_inline(content), attributes)
 
     rows = [_element("tr", *(cell(*pair) for pair in enumerate(row))) for row in block.rows]
@@ -173,6 +176,11 @@ def _table(block: Table) -> Element:
     parts = [_element("thead", _element("tr", *head))] if any(block.header) else []
     table = _element("table", *parts, _element("tbody", *rows), {"class": "data" if block.header[0] else "facts"})
     return _element("div", table, {"class": "table"})
+
+
+def _is_numeric(column: Sequence[Cell]) -> bool:
+    known = [cell for cell in column if cell != UNKNOWN]
+    return bool(known) and all(isinstance(cell, Number) for cell in known)
 
 
 def _matrix(block: Matrix) -> Element:
@@ -203,7 +211,7 @@ def _samples(block: Samples) -> Element:
     return _element("div", *steps, {"class": "samples"})
 
 
-def _charts(block: Charts, limit: int) -> Element:
+def _charts(block: Charts, picture: bytes, limit: int) -> Element:
     data = {
         "axis": block.axis,
         "axes": {axis: AXES[axis] for axis in block.axes or [block.axis]},
@@ -211,7 +219,7 @@ def _charts(block: Charts, limit: int) -> Element:
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     titles = ", ".join(chart.title for chart in block.charts)
-    image = base64.b64encode(picture(block, dpi=FALLBACK_DPI)).decode()
+    image = base64.b64encode(small(picture)).decode()
     image = _element("img", src=f"data:image/png;base64,{image}", alt=titles)
     json_text = _element("script", text, type="application/json")
     return _element("figure", _element("noscript", image), json_text, {"class": "charts"})
@@ -219,7 +227,7 @@ def _charts(block: Charts, limit: int) -> Element:
 
 def _chart(chart: Chart, axes: Sequence[str], limit: int) -> dict[str, object]:
     return {
-        "title": chart.title,
+        "title": readable(chart.title),
         "logarithmic": chart.is_logarithmic,
         "fromZero": chart.from_zero,
         "curves": [_curve(curve, axes, limit) for curve in chart.curves if len(curve.y)],

@@ -154,7 +154,7 @@ function scale([low, high], [from, to], logarithmic) {
 
 function widened([low, high], logarithmic) {
   if (logarithmic) return low === high ? [low / 1.5, high * 1.5] : [low * (low / high) ** 0.04, high * (high / low) ** 0.04];
-  const room = (high - low) * 0.05 || Math.abs(high) * 0.1 || 1;
+  const room = (high - low) * 0.05 || Math.abs(high) * 0.1 || 0.1;
   return [low - room, high + room];
 }
 
@@ -307,7 +307,7 @@ function drawAxes(state, wide, domain, logarithmic) {
     grid.append(drawn("text", {x: MARGIN.left - 8, y: y + 4, "text-anchor": "end"}, onAxis(tick)));
   }
   const [size, unit] = view.axis === "seconds" ? UNITS.findLast(([size]) => wide[1] >= 2 * size) ?? UNITS[0] : [1, ""];
-  for (const tick of linearTicks(wide.map((end) => end / size), Math.max(2, Math.round(width / 110)))) {
+  for (const tick of linearTicks(wide.map((end) => end / size), Math.max(4, Math.round(width / 100)))) {
     const x = state.x(tick * size);
     grid.append(drawn("path", {d: `M${x} ${height - MARGIN.bottom}v5`, class: "tick"}));
     grid.append(drawn("text", {x, y: height - 6, "text-anchor": "middle"}, `${onAxis(tick)}${unit && ` ${unit}`}`));
@@ -368,7 +368,8 @@ function showTip(state, at) {
   const {view, tip, cursor} = state;
   const [x, y] = at.point;
   const others = state.curves.map((curve) => (curve === at.curve ? at : nearest(state, curve, x))).filter(Boolean);
-  const close = others.sort((a, b) => Math.hypot(a.point[0] - x, a.point[1] - y) - Math.hypot(b.point[0] - x, b.point[1] - y));
+  const distance = (one) => (one === at ? -1 : Math.hypot(one.point[0] - x, one.point[1] - y));
+  const close = others.sort((a, b) => distance(a) - distance(b));
   const rows = close.slice(0, TIP_ROWS).map(({curve, index}) => element("tr", {}, element("td", {}, swatch(curve)),
     element("td", {}, element("bdi", {}, curve.name)),
     element("td", {class: "number"}, exactly(curve.y[index])),

@@ -18,7 +18,7 @@ import numpy as np
 
 UNKNOWN = "–"
 AXES = {"step": "optimizer steps", "tokens": "tokens seen", "seconds": "time in training"}
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
+_UNREADABLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
 class Style(StrEnum):
@@ -174,8 +174,8 @@ class Page:
 
 
 def readable(text: str) -> str:
-    """Return a text with U+FFFD for control characters, which neither Markdown nor HTML can show."""
-    return _CONTROL.sub("\ufffd", text)
+    """Return a text with U+FFFD for what no page can show: control characters, halves of surrogate pairs."""
+    return _UNREADABLE.sub("\ufffd", text)
 
 
 def plain(cell: Cell) -> str:
@@ -191,7 +191,7 @@ def plain(cell: Cell) -> str:
 
 def shortened(text: str, room: int) -> str:
     """Return a text on one line, with an ellipsis for what is beyond `room` characters."""
-    text = " ".join(text.split())
+    text = " ".join(readable(text).split())
     return text if len(text) <= room else f"{text[: room - 1].rstrip()}…"
 
 

@@ -23,9 +23,9 @@ def write_page(page: Page, folder: Path) -> tuple[Path, Path]:
     A link in the place of a file is replaced, not followed.
     """
     blocks = [block for section in page.sections for block in section.blocks]
-    for block in blocks:
-        if isinstance(block, Charts | Matrix):
-            replace_file(folder / f"{block.name}.png", [picture(block)])
-    replace_file(folder / HTML_FILE, [html(page)])
-    replace_file(folder / MARKDOWN_FILE, [markdown(page).encode(errors="backslashreplace")])
+    pictures = {block.name: picture(block) for block in blocks if isinstance(block, Charts | Matrix)}
+    for name, image in pictures.items():
+        replace_file(folder / f"{name}.png", [image])
+    replace_file(folder / HTML_FILE, [html(page, pictures)])
+    replace_file(folder / MARKDOWN_FILE, [markdown(page).encode()])
     return folder / HTML_FILE, folder / MARKDOWN_FILE

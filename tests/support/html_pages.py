@@ -4,15 +4,16 @@ from html.parser import HTMLParser
 
 
 class Parsed(HTMLParser):
-    """The elements and the tables of a page; `elements` are name, attributes and the text directly in it."""
+    """The elements and the tables of a page; `elements` are name, attributes and the text up to the next tag."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.rows, self._in_cell = [], [], False
+        self.elements, self.rows, self._in_cell, self._after_start = [], [], False, False
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.elements.append([tag, dict(attrs), ""])
+        self._after_start = True
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -20,10 +21,11 @@ class Parsed(HTMLParser):
             self.rows[-1].append("")
 
     def handle_endtag(self, tag):
+        self._after_start = False
         self._in_cell = self._in_cell and tag not in ("td", "th")
 
     def handle_data(self, data):
-        if self.elements:
+        if self._after_start:
             self.elements[-1][2] += data
         if self._in_cell:
             self.rows[-1][-1] += data
