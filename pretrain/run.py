@@ -17,7 +17,7 @@ from torch import nn
 from pretrain.commands import StopRequest
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
-from pretrain.data.loader import StepLoader, evaluation_batches
+from pretrain.data.loader import StepLoader
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare
 from pretrain.data.stream import HeldOut, TrainStream
@@ -26,7 +26,7 @@ from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.init_from import InitialWeights, weights_from
 from pretrain.objectives.base import Objective
-from pretrain.train.evaluator import Evaluator
+from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
 from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
@@ -121,17 +121,15 @@ def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
 
 
 def _evaluator(cfg: PretrainConfig, model: nn.Module, held_out: HeldOut, examples: Examples, world: World) -> Evaluator:
-    batches = partial(
-        evaluation_batches,
+    return held_out_evaluator(
+        model,
+        cfg.objective,
         held_out,
         examples,
         micro_batch_size=cfg.train.micro_batch_size,
-        rank=world.rank,
-        world_size=world.size,
         max_slots=cfg.eval.max_slots,
+        world=world,
     )
-    bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if cfg.objective.covers_text else None
-    return Evaluator(module=model, batches=batches, bytes_per_target=bytes_per_target, world=world)
 
 
 def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: TrainState, world: World) -> StepLoader:

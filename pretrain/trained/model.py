@@ -27,12 +27,12 @@ from pretrain.hub.export_dir import Export, hf_model, write_export
 from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.attention.auto import AutoConfig
-from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import EncoderModel, Layout
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
 from pretrain.train.run_dir import check_written_by
+from pretrain.trained.measuring import Progress, Text, measure
 from pretrain.trained.source import RunSource, Source, find_source
 
 TEXTS_AT_A_TIME = 64  # continued together
@@ -68,7 +68,7 @@ class LanguageModel:
         self.source = source
         self.weights = weights
         self.device = device
-        attend = AutoConfig().build() if device.type == "cuda" else sdpa
+        attend = AutoConfig().build()
         with torch.device("meta"):
             model = source.network.build(vocab_size=source.vocab_size, attend=attend)
             self._module = source.objective.build(model)
@@ -196,6 +196,27 @@ class LanguageModel:
             found = iter(generate(model, repeated, sampler, max_tokens=max_tokens, stop_id=stop_id, streams=streams))
             for prompt in together:
                 yield [self._continuation(prompt, next(found)) for _ in range(samples)]
+
+    def evaluate(
+        self,
+        *texts: Text,
+        settings: Sequence[str] = (),
+        precision: str | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Return what an evaluation of training does, on texts together: `loss`, `perplexity`, `accuracy` and so on.
+
+        Texts are files, folders, patterns and URLs that `data` can read, names on the hub, prepared corpora, or sources
+        such as `TextSource`; without any it is what the run held out, and the figures are those of its own evaluation.
+        They are prepared with the model's tokenizer in `data.prepare.root`, once. Beside the figures stand `documents`,
+        `text_bytes` (if all of it was measured), `tokens` that the model read, `targets` among them, and `seq_len`.
+
+        `settings` (KEY=VALUE) are those of the sources, such as documents=line or field=review, source=jsonl for the
+        kind of all, and those of a run that decide the figures, such as data.seq_len=512. Those of a run are its own
+        unless changed, `precision` (fp32, bf16, fp16) among them. Raises `ConfigError` and `DataError`.
+        """
+        options: Any = {"settings": settings, "precision": precision, "progress": progress}
+        return measure(self.source, self.module, self.device, texts, **options)
 
     def export(
         self, out: Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
