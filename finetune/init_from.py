@@ -1,6 +1,6 @@
 """The weights that fine-tuning starts from: all of a model, and what its head may take over from pretraining.
 
-Holds how our tensors are named in the source; `pretrain.init_from` finds and reads it.
+Holds how our tensors are named in the source; `pretrain.trained` finds and reads it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pretrain.checkpoint.load import check_architecture
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.hub.special_tokens import set_template
-from pretrain.init_from import InitialWeights, RunSource, Source, SourceWeights
-from pretrain.tokenizer.base import num_ids
-from pretrain.train import trained_run
+from pretrain.init_from import InitialWeights, SourceWeights
 from pretrain.train.run_dir import choice_of
+from pretrain.trained.source import RunSource, Source
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +36,9 @@ def tokenizer_of(source: Source) -> Tokenizer:
 
     Raises `ConfigError` for a tokenizer of another vocabulary.
     """
-    file = source.tokenizer
-    tokenizer = fitting(trained_run.tokenizer_of(file.parent), source.vocab_size, file)
+    tokenizer = source.load_tokenizer()
     if isinstance(source, RunSource) and not source.is_fine_tuned:  # others keep the template in their tokenizer.json
         set_template(tokenizer, source.template, getattr(source.network, "token_types", 0))
-    return tokenizer
-
-
-def fitting(tokenizer: Tokenizer, vocab_size: int, file: Path) -> Tokenizer:
-    """Return the tokenizer. Raises `ConfigError` if the model's `vocab_size` has no row for one of its ids."""
-    if (size := num_ids(tokenizer)) > vocab_size:
-        rule = f"it has ids up to {size - 1}, but the model's embedding {vocab_size} rows"
-        raise ConfigError(
-            f"{file}: of another vocabulary: {rule}; put the tokenizer that the model was trained with there"
-        )
     return tokenizer
 
 

@@ -27,7 +27,7 @@ from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
 from pretrain.hub.family import head_for
-from pretrain.init_from import InitialWeights, Source, find_source, shared_source
+from pretrain.init_from import InitialWeights
 from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory
@@ -35,7 +35,8 @@ from pretrain.tokenizer.base import text_sha256
 from pretrain.train.loop import TrainConfig
 from pretrain.train.run_dir import RunDirectory
 from pretrain.train.session import Fingerprints, Session, Trainee, network_fingerprints, resumes
-from pretrain.train.summary import ModelSize, counted, of_memory, of_rate, plan
+from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
+from pretrain.trained.source import Source, find_source, shared_source
 
 READING = {"train", "validation", "columns", "header", "delimiter", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide which files are read and how: what they yield must stay the same, not the settings."""

@@ -19,19 +19,22 @@ from tokenizers import Tokenizer
 from finetune.config import FINETUNE, FinetuneConfig
 from finetune.data.records import DataSet
 from finetune.evaluator import Answers, answers
-from finetune.init_from import fitting
 from finetune.model.base import FineTuned
+from finetune.model.heads import hf_tensors
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
 from pretrain.checkpoint.commit import step_number
-from pretrain.checkpoint.load import restore_weights
+from pretrain.checkpoint.load import fragments_of, restore_weights, shapes_of
 from pretrain.compose import compose_run
 from pretrain.data.sources.locations import is_file, typed_name
 from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
+from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.family import HeadKind
 from pretrain.report.history import load as load_history
 from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import network_of, step_of, tokenizer_of
+from pretrain.trained.run_files import network_of, step_of, tokenizer_of
+from pretrain.trained.source import fitting
 
 MAX_TOKENS = 8192  # in one pass of the model; of a longer sequence it takes one at a time
 
@@ -84,6 +87,34 @@ class FineTunedModel:
         """Return the task's metrics on records with answers; NaN for one without a value, which is logged."""
         encoded = self.encode(_typed(data), labelled=True)
         return self.cfg.task.measure(encoded, self.answers(encoded, max_tokens).logits, self.names)
+
+    def export(
+        self, out: str | Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
+    ) -> Path:
+        """Write a directory that `transformers` and its pipelines load, and return it; by default `export/` in the run.
+
+        `dtype` is fp32, bf16 or fp16, and a weight file has at most `shard_mb` MB. An export of another run or step is
+        replaced only by `overwrite`, and nothing else ever is. Raises `ConfigError` for a model of no family.
+        """
+        task = self.cfg.task
+        family, config, special_tokens = hf_model(self.network, self.record, self.tokenizer)
+        export = Export(
+            model=self.network,
+            tensors=list(hf_tensors(self.network, task.kind, self.record["vocab_size"], shapes_of(self.module))),
+            read=self.cfg.tuning.merged(fragments_of(self.checkpoint)),
+            tokenizer=self.tokenizer,
+            config={**config, "architectures": [family.task_architecture(task.kind)], **_outputs(task, self.names)},
+            special_tokens=special_tokens | _padding(self.tokenizer, special_tokens),
+            generates=False,
+            run=self.name,
+            step=self.step,
+            tokenizer_settings={
+                "model_max_length": task.max_tokens,  # cut as in training
+                "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
+            },
+        )
+        place = Path(out) if out else self.path / "export"
+        return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
     def encode(self, source: DataSet, *, labelled: bool) -> Encoded:
         """Encode a data set, in memory or by a name from `typed_name`, as training did. Raises what the task raises."""
@@ -171,3 +202,25 @@ def _found(run: Path, checkpoint: Path, names: Iterable[str]) -> Iterator[str]:
         else:
             rule = "was not measured, so task.%s is not known; a setting gives it: task.%s=VALUE"
             log.warning(f"%s: {rule}", checkpoint, name, name)
+
+
+def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dict[str, int]:
+    """Return a padding token where the tokenizer has none: of a decoder the token that begins texts, if there is one.
+
+    `transformers` takes the last token that is not padding as the last of a text, so no text may end with this one.
+    """
+    begin = special_tokens["bos"]
+    if special_tokens.get("pad") is not None or begin is None or tokenizer.encode("a").ids[-1:] == [begin]:
+        return {}
+    return {"pad": begin}
+
+
+def _outputs(task: TaskConfig, names: list[str]) -> dict[str, Any]:
+    """Return what `config.json` says of the head's outputs."""
+    if task.kind is HeadKind.span:
+        return {}
+    numbered = dict(enumerate(names))
+    problem = getattr(task, "problem", None)  # of texts; tokens have one label each
+    kinds = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
+    problem_type = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
+    return {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}, **problem_type}

@@ -3,7 +3,8 @@
     import pretrain
 
     cfg = pretrain.configure("data=text", "data.sources.text.paths=[book.txt]", "model=decoder", "train.steps=200")
-    run = pretrain.pretrain(cfg)
+    model = pretrain.load(pretrain.pretrain(cfg))
+    model.generate("Once upon a time")
 
 Holds names only. Each is imported when it is first used: importing this package takes milliseconds.
 """
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "HeadwaterError",
+    "LanguageModel",
     "PretrainConfig",
     "configure",
     "history",
+    "load",
     "prepare_corpora",
     "pretrain",
 ]
@@ -28,12 +31,15 @@ if TYPE_CHECKING:
     from pretrain.errors import HeadwaterError
     from pretrain.report.history import history
     from pretrain.run import prepare_corpora, pretrain
+    from pretrain.trained.model import LanguageModel, load
 else:
     _MODULES = {
         "HeadwaterError": "pretrain.errors",
+        "LanguageModel": "pretrain.trained.model",
         "PretrainConfig": "pretrain.config",
         "configure": "pretrain.compose",
         "history": "pretrain.report.history",
+        "load": "pretrain.trained.model",
         "prepare_corpora": "pretrain.run",
         "pretrain": "pretrain.run",
     }

@@ -1,6 +1,6 @@
 """`python -m pretrain.export RUN`: write a run's weights as a directory that `transformers` loads.
 
-Holds the command line and the choice of weights; names and settings are in `hub/family`, files in `hub/export_dir`.
+Holds the command line; names and settings are in `hub/family`, files in `hub/export_dir`, the rest in `trained.model`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pretrain.checkpoint.commit import step_number
-from pretrain.checkpoint.load import check_architecture, fragments_of, shapes_of
 from pretrain.commands import command
-from pretrain.distributed.world import World
-from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
-from pretrain.hub.special_tokens import set_template
-from pretrain.run import reopened
-from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import step_of, tokenizer_of
+from pretrain.hub.export_dir import export_parser
+from pretrain.trained.model import load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,32 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
-    network, objective, module = reopened(options.run)
-    record = read_record(options.run, "vocab_size", "document_frame", "name")
-    tokenizer = tokenizer_of(options.run)
-    family, config, special_tokens = hf_model(network, record, tokenizer)
-    step = step_of(options.run, World.alone(), options.step)
-    reader = fragments_of(step)
-    shapes = shapes_of(module)
-    check_architecture(step, shapes, reader.weight_shapes())
-    beside = list(family.objective_tensors(shapes))
-    tensors = [*family.model_tensors(network, record["vocab_size"], "model."), *beside]
-    if left_out := sorted(shapes.keys() - {tensor.ours for tensor in tensors}):
-        print(f"left out, as {family.architecture} has no place for them: {', '.join(left_out)}", file=sys.stderr)
-    if objective.wants_special_tokens:
-        set_template(tokenizer, record["document_frame"], getattr(network, "token_types", 0))
-    export = Export(
-        model=network,
-        tensors=tensors,
-        read=reader,
-        tokenizer=tokenizer,
-        config=config | ({"architectures": [family.pretraining]} if beside else {}),
-        special_tokens=special_tokens,
-        generates=network.kind.generates,
-        run=record["name"],
-        step=step_number(step),
-    )
-    return write_export(export, options)
+    model = load(options.run, step=options.step, device="cpu")
+    return model.export(options.out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

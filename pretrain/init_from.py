@@ -1,15 +1,14 @@
-"""Where the first weights of a run come from: another run, an export, a released checkpoint, or a random draw.
+"""The first weights of a run: those of a trained model as far as they fit the new one, or a random draw.
 
-Holds how a source is found and read, once, and what of it fits a new module; heads and adapters are fine-tuning's.
+Holds what of a source fits a new module; how a source is found and read is in `trained`, heads and adapters are
+fine-tuning's.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,17 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.base import WEIGHT, Reader
-from pretrain.checkpoint.commit import step_names
-from pretrain.checkpoint.fragments import FragmentReader
-from pretrain.checkpoint.load import Shapes, check_architecture, fragments_of, load_state
+from pretrain.checkpoint.load import Shapes, check_architecture
 from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
-from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.hub.download import cached, fetch, is_hub_name
-from pretrain.hub.weights import HuggingFaceWeights, read_network
+from pretrain.errors import CheckpointError
+from pretrain.hub.download import fetch, is_hub_name
+from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
 from pretrain.objectives.base import Objective
-from pretrain.registry import choices, plain
-from pretrain.settings.paths import expanded
-from pretrain.tokenizer.base import TokenizerConfig, describe, find_mask, load_tokenizer, num_ids, tokenizer_sha256
-from pretrain.tokenizer.file import TokenizerFile
-from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import network_of, step_of, tokenizer_of
+from pretrain.tokenizer.base import load_tokenizer, num_ids
+from pretrain.trained.source import EMBEDDING, Source, objective_for, open_source
 
 # Settings that change what the same weights compute. A difference in the first group makes them another network; with
 # the second a trained network may sensibly continue (a longer context wants another rope_theta), so a difference is
@@ -46,178 +39,11 @@ _TUNABLE = (
     "tokenizer",
 )
 _MODEL = "model."  # prefix of the model's tensors; those of an objective come and go with it
-_VOCABULARY = ("model.embedding.weight", "model.head.weight", "model.head.bias")  # one row per token
+_VOCABULARY = (EMBEDDING, "model.head.weight", "model.head.bias")  # one row per token
 
 FOREIGN = 0.01  # share of the ids that may stand for other tokens: a few special ones are often renamed
 
 log = logging.getLogger(__name__)
-
-
-class Source(ABC):
-    """A trained model that a run can start from. It is read on demand, and nothing twice."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.name = name  # what a run records: a path, or `org/name@commit`
-        self.path = path  # directory of the run, or of the Hugging Face checkpoint
-
-    @property
-    @abstractmethod
-    def network(self) -> Any:
-        """Our configuration of the network: a registered dataclass such as `DecoderConfig`."""
-
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """The rows of the embedding: the ids of the tokenizer, and maybe padding for the hardware."""
-
-    @property
-    @abstractmethod
-    def template(self) -> tuple[list[int], list[int]] | None:
-        """The ids before and after a document; None: the tokenizer does not say."""
-
-    @property
-    @abstractmethod
-    def mask(self) -> int | None:
-        """The id of the mask token; None: the tokenizer has none."""
-
-    def check(self) -> None:
-        """Raise `CheckpointError` or `ConfigError` for a source that no run could start from; milliseconds."""
-        file = self.path / "tokenizer.json"
-        if file.is_file():  # with a tokenizer of its own a run needs none here
-            try:
-                tokenizer_of(self.path)
-            except DataError as error:  # what is damaged is no corpus
-                raise CheckpointError(str(error)) from None
-
-    @abstractmethod
-    def weights(self, world: World, step: int | None = None) -> HuggingFaceWeights | FragmentReader:
-        """Return the reader of the weights: of a run, at `step` or the newest that verifies. A collective."""
-
-    @abstractmethod
-    def settings(self, weights: Any) -> dict[str, Any]:
-        """Return the settings that these `weights` were trained with: `model.*` and the hash of the `tokenizer`."""
-
-    @cached_property
-    def tokenizer(self) -> Path:
-        """The tokenizer.json. Raises `ConfigError` if there is none."""
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            fix = "name a directory with one beside its weights (save_pretrained of transformers' AutoTokenizer)"
-            raise ConfigError(f"init_from={self.name}: no tokenizer.json, which says what the ids stand for; {fix}")
-        return file
-
-    @cached_property
-    def _default_mask(self) -> int | None:
-        ids = load_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True)
-        return ids.get(find_mask(ids) or "")
-
-
-class ReleasedSource(Source):
-    """A directory in Hugging Face's layout: an export of ours, or a released checkpoint."""
-
-    @cached_property
-    def _weights(self) -> HuggingFaceWeights:
-        return HuggingFaceWeights(self.path)
-
-    @cached_property
-    def _described(self) -> tuple[Any, int]:
-        """The network of config.json and the rows of its embedding; the weights need not be there."""
-        _, network, parts = read_network(self.path / "config.json")
-        return network, next(part.shape[0] for part in parts if part.ours == _VOCABULARY[0])
-
-    @property
-    def network(self) -> Any:
-        return self._described[0]
-
-    @property
-    def vocab_size(self) -> int:
-        return self._described[1]
-
-    @property
-    def template(self) -> tuple[list[int], list[int]] | None:
-        try:
-            facts = describe(self.tokenizer, TokenizerConfig())
-        except ConfigError:
-            return None
-        return facts.prefix, facts.suffix
-
-    @property
-    def mask(self) -> int | None:
-        return self._default_mask
-
-    def check(self) -> None:
-        """Refuse also damaged weights and unknown architectures."""
-        _ = self._weights
-        super().check()
-
-    def weights(self, world: World, step: int | None = None) -> HuggingFaceWeights:
-        return self._weights
-
-    def settings(self, weights: Any) -> dict[str, Any]:
-        settings = {f"model.{key}": value for key, value in plain(self.network).items()}
-        if (self.path / "tokenizer.json").is_file():
-            settings["tokenizer"] = tokenizer_sha256(self.tokenizer)[:16]
-        return settings
-
-
-class RunSource(Source):
-    """A run directory of pretraining or of fine-tuning."""
-
-    @cached_property
-    def record(self) -> dict[str, Any]:
-        """The run's run.json."""
-        return read_record(self.path, "vocab_size", "document_frame")
-
-    @property
-    def is_fine_tuned(self) -> bool:
-        """Whether it is a run of fine-tuning, whose head has named outputs."""
-        return "names" in self.record
-
-    @property
-    def network(self) -> Any:
-        return network_of(self.path)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.record["vocab_size"]
-
-    @property
-    def template(self) -> tuple[list[int], list[int]]:
-        prefix, suffix = self.record["document_frame"]
-        return prefix, suffix
-
-    @property
-    def mask(self) -> int | None:
-        named = self.record.get("mask")  # not in runs older than the setting `tokenizer.mask`
-        return self._default_mask if named is None else named
-
-    def check(self) -> None:
-        """Refuse also a run without a saved step."""
-        super().check()
-        if not step_names(self.path / "checkpoints"):
-            raise CheckpointError(f"init_from={self.name}: no step is saved there; name another, or train it first")
-
-    def weights(self, world: World, step: int | None = None) -> FragmentReader:
-        return fragments_of(step_of(self.path, world, step))
-
-    def settings(self, weights: FragmentReader) -> dict[str, Any]:
-        return load_state(weights.step).get("resume", {})
-
-
-def find_source(init_from: str, *, first: bool) -> Source | None:
-    """Return what `init_from` names, checked; None on the ranks that wait while the `first` one fetches from the hub.
-
-    No collective, and milliseconds but for the fetching: it comes before hours of preparation. Raises `ConfigError`
-    for what is no source and for a network that our models are not, `CheckpointError` for damaged files and for a run
-    without a saved step.
-    """
-    if is_hub_name(init_from):
-        if not first:
-            return None
-        init_from = fetch(init_from)
-    source = open_source(init_from)
-    source.check()
-    return source
 
 
 def settings_from(init_from: str) -> dict[str, Any]:
@@ -226,42 +52,16 @@ def settings_from(init_from: str) -> dict[str, Any]:
     `model`, `tokenizer` and `objective` are configurations, the others single values. Reads no weights. Raises what
     `open_source` raises.
     """
-    source = open_source(fetch(init_from, weights=False) if is_hub_name(init_from) else init_from)
-    name_of: Any = load_tokenizer(source.tokenizer).id_to_token
-    prefix, suffix = ([name_of(token) for token in ids] for ids in source.template) if source.template else (None, None)
-    mask = None if source.mask is None else name_of(source.mask)
-    objectives = {name: kind for kind, (group, name) in choices().items() if group == "objective"}
-    objective = objectives["causal_lm" if source.network.kind.generates else "masked_lm"]
+    if is_hub_name(init_from):
+        init_from = fetch(init_from, f"init_from={init_from}", weights=False)
+    source = open_source(init_from)
     return {
         "model": source.network,
-        "tokenizer": TokenizerFile(path=str(source.tokenizer.absolute()), prefix=prefix, suffix=suffix, mask=mask),
-        "objective": objective(),
+        "tokenizer": source.tokenizer_config(),
+        "objective": objective_for(source.network),
         **({} if source.network.kind.generates else {"data.packing": Packing.windows}),
         "data.seq_len": source.network.max_seq_len,
     }
-
-
-def shared_source(source: Source | None, world: World) -> Source | None:
-    """Return the source that rank 0 found, opened on the ranks that waited for it; None if it has none. A collective.
-
-    Raises `ConfigError` on a rank that does not see it.
-    """
-    [name, *_] = world.gather(source.name if source else None)
-    return None if name is None else source or open_source(name)  # rank 0 decides, for all ranks alike
-
-
-def open_source(init_from: str) -> Source:
-    """Return the source at a path, or at a name on the hub whose files are in its cache. Raises `ConfigError`."""
-    path = cached(init_from) if is_hub_name(init_from) else Path(expanded(init_from, "init_from"))
-    if not path.exists():
-        rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
-        raise ConfigError(f"init_from={init_from}: no such directory; {rule}")
-    if (path / "config.json").is_file():
-        return ReleasedSource(init_from, path)
-    if not (path / "checkpoints").is_dir():
-        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it"
-        raise ConfigError(f"init_from={path}: {rule}; name such a directory (merge an adapter first)")
-    return RunSource(init_from, path)
 
 
 class InitialWeights:

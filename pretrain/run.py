@@ -9,34 +9,30 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from pretrain import objectives
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
-from pretrain.data.loader import StepLoader, evaluation_batches
+from pretrain.data.loader import StepLoader
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare, verify
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.hub.export_dir import warn_unless_exportable
-from pretrain.init_from import InitialWeights, Source, find_source, shared_source, weights_from
-from pretrain.models.attention.sdpa import sdpa
-from pretrain.objectives.base import Objective, ObjectiveConfig
+from pretrain.init_from import InitialWeights, weights_from
+from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
-from pretrain.registry import discover
-from pretrain.train.evaluator import Evaluator
+from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
-from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, choice_of, read_record
+from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, summary
-from pretrain.train.trained_run import network_of
+from pretrain.trained.source import Source, find_source, shared_source
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +74,6 @@ def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
     """Return the model inside its objective, on the meta device: shapes without memory."""
     with torch.device("meta"):
         return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
-
-
-def reopened(run: Path) -> tuple[Any, ObjectiveConfig, Objective]:
-    """Return the network and the objective of a run directory, and its module on the meta device, to use on the CPU.
-
-    All come from the run's files, without Hydra. Raises `ConfigError` for a directory that is no run of pretraining.
-    """
-    check_written_by("pretrain", run)
-    discover(objectives)
-    network, objective = network_of(run), choice_of(run, "objective")
-    with torch.device("meta"):
-        vocab_size = read_record(run, "vocab_size")["vocab_size"]
-        model = network.build(vocab_size=vocab_size, attend=sdpa)  # flash and flex need a GPU
-        return network, objective, objective.build(model)
 
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
@@ -163,17 +145,15 @@ def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
 
 
 def _evaluator(cfg: PretrainConfig, model: nn.Module, held_out: HeldOut, examples: Examples, world: World) -> Evaluator:
-    batches = partial(
-        evaluation_batches,
+    return held_out_evaluator(
+        model,
+        cfg.objective,
         held_out,
         examples,
         micro_batch_size=cfg.train.micro_batch_size,
-        rank=world.rank,
-        world_size=world.size,
         max_slots=cfg.eval.max_slots,
+        world=world,
     )
-    bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if cfg.objective.covers_text else None
-    return Evaluator(module=model, batches=batches, bytes_per_target=bytes_per_target, world=world)
 
 
 def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: TrainState, world: World) -> StepLoader:

@@ -1,6 +1,6 @@
-"""`python -m pretrain.sample RUN`: continue a prompt with a pretrained model.
+"""`python -m pretrain.sample MODEL`: continue prompts with a pretrained model.
 
-Holds the command line and the loading of a run; sampling itself is in `generate`.
+Holds the command line and the reading of prompts; sampling itself is in `trained.model`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from pretrain.checkpoint.load import restore_weights
 from pretrain.commands import command
-from pretrain.distributed.world import World
-from pretrain.errors import ConfigError
-from pretrain.models.decoder import Decoder
-from pretrain.models.generate import Sampler, generate
-from pretrain.objectives.base import Objective
-from pretrain.run import reopened
-from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import step_of, tokenizer_of
+from pretrain.data.sources.bad_records import BadRecordError
+from pretrain.data.sources.documents import lines
+from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, open_bytes, value_at
+from pretrain.errors import ConfigError, DataError
+from pretrain.models.generate import Sampler
+from pretrain.tracking.jsonl import to_json
+from pretrain.trained.model import load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,41 +30,66 @@ def main(arguments: list[str] | None = None) -> int:
     return command(_parser(), sample, arguments)
 
 
-def load_run(run: Path) -> Objective:
-    """Return a run's module with the weights of its newest verified checkpoint, on the CPU."""
-    _, _, module = reopened(run)
-    restore_weights(step_of(run, World.alone()), module)
-    return module.eval()
-
-
 def sample(options: argparse.Namespace) -> None:
-    """Print the continuations, each after the prompt that it follows."""
-    model = load_run(options.run).model
-    if not isinstance(model, Decoder):
-        raise ConfigError(f"{options.run}: its model is a {type(model).__name__}; only decoders generate text")
-    prefix, suffix = read_record(options.run, "document_frame")["document_frame"]
-    tokenizer = tokenizer_of(options.run)
-    prompt = torch.tensor([prefix + tokenizer.encode(options.prompt, add_special_tokens=False).ids])
-    generator = torch.Generator().manual_seed(options.seed)
-    sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, generator=generator)
-    stop_id = next(iter(suffix or prefix), None)  # None where nothing marks the ends of documents
-    drawn = generate(model, prompt.repeat(options.samples, 1), sampler, max_tokens=options.max_tokens, stop_id=stop_id)
-    for continuation in torch.stack(list(drawn), dim=1).tolist():
-        print(options.prompt + tokenizer.decode(continuation), end="\n\n")
+    """Print the continuations, each after the prompt that it follows, or one JSON object for each."""
+    sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+    prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])]
+    prompts = prompts or [""]
+    model = load(options.run, step=options.step)
+    found = model.continued(prompts, sampler, max_tokens=options.max_tokens, samples=options.samples)
+    encoding = sys.stdout.encoding or "utf-8"
+    escaped = not encoding.lower().startswith("utf")  # else a reader would not find JSON, which is UTF-8
+    for prompt, continuations in zip(prompts, found, strict=True):
+        for text in continuations:
+            record = {"step": model.step, "prompt": prompt, "continuation": text}
+            print(to_json(record, ensure_ascii=escaped) if options.json else f"{prompt}{text}\n", flush=True)
+
+
+def _prompts(path: Path, field: str) -> Iterator[str]:
+    """Yield the prompts of a file, one a line, or of JSON lines the texts of a field. Blank lines are left out."""
+    blank, of_json = 0, file_format(str(path)) in JSON_LINES
+    with open_bytes(str(path)) as stream:
+        for number, line in enumerate(lines(stream, str(path), 0, None), 1):
+            text = line.data.decode(errors="replace").removeprefix("\ufeff")
+            if not text.strip():
+                blank += 1
+            else:
+                yield _value(text, field, f"{path}: line {number}") if of_json else text
+    if blank:
+        print(f"{path}: {blank} blank lines left out", file=sys.stderr)
+
+
+def _value(text: str, field: str, place: str) -> str:
+    try:
+        value = value_at(json_object(text), field)
+    except BadRecordError as error:
+        raise DataError(f"{place}: {error.reason} ({error}); mend the line") from None
+    except KeyError:
+        raise ConfigError(f"{place}: no key {field!r}; name that of the prompts with --field") from None
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {field!r} is {value!r:.40}, expected a string; mend the line")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Let a pretrained model continue a prompt."
+    description = "Let a pretrained model continue prompts."
     parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=description)
-    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
-    parser.add_argument("--prompt", default="", help="text to continue; without one the model begins a document")
+    model = "run directory, e.g. runs/demo; also an export, a Hugging Face directory or org/name on the hub"
+    parser.add_argument("run", metavar="MODEL", help=model)
+    parser.add_argument("--step", type=int, default=None, help="a saved step of a run (default: the newest)")
+    one = "text to continue; may be repeated; without one the model begins a document"
+    parser.add_argument("--prompt", action="append", default=[], help=one)
+    several = "file of prompts, one a line, or JSON lines (.jsonl)"
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help=several)
+    parser.add_argument("--field", default="prompt", help="key of the prompts in JSON lines (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens to add at most (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest (default %(default)s)")
     parser.add_argument("--top-k", type=int, default=None, help="draw from the k likeliest tokens only")
     nucleus = "draw from the likeliest tokens that hold this share of the probability (default %(default)s)"
     parser.add_argument("--top-p", type=float, default=0.95, help=nucleus)
-    parser.add_argument("--samples", type=int, default=1, help="continuations (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=1, help="continuations of each prompt (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same text (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each continuation, one a line")
     return parser
 
 

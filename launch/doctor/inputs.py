@@ -81,7 +81,7 @@ def _init_from(subject: Subject) -> str | None:
         return f"init_from={cfg.init_from}: not read, as the run resumes from its own checkpoint"
     if is_hub_name(cfg.init_from):
         return f"init_from={cfg.init_from}: a name on the hub, which rank 0 downloads at the start"
-    from pretrain.init_from import find_source
+    from pretrain.trained.source import find_source
 
     find_source(cfg.init_from, first=False)
     return f"init_from={cfg.init_from}: there, on all hosts"

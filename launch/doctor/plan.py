@@ -34,7 +34,7 @@ def size_of(subject: Subject) -> ModelSize:
 
         return ModelSize.of(build_module(cfg, _vocab_size(cfg)), cfg.data.seq_len)
     from finetune.run import build_module
-    from pretrain.init_from import open_source
+    from pretrain.trained.source import open_source
 
     source = open_source(cfg.init_from)
     return ModelSize.of(build_module(cfg, source.network, source.vocab_size, names=[]), cfg.task.max_tokens)

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from pretrain.checkpoint.base import WEIGHT, Checkpointable
+from pretrain.checkpoint.base import WEIGHT, Checkpointable, Reader
 from pretrain.checkpoint.commit import FORMAT, MANIFEST_FILE, STATE_FILE, step_name, step_names, step_number
 from pretrain.checkpoint.fragments import FragmentReader, Tensors
 from pretrain.distributed.world import World
@@ -209,7 +209,12 @@ def restore_weights(step: Path, module: nn.Module) -> None:
     """
     reader = fragments_of(step)
     check_architecture(step, shapes_of(module), reader.weight_shapes())
-    module.to_empty(device="cpu")
+    fill(module, reader)
+
+
+def fill(module: nn.Module, reader: Reader, device: torch.device | None = None) -> None:
+    """Move a module, which may be on the meta device, to `device` (None: the CPU) and fill it from a reader."""
+    module.to_empty(device=device or "cpu")
     for name, tensor in named_tensors(module):
         tensor.data.copy_(reader(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
 

@@ -27,20 +27,22 @@ def is_hub_name(text: str) -> bool:
     return found["revision"] is not None or found["org"] is None or not Path(found["org"]).is_dir()
 
 
-def fetch(name: str, *, weights: bool = True) -> str:
+def fetch(name: str, typed: str, *, weights: bool = True) -> str:
     """Download into the cache and return the name with its commit, `org/name@commit`.
 
-    Without `weights` only configuration and tokenizer. Raises `ConfigError` if neither the hub nor the cache has it.
+    Without `weights` only configuration and tokenizer. Raises `ConfigError`, which begins with what was `typed`, if
+    neither the hub nor the cache has it.
     """
-    return f"{name.partition('@')[0]}@{_snapshot(name, only_cached=False, files=_FILES if weights else _FACTS).name}"
+    files = _FILES if weights else _FACTS
+    return f"{name.partition('@')[0]}@{_snapshot(name, typed, only_cached=False, files=files).name}"
 
 
-def cached(name: str) -> Path:
+def cached(name: str, typed: str) -> Path:
     """Return the directory of a downloaded checkpoint. Raises `ConfigError` where the cache does not have it."""
-    return _snapshot(name, only_cached=True)
+    return _snapshot(name, typed, only_cached=True)
 
 
-def _snapshot(name: str, *, only_cached: bool, files: list[str] = _FILES) -> Path:
+def _snapshot(name: str, typed: str, *, only_cached: bool, files: list[str] = _FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -51,5 +53,5 @@ def _snapshot(name: str, *, only_cached: bool, files: list[str] = _FILES) -> Pat
     except Exception as error:  # names, proxies, connections, disks: each from a library of its own
         rule = "no such directory, and not to be had from the Hugging Face hub or its cache (HF_HOME)"
         fix = "name a directory, or fetch it where the hub is reached"
-        raise ConfigError(f"init_from={name}: {rule}: {' '.join(str(error).split())}; {fix}") from None
+        raise ConfigError(f"{typed}: {rule}: {' '.join(str(error).split())}; {fix}") from None
     return Path(str(found))

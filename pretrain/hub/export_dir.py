@@ -79,25 +79,26 @@ class Export:
     tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over the defaults
 
 
-def write_export(export: Export, options: argparse.Namespace) -> Path:
-    """Write the directory that the `options` of `export_parser` name, and return its absolute path.
+def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwrite: bool) -> Path:
+    """Write the directory `out` and return its absolute path; the options are those of `export_parser`.
 
     Raises `ConfigError` for a directory that must not be replaced, and for files of less than 1 MB.
     """
-    out, dtype = (options.out or options.run / "export").absolute(), DTYPES[options.dtype]
-    check(options.shard_mb >= 1, "--shard-mb", options.shard_mb, "at least 1 MB")
-    _check_place(out, export, options.overwrite)
+    out = out.absolute()
+    check(dtype in DTYPES, "--dtype", dtype, f"must be one of {', '.join(DTYPES)}")
+    check(shard_mb >= 1, "--shard-mb", shard_mb, "at least 1 MB")
+    _check_place(out, export, overwrite)
     with _replacing(out) as directory:
-        max_bytes = options.shard_mb * 1_000_000
-        write_weights(directory, export.tensors, export.read, dtype=dtype, max_bytes=max_bytes)
+        max_bytes = shard_mb * 1_000_000
+        write_weights(directory, export.tensors, export.read, dtype=DTYPES[dtype], max_bytes=max_bytes)
         write_hashed(directory / "tokenizer.json", export.tokenizer.to_str(pretty=True).encode())
         ids = {f"{role}_token_id": token for role, token in export.special_tokens.items()}
-        named = {"dtype": str(dtype).removeprefix("torch.")}
+        named = {"dtype": str(DTYPES[dtype]).removeprefix("torch.")}
         _write_json(directory / "config.json", export.config | ids | named)
         if export.generates:
             _write_json(directory / "generation_config.json", ids)
         _write_json(directory / "tokenizer_config.json", _tokenizer_config(export) | export.tokenizer_settings)
-        record = {"run": export.run, "step": export.step, "dtype": options.dtype}
+        record = {"run": export.run, "step": export.step, "dtype": dtype}
         _write_json(directory / EXPORT_RECORD, record)
     return out
 

@@ -117,26 +117,43 @@ class Attention(nn.Module):
         else:
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if cache is not None:
-            k, v = cache.extend(k, v)
+            k, v = cache.extend(k, v, layout)
         dropout = self.dropout if self.training else 0.0
         mixed = self.attend(q, k, v, layout, causal=self.causal, window=self.window, dropout=dropout)
         return self.out(mixed.flatten(1))
 
 
 class KeyValueCache:
-    """Keys and values of one layer for S sequences of one length, so that a new token costs one position."""
+    """Keys and values of one layer, sequences end to end, so that a new token costs one position."""
 
-    def __init__(self, num_sequences: int) -> None:
-        self._num_sequences = num_sequences
-        self._seen: tuple[Tensor, Tensor] | None = None  # (S, T, K, E) each
+    def __init__(self) -> None:
+        self._seen: tuple[Tensor, Tensor] | None = None  # (Nk, K, E) each
 
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the newest positions (S * t, K, E) of every sequence; return all so far, (S * T, K, E)."""
-        new = (k.unflatten(0, (self._num_sequences, -1)), v.unflatten(0, (self._num_sequences, -1)))
+    def extend(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Append the newest positions (Nq, K, E) of every sequence; return all so far, (Nk, K, E)."""
         if self._seen is not None:
-            new = (torch.cat([self._seen[0], new[0]], dim=1), torch.cat([self._seen[1], new[1]], dim=1))
-        self._seen = new
-        return new[0].flatten(0, 1), new[1].flatten(0, 1)
+            rows = layout.plan("cached", lambda: _rows_with_cache(layout))
+            k, v = (torch.cat(pair).index_select(0, rows) for pair in zip(self._seen, (k, v), strict=True))
+        self._seen = k, v
+        return k, v
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all but these rows: those of sequences that go on."""
+        assert self._seen is not None
+        k, v = self._seen
+        self._seen = k.index_select(0, rows), v.index_select(0, rows)
+
+
+def _rows_with_cache(layout: Layout) -> Tensor:
+    """Return which row of the cached keys and, behind them, the new ones each key of a layout is, (Nk,) int64."""
+    starts, new_starts = layout.k_offsets[:-1].long(), layout.q_offsets[:-1].long()
+    sizes, new = layout.k_offsets.diff(), layout.q_offsets.diff()
+    old = (sizes - new).long()
+    owner = torch.repeat_interleave(sizes)
+    inside = torch.arange(len(owner), device=owner.device) - starts[owner]
+    beyond = inside - old[owner]
+    cached = (starts - new_starts)[owner] + inside
+    return torch.where(beyond < 0, cached, old.sum() + new_starts[owner] + beyond)
 
 
 class MLP(nn.Module):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hugging_face_directories import write_released
 from ranks import column, on_ranks, run, tiny
-from run_directories import GPT2_SETTINGS, make_run, settings_of
+from run_directories import GPT2_SETTINGS, load_run, make_run, settings_of
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.export import main
-from pretrain.init_from import InitialWeights, open_source, shared_source, weights_from
+from pretrain.init_from import InitialWeights, weights_from
 from pretrain.models.encoder import EncoderConfig
-from pretrain.sample import load_run
+from pretrain.trained.source import open_source, shared_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

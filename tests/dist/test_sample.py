@@ -26,9 +26,9 @@ def test_samples_begin_with_the_prompt_and_follow_the_seed(place, uninterrupted)
 
 def test_greedy_samples_are_the_model_s_own_choice(place, uninterrupted):
     import torch
+    from run_directories import load_run
 
     from pretrain.models.base import Layout
-    from pretrain.sample import load_run
 
     options = ["--prompt", "people way", "--max-tokens", "5", "--temperature", "0"]
     printed = module("pretrain.sample", "runs/uninterrupted", *options, cwd=place).stdout

@@ -10,12 +10,14 @@ from pretrain.checkpoint.load import load_state
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.compose import compose
 from pretrain.init_from import InitialWeights
+from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain
 from pretrain.run import build_module
 from pretrain.tokenizer.base import describe
 from pretrain.tokenizer.bpe import BpeTokenizer
 from pretrain.tokenizer.wordpiece import REQUIRED, WordPieceTokenizer
 from pretrain.train.run_dir import RunDirectory
+from pretrain.trained.model import load
 
 TEXTS = ["the time of the year", "people and the world", "a way of life, a state of the world", "school time"] * 20
 GPT2_SETTINGS = ["model.init_std=0.3"]
@@ -85,6 +87,11 @@ def make_run(
     checkpoints = Checkpoints(path / "checkpoints", CheckpointConfig(), ALONE)
     checkpoints.save(step, strategy, {"tokens": 0, "resume": known}, required=True)
     return path
+
+
+def load_run(run: Path) -> Objective:
+    """Return a run's module with the weights of its newest step."""
+    return load(run, device="cpu").module
 
 
 def settings_of(run: Path) -> dict:

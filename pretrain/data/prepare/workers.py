@@ -73,7 +73,7 @@ class Workers:
 def _without_program() -> Iterator[None]:
     """Have processes that start in the block not import the program of this one, which `spawn` would have them do.
 
-    A script that trains, without `if __name__ == "__main__"`, would train there as well; and it imports torch.
+    A script that trains as it is imported would train there as well, and it imports torch.
     """
     program = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from corpora import edit_json
 from hugging_face_directories import write_released
-from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, MODERNBERT_SETTINGS, TEXTS, make_run, word_pieces
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, MODERNBERT_SETTINGS, TEXTS, load_run, make_run, word_pieces
 from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA
 from toys import ALONE
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -19,14 +19,14 @@ from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.export import main
 from pretrain.hub.family import HeadKind, head_for
-from pretrain.init_from import InitialWeights, open_source
+from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.registry import plain
-from pretrain.sample import load_run
 from pretrain.tokenizer.bpe import BpeTokenizer
+from pretrain.trained.source import open_source
 
 SEED = 5  # of fine-tuning; the source's is 1
 

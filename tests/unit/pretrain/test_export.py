@@ -9,13 +9,12 @@ import time
 import pytest
 import torch
 from corpora import edit_json
-from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, json_of, make_run
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, json_of, load_run, make_run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pretrain.export import main
 from pretrain.models.base import Layout
-from pretrain.sample import load_run
 from pretrain.tokenizer.base import load_tokenizer
 
 LENGTHS = [7, 1, 32, 12]
@@ -180,7 +179,7 @@ def test_a_directory_that_is_no_export_is_never_replaced(small, tmp_path, capsys
         assert f"{taken}: exists and is no export" in capsys.readouterr().err
     assert (small / "run.json").exists()
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "name a run directory such as" in capsys.readouterr().err
+    assert "nowhere: no such directory; name a run, a Hugging Face directory or" in capsys.readouterr().err
     assert main([str(small), "--out", str(small / "run.json" / "below")]) == 2
     assert "cannot be exported" in capsys.readouterr().err
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, make_run, settings_of
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, load_run, make_run, settings_of
 from toys import ALONE, take_step, toy_strategy
 
 from pretrain.checkpoint.base import WEIGHT
@@ -11,9 +11,9 @@ from pretrain.checkpoint.load import load_manifest, newest_step
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
-from pretrain.init_from import InitialWeights, SourceWeights, open_source, weights_from
-from pretrain.sample import load_run
+from pretrain.init_from import InitialWeights, SourceWeights, weights_from
 from pretrain.tokenizer.bpe import BpeTokenizer
+from pretrain.trained.source import open_source
 
 
 def begin(source, module, settings, tokenizer=None):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_directories import make_run, settings_of, word_pieces
+from run_directories import load_run, make_run, settings_of, word_pieces
 from toys import ALONE
 from transformers import AutoModel
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
-from pretrain.init_from import InitialWeights, find_source, open_source, weights_from
-from pretrain.sample import load_run
+from pretrain.init_from import InitialWeights, weights_from
+from pretrain.trained.source import find_source, open_source
 
 SETTINGS = ["model.init_std=0.3", "model.layers=1", "objective.sentences=nsp"]
 SEED = 5  # of the run that starts; the source's is 1

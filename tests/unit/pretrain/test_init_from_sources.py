@@ -12,9 +12,9 @@ from run_directories import GPT2_SETTINGS, TEXTS, json_of, make_run, word_pieces
 
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import main
-from pretrain.init_from import find_source, open_source
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
+from pretrain.trained.source import find_source, open_source
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.sources.base import PreparedSource, TextSource
 from pretrain.data.sources.structured import HubSource
 from pretrain.errors import ConfigError
-from pretrain.init_from import open_source
 from pretrain.settings.paths import expanded
 from pretrain.strategy.zero import ZeROConfig
 from pretrain.tokenizer.file import Gpt2Tokenizer, TokenizerFile
 from pretrain.train.run_dir import RunConfig, RunDirectory, read_config
+from pretrain.trained.source import open_source
 
 
 @pytest.fixture(autouse=True)

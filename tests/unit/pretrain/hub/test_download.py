@@ -34,10 +34,10 @@ import sys
 from pretrain.errors import ConfigError
 from pretrain.hub.download import cached, fetch
 try:
-    name = fetch(sys.argv[1])
+    name = fetch(sys.argv[1], f"init_from={sys.argv[1]}")
 except ConfigError as error:
     sys.exit(str(error))
-directory = cached(name)
+directory = cached(name, name)
 print(name, *sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()))
 """
 

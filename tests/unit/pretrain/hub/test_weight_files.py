@@ -13,9 +13,9 @@ from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.family import FAMILIES, family_for
 from pretrain.hub.weights import HuggingFaceWeights
-from pretrain.init_from import open_source
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
+from pretrain.trained.source import open_source
 
 MODELS = {
     "gpt2": small_decoder(layers=1),

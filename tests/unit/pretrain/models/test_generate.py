@@ -5,6 +5,7 @@ import torch
 from attention_laws import layout
 from small_models import LLAMA, VOCAB_SIZE, small_decoder
 
+from pretrain.errors import NumericalError
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.generate import Sampler, generate
@@ -21,8 +22,9 @@ MODELS = [
 ]
 
 
-def prompts(num_samples, length):
-    return torch.randint(VOCAB_SIZE, (num_samples, length), generator=torch.Generator().manual_seed(5))
+def prompts(*lengths):
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(VOCAB_SIZE, (length,), generator=generator) for length in lengths]
 
 
 def confident(**fields):
@@ -31,64 +33,71 @@ def confident(**fields):
     return model.eval()
 
 
-def without_cache(model, tokens, sampler, *, max_tokens):
-    """Return what `generate` yields, computing the whole text anew for every token."""
-    for _ in range(max_tokens):
-        num_samples, length = tokens.shape
-        positions = torch.arange(length).repeat(num_samples)
-        hidden = model(tokens.flatten(), positions, layout([length] * num_samples))
-        logits = (hidden @ model.head_weight().T)[length - 1 :: length]
-        tokens = torch.cat([tokens, sampler(logits)[:, None]], dim=1)
-    return tokens[:, -max_tokens:]
+def without_cache(model, prompt, sampler, *, max_tokens, stream=0):
+    """Return what `generate` returns of one prompt, computing the whole text anew for every token."""
+    ids, numbers = prompt, torch.from_numpy(sampler.numbers(stream, max_tokens))
+    for place in range(max_tokens):
+        hidden = model(ids, torch.arange(len(ids)), layout([len(ids)]))
+        ids = torch.cat([ids, sampler(hidden[-1:] @ model.head_weight().T, numbers[place, None])])
+    return ids[len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SEEDED])
 @pytest.mark.parametrize("fields", MODELS)
-def test_the_cache_changes_nothing(fields, settings):
-    model, prompt = confident(**fields), prompts(3, 5)
-    samplers = [Sampler(generator=torch.Generator().manual_seed(7), **settings) for _ in range(2)]
-    found = torch.stack(list(generate(model, prompt, samplers[0], max_tokens=20)), dim=1)
-    expected = without_cache(model, prompt, samplers[1], max_tokens=20)
-    assert found.tolist() == expected.tolist()
-    assert len({tuple(row) for row in found.tolist()}) > 1
+def test_prompts_of_any_lengths_are_continued_as_if_each_were_alone(fields, settings):
+    model, several, sampler = confident(**fields), prompts(5, 1, 12, 5, 2), Sampler(**settings)
+    found = generate(model, several, sampler, max_tokens=20)
+    assert found == [
+        without_cache(model, prompt, sampler, max_tokens=20, stream=stream) for stream, prompt in enumerate(several)
+    ]
+    assert len({tuple(ids) for ids in found}) > 1
 
 
-def test_one_token_of_prompt_is_enough_and_one_sample_too():
+def test_streams_say_by_which_numbers_a_text_is_drawn():
+    model, [one, other], sampler = confident(), prompts(5, 3), Sampler(**SEEDED)
+    found = generate(model, [one, one, other, one], sampler, max_tokens=12, streams=[0, 1, 0, 0])
+    assert found[0] == found[3] != found[1]
+    assert found[2:3] == generate(model, [other], sampler, max_tokens=12)
+    assert found[0] != generate(model, [one], Sampler(**SEEDED, seed=2), max_tokens=12)[0]
+
+
+def test_a_text_ends_with_its_stop_token_and_others_go_on():
+    model, several = confident(), prompts(5, 2, 9)
+    free = generate(model, several, Sampler(), max_tokens=20)
+    stop_id = free[1][3]
+    stopped = generate(model, several, Sampler(), max_tokens=20, stop_id=stop_id)
+    assert stopped == [ids[: ids.index(stop_id) + 1] if stop_id in ids else ids for ids in free]
+    assert len(stopped[1]) == 4 and max(map(len, stopped)) > 4
+
+
+def test_a_text_ends_where_the_positions_do_and_others_go_on():
+    found = generate(confident(), prompts(5, 31, 1), GREEDILY, max_tokens=29)  # of 32
+    assert [len(ids) for ids in found] == [27, 1, 29]
+
+
+def test_numbers_draw_tokens_as_often_as_they_are_likely():
+    probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    logits = probabilities.log().expand(10, 4)
+    numbers = torch.tensor([0.0, 0.1, 0.3, 0.49, 0.51, 0.6, 0.69, 0.71, 0.9, 1 - 2**-53], dtype=torch.float64)
+    assert Sampler()(logits, numbers).tolist() == [0, 0, 0, 0, 2, 2, 2, 3, 3, 3]
+
+
+def test_weights_that_are_no_numbers_are_refused():
     model = confident()
-    drawn = list(generate(model, prompts(1, 1), GREEDILY, max_tokens=31))
-    assert [token.shape for token in drawn] == [(1,)] * 31
-
-
-def test_a_stopped_sample_repeats_the_stop_token():
-    model, prompt = confident(), prompts(3, 5)
-
-    def drawn(stop_id):
-        sampler = Sampler(generator=torch.Generator().manual_seed(2))
-        return torch.stack(list(generate(model, prompt, sampler, max_tokens=20, stop_id=stop_id)), dim=1)
-
-    free = drawn(None)
-    stop_id = int(free[0, 3])
-    stopped = drawn(stop_id)
-    assert stopped[0].tolist() != free[0].tolist()
-    for row, whole in zip(stopped.tolist(), free.tolist(), strict=True):
-        end = whole.index(stop_id) + 1 if stop_id in whole else len(whole)
-        assert row == (whole[:end] + [stop_id] * 20)[: len(row)]
-
-
-def test_ends_when_every_sample_has_stopped():
-    model, prompt = confident(), prompts(1, 5)
-    free = [int(token) for token in generate(model, prompt, GREEDILY, max_tokens=20)]
-    stopped = [int(token) for token in generate(model, prompt, GREEDILY, max_tokens=20, stop_id=free[3])]
-    assert stopped == free[: free.index(free[3]) + 1]
+    model.final_norm.weight.data[0] = float("nan")
+    with pytest.raises(NumericalError, match="not finite"):
+        generate(model, prompts(4), GREEDILY, max_tokens=3)
 
 
 def test_filters_keep_the_likeliest_tokens():
     probabilities = torch.tensor([[0.4, 0.05, 0.3, 0.25], [0.97, 0.01, 0.01, 0.01]])
     logits = probabilities.log().repeat(2000, 1)
 
+    def evenly(count):
+        return torch.from_numpy(Sampler(seed=0).numbers(0, count))
+
     def kept(**settings):
-        generator = torch.Generator().manual_seed(0)
-        drawn = Sampler(generator=generator, **settings)(logits).view(-1, 2)
+        drawn = Sampler(**settings)(logits, evenly(len(logits))).view(-1, 2)
         return [sorted(set(column.tolist())) for column in drawn.T]
 
     assert kept() == [[0, 1, 2, 3], [0, 1, 2, 3]]
@@ -103,32 +112,31 @@ def test_filters_keep_the_likeliest_tokens():
 def test_temperature_shapes_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     for temperature in (0.5, 1.0, 2.0):
-        generator = torch.Generator().manual_seed(0)
-        drawn = Sampler(temperature=temperature, generator=generator)(logits.expand(40_000, 3))
+        sampler = Sampler(temperature=temperature, seed=-1)
+        drawn = sampler(logits.expand(40_000, 3), torch.from_numpy(sampler.numbers(3, 40_000)))
         expected = (logits[0] / temperature).softmax(0)
         torch.testing.assert_close(drawn.bincount(minlength=3) / 40_000, expected, atol=0.01, rtol=0)
-    assert GREEDILY(logits).tolist() == [2]
+    assert GREEDILY(logits, torch.tensor([0.0])).tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_tokens": 28}, "max_tokens=28: a prompt of 5 tokens leaves 27 of the model's 32 learned positions"),
         ({"max_tokens": 0}, "max_tokens=0: must be at least 1"),
         ({"temperature": -1.0}, r"temperature=-1\.0: must not be negative"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"top_p": 0.0}, r"top_p=0\.0: must lie in"),
-        ({"prompt": torch.empty(1, 0, dtype=torch.int64)}, "prompt=empty"),
-        ({"prompt": torch.zeros(1, 40, dtype=torch.int64)}, "a prompt of 40 tokens leaves 0"),
+        ({"prompts": prompts(3, 0)}, "prompt=empty"),
+        ({"prompts": prompts(3, 32)}, "prompt=2: its 32 tokens leave none of the model's 32 positions"),
     ],
 )
 def test_refuses_by_name_and_at_once(settings, message):
-    settings = {"prompt": prompts(1, 5), "max_tokens": 4, **settings}
+    settings = {"prompts": prompts(5), "max_tokens": 4, **settings}
+    several, max_tokens = settings.pop("prompts"), settings.pop("max_tokens")
     with pytest.raises(ValueError, match=message):
-        prompt, max_tokens = settings.pop("prompt"), settings.pop("max_tokens")
-        generate(confident(), prompt, Sampler(**settings), max_tokens=max_tokens)
+        generate(confident(), several, Sampler(**settings), max_tokens=max_tokens)
 
 
 def test_computed_positions_have_no_limit():
     model = confident(**LLAMA, attend=sdpa)
-    assert len(list(generate(model, prompts(1, 5), GREEDILY, max_tokens=40))) == 40
+    assert [len(ids) for ids in generate(model, prompts(5, 40), GREEDILY, max_tokens=40)] == [40, 40]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from attention_laws import layout
 
 from pretrain.models.layers import MLP, Activation, KeyValueCache, Norm, activate, make_norm, rotary, rotate
 
@@ -62,7 +63,14 @@ def test_pairs_are_rotated_by_their_positions_angle():
 
 
 def test_a_cache_keeps_the_positions_of_each_sequence_together():
-    cache, whole = KeyValueCache(2), drawn(2, 5, 3, 4)  # 2 sequences of 5 positions
-    for begin, end in ((0, 3), (3, 4), (4, 5)):
-        k, v = cache.extend(whole[:, begin:end].flatten(0, 1), -whole[:, begin:end].flatten(0, 1))
-        assert torch.equal(k, whole[:, :end].flatten(0, 1)) and torch.equal(v, -k)
+    cache, whole = KeyValueCache(), [drawn(length, 3, 4, seed=length) for length in (7, 5, 9)]
+    seen = [0, 0, 0]
+    for ends in ((3, 1, 6), (4, 1, 8), (5, 4, 9)):  # one, none and several at a time
+        new = torch.cat([keys[begin:end] for keys, begin, end in zip(whole, seen, ends, strict=True)])
+        k, v = cache.extend(new, -new, layout([end - begin for begin, end in zip(seen, ends, strict=True)], list(ends)))
+        assert torch.equal(k, torch.cat([keys[:end] for keys, end in zip(whole, ends, strict=True)]))
+        assert torch.equal(v, -k)
+        seen = ends
+    cache.keep(torch.cat([torch.arange(5), torch.arange(9, 18)]))  # the first and the last go on
+    k, _ = cache.extend(whole[0][5:7], whole[0][5:7], layout([2, 0], [7, 9]))
+    assert torch.equal(k, torch.cat([whole[0], whole[2]]))

@@ -1,4 +1,4 @@
-"""What other commands read of a run to use its model: a saved step, the network, the tokenizer.
+"""What the files of a run say of its model: a saved step, the network, the tokenizer.
 
 Holds how these are checked against each other; the files themselves are in `run_dir` and in `checkpoint`.
 """

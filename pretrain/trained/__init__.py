@@ -1,0 +1,1 @@
+"""A trained model, opened to be used: found, read, measured, continued."""

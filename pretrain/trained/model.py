@@ -1,0 +1,268 @@
+"""A pretrained model with its tokenizer, to be used: texts encoded, continued, measured, exported.
+
+Holds the opening and what the commands `sample`, `evaluate` and `export` do; where a model comes from is in `source`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from pretrain.checkpoint.commit import step_number
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.load import check_architecture, fill, shapes_of
+from pretrain.data.batch import IGNORED, Batch, Inputs
+from pretrain.distributed.world import World, device_type
+from pretrain.errors import ConfigError, check
+from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.special_tokens import set_template
+from pretrain.hub.weights import HuggingFaceWeights
+from pretrain.models.attention.auto import AutoConfig
+from pretrain.models.base import EncoderModel, Layout
+from pretrain.models.decoder import Decoder
+from pretrain.models.generate import Sampler, generate
+from pretrain.objectives.base import Objective
+from pretrain.train.run_dir import check_written_by
+from pretrain.trained.measuring import Progress, Text, measure
+from pretrain.trained.source import RunSource, Source, find_source
+
+TEXTS_AT_A_TIME = 64  # continued together
+
+log = logging.getLogger(__name__)
+
+
+def load(name: str | Path, *, step: int | None = None, device: torch.device | str | None = None) -> LanguageModel:
+    """Open a run of pretraining, an export, a Hugging Face directory or `org/name[@revision]` on the hub.
+
+    Of a run at a saved `step`, or else at the newest that verifies. `device` is by default a GPU where there is one,
+    else the CPU. Reads hashes and shapes; the weights come with their first use.
+
+    Raises `ConfigError` for what is no such model, a fine-tuned one among them, and `CheckpointError` for damaged files
+    and for a run without that step.
+    """
+    source = find_source(str(name), first=True, key="")
+    assert source is not None
+    check_written_by("pretrain", source.path)
+    if source.is_fine_tuned:
+        fix = "transformers runs it, or python -m finetune.predict the run that it was exported from"
+        raise ConfigError(f"{source.name}: is fine-tuned for a task, no language model any more; {fix}")
+    rule = f"only runs have steps, and {source.name} is none; leave it out"
+    check(step is None or isinstance(source, RunSource), "step", step, rule)
+    return LanguageModel(source, source.weights(World.alone(), step), torch.device(device or device_type()))
+
+
+class LanguageModel:
+    """A pretrained decoder or encoder, its tokenizer, and where it computes."""
+
+    def __init__(self, source: Source, weights: FragmentReader | HuggingFaceWeights, device: torch.device) -> None:
+        """Check that the `weights` are those of the source's network. Use `load`."""
+        self.source = source
+        self.weights = weights
+        self.device = device
+        attend = AutoConfig().build()
+        with torch.device("meta"):
+            model = source.network.build(vocab_size=source.vocab_size, attend=attend)
+            self._module = source.objective.build(model)
+        stored, wanted = weights.weight_shapes(), shapes_of(self._module)
+        if isinstance(weights, HuggingFaceWeights):
+            if weights.absent:
+                rule = f"has no head that predicts tokens ({', '.join(weights.absent)})"
+                raise ConfigError(f"{self.name}: {rule}; init_from takes its other weights, to train one")
+            stored = {name: shape for name, shape in stored.items() if name in wanted}  # not those of objectives
+        check_architecture(source.path, wanted, stored)
+
+    @property
+    def name(self) -> str:
+        """What the model was opened as: a path, or `org/name@commit`."""
+        return self.source.name
+
+    @property
+    def path(self) -> Path:
+        """The directory of the run or of the checkpoint."""
+        return self.source.path
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer step of a run's weights; None for what is no run."""
+        return step_number(self.weights.step) if isinstance(self.weights, FragmentReader) else None
+
+    @property
+    def network(self) -> Any:
+        """The configuration of the network, such as a `DecoderConfig`."""
+        return self.source.network
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with. Raises `ConfigError` if there is none."""
+        return self.source.load_tokenizer()
+
+    @cached_property
+    def module(self) -> Objective:
+        """The model inside its objective, filled, on its device, not in training."""
+        fill(self._module, self.weights, self.device)
+        return self._module.eval()
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model can see, in tokens; None where positions are computed."""
+        model = self._module.model
+        return model.max_positions if isinstance(model, Decoder) else self.network.max_seq_len
+
+    def encode(self, texts: str | Sequence[str]) -> Batch:
+        """Return texts as one ragged batch, each a sequence that begins as documents did in training.
+
+        Those of encoders also end so. The targets of decoders are the tokens that follow; encoders have none. Raises
+        `ConfigError` for a text that is longer than the model's context, or has no token at all.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        ids = [self._ids(text, number) for number, text in enumerate(texts, 1)]
+        tokens = np.array([token for sequence in ids for token in sequence], dtype=np.int64)
+        offsets = np.cumsum([0, *map(len, ids)]).astype(np.int32)
+        targets = np.full_like(tokens, IGNORED)
+        if self.network.kind.generates:
+            targets[:-1] = tokens[1:]
+            targets[offsets[1:] - 1] = IGNORED
+        return Batch.of(Inputs(tokens, targets, offsets)).to(self.device)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Return what the model holds of the token that follows each, or of encoders stands at each, (N, V) fp32."""
+        model = self.module.model
+        batch = batch.to(self.device)
+        layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
+        if isinstance(model, EncoderModel):
+            hidden = model(batch.tokens, batch.positions, layout, batch.segments)
+            return F.linear(model.head_input(hidden), model.head_weight(), model.head_bias())
+        return F.linear(model(batch.tokens, batch.positions, layout), model.head_weight())
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = 0.95,
+        samples: int = 1,
+        seed: int = 1,
+    ) -> list[list[str]]:
+        """Return `samples` continuations of each prompt, without the prompt.
+
+        A continuation ends with its document, after `max_tokens` tokens, or with the model's context. It does not
+        depend on the other prompts: the first sample of each is drawn by the same numbers of the `seed`, and so on. An
+        empty prompt begins a document. `temperature` 0 takes the likeliest token; `top_k` and `top_p` draw from the
+        likeliest ones alone. Raises `ConfigError` for an encoder, and for a prompt that fills the context.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return list(self.continued(prompts, sampler, max_tokens=max_tokens, samples=samples))
+
+    def continued(
+        self, prompts: Sequence[str], sampler: Sampler, *, max_tokens: int, samples: int
+    ) -> Iterator[list[str]]:
+        """Yield what `generate` returns, prompt after prompt. All prompts are checked before the first is continued."""
+        if not self.network.kind.generates:
+            kind = type(self._module.model).__name__
+            raise ConfigError(f"{self.name}: its model is a {kind}; only decoders generate text")
+        check(samples >= 1, "samples", samples, "must be at least 1")
+        ids = [self._ids(prompt, number) for number, prompt in enumerate(prompts, 1)]
+        longest = max(map(len, ids), default=0) + max_tokens
+        if longest > self.network.max_seq_len:
+            known = f"{self.name} knows texts of {self.network.max_seq_len:,} tokens"
+            ends = "it ends there" if self.context else "what is beyond may make no sense"
+            log.warning("%s, and the longest text may have %d: %s", known, longest, ends)
+        return self._continued(ids, sampler, max_tokens, samples)
+
+    def _continued(
+        self, prompts: list[list[int]], sampler: Sampler, max_tokens: int, samples: int
+    ) -> Iterator[list[str]]:
+        model = self.module.model
+        assert isinstance(model, Decoder)
+        prefix, suffix = self.source.template or ([], [])
+        stop_id = next(iter(suffix or prefix), None)  # None where nothing marks the ends of documents
+        at_a_time = max(TEXTS_AT_A_TIME // samples, 1)
+        for together in (prompts[at : at + at_a_time] for at in range(0, len(prompts), at_a_time)):
+            repeated = [torch.tensor(prompt) for prompt in together for _ in range(samples)]
+            streams = list(range(samples)) * len(together)
+            found = iter(generate(model, repeated, sampler, max_tokens=max_tokens, stop_id=stop_id, streams=streams))
+            for prompt in together:
+                yield [self._continuation(prompt, next(found)) for _ in range(samples)]
+
+    def evaluate(
+        self,
+        *texts: Text,
+        settings: Sequence[str] = (),
+        precision: str | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Return what an evaluation of training does, on texts together: `loss`, `perplexity`, `accuracy` and so on.
+
+        Texts are files, folders, patterns and URLs that `data` can read, names on the hub, prepared corpora, or sources
+        such as `TextSource`; without any it is what the run held out, and the figures are those of its own evaluation.
+        They are prepared with the model's tokenizer in `data.prepare.root`, once. Beside the figures stand `documents`,
+        `text_bytes` (if all of it was measured), `tokens` that the model read, `targets` among them, and `seq_len`.
+
+        `settings` (KEY=VALUE) are those of the sources, such as documents=line or field=review, source=jsonl for the
+        kind of all, and those of a run that decide the figures, such as data.seq_len=512. Those of a run are its own
+        unless changed, `precision` (fp32, bf16, fp16) among them. Raises `ConfigError` and `DataError`.
+        """
+        options: Any = {"settings": settings, "precision": precision, "progress": progress}
+        return measure(self.source, self.module, self.device, texts, **options)
+
+    def export(
+        self, out: Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
+    ) -> Path:
+        """Write the weights as a directory that `transformers` loads, and return it; by default `export/` in the run.
+
+        `dtype` is fp32, bf16 or fp16, and a weight file has at most `shard_mb` MB. An export of another run or step is
+        replaced only by `overwrite`, and nothing else ever is. Raises `ConfigError` for a model of no family, and for
+        one that is in that layout already.
+        """
+        if not isinstance(self.source, RunSource):
+            raise ConfigError(f"{self.name}: is in the layout of transformers already; name a run")
+        record, network, tokenizer = self.source.record, self.network, self.source.load_tokenizer()
+        family, config, special_tokens = hf_model(network, record, tokenizer)
+        shapes = shapes_of(self._module)
+        beside = list(family.objective_tensors(shapes))
+        tensors = [*family.model_tensors(network, record["vocab_size"], "model."), *beside]
+        if left_out := sorted(shapes.keys() - {tensor.ours for tensor in tensors}):
+            log.warning("left out, as %s has no place for them: %s", family.architecture, ", ".join(left_out))
+        if self.source.objective.wants_special_tokens:
+            set_template(tokenizer, record["document_frame"], getattr(network, "token_types", 0))
+        assert self.step is not None
+        export = Export(
+            model=network,
+            tensors=tensors,
+            read=self.weights,
+            tokenizer=tokenizer,
+            config=config | ({"architectures": [family.pretraining]} if beside else {}),
+            special_tokens=special_tokens,
+            generates=network.kind.generates,
+            run=record["name"],
+            step=self.step,
+        )
+        return write_export(export, out or self.path / "export", dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
+
+    def _ids(self, text: str, number: int) -> list[int]:
+        prefix, suffix = self.source.template or ([], [])
+        ids = prefix + self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids += [] if self.network.kind.generates else suffix
+        rule = "has no token, and the tokenizer none that begins a document; write one"
+        check(bool(ids), f"text {number}", repr(text), rule)
+        rule = f"more than the {self.context} that {self.name} sees; shorten it"
+        check(self.context is None or len(ids) <= self.context, f"tokens of text {number}", len(ids), rule)
+        return ids
+
+    def _continuation(self, prompt: list[int], drawn: list[int]) -> str:
+        """Return the text of drawn ids; decoders of words put the space before one only behind another."""
+        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode(prompt + drawn)
+        return whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(drawn)

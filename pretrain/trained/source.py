@@ -1,0 +1,281 @@
+"""Where a trained model comes from: another run, an export, a released checkpoint.
+
+Holds how such a source is found and read, once; what of it fits a new module is in `init_from`, its use in `model`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pretrain import objectives
+from pretrain.checkpoint.commit import step_names
+from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.load import fragments_of, load_state
+from pretrain.distributed.world import World
+from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.hub.download import cached, fetch, is_hub_name
+from pretrain.hub.family import Family, HeadKind
+from pretrain.hub.weight_files import read_json
+from pretrain.hub.weights import HuggingFaceWeights, read_network
+from pretrain.objectives.base import ObjectiveConfig
+from pretrain.registry import choices, discover, plain
+from pretrain.settings.paths import expanded
+from pretrain.tokenizer.base import TokenizerConfig, describe, find_mask, load_tokenizer, num_ids, tokenizer_sha256
+from pretrain.tokenizer.file import TokenizerFile
+from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, choice_of, read_record
+from pretrain.trained.run_files import network_of, step_of, tokenizer_of
+
+EMBEDDING = "model.embedding.weight"  # one row per token
+
+
+class Source(ABC):
+    """A trained model that can be used, or that a run can start from. It is read on demand, and nothing twice."""
+
+    def __init__(self, name: str, path: Path, key: str = "init_from") -> None:
+        self.name = name  # what a run records: a path, or `org/name@commit`
+        self.path = path  # directory of the run, or of the Hugging Face checkpoint
+        self.typed = _typed(name, key)  # how refusals call it
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """Our configuration of the network: a registered dataclass such as `DecoderConfig`."""
+
+    @property
+    @abstractmethod
+    def is_fine_tuned(self) -> bool:
+        """Whether it makes predictions of a task, by a head of its own."""
+
+    @property
+    @abstractmethod
+    def objective(self) -> ObjectiveConfig:
+        """What it was trained to predict, as far as that is known."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """The rows of the embedding: the ids of the tokenizer, and maybe padding for the hardware."""
+
+    @property
+    @abstractmethod
+    def template(self) -> tuple[list[int], list[int]] | None:
+        """The ids before and after a document; None: the tokenizer does not say."""
+
+    @property
+    @abstractmethod
+    def mask(self) -> int | None:
+        """The id of the mask token; None: the tokenizer has none."""
+
+    def check(self) -> None:
+        """Raise `CheckpointError` or `ConfigError` for a source that no run could start from; milliseconds."""
+        file = self.path / "tokenizer.json"
+        if file.is_file():  # with a tokenizer of its own a run needs none here
+            try:
+                tokenizer_of(self.path)
+            except DataError as error:  # what is damaged is no corpus
+                raise CheckpointError(str(error)) from None
+
+    @abstractmethod
+    def weights(self, world: World, step: int | None = None) -> HuggingFaceWeights | FragmentReader:
+        """Return the reader of the weights: of a run, at `step` or the newest that verifies. A collective."""
+
+    @abstractmethod
+    def settings(self, weights: Any) -> dict[str, Any]:
+        """Return the settings that these `weights` were trained with: `model.*` and the hash of the `tokenizer`."""
+
+    @cached_property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json. Raises `ConfigError` if there is none."""
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            fix = "name a directory with one beside its weights (save_pretrained of transformers' AutoTokenizer)"
+            raise ConfigError(f"{self.typed}: no tokenizer.json, which says what the ids stand for; {fix}")
+        return file
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Load the tokenizer. Raises `ConfigError` if there is none, or one of another vocabulary."""
+        return fitting(tokenizer_of(self.tokenizer.parent), self.vocab_size, self.tokenizer)
+
+    def tokenizer_config(self) -> TokenizerFile:
+        """Return the settings that encode text as the model has seen it. Raises `ConfigError` without a tokenizer."""
+        name_of: Any = load_tokenizer(self.tokenizer).id_to_token
+        prefix, suffix = ([name_of(token) for token in ids] for ids in self.template) if self.template else (None, None)
+        mask = None if self.mask is None else name_of(self.mask)
+        return TokenizerFile(path=str(self.tokenizer.absolute()), prefix=prefix, suffix=suffix, mask=mask)
+
+    @cached_property
+    def _default_mask(self) -> int | None:
+        ids = load_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True)
+        return ids.get(find_mask(ids) or "")
+
+
+class ReleasedSource(Source):
+    """A directory in Hugging Face's layout: an export of ours, or a released checkpoint."""
+
+    @cached_property
+    def _weights(self) -> HuggingFaceWeights:
+        return HuggingFaceWeights(self.path)
+
+    @cached_property
+    def _described(self) -> tuple[Family, Any, int]:
+        """The family and network of config.json and the rows of its embedding; the weights need not be there."""
+        family, network, parts = read_network(self.path / "config.json")
+        return family, network, next(part.shape[0] for part in parts if part.ours == EMBEDDING)
+
+    @property
+    def network(self) -> Any:
+        return self._described[1]
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        named = read_json(self.path / "config.json").get("architectures")
+        return any(self._described[0].task_architecture(kind) in (named or []) for kind in HeadKind)
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        return objective_for(self.network)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._described[2]
+
+    @property
+    def template(self) -> tuple[list[int], list[int]] | None:
+        try:
+            facts = describe(self.tokenizer, TokenizerConfig())
+        except ConfigError:
+            return None
+        return facts.prefix, facts.suffix
+
+    @property
+    def mask(self) -> int | None:
+        return self._default_mask
+
+    def check(self) -> None:
+        """Refuse also damaged weights and unknown architectures."""
+        _ = self._weights
+        super().check()
+
+    def weights(self, world: World, step: int | None = None) -> HuggingFaceWeights:
+        return self._weights
+
+    def settings(self, weights: Any) -> dict[str, Any]:
+        settings = {f"model.{key}": value for key, value in plain(self.network).items()}
+        if (self.path / "tokenizer.json").is_file():
+            settings["tokenizer"] = tokenizer_sha256(self.tokenizer)[:16]
+        return settings
+
+
+class RunSource(Source):
+    """A run directory of pretraining or of fine-tuning."""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The run's run.json."""
+        return read_record(self.path, "vocab_size", "document_frame")
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        return "names" in self.record  # of the head's outputs
+
+    @property
+    def network(self) -> Any:
+        return network_of(self.path)
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        discover(objectives)
+        return choice_of(self.path, "objective")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.record["vocab_size"]
+
+    @property
+    def template(self) -> tuple[list[int], list[int]]:
+        prefix, suffix = self.record["document_frame"]
+        return prefix, suffix
+
+    @property
+    def mask(self) -> int | None:
+        named = self.record.get("mask")  # not in runs older than the setting `tokenizer.mask`
+        return self._default_mask if named is None else named
+
+    def check(self) -> None:
+        """Refuse also a run without a saved step."""
+        super().check()
+        if not step_names(self.path / CHECKPOINTS):
+            raise CheckpointError(f"{self.typed}: no step is saved there; name another, or train it first")
+
+    def weights(self, world: World, step: int | None = None) -> FragmentReader:
+        return fragments_of(step_of(self.path, world, step))
+
+    def settings(self, weights: FragmentReader) -> dict[str, Any]:
+        return load_state(weights.step).get("resume", {})
+
+
+def find_source(name: str, *, first: bool, key: str = "init_from") -> Source | None:
+    """Return the source of a name, checked; None on the ranks that wait while the `first` one fetches from the hub.
+
+    `key` is the setting that it was typed as, if it was one. No collective, and milliseconds but for the fetching: it
+    comes before hours of preparation. Raises `ConfigError` for what is no source and for a network that our models are
+    not, `CheckpointError` for damaged files and for a run without a saved step.
+    """
+    if is_hub_name(name):
+        if not first:
+            return None
+        name = fetch(name, _typed(name, key))
+    source = open_source(name, key)
+    source.check()
+    return source
+
+
+def shared_source(source: Source | None, world: World) -> Source | None:
+    """Return the source that rank 0 found, opened on the ranks that waited for it; None if it has none. A collective.
+
+    Raises `ConfigError` on a rank that does not see it.
+    """
+    [name, *_] = world.gather(source.name if source else None)
+    return None if name is None else source or open_source(name)  # rank 0 decides, for all ranks alike
+
+
+def open_source(name: str, key: str = "init_from") -> Source:
+    """Return the source at a path, or at a name on the hub whose files are in its cache. Raises `ConfigError`."""
+    typed = _typed(name, key)
+    path = cached(name, typed) if is_hub_name(name) else Path(expanded(name, key))
+    if not path.exists():
+        rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
+        raise ConfigError(f"{typed}: no such directory; {rule}")
+    if (path / "config.json").is_file():
+        return ReleasedSource(name, path, key)
+    if not (path / CHECKPOINTS).is_dir() and not (path / RECORD_FILE).is_file():
+        rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it"
+        raise ConfigError(f"{_typed(str(path), key)}: {rule}; name such a directory (merge an adapter first)")
+    return RunSource(name, path, key)
+
+
+def objective_for(network: Any) -> ObjectiveConfig:
+    """Return the objective that trains such a network, with its own defaults."""
+    discover(objectives)
+    by_name = {name: kind for kind, (group, name) in choices().items() if group == "objective"}
+    return by_name["causal_lm" if network.kind.generates else "masked_lm"]()  # pyright: ignore[reportReturnType]
+
+
+def fitting(tokenizer: Tokenizer, vocab_size: int, file: Path) -> Tokenizer:
+    """Return the tokenizer. Raises `ConfigError` if the model's `vocab_size` has no row for one of its ids."""
+    if (size := num_ids(tokenizer)) > vocab_size:
+        rule = f"it has ids up to {size - 1}, but the model's embedding {vocab_size} rows"
+        raise ConfigError(
+            f"{file}: of another vocabulary: {rule}; put the tokenizer that the model was trained with there"
+        )
+    return tokenizer
+
+
+def _typed(name: str, key: str) -> str:
+    """Return a name as the user typed it: as a setting, or by itself."""
+    return f"{key}={name}" if key else name
