@@ -65,11 +65,6 @@ class FineTunedModel:
     checkpoint: Path = field(repr=False)  # directory of the step
 
     @property
-    def name(self) -> str:
-        """The name of the run."""
-        return self.record["name"]
-
-    @property
     def names(self) -> list[str]:
         """The names of the head's outputs: of classes, for instance."""
         return self.record["names"]
@@ -106,7 +101,7 @@ class FineTunedModel:
             config={**config, "architectures": [family.task_architecture(task.kind)], **_outputs(task, self.names)},
             special_tokens=special_tokens | _padding(self.tokenizer, special_tokens),
             generates=False,
-            run=self.name,
+            run=self.record["name"],
             step=self.step,
             tokenizer_settings={
                 "model_max_length": task.max_tokens,  # cut as in training
