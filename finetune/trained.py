@@ -17,10 +17,11 @@ import torch
 from tokenizers import Tokenizer
 
 from finetune.config import FINETUNE, FinetuneConfig
-from finetune.data.records import DataSet
+from finetune.data.records import DataSet, name_of
 from finetune.evaluator import Answers, answers
 from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors
+from finetune.report.model_page import page_of
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
 from pretrain.checkpoint.commit import step_number
@@ -32,6 +33,8 @@ from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
 from pretrain.hub.family import HeadKind
 from pretrain.report.history import load as load_history
+from pretrain.report.history import page_folder
+from pretrain.report.writing import write_page
 from pretrain.train.run_dir import read_record
 from pretrain.trained.run_files import network_of, step_of, tokenizer_of
 from pretrain.trained.source import fitting
@@ -57,6 +60,7 @@ class FineTunedModel:
     path: Path  # run directory
     step: int
     device: torch.device
+    asked: int | None = field(repr=False)  # the step that was asked for: pages show the run as of it
     cfg: FinetuneConfig = field(repr=False)
     record: dict[str, Any] = field(repr=False)  # run.json
     network: Any = field(repr=False)  # configuration of the model
@@ -82,6 +86,23 @@ class FineTunedModel:
         """Return the task's metrics on records with answers; NaN for one without a value, which is logged."""
         encoded = self.encode(_typed(data), labelled=True)
         return self.cfg.task.measure(encoded, self.answers(encoded, max_tokens).logits, self.names)
+
+    def report(
+        self, data: Data | None = None, *, out: str | Path | None = None, max_tokens: int = MAX_TOKENS
+    ) -> tuple[Path, Path]:
+        """Write a page on what the model gets right and wrong, and return its HTML and its Markdown.
+
+        It is about `data` with answers or, without any, about the validation set of the run. It goes to `report/` in
+        the run, or into the folder `out`.
+        """
+        history = load_history(self.path)
+        history = history if self.asked is None else history.until(self.asked)
+        # The run may be another's: no variable in its own name of a file is filled in.
+        source = self.cfg.task.validation if data is None else _typed(data)
+        encoded = self.encode(source, labelled=True)
+        logits = self.answers(encoded, max_tokens).logits
+        page = page_of(self.cfg, self.step, history, name_of(source), encoded, logits)
+        return write_page(page, page_folder(self.path, Path(out) if out else None))
 
     def export(
         self, out: str | Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
@@ -152,6 +173,7 @@ def load(
         path=run,
         step=step_number(checkpoint),
         device=place,
+        asked=step,
         cfg=cfg,
         record=record,
         network=network,

@@ -23,12 +23,14 @@ __all__ = [
     "load",
     "prepare_corpora",
     "pretrain",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
     from pretrain.compose import configure
     from pretrain.config import PretrainConfig
     from pretrain.errors import HeadwaterError
+    from pretrain.report.__main__ import write_report
     from pretrain.report.history import history
     from pretrain.run import prepare_corpora, pretrain
     from pretrain.trained.model import LanguageModel, load
@@ -42,6 +44,7 @@ else:
         "load": "pretrain.trained.model",
         "prepare_corpora": "pretrain.run",
         "pretrain": "pretrain.run",
+        "write_report": "pretrain.report.__main__",
     }
 
     def __getattr__(name: str) -> object:

@@ -16,9 +16,9 @@ from tokenizers import Encoding, Tokenizer
 from finetune.data.examples import Examples
 from finetune.data.records import DataSet
 from finetune.model.losses import TaskLoss
-from finetune.report.page import Section
 from pretrain.errors import DataError
 from pretrain.hub.family import HeadKind
+from pretrain.report.page import Section
 
 BATCH = 1024  # texts that are tokenized at a time, so that the library's large results do not pile up
 MAX_NAMES = 10  # names of outputs that a message lists

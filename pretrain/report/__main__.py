@@ -1,7 +1,7 @@
-"""`python -m pretrain.report RUN [RUN ...]`: curves and a Markdown page that compare runs.
+"""`python -m pretrain.report RUN [RUN ...]`: a page on one run, or one that compares several.
 
-Holds the command and the page; `history` reads the runs, `curves` draws them, and `wandb_sync` sends them to W&B if
-`--sync` is given. Free of torch.
+Holds the command and what the page says; `history` reads the runs, `curves` says what is drawn of them, `writing` makes
+the files, and `wandb_sync` sends runs to W&B if `--sync` is given. Free of torch.
 """
 
 from __future__ import annotations
@@ -19,85 +19,124 @@ from datetime import timedelta
 from pathlib import Path
 
 from pretrain.commands import command
-from pretrain.files import replace_file
 from pretrain.report.baselines import baselines
-from pretrain.report.history import ABSENT, History, Row, differing, load, median_of, page_folder
-from pretrain.report.markdown import UNKNOWN, count, number, percent, table
+from pretrain.report.curves import training_charts
+from pretrain.report.history import History, Row, load, median_of, page_folder, until
+from pretrain.report.page import (
+    UNKNOWN,
+    Cell,
+    Figures,
+    Number,
+    Page,
+    Section,
+    Table,
+    count,
+    number,
+    percent,
+)
+from pretrain.report.run_sections import configuration, differences, machine, notes, samples, saved, state
 from pretrain.report.wandb_sync import add_options, sync
+from pretrain.report.writing import write_page
 from pretrain.train.run_dir import check_written_by
 
-FIGURE = "curves.png"
-PAGE = "report.md"
+NAMED = 3  # runs whose names are the title
+FIGURES = ("Held-out loss", "Bits per byte", "Accuracy", "Parameters", "Tokens seen", "Training time")  # shown first
+RANKED = ("Held-out loss", "Best held-out loss", "Bits per byte", "Accuracy")  # columns of runs that are compared
+RANKED += ("Last logged step", "Tokens seen", "Tokens per second, median", "Training time", "State")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="Curves and a page comparing runs.")
+    parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="A page on one run, or on several.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--step", type=int, metavar="N", help="the page as of a step (default: all that is logged)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
     add_options(parser)
     return command(parser, _report, arguments)
 
 
 def _report(options: argparse.Namespace) -> object:
-    """Write the page and return its path, or send the runs to W&B and return where they are."""
+    """Write the page and return the paths of its files, or send the runs to W&B and return where they are."""
     if options.sync:
         return "\n".join(sync(run, "pretrain", options.project) for run in options.runs)
-    return write(options.runs, options.out)
+    return "\n".join(map(str, write_report(*options.runs, out=options.out, step=options.step)))
 
 
-def write(paths: Sequence[Path], out: Path | None = None) -> Path:
-    """Write `curves.png` and `report.md` of the runs into `out`, or the first run, and return the page's path.
+def write_report(
+    run: str | Path, *others: str | Path, out: str | Path | None = None, step: int | None = None
+) -> tuple[Path, Path]:
+    """Write a page on runs of pretraining, as of a `step` or as they are; return its HTML and its Markdown.
 
-    Raises `ConfigError` for a directory that is not a run of pretraining, or cannot be read.
+    It goes to the folder `out`, or else to `report/` in the first run. Raises `ConfigError` for a directory that is
+    not a run of pretraining, or cannot be read.
     """
-    from pretrain.report.curves import draw
-
+    paths = [Path(each) for each in (run, *others)]
     for path in paths:
         check_written_by("pretrain", path)
-    runs = [load(path) for path in paths]
-    if len({run.name for run in runs}) < len(runs):
-        for run in runs:
-            run.name = str(run.path)
-    folder = page_folder(paths[0], out)
-    draw(runs, folder / FIGURE)
-    page = folder / PAGE
-    replace_file(page, [markdown(runs).encode()])
-    return page
+    histories = [load(path) for path in paths]
+    if len({history.name for history in histories}) < len(histories):
+        for history in histories:
+            history.name = str(history.path)
+    if step is not None:
+        histories = until(histories, step)
+    return write_page(page_of(histories), page_folder(paths[0], Path(out) if out else None))
 
 
-def markdown(runs: Sequence[History]) -> str:
-    """Return the page: the figure, the results, and where the configurations differ."""
-    parts = [
-        f"# {' and '.join(run.name for run in runs)}",
-        f"![Loss, learning rate, gradient norm and throughput]({FIGURE})",
-        "Where there are many points, the thick line is smoothed and the faint one is raw.",
-        "## What was reached",
-        table(["", *(run.name for run in runs)], _results(runs)),
-        "Loss is in nats per target; held-out values are of the last evaluation unless marked. Bits per byte "
-        "of the compressors are over the same held-out text. MFU counts model FLOPs against dense peaks (PaLM, "
-        "arXiv 2204.02311, appendix B). Training time leaves out evaluations and checkpoints.",
+def page_of(runs: Sequence[History]) -> Page:
+    """Return the page: curves, results, samples, and where the configurations differ."""
+    reached = [_reached(run) for run in runs]
+    sections = [
+        Section(
+            "Curves",
+            [
+                training_charts(runs),
+                "Where there are many points, the thick line is smoothed and the faint one is raw.",
+            ],
+        ),
+        Section("What was reached", [*_ranking(runs, reached), _results(runs, reached), EXPLANATION]),
+        *samples(runs),
+        *differences(runs),
+        configuration(runs),
+        machine(runs),
     ]
-    if len(runs) > 1:
-        parts += ["## Where the configurations differ", _differences(runs)]
-    return "\n\n".join(parts) + "\n"
+    figures = {name: reached[0][name] for name in FIGURES if reached[0].get(name, UNKNOWN) != UNKNOWN}
+    lead = [*([Figures(figures)] if len(runs) == 1 else []), *notes(runs)]
+    title = " and ".join(run.name for run in runs) if len(runs) <= NAMED else f"{len(runs)} runs"
+    return Page(title=title, kind="Pretraining", lead=lead, sections=sections)
 
 
-def _results(runs: Sequence[History]) -> list[list[str]]:
-    columns = [_reached(run) for run in runs]
-    titles = dict.fromkeys(title for column in sorted(columns, key=len, reverse=True) for title in column)
-    rows = [[title, *(column.get(title, UNKNOWN) for column in columns)] for title in titles]
-    return [row for row in rows if any(cell != UNKNOWN for cell in row[1:])]
+EXPLANATION = (
+    "Loss is in nats per target; held-out values are of the last evaluation unless marked. Bits per byte of the "
+    "compressors are over the same held-out text. MFU counts model FLOPs against dense peaks (PaLM, arXiv 2204.02311, "
+    "appendix B). Training time leaves out evaluations and checkpoints."
+)
 
 
-def _reached(run: History) -> dict[str, str]:
+def _results(runs: Sequence[History], reached: Sequence[dict[str, Cell]]) -> Table:
+    titles = dict.fromkeys(title for column in sorted(reached, key=len, reverse=True) for title in column)
+    rows = [[title, *(column.get(title, UNKNOWN) for column in reached)] for title in titles]
+    known = [row for row in rows if any(cell != UNKNOWN for cell in row[1:])]
+    return Table(["", *(run.name if len(runs) > 1 else "" for run in runs)], known)
+
+
+def _ranking(runs: Sequence[History], reached: Sequence[dict[str, Cell]]) -> list[Table]:
+    """Return a table with a row for each of several runs, to be sorted by what they reached."""
+    if len(runs) == 1:
+        return []
+    shown = [title for title in RANKED if any(column.get(title, UNKNOWN) != UNKNOWN for column in reached)]
+    rows = [[run.name, *(column[title] for title in shown)] for run, column in zip(runs, reached, strict=True)]
+    return [Table(["run", *(title.lower() for title in shown)], rows)]
+
+
+def _reached(run: History) -> dict[str, Cell]:
     """Return what the page says of a run: title of the row -> cell."""
     last, held_out = (rows[-1] if rows else {} for rows in (run.train, run.evaluation))
-    code = run.facts.get("exit")
     compressors = baselines(Path(path) for path in run.facts.get("corpora", {}).values())
     return {
+        "State": state(run),
         "Parameters": count(run.facts.get("parameters")),
-        "Steps": f"{(last or held_out)['step']:,.0f}",
+        "Last logged step": number(run.last_step, digits=0),
+        **saved(run, run.facts.get("best_step")),
         "Tokens seen": count((last or held_out).get("tokens")),
         "Training loss, last line": number(last.get("loss")),
         "Held-out loss": number(held_out.get("loss")),
@@ -108,47 +147,28 @@ def _reached(run: History) -> dict[str, str]:
         "Accuracy on sentences": percent(held_out.get("sentence_accuracy")),
         "Bits per byte": number(held_out.get("bits_per_byte")),
         "Bits per byte, first evaluation": number(run.evaluation[0].get("bits_per_byte") if held_out else None),
-        **{f"Bits per byte, `{name}`": number(value) for name, value in compressors.items()},
+        **{f"Bits per byte, {name}": number(value) for name, value in compressors.items()},
         "Tokens per second, median": number(median_of(run.train, "tokens_per_s"), digits=0),
         "MFU, median": percent(median_of(run.train, "mfu")),
-        "Memory, largest": _bytes(run.train),
-        "Skipped updates": f"{sum(row.get('skipped', 0) for row in run.train):.0f}",
-        "Training time": _training_time(run.train),
-        "Exit code": UNKNOWN if code is None else str(code),
+        "Memory, largest": _memory(run.train),
+        "Skipped updates": number(sum(row.get("skipped", 0) for row in run.train), digits=0),
+        "Training time": Number(str(timedelta(seconds=round(run.clock[1][-1]))), run.clock[1][-1])
+        if run.clock
+        else UNKNOWN,
     }
 
 
-def _differences(runs: Sequence[History]) -> str:
-    missing = [run.name for run in runs if not run.config]
-    if missing:
-        return f"Not compared: no config.yaml in {', '.join(missing)}."
-    rows = [
-        [f"`{key}`", *(UNKNOWN if value is ABSENT else f"`{value}`" for value in values)]
-        for key, values in differing(runs).items()
-    ]
-    return table(["key", *(run.name for run in runs)], rows) if rows else "Nowhere, apart from `run.*`."
-
-
-def _best(run: History) -> str:
+def _best(run: History) -> Cell:
     rows = [row for row in run.evaluation if math.isfinite(row.get("loss", math.nan))]
     if not rows:
         return UNKNOWN
     best = min(rows, key=lambda row: row["loss"])
-    return f"{best['loss']:.4f} at step {best['step']:,.0f}"
+    return Number(f"{best['loss']:.4f} at step {best['step']:,.0f}", best["loss"])
 
 
-def _training_time(rows: list[Row]) -> str:
-    """Sum step times; each line counts for the steps since the line before."""
-    seconds = previous = 0.0
-    for row in rows:
-        seconds += row.get("step_s", 0.0) * (row["step"] - previous)
-        previous = row["step"]
-    return str(timedelta(seconds=round(seconds))) if seconds else UNKNOWN
-
-
-def _bytes(rows: list[Row]) -> str:
-    held = [max(row.get("memory_bytes", 0), row.get("memory_peak_bytes", 0)) for row in rows]
-    return f"{max(held) / 2**30:.2f} GiB" if any(held) else UNKNOWN
+def _memory(rows: Sequence[Row]) -> Cell:
+    held = max((max(row.get("memory_bytes", 0), row.get("memory_peak_bytes", 0)) for row in rows), default=0)
+    return Number(f"{held / 2**30:.2f} GiB", held) if held else UNKNOWN
 
 
 if __name__ == "__main__":

@@ -1,30 +1,28 @@
-"""Reading a run directory: its metrics, its configuration, its `run.json`.
+"""Reading a run directory: its metrics, samples and configuration, its `run.json`, the steps it has saved.
 
 Holds no page and no drawing; those are in `__main__` and `curves`. Free of torch.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, check
 from pretrain.errors.redaction import redacted
-from pretrain.files import check_place, parsed, read_json, replace_file, typed_as
+from pretrain.files import check_place, parsed, read_json, typed_as
 from pretrain.tracking.base import Mark, Record
 from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, read_config, read_record
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 log = logging.getLogger(__name__)
@@ -40,10 +38,19 @@ class _Saved(TypedDict):
     metrics: Mark | None
 
 
+class Sample(TypedDict):
+    """A prompt that the model continued at an evaluation: a line of samples.jsonl."""
+
+    step: int
+    prompt: str
+    continuation: str
+
+
 Row = dict[str, float]
 """The known numbers of one record."""
 
 REPORT = "report"  # directory in a run
+SAMPLES_FILE = "samples.jsonl"
 ABSENT = object()  # the value of a setting in a run that has no such setting
 
 
@@ -57,6 +64,38 @@ class History:
     evaluation: list[Row] = field(default_factory=list)  # held-out records, by step
     config: dict[str, object] = field(default_factory=dict)  # dotted key -> value or choice; empty without config.yaml
     facts: dict[str, Any] = field(default_factory=dict)  # run.json; empty without one
+    samples: list[Sample] = field(default_factory=list)  # by step
+    saved: list[int] = field(default_factory=list)  # steps whose checkpoints are on disk
+    notes: list[str] = field(default_factory=list)  # what is not as it should be
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last record."""
+        return int(max(rows[-1]["step"] for rows in (self.train, self.evaluation) if rows))
+
+    @property
+    def clock(self) -> tuple[list[float], list[float]] | None:
+        """Steps, and the seconds of training up to them; None if they were not measured.
+
+        A record counts for the steps since the one before.
+        """
+        steps, seconds = [0.0], [0.0]
+        for row in self.train:
+            seconds.append(seconds[-1] + row.get("step_s", 0.0) * (row["step"] - steps[-1]))
+            steps.append(row["step"])
+        return (steps, seconds) if seconds[-1] else None
+
+    def until(self, step: int) -> History:
+        """Return the history as it was at a step: without what came later."""
+        best = self.facts.get("best_step")
+        return replace(
+            self,
+            train=[row for row in self.train if row["step"] <= step],
+            evaluation=[row for row in self.evaluation if row["step"] <= step],
+            samples=[sample for sample in self.samples if sample["step"] <= step],
+            saved=[saved for saved in self.saved if saved <= step],
+            facts={**self.facts, "best_step": best if best is not None and best <= step else None},
+        )
 
 
 def load(path: Path) -> History:
@@ -64,14 +103,21 @@ def load(path: Path) -> History:
 
     Warns of records that the run had logged when it saved its newest step, and that are not there any more.
     """
+    notes = _losses(path)
     logged = _logged(path)
     facts = facts_of(path)
     if "name" not in facts:
-        log.warning("%s says of no run how it ended and what it trained", path / RECORD_FILE)
+        notes.append(f"{path / RECORD_FILE} says of no run how it ended and what it trained")
+    for note in notes:
+        log.warning("%s", note)
     run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
+    run.notes = [*notes, *facts.get("notes", [])]
     for record in logged:
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
         (run.train if record["split"] == "train" else run.evaluation).append(row)
+    if (path / SAMPLES_FILE).is_file():
+        run.samples = [sample for _, sample in _lines(path / SAMPLES_FILE, Sample)]
+    run.saved = saved_steps(path)
     return run
 
 
@@ -83,19 +129,34 @@ def history(run: str | Path) -> DataFrame:
     """
     from pandas import DataFrame
 
+    for note in _losses(Path(run)):
+        log.warning("%s", note)
     rows = _logged(Path(run))
     return DataFrame([{key: math.nan if value is None else value for key, value in row.items()} for row in rows])
 
 
 def _logged(run: Path) -> list[Record]:
-    """Return the records of a run, at least one. Raises `ConfigError`; warns of lines that are gone."""
+    """Return the records of a run, at least one. Raises `ConfigError`."""
     metrics = run / METRICS_FILE
-    _warn_of_loss(run)
     if not metrics.is_file():
         raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
     if not (logged := list(records(metrics))):
         raise ConfigError(f"{metrics}: has no whole line yet; wait for the run's first log step")
     return logged
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Return the steps whose checkpoints are on disk, oldest first; whether they are whole is for others to say."""
+    names = [path.parent.name for path in run.glob(f"{CHECKPOINTS}/step-*/manifest.json")]
+    return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
+
+
+def until(runs: Sequence[History], step: int) -> list[History]:
+    """Return histories as they were at a step. Raises `ConfigError` if one had not begun, or none went as far."""
+    first = max(min(rows[0]["step"] for rows in (run.train, run.evaluation) if rows) for run in runs)
+    last = max(run.last_step for run in runs)
+    check(first <= step <= last, "--step", step, f"there are records of steps {first:.0f} to {last}; name one of these")
+    return [run.until(step) for run in runs]
 
 
 def facts_of(run: Path) -> dict[str, Any]:
@@ -105,16 +166,27 @@ def facts_of(run: Path) -> dict[str, Any]:
 
 def records(path: Path) -> Iterator[Record]:
     """Yield the records of a metrics.jsonl as the run logged them. Raises `ConfigError` for any other line."""
+    for number, record in _lines(path, _Known):
+        try:
+            values = {key: _number(value) for key, value in record.items() if key != "split"}
+        except (ValueError, TypeError, OverflowError) as error:
+            raise _unreadable(path, number, error) from None
+        yield {"step": values["step"], "split": record["split"], **values}
+
+
+def _lines(path: Path, kind: Any) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of the whole lines of a file of JSON objects, each of a kind."""
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             return  # the run is writing it, or was killed while writing
         try:
-            record = typed_as(_Known, parsed(line))
-            values = {key: _number(value) for key, value in record.items() if key != "split"}
-            record = {"step": values["step"], "split": record["split"], **values}
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ConfigError(f"{path}:{number}: not a record ({error}); mend or delete the line") from None
-        yield record
+            yield number, typed_as(kind, parsed(line))
+        except ValueError as error:
+            raise _unreadable(path, number, error) from None
+
+
+def _unreadable(path: Path, number: int, error: Exception) -> ConfigError:
+    return ConfigError(f"{path}:{number}: not a record ({error}); mend or delete the line")
 
 
 def page_folder(run: Path, out: Path | None) -> Path:
@@ -130,13 +202,6 @@ def page_folder(run: Path, out: Path | None) -> Path:
         ) from None
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; a link in its place is replaced, not followed."""
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    replace_file(path, [image.getvalue()])
-
-
 def differing(runs: Sequence[History]) -> dict[str, list[object]]:
     """Return the settings in which runs differ, `run.*` aside: dotted key -> its value in each run, or `ABSENT`."""
     keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith("run."))
@@ -150,12 +215,14 @@ def median_of(rows: Sequence[Row], key: str) -> float | None:
     return median(values) if values else None
 
 
-def _warn_of_loss(run: Path) -> None:
+def _losses(run: Path) -> list[str]:
+    """Say what the run had logged when it saved its newest step, and is not there any more."""
     for file in sorted(run.glob(f"{CHECKPOINTS}/step-*/state.json"))[-1:]:
         with suppress(OSError, ValueError, CheckpointError):  # of an older version, or damaged: of that others tell
             saved = read_json(file, _Saved)
             if saved["metrics"] and (lost := missing(run / METRICS_FILE, saved["step"], saved["metrics"])):
-                log.warning("%s", lost)
+                return [lost]
+    return []
 
 
 def _number(value: object) -> int | float | None:

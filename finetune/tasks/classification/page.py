@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from finetune.report.confusion import by_label, confusion
-from finetune.report.page import LABEL_ROOM, TEXT_ROOM, Mistake, Section, clipped, worst_errors
+from finetune.report.mistakes import LABEL_ROOM, TEXT_ROOM, Mistake, worst_errors
 from finetune.tasks.classification.labels import LabelledText
-from pretrain.report.markdown import literal
+from pretrain.report.page import Cell, Number, Section, Style, Styled, number, shortened
 
 Prediction = dict[str, Any]
 
@@ -26,7 +26,7 @@ def single_label(
         if found["label"] == text.label:
             right.append(found["label"])
         else:
-            shown = f"{found['score']:.3f}"
+            shown = number(found["score"], digits=3)
             mistakes.append(_mistake(text, found["score"], shown, [found["label"]], [str(text.label)]))
     return [
         by_label(in_data, predicted, right),
@@ -49,7 +49,8 @@ def label_sets(texts: Sequence[LabelledText], predictions: Iterable[Prediction])
                 name: abs(share - 0.5) for name, share in found["probabilities"].items() if name in own ^ guess
             }
             worst = max(certainty, key=lambda name: certainty[name])
-            shown = f"{0.5 + certainty[worst]:.3f} for {clipped(worst, LABEL_ROOM)}"
+            probability = 0.5 + certainty[worst]
+            shown = Number(f"{probability:.3f} for {shortened(worst, LABEL_ROOM)}", probability)
             mistakes.append(_mistake(text, certainty[worst], shown, found["labels"], text.label))
     errors = worst_errors(mistakes, len(texts), "probability of the wrong decision")
     return [by_label(in_data, predicted, right), errors]
@@ -62,13 +63,14 @@ def regression(texts: Sequence[LabelledText], predictions: Iterable[Prediction])
         assert isinstance(text.label, float)
         difference = found["score"] - text.label
         numbers = [f"{found['score']:.4g}"], [f"{text.label:.4g}"]
-        mistakes.append(_mistake(text, abs(difference), f"{difference:+.4g}", *numbers))
+        mistakes.append(_mistake(text, abs(difference), Number(f"{difference:+.4g}", difference), *numbers))
     return [worst_errors(mistakes, len(texts), "difference")]
 
 
-def _mistake(text: LabelledText, badness: float, shown: str, *labels: Iterable[str]) -> Mistake:
+def _mistake(text: LabelledText, badness: float, shown: Cell, *labels: Iterable[str]) -> Mistake:
     """Return a row of the worst errors; `labels` are those predicted, then those in the data."""
-    sets = [", ".join(clipped(name, LABEL_ROOM) for name in names) or "*none*" for names in labels]
+    joined = [", ".join(shortened(name, LABEL_ROOM) for name in names) for names in labels]
+    sets = [names or Styled("none", Style.emphasis) for names in joined]
     texts = [text.text] if text.pair is None else [text.text, text.pair]
-    joined = " / ".join(clipped(part, TEXT_ROOM // len(texts)) for part in texts)
-    return Mistake((badness,), [shown, *sets, joined, literal(text.place)])
+    both = " / ".join(shortened(part, TEXT_ROOM // len(texts)) for part in texts)
+    return Mistake((badness,), [shown, *sets, both, text.place])

@@ -22,7 +22,6 @@ from finetune.data.examples import Example, Examples
 from finetune.data.records import DataSet, Record, name_of, read_records
 from finetune.data.tables import Delimiter
 from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
-from finetune.report.page import Section
 from finetune.tasks.base import Encoded, check_classes, encodings, shortlist
 from finetune.tasks.classification import page
 from finetune.tasks.classification.labels import (
@@ -39,6 +38,7 @@ from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
+from pretrain.report.page import Section
 
 log = logging.getLogger(__name__)
 

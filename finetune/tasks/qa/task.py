@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from finetune.data.examples import Examples
 from finetune.data.records import DataSet
 from finetune.model.losses import AnswerSpans, TaskLoss
-from finetune.report.page import Section
 from finetune.tasks.base import Encoded
 from finetune.tasks.qa.metrics import best_threshold, score, squad_metrics
 from finetune.tasks.qa.page import answer_sections
@@ -30,6 +29,7 @@ from finetune.tasks.qa.windows import WindowedQuestion, split_into_windows
 from pretrain.errors import DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
+from pretrain.report.page import Section
 
 
 class QaMetric(StrEnum):

@@ -6,13 +6,13 @@ Tags are predicted by the task.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from finetune.report.confusion import by_label, confusion
-from finetune.report.page import LABEL_ROOM, Mistake, Section, clipped, worst_errors
+from finetune.report.mistakes import LABEL_ROOM, Mistake, worst_errors
 from finetune.tasks.tokens.metrics import entity_spans, entity_type
 from finetune.tasks.tokens.sentences import OUTSIDE, Sentence
-from pretrain.report.markdown import literal
+from pretrain.report.page import Section, Style, Styled, number, shortened
 
 WORDS_BEFORE = 12  # words of a sentence that are shown before the first error
 WORDS_SHOWN = 60  # of a sentence
@@ -51,12 +51,11 @@ def _mistakes(sentences: Sequence[Sentence], predicted: Sequence[list[str]]) -> 
             continue
         start = max(wrong[0] - WORDS_BEFORE, 0)
         shown = range(start, min(start + WORDS_SHOWN, len(tags)))
-        words = [f"<b>{text}</b>" if word in wrong else text for word, text in _clipped(sentence.words, shown)]
-        text = f"{'… ' * (start > 0)}{' '.join(words)}{' …' * (shown.stop < len(tags))}"
-        cells = [" ".join(tag for word, tag in _clipped(row, shown) if word in wrong) for row in (found, tags)]
-        mistakes.append(Mistake((len(wrong),), [f"{len(wrong):,}", *cells, text, literal(sentence.place)]))
+        text: list[str | Styled] = ["… " * (start > 0)]
+        for word in shown:
+            own = shortened(sentence.words[word], LABEL_ROOM)
+            text += [Styled(own, Style.marked) if word in wrong else own, " " * (word + 1 < shown.stop)]
+        text.append(" …" * (shown.stop < len(tags)))
+        cells = [" ".join(shortened(row[word], LABEL_ROOM) for word in wrong if word in shown) for row in (found, tags)]
+        mistakes.append(Mistake((len(wrong),), [number(len(wrong), digits=0), *cells, tuple(text), sentence.place]))
     return mistakes
-
-
-def _clipped(texts: Sequence[str], shown: range) -> Iterable[tuple[int, str]]:
-    return ((place, clipped(texts[place], LABEL_ROOM)) for place in shown)

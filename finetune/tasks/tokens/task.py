@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 from finetune.data.examples import Example, Examples
 from finetune.data.records import DataSet, Record, name_of, read_records
 from finetune.model.losses import ClassWeights, CrossEntropy, TaskLoss, balanced_weights
-from finetune.report.page import Section
 from finetune.tasks.base import Encoded, check_classes, in_order, shortlist
 from finetune.tasks.tokens.alignment import NO_WORD, encode_words, first_tokens, word_spans
 from finetune.tasks.tokens.conll import read_columns
@@ -33,6 +32,7 @@ from pretrain.data.sources.readers import JSON_LINES, file_format
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register
+from pretrain.report.page import Section
 
 COLUMN_FILES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".txt", ".tsv")  # no names on the hub
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from finetuned_runs import WORDS, texts, trained, write
+from html_pages import Parsed
 from markdown_it import MarkdownIt
 from matplotlib.image import imread
 from run_directories import make_run
@@ -49,19 +50,21 @@ def written(capsys, run, *arguments):
     """Return the page that the command names, after a look at its links and its HTML."""
     capsys.readouterr()
     assert report([str(run), *map(str, arguments)]) == 0
-    [name] = capsys.readouterr().out.splitlines()
-    page = run / "report" / "report.md" if "--out" not in arguments else arguments[-1] / "report.md"
-    assert name == str(page)
+    folder = run / "report" if "--out" not in arguments else arguments[-1]
+    page = folder / "report.md"
+    assert capsys.readouterr().out.splitlines() == [f"{folder}/report.html", str(page)]
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(page.read_text())
     pictures = [part.split('"')[0] for part in html.split('<img src="')[1:]]
     assert pictures[0] == "training.png" and "<script" not in html
+    rows = Parsed((folder / "report.html").read_text()).cells()
+    assert all(row in rows for row in Parsed(html).cells() if any(row)), "both have the same tables"
     assert sorted(pictures) == sorted(path.name for path in page.parent.glob("*.png"))
     assert all(imread(page.parent / picture).std() > 0.01 for picture in pictures)
     return page
 
 
 def assert_metrics(page, measured):
-    shown = {name.strip("*"): value for name, [value] in rows(page, "Metrics").items()}
+    shown = {re.sub("</?b>", "", name): value for name, [value] in rows(page, "Metrics").items()}
     for name, value in measured.items():
         if "/" not in name:
             assert shown[name] == ("-∞" if value == -sys.float_info.max else f"{value:.4f}")
@@ -95,6 +98,8 @@ def test_labels(capsys, labels):
     errors = [row[0] for row in cells(page, "Worst errors")]
     assert errors == [f"{score:.3f}" for score in sorted(wrong, reverse=True)][:20]
     facts = rows(page, "Run")
+    saved = sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+    assert facts["Newest saved step"] == [str(saved[-1])] and facts["Saved steps"] == ["; ".join(map(str, saved))]
     assert facts["Task"] == ["classification, single_label"]
     assert facts["Training set"][0].endswith("data.jsonl, 23 records")
     record = json.loads((run / "run.json").read_text())

@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pretrain.report.markdown import UNKNOWN, count, literal, number, percent, table
+from pretrain.report.markdown import inline, literal, table
+from pretrain.report.page import UNKNOWN, Number, Style, Styled, count, number, percent
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 TEXTS = st.text(st.sampled_from("ab1_*`~[]()<>&|\\!#$-+.\"'\n\t \u2028é中\x07") | st.characters(codec="utf-8"))
@@ -36,13 +37,21 @@ def test_a_text_is_shown_as_it_stands_in_a_paragraph_and_in_a_table(text):
     assert without_tags(cells) == as_shown(text)
 
 
-def test_a_pipe_in_a_cell_of_a_table_begins_no_other():
-    assert PARSER.render(table(["a"], [["`b|c`"]])).count("<td>") == 1
+@given(text=TEXTS, style=st.sampled_from(Style))
+@example(text="b|c", style=Style.code)
+@example(text="`", style=Style.code)
+def test_a_styled_text_is_one_element_in_one_cell(text, style):
+    page = PARSER.render(table(["a"], [[inline(("x", Styled(text, style)))]]))
+    [cell] = re.findall(r"<td>x(.*?)</td>", page, re.DOTALL)
+    assert re.fullmatch(r"<(b|i|code)>.*</\1>", cell, re.DOTALL)
+    assert without_tags(cell, "b", "i", "code") == as_shown(text)
 
 
 def test_numbers():
-    assert [count(value) for value in (None, 7, 999, 1000, 17_300_000, 2.5e9)] == [
-        *(UNKNOWN, "7", "999", "1 k", "17.3 M", "2.5 B")
+    counts = [count(value) for value in (7, 999, 1000, 17_300_000, 2.5e9)]
+    assert [(each.text, each.value) for each in counts] == [
+        *(("7", 7), ("999", 999), ("1 k", 1000), ("17.3 M", 17_300_000), ("2.5 B", 2.5e9))
     ]
-    assert (number(None), number(1234.56789), number(2.0, digits=0)) == (UNKNOWN, "1,234.5679", "2")
-    assert (percent(None), percent(0.1234)) == (UNKNOWN, "12.3%")
+    assert {count(None), count("x"), number(None), percent(None)} == {UNKNOWN}
+    assert number(1234.56789) == Number("1,234.5679", 1234.56789) and number(2.0, digits=0).text == "2"
+    assert percent(0.1234).text == "12.3%"

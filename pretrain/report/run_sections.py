@@ -1,0 +1,149 @@
+"""Sections that the reports of pretraining and fine-tuning share: state, saved steps, samples, settings, versions.
+
+What each of the two says of its own is in its `__main__`. Free of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pretrain.commands import INTERRUPTED
+from pretrain.errors import HeadwaterError, Preempted
+from pretrain.report.history import ABSENT, History, differing
+from pretrain.report.page import (
+    UNKNOWN,
+    Block,
+    Cell,
+    Continued,
+    Number,
+    Samples,
+    Section,
+    Style,
+    Styled,
+    Table,
+    shortened,
+)
+
+SAMPLED_STEPS = 40  # evaluations whose samples a page has
+SAMPLE_ROOM = 1500  # characters of a sample
+VALUE_ROOM = 400  # characters of a setting
+STEPS_SHOWN = 8  # saved steps that are named one by one
+FACTS = ("host", "ranks", "flops_per_token", "parameters", "parameters_learnt", "vocab_size")  # of run.json
+FAILURES = {kind.exit_code: (kind.__doc__ or "").rstrip(".") for kind in HeadwaterError.__subclasses__()}
+
+
+def state(run: History) -> Cell:
+    """Return how a run ended, by the exit code in its record."""
+    code = run.facts.get("exit")
+    if code is None:
+        return "still training, or killed: no exit code yet"
+    words = {
+        0: "done",
+        Preempted.exit_code: "stopped on request, goes on when started again",
+        INTERRUPTED: "interrupted",
+    }
+    return words.get(code) or f"exit code {code}: {FAILURES.get(code, 'a bug, its output has the traceback')}"
+
+
+def saved(run: History, best: int | None) -> dict[str, Cell]:
+    """Return rows on the steps whose checkpoints are on disk, and on the best step if there is one."""
+    rows: dict[str, Cell] = {"Newest saved step": "none", "Saved steps": UNKNOWN, "Best step": UNKNOWN}
+    if best is not None:
+        rows["Best step"] = f"{best:,}{'' if best in run.saved else ', not on disk'}"
+    if not run.saved:
+        return rows
+    behind = run.last_step - run.saved[-1]
+    newest = f"{run.saved[-1]:,}{f', {behind:,} behind the last logged' if behind > 0 else ''}"
+    names = [f"{step:,}" for step in run.saved]
+    if len(names) > STEPS_SHOWN:
+        names = [*names[:2], f"… ({len(names):,} in all) …", *names[-2:]]
+    return {**rows, "Newest saved step": Number(newest, run.saved[-1]), "Saved steps": "; ".join(names)}
+
+
+def notes(runs: Sequence[History]) -> list[Block]:
+    """Return what is not as a reader would take for granted: what was lost, and values that are not finite."""
+    said = []
+    for run in runs:
+        lines = list(dict.fromkeys(run.notes))
+        for rows, what in ((run.train, "training"), (run.evaluation, "held-out")):
+            odd = [row["step"] for row in rows if not math.isfinite(row.get("loss", 0.0))]
+            if odd:
+                lines.append(
+                    f"{len(odd):,} of {len(rows):,} {what} losses are not finite, the first at step {odd[0]:,.0f}: "
+                    "curves have gaps there"
+                )
+        if not run.evaluation:
+            lines.append("nothing held out was measured")
+        said += [[run.name, line] for line in lines] if len(runs) > 1 else [[line] for line in lines]
+    return [Table(["run", "note"][-len(said[0]) :], said)] if said else []
+
+
+def samples(runs: Sequence[History]) -> list[Section]:
+    """Return what prompts were continued to over the steps, if any run has samples."""
+    steps: dict[int, list[Continued]] = {}
+    for run in runs:
+        for sample in run.samples:
+            name = run.name if len(runs) > 1 else ""
+            continued = Continued(name, _cut(sample["prompt"]), _cut(sample["continuation"]))
+            steps.setdefault(sample["step"], []).append(continued)
+    if not steps:
+        return []
+    kept = sorted(steps)
+    if len(kept) > SAMPLED_STEPS:
+        kept = [kept[round(place)] for place in np.linspace(0, len(kept) - 1, SAMPLED_STEPS)]
+    said = [f"Shown are {len(kept)} of {len(steps):,} evaluations."] if len(kept) < len(steps) else []
+    for each in steps.values():
+        each.sort(key=lambda continued: continued.prompt)  # so that runs stand side by side
+    return [Section("Samples", [*said, Samples({step: steps[step] for step in kept})])]
+
+
+def differences(runs: Sequence[History]) -> list[Section]:
+    """Return where the configurations of several runs differ."""
+    if len(runs) == 1:
+        return []
+    missing = [run.name for run in runs if not run.config]
+    if missing:
+        block: Block = f"Not compared: no config.yaml in {', '.join(missing)}."
+    elif settings := differing(runs):
+        block = _settings(runs, settings)
+    else:
+        block = ("Nowhere, apart from ", Styled("run.*", Style.code), ".")
+    return [Section("Where the configurations differ", [block])]
+
+
+def configuration(runs: Sequence[History]) -> Section:
+    """Return all settings of the runs."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    settings = {key: [run.config.get(key, ABSENT) for run in runs] for key in sorted(keys)}
+    return Section("Configuration", [_settings(runs, settings) if keys else "No config.yaml."], reference=True)
+
+
+def machine(runs: Sequence[History]) -> Section:
+    """Return where the runs ran, and with which versions."""
+    entries = [
+        {**{key: run.facts[key] for key in FACTS if key in run.facts}, **run.facts.get("versions", {})} for run in runs
+    ]
+    keys = dict.fromkeys(key for facts in entries for key in facts)
+    rows = [[key, *(_value(facts.get(key, ABSENT)) for facts in entries)] for key in keys]
+    table = Table(["entry", *_columns(runs)], rows)
+    return Section("Machine and versions", [table if rows else "No run.json."], reference=True)
+
+
+def _settings(runs: Sequence[History], settings: dict[str, list[object]]) -> Table:
+    rows = [[Styled(key, Style.code), *map(_value, values)] for key, values in settings.items()]
+    return Table(["key", *_columns(runs)], rows)
+
+
+def _columns(runs: Sequence[History]) -> list[str]:
+    return [run.name for run in runs] if len(runs) > 1 else ["value"]
+
+
+def _value(value: object) -> Cell:
+    return UNKNOWN if value is ABSENT else Styled(shortened(str(value), VALUE_ROOM), Style.code)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SAMPLE_ROOM else f"{text[: SAMPLE_ROOM - 1]}…"
