@@ -39,19 +39,22 @@ _PLAN = "--plan="  # followed by the file descriptor of a plan
 def hand_over(cfg: PretrainConfig) -> None:
     """Become a fresh process that prepares what the configuration names, if its objective fits the tokenizer."""
     cfg.check_tokenizer()
-    with plan_file(cfg.data.sources, cfg.tokenizer, cfg.data.prepare) as file:
+    with plan_file(cfg.data.sources, cfg.tokenizer, cfg.data.prepare, cfg.data.seq_len) as file:
         os.set_inheritable(file.fileno(), True)
         with signals_held():  # until the new process can handle them
             os.execv(sys.executable, [sys.executable, *arguments(file)])
 
 
 @contextmanager
-def plan_file(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig) -> Iterator[IO[str]]:
+def plan_file(
+    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig, seq_len: int = 1
+) -> Iterator[IO[str]]:
     """Open a file without a name that says what to prepare."""
     plan = {
         "sources": {name: _packed(source) for name, source in sources.items()},
         "tokenizer": _packed(tokenizer),
         "prepare": _packed(cfg),
+        "seq_len": seq_len,
     }
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         json.dump(plan, file)
@@ -70,12 +73,12 @@ def carry_out(plan: dict[str, Any]) -> None:
     from pretrain.data.prepare.build import prepare, prepare_share, verify
 
     sources = {name: _unpacked(source) for name, source in plan["sources"].items()}
-    tokenizer, cfg = _unpacked(plan["tokenizer"]), _unpacked(plan["prepare"])
+    tokenizer, cfg, seq_len = _unpacked(plan["tokenizer"]), _unpacked(plan["prepare"]), plan["seq_len"]
     if cfg.parts > 1:
-        for name, share in prepare_share(sources, tokenizer, cfg).items():
+        for name, share in prepare_share(sources, tokenizer, cfg, seq_len=seq_len).items():
             print(share_summary(name, share), flush=True)
         return
-    for name, directory in prepare(sources, tokenizer, cfg).items():
+    for name, directory in prepare(sources, tokenizer, cfg, seq_len=seq_len).items():
         manifest = verify(directory) if cfg.verify else Manifest.load(directory)
         print(summary(name, directory, manifest), flush=True)
 

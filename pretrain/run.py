@@ -78,7 +78,7 @@ def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
     world = session.world
-    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
+    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare, seq_len=cfg.data.seq_len)
     corpus = next(iter(corpora.values()))
     file = corpus / TOKENIZER_FILE  # the same in each of them
     stream = cfg.data.train_stream(corpora, cfg.seed)
@@ -177,6 +177,8 @@ def _advise(cfg: PretrainConfig, directory: Path, tokenizer: Tokenizer, stream: 
             "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
             "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
         )
+    for advice in stream.advice(cfg.train.batch_size):
+        log.warning("%s", advice)
     for source in stream.sources:
         if not source.corpus.manifest.hashes_checksums:
             log.info(

@@ -45,16 +45,18 @@ def _vocab_size(cfg: Any) -> int:
     from tokenizers import Tokenizer
 
     from pretrain.data.manifest import Manifest
-    from pretrain.data.prepare.cache_key import corpus_directories, texts_of
-    from pretrain.tokenizer.base import ReadyTokenizer
+    from pretrain.data.prepare.cache_key import corpus_directories, fitting, texts_of
+    from pretrain.tokenizer.base import ReadyTokenizer, TrainedTokenizer
 
-    sources = cfg.data.sources
-    for directory in corpus_directories(sources, texts_of(sources), cfg.tokenizer, cfg.data.prepare).values():
+    sources, texts = cfg.data.sources, texts_of(cfg.data.sources)
+    for directory in corpus_directories(sources, texts, cfg.tokenizer, cfg.data.prepare).values():
         if (directory / "manifest.json").exists():
             return Manifest.load(directory).vocab_size
     if isinstance(cfg.tokenizer, ReadyTokenizer):
         return max(Tokenizer.from_str(cfg.tokenizer.to_json()).get_vocab(with_added_tokens=True).values()) + 1
-    return cfg.tokenizer.vocab_size
+    tokenizer = fitting(cfg.tokenizer, texts)
+    assert isinstance(tokenizer, TrainedTokenizer)
+    return tokenizer.vocab_size
 
 
 def _configuration(subject: Subject) -> str:

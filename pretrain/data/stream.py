@@ -20,7 +20,7 @@ window repeats from the one before have none here: they have theirs there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -35,6 +35,7 @@ from pretrain.data.packing import Chunks, Packer, Packing, pack
 from pretrain.errors import DataError
 
 CORPUS = "the corpus of "  # how the names of fingerprints of whole corpora begin
+FAR_SHORTER = 4  # times shorter than a slot: most of the context that is paid for is never used
 _SAMPLE = 64  # slots from which the length of sequences is estimated
 
 
@@ -176,6 +177,20 @@ class TrainStream(_Stream):
             source.name: float(share) * num_slots / source.packer.num_slots
             for source, share in zip(self.sources, shares, strict=True)
         }
+
+    def advice(self, batch_size: int) -> Iterator[str]:
+        """Yield what will disappoint in training with `batch_size` slots a step, and what to do about it."""
+        seq_len, packing = self.sources[0].seq_len, self.sources[0].packing
+        if (slots := sum(self.num_slots.values())) < batch_size:
+            rule = f"which a step takes several times; lower that, or data.seq_len={seq_len}, or add text"
+            yield f"train.batch_size={batch_size}: more than the {slots:,} slots that the text has, {rule}"
+        for source in self.sources if self._isolate else ():
+            split = source.corpus.manifest.splits["train"]
+            if split.tokens < seq_len / FAR_SHORTER * split.documents:
+                mean = f"its documents have {split.tokens / split.documents:.0f} tokens on average"
+                rule = f"far below data.seq_len={seq_len}, and a model sees one at a time; lower that"
+                joined = "" if packing is Packing.windows else ", set data.isolate_documents=false"
+                yield f"data.sources.{source.name}: {mean}, {rule}{joined}, or make longer documents of the text"
 
     def locate(self, numbers: np.ndarray) -> np.ndarray:
         """Return source, epoch and slot (B, 3) int64 of sequence numbers (B,) int64."""

@@ -10,9 +10,9 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -30,6 +30,8 @@ TEMPLATES = (
     (["<bos>"], ["<eos>"]),  # Gemma
 )
 _RESTORE = "restore it, or write it again"
+USUAL_SIZE = 16384  # tokens of a vocabulary that nobody chose
+BYTES_PER_TOKEN = 256  # of text, for each token of such a vocabulary: with less, many tokens are hardly ever seen
 MASKS = ("[MASK]", "<mask>")  # names of the token that replaces hidden ones, if `tokenizer.mask` names none
 
 Template = tuple[list[str], list[str]]  # tokens before and after a text
@@ -87,7 +89,7 @@ class ReadyTokenizer(TokenizerConfig, ABC):
 class TrainedTokenizer(TokenizerConfig, ABC):
     """A tokenizer that is trained on the corpus it will encode."""
 
-    vocab_size: int = 16384  # ids, special tokens included
+    vocab_size: int = 0  # ids, special tokens included; 0 = 16,384, or fewer for less than 4 MiB of text
     train_bytes: int = 128 * 2**20  # UTF-8 bytes of text to train on at most, drawn from all of the corpus
     special_tokens: list[str] = field(default_factory=list)  # they take the first ids
 
@@ -102,8 +104,14 @@ class TrainedTokenizer(TokenizerConfig, ABC):
         check(known >= set(self.required), "tokenizer.special_tokens", self.special_tokens, rule)
         count, what = self.alphabet_size
         smallest = count + len(self.special_tokens)
-        rule = f"must be at least {smallest}: {what} and the special tokens"
-        check(self.vocab_size >= smallest, "tokenizer.vocab_size", self.vocab_size, rule)
+        rule = f"must be at least {smallest}: {what} and the special tokens; or 0 (by the size of the text)"
+        check(self.vocab_size >= smallest or not self.vocab_size, "tokenizer.vocab_size", self.vocab_size, rule)
+
+    def of_size(self, text_bytes: int | None) -> Self:
+        """Return the tokenizer with a vocabulary that suits so many bytes of text; None: that suits much text."""
+        fewest = self.alphabet_size[0] + len(self.special_tokens)
+        size = USUAL_SIZE if text_bytes is None else min(fewest + text_bytes // BYTES_PER_TOKEN, USUAL_SIZE)
+        return replace(self, vocab_size=size)
 
     @abstractmethod
     def train(self, texts: Iterator[str]) -> str:

@@ -15,6 +15,7 @@ import errno
 import os
 import platform
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,18 +29,21 @@ from pretrain.data.manifest import SPLITS, Manifest, Split
 from pretrain.data.prepare.cache_key import (
     SourceInputs,
     corpus_directories,
+    fitting,
     source_values,
     texts_of,
     tokenizer_identity,
 )
 from pretrain.data.prepare.config import PrepareConfig
-from pretrain.data.prepare.encode import Encoding, UnitRecord, encode_unit, plan_units, train_tokenizer, unit_id
+from pretrain.data.prepare.encode import Encoding, UnitRecord, encode_unit, train_tokenizer, unit_id
+from pretrain.data.prepare.held_out import HeldOut
 from pretrain.data.prepare.locking import lock
 from pretrain.data.prepare.shards import TEMPORARY
-from pretrain.data.prepare.workers import worker_pool
-from pretrain.data.sources.base import PreparedSource, SourceConfig
+from pretrain.data.prepare.survey import Least, plan_units, survey
+from pretrain.data.prepare.workers import Workers, worker_pool
+from pretrain.data.sources.base import PreparedSource, SourceConfig, Unit
 from pretrain.errors import ConfigError, DataError, ResourceError
-from pretrain.files import fsync_path, hash_file, replace_file
+from pretrain.files import fsync_path, hash_file, read_json, replace_file, sealed
 from pretrain.tokenizer.base import (
     ReadyTokenizer,
     TokenizerConfig,
@@ -68,16 +72,20 @@ class _Job(NamedTuple):
     directory: Path  # where it will be
     tokenizer: Path  # tokenizer.json
     facts: TokenizerFacts
+    least: Least
 
 
-def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig) -> dict[str, Path]:
+def prepare(
+    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig, *, seq_len: int = 1
+) -> dict[str, Path]:
     """Return the corpus directory of each source, in their order; prepare what is not prepared yet.
 
     Any number of processes may call it at once: one works, the others wait for it. Raises `ConfigError` for a source
-    or tokenizer that does not fit, `DataError` for content, `ResourceError` for a full disk or a killed worker.
+    or tokenizer that does not fit, `DataError` for content, also for text that is less than a slot of `seq_len` tokens,
+    `ResourceError` for a full disk or a killed worker.
     """
     cfg.check_whole()
-    directories, jobs = _plan(sources, tokenizer, cfg)
+    directories, jobs = _plan(sources, tokenizer, cfg, seq_len)
     for job in jobs:
         _prepare_corpus(job, cfg)
     _check_one_tokenizer(sources, directories)
@@ -85,14 +93,14 @@ def prepare(sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: P
 
 
 def prepare_share(
-    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig
+    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig, *, seq_len: int = 1
 ) -> dict[str, Share | None]:
     """Prepare the units of `cfg.part` of each source and say which those are; None for a corpus that is whole.
 
     Any number of parts may work at once, on any nodes that share the directory; `prepare` with the same settings
     commits their work and does the units that are missing. Raises what `prepare` raises.
     """
-    _, jobs = _plan(sources, tokenizer, cfg)
+    _, jobs = _plan(sources, tokenizer, cfg, seq_len)
     return dict.fromkeys(sources) | {job.name: _prepare_units(job, cfg) for job in jobs}
 
 
@@ -112,7 +120,7 @@ def verify(directory: Path) -> Manifest:
 
 
 def _plan(
-    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig
+    sources: dict[str, SourceConfig], tokenizer: TokenizerConfig, cfg: PrepareConfig, seq_len: int
 ) -> tuple[dict[str, Path], list[_Job]]:
     """Return the directory of every corpus and what is still to be prepared; the tokenizer is there by then."""
     texts = texts_of(sources)
@@ -120,13 +128,21 @@ def _plan(
     missing = [name for name in texts if not (directories[name] / "manifest.json").exists()]
     if not missing:
         return directories, []
-    path = _tokenizer_file(tokenizer, texts, cfg)
+    least = Least(train=seq_len, validation=seq_len if len(sources) == 1 else 1)  # what is held out is put together
+    if len(missing) > 1:  # none is prepared if another one will be refused
+        with worker_pool(1) as workers:
+            for name in missing:
+                if not _note(_partial(directories[name])).exists():
+                    workers.call(survey, name, texts[name], cfg, least)
+    path = _tokenizer_file(tokenizer, texts, cfg, least)
     facts = describe(path, tokenizer)
     _check_one_tokenizer(sources, directories, facts)
-    return directories, [_Job(name, texts[name], directories[name], path, facts) for name in missing]
+    return directories, [_Job(name, texts[name], directories[name], path, facts, least) for name in missing]
 
 
-def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], cfg: PrepareConfig) -> Path:
+def _tokenizer_file(
+    tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], cfg: PrepareConfig, least: Least
+) -> Path:
     """Return the `tokenizer.json`, trained or copied if this is its first use."""
     path = cfg.directory / f"tokenizer-{tokenizer_identity(tokenizer, texts, cfg)}.json"
     with _work_directory(path, "make the tokenizer") as work:
@@ -137,7 +153,7 @@ def _tokenizer_file(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs], 
         else:
             assert isinstance(tokenizer, TrainedTokenizer)
             with worker_pool(1) as workers:
-                call = train_tokenizer, tokenizer, texts, cfg, _num_workers(cfg)
+                call = train_tokenizer, fitting(tokenizer, texts), texts, cfg, least, _num_workers(cfg)
                 [serialized] = workers.run("training the tokenizer", [call])
         finished = work / "tokenizer.json"
         replace_file(finished, [serialized.encode()], prefix=TEMPORARY)
@@ -197,14 +213,14 @@ def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord 
     for folder in (corpus, records):
         folder.mkdir(exist_ok=True)
     source, inputs = job.text
-    encoding = Encoding(source, corpus, job.tokenizer, job.facts, cfg)
     with worker_pool(_num_workers(cfg)) as workers:
-        units = workers.call(plan_units, source, inputs, cfg.unit_bytes)
+        units, held_out = _looked_at(job, work, cfg, workers)
+        encoding = Encoding(source, corpus, job.tokenizer, job.facts, cfg, held_out)
         paths = [records / f"{number:05d}.json" for number in range(len(units))]
 
         def record(number: int) -> UnitRecord | None:
             found = UnitRecord.load(paths[number])
-            return found if found and found.unit == unit_id(units[number]) else None
+            return found if found and found.unit == unit_id(units[number], held_out) else None
 
         numbers = range(cfg.part, len(units), cfg.parts)
         calls = [
@@ -214,6 +230,22 @@ def _encode_units(job: _Job, work: Path, cfg: PrepareConfig) -> list[UnitRecord 
     if source.inputs() != inputs:
         raise DataError(f"data.sources.{job.name}: its files changed while they were prepared; run again")
     return [record(number) for number in range(len(units))]
+
+
+def _looked_at(job: _Job, work: Path, cfg: PrepareConfig, workers: Workers) -> tuple[list[Unit], HeldOut]:
+    """Return the units of a source and how it is held out, which is noted in `work` and read again by later calls."""
+    try:
+        noted = read_json(_note(work), HeldOut)
+    except (OSError, ValueError):
+        look = workers.call(survey, job.name, job.text, cfg, job.least)
+        print(look.described(job.name, job.text), file=sys.stderr, flush=True)
+        replace_file(_note(work), [sealed(asdict(look.held_out))], prefix=TEMPORARY)
+        return look.units, look.held_out
+    return workers.call(plan_units, job.text.source, job.text.inputs, cfg.unit_bytes), noted
+
+
+def _note(work: Path) -> Path:
+    return work / "held_out.json"
 
 
 def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:

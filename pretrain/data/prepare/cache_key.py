@@ -19,7 +19,7 @@ from pretrain.data.sources.remote import is_remote, without_credentials
 from pretrain.errors import ConfigError
 from pretrain.registry import choices_in, plain
 from pretrain.settings.paths import expanded
-from pretrain.tokenizer.base import ReadyTokenizer, TokenizerConfig
+from pretrain.tokenizer.base import ReadyTokenizer, TokenizerConfig, TrainedTokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -41,7 +41,8 @@ def texts_of(sources: dict[str, SourceConfig]) -> dict[str, SourceInputs]:
         if _NAME.fullmatch(name) is None:
             raise ConfigError(f"data.sources.{name}: a name has letters, digits, '.', '_' and '-'; choose another")
         if isinstance(source, ReadableSource):
-            texts[name] = SourceInputs(source, source.inputs())
+            inputs = source.inputs()
+            texts[name] = SourceInputs(source.settled(inputs), inputs)
         elif not isinstance(source, PreparedSource):
             raise ConfigError(f"data.sources.{name}: of no kind; choose one, e.g. +source@data.sources.{name}=text")
     return texts
@@ -50,7 +51,14 @@ def texts_of(sources: dict[str, SourceConfig]) -> dict[str, SourceInputs]:
 def corpus_directories(
     sources: dict[str, SourceConfig], texts: dict[str, SourceInputs], tokenizer: TokenizerConfig, cfg: PrepareConfig
 ) -> dict[str, Path]:
-    """Return the directory of the corpus of each source, prepared or not, in the order of the sources."""
+    """Return the directory of the corpus of each source, prepared or not, in the order of the sources.
+
+    Raises `ConfigError` for a source in whose folder they would lie.
+    """
+    for name, text in texts.items():
+        if text.source.holds(cfg.directory):
+            rule = f"name a folder that holds data.prepare.root={cfg.root}, which is no text"
+            raise ConfigError(f"data.sources.{name}: its paths {rule}; name another one, or put that elsewhere")
     directories = {
         name: Path(expanded(source.path, f"data.sources.{name}.path"))
         for name, source in sources.items()
@@ -67,10 +75,18 @@ def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs
     """Return a key of the tokenizer that needs no training and no loading."""
     if isinstance(tokenizer, ReadyTokenizer):
         return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()), *_named_mask(tokenizer))
-    settings = plain(tokenizer).items()
+    settings = plain(fitting(tokenizer, texts)).items()
     trained = {name: value for name, value in settings if name not in ("prefix", "suffix", "mask")}
     choice, identities = type(tokenizer).__name__, sorted(map(_text_identity, texts.values()))
     return _key(choice, trained, identities, *_settings(cfg), *_named_mask(tokenizer))
+
+
+def fitting(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs]) -> TokenizerConfig:
+    """Return the tokenizer, one that is to be trained with the size of its vocabulary."""
+    if not isinstance(tokenizer, TrainedTokenizer) or tokenizer.vocab_size:
+        return tokenizer
+    sizes = [sum(entry.size for entry in text.inputs) for text in texts.values()]
+    return tokenizer.of_size(sum(sizes) if all(sizes) else None)  # the size of a data set of the hub is not known
 
 
 def source_values(source: ReadableSource) -> dict[str, Any]:

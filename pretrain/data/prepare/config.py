@@ -20,7 +20,7 @@ class PrepareConfig:
     """How text becomes a corpus of token ids."""
 
     root: str = "corpora"  # directory that holds all prepared corpora
-    held_out: float = 0.01  # fraction of documents that are kept for validation
+    held_out: float = 0.01  # fraction kept for validation: of the documents or, where these are few, of each its end
     workers: int = 0  # processes; 0 = one for each core that this process may use
     on_invalid: OnInvalid = OnInvalid.replace  # invalid UTF-8, NUL bytes and bad records: replace, skip or fail
     unit_bytes: int = 0  # bytes of input that become one shard; 0 = a 64th of the source, 1 MiB to 128 MiB

@@ -20,18 +20,18 @@ from tokenizers import Tokenizer
 from pretrain.data.manifest import SPLITS, Shard
 from pretrain.data.prepare.cache_key import SourceInputs
 from pretrain.data.prepare.config import PrepareConfig
+from pretrain.data.prepare.held_out import HeldOut, Part
 from pretrain.data.prepare.shards import TEMPORARY, ShardWriter
+from pretrain.data.prepare.survey import Least, survey
 from pretrain.data.prepare.workers import watched
 from pretrain.data.sources.bad_records import BadRecords
-from pretrain.data.sources.base import Input, ReadableSource, Unit
+from pretrain.data.sources.base import ReadableSource, Unit
 from pretrain.files import fsync_path, read_json, replace_file, sealed
 from pretrain.tokenizer.base import TokenizerFacts, TrainedTokenizer, load_tokenizer
 
 # The tokenizers library holds about 100 bytes for each byte of text that it encodes at a time.
 BATCH_CHARS = 2**15  # characters encoded at a time
 CHUNK_CHARS = 2**16  # a document of more than twice as many is encoded in chunks
-SMALLEST_UNIT, LARGEST_UNIT = 2**20, 2**27  # bytes of input
-UNITS = 64  # that a corpus is cut into, between those sizes
 
 # Pre-tokenizers usually start a new word between these characters, so a cut there changes no id; `cuttable` tries it.
 _CUT = re.compile(r"(?<=\S)(?:\n(?=\S)|(?= \S))")
@@ -48,34 +48,28 @@ class Encoding:
     tokenizer: Path  # tokenizer.json
     facts: TokenizerFacts
     cfg: PrepareConfig
-
-
-def plan_units(source: ReadableSource, inputs: list[Input], unit_bytes: int) -> list[Unit]:
-    """Cut a source into units, by their size in bytes or, if that is 0, into about UNITS of them."""
-    total = sum(entry.size for entry in inputs)
-    return source.units(inputs, unit_bytes or min(max(total // UNITS, SMALLEST_UNIT), LARGEST_UNIT))
+    held_out: HeldOut
 
 
 def train_tokenizer(
-    tokenizer: TrainedTokenizer, sources: dict[str, SourceInputs], cfg: PrepareConfig, threads: int
+    tokenizer: TrainedTokenizer, sources: dict[str, SourceInputs], cfg: PrepareConfig, least: Least, threads: int
 ) -> str:
-    """Train on the training documents of all sources, the same number of bytes from each unit. Returns its JSON."""
+    """Train on the training documents of all sources, the same number of bytes from each unit. Returns its JSON.
+
+    Raises `DataError` for a source that the first look refuses.
+    """
     os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "true", str(threads)
-    units = [
-        (source, unit)
-        for _, (source, inputs) in sorted(sources.items())
-        for unit in plan_units(source, inputs, cfg.unit_bytes)
-    ]
+    surveys = [(text.source, survey(name, text, cfg, least)) for name, text in sorted(sources.items())]
+    units = [(source, unit, look.held_out) for source, look in surveys for unit in look.units]
     bad = BadRecords(policy=cfg.on_invalid)
 
     def sample() -> Iterator[str]:
-        for source, unit in units:
+        for source, unit, held_out in units:
             left = tokenizer.train_bytes // len(units)
-            for text in source.texts(unit, bad):
-                data = text.encode()
-                if not is_held_out(data, cfg.held_out):
-                    yield from chunks(data[:left].decode(errors="ignore"))
-                    left -= len(data)
+            for part in (part for text in source.texts(unit, bad) for part in held_out.parts(text)):
+                if part.split == "train":
+                    yield from chunks(part.text.encode()[:left].decode(errors="ignore"))
+                    left -= part.size
                 if left <= 0:
                     break
 
@@ -94,17 +88,16 @@ def encode_unit(encoding: Encoding, number: int, unit: Unit, record: Path) -> No
     }
     try:
         texts = watched(encoding.source.texts(unit, bad))
-        for text, ids in encode_documents(_tokenizer(encoding.tokenizer), texts, facts.prefix, facts.suffix):
-            data = text.encode()
-            split = "validation" if is_held_out(data, cfg.held_out) else "train"
-            writers[split].add(ids, len(data))
+        parts = (part for text in texts for part in encoding.held_out.parts(text))
+        for part, ids in encode_documents(_tokenizer(encoding.tokenizer), parts, facts.prefix, facts.suffix):
+            writers[part.split].add(ids, part.size)
         shards = {split: writer.close() for split, writer in writers.items()}
     except BaseException:
         for writer in writers.values():
             writer.abandon()
         raise
     fsync_path(encoding.directory)
-    done = UnitRecord(unit=unit_id(unit), shards=shards, skipped=dict(bad.counts))
+    done = UnitRecord(unit=unit_id(unit, encoding.held_out), shards=shards, skipped=dict(bad.counts))
     replace_file(record, [sealed(asdict(done))], prefix=TEMPORARY)
 
 
@@ -125,19 +118,10 @@ class UnitRecord:
             return None
 
 
-def unit_id(unit: Unit) -> str:
-    """Return a hash of the ranges of a unit."""
-    return hashlib.sha256(json.dumps(unit).encode()).hexdigest()
-
-
-def is_held_out(data: bytes, fraction: float) -> bool:
-    """Return whether a document belongs to the validation split.
-
-    It depends on the document's UTF-8 bytes alone: as a corpus grows no document changes sides, and copies of a
-    document are all on one side.
-    """
-    digest = hashlib.blake2b(data, digest_size=8, key=b"headwater held-out").digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+def unit_id(unit: Unit, held_out: HeldOut) -> str:
+    """Return a hash of the ranges of a unit, and of how it is held out unless that is by hash, as it always was."""
+    what = {"unit": unit, "by_position": True} if held_out.by_position else unit
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def chunks(text: str) -> Iterator[str]:
@@ -152,18 +136,18 @@ def chunks(text: str) -> Iterator[str]:
 
 
 def encode_documents(
-    tokenizer: Tokenizer, texts: Iterable[str], prefix: list[int], suffix: list[int]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each text with its ids (n,) uint32, prefix and suffix included; memory is bounded by the longest text."""
+    tokenizer: Tokenizer, parts: Iterable[Part], prefix: list[int], suffix: list[int]
+) -> Iterator[tuple[Part, np.ndarray]]:
+    """Yield each part with its ids (n,) uint32, prefix and suffix included; memory is bounded by the longest one."""
     before, after = np.array(prefix, dtype=np.uint32), np.array(suffix, dtype=np.uint32)
-    parts = [before]
-    for batch in _batches(texts, cut=cuttable(tokenizer)):
+    ids = [before]
+    for batch in _batches(parts, cut=cuttable(tokenizer)):
         encodings = tokenizer.encode_batch_fast([chunk for chunk, _ in batch], add_special_tokens=False)
-        for (_, text), encoding in zip(batch, encodings, strict=True):
-            parts.append(np.array(encoding.ids, dtype=np.uint32))
-            if text is not None:
-                yield text, np.concatenate([*parts, after])
-                parts = [before]
+        for (_, part), encoding in zip(batch, encodings, strict=True):
+            ids.append(np.array(encoding.ids, dtype=np.uint32))
+            if part is not None:
+                yield part, np.concatenate([*ids, after])
+                ids = [before]
 
 
 def cuttable(tokenizer: Tokenizer) -> bool:
@@ -175,15 +159,15 @@ def cuttable(tokenizer: Tokenizer) -> bool:
     return all(ids(left + right) == ids(left) + ids(right) for left, right in (("in", " two"), ("in\n", "two")))
 
 
-def _batches(texts: Iterable[str], *, cut: bool) -> Iterator[list[tuple[str, str | None]]]:
-    """Group chunks to about BATCH_CHARS. The last chunk of a text comes with the text, the others with None."""
-    batch: list[tuple[str, str | None]] = []
+def _batches(parts: Iterable[Part], *, cut: bool) -> Iterator[list[tuple[str, Part | None]]]:
+    """Group chunks to about BATCH_CHARS. The last chunk of a part comes with the part, the others with None."""
+    batch: list[tuple[str, Part | None]] = []
     size = 0
-    for text in texts:
+    for part in parts:
         length = 0
-        for chunk in chunks(text) if cut else [text]:
+        for chunk in chunks(part.text) if cut else [part.text]:
             length += len(chunk)
-            batch.append((chunk, text if length == len(text) else None))
+            batch.append((chunk, part if length == len(part.text) else None))
             size += len(chunk)
             if size >= BATCH_CHARS:
                 yield batch

@@ -13,16 +13,17 @@ import os
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pretrain.data.sources.bad_records import BadRecords, OnInvalid
 from pretrain.data.sources.content import ForeignFile, unlike_lines
-from pretrain.data.sources.documents import Raw, decode, lines, paragraphs, whole
+from pretrain.data.sources.documents import PART_BYTES, Raw, decode, lines, paragraphs, parts, whole
 from pretrain.data.sources.locations import Input, file_input, find_files, has_parts
 from pretrain.data.sources.readers import is_compressed, open_bytes
+from pretrain.data.sources.remote import is_remote
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.registry import register
 
@@ -66,9 +67,24 @@ class PreparedSource(SourceConfig):
 class ReadableSource(SourceConfig, ABC):
     """A source whose text is still to be prepared."""
 
+    document: ClassVar[str] = "record"  # what of its input is one
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether its documents are parts of longer texts."""
+        return False
+
+    def settled(self, inputs: list[Input]) -> Self:
+        """Return the source with what its settings leave open, as its files decide."""
+        return self
+
     @abstractmethod
     def inputs(self) -> list[Input]:
         """List the input files in their order. Raises `ConfigError` if there are none."""
+
+    def holds(self, directory: Path) -> bool:
+        """Return whether a folder that it reads has this directory below it."""
+        return False
 
     def left_out(self) -> dict[str, int]:
         """Count the files that `inputs` leaves out, by reason, and name some of them in the log."""
@@ -115,6 +131,7 @@ class ReadableSource(SourceConfig, ABC):
 class Cut(Enum):
     """What one document is."""
 
+    auto = "auto"  # a whole file, or parts of about 4 MiB, if a file is longer
     file = "file"  # a whole file
     line = "line"  # a line
     blank_line = "blank_line"  # lines up to a blank one
@@ -124,15 +141,21 @@ class Cut(Enum):
 class FileSource(ReadableSource, ABC):
     """A source that reads files named by paths and patterns."""
 
-    paths: list[str] = field(default_factory=list)  # files, URLs, or patterns such as books/**/*.txt
+    paths: Any = field(default_factory=list)  # files, folders, URLs, patterns such as books/**/*.txt; one or a list
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(bool(self.paths), "data.sources.*.paths", self.paths, "name at least one file or pattern")
+        self.paths = self.paths if isinstance(self.paths, list) else [self.paths]
+        named = bool(self.paths) and all(isinstance(path, str) and path for path in self.paths)
+        check(named, "data.sources.*.paths", self.paths, "name at least one file, folder or pattern")
 
     def inputs(self) -> list[Input]:
         """List the files that the patterns name, sorted, each once. Raises `ConfigError` for one without a file."""
         return find_files(self.paths, "data.sources.*.paths")[0]
+
+    def holds(self, directory: Path) -> bool:
+        folders = [Path(path).resolve() for path in self.paths if not is_remote(path)]
+        return any(folder in directory.resolve().parents for folder in folders)
 
     def left_out(self) -> dict[str, int]:
         return find_files(self.paths, "data.sources.*.paths")[1].settled()
@@ -143,25 +166,45 @@ class FileSource(ReadableSource, ABC):
 class TextSource(FileSource):
     """Plain text files, also compressed (gzip, xz, bzip2, zstd)."""
 
-    documents: Cut = Cut.file  # where documents end: file, line or blank_line
+    documents: Cut = Cut.auto  # where documents end: file, line, blank_line; auto: file, parts of 4 MiB of long ones
+
+    @property
+    def document(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {Cut.auto: "part of about 4 MiB", Cut.blank_line: "paragraph"}.get(self.documents, self.documents.value)
+
+    @property
+    def in_parts(self) -> bool:
+        return self.documents is Cut.auto
+
+    def settled(self, inputs: list[Input]) -> Self:
+        """Let documents be whole files, unless one is too long."""
+        if self.documents is Cut.auto and all(entry.size <= PART_BYTES for entry in inputs):
+            return replace(self, documents=Cut.file)
+        return self
 
     def ranges(self, inputs: list[Input], unit_bytes: int) -> Iterator[tuple[FileRange, int]]:
         return byte_ranges(inputs, unit_bytes, divisible=self.documents is not Cut.file)
 
     def read(self, part: FileRange, bad: BadRecords) -> Iterator[Raw]:
-        if self.documents is Cut.file:
-            with open_bytes(part.file) as stream:
-                yield from whole(stream, part.file)
-        else:
-            with open_bytes(part.file, unlike_lines) as stream:
-                cut = lines if self.documents is Cut.line else paragraphs
-                yield from cut(stream, *part)
+        by_lines = self.documents in (Cut.line, Cut.blank_line)
+        with open_bytes(part.file, *([unlike_lines] if by_lines else [])) as stream:
+            match self.documents:
+                case Cut.auto:
+                    yield from parts(stream, *part)
+                case Cut.file:
+                    yield from whole(stream, part.file)
+                case Cut.line:
+                    yield from lines(stream, *part)
+                case Cut.blank_line:
+                    yield from paragraphs(stream, *part)
 
 
 @register("source", "stdlib")
 @dataclass(kw_only=True)
 class StdlibSource(ReadableSource):
     """The source code of the running Python's own standard library, about 11 MB: text that is always there."""
+
+    document = "file"
 
     def inputs(self) -> list[Input]:
         root = Path(sysconfig.get_path("stdlib"))

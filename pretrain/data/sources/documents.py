@@ -12,10 +12,15 @@ from itertools import chain
 from typing import BinaryIO, NamedTuple
 
 from pretrain.data.sources.bad_records import BadRecords, OnInvalid
+from pretrain.data.sources.compression import BLOCK
 from pretrain.data.sources.content import MARK
 from pretrain.errors import DataError
 
 DOCUMENT_LIMIT = 256 * 2**20  # bytes; a longer document is refused, so that memory stays bounded
+PART_BYTES = 4 * 2**20  # of a part of a long text
+# Where a text is cut, the best place first: before a paragraph, a line, a word.
+_BREAKS = re.compile(rb"\n[ \t\r]*\n\s*"), re.compile(rb"\n"), re.compile(rb"[ \t]")
+_INSIDE = bytes(range(0x80, 0xC0))  # bytes within a character of UTF-8, none of which it begins with
 _MARK = re.compile("^\ufeff+", re.MULTILINE)  # a byte order mark: where files begin, also those that were joined
 
 
@@ -97,6 +102,38 @@ def paragraphs(stream: BinaryIO, file: str, start: int, stop: int | None) -> Ite
             held.append(line)
             length += len(line)
             _check_length(length, file, begin)
+
+
+def parts(stream: BinaryIO, file: str, start: int, stop: int | None) -> Iterator[Raw]:
+    """Yield the parts of a long text that begin in the bytes [start, stop), or a little later; a short one is whole.
+
+    Part n begins where a paragraph, a line or a word begins, soon after byte n * PART_BYTES. At the end of the stream
+    BLOCK bytes or less are no part of their own.
+    """
+    number = -(-start // PART_BYTES)
+    if number:
+        stream.seek(number * PART_BYTES)
+    data = stream.read(BLOCK + 1)
+    ended = number > 0 and len(data) <= BLOCK
+    begin = boundary(data, 0, BLOCK) if number else 0
+    position, data = number * PART_BYTES + begin, data[begin:]
+    while not ended and (stop is None or number * PART_BYTES < stop):
+        number += 1
+        nominal = number * PART_BYTES - position
+        data += stream.read(nominal + BLOCK + 1 - len(data))
+        ended = len(data) <= nominal + BLOCK
+        cut = len(data) if ended else boundary(data, nominal, nominal + BLOCK)
+        yield Raw(data[:cut], file, position)
+        position, data = position + cut, data[cut:]
+
+
+def boundary(text: bytes, low: int, high: int) -> int:
+    """Return where in [low, high] a text in UTF-8 is best cut: before a paragraph, else a line, a word, a character."""
+    for pattern in _BREAKS:
+        if found := pattern.search(text, low, high):
+            return found.end()
+    after = text[low : low + 4]
+    return low + len(after) - len(after.lstrip(_INSIDE))
 
 
 def _lines_from(stream: BinaryIO, file: str, start: int) -> Iterator[tuple[int, bytes]]:

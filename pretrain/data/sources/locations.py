@@ -118,8 +118,8 @@ def _local_names(path: str, key: str, left_out: LeftOut) -> set[str]:
     tree = LocalTree()
     name = Path(path).as_posix()
     if os.path.isdir(name):  # noqa: PTH112 (many of these calls are cheaper without a Path, here and below)
-        raise ConfigError(f"{key}: {path} is a folder; name its files, with all below it: {name.rstrip('/')}/**/*")
-    if tree.exists(name):
+        path = name = f"{name.rstrip('/')}/**/*"
+    elif tree.exists(name):
         return {name}
     root = "/" if name.startswith("/") else ""
     folder, parts = split(tree, root, name.removeprefix(root), key)

@@ -102,10 +102,12 @@ def find_remote(url: str, key: str, left_out: LeftOut) -> list[RemoteFacts]:
     facts = tree.facts(path)
     if facts is None:
         found = dict(_matches(tree, path, key, left_out))
-    elif facts["type"] == "directory":
+    elif facts["type"] != "directory":
+        found = {path: facts}
+    elif _SERVER.match(url):  # whose pages may link to anything
         raise ConfigError(f"{key}: {name} is a folder; name its files: {name.rstrip('/')}/**/*")
     else:
-        found = {path: facts}
+        found = dict(_matches(tree, f"{path.rstrip('/')}/**/*", key, left_out))
     if not found:
         raise ConfigError(f"{key}: {name} matches no file; correct the address or the pattern{left_out.said()}")
     scheme, _, _ = url.partition("://")

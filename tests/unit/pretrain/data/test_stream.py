@@ -201,3 +201,18 @@ def test_a_source_without_one_slot_is_refused(tmp_path):
     source = PackedSource.open("tiny", path, "train", seq_len=16, packing=Packing.concat, partial=False)
     with pytest.raises(DataError, match=r"data\.sources\.tiny: 15 training tokens.*data\.seq_len=16"):
         TrainStream([source], [1.0], seed=1, isolate=True)
+
+
+@pytest.mark.parametrize("packing", [Packing.best_fit, Packing.windows])
+def test_documents_that_leave_most_of_a_slot_unused_are_told_of(tmp_path, packing):
+    for name, lengths in (("short", [3, 5, 4]), ("long", [4, 4, 5])):
+        write_corpus(tmp_path / name, [[100] * length for length in lengths], prefix=[])
+    sources = [
+        PackedSource.open(name, tmp_path / name, "train", seq_len=17, packing=packing) for name in ("short", "long")
+    ]
+    [advice] = TrainStream(sources, WEIGHTS, seed=1, isolate=True).advice(batch_size=2)
+    assert advice.startswith("data.sources.short: its documents have 4 tokens on average, far below data.seq_len=17")
+    assert ("isolate_documents=false" in advice) == (packing is Packing.best_fit)
+    assert not list(TrainStream(sources, WEIGHTS, seed=1, isolate=False).advice(batch_size=2))
+    [advice] = TrainStream(sources, WEIGHTS, seed=1, isolate=False).advice(batch_size=3)
+    assert advice.startswith("train.batch_size=3: more than the 2 slots that the text has")

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from pretrain.data.corpus import Corpus
 from pretrain.data.manifest import Manifest
 from pretrain.data.prepare.build import prepare, verify
-from pretrain.data.prepare.encode import CHUNK_CHARS, chunks, cuttable, encode_documents, is_held_out
+from pretrain.data.prepare.encode import CHUNK_CHARS, chunks, cuttable, encode_documents
+from pretrain.data.prepare.held_out import Part, is_held_out
 from pretrain.data.sources.base import Cut, PreparedSource, TextSource
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.errors import ConfigError, DataError
@@ -71,8 +72,8 @@ def test_a_long_document_has_the_ids_of_the_whole(tokenizer):
         assert len(parts) > 1 or len(text) <= 2 * CHUNK_CHARS
         if "é" * 99 in text:
             continue  # one word: cut somewhere, nothing else is promised
-        [(same, ids)] = encode_documents(reference, [text], [7], [8, 9])
-        assert same == text and ids.tolist() == [7, *reference.encode(text).ids, 8, 9]
+        [(same, ids)] = encode_documents(reference, [Part("train", text, 0)], [7], [8, 9])
+        assert same.text == text and ids.tolist() == [7, *reference.encode(text).ids, 8, 9]
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["Metaspace", "Prepend"])
@@ -85,7 +86,7 @@ def test_a_tokenizer_that_marks_where_a_text_begins_sees_long_documents_whole(le
     text = story(3, 60_000)
     tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=60, show_progress=False))
     assert len(text) > 2 * CHUNK_CHARS and not cuttable(tokenizer)
-    [(_, ids)] = encode_documents(tokenizer, [text], [], [])
+    [(_, ids)] = encode_documents(tokenizer, [Part("train", text, 0)], [], [])
     assert ids.tolist() == tokenizer.encode(text).ids
 
 

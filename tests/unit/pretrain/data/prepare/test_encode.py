@@ -6,22 +6,27 @@ from types import SimpleNamespace
 import pytest
 
 from pretrain.data.prepare import encode
+from pretrain.data.prepare.cache_key import SourceInputs
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.encode import train_tokenizer
+from pretrain.data.prepare.survey import Least
+from pretrain.data.sources.base import FileRange
 from pretrain.data.sources.documents import OnInvalid
 
 
 class Lists:
     """A source whose units are lists of documents."""
 
+    in_parts = False
+
     def __init__(self, *units):
         self.lists = units
 
     def units(self, inputs, unit_bytes):
-        return list(range(len(self.lists)))
+        return [[FileRange("", number, None)] for number in range(len(self.lists))]
 
     def texts(self, unit, problems):
-        return iter(self.lists[unit])
+        return iter(self.lists[unit[0].start])
 
 
 def held_out(text, fraction):
@@ -39,9 +44,9 @@ def seen(monkeypatch):
     def call(sources, *, train_bytes, fraction):
         found = []
         tokenizer = SimpleNamespace(train_bytes=train_bytes, train=lambda texts: found.extend(texts) or "json")
-        readable = {name: (source, [SimpleNamespace(size=1)]) for name, source in sources.items()}
+        readable = {name: SourceInputs(source, []) for name, source in sources.items()}
         cfg = PrepareConfig(unit_bytes=1, held_out=fraction, on_invalid=OnInvalid.skip)
-        assert train_tokenizer(tokenizer, readable, cfg, threads=1) == "json"
+        assert train_tokenizer(tokenizer, readable, cfg, Least(), threads=1) == "json"
         return found
 
     return call

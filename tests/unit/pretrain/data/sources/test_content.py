@@ -153,7 +153,8 @@ def test_invalid_bytes_among_more_characters_that_are_valid_are_bad_documents(tm
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_a_byte_order_mark_is_no_text_and_moves_no_position(tmp_path, pack):
     path, mark = tmp_path / "a.txt", b"\xef\xbb\xbf"
-    whole, lines, paragraphs = (TextSource(paths=[str(path)], documents=cut) for cut in Cut)
+    cuts = Cut.file, Cut.line, Cut.blank_line
+    whole, lines, paragraphs = (TextSource(paths=[str(path)], documents=cut) for cut in cuts)
     for content in (
         mark + b"one\ntwo\n\nthree",
         mark + b"one\ntwo\n\n" + mark + b"three",

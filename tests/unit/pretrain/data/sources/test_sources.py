@@ -19,7 +19,7 @@ from pretrain.data.sources.structured import HubSource, JsonLinesSource, Parquet
 from pretrain.errors import ConfigError, DataError
 
 
-def text_source(path, documents=Cut.file):
+def text_source(path, documents=Cut.auto):
     return TextSource(paths=[str(path)], documents=documents)
 
 
@@ -43,6 +43,28 @@ def test_every_line_and_paragraph_once_however_the_file_is_cut(tmp_path_factory,
     expected = [line.rstrip(b"\r").decode() for line in lines if line.strip()]
     assert read(text_source(path, Cut.line), unit_bytes)[0] == expected
     assert read(text_source(path, Cut.blank_line), unit_bytes)[0] == slow_paragraphs(content)
+
+
+@settings(max_examples=150, deadline=None)
+@given(LINES, st.booleans(), st.integers(1, 60), st.integers(20, 60), st.integers(4, 12))
+def test_a_long_text_is_in_its_parts_once_however_it_is_read(
+    tmp_path_factory, lines, compressed, unit_bytes, part_bytes, block
+):
+    path = tmp_path_factory.mktemp("parts") / "book"
+    content = b"\n".join(lines) + "é".encode() * len(lines) + b"."
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain.data.sources.documents.PART_BYTES", part_bytes)
+        patch.setattr("pretrain.data.sources.documents.BLOCK", block)
+        source = text_source(path)
+        units = source.units(source.inputs(), unit_bytes)
+        parts = [raw for unit in units for span in unit for raw in source.read(span, None)]
+    assert b"".join(raw.data for raw in parts) == content
+    assert [raw.start for raw in parts] == [0, *itertools.accumulate(len(raw.data) for raw in parts)][:-1]
+    for number, raw in enumerate(parts):
+        raw.data.decode()  # none ends within a character
+        assert number * part_bytes <= raw.start <= number * part_bytes + block + 1
+    assert len(parts) == max(1, 1 + (len(content) - block - 1) // part_bytes)
 
 
 @settings(max_examples=50, deadline=None)
@@ -77,6 +99,14 @@ def test_patterns_are_sorted_and_name_each_file_once(tmp_path):
         (tmp_path / name).write_text(name)
     source = TextSource(paths=[f"{tmp_path}/**/*.txt", f"{tmp_path}/a.txt"])
     assert read(source)[0] == ["a.txt", "b.txt", "deep/c.txt"]
+
+
+@pytest.mark.parametrize("path", ["{}/books", "{}/books/", "{}/books/**", "{}/books/*.txt", "{}/books/a.txt"])
+def test_a_file_a_folder_or_a_pattern_without_a_list(tmp_path, path):
+    (tmp_path / "books").mkdir()
+    for name in ("a.txt", ".hidden"):
+        (tmp_path / "books" / name).write_text("text")
+    assert read(TextSource(paths=path.format(tmp_path)))[0] == ["text"]
 
 
 def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
@@ -223,6 +253,8 @@ def test_a_data_set_directory_has_marks_bytes_and_fields_within_fields(tmp_path,
     ("kind", "values"),
     [
         (TextSource, {}),
+        (TextSource, {"paths": [5]}),
+        (TextSource, {"paths": ""}),
         (JsonLinesSource, {"paths": []}),
         (ParquetSource, {}),
         (HubSource, {}),
