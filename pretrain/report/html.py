@@ -37,11 +37,13 @@ from pretrain.report.page import (
     Style,
     Styled,
     Table,
+    plain,
     readable,
 )
 
 POINTS = 16_000  # of all curves of a page together: about 0.6 MB
 MOST_POINTS = 2_000  # of one curve: more than a screen has columns
+LONG_TEXT = 60  # characters from which on a cell is wide
 _TAGS = {Style.strong: "strong", Style.marked: "mark", Style.emphasis: "em", Style.code: "code"}
 
 
@@ -162,7 +164,8 @@ def _table(block: Table) -> Element:
         attributes = {"scope": "row"} if tag == "th" else {}
         if isinstance(content, Number):
             attributes["data-value"] = repr(float(content.value)) if math.isfinite(content.value) else "NaN"
-        attributes |= {"class": "number"} if numeric[column] else {"dir": "auto"}
+        kind = {"class": "long"} if len(plain(content)) > LONG_TEXT else {}
+        attributes |= {"class": "number"} if numeric[column] else {"dir": "auto", **kind}
         return _element(tag, *_inline(content), attributes)
 
     rows = [_element("tr", *(cell(*pair) for pair in enumerate(row))) for row in block.rows]

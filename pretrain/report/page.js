@@ -307,7 +307,7 @@ function drawAxes(state, wide, domain, logarithmic) {
     grid.append(drawn("text", {x: MARGIN.left - 8, y: y + 4, "text-anchor": "end"}, onAxis(tick)));
   }
   const [size, unit] = view.axis === "seconds" ? UNITS.findLast(([size]) => wide[1] >= 2 * size) ?? UNITS[0] : [1, ""];
-  for (const tick of linearTicks(wide.map((end) => end / size), Math.max(2, Math.round(width / 110)))) {
+  for (const tick of linearTicks(wide.map((end) => end / size), Math.max(4, Math.round(width / 100)))) {
     const x = state.x(tick * size);
     grid.append(drawn("path", {d: `M${x} ${height - MARGIN.bottom}v5`, class: "tick"}));
     grid.append(drawn("text", {x, y: height - 6, "text-anchor": "middle"}, `${onAxis(tick)}${unit && ` ${unit}`}`));

@@ -128,6 +128,23 @@ def test_the_same_page_twice_and_another_file_and_step(capsys, labels, tmp_path)
     assert rows(other, "Run")["Data of this page"][0].endswith("few.jsonl, 7 records, 7 sequences")
 
 
+def test_a_page_as_of_a_step_knows_no_later_one(capsys, labels, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(labels[0], run)
+    *_, last = lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    step = last["step"]
+    later = [{**line, "step": line["step"] + step, "accuracy": 0.99} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *later]))
+    record = json.loads((run / "run.json").read_text())
+    del record["sha256"]
+    (run / "run.json").write_text(json.dumps({**record, "best_step": 2 * step}))
+    facts = rows(written(capsys, run, "--step", step), "Run")
+    assert facts["Step of this page"] == [f"{step} of {step}"]
+    values = {line["step"]: line["accuracy"] for line in lines if line["split"] == "validation"}
+    best = max(values, key=lambda each: values[each])
+    assert facts["Best step"][0].split(",")[0] == str(best)
+
+
 def test_sets_of_labels(capsys, tmp_path):
     records = [
         {"text": text, "label": sorted({word, WORDS[place % 3]})} for place, (text, word) in enumerate(texts(20))

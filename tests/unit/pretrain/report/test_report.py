@@ -7,11 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+from html_pages import Parsed
 
 from pretrain.errors import ConfigError
 from pretrain.report import __main__ as report
 from pretrain.report.curves import MANY_POINTS, shared_axis, smoothed
 from pretrain.report.history import load
+from pretrain.report.run_sections import SAMPLED_STEPS
 
 
 def make_run(folder, *, name=None, steps=40, lr=1e-3, batch=64, config=True, facts=True):
@@ -160,6 +162,118 @@ def test_a_run_that_only_diverged_or_only_evaluated_can_be_drawn(tmp_path):
         assert all(page.is_file() for page in report.write_report(run, out=run / "report"))
 
 
+def save(run, *steps):
+    for step in steps:
+        folder = run / "checkpoints" / f"step-{step:08}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+
+
+def test_the_page_knows_which_steps_are_saved_and_how_the_run_stands(tmp_path):
+    runs = [make_run(tmp_path / name) for name in "abcd"]
+    save(runs[0], 20, 30)
+    save(runs[1], *range(1, 41))
+    (runs[1] / "checkpoints" / "step-00000050").mkdir()  # not saved yet
+    facts = [{"exit": None, "best_step": 20}, {"exit": 0, "best_step": 7}, {"exit": 85, "best_step": 30}, {"exit": 5}]
+    for run, known in zip(runs, facts, strict=True):
+        (run / "run.json").write_text(json.dumps({"name": run.name, **known}))
+    reached = table(report.write(runs, tmp_path / "out")[1], "What was reached")
+    assert reached["Newest saved step"] == ["30, 10 behind the last logged", "40", "none", "none"]
+    assert reached["Saved steps"] == ["20; 30", "1; 2; … (40 in all) …; 39; 40", "–", "–"]
+    assert reached["Best step"] == ["20", "7", "30, not on disk", "–"]
+    assert [state.partition(",")[0] for state in reached["State"]] == [
+        *("still training", "done", "stopped on request"),
+        "exit code 5: Losses or gradients that stayed non-finite for longer than the run allows",
+    ]
+
+
+def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=30)]
+    save(runs[0], 10, 20, 40)
+    lines = [{"step": step, "prompt": "x", "continuation": f"at {step}"} for step in (10, 30)]
+    (runs[0] / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole, _ = report.write(runs, tmp_path / "whole")
+    html, page = report.write(runs, tmp_path / "out", step=20)
+    reached = table(page, "What was reached")
+    assert reached["Last logged step"] == ["20", "20"] and reached["Newest saved step"] == ["20", "none"]
+    assert reached["Held-out loss"] == [f"{8 / math.sqrt(20) + 1:.4f}"] * 2
+    assert ("at 30" in whole.read_text(), "at 30" in html.read_text(), "at 10" in html.read_text()) == (
+        True,
+        False,
+        True,
+    )
+    charts = [json.loads(text) for attributes, text in Parsed(html.read_text()).all("script") if "type" in attributes]
+    assert max(step for chart in charts[0]["charts"] for each in chart["curves"] for step in each["x"]["step"]) == 20
+    assert table(report.write(runs, tmp_path / "out", step=35)[1], "What was reached")["Last logged step"] == [
+        "30",
+        "30",
+    ]
+
+
+@pytest.mark.parametrize("step", [-1, 41])
+def test_a_step_without_records_is_refused(tmp_path, capsys, step):
+    assert report.main([str(make_run(tmp_path / "a")), "--step", str(step)]) == 2
+    assert f"--step={step}: there are records of steps 0 to 40; name one of these" in capsys.readouterr().err
+
+
+def test_samples_of_runs_stand_side_by_side_and_are_thinned(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    for run in runs:
+        lines = [
+            {"step": step, "prompt": prompt, "continuation": f"{run.name} {step}\n*{prompt}*"}
+            for step in range(1, 100)
+            for prompt in ("one ", "two ")
+        ]
+        (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 100, "pro')
+    html, page = report.write(runs, tmp_path / "out")
+    steps = [text for _, text in Parsed(html.read_text()).all("h3")]
+    assert len(steps) == SAMPLED_STEPS and (steps[0], steps[-1]) == ("Step 1", "Step 99")
+    assert f"Shown are {SAMPLED_STEPS} of 99 evaluations." in page.read_text()
+    rows = page.read_text().split("At step 99:")[1].split("##")[0].splitlines()[4:8]
+    assert rows == [f"| {run} | {prompt}  | {run} 99 \\*{prompt} \\* |" for prompt in ("one", "two") for run in "ab"]
+
+
+def test_what_is_odd_about_a_run_is_said(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "run.json").write_text(json.dumps({"name": "a", "notes": ["step 20 was passed over"]}))
+    lines = [{"step": step, "split": "train", "loss": "NaN", "tokens": step * 64} for step in (50, 60)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report.write([run], tmp_path / "out")[1].read_text()
+    for note in (
+        "step 20 was passed over",
+        "2 of 2 training losses are not finite, the first at step 50: curves have gaps there",
+        "nothing held out was measured",
+    ):
+        assert f"| {note} |" in text
+
+
+def test_a_comparison_begins_with_a_row_for_each_run(tmp_path):
+    runs = [make_run(tmp_path / name, steps=10 + 10 * place) for place, name in enumerate("abcd")]
+    html, page = report.write(runs, tmp_path / "out")
+    assert page.read_text().startswith("# 4 runs\n")
+    rows = Parsed(html.read_text()).cells()
+    place = next(place for place, row in enumerate(rows) if row[:2] == ["run", "held-out loss"])
+    steps = rows[place].index("last logged step")
+    assert [(row[0], row[steps]) for row in rows[place + 1 : place + 5]] == [
+        ("a", "10"),
+        ("b", "20"),
+        ("c", "30"),
+        ("d", "40"),
+    ]
+
+
+def test_the_whole_configuration_is_in_the_html_and_no_secret(tmp_path):
+    run = make_run(tmp_path / "a")
+    with (run / "config.yaml").open("a") as config:
+        config.write("hub: {token: hf_abcdefghijklmnopqrstuvwxyz}\n")
+    html, page = report.write([run], tmp_path / "out")
+    rows = Parsed(html.read_text()).cells()
+    assert ["optim.betas", "[0.9, 0.95]"] in rows and ["hub.token", "<redacted>"] in rows
+    assert (
+        "optim.betas" not in page.read_text() and "In `report.html` beside this page: configuration" in page.read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -171,11 +285,12 @@ def test_a_run_that_only_diverged_or_only_evaluated_can_be_drawn(tmp_path):
         ("run.json", "{", "run.json: not readable (Expecting"),
         ("run.json", "[]", "run.json: not readable (not a JSON object)"),
         ("config.yaml", "a: [", "config.yaml: cannot be read"),
+        ("samples.jsonl", '{"step": 1, "prompt": "a"}\n', "samples.jsonl:1: not a record (it lacks 'continuation')"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name_with_exit_code_2(tmp_path, capsys, file, text, message):
     run = make_run(tmp_path / "a")
-    (run / file).unlink()
+    (run / file).unlink(missing_ok=True)
     if text is not None:
         (run / file).write_text(text)
     with pytest.raises(ConfigError):
