@@ -191,11 +191,12 @@ class LearningRate(NamedTuple):
     def change(self, before: LearningRate, step: int) -> str | None:
         """Say what becomes of the learning rate of a run that resumes after `step` steps, and was planned as `before`.
 
-        None if the next step is as planned, or the last one was taken.
+        None if the next step is as planned or like the one before, or the last one was taken.
         """
-        if step >= self.total_steps or math.isclose(self.at(step), before.at(step), rel_tol=TOLERANCE):
-            return None
         used, now = before.at(step - 1), self.at(step)
+        goes_on = any(math.isclose(now, rate, rel_tol=TOLERANCE) for rate in (used, before.at(step)))
+        if step >= self.total_steps or goes_on:
+            return None
         jump = f"the learning rate {'rises' if now > used else 'falls'} from {used:.2e} to {now:.2e} at step {step + 1}"
         if (self.peak, self.schedule) != (before.peak, before.schedule):
             return f"{jump}: optim.lr or the schedule changed"

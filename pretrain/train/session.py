@@ -147,23 +147,12 @@ class Session:
             path = self.directory.path / METRICS_FILE
             for said in (
                 missing(path, saved["step"], saved.get("metrics")),
-                self._change_of_rate(self.directory.path, saved["step"], num_steps),
+                change_of_rate(self.directory.path, LearningRate(cfg.optim.lr, cfg.schedule, num_steps), saved["step"]),
             ):
                 if said:
                     self.directory.note(said)
         state = TrainState(step=saved["step"], tokens=saved["tokens"]) if saved else TrainState()
         return Trainee(model, strategy, checkpoints, fingerprints, state, saved)
-
-    def _change_of_rate(self, run: Path, step: int, num_steps: int) -> str | None:
-        """Say what becomes of the learning rate after `step` if that is not what the run's last start had planned."""
-        config = read_nested_config(run)
-        try:
-            before = LearningRate(
-                config["optim"]["lr"], choice_of(run, "schedule"), config["train"].get("steps", num_steps)
-            )
-        except (ConfigError, LookupError) as error:
-            return f"whether the learning rate goes on as planned is not known: {error}"
-        return LearningRate(self.cfg.optim.lr, self.cfg.schedule, num_steps).change(before, step)
 
     def _accept(self, change: str) -> None:
         if self.directory:
@@ -318,6 +307,16 @@ def resume(
     restore(newest, shapes, strategy)
     log.info("resuming from %s", newest)
     return saved
+
+
+def change_of_rate(run: Path, now: LearningRate, step: int) -> str | None:
+    """Say what becomes of the learning rate after `step` if that is not what the run's last start had planned."""
+    try:
+        config, schedule = read_nested_config(run), choice_of(run, "schedule")
+        before = LearningRate(config["optim"]["lr"], schedule, config["train"].get("steps", now.total_steps))
+    except (ConfigError, LookupError) as error:
+        return f"whether the learning rate goes on as planned is not known: {error}"
+    return now.change(before, step)
 
 
 def network_fingerprints(network: Any, optim: Any) -> Fingerprints:

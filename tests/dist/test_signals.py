@@ -6,15 +6,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from forks import Forked
 from ranks import column, launched, process_of, run, tiny, wait_until
+from terminals import CTRL_C, Terminal
 from test_pretrain import assert_equal_runs, logged
 from waiting import until
 
 from pretrain.checkpoint.load import load_manifest, load_state
+from pretrain.commands import HANDLED
+from pretrain.compose import compose
+from pretrain.errors import Preempted
+from pretrain.run import pretrain
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 
@@ -43,9 +50,10 @@ def the_one_step(directory: Path, launcher) -> int:
     assert not list((directory / "checkpoints").glob(".tmp-*"))
     assert load_state(step)["step"] == max(column(directory, "loss"))
     assert json.loads((directory / "run.json").read_text())["exit"] == 85
-    for rank in range(4):
-        said = re.findall(r"stopped on request at step (\d+)", (directory / "ranks" / f"rank-{rank}.log").read_text())
-        assert int(said[-1]) == load_state(step)["step"], "every rank knows of the same step"
+    said = re.findall(r"stopped: step (\d+) of \d+ is saved", (directory / "ranks" / "rank-0.log").read_text())
+    assert int(said[-1]) == load_state(step)["step"]
+    for rank in range(1, 4):
+        assert not (directory / "ranks" / f"rank-{rank}.log").read_text(), "it is said once"
     return load_state(step)["step"]
 
 
@@ -88,7 +96,65 @@ def test_a_run_can_be_stopped_as_process_1_while_it_imports(tmp_path):
     wait_until(lambda: knows(child, signal.SIGTERM, "Cgt"), run)
     os.kill(child, signal.SIGTERM)
     assert run.wait(60) == 85
-    assert run.stderr and run.stderr.read() == "stopped on request; the same command goes on from what is saved\n"
+    assert run.stderr and run.stderr.read() == "stopped with nothing to save; the same command starts again\n"
+
+
+TRAINS = r"\d tokens/s"  # on the screen
+
+
+def on_a_terminal(place: Path, name: str, ranks: int, *overrides: str) -> Terminal:
+    launcher = ["launch", "local", f"nproc={ranks}", "--"] if ranks else []
+    return Terminal([sys.executable, "-m", *launcher, "pretrain", *tiny(name, *ENDLESS, *overrides)], cwd=place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_one_ctrl_c_counts_once_for_each_rank_and_its_launcher(place, ranks):
+    name = f"pressed-{ranks}"
+    terminal = on_a_terminal(place, name, ranks)
+    terminal.press(CTRL_C, after=TRAINS)
+    assert terminal.end() == 85, terminal.shown
+    [step] = (place / "runs" / name / "checkpoints").iterdir()
+    assert step.name == f"step-{load_state(step)['step']:08d}"
+    said = terminal.shown[terminal.shown.index("^C") :]
+    assert said.count("stopping: ") == 1 and said.count("Ctrl-C again") == 1
+    assert said.count(f"stopped: step {load_state(step)['step']} of 100000 is saved; the same command resumes") == 1
+    assert "Traceback" not in terminal.shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_second_ctrl_c_ends_a_run_at_once(place, ranks):
+    wide = ["model.width=256", "train.batch_size=256"]  # a step takes a while
+    terminal = on_a_terminal(place, f"twice-{ranks}", ranks, *wide)
+    terminal.press(CTRL_C, after=TRAINS)
+    terminal.press(CTRL_C, after="stopping: ")
+    assert terminal.end() == 130, terminal.shown
+    assert terminal.shown.count("ended at once; what was saved before is kept") == 1
+    assert "Traceback" not in terminal.shown and not list((place / "runs" / f"twice-{ranks}").glob("checkpoints/*"))
+
+
+def in_a_notebook(folder: str) -> None:
+    """Train in a process that is no command of ours, and interrupt that as a kernel of notebooks does."""
+    os.chdir(folder)
+    directory, before = Path("runs/notebook"), [signal.getsignal(number) for number in HANDLED]
+
+    def interrupt() -> None:
+        until(lambda: logged(directory) > 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(Preempted, match=r"step \d+ of 100000 is saved; the same command resumes"):
+        pretrain(compose(tiny("notebook", *ENDLESS)))
+    assert [signal.getsignal(number) for number in HANDLED] == before
+    assert json.loads((directory / "run.json").read_text())["exit"] == 85
+    [step] = (directory / "checkpoints").iterdir()
+    assert load_state(step)["step"] == max(column(directory, "loss"))
+
+
+def test_a_notebook_that_is_interrupted_has_its_run_saved_and_its_handlers_back(place):
+    notebook = Forked(call=(in_a_notebook, (str(place),)))
+    assert notebook.wait() == 0, notebook.stderr
 
 
 def knows(process: int, number: int, how: str) -> bool:
@@ -117,9 +183,9 @@ def test_preparing_ends_with_its_workers_and_without_a_word_of_theirs(place, tmp
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    assert process.wait(60) == (130 if number == signal.SIGINT else 85)
+    assert process.wait(60) == 85
     *progress, last = said.read_text().splitlines()
-    assert "interrupted" in last or "stopped on request" in last
+    assert last == "stopped; units that are finished are kept, and the same command goes on from them"
     assert all(line.startswith("training the tokenizer") for line in progress)
     with pytest.raises(ProcessLookupError):
         until(lambda: os.killpg(process.pid, 0))  # no process of its session is left

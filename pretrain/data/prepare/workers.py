@@ -26,7 +26,7 @@ from pretrain.errors import Preempted, ResourceError
 from pretrain.tracking.console import takes_bar
 
 POLL_S = 0.2  # seconds between two looks at the workers
-LINE_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
+FIRST_LINE_S, LINE_EVERY_S = 1.0, 10.0  # seconds until a line of progress, and to the next, where there is no terminal
 REPORT_CHARS = 2**18  # characters of text between two reports of a worker
 
 Call = tuple[Any, ...]  # a function and its arguments
@@ -110,7 +110,8 @@ def worker_pool(num_workers: int) -> Iterator[Workers]:
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that shows finished units of `total` and the characters of text that were encoded."""
-    start = next_line = time.monotonic()
+    start = time.monotonic()
+    next_line = start + FIRST_LINE_S
 
     def rate(chars: int) -> str:
         return f"{chars / 1e6:.1f} MB of text, {chars / 1e6 / max(time.monotonic() - start, 1e-3):.2f} MB/s"

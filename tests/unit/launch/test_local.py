@@ -9,13 +9,15 @@ import pytest
 from launch import local
 from launch.local import LocalConfig, run_local
 from pretrain.errors import ConfigError
+from pretrain.train.run_dir import LOG_LEVEL
 
 
 @pytest.fixture
 def row(monkeypatch, tmp_path):
     """Return what runs as many jobs as there are exit codes, and what was asked of ranks and of the table."""
-    monkeypatch.setenv("WANDB_RUN_GROUP", "")  # so that what a run sets does not stay
-    monkeypatch.delenv("WANDB_RUN_GROUP")
+    for name in ("WANDB_RUN_GROUP", LOG_LEVEL):
+        monkeypatch.setenv(name, "")  # so that what a run sets does not stay
+        monkeypatch.delenv(name)
 
     def call(*codes, cfg=None):
         started, tables, checked = [], [], []
@@ -37,7 +39,7 @@ def row(monkeypatch, tmp_path):
 
         def run_ranks(command, **options):
             assert len(checked) == len(codes), "all are checked before the first one starts"
-            started.append((command, options))
+            started.append((command, options | {"level": os.environ.get(LOG_LEVEL)}))
             return next(left)
 
         monkeypatch.setattr(local, "run_ranks", run_ranks)
@@ -66,6 +68,18 @@ def test_each_run_has_its_settings_ranks_port_and_place_for_logs(row, tmp_path):
         assert command == [sys.executable, "-m", "pretrain", f"seed={number}"]
         assert (options["count"], options["node"].port, options["node"].of) == (2, 4242, 1)
         assert options["logs"] == tmp_path / f"run-{number}" / "ranks"
+
+
+def test_the_first_run_of_a_sweep_says_what_it_will_do_and_the_others_which_they_are(row, capsys):
+    _, started, _ = row(0, 5, 0)
+    assert [options["level"] for _, options in started] == [None, "WARNING", "WARNING"]
+    lines = [f"run {number + 1} of 3: run-{number} (seed={number})" for number in range(3)]
+    assert capsys.readouterr() == ("\n".join([*lines, "the table", ""]), "")
+
+
+def test_a_sweep_that_is_stopped_says_where_it_goes_on(row, capsys):
+    row(0, 85, 0)
+    assert capsys.readouterr().err == "stopped in run 2 of 3; the same command goes on from there\n"
 
 
 def test_runs_of_a_sweep_are_one_group_unless_there_is_one(row, monkeypatch):

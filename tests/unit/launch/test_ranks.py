@@ -81,6 +81,13 @@ def test_the_first_to_fail_decides_and_is_told_last(tmp_path, capfd, monkeypatch
         assert "ValueError: the first" in log(tmp_path, rank)
 
 
+def test_a_rank_that_is_alone_has_said_all(tmp_path, capfd):
+    assert run(tmp_path, "raise SystemExit('refused')", count=1) == 1
+    assert capfd.readouterr().err == "refused\n"
+    assert run(tmp_path, "import os; os.kill(os.getpid(), 9)", count=1) == 7
+    assert "rank 0 was killed by SIGKILL" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_traceback_is_shown_once_and_last(tmp_path, capfd, monkeypatch, rank):
     monkeypatch.setattr("launch.ranks.GRACE_S", 0.3)
@@ -133,14 +140,15 @@ while True:
 """
 
 
-def launched(tmp_path, code, hangup=signal.SIG_DFL):
-    """Return a launcher of three ranks, once all of them are ready; SIGHUP is as `hangup` says, as behind nohup."""
+def launched(tmp_path, code, *ignored):
+    """Return a launcher of three ranks, once all of them are ready, that some signals were ignored for."""
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "ranks"), code]
-    before = signal.signal(signal.SIGHUP, hangup)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert process.stdout and process.stdout.readline() == "ready\n"
     wait_until(lambda: all(log(tmp_path, rank).startswith("ready") for rank in (1, 2)), process)
     return process
@@ -153,7 +161,7 @@ def test_all_ranks_are_asked_to_stop(tmp_path, number):
     assert process.wait(60) == 85
     passed = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
     assert all(f"asked by {int(passed)}" in log(tmp_path, rank) for rank in (1, 2))
-    assert ("Ctrl-C again kills" in process.stderr.read()) == (number == signal.SIGINT)
+    assert ("Ctrl-C again ends them" in process.stderr.read()) == (number == signal.SIGINT)
 
 
 ALONE = """
@@ -199,12 +207,21 @@ def test_the_first_process_of_a_container_lets_go_of_what_ranks_left_behind(tmp_
     assert ended.returncode == 0
 
 
-def test_nohup_keeps_its_promise(tmp_path):
-    process = launched(tmp_path, SAVES, hangup=signal.SIG_IGN)
-    process.send_signal(signal.SIGHUP)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_nohup_and_the_background_of_a_shell_keep_their_promise(tmp_path, number):
+    process = launched(tmp_path, SAVES, number)
+    process.send_signal(number)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 85
     assert f"asked by {int(signal.SIGUSR1)}" in log(tmp_path, 2)
+
+
+def test_a_first_interrupt_kills_nothing_whoever_asked_before(tmp_path):
+    process = launched(tmp_path, SAVES)
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "asked by" in log(tmp_path, 2), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 85
 
 
 def test_a_second_interrupt_kills(tmp_path):

@@ -35,7 +35,7 @@ def test_the_table(tmp_path):
         write(tmp_path, "refused", 1, 2),
     ]
     lines = [
-        "run      optim.lr  exit  steps  train loss  held-out loss  held-out accuracy",
+        "run      optim.lr  exit  steps  train loss  held-out loss  accuracy",
         "a        0.001     0     4      4.5000      4.2500         0.3333",
         "bc       0.0003    -     11     3.6250      4.2500         0.3333",
         "refused  -         2     0      -           -              -",
@@ -78,7 +78,7 @@ def test_runs_that_differ_in_the_seed_alone_have_their_mean_and_deviation(tmp_pa
         for (lr, seed), values in losses.items()
     ]
     header, *rows = [re.split(r"\s{2,}", line) for line in table_of(runs).splitlines()]
-    assert header == ["run", "optim.lr", "seed", "exit", "steps", "train loss", "held-out loss", "held-out accuracy"]
+    assert header == ["run", "optim.lr", "seed", "exit", "steps", "train loss", "held-out loss", "accuracy"]
     assert [row[0] for row in rows] == [run.name for run in runs] + ["mean of 3 seeds"] * 2
     for lr, row in zip((0.1, 0.2), rows[-2:], strict=True):
         assert row[1:5] == [str(lr), "0, 1, 2", "-", "-"]

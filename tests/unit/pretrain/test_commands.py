@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.commands import HANDLED
+
 BEGIN = "import os, sys\nfrom pretrain.commands import command, start_command\nstart_command()\n"
+STOPPABLE = (
+    "from pretrain.commands import StopRequest, exit_code_of\nfrom pretrain.errors import Preempted\n"
+    "with StopRequest('early') as stop:\n code = exit_code_of(body)\nsys.exit(code)\n"
+)
+AT_ONCE = "ended at once; what was saved before is kept"
 WAIT = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
 PLAIN = [sys.executable, "-c"]
 AS_PROCESS_1 = ["unshare", "--fork", "--pid", "--kill-child", *PLAIN]
@@ -39,16 +46,12 @@ def skip_unless_allowed(words: list[str]) -> None:
         pytest.skip("a namespace of processes needs privileges")
 
 
-SIGNALS = [(signal.SIGTERM, 85, "stopped"), (signal.SIGUSR1, 85, "stopped"), (signal.SIGINT, 130, "interrupted")]
+@pytest.mark.parametrize("number", HANDLED)
+def test_what_is_told_to_end_ends_at_once(number):
+    assert told(PLAIN, BEGIN + WAIT, number) == (85, "stopped with nothing to save; the same command starts again\n")
 
 
-@pytest.mark.parametrize(("number", "code", "said"), SIGNALS)
-def test_what_is_told_to_end_ends_at_once(number, code, said):
-    ended, error = told(PLAIN, BEGIN + WAIT, number)
-    assert ended == code and error.startswith(said) and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", HANDLED)
 def test_process_1_of_a_container_does_so_too(number):
     skip_unless_allowed(AS_PROCESS_1)
     assert told(AS_PROCESS_1, BEGIN + WAIT, number)[0] == 85
@@ -61,12 +64,19 @@ def test_an_import_that_is_under_way_does_not_swallow_the_signal(tmp_path):
 
 
 def test_a_second_request_does_not_wait_for_what_the_first_set_going():
-    tidy = "from pretrain.commands import StopRequest, exit_code_of\nStopRequest()\n"
     body = (
         "def body():\n try:\n  os.kill(os.getpid(), 15)\n finally:\n  print('ready', flush=True)\n  time.sleep(600)\n"
     )
-    code = f"{BEGIN}import time\n{tidy}{body}sys.exit(exit_code_of(body))"
-    assert told(PLAIN, code, signal.SIGTERM)[0] == 85
+    assert told(PLAIN, f"{BEGIN}import time\n{body}{STOPPABLE}", signal.SIGTERM)[0] == 85
+    assert told(PLAIN, f"{BEGIN}import time\n{body}{STOPPABLE}", signal.SIGINT) == (130, f"{AT_ONCE}\n")
+
+
+@pytest.mark.parametrize("last", ["return", "raise Preempted('saved')"])
+def test_a_second_ctrl_c_ends_a_command_at_once_also_while_it_closes_what_it_used(last):
+    body = f"def body():\n stop.training = True\n os.kill(os.getpid(), 2)\n assert stop.received\n {last}\n"
+    said, saved = "stopping: the step under way is finished", "saved\n" * (last != "return")
+    ended, error = told(PLAIN, f"{BEGIN}{body}{STOPPABLE[: STOPPABLE.index('sys.exit')]}{WAIT}", signal.SIGINT)
+    assert ended == 130 and error.startswith(said) and error.endswith(f"at once\n{saved}{AT_ONCE}\n")
 
 
 def test_a_signal_between_two_programs_of_one_process_reaches_the_second():

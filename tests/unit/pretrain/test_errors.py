@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from argparse import ArgumentParser
 
 import pytest
@@ -29,7 +30,6 @@ def test_a_command_prints_what_its_body_returns(capsys):
         (ConfigError("a=1: too small"), 2),
         (CheckpointError("torn"), 4),
         (Preempted("stopped"), 85),
-        (KeyboardInterrupt("interrupted"), 130),
     ],
 )
 def test_an_error_of_ours_becomes_its_message_and_exit_code(capsys, error, code):
@@ -38,6 +38,24 @@ def test_an_error_of_ours_becomes_its_message_and_exit_code(capsys, error, code)
 
     assert command(number(), fail, ["1"]) == code
     assert capsys.readouterr() == ("", f"{error}\n")
+
+
+def test_a_second_ctrl_c_has_an_exit_code_and_no_traceback(capsys):
+    def interrupted(options):
+        signal.raise_signal(signal.SIGINT)
+
+    assert command(number(), interrupted, ["1"]) == 130
+    assert capsys.readouterr() == ("", "ended at once; what was saved before is kept\n")
+
+
+def test_what_all_ranks_know_is_said_by_the_first(capsys, monkeypatch):
+    def fail(error):
+        raise error
+
+    monkeypatch.setenv("RANK", "1")
+    assert command(number(), lambda options: fail(Preempted("stopped")), ["1"]) == 85
+    assert command(number(), lambda options: fail(ConfigError("of this rank")), ["1"]) == 2
+    assert capsys.readouterr() == ("", "of this rank\n")
 
 
 def test_a_bug_and_a_refused_argument_pass_through():
@@ -73,32 +91,60 @@ def test_the_outcome_of_a_block_is_reported(error, code):
     assert found == [code]
 
 
-@pytest.fixture
-def handlers():
-    """What handles signals stays as it is."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_request_to_stop_ends_what_does_not_train_yet_and_is_a_flag_afterwards(handlers, number):
-    early = StopRequest()
-    with pytest.raises(Preempted, match="stopped on request; the same command"):
+@pytest.mark.parametrize("number", HANDLED)
+def test_a_request_to_stop_ends_what_does_not_train_yet_and_is_a_flag_afterwards(number):
+    with pytest.raises(Preempted, match="nothing yet"), StopRequest("nothing yet") as early:
         signal.raise_signal(number)
     assert early.received
-    stop = StopRequest()
-    stop.training = True
-    assert not stop.received
-    signal.raise_signal(number)
-    signal.raise_signal(number)
-    assert stop.received
+    with StopRequest("") as stop:
+        stop.training = True
+        assert not stop.received
+        signal.raise_signal(number)
+        assert stop.received
 
 
-def test_a_request_to_stop_is_not_taken_for_a_failure_of_the_code_that_it_passes_through(handlers):
-    StopRequest()
-    with pytest.raises(Preempted):
+def test_a_run_that_saves_is_asked_again_and_again_by_schedulers_and_twice_by_its_user():
+    with pytest.raises(KeyboardInterrupt), StopRequest("") as stop:
+        stop.training = True
+        for number in (*STOP_SIGNALS, *STOP_SIGNALS, signal.SIGINT, *STOP_SIGNALS):
+            signal.raise_signal(number)
+        assert stop.received
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_handled_signals_before_does_so_afterwards(monkeypatch):
+    seen = []
+    before = {number: signal.signal(number, lambda number, frame: seen.append(number)) for number in STOP_SIGNALS}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(Preempted), StopRequest(""):
+            signal.raise_signal(signal.SIGINT)  # ignored, as in the background of a shell
+            signal.raise_signal(signal.SIGTERM)
+        for number in HANDLED:
+            signal.raise_signal(number)
+        assert seen == list(STOP_SIGNALS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_thread_that_may_not_handle_signals_leaves_them_alone():
+    def handlers():
+        return [signal.getsignal(number) for number in HANDLED]
+
+    def body():
+        with StopRequest("") as stop:
+            found.append((handlers(), stop.received))
+
+    before, found = handlers(), []
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert found == [(before, False)] and handlers() == before
+
+
+def test_a_request_to_stop_is_not_taken_for_a_failure_of_the_code_that_it_passes_through():
+    with pytest.raises(Preempted), StopRequest(""):
         try:
             signal.raise_signal(signal.SIGTERM)
         except Exception:

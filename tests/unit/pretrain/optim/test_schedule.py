@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.optim.schedule import ConstantSchedule, CosineSchedule, Decay, LinearSchedule, WsdSchedule
+from pretrain.optim.schedule import (
+    ConstantSchedule,
+    CosineSchedule,
+    Decay,
+    LearningRate,
+    LinearSchedule,
+    WsdSchedule,
+)
 
 SQRT_HALF = 0.70710678118654752
 
@@ -115,3 +122,31 @@ def test_a_share_of_the_steps_decays(share, total, steps):
 
 def test_no_share_is_no_warmup():
     assert LinearSchedule(warmup_ratio=0.0).build(40)(0) == 1.0
+
+
+# A run that took 4 of 4 steps, or 2 of 4, at a peak of 1: how it was planned, how it goes on, and what is said of that.
+COSINE, LINEAR, CONSTANT = CosineSchedule(floor=0.0), LinearSchedule(), ConstantSchedule()
+LENGTH = "its schedule now reaches to train.steps="
+CHANGES = [
+    # The last step took (1 + cos(3/4 pi)) / 2 = 0.146, and step 5 of 8 takes (1 + cos(pi / 2)) / 2.
+    (4, (COSINE, 4), (1.0, COSINE, 8), ["rises from 1.46e-01 to 5.00e-01 at step 5", f"{LENGTH}8, before to 4"]),
+    (4, (LINEAR, 4), (1.0, LINEAR, 8), ["rises from 2.50e-01 to 5.00e-01 at step 5", "optim.lr=2.50e-01 holds it"]),
+    (4, (WsdSchedule(decay_share=0.5), 4), (1.0, WsdSchedule(decay_share=0.5), 8), ["rises from 2.93e-01 to 1.00e+00"]),
+    (2, (LINEAR, 4), (1.0, LINEAR, 3), ["falls from 7.50e-01 to 3.33e-01 at step 3", f"{LENGTH}3, before to 4"]),
+    (2, (LINEAR, 4), (3.0, LINEAR, 4), ["rises from 7.50e-01 to 1.50e+00", "optim.lr or the schedule changed"]),
+    (2, (CONSTANT, 4), (1.0, ConstantSchedule(warmup_steps=4), 4), ["falls from 1.00e+00 to 6.00e-01", "changed"]),
+    (2, (CONSTANT, 4), (1.0, ConstantSchedule(warmup_ratio=1.0), 4), ["falls from 1.00e+00 to 6.00e-01", "changed"]),
+    (2, (LINEAR, 4), (0.4, CONSTANT, 4), ["falls from 7.50e-01 to 4.00e-01", "changed"]),
+    (2, (LINEAR, 4), (0.5, CONSTANT, 4), None),
+    (2, (LINEAR, 4), (0.75, CONSTANT, 4), None),  # held, as is advised
+    (2, (WsdSchedule(decay_share=0.5), 4), (1.0, WsdSchedule(decay_share=0.5), 8), None),
+    (4, (CONSTANT, 4), (1.0, CONSTANT, 8), None),
+    (2, (LINEAR, 4), (1.0, LINEAR, 4), None),
+    (4, (LINEAR, 4), (9.0, LINEAR, 4), None),  # no step is left
+]
+
+
+@pytest.mark.parametrize(("step", "planned", "now", "said"), CHANGES)
+def test_a_resumed_run_says_where_its_learning_rate_jumps(step, planned, now, said):
+    found = LearningRate(*now).change(LearningRate(1.0, *planned), step)
+    assert (found is None) == (said is None) and all(words in found for words in said or [])

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.compose import compose
 from pretrain.errors import ConfigError
-from pretrain.train.run_dir import RunConfig, RunDirectory, check_written_by, read_config, read_record
+from pretrain.train.run_dir import LOG_LEVEL, RunConfig, RunDirectory, check_written_by, read_config, read_record
 
 
 @pytest.fixture
@@ -87,3 +87,21 @@ def test_messages_go_to_the_log_only_inside_the_block(run):
     log.warning("after")
     written = (run.path / "log.txt").read_text()
     assert "DEBUG headwater_test_of_run_dir: inside" in written and "after" not in written
+
+
+def test_the_environment_says_from_which_level_on_messages_are_printed(run, capfd, monkeypatch):
+    log = logging.getLogger("headwater_test_of_levels")
+
+    def said():
+        with run.log_to(log.name):
+            log.info("the plan")
+            log.warning("a warning")
+        return capfd.readouterr().err
+
+    assert said() == "the plan\na warning\n"
+    monkeypatch.setenv(LOG_LEVEL, "WARNING")
+    assert said() == "a warning\n"
+    assert (run.path / "log.txt").read_text().count("the plan") == 2
+    monkeypatch.setenv(LOG_LEVEL, "loud")
+    with pytest.raises(ConfigError, match=r"HEADWATER_LOG_LEVEL=loud: one of .*WARNING"):
+        said()

@@ -5,8 +5,11 @@ from toys import ALONE, assert_same, state_of, take_step, toy_strategy
 
 from pretrain.checkpoint.load import shapes_of
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
+from pretrain.compose import compose
 from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.train.session import resume
+from pretrain.optim.schedule import CosineSchedule, LearningRate
+from pretrain.train.run_dir import RunDirectory
+from pretrain.train.session import change_of_rate, resume
 
 FINGERPRINTS = {"model.width": 5, "optim": "adamw", "data.seq_len": 16}
 
@@ -62,3 +65,16 @@ def test_what_is_no_longer_there_differs_too(saved):
     fewer = {key: value for key, value in FINGERPRINTS.items() if key != "data.seq_len"}
     with pytest.raises(DataError, match=r"data\.seq_len was 16 and is now None"):
         resumed(saved[1], fewer)
+
+
+def test_the_learning_rate_is_compared_with_that_of_the_last_start(tmp_path):
+    cfg = compose(
+        [f"run.root={tmp_path}", "data=text", "data.sources.text.paths=[a]", "train.steps=50", "optim.lr=1e-3"]
+    )
+    run = RunDirectory.claim(cfg.run)
+    run.write_config(cfg)
+    same, longer = (LearningRate(1e-3, CosineSchedule(), steps) for steps in (50, 100))
+    assert change_of_rate(run.path, same, 20) is None
+    assert "rises from 1.01e-04 to 5.50e-04 at step 51" in change_of_rate(run.path, longer, 50)
+    (run.path / "config.yaml").unlink()
+    assert "is not known" in change_of_rate(run.path, longer, 50)
