@@ -14,7 +14,7 @@ from pretrain.trained.model import load
 def folder(tmp_path_factory):
     """Two decoders of different tokenizers, the first with steps 7 and 9, a text, and its corpora."""
     folder = tmp_path_factory.mktemp("runs")
-    first, later = make_run(folder / "first", *GPT2_SETTINGS), make_run(folder / "later", step=9)
+    first, later = (make_run(folder / name, *GPT2_SETTINGS, step=step) for name, step in (("first", 7), ("later", 9)))
     shutil.copytree(later / "checkpoints" / "step-00000009", first / "checkpoints" / "step-00000009")
     make_run(folder / "second", *LLAMA_SETTINGS, tokenizer=word_pieces(), vocab_size=72)
     (folder / "text.txt").write_text("\n".join(TEXTS[:7]))
@@ -60,7 +60,7 @@ def test_a_step_is_that_of_every_run(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--against", "nowhere"], 2, "nowhere: no such directory; name a run"),
+        (["--against", "./nowhere"], 2, "./nowhere: no such directory; name a run"),
         (["--set", "document=line"], 2, "document=line: no setting of an evaluation; did you mean"),
         (["--set", "data.seq_len=40"], 2, "data.seq_len=40: more than the 32 tokens that"),
     ],

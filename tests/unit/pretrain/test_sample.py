@@ -69,9 +69,7 @@ def test_without_a_prompt_a_document_begins(run, capsys):
         (" \n", 2, "holds no prompt"),
     ],
 )
-def test_prompts_that_cannot_be_read_are_refused_before_anything_is_drawn(
-    run, tmp_path, capsys, content, code, message
-):
+def test_prompts_that_cannot_be_read_are_refused_at_once(run, tmp_path, capsys, content, code, message):
     (tmp_path / "prompts.jsonl").write_text(content)
     assert main([str(run), "--prompts", str(tmp_path / "prompts.jsonl")]) == code
     printed = capsys.readouterr()

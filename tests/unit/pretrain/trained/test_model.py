@@ -142,7 +142,7 @@ def test_an_export_computes_what_its_run_does(run, tmp_path):
     assert exported.generate("the ", **GREEDILY) == model.generate("the ", **GREEDILY)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "org/nowhere/deep", "."])
+@pytest.mark.parametrize("name", ["./nowhere", "org/nowhere/deep", "."])
 def test_what_is_no_model_is_refused_by_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as refusal:
