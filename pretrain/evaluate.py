@@ -33,8 +33,8 @@ ROWS = {
     "documents": ("documents", "{:,}"),
     "text_bytes": ("bytes of text", "{:,}"),
     "tokens": ("tokens", "{:,}"),
-    "targets": ("of them with a target", "{:,}"),
-    "seq_len": ("tokens in a slot", "{:,}"),
+    "no_target": ("of them no target", "{:,}"),
+    "seq_len": ("tokens in a slot, at most", "{:,}"),
 }
 
 
@@ -46,15 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> str:
     """Return a table of the models, or a JSON object a line for each."""
     from pretrain.tracking.jsonl import to_json
+    from pretrain.trained.measuring import measurement
     from pretrain.trained.model import load
 
     found: list[dict[str, Any]] = []
     models = [load(name, step=options.step) for name in (options.model, *options.against)]
+    for model in models:  # what is refused is refused before the first is measured
+        measurement(model.source, options.text, options.set, options.precision)
     while models:
         model = models.pop(0)  # the one before gives its memory back
         with _progress(f"measuring {model.name}") as show:
-            texts = options.text
-            figures = model.evaluate(*texts, settings=options.set, precision=options.precision, progress=show)
+            chosen = {"settings": options.set, "precision": options.precision}
+            figures = model.evaluate(*options.text, **chosen, progress=show)
         found.append({"model": model.name, "step": model.step, **figures})
     if options.json:
         return "\n".join(map(to_json, found))
@@ -64,6 +67,8 @@ def evaluate(options: argparse.Namespace) -> str:
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Return what was found as a table, a column for each model."""
     heads = [each["model"] if each["step"] is None else f"{each['model']}, step {each['step']}" for each in found]
+    for each in found:
+        each["no_target"] = each["tokens"] - each["targets"]
     rows = [["", *heads]]
     for key, (label, form) in ROWS.items():
         if any(key in each for each in found):
@@ -108,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "file, pattern or URL of text, JSON lines or Parquet; a prepared corpus; org/name of a data set on the hub"
     parser.add_argument("text", nargs="*", metavar="TEXT", help=text)
     others = "more models, measured on the same text and shown beside the first"
-    parser.add_argument("--against", nargs="+", default=[], metavar="MODEL", help=others)
+    parser.add_argument("--against", nargs="+", action="extend", default=[], metavar="MODEL", help=others)
     parser.add_argument("--step", type=int, default=None, help="a saved step of each run (default: the newest)")
     change = "a setting of the text, e.g. documents=line, field=review or source=jsonl, or of the run, e.g. "
     change += "data.seq_len=512; may be repeated"

@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.commands import command
@@ -33,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 def sample(options: argparse.Namespace) -> None:
     """Print the continuations, each after the prompt that it follows, or one JSON object for each."""
     sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
-    prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])]
-    prompts = prompts or [""]
+    prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])] or [""]
     model = load(options.run, step=options.step)
     found = model.continued(prompts, sampler, max_tokens=options.max_tokens, samples=options.samples)
     encoding = sys.stdout.encoding or "utf-8"
@@ -45,18 +43,24 @@ def sample(options: argparse.Namespace) -> None:
             print(to_json(record, ensure_ascii=escaped) if options.json else f"{prompt}{text}\n", flush=True)
 
 
-def _prompts(path: Path, field: str) -> Iterator[str]:
-    """Yield the prompts of a file, one a line, or of JSON lines the texts of a field. Blank lines are left out."""
-    blank, of_json = 0, file_format(str(path)) in JSON_LINES
+def _prompts(path: Path, field: str) -> list[str]:
+    """Return the prompts of a file, one a line, or of JSON lines the texts of a field. Blank lines are left out.
+
+    Raises `ConfigError` for a file without any, `DataError` for one that cannot be read.
+    """
+    of_json, prompts, blank = file_format(str(path)) in JSON_LINES, [], 0
     with open_bytes(str(path)) as stream:
         for number, line in enumerate(lines(stream, str(path), 0, None), 1):
             text = line.data.decode(errors="replace").removeprefix("\ufeff")
-            if not text.strip():
-                blank += 1
+            if text.strip():
+                prompts.append(_value(text, field, f"{path}: line {number}") if of_json else text)
             else:
-                yield _value(text, field, f"{path}: line {number}") if of_json else text
+                blank += 1
+    if not prompts:
+        raise ConfigError(f"{path}: holds no prompt; write one a line")
     if blank:
         print(f"{path}: {blank} blank lines left out", file=sys.stderr)
+    return prompts
 
 
 def _value(text: str, field: str, place: str) -> str:

@@ -21,6 +21,7 @@ from pretrain.data.loader import DataConfig
 from pretrain.data.manifest import Manifest
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare
+from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.sources.base import PreparedSource, SourceConfig
 from pretrain.data.stream import CORPUS
@@ -71,43 +72,55 @@ class Measuring:
     eval: EvalConfig
 
 
-def measure(
-    source: Source,
-    module: Objective,
-    device: torch.device,
-    texts: Sequence[Text],
-    *,
-    settings: Sequence[str],
-    precision: str | None,
-    progress: Progress | None,
-) -> dict[str, float]:
-    """Return what `LanguageModel.evaluate` does; `module` holds the weights of the source, on the device."""
-    cfg = _configured(source, texts, settings)
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """An evaluation of a source that is known to make sense, before anything is computed."""
+
+    source: Source
+    cfg: Measuring
+    precision: Precision
+    own: dict[str, Path] | None  # corpora whose held-out text is measured; None: all text of `cfg.data.sources` is
+
+    def run(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
+        """Return what `LanguageModel.evaluate` does; `module` holds the weights of the source, on the device."""
+        cfg = self.cfg
+        corpora, splits = (self.own, None) if self.own else _prepared(self.source, cfg)
+        held_out = cfg.data.held_out(corpora, splits)
+        if not held_out.num_slots:
+            raise ConfigError(f"{self.source.name}: its run held out no text; name a file to measure it on")
+        evaluator = held_out_evaluator(
+            module,
+            cfg.objective,
+            held_out,
+            cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed),
+            micro_batch_size=cfg.train.micro_batch_size,
+            max_slots=cfg.eval.max_slots,
+            world=World(rank=0, size=1, device=device),
+        )
+        whole = not cfg.eval.max_slots or cfg.eval.max_slots >= held_out.num_slots
+        all_tokens = sum(each.corpus.num_tokens for each in held_out.sources)
+        seen = _Seen(all_tokens if whole else cfg.eval.max_slots * cfg.data.seq_len, progress)
+        evaluator = replace(evaluator, batches=partial(seen.counted, evaluator.batches))
+        with self.precision.autocast(device):
+            figures = evaluator()
+        module.eval()
+        documents = sum(each.corpus.num_documents for each in held_out.sources)
+        size = {"documents": documents, "text_bytes": held_out.text_bytes} if whole else {}
+        return {**figures, **size, "tokens": seen.tokens, "targets": seen.targets, "seq_len": cfg.data.seq_len}
+
+
+def measurement(source: Source, texts: Sequence[Text], settings: Sequence[str], precision: str | None) -> Measurement:
+    """Return the evaluation of a source on texts, or else on what its run held out.
+
+    Raises `ConfigError` for a setting or a text that is refused, `DataError` for a corpus that is gone.
+    """
     check(precision is None or precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
-    corpora, splits = _prepared(source, cfg) if texts else (_held_out(source), None)
-    held_out = cfg.data.held_out(corpora, splits)
-    if not held_out.num_slots:
-        raise ConfigError(f"{source.name}: held out no text; name a file, or another text to measure it on")
-    examples = cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed)
-    evaluator = held_out_evaluator(
-        module,
-        cfg.objective,
-        held_out,
-        examples,
-        micro_batch_size=cfg.train.micro_batch_size,
-        max_slots=cfg.eval.max_slots,
-        world=World(rank=0, size=1, device=device),
-    )
-    whole = not cfg.eval.max_slots or cfg.eval.max_slots >= held_out.num_slots
-    all_tokens = sum(each.corpus.num_tokens for each in held_out.sources)
-    seen = _Seen(all_tokens if whole else cfg.eval.max_slots * cfg.data.seq_len, progress)
-    evaluator = replace(evaluator, batches=partial(seen.counted, evaluator.batches))
-    with (PRECISIONS[precision]() if precision else _precision_of(source)).autocast(device):
-        figures = evaluator()
-    module.eval()
-    documents = sum(each.corpus.num_documents for each in held_out.sources)
-    size = {"documents": documents, "text_bytes": held_out.text_bytes} if whole else {}
-    return {**figures, **size, "tokens": seen.tokens, "targets": seen.targets, "seq_len": cfg.data.seq_len}
+    cfg, limit = _configured(source, texts, settings), source.max_positions
+    rule = f"more than the {limit} tokens that {source.name} has positions for; lower it"
+    check(limit is None or cfg.data.seq_len <= limit, "data.seq_len", cfg.data.seq_len, rule)
+    texts_of(cfg.data.sources)
+    chosen = PRECISIONS[precision]() if precision else _precision_of(source)
+    return Measurement(source=source, cfg=cfg, precision=chosen, own=None if texts else _held_out(source))
 
 
 class _Seen:
@@ -182,7 +195,7 @@ def _own_sources(source: Source) -> dict[str, SourceConfig]:
     """Return the corpora that a run trained on."""
     corpora = read_record(source.path).get("corpora") if isinstance(source, RunSource) else None
     if not corpora:
-        raise ConfigError(f"{source.name}: no run that held out text; name a file, or another text to measure it on")
+        raise ConfigError(f"{source.name}: no run that held out text; name a file to measure it on")
     return {name: PreparedSource(path=path) for name, path in corpora.items()}
 
 

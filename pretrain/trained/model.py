@@ -32,7 +32,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
 from pretrain.train.run_dir import check_written_by
-from pretrain.trained.measuring import Progress, Text, measure
+from pretrain.trained.measuring import Progress, Text, measurement
 from pretrain.trained.source import RunSource, Source, find_source
 
 TEXTS_AT_A_TIME = 64  # continued together
@@ -111,12 +111,6 @@ class LanguageModel:
         fill(self._module, self.weights, self.device)
         return self._module.eval()
 
-    @property
-    def context(self) -> int | None:
-        """The longest sequence that the model can see, in tokens; None where positions are computed."""
-        model = self._module.model
-        return model.max_positions if isinstance(model, Decoder) else self.network.max_seq_len
-
     def encode(self, texts: str | Sequence[str]) -> Batch:
         """Return texts as one ragged batch, each a sequence that begins as documents did in training.
 
@@ -124,7 +118,7 @@ class LanguageModel:
         `ConfigError` for a text that is longer than the model's context, or has no token at all.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        ids = [self._ids(text, number) for number, text in enumerate(texts, 1)]
+        ids = [self._ids(text, number, self.source.max_positions) for number, text in enumerate(texts, 1)]
         tokens = np.array([token for sequence in ids for token in sequence], dtype=np.int64)
         offsets = np.cumsum([0, *map(len, ids)]).astype(np.int32)
         targets = np.full_like(tokens, IGNORED)
@@ -171,14 +165,14 @@ class LanguageModel:
     ) -> Iterator[list[str]]:
         """Yield what `generate` returns, prompt after prompt. All prompts are checked before the first is continued."""
         if not self.network.kind.generates:
-            kind = type(self._module.model).__name__
-            raise ConfigError(f"{self.name}: its model is a {kind}; only decoders generate text")
+            raise ConfigError(f"{self.name}: is an encoder, and only decoders generate text; name another model")
         check(samples >= 1, "samples", samples, "must be at least 1")
-        ids = [self._ids(prompt, number) for number, prompt in enumerate(prompts, 1)]
+        limit = self.source.max_positions
+        ids = [self._ids(prompt, number, limit and limit - 1) for number, prompt in enumerate(prompts, 1)]
         longest = max(map(len, ids), default=0) + max_tokens
         if longest > self.network.max_seq_len:
             known = f"{self.name} knows texts of {self.network.max_seq_len:,} tokens"
-            ends = "it ends there" if self.context else "what is beyond may make no sense"
+            ends = "it ends there" if limit else "what is beyond may make no sense"
             log.warning("%s, and the longest text may have %d: %s", known, longest, ends)
         return self._continued(ids, sampler, max_tokens, samples)
 
@@ -215,8 +209,8 @@ class LanguageModel:
         kind of all, and those of a run that decide the figures, such as data.seq_len=512. Those of a run are its own
         unless changed, `precision` (fp32, bf16, fp16) among them. Raises `ConfigError` and `DataError`.
         """
-        options: Any = {"settings": settings, "precision": precision, "progress": progress}
-        return measure(self.source, self.module, self.device, texts, **options)
+        planned = measurement(self.source, texts, settings, precision)
+        return planned.run(self.module, self.device, progress)
 
     def export(
         self, out: Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
@@ -252,14 +246,14 @@ class LanguageModel:
         )
         return write_export(export, out or self.path / "export", dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
-    def _ids(self, text: str, number: int) -> list[int]:
+    def _ids(self, text: str, number: int, limit: int | None) -> list[int]:
         prefix, suffix = self.source.template or ([], [])
         ids = prefix + self.tokenizer.encode(text, add_special_tokens=False).ids
         ids += [] if self.network.kind.generates else suffix
         rule = "has no token, and the tokenizer none that begins a document; write one"
         check(bool(ids), f"text {number}", repr(text), rule)
-        rule = f"more than the {self.context} that {self.name} sees; shorten it"
-        check(self.context is None or len(ids) <= self.context, f"tokens of text {number}", len(ids), rule)
+        rule = f"{self.name} has room for {limit} here; shorten it"
+        check(limit is None or len(ids) <= limit, f"tokens of text {number}", len(ids), rule)
         return ids
 
     def _continuation(self, prompt: list[int], drawn: list[int]) -> str:
