@@ -14,25 +14,32 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from finetune.load import open_trained
 from finetune.options import trained_run_parser
 from pretrain.commands import command
 from pretrain.data.sources.locations import typed_name
+from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import to_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), evaluate, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "Measure a fine-tuned model; prints one JSON object."
-    parser = trained_run_parser("python -m finetune.evaluate", description)
+    parser = trained_run_parser("python -m finetune.evaluate", description, "runs/finetune validation.csv")
     parser.add_argument(
         "source", help="file, or name on the hub, with the columns that training had; -: JSON lines from standard input"
     )
-    return command(parser, evaluate, arguments)
+    return parser
 
 
 def evaluate(options: argparse.Namespace) -> str:
     """Return the metrics as one JSON object."""
+    from finetune.load import open_trained  # it imports torch, which --help and a refusal do without
+
     trained = open_trained(options.run, options.step, options.set)
     encoded = trained.encode(typed_name(options.source, "the data set"), labelled=True)
     answers = trained.answers(encoded, options.max_tokens)

@@ -13,27 +13,36 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
-from finetune.load import Trained, open_trained
-from finetune.model.heads import hf_tensors
-from pretrain.checkpoint.load import fragments_of, shapes_of
 from pretrain.commands import command
-from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
-from pretrain.hub.family import HeadKind
+from pretrain.settings.export_options import export_parser
+from pretrain.settings.options import CommandParser
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from finetune.load import Trained
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), export_run, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "Write the best step of a run as a directory that Hugging Face transformers loads."
-    parser = export_parser("python -m finetune.export", description, default_step="the best")
-    return command(parser, export_run, arguments)
+    return export_parser("python -m finetune.export", description, default_step="the best")
 
 
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
+    from finetune.load import open_trained  # here and below: --help and a refusal do without torch
+    from finetune.model.heads import hf_tensors
+    from pretrain.checkpoint.load import fragments_of, shapes_of
+    from pretrain.hub.export_dir import Export, hf_model, write_export
+
     trained = open_trained(options.run, options.step)
     network, kind, record = trained.network, trained.cfg.task.kind, trained.record
     family, config, special_tokens = hf_model(network, record, trained.tokenizer)
@@ -52,7 +61,8 @@ def export_run(options: argparse.Namespace) -> Path:
             "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
         },
     )
-    return write_export(export, options)
+    out = options.out or options.run / "export"
+    return write_export(export, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
 
 
 def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dict[str, int]:
@@ -68,6 +78,8 @@ def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dic
 
 def _outputs(trained: Trained) -> dict[str, Any]:
     """Return what `config.json` says of the head's outputs."""
+    from pretrain.hub.family import HeadKind
+
     if trained.cfg.task.kind is HeadKind.span:
         return {}
     names = dict(enumerate(trained.names))

@@ -14,29 +14,35 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from finetune.data.records import STANDARD_INPUT
-from finetune.load import open_trained
-from finetune.options import trained_run_parser
+from finetune.options import STANDARD_INPUT, trained_run_parser
 from pretrain.commands import command
 from pretrain.data.sources.locations import typed_name
+from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import to_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), predict, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "Predict for each record of a file; prints JSON lines."
-    parser = trained_run_parser("python -m finetune.predict", description)
+    parser = trained_run_parser("python -m finetune.predict", description, "runs/finetune texts.csv")
     parser.add_argument(
         "source",
         nargs="?",
         default=STANDARD_INPUT,
         help="file with the columns of the texts; - (the default): JSON lines from standard input",
     )
-    return command(parser, predict, arguments)
+    return parser
 
 
 def predict(options: argparse.Namespace) -> None:
     """Print the prediction for each record."""
+    from finetune.load import open_trained  # it imports torch, which --help and a refusal do without
+
     trained = open_trained(options.run, options.step, options.set)
     encoded = trained.encode(typed_name(options.source, "the data set"), labelled=False)
     answers = trained.answers(encoded, options.max_tokens)

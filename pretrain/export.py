@@ -14,26 +14,33 @@ import argparse
 import sys
 from pathlib import Path
 
-from pretrain.checkpoint.commit import step_number
-from pretrain.checkpoint.load import check_architecture, fragments_of, shapes_of
 from pretrain.commands import command
-from pretrain.distributed.world import World
-from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
-from pretrain.hub.special_tokens import set_template
-from pretrain.run import reopened
+from pretrain.settings.export_options import export_parser
+from pretrain.settings.options import CommandParser
 from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import step_of, tokenizer_of
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), export_run, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "Write the weights of a run as a directory that Hugging Face transformers loads."
-    parser = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
-    return command(parser, export_run, arguments)
+    return export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
 
 
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
+    from pretrain.checkpoint.commit import step_number  # here and below: --help and a refusal do without torch
+    from pretrain.checkpoint.load import check_architecture, fragments_of, shapes_of
+    from pretrain.distributed.world import World
+    from pretrain.hub.export_dir import Export, hf_model, write_export
+    from pretrain.hub.special_tokens import set_template
+    from pretrain.run import reopened
+    from pretrain.train.trained_run import step_of, tokenizer_of
+
     network, objective, module = reopened(options.run)
     record = read_record(options.run, "vocab_size", "document_frame", "name")
     tokenizer = tokenizer_of(options.run)
@@ -59,7 +66,8 @@ def export_run(options: argparse.Namespace) -> Path:
         run=record["name"],
         step=step_number(step),
     )
-    return write_export(export, options)
+    out = options.out or options.run / "export"
+    return write_export(export, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

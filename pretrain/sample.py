@@ -13,28 +13,29 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from pretrain.checkpoint.load import restore_weights
 from pretrain.commands import command
-from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
-from pretrain.models.decoder import Decoder
-from pretrain.models.generate import Sampler, generate
-from pretrain.objectives.base import Objective
-from pretrain.run import reopened
+from pretrain.settings.options import CommandParser
 from pretrain.train.run_dir import read_record
-from pretrain.train.trained_run import step_of, tokenizer_of
+
+if TYPE_CHECKING:
+    from pretrain.objectives.base import Objective
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return command(_parser(), sample, arguments)
+    return command(parser(), sample, arguments)
 
 
 def load_run(run: Path) -> Objective:
     """Return a run's module with the weights of its newest verified checkpoint, on the CPU."""
+    from pretrain.checkpoint.load import restore_weights
+    from pretrain.distributed.world import World
+    from pretrain.run import reopened
+    from pretrain.train.trained_run import step_of
+
     _, _, module = reopened(run)
     restore_weights(step_of(run, World.alone()), module)
     return module.eval()
@@ -42,6 +43,12 @@ def load_run(run: Path) -> Objective:
 
 def sample(options: argparse.Namespace) -> None:
     """Print the continuations, each after the prompt that it follows."""
+    import torch  # which --help and a refusal do without, here and in what follows
+
+    from pretrain.models.decoder import Decoder
+    from pretrain.models.generate import Sampler, generate
+    from pretrain.train.trained_run import tokenizer_of
+
     model = load_run(options.run).model
     if not isinstance(model, Decoder):
         raise ConfigError(f"{options.run}: its model is a {type(model).__name__}; only decoders generate text")
@@ -56,9 +63,13 @@ def sample(options: argparse.Namespace) -> None:
         print(options.prompt + tokenizer.decode(continuation), end="\n\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Let a pretrained model continue a prompt."
-    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=description)
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="python -m pretrain.sample",
+        description="Let a pretrained model continue a prompt.",
+        example="python -m pretrain.sample runs/demo --prompt 'Once upon a time'",
+    )
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
     parser.add_argument("--prompt", default="", help="text to continue; without one the model begins a document")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens to add at most (default %(default)s)")

@@ -27,6 +27,7 @@ from pretrain.registry import choices
 from pretrain.report.history import History, load, page_folder
 from pretrain.report.markdown import UNKNOWN, count, literal, table
 from pretrain.report.wandb_sync import add_options, sync
+from pretrain.settings.options import CommandParser
 
 if TYPE_CHECKING:
     from finetune.load import Trained
@@ -37,18 +38,23 @@ OUTPUTS_ROOM = 400  # characters of the names of all outputs
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(
+        parser(),
+        lambda options: sync(options.run, "finetune", options.project) if options.sync else report(options),
+        arguments,
+    )
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "A page on a fine-tuned model: curves, metrics, worst errors."
-    parser = trained_run_parser("python -m finetune.report", description)
+    parser = trained_run_parser("python -m finetune.report", description, "runs/finetune")
     parser.add_argument(
         "source", nargs="?", help="file, or name on the hub, with answers (default: what the run was measured on)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the run)")
     add_options(parser)
-    return command(
-        parser,
-        lambda options: sync(options.run, "finetune", options.project) if options.sync else report(options),
-        arguments,
-    )
+    return parser
 
 
 def report(options: argparse.Namespace) -> Path:

@@ -1,11 +1,10 @@
-"""Directories that `transformers` loads: which models have one, their files, and the options of export commands.
+"""Directories that `transformers` loads: which models have one, and their files.
 
 Holds what exports of pretraining and of fine-tuning share; each chooses its own weights and settings.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import logging
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 
 from pretrain.checkpoint.base import Reader
@@ -24,8 +24,9 @@ from pretrain.errors import ConfigError, ResourceError, check
 from pretrain.files import fsync_path, write_hashed
 from pretrain.hub.family import Family, HFTensor, family_for
 from pretrain.hub.special_tokens import special_token_ids
-from pretrain.hub.weights import DTYPES, write_weights
+from pretrain.hub.weights import write_weights
 from pretrain.models.base import ModelKind
+from pretrain.settings.export_options import DTYPES
 
 EXPORT_RECORD = "export.json"  # which step of which run an export is of; `transformers` does not read it
 
@@ -79,39 +80,27 @@ class Export:
     tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over the defaults
 
 
-def write_export(export: Export, options: argparse.Namespace) -> Path:
-    """Write the directory that the `options` of `export_parser` name, and return its absolute path.
+def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwrite: bool) -> Path:
+    """Write the directory `out` and return its absolute path; the options are those of `export_parser`.
 
     Raises `ConfigError` for a directory that must not be replaced, and for files of less than 1 MB.
     """
-    out, dtype = (options.out or options.run / "export").absolute(), DTYPES[options.dtype]
-    check(options.shard_mb >= 1, "--shard-mb", options.shard_mb, "at least 1 MB")
-    _check_place(out, export, options.overwrite)
+    out = out.absolute()
+    check(dtype in DTYPES, "--dtype", dtype, f"must be one of {', '.join(DTYPES)}")
+    check(shard_mb >= 1, "--shard-mb", shard_mb, "at least 1 MB")
+    _check_place(out, export, overwrite)
     with _replacing(out) as directory:
-        max_bytes = options.shard_mb * 1_000_000
-        write_weights(directory, export.tensors, export.read, dtype=dtype, max_bytes=max_bytes)
+        max_bytes = shard_mb * 1_000_000
+        write_weights(directory, export.tensors, export.read, dtype=getattr(torch, DTYPES[dtype]), max_bytes=max_bytes)
         write_hashed(directory / "tokenizer.json", export.tokenizer.to_str(pretty=True).encode())
         ids = {f"{role}_token_id": token for role, token in export.special_tokens.items()}
-        named = {"dtype": str(dtype).removeprefix("torch.")}
-        _write_json(directory / "config.json", export.config | ids | named)
+        _write_json(directory / "config.json", export.config | ids | {"dtype": DTYPES[dtype]})
         if export.generates:
             _write_json(directory / "generation_config.json", ids)
         _write_json(directory / "tokenizer_config.json", _tokenizer_config(export) | export.tokenizer_settings)
-        record = {"run": export.run, "step": export.step, "dtype": options.dtype}
+        record = {"run": export.run, "step": export.step, "dtype": dtype}
         _write_json(directory / EXPORT_RECORD, record)
     return out
-
-
-def export_parser(prog: str, description: str, *, default_step: str) -> argparse.ArgumentParser:
-    """Return the parser of an export command; its help describes the step exported by default as `default_step`."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
-    parser.add_argument("--step", type=int, default=None, help=f"a saved step (default: {default_step})")
-    parser.add_argument("--out", type=Path, default=None, help="directory to write (default: RUN/export)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights (default %(default)s)")
-    parser.add_argument("--shard-mb", type=int, default=5000, help="size of a weight file (default %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export of another run or step")
-    return parser
 
 
 def _check_place(out: Path, export: Export, overwrite: bool) -> None:

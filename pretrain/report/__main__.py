@@ -24,6 +24,7 @@ from pretrain.report.baselines import baselines
 from pretrain.report.history import ABSENT, History, Row, differing, load, median_of, page_folder
 from pretrain.report.markdown import UNKNOWN, count, number, percent, table
 from pretrain.report.wandb_sync import add_options, sync
+from pretrain.settings.options import CommandParser
 from pretrain.train.run_dir import check_written_by
 
 FIGURE = "curves.png"
@@ -32,11 +33,20 @@ PAGE = "report.md"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="Curves and a page comparing runs.")
+    return command(parser(), _report, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="python -m pretrain.report",
+        description="Curves and a page comparing runs.",
+        example="python -m pretrain.report runs/demo",
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
     add_options(parser)
-    return command(parser, _report, arguments)
+    return parser
 
 
 def _report(options: argparse.Namespace) -> object:

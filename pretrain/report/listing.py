@@ -26,6 +26,7 @@ from pretrain.commands import INTERRUPTED, command
 from pretrain.errors import ConfigError, HeadwaterError, Preempted
 from pretrain.files import parsed
 from pretrain.report.history import facts_of
+from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import METRICS_FILE, to_json
 from pretrain.train.run_dir import (
     CHECKPOINTS,
@@ -246,12 +247,20 @@ def _in_units(value: float, units: Sequence[tuple[float, str]], smallest: str) -
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    description = "The runs below a folder: state, steps, loss, size."
-    parser = argparse.ArgumentParser(prog="python -m pretrain.report.listing", description=description)
+    return command(parser(), _list, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="headwater runs",
+        description="The runs below a folder: state, steps, loss, size.",
+        example="headwater runs runs --sort loss",
+    )
     parser.add_argument("root", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default %(default)s)")
     parser.add_argument("--sort", choices=ORDERS, default="changed", help="by what (default %(default)s, newest first)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    return command(parser, _list, arguments)
+    return parser
 
 
 def _list(options: argparse.Namespace) -> str:
