@@ -1,1 +1,8 @@
 """From a checkpoint to a task. Heads and tasks arrive here; this package imports `pretrain`, never the reverse."""
+
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Python looks for the module to run
+    from pretrain.settings.modules import check_is_command
+
+    check_is_command()
