@@ -18,8 +18,8 @@ PACKAGES = ("pretrain", "finetune", "launch")
 def check_is_command() -> None:
     """Exit with 2 if the module behind this process's `-m` is one of ours and no command."""
     words = sys.orig_argv
-    at = next(place for place, word in enumerate(words) if word.startswith("-m"))
-    name = words[at].removeprefix("-m") or words[at + 1]
+    following = zip(words, [*words[1:], ""], strict=True)
+    name = next((word.removeprefix("-m") or after for word, after in following if word.startswith("-m")), "")
     place = ROOT.joinpath(*name.split("."))
     file = place.with_name(f"{place.name}.py")
     if name.partition(".")[0] not in PACKAGES or _runs(file) or _runs(place / "__main__.py"):

@@ -31,7 +31,13 @@ def test_every_module_runs_or_is_refused(monkeypatch, capsys, name):
 
 
 def test_packages_and_other_ways_to_type_a_module(monkeypatch, capsys):
-    for words in (["-m", "pretrain"], ["-mlaunch"], ["-X", "dev", "-m", "finetune.report"], ["-m", "mine", "-m", "x"]):
+    for words in (
+        ["-m", "pretrain"],
+        ["-mlaunch"],
+        ["-X", "dev", "-m", "finetune.report"],
+        ["-m", "mine", "-m", "x"],
+        ["file"],
+    ):
         called(monkeypatch, *words)
     assert capsys.readouterr().err == ""
     for words in (["-B", "-mpretrain.run"], ["-m", "pretrain.train"]):
