@@ -81,11 +81,11 @@ def runs(root: str | Path = "runs") -> list[Listed]:
         path = Path(str(error.filename))
         unreadable.append(Listed(name=_name(path, root), path=path, why=error.strerror or ""))
 
-    listed = [_listed(folder, root) for folder in _run_folders(root, cannot_be_read)]
+    listed = [_listed(folder, root) for folder in run_folders(root, cannot_be_read)]
     return sorted([*listed, *unreadable], key=lambda run: (-run.changed, run.name))
 
 
-def _run_folders(root: Path, cannot_be_read: Callable[[OSError], None]) -> Iterator[Path]:
+def run_folders(root: Path, cannot_be_read: Callable[[OSError], None] | None = None) -> Iterator[Path]:
     """Yield the directories of runs, also behind links; nothing below a run is looked at."""
     seen: set[str] = set()
     for place, folders, files in os.walk(root, onerror=cannot_be_read, followlinks=True):

@@ -45,8 +45,7 @@ class CommandParser(argparse.ArgumentParser):
     def add_argument(self, *names: str, choices: Iterable[str] | None = None, **settings: Any) -> argparse.Action:
         """Add an argument as `argparse` does; its choices are texts."""
         if choices is not None:
-            allowed = list(choices)
-            settings = {"metavar": f"{{{','.join(allowed)}}}", **settings, "type": _one_of(allowed)}
+            settings |= {"choices": list(choices), "type": _one_of(list(choices))}
         action = super().add_argument(*names, **settings)
         if settings.get("action") in _COLLECTS:
             self._collecting.add(action.dest)
