@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pretrain.commands import command
 from pretrain.settings.export_options import export_parser
 from pretrain.settings.options import CommandParser
+from pretrain.train.run_dir import read_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,6 +43,7 @@ def export_run(options: argparse.Namespace) -> Path:
     from finetune.model.heads import hf_tensors
     from pretrain.checkpoint.load import fragments_of, shapes_of
     from pretrain.hub.export_dir import Export, hf_model, write_export
+    from pretrain.hub.model_card import Origin
 
     trained = open_trained(options.run, options.step)
     network, kind, record = trained.network, trained.cfg.task.kind, trained.record
@@ -56,6 +58,7 @@ def export_run(options: argparse.Namespace) -> Path:
         generates=False,
         run=record["name"],
         step=trained.number,
+        origin=Origin(step=trained.step, record=record, settings=read_config(options.run)),
         tokenizer_settings={
             "model_max_length": trained.cfg.task.max_tokens,  # cut as in training
             "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training

@@ -17,7 +17,7 @@ from pathlib import Path
 from pretrain.commands import command
 from pretrain.settings.export_options import export_parser
 from pretrain.settings.options import CommandParser
-from pretrain.train.run_dir import read_record
+from pretrain.train.run_dir import read_config, read_record
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +37,7 @@ def export_run(options: argparse.Namespace) -> Path:
     from pretrain.checkpoint.load import check_architecture, fragments_of, shapes_of
     from pretrain.distributed.world import World
     from pretrain.hub.export_dir import Export, hf_model, write_export
+    from pretrain.hub.model_card import Origin
     from pretrain.hub.special_tokens import set_template
     from pretrain.run import reopened
     from pretrain.train.trained_run import step_of, tokenizer_of
@@ -65,6 +66,7 @@ def export_run(options: argparse.Namespace) -> Path:
         generates=network.kind.generates,
         run=record["name"],
         step=step_number(step),
+        origin=Origin(step=step, record=record, settings=read_config(options.run)),
     )
     out = options.out or options.run / "export"
     return write_export(export, out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)

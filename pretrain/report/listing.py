@@ -24,10 +24,9 @@ from typing import Any
 
 from pretrain.commands import INTERRUPTED, command
 from pretrain.errors import ConfigError, HeadwaterError, Preempted
-from pretrain.files import parsed
 from pretrain.report.history import facts_of
 from pretrain.settings.options import CommandParser
-from pretrain.tracking.jsonl import METRICS_FILE, to_json
+from pretrain.tracking.jsonl import METRICS_FILE, last_record, to_json
 from pretrain.train.run_dir import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -150,27 +149,11 @@ def _read_metrics(run: Listed, best: int | None) -> None:
     if not path.is_file():
         raise ValueError(f"{METRICS_FILE} is not a file")
     data = path.read_bytes()
-    last = _record(data, b'"split": "train"') or {}
-    held_out = _record(data, b'{"step": %d, "split": "validation"' % best) if best is not None else None
-    held_out = held_out or _record(data, b'"split": "validation"') or {}
+    last = last_record(data, "train") or {}
+    held_out = last_record(data, "validation", best) or last_record(data, "validation") or {}
     run.step = max((record["step"] for record in (last, held_out) if record), default=None)
     run.loss = _number(last.get("loss"))
     run.value, run.value_step = _number(held_out.get(run.metric)), held_out.get("step")
-
-
-def _record(data: bytes, marker: bytes) -> dict[str, Any] | None:
-    """Return the last whole line with a marker in it, None without one. Raises `ValueError` if it is no record."""
-    at = data.rfind(marker, 0, data.rfind(b"\n") + 1)
-    if at < 0:
-        return None
-    line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
-    try:
-        record = parsed(line)
-        if type(record["step"]) is not int:
-            raise ValueError("a step that is no number")
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{METRICS_FILE}: {line[:40]!r} is no record ({error})") from None
-    return record
 
 
 def _number(value: object) -> float | None:

@@ -135,15 +135,17 @@ class CommandParser(argparse.ArgumentParser):
 
 def version_text() -> str:
     """Return the version of Headwater, with those of Python and torch, on which most bugs depend."""
+    return f"headwater {version_of('headwater')}, Python {sys.version.split()[0]}, torch {version_of('torch')}"
+
+
+def version_of(package: str) -> str:
+    """Return the version of an installed package."""
     from importlib.metadata import PackageNotFoundError, version  # a third of the time that --help takes
 
-    def of(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "(not installed)"
-
-    return f"headwater {of('headwater')}, Python {sys.version.split()[0]}, torch {of('torch')}"
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _whole_number(text: str) -> int:
