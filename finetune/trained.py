@@ -32,10 +32,11 @@ from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
 from pretrain.hub.family import HeadKind
+from pretrain.hub.model_card import Origin
 from pretrain.report.history import load as load_history
 from pretrain.report.history import page_folder
 from pretrain.report.writing import write_page
-from pretrain.train.run_dir import read_record
+from pretrain.train.run_dir import read_config, read_record
 from pretrain.trained.run_files import network_of, step_of, tokenizer_of
 from pretrain.trained.source import fitting
 
@@ -124,6 +125,7 @@ class FineTunedModel:
             generates=False,
             run=self.record["name"],
             step=self.step,
+            origin=Origin(step=self.checkpoint, record=self.record, settings=read_config(self.path)),
             tokenizer_settings={
                 "model_max_length": task.max_tokens,  # cut as in training
                 "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training

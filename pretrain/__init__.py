@@ -11,8 +11,14 @@ Holds names only. Each is imported when it is first used: importing this package
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+if sys.argv[:1] == ["-m"]:  # Python looks for the module to run
+    from pretrain.settings.modules import check_is_command
+
+    check_is_command()
 
 __all__ = [
     "HeadwaterError",
@@ -23,6 +29,7 @@ __all__ = [
     "load",
     "prepare_corpora",
     "pretrain",
+    "runs",
     "write_report",
 ]
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from pretrain.errors import HeadwaterError
     from pretrain.report.__main__ import write_report
     from pretrain.report.history import history
+    from pretrain.report.listing import runs
     from pretrain.run import prepare_corpora, pretrain
     from pretrain.trained.model import LanguageModel, load
 else:
@@ -44,6 +52,7 @@ else:
         "load": "pretrain.trained.model",
         "prepare_corpora": "pretrain.run",
         "pretrain": "pretrain.run",
+        "runs": "pretrain.report.listing",
         "write_report": "pretrain.report.__main__",
     }
 

@@ -19,18 +19,20 @@ from pretrain.data.sources.bad_records import BadRecordError
 from pretrain.data.sources.documents import lines
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, open_bytes, value_at
 from pretrain.errors import ConfigError, DataError
-from pretrain.models.generate import Sampler
+from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import to_json
-from pretrain.trained.model import load
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return command(_parser(), sample, arguments)
+    return command(parser(), sample, arguments)
 
 
 def sample(options: argparse.Namespace) -> None:
     """Print the continuations, each after the prompt that it follows, or one JSON object for each."""
+    from pretrain.models.generate import Sampler  # these import torch, which --help and a refusal do without
+    from pretrain.trained.model import load
+
     sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])] or [""]
     model = load(options.run, step=options.step)
@@ -75,9 +77,13 @@ def _value(text: str, field: str, place: str) -> str:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Let a pretrained model continue prompts."
-    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=description)
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="python -m pretrain.sample",
+        description="Let a pretrained model continue prompts.",
+        example="python -m pretrain.sample runs/demo --prompt 'Once upon a time'",
+    )
     model = "run directory, e.g. runs/demo; also an export, a Hugging Face directory or org/name on the hub"
     parser.add_argument("run", metavar="MODEL", help=model)
     parser.add_argument("--step", type=int, default=None, help="a saved step of a run (default: the newest)")

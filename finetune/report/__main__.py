@@ -18,22 +18,28 @@ from pathlib import Path
 from finetune.options import trained_run_parser
 from pretrain.commands import command
 from pretrain.report.wandb_sync import add_options, sync
+from pretrain.settings.options import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(
+        parser(),
+        lambda options: sync(options.run, "finetune", options.project) if options.sync else report(options),
+        arguments,
+    )
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "A page on a fine-tuned model: curves, metrics, worst errors."
-    parser = trained_run_parser("python -m finetune.report", description)
+    parser = trained_run_parser("python -m finetune.report", description, "runs/finetune")
     parser.add_argument(
         "source", nargs="?", help="file, or name on the hub, with answers (default: what the run was measured on)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the run)")
     add_options(parser)
-    return command(
-        parser,
-        lambda options: sync(options.run, "finetune", options.project) if options.sync else report(options),
-        arguments,
-    )
+    return parser
 
 
 def report(options: argparse.Namespace) -> str:

@@ -37,6 +37,7 @@ from pretrain.report.page import (
 from pretrain.report.run_sections import configuration, differences, machine, notes, samples, saved, state
 from pretrain.report.wandb_sync import add_options, sync
 from pretrain.report.writing import write_page
+from pretrain.settings.options import CommandParser
 from pretrain.train.run_dir import check_written_by
 
 NAMED = 3  # runs whose names are the title
@@ -47,12 +48,21 @@ RANKED += ("Last logged step", "Tokens seen", "Tokens per second, median", "Trai
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="A page on one run, or on several.")
+    return command(parser(), _report, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="python -m pretrain.report",
+        description="A page on one run, or on several.",
+        example="python -m pretrain.report runs/demo",
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--step", type=int, metavar="N", help="the page as of a step (default: all that is logged)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
     add_options(parser)
-    return command(parser, _report, arguments)
+    return parser
 
 
 def _report(options: argparse.Namespace) -> object:

@@ -24,6 +24,7 @@ from pretrain.data.batch import IGNORED, Batch, Inputs
 from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.model_card import Origin
 from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.attention.auto import AutoConfig
@@ -31,7 +32,7 @@ from pretrain.models.base import EncoderModel, Layout
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
-from pretrain.train.run_dir import check_written_by
+from pretrain.train.run_dir import check_written_by, read_config
 from pretrain.trained.measuring import Progress, Text, measurement
 from pretrain.trained.source import RunSource, Source, find_source
 
@@ -232,7 +233,7 @@ class LanguageModel:
             log.warning("left out, as %s has no place for them: %s", family.architecture, ", ".join(left_out))
         if self.source.objective.wants_special_tokens:
             set_template(tokenizer, record["document_frame"], getattr(network, "token_types", 0))
-        assert self.step is not None
+        assert isinstance(self.weights, FragmentReader)
         export = Export(
             model=network,
             tensors=tensors,
@@ -242,7 +243,8 @@ class LanguageModel:
             special_tokens=special_tokens,
             generates=network.kind.generates,
             run=record["name"],
-            step=self.step,
+            step=step_number(self.weights.step),
+            origin=Origin(step=self.weights.step, record=record, settings=read_config(self.path)),
         )
         return write_export(export, out or self.path / "export", dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
