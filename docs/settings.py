@@ -1,7 +1,7 @@
-"""The tables of every setting in docs/, generated from the dataclasses that hold the settings.
+"""The tables of every setting in docs/, and the words of shell completion, from the dataclasses of the settings.
 
 Holds no setting: keys and defaults are the fields' own, meanings the comments beside them. Groups that fine-tuning
-shares with pretraining have their tables among pretraining's. To write the tables anew:
+shares with pretraining have their tables among pretraining's. To write tables and words anew:
 
     python docs/settings.py
 """
@@ -31,6 +31,7 @@ PAGES = {
     FINETUNE: Path(__file__).with_name("finetuning-settings.md"),
     SLURM: Path(__file__).with_name("cluster.md"),
 }
+WORDS = Path(__file__).parents[1] / "launch" / "settings.json"
 BEGIN, END = "<!-- settings: written by docs/settings.py -->\n", "<!-- end of settings -->\n"
 
 
@@ -135,11 +136,7 @@ def settings(root: Root, kind: type, prefix: str) -> Iterator[Setting]:
 
 def _group(root: Root, group: str, prefix: str, default: str | None) -> str:
     """Return a config group: its choices, its preset files, its settings."""
-    nodes = {
-        name.removesuffix(".yaml"): OmegaConf.get_type(node.node)
-        for name, node in sorted(ConfigStore.instance().repo[group].items())
-    }
-    kinds = {name: kind for name, kind in nodes.items() if kind is not None}
+    kinds = _kinds(group)
     lines = [f"### `{group}`\n"]
     for name, kind in kinds.items():
         described = (inspect.getdoc(kind) or "").splitlines()[0].removeprefix(f"`{group}={name}`: ")
@@ -150,6 +147,15 @@ def _group(root: Root, group: str, prefix: str, default: str | None) -> str:
         lines.append(f"- Files in `conf/{group}` that fill in values: {shown}")
     table = _table(root, kinds, prefix)
     return "\n".join(lines) + (f"\n\n{table}" if table else "\n\nNo settings of its own.")
+
+
+def _kinds(group: str) -> dict[str, type]:
+    """Return the registered choices of a group."""
+    nodes = {
+        name.removesuffix(".yaml"): OmegaConf.get_type(node.node)
+        for name, node in sorted(ConfigStore.instance().repo.get(group, {}).items())
+    }
+    return {name: kind for name, kind in nodes.items() if kind is not None}
 
 
 def _table(root: Root, kinds: dict[str, type], prefix: str) -> str:
@@ -214,6 +220,28 @@ def with_tables(root: Root) -> str:
     return f"{before}{BEGIN}\n{tables(root)}\n{END}{after}"
 
 
+def words() -> str:
+    """Return what completion offers for the settings of each program, GROUP=CHOICE and KEY=, as JSON."""
+    found = {}
+    for root in (PRETRAIN, FINETUNE):
+        root.register()
+        chosen, hints = _chosen(root), get_type_hints(root.schema)
+        own = [field.name for field in fields(root.schema)]
+        typed = set()
+        for name in [*own, *root.groups]:
+            kinds = _kinds(name) if name in chosen or name not in own else {}
+            choices = [*kinds, *(path.stem for path in (CONF / name).glob("*.yaml"))]
+            typed |= {f"{name}={choice}" for choice in choices}
+            hint = hints.get(name)
+            parts = list(kinds.values()) if name in own else []
+            parts += [hint] if is_dataclass(hint) and isinstance(hint, type) else []
+            typed |= {f"{setting.key}=" for part in parts for setting in settings(root, part, name)}
+            typed |= set() if choices or parts or name not in own else {f"{name}="}
+        found[root.name] = sorted(typed)
+    return json.dumps(found, indent=1) + "\n"
+
+
 if __name__ == "__main__":
     for root, page in PAGES.items():
         page.write_text(with_tables(root), encoding="utf-8")
+    WORDS.write_text(words(), encoding="utf-8")

@@ -12,8 +12,14 @@ Holds names only. Each is imported when it is first used: importing this package
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+if sys.argv[:1] == ["-m"]:  # Python looks for the module to run
+    from pretrain.settings.modules import check_is_command
+
+    check_is_command()
 
 __all__ = ["FineTunedModel", "FinetuneConfig", "configure", "finetune", "load"]
 

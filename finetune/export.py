@@ -1,6 +1,6 @@
 """`python -m finetune.export RUN`: write a fine-tuned model as a directory that `transformers` and its pipelines load.
 
-Holds the command line and the names of outputs; names of tensors are in `model/heads`, files in `hub/export_dir`.
+Holds the command only; `trained` opens the run and exports it.
 """
 
 from __future__ import annotations
@@ -13,69 +13,29 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer
-
-from finetune.model.heads import hf_tensors
-from finetune.trained import FineTunedModel, load
-from pretrain.checkpoint.load import fragments_of, shapes_of
 from pretrain.commands import command
-from pretrain.hub.export_dir import Export, export_parser, hf_model, write_export
-from pretrain.hub.family import HeadKind
+from pretrain.settings.export_options import export_parser
+from pretrain.settings.options import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), export_run, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "Write the best step of a run as a directory that Hugging Face transformers loads."
-    parser = export_parser("python -m finetune.export", description, default_step="the best")
-    return command(parser, export_run, arguments)
+    return export_parser("python -m finetune.export", description, default_step="the best")
 
 
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
-    trained = load(options.run, step=options.step)
-    network, kind, record = trained.network, trained.cfg.task.kind, trained.record
-    family, config, special_tokens = hf_model(network, record, trained.tokenizer)
-    export = Export(
-        model=network,
-        tensors=list(hf_tensors(network, kind, record["vocab_size"], shapes_of(trained.module))),
-        read=trained.cfg.tuning.merged(fragments_of(trained.checkpoint)),
-        tokenizer=trained.tokenizer,
-        config={**config, "architectures": [family.task_architecture(kind)], **_outputs(trained)},
-        special_tokens=special_tokens | _padding(trained.tokenizer, special_tokens),
-        generates=False,
-        run=record["name"],
-        step=trained.step,
-        tokenizer_settings={
-            "model_max_length": trained.cfg.task.max_tokens,  # cut as in training
-            "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
-        },
-    )
-    out, chosen = options.out or options.run / "export", {"dtype": options.dtype, "shard_mb": options.shard_mb}
-    return write_export(export, out, **chosen, overwrite=options.overwrite)
+    from finetune.trained import load  # it imports torch, which --help and a refusal do without
 
-
-def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dict[str, int]:
-    """Return a padding token where the tokenizer has none: of a decoder the token that begins texts, if there is one.
-
-    `transformers` takes the last token that is not padding as the last of a text, so no text may end with this one.
-    """
-    begin = special_tokens["bos"]
-    if special_tokens.get("pad") is not None or begin is None or tokenizer.encode("a").ids[-1:] == [begin]:
-        return {}
-    return {"pad": begin}
-
-
-def _outputs(trained: FineTunedModel) -> dict[str, Any]:
-    """Return what `config.json` says of the head's outputs."""
-    if trained.cfg.task.kind is HeadKind.span:
-        return {}
-    names = dict(enumerate(trained.names))
-    problem = getattr(trained.cfg.task, "problem", None)  # of texts; tokens have one label each
-    kinds = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
-    problem_type = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
-    return {"id2label": names, "label2id": {name: number for number, name in names.items()}, **problem_type}
+    model = load(options.run, step=options.step)
+    return model.export(options.out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

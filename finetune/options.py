@@ -5,13 +5,16 @@ Holds the parser only; `load` opens the run. Free of torch.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from pretrain.settings.options import CommandParser
 
-def trained_run_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser of the run, the step and the settings to change."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+STANDARD_INPUT = "-"  # in place of a file's name
+
+
+def trained_run_parser(prog: str, description: str, example: str) -> CommandParser:
+    """Return a parser of the run, the step and the settings to change; `example` is what may follow `prog`."""
+    parser = CommandParser(prog=prog, description=description, example=f"{prog} {example}")
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/finetune")
     parser.add_argument("--step", type=int, default=None, help="a saved step (default: the best)")
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens at a time (default %(default)s)")

@@ -17,19 +17,26 @@ import torch
 from tokenizers import Tokenizer
 
 from finetune.config import FINETUNE, FinetuneConfig
-from finetune.data.records import DataSet
+from finetune.data.records import DataSet, name_of
 from finetune.evaluator import Answers, answers
 from finetune.model.base import FineTuned
+from finetune.model.heads import hf_tensors
+from finetune.report.model_page import page_of
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
 from pretrain.checkpoint.commit import step_number
-from pretrain.checkpoint.load import restore_weights
+from pretrain.checkpoint.load import fragments_of, restore_weights, shapes_of
 from pretrain.compose import compose_run
 from pretrain.data.sources.locations import is_file, typed_name
 from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
+from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.family import HeadKind
+from pretrain.hub.model_card import Origin
 from pretrain.report.history import load as load_history
-from pretrain.train.run_dir import read_record
+from pretrain.report.history import page_folder
+from pretrain.report.writing import write_page
+from pretrain.train.run_dir import read_config, read_record
 from pretrain.trained.run_files import network_of, step_of, tokenizer_of
 from pretrain.trained.source import fitting
 
@@ -54,17 +61,13 @@ class FineTunedModel:
     path: Path  # run directory
     step: int
     device: torch.device
+    asked: int | None = field(repr=False)  # the step that was asked for: pages show the run as of it
     cfg: FinetuneConfig = field(repr=False)
     record: dict[str, Any] = field(repr=False)  # run.json
     network: Any = field(repr=False)  # configuration of the model
     module: FineTuned = field(repr=False)
     tokenizer: Tokenizer = field(repr=False)
     checkpoint: Path = field(repr=False)  # directory of the step
-
-    @property
-    def name(self) -> str:
-        """The name of the run."""
-        return self.record["name"]
 
     @property
     def names(self) -> list[str]:
@@ -84,6 +87,52 @@ class FineTunedModel:
         """Return the task's metrics on records with answers; NaN for one without a value, which is logged."""
         encoded = self.encode(_typed(data), labelled=True)
         return self.cfg.task.measure(encoded, self.answers(encoded, max_tokens).logits, self.names)
+
+    def report(
+        self, data: Data | None = None, *, out: str | Path | None = None, max_tokens: int = MAX_TOKENS
+    ) -> tuple[Path, Path]:
+        """Write a page on what the model gets right and wrong, and return its HTML and its Markdown.
+
+        It is about `data` with answers or, without any, about the validation set of the run. It goes to `report/` in
+        the run, or into the folder `out`.
+        """
+        history = load_history(self.path)
+        history = history if self.asked is None else history.until(self.asked)
+        # The run may be another's: no variable in its own name of a file is filled in.
+        source = self.cfg.task.validation if data is None else _typed(data)
+        encoded = self.encode(source, labelled=True)
+        logits = self.answers(encoded, max_tokens).logits
+        page = page_of(self.cfg, self.step, history, name_of(source), encoded, logits)
+        return write_page(page, page_folder(self.path, Path(out) if out else None))
+
+    def export(
+        self, out: str | Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
+    ) -> Path:
+        """Write a directory that `transformers` and its pipelines load, and return it; by default `export/` in the run.
+
+        `dtype` is fp32, bf16 or fp16, and a weight file has at most `shard_mb` MB. An export of another run or step is
+        replaced only by `overwrite`, and nothing else ever is. Raises `ConfigError` for a model of no family.
+        """
+        task = self.cfg.task
+        family, config, special_tokens = hf_model(self.network, self.record, self.tokenizer)
+        export = Export(
+            model=self.network,
+            tensors=list(hf_tensors(self.network, task.kind, self.record["vocab_size"], shapes_of(self.module))),
+            read=self.cfg.tuning.merged(fragments_of(self.checkpoint)),
+            tokenizer=self.tokenizer,
+            config={**config, "architectures": [family.task_architecture(task.kind)], **_outputs(task, self.names)},
+            special_tokens=special_tokens | _padding(self.tokenizer, special_tokens),
+            generates=False,
+            run=self.record["name"],
+            step=self.step,
+            origin=Origin(step=self.checkpoint, record=self.record, settings=read_config(self.path)),
+            tokenizer_settings={
+                "model_max_length": task.max_tokens,  # cut as in training
+                "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
+            },
+        )
+        place = Path(out) if out else self.path / "export"
+        return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
     def encode(self, source: DataSet, *, labelled: bool) -> Encoded:
         """Encode a data set, in memory or by a name from `typed_name`, as training did. Raises what the task raises."""
@@ -126,6 +175,7 @@ def load(
         path=run,
         step=step_number(checkpoint),
         device=place,
+        asked=step,
         cfg=cfg,
         record=record,
         network=network,
@@ -171,3 +221,25 @@ def _found(run: Path, checkpoint: Path, names: Iterable[str]) -> Iterator[str]:
         else:
             rule = "was not measured, so task.%s is not known; a setting gives it: task.%s=VALUE"
             log.warning(f"%s: {rule}", checkpoint, name, name)
+
+
+def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dict[str, int]:
+    """Return a padding token where the tokenizer has none: of a decoder the token that begins texts, if there is one.
+
+    `transformers` takes the last token that is not padding as the last of a text, so no text may end with this one.
+    """
+    begin = special_tokens["bos"]
+    if special_tokens.get("pad") is not None or begin is None or tokenizer.encode("a").ids[-1:] == [begin]:
+        return {}
+    return {"pad": begin}
+
+
+def _outputs(task: TaskConfig, names: list[str]) -> dict[str, Any]:
+    """Return what `config.json` says of the head's outputs."""
+    if task.kind is HeadKind.span:
+        return {}
+    numbered = dict(enumerate(names))
+    problem = getattr(task, "problem", None)  # of texts; tokens have one label each
+    kinds = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
+    problem_type = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
+    return {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}, **problem_type}

@@ -10,7 +10,6 @@ from pretrain.commands import start_command
 if __name__ == "__main__":
     start_command()  # before the imports below, which take seconds
 
-import argparse
 import math
 import statistics
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from pretrain.commands import command
 from pretrain.errors import ConfigError
 from pretrain.report.history import ABSENT, History, Row, differing, facts_of, load
+from pretrain.settings.options import CommandParser
 from pretrain.tracking.console import LEFT_OUT
 from pretrain.train.run_dir import warn_of_changed_config
 
@@ -121,9 +121,18 @@ def _line_of_seeds(group: Sequence[History]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launch.table", description="What runs reached, one line a run.")
+    return command(parser(), lambda options: table_of(options.runs), arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="python -m launch.table",
+        description="What runs reached, one line a run.",
+        example="python -m launch.table runs/demo-*",
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory, there or still to come")
-    return command(parser, lambda options: table_of(options.runs), arguments)
+    return parser
 
 
 if __name__ == "__main__":

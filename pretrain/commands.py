@@ -212,10 +212,9 @@ def command(parser: ArgumentParser, body: Callable[[Namespace], object], argumen
 
     Returns the exit code.
     """
-    options = parser.parse_args(arguments)
 
     def run() -> None:
-        if (answer := body(options)) is not None:
+        if (answer := body(parser.parse_args(arguments))) is not None:
             print(answer)
 
     return exit_code_of(run)

@@ -15,19 +15,25 @@ import sys
 from pathlib import Path
 
 from pretrain.commands import command
-from pretrain.hub.export_dir import export_parser
-from pretrain.trained.model import load
+from pretrain.settings.export_options import export_parser
+from pretrain.settings.options import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), export_run, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = "Write the weights of a run as a directory that Hugging Face transformers loads."
-    parser = export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
-    return command(parser, export_run, arguments)
+    return export_parser("python -m pretrain.export", description, default_step="the newest that verifies")
 
 
 def export_run(options: argparse.Namespace) -> Path:
     """Export as the command line says and return the directory. Raises `ConfigError` for a model of no family."""
+    from pretrain.trained.model import load  # it imports torch, which --help and a refusal do without
+
     model = load(options.run, step=options.step, device="cpu")
     return model.export(options.out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
 

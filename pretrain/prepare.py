@@ -3,8 +3,7 @@
 Holds the command only; `pretrain.data.prepare.build` does the work.
 
 Checking a whole configuration needs torch, preparing does not: the process that has checked it is replaced (`execv`) by
-one that never imports torch, which saves 200 MB. Worker processes import this module too, so nothing heavy is imported
-at its top.
+one that never imports torch, which saves 200 MB. It runs this module, too, so nothing heavy is imported at its top.
 """
 
 from __future__ import annotations

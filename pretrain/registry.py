@@ -5,10 +5,9 @@ Holds how a choice is added and how a composed configuration becomes plain objec
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import ModuleType
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError
+from pretrain.errors.nearest import nearest
 from pretrain.settings.yaml_files import check_literal
 
 T = TypeVar("T")
@@ -68,15 +68,6 @@ def typed(cfg: DictConfig) -> Any:
     for key, siblings in _outside_schema(typed_config, raw, ""):
         raise ConfigError(f"{key}: no such setting{nearest(key, siblings)}")
     return typed_config
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" with the known key that is spelt most like `key`, or nothing."""
-    known = list(known)
-    leaf = {name.rpartition(".")[2]: name for name in known}
-    found = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    found = found or [leaf[name] for name in difflib.get_close_matches(key.rpartition(".")[2], leaf, n=1, cutoff=0.6)]
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def flattened(raw: Any, prefix: str = "") -> dict[str, Any]:

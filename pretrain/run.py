@@ -16,7 +16,7 @@ from torch import nn
 
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
-from pretrain.data.loader import StepLoader, evaluation_batches
+from pretrain.data.loader import StepLoader
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare, verify
 from pretrain.data.stream import HeldOut, TrainStream
@@ -29,7 +29,7 @@ from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.train.early_stopping import EarlyStopping
-from pretrain.train.evaluator import Evaluator
+from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
 from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
@@ -152,17 +152,15 @@ def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
 
 
 def _evaluator(cfg: PretrainConfig, model: nn.Module, held_out: HeldOut, examples: Examples, world: World) -> Evaluator:
-    batches = partial(
-        evaluation_batches,
+    return held_out_evaluator(
+        model,
+        cfg.objective,
         held_out,
         examples,
         micro_batch_size=cfg.train.micro_batch_size,
-        rank=world.rank,
-        world_size=world.size,
         max_slots=cfg.eval.max_slots,
+        world=world,
     )
-    bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if cfg.objective.covers_text else None
-    return Evaluator(module=model, batches=batches, bytes_per_target=bytes_per_target, world=world)
 
 
 def _continuations(

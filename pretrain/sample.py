@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.commands import command
@@ -20,21 +19,22 @@ from pretrain.data.sources.bad_records import BadRecordError
 from pretrain.data.sources.documents import lines
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, open_bytes, value_at
 from pretrain.errors import ConfigError, DataError
-from pretrain.models.generate import Sampler
+from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import to_json
-from pretrain.trained.model import load
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return command(_parser(), sample, arguments)
+    return command(parser(), sample, arguments)
 
 
 def sample(options: argparse.Namespace) -> None:
     """Print the continuations, each after the prompt that it follows, or one JSON object for each."""
+    from pretrain.models.generate import Sampler  # these import torch, which --help and a refusal do without
+    from pretrain.trained.model import load
+
     sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
-    prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])]
-    prompts = prompts or [""]
+    prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])] or [""]
     model = load(options.run, step=options.step)
     found = model.continued(prompts, sampler, max_tokens=options.max_tokens, samples=options.samples)
     encoding = sys.stdout.encoding or "utf-8"
@@ -45,18 +45,24 @@ def sample(options: argparse.Namespace) -> None:
             print(to_json(record, ensure_ascii=escaped) if options.json else f"{prompt}{text}\n", flush=True)
 
 
-def _prompts(path: Path, field: str) -> Iterator[str]:
-    """Yield the prompts of a file, one a line, or of JSON lines the texts of a field. Blank lines are left out."""
-    blank, of_json = 0, file_format(str(path)) in JSON_LINES
+def _prompts(path: Path, field: str) -> list[str]:
+    """Return the prompts of a file, one a line, or of JSON lines the texts of a field. Blank lines are left out.
+
+    Raises `ConfigError` for a file without any, `DataError` for one that cannot be read.
+    """
+    of_json, prompts, blank = file_format(str(path)) in JSON_LINES, [], 0
     with open_bytes(str(path)) as stream:
         for number, line in enumerate(lines(stream, str(path), 0, None), 1):
             text = line.data.decode(errors="replace").removeprefix("\ufeff")
-            if not text.strip():
-                blank += 1
+            if text.strip():
+                prompts.append(_value(text, field, f"{path}: line {number}") if of_json else text)
             else:
-                yield _value(text, field, f"{path}: line {number}") if of_json else text
+                blank += 1
+    if not prompts:
+        raise ConfigError(f"{path}: holds no prompt; write one a line")
     if blank:
         print(f"{path}: {blank} blank lines left out", file=sys.stderr)
+    return prompts
 
 
 def _value(text: str, field: str, place: str) -> str:
@@ -71,9 +77,13 @@ def _value(text: str, field: str, place: str) -> str:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = "Let a pretrained model continue prompts."
-    parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=description)
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="python -m pretrain.sample",
+        description="Let a pretrained model continue prompts.",
+        example="python -m pretrain.sample runs/demo --prompt 'Once upon a time'",
+    )
     model = "run directory, e.g. runs/demo; also an export, a Hugging Face directory or org/name on the hub"
     parser.add_argument("run", metavar="MODEL", help=model)
     parser.add_argument("--step", type=int, default=None, help="a saved step of a run (default: the newest)")

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from finetune.data.classes import NO_CLASSES, Classes, class_name, feature_classes, parquet_classes
 from finetune.data.tables import USUAL, Delimiter, find_dialect
+from finetune.options import STANDARD_INPUT
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.data.sources.compression import BLOCK
 from pretrain.data.sources.content import Check, check_content, unlike_json_lines
@@ -26,10 +27,9 @@ from pretrain.data.sources.locations import is_file, other_spelling
 from pretrain.data.sources.parquet import column_names, open_parquet, parquet_batches
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, load_data_set, open_bytes, value_at
 from pretrain.errors import ConfigError
+from pretrain.errors.nearest import nearest
 from pretrain.hub.download import is_hub_name
-from pretrain.registry import nearest
 
-STANDARD_INPUT = "-"  # in place of a file's name
 SAMPLE = 2**20  # characters at the start of a table that show its dialect
 MANY_LINES = 50  # a record of a table with more of them is logged
 MAX_COLUMNS = 20  # columns of a source that a message lists

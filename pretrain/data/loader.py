@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,23 +54,23 @@ class DataConfig:
         """Open the training splits of prepared corpora, by source name. Raises `DataError` for damaged ones."""
         names = sorted(self.sources)  # the order on the command line must not matter
         return TrainStream(
-            self._open(corpora, "train"),
+            self._open(corpora, dict.fromkeys(self.sources, "train"), partial=False),
             [self.sources[name].weight for name in names],
             seed=seed,
             isolate=self.isolate_documents,
         )
 
-    def held_out(self, corpora: dict[str, Path]) -> HeldOut:
-        """Open the validation splits of prepared corpora, by source name. Raises `DataError` for damaged ones."""
-        return HeldOut(self._open(corpora, "validation"), isolate=self.isolate_documents)
+    def held_out(self, corpora: dict[str, Path], splits: dict[str, str] | None = None) -> HeldOut:
+        """Open prepared corpora, by source name, to be measured: the validation splits, or others by source name.
 
-    def _open(self, corpora: dict[str, Path], split: str) -> list[PackedSource]:
-        return [
-            PackedSource.open(
-                name, corpora[name], split, seq_len=self.seq_len, packing=self.packing, stride=self.stride
-            )
-            for name in sorted(self.sources)
-        ]
+        Raises `DataError` for damaged ones.
+        """
+        splits = splits or dict.fromkeys(self.sources, "validation")
+        return HeldOut(self._open(corpora, splits, partial=True), isolate=self.isolate_documents)
+
+    def _open(self, corpora: dict[str, Path], splits: dict[str, str], *, partial: bool) -> list[PackedSource]:
+        cut: Any = {"seq_len": self.seq_len, "packing": self.packing, "stride": self.stride, "partial": partial}
+        return [PackedSource.open(name, corpora[name], splits[name], **cut) for name in sorted(self.sources)]
 
 
 def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: int) -> int:

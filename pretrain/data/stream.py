@@ -51,10 +51,12 @@ class PackedSource:
     stride: int  # tokens that neighbouring windows share
 
     @classmethod
-    def open(cls, name: str, directory: Path, split: str, *, seq_len: int, packing: Packing, stride: int = 0) -> Self:
-        """Open the split `train` for training (full slots with `concat`), any other for complete coverage."""
+    def open(
+        cls, name: str, directory: Path, split: str, *, seq_len: int, packing: Packing, stride: int = 0, partial: bool
+    ) -> Self:
+        """Open a split: for training, or with `partial` slots for complete coverage."""
         corpus = Corpus.open(directory, split)
-        packer = pack(packing, corpus, seq_len, stride=stride, partial=split != "train")
+        packer = pack(packing, corpus, seq_len, stride=stride, partial=partial)
         return cls(name, corpus, packer, seq_len, packing, stride)
 
 
@@ -207,10 +209,10 @@ class TrainStream(_Stream):
 
 
 class HeldOut(_Stream):
-    """The validation splits of all sources, one after another: each target of each split lies in exactly one slot."""
+    """Text that is measured: splits of sources, one after another; each target of each lies in exactly one slot."""
 
     def __init__(self, sources: Sequence[PackedSource], *, isolate: bool) -> None:
-        """Join sources; `PackedSource.open` of a validation split keeps partial slots."""
+        """Join sources, which were opened with partial slots."""
         super().__init__(sources, isolate=isolate)
         self._firsts = np.cumsum([0, *(source.packer.num_slots for source in sources)])
         self.num_slots = int(self._firsts[-1])

@@ -1,11 +1,10 @@
-"""Directories that `transformers` loads: which models have one, their files, and the options of export commands.
+"""Directories that `transformers` loads: which models have one, and their files.
 
 Holds what exports of pretraining and of fine-tuning share; each chooses its own weights and settings.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import logging
@@ -17,15 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 
 from pretrain.checkpoint.base import Reader
 from pretrain.errors import ConfigError, ResourceError, check
-from pretrain.files import fsync_path, write_hashed
+from pretrain.files import fsync_path, hash_file, read_json, write_hashed
 from pretrain.hub.family import Family, HFTensor, family_for
+from pretrain.hub.model_card import CARD_FILE, LICENCE_FILE, Origin, licence_of, model_card
 from pretrain.hub.special_tokens import special_token_ids
-from pretrain.hub.weights import DTYPES, write_weights
+from pretrain.hub.weights import write_weights
 from pretrain.models.base import ModelKind
+from pretrain.settings.export_options import DTYPES
 
 EXPORT_RECORD = "export.json"  # which step of which run an export is of; `transformers` does not read it
 
@@ -76,6 +78,7 @@ class Export:
     generates: bool  # whether the model continues texts
     run: str  # name of the run
     step: int  # of its checkpoint
+    origin: Origin  # what the model card says of it
     tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over the defaults
 
 
@@ -90,29 +93,34 @@ def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwr
     _check_place(out, export, overwrite)
     with _replacing(out) as directory:
         max_bytes = shard_mb * 1_000_000
-        write_weights(directory, export.tensors, export.read, dtype=DTYPES[dtype], max_bytes=max_bytes)
+        write_weights(directory, export.tensors, export.read, dtype=getattr(torch, DTYPES[dtype]), max_bytes=max_bytes)
         write_hashed(directory / "tokenizer.json", export.tokenizer.to_str(pretty=True).encode())
         ids = {f"{role}_token_id": token for role, token in export.special_tokens.items()}
-        named = {"dtype": str(DTYPES[dtype]).removeprefix("torch.")}
-        _write_json(directory / "config.json", export.config | ids | named)
+        config = export.config | ids | {"dtype": DTYPES[dtype]}
+        _write_json(directory / "config.json", config)
         if export.generates:
             _write_json(directory / "generation_config.json", ids)
         _write_json(directory / "tokenizer_config.json", _tokenizer_config(export) | export.tokenizer_settings)
-        record = {"run": export.run, "step": export.step, "dtype": dtype}
+        card = _write_card(directory, export.origin, config, replaced=out)
+        record = {"run": export.run, "step": export.step, "dtype": dtype, "card": card}
         _write_json(directory / EXPORT_RECORD, record)
     return out
 
 
-def export_parser(prog: str, description: str, *, default_step: str) -> argparse.ArgumentParser:
-    """Return the parser of an export command; its help describes the step exported by default as `default_step`."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
-    parser.add_argument("--step", type=int, default=None, help=f"a saved step (default: {default_step})")
-    parser.add_argument("--out", type=Path, default=None, help="directory to write (default: RUN/export)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights (default %(default)s)")
-    parser.add_argument("--shard-mb", type=int, default=5000, help="size of a weight file (default %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export of another run or step")
-    return parser
+def _write_card(directory: Path, origin: Origin, config: dict[str, Any], replaced: Path) -> str:
+    """Write the model card, and the licence of its source, and return the SHA-256 of the card.
+
+    A card in the directory that is being replaced stays if it is not as it was written; the new one lies beside it.
+    """
+    licence = licence_of(origin.started_from)
+    if licence.file:
+        write_hashed(directory / LICENCE_FILE, licence.file.read_bytes())
+    theirs, name = replaced / CARD_FILE, CARD_FILE
+    if theirs.is_file() and hash_file(theirs) != read_json(replaced / EXPORT_RECORD).get("card"):
+        write_hashed(directory / CARD_FILE, theirs.read_bytes())
+        name = "README.new.md"
+        log.warning("%s was edited and stays as it is; what it would say now is in %s", theirs, name)
+    return write_hashed(directory / name, model_card(origin, config, licence).encode())
 
 
 def _check_place(out: Path, export: Export, overwrite: bool) -> None:

@@ -23,7 +23,6 @@ from pretrain.files import write_hashed
 from pretrain.hub.family import Family, HFTensor, Tensors, family_of
 from pretrain.hub.weight_files import INDEX, WHOLE, locate, read_json
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CHUNK = 1 << 20  # elements read and written at a time
 _AHEAD = 4  # chunks that may wait to be hashed
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # endings, and today's

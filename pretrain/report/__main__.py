@@ -37,6 +37,7 @@ from pretrain.report.page import (
 from pretrain.report.run_sections import configuration, differences, machine, notes, samples, saved, state
 from pretrain.report.wandb_sync import add_options, sync
 from pretrain.report.writing import write_page
+from pretrain.settings.options import CommandParser
 from pretrain.train.run_dir import check_written_by
 
 NAMED = 3  # runs whose names are the title
@@ -47,35 +48,48 @@ RANKED += ("Last logged step", "Tokens seen", "Tokens per second, median", "Trai
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="A page on one run, or on several.")
+    return command(parser(), _report, arguments)
+
+
+def parser() -> CommandParser:
+    """Return the options of the command."""
+    parser = CommandParser(
+        prog="python -m pretrain.report",
+        description="A page on one run, or on several.",
+        example="python -m pretrain.report runs/demo",
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--step", type=int, metavar="N", help="the page as of a step (default: all that is logged)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
     add_options(parser)
-    return command(parser, _report, arguments)
+    return parser
 
 
 def _report(options: argparse.Namespace) -> object:
     """Write the page and return the paths of its files, or send the runs to W&B and return where they are."""
     if options.sync:
         return "\n".join(sync(run, "pretrain", options.project) for run in options.runs)
-    return "\n".join(map(str, write(options.runs, options.out, options.step)))
+    return "\n".join(map(str, write_report(*options.runs, out=options.out, step=options.step)))
 
 
-def write(paths: Sequence[Path], out: Path | None = None, step: int | None = None) -> tuple[Path, Path]:
-    """Write the page of the runs, as of a step, into `out` or the first run; return its HTML and its Markdown.
+def write_report(
+    run: str | Path, *others: str | Path, out: str | Path | None = None, step: int | None = None
+) -> tuple[Path, Path]:
+    """Write a page on runs of pretraining, as of a `step` or as they are; return its HTML and its Markdown.
 
-    Raises `ConfigError` for a directory that is not a run of pretraining, or cannot be read.
+    It goes to the folder `out`, or else to `report/` in the first run. Raises `ConfigError` for a directory that is
+    not a run of pretraining, or cannot be read.
     """
+    paths = [Path(each) for each in (run, *others)]
     for path in paths:
         check_written_by("pretrain", path)
-    runs = [load(path) for path in paths]
-    if len({run.name for run in runs}) < len(runs):
-        for run in runs:
-            run.name = str(run.path)
+    histories = [load(path) for path in paths]
+    if len({history.name for history in histories}) < len(histories):
+        for history in histories:
+            history.name = str(history.path)
     if step is not None:
-        runs = until(runs, step)
-    return write_page(page_of(runs), page_folder(paths[0], out))
+        histories = until(histories, step)
+    return write_page(page_of(histories), page_folder(paths[0], Path(out) if out else None))
 
 
 def page_of(runs: Sequence[History]) -> Page:

@@ -5,7 +5,6 @@ Holds the options and the work of `--sync`; `wandb_sink` turns records into rows
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pretrain.errors.redaction import redacted
 from pretrain.files import read_json
 from pretrain.registry import rebuilt
 from pretrain.report.history import load, records
+from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import METRICS_FILE
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode, WandbSink, quieten
 from pretrain.train.run_dir import CONFIG_FILE, check_written_by, read_config, read_nested_config
@@ -27,7 +27,7 @@ from pretrain.train.run_dir import CONFIG_FILE, check_written_by, read_config, r
 OF_THE_RUN = ("project", "entity", "group", "tags", "init_timeout_s")  # fields of its tracker that a sync keeps
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: CommandParser) -> None:
     """Add the options of a sync to the parser of a report."""
     parser.add_argument("--sync", action="store_true", help="send what the run recorded to W&B, instead of a page")
     parser.add_argument("--project", help="W&B project for --sync (default: the run's own tracker.project)")

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.errors import CheckpointError, ResourceError
 from pretrain.files import parsed, replace_file
@@ -87,6 +88,25 @@ class SamplesSink(Sink):
         """Make the lines durable and close the file."""
         if self._lines:
             self._lines.close(exit_code)
+
+
+def last_record(data: bytes, split: str, step: int | None = None) -> dict[str, Any] | None:
+    """Return the last whole record of a split in a metrics.jsonl, of a step if one is named; None without one.
+
+    No other line is parsed. Raises `ValueError` if it is no record.
+    """
+    marker = f'"split": "{split}"' if step is None else f'{{"step": {step}, "split": "{split}"'
+    at = data.rfind(marker.encode(), 0, data.rfind(b"\n") + 1)
+    if at < 0:
+        return None
+    line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
+    try:
+        record = parsed(line)
+        if type(record["step"]) is not int:
+            raise ValueError("a step that is no number")
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{METRICS_FILE}: {line[:40]!r} is no record ({error})") from None
+    return record
 
 
 def missing(path: Path, step: int, mark: Mark | None) -> str | None:

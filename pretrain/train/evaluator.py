@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
-from pretrain.data.batch import Batch
+from pretrain.data.batch import Batch, Examples
+from pretrain.data.loader import evaluation_batches
+from pretrain.data.stream import HeldOut
 from pretrain.distributed.world import World
 from pretrain.errors import DataError, check
+from pretrain.objectives.base import ObjectiveConfig
 from pretrain.tracking.no_value import no_value
 from pretrain.train.metrics import bits_per_byte, perplexity
 
@@ -47,6 +51,30 @@ class EvalConfig:
     def saves_best(self) -> bool:
         """Whether an evaluation that is the best so far is followed by a save."""
         return self.patience is not None if self.save_best is None else self.save_best
+
+
+def held_out_evaluator(
+    module: nn.Module,
+    objective: ObjectiveConfig,
+    held_out: HeldOut,
+    examples: Examples,
+    *,
+    micro_batch_size: int,  # slots
+    max_slots: int,  # 0 = all
+    world: World,
+) -> Evaluator:
+    """Return what measures a module on held-out text."""
+    batches = partial(
+        evaluation_batches,
+        held_out,
+        examples,
+        micro_batch_size=micro_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        max_slots=max_slots,
+    )
+    bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if objective.covers_text else None
+    return Evaluator(module=module, batches=batches, bytes_per_target=bytes_per_target, world=world)
 
 
 @dataclass

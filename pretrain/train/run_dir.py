@@ -45,6 +45,7 @@ READERS = {
     "pretrain": "python -m pretrain.report, .sample and .export",
     "finetune": "python -m finetune.report, .predict, .evaluate and .export",
 }  # of the runs of each program
+_SCHEMA = re.compile(rb"\b(pretrain|finetune)_schema\b")  # the first of a configuration's defaults
 RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 log = logging.getLogger(__name__)
@@ -125,14 +126,12 @@ class RunDirectory:
                 raise PermissionError(f"{path} is not writable")
         except OSError as error:
             raise ConfigError(f"run.root={cfg.root}: cannot write the run directory ({error})") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             lock.seek(0)
             raise ConfigError(
                 f"run.name={cfg.name}: {path} is in use by {lock.read().strip()}; wait for it, stop it, "
                 "or choose another run.name"
-            ) from None
+            )
         cfg.check_fresh()
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on host {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -236,6 +235,39 @@ def _printed_from() -> int:
     name, levels = os.environ.get(LOG_LEVEL, "INFO"), logging.getLevelNamesMapping()
     check(name in levels, LOG_LEVEL, name, f"one of {', '.join(levels)}")
     return levels[name]
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock a file for this process alone, unless another process holds it for longer than `is_locked` does."""
+    for pause_s in (0.1, 0.0):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(pause_s)
+    return False
+
+
+def is_locked(run: Path) -> bool:
+    """Return whether a process holds a run directory, on this host or, where the file system passes it on, another."""
+    if not (run / LOCK_FILE).is_file():
+        return False
+    with (run / LOCK_FILE).open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def program_of(run: Path) -> str | None:
+    """Return the program that wrote a run's config.yaml, "pretrain" or "finetune"; None if nothing says so."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        found = _SCHEMA.search(file.read(4096))
+    return found[1].decode() if found else None
 
 
 def read_record(run: Path, *needed: str) -> dict[str, Any]:

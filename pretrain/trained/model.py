@@ -24,15 +24,16 @@ from pretrain.data.batch import IGNORED, Batch, Inputs
 from pretrain.distributed.world import World, device_type
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.model_card import Origin
 from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.attention.auto import AutoConfig
-from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import EncoderModel, Layout
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
-from pretrain.train.run_dir import check_written_by
+from pretrain.train.run_dir import check_written_by, read_config
+from pretrain.trained.measuring import Progress, Text, measurement
 from pretrain.trained.source import RunSource, Source, find_source
 
 TEXTS_AT_A_TIME = 64  # continued together
@@ -68,7 +69,7 @@ class LanguageModel:
         self.source = source
         self.weights = weights
         self.device = device
-        attend = AutoConfig().build() if device.type == "cuda" else sdpa
+        attend = AutoConfig().build()
         with torch.device("meta"):
             model = source.network.build(vocab_size=source.vocab_size, attend=attend)
             self._module = source.objective.build(model)
@@ -111,12 +112,6 @@ class LanguageModel:
         fill(self._module, self.weights, self.device)
         return self._module.eval()
 
-    @property
-    def context(self) -> int | None:
-        """The longest sequence that the model can see, in tokens; None where positions are computed."""
-        model = self._module.model
-        return model.max_positions if isinstance(model, Decoder) else self.network.max_seq_len
-
     def encode(self, texts: str | Sequence[str]) -> Batch:
         """Return texts as one ragged batch, each a sequence that begins as documents did in training.
 
@@ -124,7 +119,7 @@ class LanguageModel:
         `ConfigError` for a text that is longer than the model's context, or has no token at all.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        ids = [self._ids(text, number) for number, text in enumerate(texts, 1)]
+        ids = [self._ids(text, number, self.source.max_positions) for number, text in enumerate(texts, 1)]
         tokens = np.array([token for sequence in ids for token in sequence], dtype=np.int64)
         offsets = np.cumsum([0, *map(len, ids)]).astype(np.int32)
         targets = np.full_like(tokens, IGNORED)
@@ -171,14 +166,14 @@ class LanguageModel:
     ) -> Iterator[list[str]]:
         """Yield what `generate` returns, prompt after prompt. All prompts are checked before the first is continued."""
         if not self.network.kind.generates:
-            kind = type(self._module.model).__name__
-            raise ConfigError(f"{self.name}: its model is a {kind}; only decoders generate text")
+            raise ConfigError(f"{self.name}: is an encoder, and only decoders generate text; name another model")
         check(samples >= 1, "samples", samples, "must be at least 1")
-        ids = [self._ids(prompt, number) for number, prompt in enumerate(prompts, 1)]
+        limit = self.source.max_positions
+        ids = [self._ids(prompt, number, limit and limit - 1) for number, prompt in enumerate(prompts, 1)]
         longest = max(map(len, ids), default=0) + max_tokens
         if longest > self.network.max_seq_len:
             known = f"{self.name} knows texts of {self.network.max_seq_len:,} tokens"
-            ends = "it ends there" if self.context else "what is beyond may make no sense"
+            ends = "it ends there" if limit else "what is beyond may make no sense"
             log.warning("%s, and the longest text may have %d: %s", known, longest, ends)
         return self._continued(ids, sampler, max_tokens, samples)
 
@@ -196,6 +191,27 @@ class LanguageModel:
             found = iter(generate(model, repeated, sampler, max_tokens=max_tokens, stop_id=stop_id, streams=streams))
             for prompt in together:
                 yield [self._continuation(prompt, next(found)) for _ in range(samples)]
+
+    def evaluate(
+        self,
+        *texts: Text,
+        settings: Sequence[str] = (),
+        precision: str | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Return what an evaluation of training does, on texts together: `loss`, `perplexity`, `accuracy` and so on.
+
+        Texts are files, folders, patterns and URLs that `data` can read, names on the hub, prepared corpora, or sources
+        such as `TextSource`; without any it is what the run held out, and the figures are those of its own evaluation.
+        They are prepared with the model's tokenizer in `data.prepare.root`, once. Beside the figures stand `documents`,
+        `text_bytes` (if all of it was measured), `tokens` that the model read, `targets` among them, and `seq_len`.
+
+        `settings` (KEY=VALUE) are those of the sources, such as documents=line or field=review, source=jsonl for the
+        kind of all, and those of a run that decide the figures, such as data.seq_len=512. Those of a run are its own
+        unless changed, `precision` (fp32, bf16, fp16) among them. Raises `ConfigError` and `DataError`.
+        """
+        planned = measurement(self.source, texts, settings, precision)
+        return planned.run(self.module, self.device, progress)
 
     def export(
         self, out: Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
@@ -217,7 +233,7 @@ class LanguageModel:
             log.warning("left out, as %s has no place for them: %s", family.architecture, ", ".join(left_out))
         if self.source.objective.wants_special_tokens:
             set_template(tokenizer, record["document_frame"], getattr(network, "token_types", 0))
-        assert self.step is not None
+        assert isinstance(self.weights, FragmentReader)
         export = Export(
             model=network,
             tensors=tensors,
@@ -227,18 +243,19 @@ class LanguageModel:
             special_tokens=special_tokens,
             generates=network.kind.generates,
             run=record["name"],
-            step=self.step,
+            step=step_number(self.weights.step),
+            origin=Origin(step=self.weights.step, record=record, settings=read_config(self.path)),
         )
         return write_export(export, out or self.path / "export", dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
-    def _ids(self, text: str, number: int) -> list[int]:
+    def _ids(self, text: str, number: int, limit: int | None) -> list[int]:
         prefix, suffix = self.source.template or ([], [])
         ids = prefix + self.tokenizer.encode(text, add_special_tokens=False).ids
         ids += [] if self.network.kind.generates else suffix
         rule = "has no token, and the tokenizer none that begins a document; write one"
         check(bool(ids), f"text {number}", repr(text), rule)
-        rule = f"more than the {self.context} that {self.name} sees; shorten it"
-        check(self.context is None or len(ids) <= self.context, f"tokens of text {number}", len(ids), rule)
+        rule = f"{self.name} has room for {limit} here; shorten it"
+        check(limit is None or len(ids) <= limit, f"tokens of text {number}", len(ids), rule)
         return ids
 
     def _continuation(self, prompt: list[int], drawn: list[int]) -> str:

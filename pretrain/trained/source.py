@@ -22,6 +22,7 @@ from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.family import Family, HeadKind
 from pretrain.hub.weight_files import read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
+from pretrain.models.layers import Positions
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.registry import choices, discover, plain
 from pretrain.settings.paths import expanded
@@ -70,6 +71,11 @@ class Source(ABC):
     @abstractmethod
     def mask(self) -> int | None:
         """The id of the mask token; None: the tokenizer has none."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """The tokens of a sequence that the network has positions for; None where it computes positions."""
+        return self.network.max_seq_len if self.network.positions is Positions.learned else None
 
     def check(self) -> None:
         """Raise `CheckpointError` or `ConfigError` for a source that no run could start from; milliseconds."""

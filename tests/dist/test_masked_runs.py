@@ -10,6 +10,7 @@ from test_pretrain import assert_close_runs, assert_equal_runs, kill_when, logge
 from vocabularies import word_piece
 
 from pretrain.report import __main__ as report
+from pretrain.trained.model import load
 
 WORDS = ["hidden", "tokens", "masking", "whole", "encoder", "sentence", "order", "bidirectional", "often", "training"]
 
@@ -48,6 +49,13 @@ def test_a_masked_run_learns_and_says_what_it_can(uninterrupted):
     rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     assert not [row for row in rows if "bits_per_byte" in row]
     assert rows[-1]["tokens"] == rows[-2]["tokens"] > 24 * 8 * 25, "tokens that went through the model, not targets"
+
+
+def test_an_evaluation_afterwards_measures_what_the_run_did(uninterrupted):
+    found = load(uninterrupted, device="cpu").evaluate()
+    assert found["sentence_loss"] > 0
+    for key in ("loss", "perplexity", "accuracy", "sentence_loss", "sentence_accuracy"):
+        assert found[key] == column(uninterrupted, key, "validation")[24]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """Sampling and reporting from a run directory, by the commands that a user types."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 from forks import python
+from ranks import column
 
 from pretrain.tokenizer.base import load_tokenizer
 
@@ -53,8 +55,17 @@ def test_a_run_of_a_gpu_is_sampled_without_one(place, uninterrupted):
     assert module("pretrain.sample", "runs/of-a-gpu", *options, cwd=place).stdout.startswith("time year")
 
 
+def test_an_evaluation_afterwards_measures_what_the_run_did(place, uninterrupted):
+    found = json.loads(module("pretrain.evaluate", "runs/uninterrupted", "--json", cwd=place).stdout)
+    assert found["step"] == 24
+    for key in ("loss", "perplexity", "accuracy", "bits_per_byte"):
+        assert found[key] == column(uninterrupted, key, "validation")[24]
+    text = json.loads(module("pretrain.evaluate", "runs/uninterrupted", "text.txt", "--json", cwd=place).stdout)
+    assert text["text_bytes"] == len((place / "text.txt").read_bytes())
+
+
 def test_what_is_no_run_is_refused_by_name(place):
-    for name in ("pretrain.sample", "pretrain.report"):
+    for name in ("pretrain.sample", "pretrain.evaluate", "pretrain.export", "pretrain.report"):
         refusal = module(name, "runs/nowhere", cwd=place, code=2).stderr
         assert "runs/nowhere" in refusal
         assert "Traceback" not in refusal

@@ -1,4 +1,4 @@
-"""The commands of a page of the documentation, as one shell script, and typed into a shell."""
+"""The commands of a page of the documentation, as one shell script, and its Python, as one program that ends it."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
-def blocks(page: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the bash blocks of a page, each with the number of its first line."""
+def blocks(page: Path, language: str = "bash") -> Iterator[tuple[int, list[str]]]:
+    """Yield the blocks of a page in a language, each with the number of its first line."""
     lines = page.read_text().splitlines()
     number = 0
     while number < len(lines):
-        if lines[number] == "```bash":
+        if lines[number] == f"```{language}":
             end = lines.index("```", number)
             yield number + 2, lines[number + 1 : end]
             number = end
@@ -33,8 +33,19 @@ def commands(lines: list[str]) -> Iterator[tuple[int, str]]:
     assert start == len(lines), f"not a whole command: {lines[start:]}"
 
 
+def program(page: Path) -> str:
+    """Return the Python of a page as one program, in which everything stands in the line that the page has it in."""
+    lines = [""] * len(page.read_text().splitlines())
+    for first, block in blocks(page, "python"):
+        lines[first - 1 : first - 1 + len(block)] = block
+    return "\n".join(lines)
+
+
 def script(page: Path) -> str:
-    """Return one shell script of all commands of a page, which stops at the first with another exit code than said."""
+    """Return one shell script of all commands of a page, which stops at the first with another exit code than said.
+
+    At its end it runs the page's Python, if there is any, as a file of that name.
+    """
     parts = ['make() { command make -n "$@" > listed; }']
     for first, lines in blocks(page):
         for offset, command in commands(lines):
@@ -42,6 +53,8 @@ def script(page: Path) -> str:
             expected = said[1] if said else "0"
             complaint = f"{page.name}:{first + offset}: exited with $code, not with {expected}"
             parts.append(f'{command}\ncode=$?; [ $code = {expected} ] || {{ echo "{complaint}" >&2; exit 1; }}\n')
+    if program(page).strip():
+        parts.append(f"python {page.stem}.py")
     return "\n".join(parts)
 
 
@@ -56,6 +69,7 @@ def carry_out(
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",  # threads that wait for each other on a busy machine are slower than one
     }
+    (place / f"{page.stem}.py").write_text(program(page))
     log = place.with_name("log")
     with log.open("w") as output:
         shell = ["bash", "-c", script(page)]

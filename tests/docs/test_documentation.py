@@ -1,11 +1,11 @@
 """The documentation is true: its commands run, its tables are the code's, its links lead somewhere.
 
-Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it;
-those of docs/cluster.md, which need a cluster, by tests/slurm. Three things are not as for a reader. README.md,
-docs/extending.md and docs/finetuning.md begin in a clone of the repository, and get a copy of the working tree, whose
-`.venv` is the environment of the tests. On the other pages `python` forks a process that has imported the libraries
-(`forks`). And `make` runs as `make -n`: it finds the target and expands its commands without carrying them out, because
-they install packages and train for minutes.
+Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it,
+and then the page's ```python blocks as one program; those of docs/cluster.md, which need a cluster, by tests/slurm.
+Three things are not as for a reader. README.md, docs/extending.md and docs/finetuning.md begin in a clone of the
+repository, and get a copy of the working tree, whose `.venv` is the environment of the tests. On the other pages
+`python` forks a process that has imported the libraries (`forks`). And `make` runs as `make -n`: it finds the target
+and expands its commands without carrying them out, because they install packages and train for minutes.
 """
 
 import re
@@ -26,7 +26,7 @@ from pretrain.models.attention.sdpa import sdpa
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXECUTED = [page for page in PAGES if "```bash" in page.read_text() and page.name != "cluster.md"]
+EXECUTED = [page for page in PAGES if re.search("```(bash|python)", page.read_text()) and page.name != "cluster.md"]
 IN_A_CLONE = {"README.md", "extending.md", "finetuning.md"}
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "runs", "corpora")
 

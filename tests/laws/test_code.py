@@ -111,7 +111,7 @@ def test_no_module_imports_itself_through_others():
 
 # What stands in several folders because each folder has one: its face, its command, a task's parts.
 REPEATED = {"__init__", "__main__", "base", "run", "config", "export", "init_from", "evaluate", "evaluator"}
-REPEATED |= {"task", "metrics", "page"}
+REPEATED |= {"task", "metrics", "page", "options"}
 
 
 def test_a_file_name_has_one_meaning():
@@ -225,7 +225,7 @@ def test_the_loop_fits_on_one_screen_and_reads_nothing_back():
     assert not reads.findall(path.read_text())
 
 
-READS_PICKLES = "pretrain/import_bin.py"  # old checkpoints, through torch's reader of tensors alone
+READS_PICKLES = "pretrain/hub/pickled.py"  # old checkpoints, through torch's reader of tensors alone
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=label)

@@ -53,7 +53,7 @@ def test_to_import_the_library_imports_nothing_else():
 def public_names() -> list[str]:
     """Every function and class of the library, as typed behind a dot, and every public method of its models."""
     names = [f"{face.__name__}.{name}" for face in FACES for name in face.__all__]
-    models = [finetune.FineTunedModel]
+    models = [pretrain.LanguageModel, finetune.FineTunedModel]
     return names + [f".{name}" for model in models for name, _ in inspect.getmembers(model) if name[0] != "_"]
 
 

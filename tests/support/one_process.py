@@ -5,9 +5,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import torch.distributed
+
+from pretrain.errors import Preempted
 
 SETTINGS = [
     *("data=text", "data.sources.text.paths=[texts/*.txt]", "data.prepare.held_out=0.1", "data.seq_len=16"),
@@ -31,13 +34,20 @@ def state() -> dict:
     }
 
 
+def interrupt_after_two_steps(run: Path) -> None:
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def check_unchanged(before: dict) -> None:
     now = state()
     assert now == before, {key: (before[key], now[key]) for key in now if now[key] != before[key]}
 
 
 def train_several(strategy: str) -> None:
-    """Pretrain, go on, refuse, start from that run, and fine-tune; after each all is as it was before."""
+    """Pretrain, go on, refuse, be interrupted, start from a run, and fine-tune; after each all is as it was before."""
     import finetune
     import pretrain
 
@@ -59,6 +69,16 @@ def train_several(strategy: str) -> None:
         assert "seed was 1 and is now 2" in str(error)
         held = error  # as a notebook holds the last one, with all that its frames hold
     assert held
+    check_unchanged(before)
+    interrupting = threading.Thread(target=interrupt_after_two_steps, args=[Path("runs/stopped")])
+    interrupting.start()
+    try:
+        pretrain.pretrain(pretrain.configure(*settings, "run.name=stopped", "train.steps=100000"))
+    except Preempted as stopped:
+        last = pretrain.history("runs/stopped")["step"].max()
+        assert f"step {last} of 100000 is saved" in str(stopped)
+        assert Path(f"runs/stopped/checkpoints/step-{last:08d}").is_dir()
+    interrupting.join()
     check_unchanged(before)
     pretrain.pretrain(pretrain.configure(*settings, "run.name=next", f"init_from={run}"))
     pretrain.pretrain(pretrain.configure(*settings, "run.name=base", "train.steps=6"))

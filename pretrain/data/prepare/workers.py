@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
+from types import ModuleType
 from typing import Any
 
 from pretrain.commands import signals_held
@@ -63,8 +64,23 @@ class Workers:
         return [future.result() for future in futures]
 
     def _submit(self, call: Call) -> Future[Any]:
-        with signals_held():  # what asks to stop is for this process to handle, not for a worker that this may start
+        # This may start a worker. What asks to stop is for this process to handle, not for that one.
+        with signals_held(), _without_program():
             return self._pool.submit(*call)
+
+
+@contextmanager
+def _without_program() -> Iterator[None]:
+    """Have processes that start in the block not import the program of this one, which `spawn` would have them do.
+
+    A script that trains as it is imported would train there as well, and it imports torch.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def reported(capsys, run, *arguments):
     """Return the threshold that a report tells."""
     capsys.readouterr()
     assert report([*map(str, (run, *arguments))]) == 0
-    page = Path(capsys.readouterr().out.strip()).read_text()
+    page = Path(capsys.readouterr().out.splitlines()[-1]).read_text()  # its Markdown
     return page.split("| no_answer_threshold | ")[1].split()[0]
 
 

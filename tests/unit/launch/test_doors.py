@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import launch.__main__
+import launch.modes
 from launch.jobs import jobs_of
 from launch.slurm.cluster import ClusterConfig
 from launch.slurm.submit import SlurmConfig, examine_nodes, submit_runs
@@ -28,6 +29,19 @@ def test_a_program_without_its_dashes(monkeypatch, capsys):
     assert capsys.readouterr().err == "pretrain: put -- before the program\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lokal", "nproc=2"], "lokal: no such mode; did you mean local? (modes: local, slurm, doctor; --help shows"),
+        (["--nproc", "2"], "--nproc: no such mode (modes: local, slurm, doctor"),
+        ([], "`python -m launch MODE SETTINGS -- PROGRAM SETTINGS`"),
+    ],
+)
+def test_an_unknown_mode_is_refused_by_name(monkeypatch, capsys, words, said):
+    assert called(monkeypatch, *words) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_a_secret_reaches_no_script(monkeypatch, capsys):
     words = ["slurm", "cluster=cpu", "dry_run=true", "--", *DEMO]
     assert called(monkeypatch, *words, "run.root='https://me:S3CRET@host'") == 2
@@ -47,7 +61,7 @@ def test_help_names_the_mode(monkeypatch, capsys, mode):
 
 def test_the_doctor_looks_at_the_first_run_of_a_sweep(monkeypatch):
     looked = []
-    monkeypatch.setattr(launch.__main__, "examine_here", lambda cfg, words: looked.append(words))
+    monkeypatch.setattr(launch.modes, "examine_here", lambda cfg, words: looked.append(words))
     called(monkeypatch, "doctor", "nproc=2", "--", *DEMO, "seed=7,8", "optim.lr=1e-3")
     assert looked == [[*DEMO, "seed=7", "optim.lr=1e-3"]]
 

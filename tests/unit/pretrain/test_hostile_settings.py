@@ -12,6 +12,7 @@ from hostile import FILES, FORGERIES, SECRET, WORDS, chosen, watched
 from run_directories import make_run
 
 import launch.__main__
+import launch.modes
 from finetune import evaluate, predict
 from finetune import export as finetune_export
 from finetune.config import FINETUNE
@@ -53,7 +54,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOSTILE_TOKEN", SECRET)
     monkeypatch.setattr(sys, "argv", [])
     nothing_runs = {"local": (LOCAL, lambda cfg, program: len(jobs_of(program)) * 0)}
-    monkeypatch.setattr(launch.__main__, "MODES", launch.__main__.MODES | nothing_runs)
+    monkeypatch.setattr(launch.modes, "MODES", launch.modes.MODES | nothing_runs)
     (tmp_path / "work").mkdir()
     return tmp_path / "work"
 

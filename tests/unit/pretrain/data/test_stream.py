@@ -51,7 +51,7 @@ def make_world(tmp_path, template=TEMPLATES[0], packing=Packing.concat, lowest_i
     names = ("first", "second")
     opened = [
         [
-            PackedSource.open(name, path, split, seq_len=SEQ_LEN, packing=packing)
+            PackedSource.open(name, path, split, seq_len=SEQ_LEN, packing=packing, partial=split != "train")
             for name, path in zip(names, corpora, strict=True)
         ]
         for split in ("train", "validation")
@@ -177,7 +177,7 @@ def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):
         world = make_world(tmp_path / folder, lowest_id=lowest_id)
         cut = {"seq_len": SEQ_LEN, "packing": Packing.concat} | cut
         sources = [
-            PackedSource.open(source.name, tmp_path / folder / f"corpus-{number}", "train", **cut)
+            PackedSource.open(source.name, tmp_path / folder / f"corpus-{number}", "train", **cut, partial=False)
             for number, source in enumerate(world.train)
         ]
         return TrainStream(sources, list(weights), seed=1, isolate=isolate).fingerprint
@@ -198,7 +198,7 @@ def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):
 
 def test_a_source_without_one_slot_is_refused(tmp_path):
     path = write_corpus(tmp_path / "c", [[1] * 15])
-    source = PackedSource.open("tiny", path, "train", seq_len=16, packing=Packing.concat)
+    source = PackedSource.open("tiny", path, "train", seq_len=16, packing=Packing.concat, partial=False)
     with pytest.raises(DataError, match=r"data\.sources\.tiny: 15 training tokens.*data\.seq_len=16"):
         TrainStream([source], [1.0], seed=1, isolate=True)
 

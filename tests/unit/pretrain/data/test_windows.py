@@ -86,7 +86,8 @@ def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, templat
         for window in slow_windows(text, template, seq_len, stride)
     ]
 
-    source = PackedSource.open("only", directory, "validation", seq_len=seq_len, packing=Packing.windows, stride=stride)
+    cut = {"seq_len": seq_len, "packing": Packing.windows, "stride": stride, "partial": True}
+    source = PackedSource.open("only", directory, "validation", **cut)
     held_out = HeldOut([source], isolate=True)
     read = [held_out.slots(np.array([number])) for number in range(held_out.num_slots)]
     assert sorted(itertools.chain(*map(sequences, read))) == sorted(expected)

@@ -108,7 +108,7 @@ def test_what_is_needed_is_fetched_once_and_no_pickle(hub, tmp_path):
     first = fetch("org/name", tmp_path, endpoint)
     name, *files = first.stdout.split()
     assert (name, set(files)) == (f"org/name@{COMMIT}", WANTED), first.stderr
-    assert not [path for path in asked if ".bin" in path or "onnx" in path or "README" in path]
+    assert not [path for path in asked if ".bin" in path or "onnx" in path]
     offline = fetch("org/name", tmp_path, endpoint, HF_HUB_OFFLINE="1")
     assert offline.stdout == first.stdout
     unreachable = fetch("org/name", tmp_path, "http://127.0.0.1:9")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from browser import browser, opened
 
-from pretrain.report.__main__ import write
+from pretrain.report.__main__ import write_report
 from pretrain.report.figures import picture
 from pretrain.report.html import html
 from pretrain.report.page import Matrix, Number, Page, Section, Table
@@ -55,7 +55,7 @@ def chromium():
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    return write([make_run(folder / "run", name=HOSTILE, notes=[HOSTILE])], folder / "out")[0]
+    return write_report(make_run(folder / "run", name=HOSTILE, notes=[HOSTILE]), out=folder / "out")[0]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
     names = ["a", "مرحبا بالعالم", "long" * 60]
     runs = [make_run(folder / f"{n}", n, steps=[*range(1, 400 + n)], name=name) for n, name in enumerate(names)]
-    return write(runs, folder / "out")[0]
+    return write_report(*runs, out=folder / "out")[0]
 
 
 def tip(page):
@@ -264,7 +264,7 @@ def test_odd_runs_are_drawn(chromium, tmp_path, rows):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with opened(chromium, write([run], tmp_path / "out")[0]) as page:
+    with opened(chromium, write_report(run, out=tmp_path / "out")[0]) as page:
         assert page.locator(".panel").count() == 4
         assert page.locator(".curves circle").count() == sum(
             isinstance(value, float) and value == value

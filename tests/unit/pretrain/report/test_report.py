@@ -57,7 +57,7 @@ def table(page, title):
 
 def test_one_run(tmp_path):
     run = make_run(tmp_path / "demo")
-    html, page = report.write([run], run / "report")
+    html, page = report.write_report(run, out=run / "report")
     assert (html, page) == (run / "report" / "report.html", run / "report" / "report.md")
     reached = table(page, "What was reached")
     assert reached == {
@@ -88,7 +88,7 @@ def test_the_figure_is_a_picture_with_curves_on_it(tmp_path):
     from matplotlib.image import imread
 
     run = make_run(tmp_path / "demo", steps=10 * MANY_POINTS)
-    report.write([run], tmp_path / "out")
+    report.write_report(run, out=tmp_path / "out")
     pixels = imread(tmp_path / "out" / "curves.png")[..., :3]
     assert pixels.shape == (1125, 1800, 3)
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # training, held out
@@ -97,7 +97,7 @@ def test_the_figure_is_a_picture_with_curves_on_it(tmp_path):
 
 def test_comparing_runs_shows_what_differs_and_only_that(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b|c", lr=3e-3), make_run(tmp_path / "d", batch=128)]
-    _, page = report.write(runs, tmp_path / "out")
+    _, page = report.write_report(*runs, out=tmp_path / "out")
     assert table(page, "Where the configurations differ") == {
         "key": ["a", "b&#124;c", "d"],
         "---": ["---"] * 3,
@@ -113,13 +113,13 @@ def test_choices_that_differ_are_told_one_by_one(tmp_path):
         entries = f"[pretrain_schema, {{optim: {optim}}}, {{source@data.sources.text: text}}, _self_]"
         with (run / "config.yaml").open("a") as config:
             config.write(f"defaults: {entries}\n")
-    differing = table(report.write(runs, tmp_path / "out")[1], "Where the configurations differ")
+    differing = table(report.write_report(*runs, out=tmp_path / "out")[1], "Where the configurations differ")
     assert differing == {"key": ["a", "b"], "---": ["---"] * 2, "`optim`": ["`adamw`", "`muon`"]}
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = [make_run(tmp_path / "a", name="same"), make_run(tmp_path / "b", name="same")]
-    _, page = report.write(runs, tmp_path / "out")
+    _, page = report.write_report(*runs, out=tmp_path / "out")
     assert table(page, "What was reached").keys() >= {"Last logged step"}
     assert str(runs[0]) in page.read_text() and str(runs[1]) in page.read_text()
 
@@ -128,7 +128,7 @@ def test_missing_files_and_a_torn_last_line_are_tolerated(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", config=False, facts=False)]
     with (runs[1] / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "split": "tr')
-    _, page = report.write(runs, tmp_path / "out")
+    _, page = report.write_report(*runs, out=tmp_path / "out")
     reached = table(page, "What was reached")
     assert reached["Parameters"] == ["17.3 M", "–"]
     assert reached["Bits per byte, xz -9"] == ["2.0000", "–"]
@@ -144,7 +144,7 @@ def test_a_diverged_run_has_a_report(tmp_path):
     ]
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    reached = table(report.write([run], tmp_path / "out")[1], "What was reached")
+    reached = table(report.write_report(run, out=tmp_path / "out")[1], "What was reached")
     assert reached["Held-out loss"] == ["nan"]
     assert reached["Best held-out loss"] == [f"{8 / math.sqrt(30):.4f} at step 30"]
 
@@ -159,7 +159,7 @@ def test_a_run_that_only_diverged_or_only_evaluated_can_be_drawn(tmp_path):
         run = tmp_path / str(number)
         run.mkdir()
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-        assert all(page.is_file() for page in report.write([run], run / "report"))
+        assert all(page.is_file() for page in report.write_report(run, out=run / "report"))
 
 
 def save(run, *steps):

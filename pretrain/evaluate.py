@@ -1,0 +1,128 @@
+"""`python -m pretrain.evaluate MODEL [TEXT ...]`: measure pretrained models on text.
+
+Holds the command and its table; what is measured is in `trained.measuring`. Worker processes that prepare text import
+this module too, so nothing heavy is imported at its top.
+"""
+
+from __future__ import annotations
+
+from pretrain.commands import start_command
+
+if __name__ == "__main__":
+    start_command()  # before the imports below, which take seconds
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pretrain.commands import command
+
+LINE_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
+
+# What a row of the table shows, and how.
+ROWS = {
+    "loss": ("loss, nats a target", "{:.4f}"),
+    "perplexity": ("perplexity", "{:,.2f}"),
+    "bits_per_byte": ("bits per byte", "{:.4f}"),
+    "accuracy": ("accuracy", "{:.2%}"),
+    "sentence_loss": ("loss of sentences", "{:.4f}"),
+    "sentence_accuracy": ("accuracy of sentences", "{:.2%}"),
+    "documents": ("documents", "{:,}"),
+    "text_bytes": ("bytes of text", "{:,}"),
+    "tokens": ("tokens", "{:,}"),
+    "no_target": ("of them no target", "{:,}"),
+    "seq_len": ("tokens in a slot, at most", "{:,}"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return command(_parser(), evaluate, arguments)
+
+
+def evaluate(options: argparse.Namespace) -> str:
+    """Return a table of the models, or a JSON object a line for each."""
+    from pretrain.tracking.jsonl import to_json
+    from pretrain.trained.measuring import measurement
+    from pretrain.trained.model import load
+
+    found: list[dict[str, Any]] = []
+    models = [load(name, step=options.step) for name in (options.model, *options.against)]
+    for model in models:  # what is refused is refused before the first is measured
+        measurement(model.source, options.text, options.set, options.precision)
+    while models:
+        model = models.pop(0)  # the one before gives its memory back
+        with _progress(f"measuring {model.name}") as show:
+            chosen = {"settings": options.set, "precision": options.precision}
+            figures = model.evaluate(*options.text, **chosen, progress=show)
+        found.append({"model": model.name, "step": model.step, **figures})
+    if options.json:
+        return "\n".join(map(to_json, found))
+    return table(found)
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Return what was found as a table, a column for each model."""
+    heads = [each["model"] if each["step"] is None else f"{each['model']}, step {each['step']}" for each in found]
+    for each in found:
+        each["no_target"] = each["tokens"] - each["targets"]
+    rows = [["", *heads]]
+    for key, (label, form) in ROWS.items():
+        if any(key in each for each in found):
+            rows.append([label, *(form.format(each[key]) if key in each else "" for each in found)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])) for row in rows)
+    return "\n".join("  ".join(line) for line in lines)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows how many tokens of all have been measured, once that takes a while."""
+    from pretrain.tracking.console import takes_bar
+
+    next_line = time.monotonic() + LINE_EVERY_S
+
+    def line(done: int, total: int) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            print(f"{title}: {done:,} of {total:,} tokens", file=sys.stderr, flush=True)
+            next_line = time.monotonic() + LINE_EVERY_S
+
+    if not takes_bar(sys.stderr):
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = (
+        "Measure a pretrained model: loss, perplexity, bits per byte, accuracy. Without TEXT on the text that its run "
+        "held out, where the figures are those of its own evaluation."
+    )
+    parser = argparse.ArgumentParser(prog="python -m pretrain.evaluate", description=description)
+    model = "run directory, e.g. runs/demo; also an export, a Hugging Face directory or org/name on the hub"
+    parser.add_argument("model", metavar="MODEL", help=model)
+    text = "file, pattern or URL of text, JSON lines or Parquet; a prepared corpus; org/name of a data set on the hub"
+    parser.add_argument("text", nargs="*", metavar="TEXT", help=text)
+    others = "more models, measured on the same text and shown beside the first"
+    parser.add_argument("--against", nargs="+", action="extend", default=[], metavar="MODEL", help=others)
+    parser.add_argument("--step", type=int, default=None, help="a saved step of each run (default: the newest)")
+    change = "a setting of the text, e.g. documents=line, field=review or source=jsonl, or of the run, e.g. "
+    change += "data.seq_len=512; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=change)
+    compute = "what matrix products run in (default: that of the run; fp32 for others)"
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help=compute)
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each model, one a line")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""How well a model predicts text: that which its run held out, or any other that `data` can read.
+
+Holds which text that is and under which settings; the measurement is the one of training, `train.evaluator`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.data.batch import Batch
+from pretrain.data.loader import DataConfig
+from pretrain.data.manifest import Manifest
+from pretrain.data.packing import Packing
+from pretrain.data.prepare.build import prepare
+from pretrain.data.prepare.cache_key import texts_of
+from pretrain.data.prepare.config import PrepareConfig
+from pretrain.data.sources.base import PreparedSource, SourceConfig
+from pretrain.data.stream import CORPUS
+from pretrain.data.vocabulary import load_vocabulary
+from pretrain.distributed.world import World
+from pretrain.errors import ConfigError, DataError, check
+from pretrain.objectives.base import Objective
+from pretrain.registry import flattened, nearest
+from pretrain.settings.grammar import parsed
+from pretrain.settings.yaml_files import check_literal
+from pretrain.strategy.precision import BF16, FP16, FP32, Precision
+from pretrain.tokenizer.base import load_tokenizer
+from pretrain.tokenizer.file import TokenizerFile
+from pretrain.train.evaluator import EvalConfig, held_out_evaluator
+from pretrain.train.loop import TrainConfig
+from pretrain.train.run_dir import CONFIG_FILE, choice_of, read_config, read_record
+from pretrain.trained.run_files import state_of
+from pretrain.trained.source import RunSource, Source
+from pretrain.trained.texts import sources_of
+
+LONGEST = 4096  # tokens of a slot, unless a run or a setting says it: some models can see far more
+BATCH_TOKENS = 8192  # of a micro-batch, unless a run or a setting says it
+PRECISIONS: dict[str, type[Precision]] = {"fp32": FP32, "bf16": BF16, "fp16": FP16}
+# The settings of a run that decide what is measured, and how; the last only for the text that it held out itself.
+_OF_RUN = (
+    *("seed", "data.seq_len", "data.packing", "data.stride", "data.isolate_documents", "train.micro_batch_size"),
+    *("data.prepare.root", "data.prepare.workers", "data.prepare.on_invalid", "eval.max_slots"),
+)
+_TOKENIZER = ("tokenizer.prefix", "tokenizer.suffix", "tokenizer.mask")
+_MAY_CHANGE = (*_OF_RUN, *_TOKENIZER, "objective.masking.", "data.sources.")
+
+Text = str | Path | SourceConfig
+Progress = Callable[[int, int], None]
+"""Called with the tokens measured so far, and those of all the text."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Measuring:
+    """What is measured, and how: settings of a run, under the names that they have there."""
+
+    seed: int = 1  # of masks
+    data: DataConfig
+    objective: Any
+    tokenizer: TokenizerFile
+    train: TrainConfig
+    eval: EvalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """An evaluation of a source that is known to make sense, before anything is computed."""
+
+    source: Source
+    cfg: Measuring
+    precision: Precision
+    own: dict[str, Path] | None  # corpora whose held-out text is measured; None: all text of `cfg.data.sources` is
+
+    def run(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
+        """Return what `LanguageModel.evaluate` does; `module` holds the weights of the source, on the device."""
+        cfg = self.cfg
+        corpora, splits = (self.own, None) if self.own else _prepared(self.source, cfg)
+        held_out = cfg.data.held_out(corpora, splits)
+        if not held_out.num_slots:
+            raise ConfigError(f"{self.source.name}: its run held out no text; name a file to measure it on")
+        evaluator = held_out_evaluator(
+            module,
+            cfg.objective,
+            held_out,
+            cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed),
+            micro_batch_size=cfg.train.micro_batch_size,
+            max_slots=cfg.eval.max_slots,
+            world=World(rank=0, size=1, device=device),
+        )
+        whole = not cfg.eval.max_slots or cfg.eval.max_slots >= held_out.num_slots
+        all_tokens = sum(each.corpus.num_tokens for each in held_out.sources)
+        seen = _Seen(all_tokens if whole else cfg.eval.max_slots * cfg.data.seq_len, progress)
+        evaluator = replace(evaluator, batches=partial(seen.counted, evaluator.batches))
+        with self.precision.autocast(device):
+            figures = evaluator()
+        module.eval()
+        documents = sum(each.corpus.num_documents for each in held_out.sources)
+        size = {"documents": documents, "text_bytes": held_out.text_bytes} if whole else {}
+        return {**figures, **size, "tokens": seen.tokens, "targets": seen.targets, "seq_len": cfg.data.seq_len}
+
+
+def measurement(source: Source, texts: Sequence[Text], settings: Sequence[str], precision: str | None) -> Measurement:
+    """Return the evaluation of a source on texts, or else on what its run held out.
+
+    Raises `ConfigError` for a setting or a text that is refused, `DataError` for a corpus that is gone.
+    """
+    check(precision is None or precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
+    cfg, limit = _configured(source, texts, settings), source.max_positions
+    rule = f"more than the {limit} tokens that {source.name} has positions for; lower it"
+    check(limit is None or cfg.data.seq_len <= limit, "data.seq_len", cfg.data.seq_len, rule)
+    texts_of(cfg.data.sources)
+    chosen = PRECISIONS[precision]() if precision else _precision_of(source)
+    return Measurement(source=source, cfg=cfg, precision=chosen, own=None if texts else _held_out(source))
+
+
+class _Seen:
+    """Counts what is measured."""
+
+    def __init__(self, all_tokens: int, progress: Progress | None) -> None:
+        self.tokens = self.targets = 0
+        self._all_tokens = all_tokens
+        self._progress = progress or (lambda done, total: None)
+
+    def counted(self, batches: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
+        """Pass batches on. Raises `DataError` if no token in them was a target."""
+        for batch in batches():
+            yield batch
+            self.tokens += batch.num_tokens
+            self.targets += batch.num_targets
+            self._progress(self.tokens, self._all_tokens)
+        if not self.targets:
+            raise DataError(f"none of {self.tokens} tokens is a target, so there is nothing to measure; name more text")
+
+
+def _configured(source: Source, texts: Sequence[Text], words: Sequence[str]) -> Measuring:
+    """Return the settings: those of the run or, of what is no run, defaults; then those of words, KEY=VALUE.
+
+    Raises `ConfigError` for a word that is refused.
+    """
+    overrides = {word: parsed(word) for word in words}
+    kinds = [str(override.value()) for override in overrides.values() if override.key_or_group == "source"]
+    sources = sources_of(texts, next(iter(kinds), None)) if texts else _own_sources(source)
+    cfg = _defaults(source, sources)
+    if isinstance(source, RunSource):
+        held = read_config(source.path)
+        check_literal(held, source.path / CONFIG_FILE)
+        for key in held.keys() & set(_OF_RUN):
+            if key != "eval.max_slots" or not texts:
+                _set(cfg, key, held[key], f"{source.path / CONFIG_FILE}: {key}")
+    for word, override in overrides.items():
+        name = override.key_or_group
+        own = [f"data.sources.{key}.{name}" for key, each in sources.items() if hasattr(each, name)]
+        for key in own or ([] if name == "source" else [name]):
+            if not key.startswith(_MAY_CHANGE):
+                known = [key for key in flattened(OmegaConf.to_container(cfg)) if key.startswith(_MAY_CHANGE)]
+                raise ConfigError(f"{word}: no setting of an evaluation{nearest(name, known)}; {', '.join(known)}")
+            _set(cfg, key, override.value(), word)
+    settings: Any = OmegaConf.to_object(cfg)
+    return settings
+
+
+def _defaults(source: Source, sources: dict[str, SourceConfig]) -> DictConfig:
+    seq_len = min(source.network.max_seq_len, LONGEST)
+    packing = Packing.concat if source.network.kind.generates else Packing.windows
+    prepare = PrepareConfig(held_out=0.0)
+    return OmegaConf.structured(
+        Measuring(
+            data=DataConfig(seq_len=seq_len, packing=packing, sources=sources, prepare=prepare),
+            objective=source.objective,
+            tokenizer=source.tokenizer_config(),
+            train=TrainConfig(micro_batch_size=max(BATCH_TOKENS // seq_len, 1)),
+            eval=EvalConfig(),
+        )
+    )
+
+
+def _set(cfg: DictConfig, key: str, value: Any, place: str) -> None:
+    try:
+        OmegaConf.update(cfg, key, value)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{place}: {str(error.msg).splitlines()[0]}") from None
+
+
+def _own_sources(source: Source) -> dict[str, SourceConfig]:
+    """Return the corpora that a run trained on."""
+    corpora = read_record(source.path).get("corpora") if isinstance(source, RunSource) else None
+    if not corpora:
+        raise ConfigError(f"{source.name}: no run that held out text; name a file to measure it on")
+    return {name: PreparedSource(path=path) for name, path in corpora.items()}
+
+
+def _held_out(source: Source) -> dict[str, Path]:
+    """Return the corpora that a run trained on. Raises `DataError` if one is gone, or is another one now."""
+    known = state_of(source.path).get("resume", {})
+    corpora = {name: Path(path) for name, path in read_record(source.path)["corpora"].items()}
+    for name, directory in corpora.items():
+        trained = known.get(f"{CORPUS}data.sources.{name}", "")
+        gone = not (directory / "manifest.json").is_file()
+        if gone or not Manifest.load(directory).fingerprint.startswith(trained):
+            rule = f"not there any more as {source.name} was trained on it"
+            raise DataError(f"{directory}: {rule}; restore it, or name a file to measure the model on")
+    return corpora
+
+
+def _prepared(source: Source, cfg: Measuring) -> tuple[dict[str, Path], dict[str, str]]:
+    """Prepare texts with the model's tokenizer; return the corpora and which split of each is all of the text.
+
+    Of a corpus that was prepared before it is the text that was held out, or all of it. Raises what `prepare` raises,
+    and `ConfigError` for a corpus of another tokenizer.
+    """
+    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare)
+    splits = {}
+    for name, directory in corpora.items():
+        manifest = Manifest.load(directory)
+        before = isinstance(cfg.data.sources[name], PreparedSource)
+        splits[name] = "validation" if before and manifest.splits["validation"].documents else "train"
+        if before and _ids(directory / "tokenizer.json") != _ids(source.tokenizer):
+            rule = f"prepared with another tokenizer than that of {source.name}"
+            raise ConfigError(f"{directory}: {rule}; name the text that it was prepared from")
+        if left_out := ", ".join(f"{reason} {count:,}" for reason, count in manifest.skipped.items()):
+            log.warning("%s: left out or mended: %s", name, left_out)
+    return corpora, splits
+
+
+def _ids(file: Path) -> dict[str, int]:
+    return load_tokenizer(file).get_vocab(with_added_tokens=True)
+
+
+def _precision_of(source: Source) -> Precision:
+    return choice_of(source.path, "precision") if isinstance(source, RunSource) else FP32()

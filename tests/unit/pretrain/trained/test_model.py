@@ -1,0 +1,150 @@
+"""A model that is opened to be used: encoded, continued, refused, against transformers where that can say."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from hugging_face_directories import write_released
+from run_directories import GPT2_SETTINGS, TEXTS, make_run, word_pieces
+from small_models import LLAMA, ROBERTA, small_decoder, small_encoder
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from pretrain.data.batch import IGNORED
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.trained import model as trained
+from pretrain.trained.model import load
+
+WORDS = ["the", "time", "people", "and", "world", "a way", "school"]
+GREEDILY = {"temperature": 0.0, "max_tokens": 9}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A decoder of 32 learned positions with two steps, 7 and 9."""
+    folder = tmp_path_factory.mktemp("runs")
+    run, later = make_run(folder / "run", *GPT2_SETTINGS), make_run(folder / "later", *GPT2_SETTINGS, step=9, seed=2)
+    shutil.copytree(later / "checkpoints" / "step-00000009", run / "checkpoints" / "step-00000009")
+    return run
+
+
+@pytest.mark.parametrize("config", [small_decoder(**LLAMA).config, small_encoder(**ROBERTA).config])
+def test_logits_of_ragged_texts_are_those_of_transformers(tmp_path, config):
+    tokenizer = write_released(tmp_path / "model", config, WORDS * 9)
+    model = load(tmp_path / "model", device="cpu")
+    texts = ["the time", "a", "people and the world and people"]
+    batch = model.encode(texts)
+    found = model.logits(batch).split(batch.lengths)
+    kind = AutoModelForCausalLM if config.kind.generates else AutoModelForMaskedLM
+    theirs = kind.from_pretrained(tmp_path / "model").double().eval()
+    around = [tokenizer.token_to_id("<s>")], [] if config.kind.generates else [tokenizer.token_to_id("</s>")]
+    for text, logits in zip(texts, found, strict=True):
+        ids = around[0] + tokenizer.encode(text, add_special_tokens=False).ids + around[1]
+        with torch.no_grad():
+            expected = theirs(torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(logits, expected.float(), atol=1e-5, rtol=1e-4)
+    assert batch.num_targets == (sum(batch.lengths) - 3 if config.kind.generates else 0)
+
+
+def test_the_targets_of_a_decoder_are_its_next_tokens(run):
+    batch = load(run, device="cpu").encode(["the time", "way"])
+    for ids, targets in zip(batch.tokens.split(batch.lengths), batch.targets.split(batch.lengths), strict=True):
+        assert targets.tolist() == [*ids[1:].tolist(), IGNORED]
+
+
+def test_a_step_of_a_run_is_chosen(run):
+    newest, first = load(run, device="cpu"), load(run, step=7, device="cpu")
+    assert (newest.step, first.step, newest.path, newest.name) == (9, 7, run, str(run))
+    assert newest.generate("the ", **GREEDILY) != first.generate("the ", **GREEDILY)
+    with pytest.raises(CheckpointError, match="step-00000008"):
+        load(run, step=8)
+
+
+@pytest.mark.parametrize("options", [GREEDILY, {"max_tokens": 9, "seed": 5, "top_p": 1.0, "samples": 3}])
+def test_each_prompt_is_continued_as_if_it_were_alone(run, options, monkeypatch):
+    monkeypatch.setattr(trained, "TEXTS_AT_A_TIME", 7)
+    model, samples = load(run, device="cpu"), options.get("samples", 1)
+    prompts = ["the time of", "", "a", "people and the world, a way of life"]
+    found = model.generate([*prompts, *prompts], **options)
+    assert found == [model.generate(prompt, **options)[0] for prompt in prompts] * 2
+    assert [len(set(texts)) for texts in found] == [samples] * 8
+    assert len({text for texts in found for text in texts}) == 4 * samples
+
+
+def test_the_space_before_a_continuation_is_kept(tmp_path):
+    tokenizer = json.loads(word_pieces())
+    tokenizer["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": False}
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS, tokenizer=json.dumps(tokenizer), vocab_size=72)
+    model = load(run, device="cpu")
+    drawn = [model.tokenizer.token_to_id(token) for token in ("world", "the")]
+    assert model._continuation(model._ids("people", 1, None), drawn) == " world the"
+
+
+def test_a_text_ends_with_the_positions_and_that_is_said(run, caplog):
+    with caplog.at_level(logging.WARNING):
+        [[long], [short]] = load(run, device="cpu").generate(["the " * 14, "a"], temperature=0.0, max_tokens=40)
+    assert "knows texts of 32 tokens, and the longest text may have" in caplog.text
+    assert long and short
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.generate(["a", "e" * 31]), "tokens of text 2=32: RUN has room for 31 here"),
+        (lambda model: model.encode(["e" * 32]), "tokens of text 1=33: RUN has room for 32 here"),
+        (lambda model: model.generate("a", samples=0), "samples=0: must be at least 1"),
+        (lambda model: model.generate("a", top_p=2.0), "top_p=2.0: must lie in"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_by_name(run, call, message):
+    with pytest.raises(ConfigError) as refusal:
+        call(load(run, device="cpu"))
+    assert str(refusal.value).startswith(message.replace("RUN", str(run)))
+
+
+def test_an_encoder_does_not_generate(tmp_path):
+    run = make_run(tmp_path / "run", model="encoder", tokenizer=word_pieces(), vocab_size=72)
+    with pytest.raises(ConfigError, match="is an encoder, and only decoders generate text"):
+        load(run, device="cpu").generate("a")
+
+
+@pytest.mark.parametrize("config", [small_decoder().config, small_encoder().config])
+def test_a_model_of_a_task_is_refused_with_what_runs_it(tmp_path, config):
+    write_released(tmp_path / "base", config, TEXTS)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "task")
+    with pytest.raises(ConfigError, match=r"task: is fine-tuned for a task.*python -m finetune\.predict"):
+        load(tmp_path / "task")
+
+
+def test_an_encoder_without_its_head_is_refused(tmp_path):
+    write_released(tmp_path / "base", small_encoder().config, TEXTS)
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "base").bert.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ConfigError, match=r"bare: has no head that predicts tokens \(model\.head\.bias"):
+        load(tmp_path / "bare")
+
+
+def test_what_is_no_run_has_no_steps_and_is_exported_already(run, tmp_path):
+    model = load(load(run, device="cpu").export(tmp_path / "export"), device="cpu")
+    assert model.step is None
+    with pytest.raises(ConfigError, match="is in the layout of transformers already"):
+        model.export()
+    with pytest.raises(ConfigError, match="step=7: only runs have steps"):
+        load(tmp_path / "export", step=7)
+
+
+def test_an_export_computes_what_its_run_does(run, tmp_path):
+    model = load(run, device="cpu")
+    exported = load(model.export(tmp_path / "export"), device="cpu")
+    batch = model.encode(["the time of the year", "a"])
+    assert torch.equal(exported.encode(["the time of the year", "a"]).tokens, batch.tokens)
+    assert torch.equal(exported.logits(batch), model.logits(batch))
+    assert exported.generate("the ", **GREEDILY) == model.generate("the ", **GREEDILY)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "org/nowhere/deep", "."])
+def test_what_is_no_model_is_refused_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refusal:
+        load(name)
+    assert str(refusal.value).startswith(f"{name}: ")
