@@ -105,6 +105,14 @@ class _WithoutSecrets(logging.Formatter):
         return redacted(super().format(record))
 
 
+class _Printed(_WithoutSecrets):
+    """Tells warnings from what is only said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"{prefix}{super().format(record)}"
+
+
 class RunDirectory:
     """The directory of one run, held by one process (rank 0) at a time."""
 
@@ -208,7 +216,7 @@ class RunDirectory:
         to_stderr = logging.StreamHandler()
         to_stderr.setLevel(_printed_from())
         to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        to_stderr.setFormatter(_WithoutSecrets())
+        to_stderr.setFormatter(_Printed())
         with handled(packages, to_stderr, to_file), closing(to_file):
             yield
 

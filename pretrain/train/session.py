@@ -334,7 +334,10 @@ def resume(
     rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
     check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
     restore(newest, shapes, strategy)
-    log.info("resuming from %s", newest)
+    if saved["step"] < num_steps:
+        log.info("resuming from %s", newest)
+    else:
+        log.info("%s is the last step of the run: nothing is left to train", newest)
     return saved
 
 

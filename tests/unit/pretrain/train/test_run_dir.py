@@ -98,9 +98,9 @@ def test_the_environment_says_from_which_level_on_messages_are_printed(run, capf
             log.warning("a warning")
         return capfd.readouterr().err
 
-    assert said() == "the plan\na warning\n"
+    assert said() == "the plan\nwarning: a warning\n"
     monkeypatch.setenv(LOG_LEVEL, "WARNING")
-    assert said() == "a warning\n"
+    assert said() == "warning: a warning\n"
     assert (run.path / "log.txt").read_text().count("the plan") == 2
     monkeypatch.setenv(LOG_LEVEL, "loud")
     with pytest.raises(ConfigError, match=r"HEADWATER_LOG_LEVEL=loud: one of .*WARNING"):

@@ -42,6 +42,13 @@ def test_a_run_resumes_where_it_was_saved_also_at_its_very_end(saved, num_steps)
     assert_same(before, after)
 
 
+@pytest.mark.parametrize(("num_steps", "said"), [(3, "is the last step of the run: nothing is left"), (9, "resuming")])
+def test_a_run_that_is_over_says_so(saved, caplog, num_steps, said):
+    with caplog.at_level("INFO", "pretrain"):
+        resumed(saved[1], num_steps=num_steps)
+    assert said in caplog.text
+
+
 def test_a_run_that_would_end_before_its_checkpoint_is_refused(saved):
     with pytest.raises(ConfigError, match=r"train\.steps=2: .*step-00000003 is past it"):
         resumed(saved[1], num_steps=2)
