@@ -62,6 +62,6 @@ class EarlyStopping:
         return {"best_evaluation": self.best, "stalled": self.stalled}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take up what `progress` left in the checkpoint that a run resumes from; those of older versions have none."""
-        best = saved.get("best_evaluation")
+        """Take up what `progress` left in the checkpoint that a run resumes from; older ones know `best` alone."""
+        best = saved.get("best_evaluation") or saved.get("best")
         self.best, self.stalled = Best(*best) if best else None, saved.get("stalled", 0)

@@ -38,6 +38,9 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check(self.every >= 0, "eval.every", self.every, "0 (never) or a number of optimizer steps")
         check(self.max_slots >= 0, "eval.max_slots", self.max_slots, "0 (all) or a number of slots")
+        for text in self.samples:
+            whole = text.encode(errors="ignore").decode() == text
+            check(whole, "eval.samples", ascii(text), "has half a character, a surrogate of UTF-16; name a text")
         check(self.sample_tokens >= 1, "eval.sample_tokens", self.sample_tokens, "at least 1 token")
         check(self.patience is None or self.patience >= 1, "eval.patience", self.patience, "1 or more, or null")
         check(self.every > 0 or not self.needed, "eval.every", self.every, f"{self.needed} needs evaluations; set it")

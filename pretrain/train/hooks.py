@@ -114,8 +114,9 @@ class RunHooks:
         return held | self.stopping.progress()
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take up what `progress` left, and the best step: not where other data are accepted."""
-        if saved.get("resume") == self.fingerprints:
+        """Take up what `progress` left, and the best step: not where other data are accepted, which do not compare."""
+        before = saved.get("resume", {})
+        if all(before.get(key, now) == now for key, now in self.fingerprints.items()):
             self.stopping.restore(saved)
             self.checkpoints.best = Best(*saved["best"]) if saved.get("best") else None
 

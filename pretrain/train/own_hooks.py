@@ -49,7 +49,7 @@ class Hook:
     Every method is called on every rank, at the same step, and its time does not count as time of training. So it may
     use the collectives of `run.world`, then on all ranks alike, and does on `run.world.is_first` what is done once.
     What it raises ends the run, as any failure does: with the hook's name and the traceback, after the steps that are
-    saved; the same command goes on from these.
+    saved; the same command goes on from these. What `end` raises after another failure, or a stop, is logged.
     """
 
     def begin(self, run: HookedRun) -> None:
@@ -131,8 +131,13 @@ class OwnHooks:
         self._call("saved", step, path, best)
 
     def end(self, exit_code: int) -> None:
-        """Tell each hook of the end."""
-        self._call("end", exit_code)
+        """Tell each hook of the end; where the run failed or was stopped, what a hook raises does not hide that."""
+        try:
+            self._call("end", exit_code)
+        except Exception:
+            if exit_code == 0:
+                raise
+            log.exception("a hook failed at the end of the run")
 
     def stop(self, reason: str) -> None:
         """Take note that a hook of this rank asks the run to end."""

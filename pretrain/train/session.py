@@ -212,6 +212,8 @@ class Session:
             if directory and tracker:
                 digest = hash_file(path / MANIFEST_FILE)
                 directory.keep_committed(step_names(path.parent), **{path.name: digest})
+                if best:
+                    directory.record(best_step=step)
                 tracker.saved(step, path, best)
             own.saved(step, path, best)
 

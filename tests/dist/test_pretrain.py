@@ -185,6 +185,7 @@ def test_a_run_that_gets_no_better_ends_early_and_keeps_its_best_step(place):
     ("overrides", "refusal"),
     [
         (["eval.every=0", "eval.patience=2"], r"eval.every=0: eval.patience needs evaluations; set it"),
+        (["eval.samples=['\ud800']"], "has half a character"),
         (["eval.samples=[a]", "eval.sample_tokens=32"], "eval.sample_tokens=32: must be below data.seq_len=32"),
         (["model=encoder", "objective=masked_lm", "eval.samples=[a]"], "continues no text; leave them out"),
     ],

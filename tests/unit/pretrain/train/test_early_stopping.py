@@ -127,6 +127,15 @@ def test_no_step_is_the_best_where_nothing_has_a_value(make):
     assert saved(hooks) == [3], "the last step, which counts as the best"
 
 
+def test_the_best_step_of_an_older_version_stays(make):
+    hooks = make(2.5, 1.5, metric="loss")
+    hooks.restore({"best": [1, 2.0], "largest": 2.0, "stalled": 1, "resume": {}})
+    evaluate(hooks, 2)
+    assert (hooks.checkpoints.best, hooks.stopping.stalled) == ((1, 2.0), 2)
+    evaluate(hooks, 3)
+    assert (hooks.stopping.best, hooks.stopping.stalled) == ((3, 1.5), 0)
+
+
 def test_what_was_measured_comes_back(make):
     assert make(0.4).evaluate(TrainState(step=1)) == {"loss": 0.5, "f1": 0.4}
 

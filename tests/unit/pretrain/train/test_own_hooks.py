@@ -122,6 +122,12 @@ def test_an_error_says_of_which_hook_it_is():
     assert raised.value.__notes__ == ["raised by the hook 'other' of this run, in end()"]
 
 
+def test_an_error_at_the_end_does_not_hide_why_the_run_ended(caplog):
+    own = OwnHooks({"one": Failing()}, ALONE)
+    own.end(85)
+    assert "a hook failed at the end of the run" in caplog.text and "no such file" in caplog.text
+
+
 def test_what_one_rank_asks_for_all_ranks_do(caplog):
     def body(world):
         own = OwnHooks({"one": Hook()}, world)
