@@ -41,7 +41,7 @@ FACTS = ("vocab_size", "document_frame", "mask", "names")  # entries of the reco
 FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
-    "pretrain": "python -m pretrain.report, .sample and .export",
+    "pretrain": "python -m pretrain.report, .evaluate, .sample and .export",
     "finetune": "python -m finetune.report, .predict, .evaluate and .export",
 }  # of the runs of each program
 RUN_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
