@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from pretrain.data.sources.bad_records import BadRecords, OnInvalid
 from pretrain.data.sources.content import ForeignFile, unlike_lines
 from pretrain.data.sources.documents import PART_BYTES, Raw, decode, lines, paragraphs, parts, whole
-from pretrain.data.sources.locations import Input, file_input, find_files, has_parts
+from pretrain.data.sources.locations import Input, file_input, find_files, has_parts, typed_name
 from pretrain.data.sources.readers import is_compressed, open_bytes
 from pretrain.data.sources.remote import is_remote
 from pretrain.errors import ConfigError, DataError, check
@@ -154,8 +154,8 @@ class FileSource(ReadableSource, ABC):
         return find_files(self.paths, "data.sources.*.paths")[0]
 
     def holds(self, directory: Path) -> bool:
-        folders = [Path(path).resolve() for path in self.paths if not is_remote(path)]
-        return any(folder in directory.resolve().parents for folder in folders)
+        names = [typed_name(path, "data.sources.*.paths") for path in self.paths]
+        return any(Path(name).resolve() in directory.resolve().parents for name in names if not is_remote(name))
 
     def left_out(self) -> dict[str, int]:
         return find_files(self.paths, "data.sources.*.paths")[1].settled()

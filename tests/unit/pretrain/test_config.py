@@ -115,3 +115,9 @@ def test_a_tokenizer_that_fits_is_accepted(masked, tmp_path, overrides):
 def test_a_corpus_that_exists_has_a_tokenizer_of_its_own(tmp_path):
     prepared = [f"data.sources.prepared.path={tmp_path}/corpus", "tokenizer=bpe"]
     compose(["model=encoder", "objective=masked_lm", "data=prepared", *prepared]).check_tokenizer()
+
+
+@pytest.mark.parametrize("typed", ["book.txt", "[book.txt]"])
+def test_one_path_needs_no_brackets(typed):
+    cfg = compose(["data=text", f"data.sources.text.paths={typed}"])
+    assert cfg.data.sources["text"].paths == ["book.txt"]
