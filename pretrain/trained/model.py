@@ -82,6 +82,9 @@ class LanguageModel:
             stored = {name: shape for name, shape in stored.items() if name in wanted}  # not those of objectives
         check_architecture(source.path, wanted, stored)
 
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name!r}, step={self.step}, device={str(self.device)!r})"
+
     @property
     def name(self) -> str:
         """What the model was opened as: a path, or `org/name@commit`."""

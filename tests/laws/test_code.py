@@ -150,7 +150,7 @@ def test_heavy_libraries_are_imported_by_the_functions_that_need_them(path):
     assert not {name for name in imports_among(PARSED[path].body) if name.split(".")[0] in HEAVY}
 
 
-COMMANDS = [path for path in PRODUCT if '__name__ == "__main__"' in path.read_text()]
+COMMANDS = [path for path in PRODUCT if '\nif __name__ == "__main__"' in path.read_text()]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=label)
