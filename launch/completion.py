@@ -55,9 +55,14 @@ compdef _headwater headwater
 """,
     "fish": """\
 function __headwater_candidates
-    headwater completion candidates -- (commandline -opc)[2..] (commandline -ct) 2>/dev/null
+    set -l found (headwater completion candidates -- (commandline -opc)[2..] (commandline -ct) 2>/dev/null)
+    if set -q found[1]
+        printf "%s\\n" $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
 end
-complete -c headwater -a '(__headwater_candidates)'
+complete -c headwater -f -a '(__headwater_candidates)'
 """,
 }
 
@@ -113,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:2] != ["candidates", "--"]:
         return command(parser(), lambda options: SCRIPTS[options.shell].rstrip(), words)
     try:
-        print("\n".join(candidates(words[2:])))
+        for word in candidates(words[2:]):
+            print(word)
     except ConfigError:  # an unknown command: it is refused when it is entered
         return ConfigError.exit_code
     return 0

@@ -33,7 +33,7 @@ def check_is_command() -> None:
 
 def _runs(file: Path) -> bool:
     """Whether a file does something when it is run."""
-    return file.is_file() and '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8")
+    return file.is_file() and "\nif __name__ == " in file.read_text(encoding="utf-8")
 
 
 def _name(file: Path) -> str:

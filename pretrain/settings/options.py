@@ -73,7 +73,7 @@ class CommandParser(argparse.ArgumentParser):
         self._check_no_settings([*(str(each) for value in values for each in _listed(value)), *rest])
         if rest:
             raise ConfigError(f"{rest[0]}: one word too many; for example: {self._example}")
-        del options.version
+        vars(options).pop("version")
         return options
 
     def error(self, message: str) -> NoReturn:

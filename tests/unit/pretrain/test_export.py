@@ -150,7 +150,8 @@ def test_a_chosen_step_and_what_is_refused(tmp_path, capsys):
     make_run(tmp_path / "later", step=9, seed=2)
     shutil.copytree(tmp_path / "later" / "checkpoints" / "step-00000009", run / "checkpoints" / "step-00000009")
     assert main([str(run), "--step", "7"]) == 0
-    assert json_of(run / "export" / "export.json") == {"run": "run", "step": 7, "dtype": "fp32"}
+    about = json_of(run / "export" / "export.json")
+    assert about == {"run": "run", "step": 7, "dtype": "fp32", "card": about["card"]}
     assert main([str(run), "--step", "7", "--dtype", "bf16"]) == 0, "the same step is exported anew"
     assert json_of(run / "export" / "export.json")["dtype"] == "bf16"
 
@@ -158,7 +159,8 @@ def test_a_chosen_step_and_what_is_refused(tmp_path, capsys):
     assert "holds step 7 of run run, not step 9 of run run; --overwrite" in capsys.readouterr().err
     assert main([str(tmp_path / "later"), "--out", str(run / "export")]) == 2
     assert main([str(run), "--overwrite"]) == 0
-    assert json_of(run / "export" / "export.json") == {"run": "run", "step": 9, "dtype": "fp32"}
+    about = json_of(run / "export" / "export.json")
+    assert about == {"run": "run", "step": 9, "dtype": "fp32", "card": about["card"]}
     assert main([str(run), "--step", "8"]) == 4
     assert "step-00000008" in capsys.readouterr().err
     fragments = next((run / "checkpoints" / "step-00000007").glob("*.safetensors"))

@@ -26,7 +26,7 @@ REPOSITORY = {
     "onnx/model.onnx": b"another format",
     "README.md": b"words",
 }
-WANTED = {name for name in REPOSITORY if name.startswith(("config", "adapter", "tokenizer", "model"))}
+WANTED = {name for name in REPOSITORY if name.startswith(("config", "adapter", "tokenizer", "model", "README"))}
 OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 REVISIONS = {"main": COMMIT, "v1": OLD_COMMIT, "refs/pr/1": OLD_COMMIT}
 FETCH = """
