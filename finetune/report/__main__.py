@@ -140,7 +140,7 @@ def _facts(trained: Trained, history: History, source: str, encoded: Encoded) ->
         "Validation set": _data_set(cfg.task.validation, sizes.get("validation")),
         "Epochs, learning rate": f"{cfg.train.epochs:g}, {cfg.optim.lr:g}",
         **saved(history, _best_step(history, cfg.task.metric)),
-        "Step of this page": f"{trained.number:,} of {history.last_step:,}",
+        "Step of this page": f"{trained.number:,} of {max(history.last_step, trained.number):,}",
         "Data of this page": f"{_data_set(source, len(encoded.records))}, {len(encoded.examples):,} sequences",
     }
     if facts["Best step"] != UNKNOWN and not _values(history, cfg.task.metric):
