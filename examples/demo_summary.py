@@ -21,7 +21,7 @@ TASKS = Path("data/synthetic")
 NAMES = ("demo", "demo_bert", "synthetic_packages", "synthetic_names")
 
 NEXT = """\
-Look at    {gpt}/report/report.md, and report/report.md of each run: curves, baselines, worst errors
+Look at    {gpt}/report/report.html, and report/report.html of each run: curves, baselines, worst errors
 Sample     python -m pretrain.sample {gpt} --prompt "import "
 Export     python -m pretrain.export {gpt}, for AutoModelForCausalLM.from_pretrained("{gpt}/export")
 Next       your own text: README.md; your own task: docs/finetuning.md; longer: make demo-long

@@ -95,7 +95,7 @@ def _facts(cfg: FinetuneConfig, step: int, history: History, source: str, encode
         "Validation set": _data_set(cfg.task.validation, sizes.get("validation")),
         "Epochs, learning rate": f"{cfg.train.epochs:g}, {cfg.optim.lr:g}",
         **saved(history, _best_step(history, cfg.task.metric)),
-        "Step of this page": f"{step:,} of {history.last_step:,}",
+        "Step of this page": f"{step:,} of {max(history.last_step, step):,}",
         "Data of this page": f"{_data_set(source, len(encoded.records))}, {len(encoded.examples):,} sequences",
     }
     if facts["Best step"] != UNKNOWN and not _values(history, cfg.task.metric):

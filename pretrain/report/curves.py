@@ -45,6 +45,7 @@ def training_charts(runs: Sequence[History]) -> Charts:
             look=1 if alone else number,
             line=False,
             label=True,
+            ring=run.facts.get("best_step") if alone else None,
         )
         for number, run in enumerate(runs)
     ]

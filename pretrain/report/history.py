@@ -69,8 +69,8 @@ class History:
 
     @property
     def last_step(self) -> int:
-        """The step of the last record."""
-        return int(max(rows[-1]["step"] for rows in (self.train, self.evaluation) if rows))
+        """The step of the last record, 0 before the first."""
+        return int(max((rows[-1]["step"] for rows in (self.train, self.evaluation) if rows), default=0))
 
     @property
     def clock(self) -> tuple[list[float], list[float]] | None:

@@ -1,7 +1,7 @@
 """A report page as one HTML file that needs nothing beside it: no network, no other file.
 
-Holds how the parts of a page become elements; how these look and behave is in `page.css` and `page.js`. Texts are put
-into a tree, never into a string of HTML, so that none can become markup. Free of torch.
+Holds how the parts of a page become elements; how these look and behave is in `page.css`, `page.js` and `charts.js`.
+Texts are put into a tree, never into a string of HTML, so that none can become markup. Free of torch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TAGS = {Style.strong: "strong", Style.marked: "mark", Style.emphasis: "em", Sty
 
 def html(page: Page, pictures: Mapping[str, bytes]) -> bytes:
     """Return a page as HTML in UTF-8. `pictures` are PNGs of its charts by name, for browsers without JavaScript."""
-    style, script = _asset("page.css") + _colours(), _asset("page.js")
+    style, script = _asset("page.css") + _colours(), _asset("page.js") + _asset("charts.js")
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_sha256(script)}'; img-src data:"
     head = _element(
         "head",
