@@ -5,10 +5,9 @@ Holds how a choice is added and how a composed configuration becomes plain objec
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import ModuleType
@@ -19,6 +18,8 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError
+from pretrain.settings.messages import rule_of
+from pretrain.settings.spelling import nearest
 from pretrain.settings.yaml_files import check_literal
 
 T = TypeVar("T")
@@ -27,9 +28,15 @@ _choices: dict[type, tuple[str, str]] = {}  # class -> (group, name)
 
 
 def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
-    """Store the decorated dataclass as the choice `name` of a config group, e.g. `model=decoder`."""
+    """Store the decorated dataclass as the choice `name` of a config group, e.g. `model=decoder`.
+
+    Raises `ConfigError` for a name that another module has taken.
+    """
 
     def store(node: type[T]) -> type[T]:
+        taken = [known.__module__ for known, choice in _choices.items() if choice == (group, name)]
+        if taken and node.__module__ not in taken:
+            raise ConfigError(f"{group}={name} is registered by {taken[0]}; give yours another name")
         _choices[node] = (group, name)
         ConfigStore.instance().store(group=group, name=name, node=node)
         return node
@@ -62,21 +69,12 @@ def typed(cfg: DictConfig) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(_required(str(error.full_key))) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+        raise ConfigError(f"{error.full_key}: {rule_of(error)}") from None
     except ConfigError as error:
         raise ConfigError(_with_full_key(cfg, "", str(error))) from None
     for key, siblings in _outside_schema(typed_config, raw, ""):
         raise ConfigError(f"{key}: no such setting{nearest(key, siblings)}")
     return typed_config
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" with the known key that is spelt most like `key`, or nothing."""
-    known = list(known)
-    leaf = {name.rpartition(".")[2]: name for name in known}
-    found = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    found = found or [leaf[name] for name in difflib.get_close_matches(key.rpartition(".")[2], leaf, n=1, cutoff=0.6)]
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def flattened(raw: Any, prefix: str = "") -> dict[str, Any]:

@@ -106,7 +106,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
         max_restarts=cfg.max_restarts,
         max_idle_starts=cfg.max_idle_starts,
     )
-    later = ["run.fresh=false"] if any(job.cfg.run.fresh for job in jobs) else []  # checked above, once
+    later = ["++run.fresh=false"] if any(job.cfg.run.fresh for job in jobs) else []  # checked above, once
     tasks = [Task(run=job.directory, program=[job.program, *job.overrides, *later]) for job in jobs]
     script = run_script(cfg.cluster, shape, tasks, Path.cwd())
     if cfg.dry_run:
