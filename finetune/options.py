@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pretrain.settings.plugins import add_plugins_option
+
 
 def trained_run_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Return a parser of the run, the step and the settings to change."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/finetune")
+    add_plugins_option(parser)
     parser.add_argument("--step", type=int, default=None, help="a saved step (default: the best)")
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens at a time (default %(default)s)")
     parser.add_argument(

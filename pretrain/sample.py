@@ -24,6 +24,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
 from pretrain.run import reopened
+from pretrain.settings.plugins import add_plugins_option
 from pretrain.train.run_dir import read_record
 from pretrain.train.trained_run import step_of, tokenizer_of
 
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     description = "Let a pretrained model continue a prompt."
     parser = argparse.ArgumentParser(prog="python -m pretrain.sample", description=description)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
+    add_plugins_option(parser)
     parser.add_argument("--prompt", default="", help="text to continue; without one the model begins a document")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens to add at most (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest (default %(default)s)")

@@ -69,12 +69,12 @@ def _gentle_start(cfg: DictConfig, named: Collection[str]) -> list[str]:
     said, peak = [], cfg.optim.get("lr")
     if peak and "optim.lr" not in named:
         cfg.optim.lr = float(f"{PEAK_SHARE * peak:.3g}")
-        said.append(f"optim.lr={cfg.optim.lr:g} instead of {peak:g}, which is for random weights")
+        said.append(f"optim.lr={cfg.optim.lr:g}, a tenth of the {peak:g} for random weights,")
     warm_up = {"schedule.warmup_steps", "schedule.warmup_ratio"}
     if not warm_up & set(named) and not cfg.schedule.warmup_steps and not cfg.schedule.warmup_ratio:
         cfg.schedule.warmup_ratio = WARMUP_RATIO
         said.append(f"schedule.warmup_ratio={WARMUP_RATIO:g}")
-    return [f"{', '.join(said)}: a gentle start from {cfg.init_from}, since none is given"] if said else []
+    return [f"{' and '.join(said).rstrip(',')}: a gentle start from {cfg.init_from}, unless given"] if said else []
 
 
 def _given(cfg: DictConfig, default: DictConfig, named: Collection[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pretrain.hub.family import Family, HFTensor, family_for
 from pretrain.hub.special_tokens import special_token_ids
 from pretrain.hub.weights import DTYPES, write_weights
 from pretrain.models.base import ModelKind
+from pretrain.settings.plugins import add_plugins_option
 
 EXPORT_RECORD = "export.json"  # which step of which run an export is of; `transformers` does not read it
 
@@ -106,6 +107,7 @@ def export_parser(prog: str, description: str, *, default_step: str) -> argparse
     """Return the parser of an export command; its help describes the step exported by default as `default_step`."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
+    add_plugins_option(parser)
     parser.add_argument("--step", type=int, default=None, help=f"a saved step (default: {default_step})")
     parser.add_argument("--out", type=Path, default=None, help="directory to write (default: RUN/export)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights (default %(default)s)")

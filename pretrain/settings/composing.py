@@ -116,7 +116,7 @@ def composed(name: str, words: Sequence[Override], files: Files) -> Composed:
     except ConfigError:
         raise
     except (HydraException, ValueError, RecursionError) as error:
-        raise ConfigError(_unchosen(error, files) or defaults_rule(error, files.place)) from None
+        raise ConfigError(_unchosen(error, files, words) or defaults_rule(error, files.place)) from None
     merging = _Merging(files, _choosers(order, words, files))
     for default in order.defaults:
         merging.add(default)
@@ -261,8 +261,11 @@ def _remove(values: dict[str, Any], key: str) -> None:
     del values[name]
 
 
-def _unchosen(error: Exception, files: Files) -> str | None:
-    """Return the refusal of a choice that does not exist; None for another error."""
+def _unchosen(error: Exception, files: Files, words: Sequence[Override]) -> str | None:
+    """Return the refusal of a choice, or of a group, that does not exist; None for another error."""
+    if found := re.match(r"Could not override '(.+)'\. No match", str(error)):
+        typed = next((str(word.value()) for word in words if word.key_or_group == found[1]), "")
+        return f"{found[1]}: no such setting of this command{advice(found[1], typed, ()) or '; --help lists them'}"
     found = re.match(r"(?:In '.+': )?Could not find '(.+)'\s+Available options in '(.+)':", str(error))
     if found is None:
         return None

@@ -67,7 +67,7 @@ _HABITS = {
         "the same command with the same run.name goes on; init_from=PATH starts a new run with the weights of another"
     ],
     "base_model model model_name model_name_or_path pretrained pretrained_model_name_or_path": [
-        "init_from=PATH or org/name; --help lists the choices of model="
+        "init_from=PATH or org/name names trained weights"
     ],
     "eval_interval eval_iters_interval eval_steps eval_freq val_check_interval": ["eval.every"],
     "eval_iters eval_batches limit_val_batches": ["eval.max_slots"],
@@ -96,11 +96,13 @@ def advice(key: str, value: str, known: Collection[str]) -> str:
 
     Several words for one thing are looked up by their last part: `optim.learning_rate`, `training.steps`.
     """
+    if key in known:
+        return ""
     name = key.lower().replace("-", "_")
     for ours in _OURS.get(name) or _OURS.get(name.rpartition(".")[2], []):
         if " " in ours or "=" in ours:
             return f"; here: {ours}"
-        if ours in known and ours != key:
+        if ours in known:
             return f"; here it is {ours}={value}" if value else f"; here it is {ours}"
     return ""
 

@@ -71,7 +71,6 @@ _DEFAULTS = {
     r"Could not override '(?P<key>.+)'\.\s+Did you mean to override (?P<other>.+)\?": (
         "{key}: no such choice; did you mean {other}?"
     ),
-    r"Could not override '(?P<key>.+)'\. No match": "{key}: no such setting of this command; --help lists them",
     r"_self_@PACKAGE is not supported": "defaults: _self_ stands alone, without @",
 }
 

@@ -270,13 +270,11 @@ def check_written_by(program: str, run: Path) -> None:
 
 def made_with(run: Path) -> str:
     """Return what to type for a run that was made with plugins, which its own files may not have imported; else ""."""
-    names = read_nested_config(run).get("plugins")
-    options = " ".join(f"--plugins {name}" for name in names) if isinstance(names, list) else ""
-    return (
-        f"the run was made with plugins={names}: if you trust them, add {options}, or plugins= as a setting"
-        if names and options
-        else ""
-    )
+    held = read_nested_config(run).get("plugins")
+    names = [str(name) for name in held] if isinstance(held, list) else []
+    options = " ".join(f"--plugins {name}" for name in names)
+    setting = f"plugins=[{','.join(names)}]"
+    return f"the run was made with {setting}: if you trust them, add {options}, or that setting" if names else ""
 
 
 def choice_of(run: Path, group: str) -> Any:

@@ -142,8 +142,8 @@ def test_what_was_taken_over_is_said(tmp_path, capsys):
         f"model is that of {run}, since model= is not given",
         f"tokenizer is that of {run}, since tokenizer= is not given",
         f"data.seq_len=32, which suits the network of {run}",
-        f"optim.lr=6e-05 instead of 0.0006, which is for random weights, schedule.warmup_ratio=0.01: a gentle start "
-        f"from {run}, since none is given",
+        f"optim.lr=6e-05, a tenth of the 0.0006 for random weights, and schedule.warmup_ratio=0.01: a gentle start from "
+        f"{run}, unless given",
     ]
 
 
