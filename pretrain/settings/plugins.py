@@ -61,7 +61,7 @@ def _import(name: str) -> None:
     if not {"", here} & set(sys.path):  # a command that is no `python -m`
         sys.path.append(here)
     importlib.invalidate_caches()
-    before = _registered()
+    before, loaded = _registered(), set(sys.modules)
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -71,7 +71,7 @@ def _import(name: str) -> None:
         raise ConfigError(f"plugins: {name}: {_failure(error)}") from None
     except (Exception, SystemExit) as error:
         raise ConfigError(f"plugins: {name}: {_failure(error)}") from None
-    if _registered() == before:
+    if _registered() == before and not _derives({*sys.modules} - loaded):
         rule = "registers nothing: a plugin has classes below @register(GROUP, NAME) of pretrain.registry"
         raise ConfigError(f"plugins: {name}: {rule}; drop it, or see docs/extending.md")
 
@@ -83,6 +83,13 @@ def _registered() -> int:
         return sum(map(leaves, tree.values())) if isinstance(tree, dict) else 1
 
     return leaves(ConfigStore.instance().repo)
+
+
+def _derives(names: set[str]) -> bool:
+    """Return whether one of these modules has a class that derives from one of ours, as a Hugging Face family does."""
+    classes = [each for name in names for each in vars(sys.modules[name]).values() if isinstance(each, type)]
+    bases = [base for each in classes if each.__module__ in names for base in each.__mro__[1:]]
+    return any(base.__module__.partition(".")[0] in ("pretrain", "finetune") for base in bases)
 
 
 def _failure(error: BaseException) -> str:
