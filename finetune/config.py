@@ -64,6 +64,7 @@ class FinetuneConfig:
     """Everything that decides a fine-tuning run; the model and its tokenizer are those of `init_from`."""
 
     run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory
+    plugins: list[str] = field(default_factory=list)  # modules of your own that register choices; imported first
     seed: int = 1  # of the head's weights, the order of examples and dropout
     seeds: list[int] = field(default_factory=list)  # removed, and empty in older runs; now a sweep over seed
     init_from: str = MISSING  # run, Hugging Face directory or hub name of the model to start from

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretrain.settings.options import CommandParser
+from pretrain.settings.plugins import add_plugins_option
 
 STANDARD_INPUT = "-"  # in place of a file's name
 
@@ -16,6 +17,7 @@ def trained_run_parser(prog: str, description: str, example: str) -> CommandPars
     """Return a parser of the run, the step and the settings to change; `example` is what may follow `prog`."""
     parser = CommandParser(prog=prog, description=description, example=f"{prog} {example}")
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/finetune")
+    add_plugins_option(parser)
     parser.add_argument("--step", type=int, default=None, help="a saved step (default: the best)")
     parser.add_argument("--max-tokens", type=int, default=8192, help="tokens at a time (default %(default)s)")
     parser.add_argument(

@@ -57,12 +57,12 @@ def jobs_of(words: Sequence[str]) -> list[Job]:
     first: dict[Path, Job] = {}  # in each run directory
     for point in expand(overrides):
         settings = point.overrides
-        cfg = compose(settings, PROGRAMS[program])
+        cfg = compose(settings, PROGRAMS[program], quiet=bool(jobs))
         sweep = cfg.run.name
         if point.values:
             name = sweep if "run.name" in point.values else run_name(sweep, point.values)
             settings = [*settings, f"++run.name={name}"]
-            cfg = compose(settings, PROGRAMS[program])
+            cfg = compose(settings, PROGRAMS[program], quiet=True)
         job = Job(program=program, overrides=settings, cfg=cfg, sweep=sweep, point=point_text(point.values))
         if (other := first.setdefault(job.directory, job)) is not job:
             raise ConfigError(

@@ -38,6 +38,7 @@ class PretrainConfig:
     """
 
     run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory
+    plugins: list[str] = field(default_factory=list)  # modules of your own that register choices; imported first
     seed: int = 1  # of weights, data order, masking and dropout
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pretrain.commands import command
+from pretrain.settings.options import CommandParser
+from pretrain.settings.plugins import add_plugins_option
 
 LINE_EVERY_S = 10.0  # seconds between two lines of progress where there is no terminal
 
@@ -40,7 +42,7 @@ ROWS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return command(_parser(), evaluate, arguments)
+    return command(parser(), evaluate, arguments)
 
 
 def evaluate(options: argparse.Namespace) -> str:
@@ -102,14 +104,20 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
+    """Return the options of the command."""
     description = (
         "Measure a pretrained model: loss, perplexity, bits per byte, accuracy. Without TEXT on the text that its run "
         "held out, where the figures are those of its own evaluation."
     )
-    parser = argparse.ArgumentParser(prog="python -m pretrain.evaluate", description=description)
+    parser = CommandParser(
+        prog="python -m pretrain.evaluate",
+        description=description,
+        example="python -m pretrain.evaluate runs/demo book.txt",
+    )
     model = "run directory, e.g. runs/demo; also an export, a Hugging Face directory or org/name on the hub"
     parser.add_argument("model", metavar="MODEL", help=model)
+    add_plugins_option(parser)
     text = "file, pattern or URL of text, JSON lines or Parquet; a prepared corpus; org/name of a data set on the hub"
     parser.add_argument("text", nargs="*", metavar="TEXT", help=text)
     others = "more models, measured on the same text and shown beside the first"

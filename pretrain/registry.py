@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError
 from pretrain.errors.nearest import nearest
+from pretrain.settings.messages import rule_of
 from pretrain.settings.yaml_files import check_literal
 
 T = TypeVar("T")
@@ -27,9 +28,15 @@ _choices: dict[type, tuple[str, str]] = {}  # class -> (group, name)
 
 
 def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
-    """Store the decorated dataclass as the choice `name` of a config group, e.g. `model=decoder`."""
+    """Store the decorated dataclass as the choice `name` of a config group, e.g. `model=decoder`.
+
+    Raises `ConfigError` for a name that another module has taken.
+    """
 
     def store(node: type[T]) -> type[T]:
+        taken = [known.__module__ for known, choice in _choices.items() if choice == (group, name)]
+        if taken and node.__module__ not in taken:
+            raise ConfigError(f"{group}={name} is registered by {taken[0]}; give yours another name")
         _choices[node] = (group, name)
         ConfigStore.instance().store(group=group, name=name, node=node)
         return node
@@ -62,7 +69,7 @@ def typed(cfg: DictConfig) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(_required(str(error.full_key))) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+        raise ConfigError(f"{error.full_key}: {rule_of(error)}") from None
     except ConfigError as error:
         raise ConfigError(_with_full_key(cfg, "", str(error))) from None
     for key, siblings in _outside_schema(typed_config, raw, ""):

@@ -20,6 +20,7 @@ from pretrain.data.sources.documents import lines
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, open_bytes, value_at
 from pretrain.errors import ConfigError, DataError
 from pretrain.settings.options import CommandParser
+from pretrain.settings.plugins import add_plugins_option
 from pretrain.tracking.jsonl import to_json
 
 
@@ -86,6 +87,7 @@ def parser() -> CommandParser:
     )
     model = "run directory, e.g. runs/demo; also an export, a Hugging Face directory or org/name on the hub"
     parser.add_argument("run", metavar="MODEL", help=model)
+    add_plugins_option(parser)
     parser.add_argument("--step", type=int, default=None, help="a saved step of a run (default: the newest)")
     one = "text to continue; may be repeated; without one the model begins a document"
     parser.add_argument("--prompt", action="append", default=[], help=one)

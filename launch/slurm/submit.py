@@ -30,7 +30,7 @@ from pretrain.registry import discover
 class SlurmConfig:
     """How many nodes for how long, and how many restarts."""
 
-    cluster: Any = MISSING  # facts about the cluster: a file of conf/cluster, or of cluster/ in --config-dir
+    cluster: Any = MISSING  # facts about the cluster: a file of conf/cluster, or your own: cluster=FILE.yaml
     nodes: int = 1  # nodes of a job
     nproc: int | None = None  # ranks on a node; null = one for each GPU of the cluster's nodes, 1 without any
     job_name: str | None = None  # of the job in Slurm; null = that of the run
@@ -106,7 +106,7 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
         max_restarts=cfg.max_restarts,
         max_idle_starts=cfg.max_idle_starts,
     )
-    later = ["run.fresh=false"] if any(job.cfg.run.fresh for job in jobs) else []  # checked above, once
+    later = ["++run.fresh=false"] if any(job.cfg.run.fresh for job in jobs) else []  # checked above, once
     tasks = [Task(run=job.directory, program=[job.program, *job.overrides, *later]) for job in jobs]
     script = run_script(cfg.cluster, shape, tasks, Path.cwd())
     if cfg.dry_run:

@@ -5,6 +5,7 @@ Holds no schedule: each parameter group keeps its peak as `base_lr`, and a strat
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -115,8 +116,8 @@ def parameter_group(name: str, parameters: list[nn.Parameter], lr: float, weight
 
 
 def check_positive(key: str, value: float) -> None:
-    """Refuse a setting that is not above 0."""
-    check(value > 0, key, value, "must be above 0")
+    """Refuse a setting that is not above 0, or infinite."""
+    check(0 < value < math.inf, key, value, "must be above 0, and finite")
 
 
 def check_fraction(key: str, value: float) -> None:

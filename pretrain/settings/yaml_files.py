@@ -30,10 +30,7 @@ _REFERENCE = re.compile(r"\$\{[\w.\[\]-]*\}")
 def read_settings(path: Path) -> dict[str, Any]:
     """Return what a file holds, nothing of it resolved. Raises `ConfigError` for what is no file of settings."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _root(path)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ValueError("holds no settings (key: value)")
         nodes = list(itertools.islice(_nodes(root, MAX_DEPTH), MAX_VALUES + 1)) if root else []
@@ -41,11 +38,49 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ValueError(f"holds more than {MAX_VALUES:,} values")
         if tagged := [node for node in nodes if node.tag not in _TAGS]:
             raise ValueError(f"line {tagged[0].start_mark.line + 1}: a tag ({tagged[0].tag}); write a plain value")
-        held = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        held = OmegaConf.to_container(OmegaConf.load(io.StringIO(_text(path))), resolve=False)
         assert isinstance(held, dict)
         return {str(key): value for key, value in held.items()}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise ConfigError(f"{path}{f':{mark.line + 1}' if mark else ''}: {_yaml_rule(error)}") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend the file") from None
+
+
+def place(path: Path, key: str) -> str:
+    """Return PATH:LINE of a dotted key, or else of the last part of it that the file has; PATH without any."""
+    node, line = _root(path), None
+    names = [name.value for name, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    for part in [key] if key in names else key.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(name, value) for name, value in pairs if name.value == part]
+        if not found:
+            break
+        name, node = found[-1]
+        line = name.start_mark.line + 1
+    return f"{path}:{line}" if line else str(path)
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _root(path: Path) -> yaml.Node | None:
+    return yaml.compose(_text(path), Loader=yaml.SafeLoader)
+
+
+def _yaml_rule(error: yaml.MarkedYAMLError) -> str:
+    """Return what breaks the rules of YAML in a line."""
+    problem = " ".join(str(error.problem).split())
+    if "'\\t'" in problem:
+        return "begins with a tab; YAML is indented by spaces"
+    if found := re.match(r"found duplicate key (.*)", problem):
+        return f"{found[1]} is there twice; keep one"
+    hint = "a list of settings in [] or {} that is not closed, a : or a quote too few"
+    return f"cannot be read as YAML ({problem}); mend the line: {hint}"
 
 
 def check_references(values: Any, path: Path) -> None:

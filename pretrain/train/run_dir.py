@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, hash_file, read_json, replace_file, sealed
-from pretrain.registry import choices_in, flattened, plain, rebuilt
+from pretrain.registry import choices, choices_in, flattened, plain, rebuilt
 from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
@@ -328,6 +328,15 @@ def check_written_by(program: str, run: Path) -> None:
             raise ConfigError(f"{run}: a run of python -m {other}, none of python -m {program}; use {READERS[other]}")
 
 
+def made_with(run: Path) -> str:
+    """Return what to type for a run that was made with plugins, which its own files may not have imported; else ""."""
+    held = read_nested_config(run).get("plugins")
+    names = [str(name) for name in held] if isinstance(held, list) else []
+    options = " ".join(f"--plugins {name}" for name in names)
+    setting = f"plugins=[{','.join(names)}]"
+    return f"the run was made with {setting}: if you trust them, add {options}, or that setting" if names else ""
+
+
 def choice_of(run: Path, group: str) -> Any:
     """Return the object that a run's config.yaml chose of a group, from its values there. Raises `ConfigError`."""
     config, path = read_nested_config(run), run / CONFIG_FILE
@@ -340,6 +349,9 @@ def choice_of(run: Path, group: str) -> Any:
 
 def rebuilt_from(path: Path, choice: str, values: dict[str, Any]) -> Any:
     """Return the object of a choice in a file. Raises `ConfigError` for an unknown one and for impossible values."""
+    known = {f"{group}={name}" for group, name in choices().values()}
+    if choice not in known and (plugins := made_with(path.parent)):
+        raise ConfigError(f"{path}: {choice}: no choice of Headwater's; {plugins}")
     try:
         if any("${" in str(value) for value in values.values()):
             raise ValueError("a value refers to another one")  # nothing of a file is resolved

@@ -153,7 +153,7 @@ FILES = {
     "list": "- run\n",
     "scalar": "run\n",
     "control": "run: \0\n",
-    "no_package": "run: {name: x}\n",
+    "odd_package": "# @package run\nname: x\n",
     "name": GLOBAL + "run: {name: ../../written}\n",
     "shell": GLOBAL + "run: {name: '$(touch written)'}\n",
     "nothing": GLOBAL + "optim: null\n",

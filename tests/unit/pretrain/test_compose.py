@@ -65,13 +65,13 @@ def test_a_file_that_exists_outside_is_not_reached(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("seed: 9\n", "begins with the line `# @package _global_`"),
+        ("# @package run\nname: x\n", "mine.yaml:1: @package run: the keys of an experiment are those of the root"),
         (
             "# @package _global_\noptim: {lrr: 1}\n",
-            "mine.yaml: optim.lrr: no such setting; did you mean optim.lr",
+            "mine.yaml:2: optim.lrr: no such setting; did you mean optim.lr",
         ),
         ("# @package _global_\ndefaults: [mine]\n", "in a circle"),
-        ("# @package _global_\nseed: [1\n", "mine.yaml: cannot be read"),
+        ("# @package _global_\nseed: [1\n", "mine.yaml:3: cannot be read as YAML"),
         ("# @package _global_\nmodel: null\n", "model: required and not given"),
         (
             "# @package _global_\ndefaults: [override /optim: null]\noptim: {lr: 1}\n",

@@ -142,7 +142,30 @@ def test_what_was_taken_over_is_said(tmp_path, capsys):
         f"model is that of {run}, since model= is not given",
         f"tokenizer is that of {run}, since tokenizer= is not given",
         f"data.seq_len=32, which suits the network of {run}",
+        "optim.lr=6e-05, a tenth of the 0.0006 for random weights, and schedule.warmup_ratio=0.01: "
+        f"a gentle start from {run}, unless given",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        ([], (6e-5, 0, 0.01)),
+        (["model=demo", "tokenizer=bpe", "objective=causal_lm"], (6e-5, 0, 0.01)),
+        (["experiment=llama_1b"], (3e-5, 2000, 0.0)),
+        (["optim=muon", "schedule=wsd"], (6e-5, 0, 0.01)),
+        (["optim.lr=6e-4"], (6e-4, 0, 0.01)),
+        (["optim.lr=1e-5", "schedule.warmup_steps=0"], (1e-5, 0, 0.0)),
+        (["schedule.warmup_ratio=0.2"], (6e-5, 0, 0.2)),
+        (["experiment=mine.yaml"], (6e-4, 3, 0.0)),
+    ],
+)
+def test_a_trained_source_gets_a_gentle_start_unless_the_user_gives_another(tmp_path, monkeypatch, words, start):
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("optim: {lr: 6.0e-4}\nschedule: {warmup_steps: 3}\n")
+    cfg = composed(run, *words, "data.seq_len=32", "model.max_seq_len=32")
+    assert (cfg.optim.lr, cfg.schedule.warmup_steps, cfg.schedule.warmup_ratio) == start
 
 
 def test_a_setting_that_the_network_lacks_is_refused_by_name(tmp_path):

@@ -32,7 +32,7 @@ def refused(*arguments: str, directory: Path) -> str:
         ("train.stepz=5", ["train.stepz", "did you mean train.steps?"]),
         ("trainer.max_steps=5", ["trainer.max_steps", "no such setting"]),
         ("modle=demo", ["modle", "did you mean model?"]),
-        ("model.layers=two", ["model.layers=two", "Integer"]),
+        ("model.layers=two", ["model.layers=two", "takes a whole number"]),
         ("+train.foo=1", ["train.foo", "no such setting"]),
         ("+model.dmi=1", ["model.dmi", "no such setting"]),
         ("optim.lr=fast", ["optim.lr", "fast"]),
@@ -107,8 +107,8 @@ def test_compose_refuses_like_the_command_line():
         ([], "init_from: required and not given; add init_from="),
         (["init_from=x"], r"task: required and not given; add task=.* \(choices: classification, qa, tokens\)"),
         (["task=qa", "task.train=a"], "required and not given"),
-        (["task=qa", "experiment=demo"], "no such setting"),
-        (["experiment=demo"], "no such setting"),
+        (["task=qa", "experiment=demo"], r"conf/experiment/demo.yaml: defaults: override /tokenizer: no such group"),
+        (["experiment=demo"], "no such group"),
     ],
 )
 def test_fine_tuning_refuses_by_name_too(overrides, message):

@@ -79,9 +79,9 @@ def test_a_comma_is_a_sweep_and_the_text_with_it_is_told():
         ("seed=range(a)", "str is incompatible"),
         ("model=null", "takes the name of a choice"),
         ("model=5", "takes the name of a choice"),
-        ("run-name=x", "did you mean run.name?"),
-        ("--optim.lr=1", "settings are typed KEY=VALUE"),
-        ("--info", "there are --help, --cfg job, --resolve and --config-dir FOLDER"),
+        ("run-name=x", "here it is run.name=x"),
+        ("--optim.lr=1", "settings are typed without dashes: optim.lr=1"),
+        ("--info", "there are --help, --version, --cfg job, --resolve and --config-dir FOLDER"),
     ],
 )
 def test_other_slips_are_told_too(word, rule):
