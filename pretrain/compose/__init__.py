@@ -239,7 +239,8 @@ def _composed(root: Root, words: Sequence[str], folder: Path | None = None, name
     own: dict[str, Path] = {}
     overrides = [_by_name(override, groups, own) for override in overrides]
     beside = next((path.parent.parent for key, path in own.items() if path.parent.name == key.partition("/")[0]), None)
-    files = Files(CONF, own, (folder or beside or None))
+    folder = folder or beside
+    files = Files(CONF, own, folder)
     result = composed(name or root.name, overrides, files)
     _check_chosen(result.chosen, folder)
     _keep_texts(result.cfg, overrides)

@@ -143,7 +143,7 @@ class _Merging:
         assert loaded is not None
         config, package = loaded.config, default.package or ""
         if isinstance(config, DictConfig) and not is_dataclass(OmegaConf.get_type(config)) and not package:
-            config = self._fitting(config, config_path, quiet=default.primary)
+            config = self._fitting(config, config_path, default.primary and self._files.path(config_path) is not None)
         if package:
             inner, config = config, OmegaConf.create()
             OmegaConf.update(config, package, inner, merge=False)
@@ -168,11 +168,11 @@ class _Merging:
                 return str(key)
         return ""
 
-    def _fitting(self, config: DictConfig, config_path: str, *, quiet: bool) -> DictConfig:
+    def _fitting(self, config: DictConfig, config_path: str, is_root: bool) -> DictConfig:
         """Return the settings of a file that the choices made have, and note those that only another choice has.
 
-        They are left out where the choice was made elsewhere. The root's own file, whose values are defaults, is
-        `quiet`.
+        They are left out where the choice was made elsewhere. Those of the root's own file are defaults: nobody misses
+        them.
         """
         values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # pyright: ignore[reportAssignmentType]
         gone: dict[str, list[str]] = {}
@@ -180,10 +180,10 @@ class _Merging:
             group, _, rest = key.partition(".")
             chooser = self._choosers.get(group)
             elsewhere = chooser is not None and not chooser.startswith(f"{config_path}: ")
-            if quiet or (elsewhere and _owners(group, rest)):
+            if elsewhere and (is_root or _owners(group, rest)):
                 _remove(values, key)
                 gone.setdefault(str(chooser), []).append(key)
-        if not quiet:
+        if not is_root:
             for chooser, keys in gone.items():
                 where = self._files.place(config_path, keys[0])
                 by, _, choice = chooser.rpartition(": ")

@@ -115,3 +115,7 @@ def test_a_run_of_another_program_and_no_run_are_refused(tmp_path):
         compose_run(run.path, FINETUNE)
     with pytest.raises(ConfigError, match=r"^optim\.lrr: no such setting; did you mean optim\.lr"):
         compose_run(run.path, overrides=["optim.lrr=1"])
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace("beta1:", "lrr: 1\n  beta1:"))
+    with pytest.raises(ConfigError, match=r"optim\.lrr: no such setting; did you mean optim\.lr"):
+        compose_run(run.path)

@@ -108,6 +108,14 @@ def test_an_experiment_is_a_file_anywhere(folder, monkeypatch, header, chosen):
         assert isinstance(cfg.optim, MuonConfig) == bool(chosen) and (cfg.data.seq_len == 1024)
 
 
+def test_beside_an_experiment_lie_the_other_groups_of_its_folder(folder):
+    write(folder / "own/experiment/mine.yaml", "defaults: [override /model: small]\n")
+    write(folder / "own/model/small.yaml", "defaults: [decoder]\nlayers: 3\n")
+    assert compose(["experiment=own/experiment/mine.yaml"]).model.layers == 3
+    write(folder / "own/model/demo.yaml", "defaults: [decoder]\nlayers: 3\n")
+    assert "Headwater has its own model=demo" in refused("experiment=own/experiment/mine.yaml", "model=demo")
+
+
 def test_any_group_takes_a_file_and_one_with_the_name_of_ours_is_itself(folder):
     write(folder / "demo.yaml", "defaults: [demo]\nwidth: 24\n")
     write(folder / "first.yml", "# @package _global_\ndefaults: [demo]\nseed: 6\n")
