@@ -169,7 +169,6 @@ class _Ranks:
     @contextmanager
     def passing_on_signals(self) -> Iterator[None]:
         """While in here, pass signals that ask to stop on to all ranks."""
-
         interrupted = False
 
         def pass_on(number: int, frame: FrameType | None) -> None:
@@ -195,14 +194,13 @@ class _Ranks:
 
         A rank that was alone and ended by itself has said all.
         """
-        log = self._log(failed.rank)
+        code, log = failed.code, self._log(failed.rank)
+        if failed.rank == 0 and len(self._began) == 1 and code > 0:
+            return
         if failed.rank:
             with log.open(encoding="utf-8", errors="replace") as text:
                 text.seek(self._began[failed.rank])
                 sys.stderr.writelines(deque(text, SHOWN_LINES))
-        code = failed.code
-        if failed.rank == 0 and len(self._began) == 1 and code > 0:
-            return
         how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         print(f"rank {failed.rank} {how}, the first to do so; above are the last lines of {log}", file=sys.stderr)
 

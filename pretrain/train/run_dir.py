@@ -212,9 +212,9 @@ class RunDirectory:
         Those of level DEBUG, such as tracebacks behind errors that other ranks caused, go to `log.txt` alone, and so do
         all that are below the level that the environment names.
         """
-        to_file = logging.FileHandler(self.path / LOG_FILE, encoding="utf-8", errors="backslashreplace")
         to_stderr = logging.StreamHandler()
         to_stderr.setLevel(_printed_from())
+        to_file = logging.FileHandler(self.path / LOG_FILE, encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         to_stderr.setFormatter(_Printed())
         with handled(packages, to_stderr, to_file), closing(to_file):

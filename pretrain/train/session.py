@@ -348,9 +348,9 @@ def change_of_rate(run: Path, now: LearningRate, step: int) -> str | None:
     try:
         config, schedule = read_nested_config(run), choice_of(run, "schedule")
         before = LearningRate(config["optim"]["lr"], schedule, config["train"].get("steps", now.total_steps))
-    except (ConfigError, LookupError) as error:
+        return now.change(before, step)
+    except (ConfigError, LookupError, TypeError) as error:
         return f"whether the learning rate goes on as planned is not known: {error}"
-    return now.change(before, step)
 
 
 def network_fingerprints(network: Any, optim: Any) -> Fingerprints:

@@ -194,7 +194,7 @@ def test_a_run_that_ends_early_takes_no_further_step_and_saves_this_one():
 def test_any_rank_that_is_asked_to_stop_stops_all_of_them_with_a_save():
     def body(world):
         recording = Recording()
-        with pytest.raises(Preempted, match="at step 3, saved"):
+        with pytest.raises(Preempted, match="step 3 of 7 is saved"):
             loop([batches(1)] * 7, total=7, world=world, stop_after=3 if world.rank == 1 else None, recording=recording)
         return recording.due()
 
