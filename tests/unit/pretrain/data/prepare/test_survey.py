@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from pretrain.data.manifest import Manifest
 from pretrain.data.prepare.build import prepare
-from pretrain.data.prepare.cache_key import SourceInputs, corpus_directories, fitting, texts_of
+from pretrain.data.prepare.cache_key import corpus_directories, fitting, texts_of
 from pretrain.data.prepare.held_out import HeldOut, is_held_out
 from pretrain.data.prepare.survey import Least, Survey, survey
 from pretrain.data.sources.base import Cut, StdlibSource, TextSource
@@ -120,8 +120,8 @@ def test_by_default_many_files_are_the_corpus_that_they_always_were(tmp_path, to
     places = [corpus_directories(each, texts_of(each), tokenizer, config(tmp_path)) for each in (sources, named)]
     assert places[0] == places[1]
     trained = BpeTokenizer(), BpeTokenizer(vocab_size=16384)
-    text = SourceInputs(StdlibSource(), StdlibSource().inputs())
-    first, second = (corpus_directories({}, {"stdlib": text}, each, config(tmp_path)) for each in trained)
+    sources = {"stdlib": StdlibSource()}
+    first, second = (corpus_directories(sources, texts_of(sources), each, config(tmp_path)) for each in trained)
     assert first == second
 
 
@@ -167,14 +167,16 @@ def test_a_wrong_field_of_any_file_is_refused_at_once(tmp_path):
         look(source)
 
 
-def test_of_a_mixture_nothing_is_prepared_if_one_source_is_too_small(tmp_path):
+def test_of_a_mixture_nothing_is_prepared_if_one_source_is_too_small(tmp_path, tokenizer):
     (tmp_path / "tiny.txt").write_text("tiny")
     sources = {"large": write_stories(tmp_path / "text", range(40)), "tiny": TextSource(paths=f"{tmp_path}/tiny.txt")}
     with pytest.raises(DataError, match=r"data\.sources\.tiny: 4 bytes of text to train on"):
-        prepare(sources, BpeTokenizer(vocab_size=290), config(tmp_path / "corpora"), seq_len=64)
+        prepare(sources, tokenizer, config(tmp_path / "corpora"), seq_len=64)
+    with pytest.raises(DataError, match=r"data\.sources\.tiny: 4 bytes of text to train on"):
+        prepare({"tiny": sources["tiny"]}, BpeTokenizer(vocab_size=290), config(tmp_path / "corpora"), seq_len=64)
     assert contents(tmp_path / "corpora") == {}
     (tmp_path / "tiny.txt").write_text("tiny " * 20)
-    assert len(prepare(sources, BpeTokenizer(vocab_size=290), config(tmp_path / "corpora"), seq_len=64)) == 2
+    assert len(prepare(sources, tokenizer, config(tmp_path / "corpora"), seq_len=64)) == 2
 
 
 def test_a_folder_that_holds_the_corpora_is_refused(tmp_path, tokenizer):
