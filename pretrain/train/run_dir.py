@@ -42,7 +42,7 @@ FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
-    "pretrain": "python -m pretrain.report, .sample and .export",
+    "pretrain": "python -m pretrain.report, .evaluate, .sample and .export",
     "finetune": "python -m finetune.report, .predict, .evaluate and .export",
 }  # of the runs of each program
 _SCHEMA = re.compile(rb"\b(pretrain|finetune)_schema\b")  # the first of a configuration's defaults

@@ -5,6 +5,7 @@ Holds the opening and what the commands `sample`, `evaluate` and `export` do; wh
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -155,10 +156,10 @@ class LanguageModel:
     ) -> list[list[str]]:
         """Return `samples` continuations of each prompt, without the prompt.
 
-        A continuation ends with its document, after `max_tokens` tokens, or with the model's context. It does not
-        depend on the other prompts: the first sample of each is drawn by the same numbers of the `seed`, and so on. An
-        empty prompt begins a document. `temperature` 0 takes the likeliest token; `top_k` and `top_p` draw from the
-        likeliest ones alone. Raises `ConfigError` for an encoder, and for a prompt that fills the context.
+        A continuation ends with its document, after `max_tokens` tokens, or with the positions of the model. It follows
+        from its prompt, its number and the `seed`, and does not depend on the other prompts. An empty prompt begins a
+        document. `temperature` 0 takes the likeliest token; `top_k` and `top_p` draw from the likeliest ones alone.
+        Raises `ConfigError` for an encoder, and for a prompt that leaves no room.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
@@ -190,7 +191,7 @@ class LanguageModel:
         at_a_time = max(TEXTS_AT_A_TIME // samples, 1)
         for together in (prompts[at : at + at_a_time] for at in range(0, len(prompts), at_a_time)):
             repeated = [torch.tensor(prompt) for prompt in together for _ in range(samples)]
-            streams = list(range(samples)) * len(together)
+            streams = [_stream(prompt, sample) for prompt in together for sample in range(samples)]
             found = iter(generate(model, repeated, sampler, max_tokens=max_tokens, stop_id=stop_id, streams=streams))
             for prompt in together:
                 yield [self._continuation(prompt, next(found)) for _ in range(samples)]
@@ -266,3 +267,8 @@ class LanguageModel:
         """Return the text of drawn ids; decoders of words put the space before one only behind another."""
         before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode(prompt + drawn)
         return whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(drawn)
+
+
+def _stream(prompt: list[int], sample: int) -> int:
+    """Return which numbers a continuation is drawn by: others for every prompt, and for every sample of it."""
+    return int.from_bytes(hashlib.blake2b(np.array([*prompt, sample]).tobytes(), digest_size=8).digest())
