@@ -23,7 +23,8 @@ from pretrain.sample import main as sample
 def runs(tmp_path_factory):
     """A run of a decoder, one of fine-tuning that started from it, and the data of that one."""
     folder = tmp_path_factory.mktemp("library")
-    run, data = trained(folder, "gpt2", "classification", [{"text": text, "label": word} for text, word in texts(23)])
+    records = [{"text": text, "label": word} for text, word in texts(23)]
+    run, data = trained(folder, "gpt2", "classification", records, "eval.every=1", "checkpoint.keep=9")
     return folder / "source", run, data
 
 
