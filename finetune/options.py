@@ -1,6 +1,6 @@
 """The options shared by the commands that use a fine-tuned run.
 
-Holds the parser only; `load` opens the run. Free of torch.
+Holds the parser and the defaults of its options; `trained` opens the run. Free of torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pretrain.settings.options import CommandParser
 from pretrain.settings.plugins import add_plugins_option
 
 STANDARD_INPUT = "-"  # in place of a file's name
+MAX_TOKENS = 8192  # in one pass of the model; of longer sequences it takes one at a time
 
 
 def trained_run_parser(prog: str, description: str, example: str) -> CommandParser:
@@ -19,7 +20,7 @@ def trained_run_parser(prog: str, description: str, example: str) -> CommandPars
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/finetune")
     add_plugins_option(parser)
     parser.add_argument("--step", type=int, default=None, help="a saved step (default: the best)")
-    parser.add_argument("--max-tokens", type=int, default=8192, help="tokens at a time (default %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="tokens at a time (default %(default)s)")
     parser.add_argument(
         "--set",
         action="append",

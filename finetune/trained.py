@@ -21,6 +21,7 @@ from finetune.data.records import DataSet, name_of
 from finetune.evaluator import Answers, answers
 from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors
+from finetune.options import MAX_TOKENS
 from finetune.report.model_page import page_of
 from finetune.run import build_module
 from finetune.tasks.base import Encoded, TaskConfig
@@ -39,8 +40,6 @@ from pretrain.report.writing import write_page
 from pretrain.train.run_dir import read_config, read_record
 from pretrain.trained.run_files import network_of, step_of, tokenizer_of
 from pretrain.trained.source import fitting
-
-MAX_TOKENS = 8192  # in one pass of the model; of a longer sequence it takes one at a time
 
 Data = str | Path | Sequence[Any]
 """A file, a name on the hub, or a list of records: texts, tuples of the columns' values, or dictionaries by column."""
@@ -131,7 +130,7 @@ class FineTunedModel:
                 "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
             },
         )
-        place = Path(out) if out else self.path / "export"
+        place = Path(out or self.path / "export")
         return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
     def encode(self, source: DataSet, *, labelled: bool) -> Encoded:

@@ -2,7 +2,7 @@
 
     import pretrain
 
-    cfg = pretrain.configure("data=text", "data.sources.text.paths=[book.txt]", "model=decoder", "train.steps=200")
+    cfg = pretrain.configure("data=text", "data.sources.text.paths=book.txt", "model=decoder", "train.steps=200")
     model = pretrain.load(pretrain.pretrain(cfg))
     model.generate("Once upon a time")
 

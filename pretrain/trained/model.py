@@ -221,7 +221,7 @@ class LanguageModel:
         return planned.run(self.module, self.device, progress)
 
     def export(
-        self, out: Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
+        self, out: str | Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
     ) -> Path:
         """Write the weights as a directory that `transformers` loads, and return it; by default `export/` in the run.
 
@@ -253,7 +253,8 @@ class LanguageModel:
             step=step_number(self.weights.step),
             origin=Origin(step=self.weights.step, record=record, settings=read_config(self.path)),
         )
-        return write_export(export, out or self.path / "export", dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
+        place = Path(out or self.path / "export")
+        return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
     def _ids(self, text: str, number: int, limit: int | None) -> list[int]:
         prefix, suffix = self.source.template or ([], [])

@@ -34,11 +34,11 @@ def commands(lines: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def program(page: Path) -> str:
-    """Return the Python of a page as one program, in which everything stands in the line that the page has it in."""
+    """Return the Python of a page as one program, in which everything stands in the page's line; "" without any."""
     lines = [""] * len(page.read_text().splitlines())
     for first, block in blocks(page, "python"):
         lines[first - 1 : first - 1 + len(block)] = block
-    return "\n".join(lines)
+    return "\n".join(lines) if any(lines) else ""
 
 
 def script(page: Path) -> str:
@@ -53,7 +53,7 @@ def script(page: Path) -> str:
             expected = said[1] if said else "0"
             complaint = f"{page.name}:{first + offset}: exited with $code, not with {expected}"
             parts.append(f'{command}\ncode=$?; [ $code = {expected} ] || {{ echo "{complaint}" >&2; exit 1; }}\n')
-    if program(page).strip():
+    if program(page):
         parts.append(f"python {page.stem}.py")
     return "\n".join(parts)
 
@@ -69,7 +69,8 @@ def carry_out(
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",  # threads that wait for each other on a busy machine are slower than one
     }
-    (place / f"{page.stem}.py").write_text(program(page))
+    if code := program(page):
+        (place / f"{page.stem}.py").write_text(code)
     log = place.with_name("log")
     with log.open("w") as output:
         shell = ["bash", "-c", script(page)]
