@@ -15,7 +15,6 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from pretrain.commands import command
@@ -148,9 +147,7 @@ def _reached(run: History) -> dict[str, Cell]:
         "MFU, median": percent(median_of(run.train, "mfu")),
         "Memory, largest": _memory(run.train),
         "Skipped updates": number(sum(row.get("skipped", 0) for row in run.train), digits=0),
-        "Training time": Number(str(timedelta(seconds=round(run.clock[1][-1]))), run.clock[1][-1])
-        if run.clock
-        else UNKNOWN,
+        "Training time": _training_time(run),
     }
 
 
@@ -160,6 +157,13 @@ def _best(run: History) -> Cell:
         return UNKNOWN
     best = min(rows, key=lambda row: row["loss"])
     return Number(f"{best['loss']:.4f} at step {best['step']:,.0f}", best["loss"])
+
+
+def _training_time(run: History) -> Cell:
+    if not run.clock:
+        return UNKNOWN
+    seconds = round(run.clock[1][-1])
+    return Number(f"{seconds // 3600:,}:{seconds // 60 % 60:02}:{seconds % 60:02}", seconds)
 
 
 def _memory(rows: Sequence[Row]) -> Cell:

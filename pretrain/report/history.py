@@ -6,7 +6,9 @@ Holds no page and no drawing; those are in `__main__` and `curves`. Free of torc
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -47,6 +49,7 @@ Row = dict[str, float]
 
 REPORT = "report"  # directory in a run
 SAMPLES_FILE = "samples.jsonl"
+_STEP = re.compile(r"step-\d{8}")  # as `checkpoint.commit` names them, which imports torch
 ABSENT = object()  # the value of a setting in a run that has no such setting
 
 
@@ -77,7 +80,8 @@ class History:
         """
         steps, seconds = [0.0], [0.0]
         for row in self.train:
-            seconds.append(seconds[-1] + row.get("step_s", 0.0) * (row["step"] - steps[-1]))
+            step_s = row.get("step_s", 0.0)
+            seconds.append(seconds[-1] + (step_s * (row["step"] - steps[-1]) if math.isfinite(step_s) else 0.0))
             steps.append(row["step"])
         return (steps, seconds) if seconds[-1] else None
 
@@ -106,9 +110,14 @@ def load(path: Path) -> History:
     facts = facts_of(path)
     if "name" not in facts:
         notes.append(f"{path / RECORD_FILE} says of no run how it ended and what it trained")
+    saved = saved_steps(path)
+    if gone := sorted({_step_number(name) for name in facts.get("steps", {}) if _STEP.fullmatch(name)} - {*saved}):
+        notes.append(f"{path / CHECKPOINTS}: no step {', '.join(map(str, gone))}, which the run had saved")
     for note in notes:
         log.warning("%s", note)
-    run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
+    run = History(
+        name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts, saved=saved
+    )
     run.notes = [*notes, *facts.get("notes", [])]
     for record in records(metrics):
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
@@ -117,14 +126,17 @@ def load(path: Path) -> History:
         raise ConfigError(f"{metrics}: has no whole line yet; wait for the run's first log step")
     if (path / SAMPLES_FILE).is_file():
         run.samples = [sample for _, sample in _lines(path / SAMPLES_FILE, Sample)]
-    run.saved = saved_steps(path)
     return run
 
 
 def saved_steps(run: Path) -> list[int]:
     """Return the steps whose checkpoints are on disk, oldest first; whether they are whole is for others to say."""
     names = [path.parent.name for path in run.glob(f"{CHECKPOINTS}/step-*/manifest.json")]
-    return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
+    return sorted(_step_number(name) for name in names if _STEP.fullmatch(name))
+
+
+def _step_number(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 def until(runs: Sequence[History], step: int) -> list[History]:
