@@ -41,7 +41,7 @@ from pretrain.report.page import (
     shortened,
 )
 from pretrain.report.run_sections import configuration, machine, notes, saved, state
-from pretrain.report.wandb_sync import add_options, sync
+from pretrain.report.wandb_sync import add_options, check_nothing_else, sync
 from pretrain.report.writing import write_page
 
 if TYPE_CHECKING:
@@ -62,11 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the run)")
     add_options(parser)
-    return command(
-        parser,
-        lambda options: sync(options.run, "finetune", options.project) if options.sync else report(options),
-        arguments,
-    )
+    return command(parser, _report, arguments)
+
+
+def _report(options: argparse.Namespace) -> str:
+    """Write the page and return the paths of its files, or send the run to W&B and return where it is."""
+    if options.sync:
+        check_nothing_else(options)
+        return sync(options.run, "finetune", options.project)
+    return report(options)
 
 
 def report(options: argparse.Namespace) -> str:

@@ -34,7 +34,7 @@ from pretrain.report.page import (
     percent,
 )
 from pretrain.report.run_sections import configuration, differences, machine, notes, samples, saved, state
-from pretrain.report.wandb_sync import add_options, sync
+from pretrain.report.wandb_sync import add_options, check_nothing_else, sync
 from pretrain.report.writing import write_page
 from pretrain.train.run_dir import check_written_by
 
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> object:
     """Write the page and return the paths of its files, or send the runs to W&B and return where they are."""
     if options.sync:
+        check_nothing_else(options)
         return "\n".join(sync(run, "pretrain", options.project) for run in options.runs)
     return "\n".join(map(str, write(options.runs, options.out, options.step)))
 
@@ -74,11 +75,11 @@ def write(paths: Sequence[Path], out: Path | None = None, step: int | None = Non
             run.name = str(run.path)
     if step is not None:
         runs = until(runs, step)
-    return write_page(page_of(runs), page_folder(paths[0], out))
+    return write_page(page_of(runs, step), page_folder(paths[0], out))
 
 
-def page_of(runs: Sequence[History]) -> Page:
-    """Return the page: curves, results, samples, and where the configurations differ."""
+def page_of(runs: Sequence[History], step: int | None = None) -> Page:
+    """Return the page, of runs as they were at a step: curves, results, samples, where the configurations differ."""
     reached = [_reached(run) for run in runs]
     sections = [
         Section(
@@ -97,7 +98,8 @@ def page_of(runs: Sequence[History]) -> Page:
     figures = {name: reached[0][name] for name in FIGURES if reached[0].get(name, UNKNOWN) != UNKNOWN}
     lead = [*([Figures(figures)] if len(runs) == 1 else []), *notes(runs)]
     title = " and ".join(run.name for run in runs) if len(runs) <= NAMED else f"{len(runs)} runs"
-    return Page(title=title, kind="Pretraining", lead=lead, sections=sections)
+    kind = "Pretraining" if step is None else f"Pretraining · as of step {step:,}"
+    return Page(title=title, kind=kind, lead=lead, sections=sections)
 
 
 EXPLANATION = (
