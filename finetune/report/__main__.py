@@ -55,6 +55,11 @@ OUTPUTS_ROOM = 400  # characters of the names of all outputs
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), _report, arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of the command."""
     description = "A page on a fine-tuned model: curves, metrics, worst errors."
     parser = trained_run_parser("python -m finetune.report", description)
     parser.add_argument(
@@ -62,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the run)")
     add_options(parser)
-    return command(parser, _report, arguments)
+    return parser
 
 
 def _report(options: argparse.Namespace) -> str:

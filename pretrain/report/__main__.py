@@ -46,12 +46,17 @@ RANKED += ("Last logged step", "Tokens seen", "Tokens per second, median", "Trai
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    return command(parser(), _report, arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of the command."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.report", description="A page on one run, or on several.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--step", type=int, metavar="N", help="the page as of a step (default: all that is logged)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/ in the first run)")
     add_options(parser)
-    return command(parser, _report, arguments)
+    return parser
 
 
 def _report(options: argparse.Namespace) -> object:
