@@ -214,7 +214,7 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
 @pytest.mark.parametrize(("option", "value"), [("step", "20"), ("out", "there")])
 def test_what_is_about_a_page_is_refused_beside_a_sync(tmp_path, capsys, option, value):
     assert report.main([str(make_run(tmp_path / "a")), "--sync", f"--{option}", value]) == 2
-    assert f"--{option}={value}: is of a page; --sync sends the whole run" in capsys.readouterr().err
+    assert f"--{option}={value}: is about a page; --sync sends the whole run: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [-1, 41])
