@@ -37,7 +37,12 @@ def check_nothing_else(options: argparse.Namespace) -> None:
     """Raise `ConfigError` if a sync is asked for together with what is about a page."""
     for name in ("source", "step", "out"):
         value = getattr(options, name, None)
-        check(value is None, f"--{name}".replace("--source", "FILE"), value, "is about a page; --sync sends the whole run: leave it out")
+        check(
+            value is None,
+            f"--{name}".replace("--source", "FILE"),
+            value,
+            "is about a page; --sync sends the whole run: leave it out",
+        )
 
 
 def sync(run: Path, program: str, project: str | None = None) -> str:
