@@ -17,17 +17,21 @@ from pathlib import Path
 
 from finetune.options import trained_run_parser
 from pretrain.commands import command
-from pretrain.report.wandb_sync import add_options, sync
+from pretrain.report.wandb_sync import add_options, check_nothing_else, sync
 from pretrain.settings.options import CommandParser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return command(
-        parser(),
-        lambda options: sync(options.run, "finetune", options.project) if options.sync else report(options),
-        arguments,
-    )
+    return command(parser(), _report, arguments)
+
+
+def _report(options: argparse.Namespace) -> str:
+    """Write the page and return the paths of its files, or send the run to W&B and return where it is."""
+    if options.sync:
+        check_nothing_else(options)
+        return sync(options.run, "finetune", options.project)
+    return report(options)
 
 
 def parser() -> CommandParser:

@@ -15,7 +15,6 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from pretrain.commands import command
@@ -35,7 +34,7 @@ from pretrain.report.page import (
     percent,
 )
 from pretrain.report.run_sections import configuration, differences, machine, notes, samples, saved, state
-from pretrain.report.wandb_sync import add_options, sync
+from pretrain.report.wandb_sync import add_options, check_nothing_else, sync
 from pretrain.report.writing import write_page
 from pretrain.settings.options import CommandParser
 from pretrain.train.run_dir import check_written_by
@@ -68,6 +67,7 @@ def parser() -> CommandParser:
 def _report(options: argparse.Namespace) -> object:
     """Write the page and return the paths of its files, or send the runs to W&B and return where they are."""
     if options.sync:
+        check_nothing_else(options)
         return "\n".join(sync(run, "pretrain", options.project) for run in options.runs)
     return "\n".join(map(str, write_report(*options.runs, out=options.out, step=options.step)))
 
@@ -89,11 +89,11 @@ def write_report(
             history.name = str(history.path)
     if step is not None:
         histories = until(histories, step)
-    return write_page(page_of(histories), page_folder(paths[0], Path(out) if out else None))
+    return write_page(page_of(histories, step), page_folder(paths[0], Path(out) if out else None))
 
 
-def page_of(runs: Sequence[History]) -> Page:
-    """Return the page: curves, results, samples, and where the configurations differ."""
+def page_of(runs: Sequence[History], step: int | None = None) -> Page:
+    """Return the page, of runs as they were at a step: curves, results, samples, where the configurations differ."""
     reached = [_reached(run) for run in runs]
     sections = [
         Section(
@@ -112,7 +112,8 @@ def page_of(runs: Sequence[History]) -> Page:
     figures = {name: reached[0][name] for name in FIGURES if reached[0].get(name, UNKNOWN) != UNKNOWN}
     lead = [*([Figures(figures)] if len(runs) == 1 else []), *notes(runs)]
     title = " and ".join(run.name for run in runs) if len(runs) <= NAMED else f"{len(runs)} runs"
-    return Page(title=title, kind="Pretraining", lead=lead, sections=sections)
+    kind = "Pretraining" if step is None else f"Pretraining · as of step {step:,}"
+    return Page(title=title, kind=kind, lead=lead, sections=sections)
 
 
 EXPLANATION = (
@@ -162,9 +163,7 @@ def _reached(run: History) -> dict[str, Cell]:
         "MFU, median": percent(median_of(run.train, "mfu")),
         "Memory, largest": _memory(run.train),
         "Skipped updates": number(sum(row.get("skipped", 0) for row in run.train), digits=0),
-        "Training time": Number(str(timedelta(seconds=round(run.clock[1][-1]))), run.clock[1][-1])
-        if run.clock
-        else UNKNOWN,
+        "Training time": _training_time(run),
     }
 
 
@@ -174,6 +173,13 @@ def _best(run: History) -> Cell:
         return UNKNOWN
     best = min(rows, key=lambda row: row["loss"])
     return Number(f"{best['loss']:.4f} at step {best['step']:,.0f}", best["loss"])
+
+
+def _training_time(run: History) -> Cell:
+    if not run.clock:
+        return UNKNOWN
+    seconds = round(run.clock[1][-1])
+    return Number(f"{seconds // 3600:,}:{seconds // 60 % 60:02}:{seconds % 60:02}", seconds)
 
 
 def _memory(rows: Sequence[Row]) -> Cell:

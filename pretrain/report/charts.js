@@ -43,9 +43,9 @@ function linearTicks([low, high], wanted) {
   const rough = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 2.5, 5, 10].find((times) => times * power >= rough * 0.999);
-  const ticks = [];
-  for (let place = Math.ceil(low / step - 1e-9); place * step <= high + step * 1e-9; place++) ticks.push(Number((place * step).toPrecision(12)));
-  return ticks;
+  const first = Math.ceil(low / step - 1e-9);
+  const ticks = Array.from({length: 3 * wanted}, (_, place) => Number(((first + place) * step).toPrecision(12)));
+  return ticks.filter((tick) => tick <= high + step * 1e-9);
 }
 
 function logarithmicTicks([low, high]) {
@@ -68,7 +68,7 @@ function scale([low, high], [from, to], logarithmic) {
 
 function widened([low, high], logarithmic) {
   if (logarithmic) return low === high ? [low / 1.5, high * 1.5] : [low * (low / high) ** 0.04, high * (high / low) ** 0.04];
-  const room = (high - low) * 0.05 || Math.abs(high) * 0.1 || 0.1;
+  const room = (low === high ? Math.abs(high) * 0.1 : Math.max((high - low) * 0.05, Math.abs(high) * 1e-6)) || 0.1;
   return [low - room, high + room];
 }
 

@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 ON_DARK = ("#56B4E9", "#F0793A", "#1EC79A", "#DE9CC0", "#F0B93A", "#F2F2F2")  # of the same hues
 STYLES = ("-", "--", "-.", ":")  # the next one when the colours are used up
 MANY_POINTS = 100  # from here on a line is drawn smoothed, over the faint raw one
+ABSURD = 1e200  # no axis has room for more
 SMOOTHING = 40  # a point of the smoothed line stands for 1/40 of the raw ones
 
 
@@ -72,7 +73,7 @@ def curve(
     smooth: bool = True,
     ring: int | None = None,
 ) -> Curve:
-    """Return a value of the rows of a run; infinite ones become gaps.
+    """Return a value of the rows of a run; those that are not finite, or absurd, become gaps.
 
     `group` is the name unless set. A `label` that is true is the name with the last value; `ring` is a step.
     """
@@ -90,7 +91,7 @@ def curve(
         label=label or None,
         look=look,
         x=x,
-        y=np.where(np.isfinite(values), values, np.nan),
+        y=np.where(np.abs(values) < ABSURD, values, np.nan),
         line=line,
         dots=dots or not line,
         smooth=smooth and line and len(values) >= MANY_POINTS,

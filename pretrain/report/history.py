@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,7 @@ Row = dict[str, float]
 """The known numbers of one record."""
 
 REPORT = "report"  # directory in a run
+_STEP = re.compile(r"step-\d{8}")  # as `checkpoint.commit` names them, which imports torch
 ABSENT = object()  # the value of a setting in a run that has no such setting
 
 
@@ -80,7 +82,8 @@ class History:
         """
         steps, seconds = [0.0], [0.0]
         for row in self.train:
-            seconds.append(seconds[-1] + row.get("step_s", 0.0) * (row["step"] - steps[-1]))
+            step_s = row.get("step_s", 0.0)
+            seconds.append(seconds[-1] + (step_s * (row["step"] - steps[-1]) if math.isfinite(step_s) else 0.0))
             steps.append(row["step"])
         return (steps, seconds) if seconds[-1] else None
 
@@ -106,16 +109,20 @@ def load(path: Path) -> History:
     facts = facts_of(path)
     if "name" not in facts:
         notes.append(f"{path / RECORD_FILE} says of no run how it ended and what it trained")
+    saved = saved_steps(path)
+    if gone := sorted({_step_number(name) for name in facts.get("steps", {}) if _STEP.fullmatch(name)} - {*saved}):
+        notes.append(f"{path / CHECKPOINTS}: no step {', '.join(map(str, gone))}, which the run had saved")
     for note in notes:
         log.warning("%s", note)
-    run = History(name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts)
+    run = History(
+        name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts, saved=saved
+    )
     run.notes = [*notes, *facts.get("notes", [])]
     for record in logged:
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
         (run.train if record["split"] == "train" else run.evaluation).append(row)
     if (path / SAMPLES_FILE).is_file():
         run.samples = [sample for _, sample in _lines(path / SAMPLES_FILE, Sample)]
-    run.saved = saved_steps(path)
     return run
 
 
@@ -146,7 +153,11 @@ def _logged(run: Path) -> list[Record]:
 def saved_steps(run: Path) -> list[int]:
     """Return the steps whose checkpoints are on disk, oldest first; whether they are whole is for others to say."""
     names = [path.parent.name for path in run.glob(f"{CHECKPOINTS}/step-*/manifest.json")]
-    return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
+    return sorted(_step_number(name) for name in names if _STEP.fullmatch(name))
+
+
+def _step_number(name: str) -> int:
+    return int(name.removeprefix("step-"))
 
 
 def until(runs: Sequence[History], step: int) -> list[History]:

@@ -32,7 +32,7 @@ _SIMPLE_CODE = re.compile(r"[^\s`|]+(?: [^\s`|]+)*")  # which backticks can hold
 
 def markdown(page: Page) -> str:
     """Return a page as Markdown. Its pictures are named as their blocks; what is for looking up is left out."""
-    parts = [f"# {literal(page.title)}", *map(_block, page.lead)]
+    parts = [f"# {literal(page.title)}", literal(page.kind), *map(_block, page.lead)]
     for section in page.sections:
         if not section.reference:
             parts += [f"## {literal(section.title)}", *map(_block, section.blocks)]

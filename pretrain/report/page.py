@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 UNKNOWN = "–"
+TINY = 1e-200  # below it no value is on a logarithmic axis
 AXES = {"step": "optimizer steps", "tokens": "tokens seen", "seconds": "time in training"}
 _UNREADABLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
@@ -103,8 +104,8 @@ class Chart:
     @property
     def is_logarithmic(self) -> bool:
         """Whether a logarithmic axis is allowed and helps: values are positive and far apart."""
-        spread = self.logarithmic and len(self.values) > 0 and self.values.min() > 0
-        return bool(spread and self.values.max() >= 2 * self.values.min())
+        allowed = self.logarithmic and len(self.values) > 0 and self.values.min() > TINY
+        return bool(allowed and self.values.max() >= 2 * self.values.min())
 
 
 @dataclass(frozen=True)

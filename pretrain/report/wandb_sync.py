@@ -33,6 +33,18 @@ def add_options(parser: CommandParser) -> None:
     parser.add_argument("--project", help="W&B project for --sync (default: the run's own tracker.project)")
 
 
+def check_nothing_else(options: argparse.Namespace) -> None:
+    """Raise `ConfigError` if a sync is asked for together with what is about a page."""
+    for name in ("source", "step", "out"):
+        value = getattr(options, name, None)
+        check(
+            value is None,
+            f"--{name}".replace("--source", "FILE"),
+            value,
+            "is about a page; --sync sends the whole run: leave it out",
+        )
+
+
 def sync(run: Path, program: str, project: str | None = None) -> str:
     """Send what a run of `program` recorded to W&B, and return its address there.
 

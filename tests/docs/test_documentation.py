@@ -3,9 +3,9 @@
 Every ```bash block of README.md and docs/*.md is executed, in order and in one shell a page, as a reader would type it,
 and then the page's ```python blocks as one program; those of docs/cluster.md, which need a cluster, by tests/slurm.
 Three things are not as for a reader. README.md, docs/extending.md and docs/finetuning.md begin in a clone of the
-repository, and get a copy of the working tree, whose `.venv` is the environment of the tests. On all pages but README.md
-`python` forks a process that has imported the libraries (`forks`). And `make` runs as `make -n`: it finds the target
-and expands its commands without carrying them out, because they install packages and train for minutes.
+repository, and get a copy of the working tree, whose `.venv` is the environment of the tests. On all pages but
+README.md `python` forks a process that has imported the libraries (`forks`). And `make` runs as `make -n`: it finds the
+target and expands its commands without carrying them out, because they install packages and train for minutes.
 """
 
 import re

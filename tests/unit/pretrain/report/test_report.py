@@ -202,12 +202,19 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
         False,
         True,
     )
+    assert "as of step 20" in html.read_text()
     charts = [json.loads(text) for attributes, text in Parsed(html.read_text()).all("script") if "type" in attributes]
     assert max(step for chart in charts[0]["charts"] for each in chart["curves"] for step in each["x"]["step"]) == 20
     assert table(report.write(runs, tmp_path / "out", step=35)[1], "What was reached")["Last logged step"] == [
         "30",
         "30",
     ]
+
+
+@pytest.mark.parametrize(("option", "value"), [("step", "20"), ("out", "there")])
+def test_what_is_about_a_page_is_refused_beside_a_sync(tmp_path, capsys, option, value):
+    assert report.main([str(make_run(tmp_path / "a")), "--sync", f"--{option}", value]) == 2
+    assert f"--{option}={value}: is about a page; --sync sends the whole run: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [-1, 41])
