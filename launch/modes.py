@@ -47,6 +47,8 @@ def run_mode(mode: str, settings: Sequence[str], program: Program) -> NoReturn:
     if strays := [word for word in settings if word in (*PROGRAMS, PREPARE)]:
         print(f"{strays[0]}: put -- before the program", file=sys.stderr)
         sys.exit(ConfigError.exit_code)
+    if program[:1] == ["prepare"]:  # its name under `headwater`
+        program = [PREPARE, *program[1:]]
     on_nodes = mode == "doctor" and any(setting.startswith("cluster=") for setting in settings)
     root, run = MODES["doctor on nodes" if on_nodes else mode]
     hydra_command(lambda cfg: sys.exit(run(cfg, without_secrets(program))), root, settings)

@@ -23,18 +23,12 @@ _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 class CommandParser(argparse.ArgumentParser):
     """A parser whose refusals are `ConfigError`s that say what to type instead.
 
-    An option is typed in full, once unless it collects, and may stand before or after what it is about. `example` is a
-    command line that works. Values of type int and float, and choices, are explained where they are wrong.
+    An option is typed in full, and once unless it collects; it may stand before or after what it is about. `example` is
+    a command line that works. Values of type int and float, and choices, are explained where they are wrong.
     """
 
     def __init__(self, *, prog: str, description: str, example: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=f"example: {example}",
-            allow_abbrev=False,
-            exit_on_error=False,
-        )
+        super().__init__(prog=prog, description=description, epilog=f"example: {example}", exit_on_error=False)
         self._example = example
         self.options: dict[str, argparse.Action] = {"-h": self._actions[0], "--help": self._actions[0]}
         self._collecting: set[str] = set()  # destinations

@@ -53,6 +53,15 @@ def test_a_secret_reaches_no_script(monkeypatch, capsys):
     assert "'run.root=${oc.env:PLACE}'" in told.out
 
 
+def test_a_preparation_has_the_name_that_headwater_gives_it(monkeypatch, capsys):
+    words = ["slurm", "cluster=cpu", "dry_run=true", "--"]
+    scripts = []
+    for program in ("prepare", "pretrain.prepare"):
+        assert called(monkeypatch, *words, program, "experiment=demo") in (0, None)
+        scripts.append(capsys.readouterr().out)
+    assert scripts[0] == scripts[1] and " pretrain.prepare experiment=demo" in scripts[0]
+
+
 @pytest.mark.parametrize("mode", ["local", "slurm", "doctor"])
 def test_help_names_the_mode(monkeypatch, capsys, mode):
     assert called(monkeypatch, mode, "--help") == 0
