@@ -6,6 +6,7 @@ Holds the options and the work of `--sync`; `wandb_sink` turns records into rows
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ def add_options(parser: CommandParser) -> None:
     parser.add_argument("--project", help="W&B project for --sync (default: the run's own tracker.project)")
 
 
-def check_nothing_else(options: argparse.Namespace) -> None:
+def check_nothing_else(options: Namespace) -> None:
     """Raise `ConfigError` if a sync is asked for together with what is about a page."""
     for name in ("source", "step", "out"):
         value = getattr(options, name, None)
