@@ -57,7 +57,7 @@ def weights_from(
         return initial
     wanted = initial.shapes
     if isinstance(source, RunSource) and source.is_fine_tuned:
-        step = source.record.get("best_step")  # none before the run ends: then the newest
+        step = source.record.get("best_step")  # none where no step was measured: then the newest
         reader = choice_of(source.path, "tuning").merged(source.weights(world, step))
         same = source.record["names"] == names
         theirs = {name: name if same or "classifier" not in name else "" for name in wanted}

@@ -148,7 +148,7 @@ class FineTunedModel:
 def load(
     run: str | Path, *, step: int | None = None, settings: Sequence[str] = (), device: str | None = None
 ) -> FineTunedModel:
-    """Open a run at a saved step, or else at its best one, or the newest of a run that has not ended.
+    """Open a run at a saved step, or else at the best so far, or the newest where none was measured.
 
     The task's settings are the run's, with what measuring the validation set has found at the step where that was left
     to it, and then with `settings` (KEY=VALUE), which may change those that learning did not depend on. `device` is one

@@ -39,7 +39,7 @@ class _Saved(TypedDict):
     metrics: Mark | None
 
 
-class Sample(TypedDict):
+class SampleRecord(TypedDict):
     """A prompt that the model continued at an evaluation: a line of samples.jsonl."""
 
     step: int
@@ -65,7 +65,7 @@ class History:
     evaluation: list[Row] = field(default_factory=list)  # held-out records, by step
     config: dict[str, object] = field(default_factory=dict)  # dotted key -> value or choice; empty without config.yaml
     facts: dict[str, Any] = field(default_factory=dict)  # run.json; empty without one
-    samples: list[Sample] = field(default_factory=list)  # by step
+    samples: list[SampleRecord] = field(default_factory=list)  # by step
     saved: list[int] = field(default_factory=list)  # steps whose checkpoints are on disk
     notes: list[str] = field(default_factory=list)  # what is not as it should be
 
@@ -122,7 +122,7 @@ def load(path: Path) -> History:
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
         (run.train if record["split"] == "train" else run.evaluation).append(row)
     if (path / SAMPLES_FILE).is_file():
-        run.samples = [sample for _, sample in _lines(path / SAMPLES_FILE, Sample)]
+        run.samples = [sample for _, sample in _lines(path / SAMPLES_FILE, SampleRecord)]
     return run
 
 

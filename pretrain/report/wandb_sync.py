@@ -21,6 +21,7 @@ from pretrain.files import read_json
 from pretrain.registry import rebuilt
 from pretrain.report.history import load, records
 from pretrain.settings.options import CommandParser
+from pretrain.tracking.base import Sample
 from pretrain.tracking.jsonl import METRICS_FILE
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode, WandbSink, quieten
 from pretrain.train.run_dir import CONFIG_FILE, check_written_by, read_config, read_nested_config
@@ -65,6 +66,9 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
     settings = _settings(run, project)
     settings.check_run(history.name, config)
     checkpoints, export = _checkpoints(run), _about_export(run / "export")
+    samples: dict[Any, list[Sample]] = {}  # by step
+    for each in history.samples:
+        samples.setdefault(each["step"], []).append(Sample(each["prompt"], each["continuation"]))
     quieten()
     rule = "check WANDB_BASE_URL and WANDB_API_KEY, or set WANDB_MODE=offline"
     with _failing(f"{run}: W&B did not start", rule):
@@ -76,6 +80,8 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
             for record in records(run / METRICS_FILE):
                 if not sink.has(record):
                     sink.log(record)
+                    if record["split"] == "validation" and (written := samples.get(record["step"])):
+                        sink.sampled(record["step"], written)
             for step, path, best in checkpoints:
                 sink.saved(step, path, best)
             if export:
