@@ -56,7 +56,9 @@ def check_memory(world, name, precision):
 
 # Not zero2+offload: DeepSpeed frees some gradients later than it could, up to 13 % more at this size.
 @pytest.mark.parametrize("name", [name for name in strategies(2) if name != "zero2+offload"])
-@pytest.mark.parametrize("precision", [FP32(), BF16()], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param(FP32(), id="fp32"), pytest.param(BF16(), id="bf16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 4))])
 def test_a_rank_holds_what_its_strategy_predicts(ranks, precision, name):
     on_ranks(ranks, check_memory, name, precision)

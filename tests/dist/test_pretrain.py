@@ -283,8 +283,8 @@ def test_half_precision_learns_as_single_does(place, one_process, precision):
 
 @pytest.mark.parametrize(
     ("override", "ranks"),
-    [("strategy.activation_checkpointing=full", 1), ("compile=block", 1), ("attention=eager", 1)]
-    + [pytest.param("compile=block", 2, marks=pytest.mark.slow)]
+    [("strategy.activation_checkpointing=full", 1), ("attention=eager", 1)]
+    + [pytest.param("compile=block", ranks, marks=pytest.mark.slow) for ranks in (1, 2)]
     + [(f"strategy={strategy}", 2) for strategy in ("zero2", "zero3", "fsdp2")],
 )
 def test_how_fast_does_not_change_what(place, one_process, override, ranks):

@@ -47,7 +47,7 @@ def check_steps(world, folder, name, steps, soon, expected, weights):
     assert_weights(save(world, strategy, folder / "last", steps), weights, 1e-4)
 
 
-@with_ranks(1, 2, slow=(4,))
+@with_ranks(2, slow=(1, 4))
 @every_strategy
 def test_every_strategy_takes_the_steps_of_plain_torch(tmp_path, name, ranks):
     steps = STEPS if ranks == 4 else SHORT

@@ -8,10 +8,12 @@ README.md `python` forks a process that has imported the libraries (`forks`). An
 target and expands its commands without carrying them out, because they install packages and train for minutes.
 """
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,13 +62,20 @@ def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
     assert not (tmp_path / "late").exists()
 
 
+@cache
+def tables() -> dict[str, str]:
+    """What `python docs/settings.py` writes, by the root of the settings; in a process of its own, as it registers them."""
+    code = "{root: settings.with_tables(getattr(settings, root)) for root in ('PRETRAIN', 'FINETUNE', 'SLURM')}"
+    command = [sys.executable, "-c", f"import json, settings; print(json.dumps({code}))"]
+    return json.loads(subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.parametrize(
     ("root", "page", "number"),
     [("PRETRAIN", "configuration.md", 80), ("FINETUNE", "finetuning-settings.md", 40), ("SLURM", "cluster.md", 20)],
 )
 def test_the_tables_of_settings_are_those_of_the_code(root, page, number):
-    command = [sys.executable, "-c", f"import settings; print(settings.with_tables(settings.{root}), end='')"]
-    written = subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True).stdout
+    written = tables()[root]
     assert written == (ROOT / "docs" / page).read_text(), "run: python docs/settings.py"
     settings, _, _ = written.partition("### Groups of pretraining")
     rows = [line for line in settings.splitlines() if line.startswith("| `")]

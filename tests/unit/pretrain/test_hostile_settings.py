@@ -83,7 +83,7 @@ def test_every_door_refuses_some(folder, capsys, door):
     assert len(ATTEMPTS) > 100
     place = list(DOORS).index(door)
     fitting = ATTEMPTS if "itself" not in door else [[word] for word in WORDS if "hydra" in word]
-    check_refused(door, fitting[place :: len(DOORS)], folder, capsys)
+    check_refused(door, fitting[place :: 2 * len(DOORS)], folder, capsys)
 
 
 @pytest.mark.slow

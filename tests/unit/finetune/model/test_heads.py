@@ -168,6 +168,7 @@ def test_a_label_for_each_token(name):
     check(ours, theirs, config, HeadKind.token, batch, labels=padded(targets, IGNORED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -182,6 +183,7 @@ def test_dropout_acts_where_theirs_does(name, fields):
     check_same_distribution(ours, theirs, batch_of(config), lambda logits, real: logits[real])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
 def test_dropout_of_heads_acts_where_theirs_does(name):
     config = MODELS[name]().config

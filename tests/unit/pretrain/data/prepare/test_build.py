@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from pretrain.data.corpus import Corpus
 from pretrain.data.manifest import Manifest
 from pretrain.data.prepare.build import prepare, verify
+from pretrain.data.prepare.cache_key import corpus_directories, texts_of
 from pretrain.data.prepare.encode import CHUNK_CHARS, chunks, cuttable, encode_documents
 from pretrain.data.prepare.held_out import Part, is_held_out
 from pretrain.data.sources.base import Cut, PreparedSource, TextSource
@@ -77,15 +78,16 @@ def test_a_long_document_has_the_ids_of_the_whole(tokenizer):
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["Metaspace", "Prepend"])
-def test_a_tokenizer_that_marks_where_a_text_begins_sees_long_documents_whole(legacy):
+def test_a_tokenizer_that_marks_where_a_text_begins_sees_long_documents_whole(legacy, monkeypatch):
+    monkeypatch.setattr("pretrain.data.prepare.encode.CHUNK_CHARS", 1000)
     tokenizer = Tokenizer(models.BPE())
     if legacy:  # how Llama 2 does it
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    text = story(3, 60_000)
+    text = story(3, 1000)
     tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=60, show_progress=False))
-    assert len(text) > 2 * CHUNK_CHARS and not cuttable(tokenizer)
+    assert len(list(chunks(text))) > 2 and not cuttable(tokenizer)
     [(_, ids)] = encode_documents(tokenizer, [Part("train", text, 0)], [], [])
     assert ids.tolist() == tokenizer.encode(text).ids
 
@@ -146,17 +148,21 @@ def test_prepared_corpora_are_found_again_without_work(tmp_path, tokenizer):
 def test_what_changes_the_corpus_changes_its_directory(tmp_path, tokenizer):
     source = write_stories(tmp_path / "text", range(40))
     cfg = config(tmp_path)
-    seen = {prepare({"tales": source}, tokenizer, cfg)["tales"]}
-    seen.add(prepare({"tales": source}, tokenizer, config(tmp_path, held_out=0.2))["tales"])
-    other = TokenizerFile(path=tokenizer.path, prefix=[], suffix=["<|endoftext|>"])
-    seen.add(prepare({"tales": source}, other, cfg)["tales"])
-    seen.add(prepare({"tales": TextSource(paths=source.paths, documents=Cut.line)}, tokenizer, cfg)["tales"])
+
+    def place(source, tokenizer, cfg):
+        sources = {"tales": source}
+        return corpus_directories(sources, texts_of(sources), tokenizer, cfg)["tales"]
+
+    unmasked = prepare({"tales": source}, tokenizer, cfg)["tales"]
+    seen = {unmasked, place(source, tokenizer, config(tmp_path, held_out=0.2))}
+    seen.add(place(source, TokenizerFile(path=tokenizer.path, prefix=[], suffix=["<|endoftext|>"]), cfg))
+    seen.add(place(TextSource(paths=source.paths, documents=Cut.line), tokenizer, cfg))
     masked = prepare({"tales": source}, TokenizerFile(path=tokenizer.path, mask="the"), cfg)["tales"]
     assert load_vocabulary(masked).mask == Tokenizer.from_file(tokenizer.path).token_to_id("the") is not None
-    assert all(load_vocabulary(unmasked).mask is None for unmasked in seen)
+    assert load_vocabulary(unmasked).mask is None
     seen.add(masked)
     os.utime(tmp_path / "text" / "00000.txt", (2e9, 2e9))
-    seen.add(prepare({"tales": source}, tokenizer, cfg)["tales"])
+    seen.add(place(source, tokenizer, cfg))
     assert len(seen) == 6
 
 
@@ -191,9 +197,11 @@ def test_held_out_documents_stay_so_when_the_corpus_grows(tmp_path, tokenizer):
 
 
 def test_the_entry_prepares_verifies_and_says_what_it_made(tmp_path, tokenizer):
+    write_stories(tmp_path / "stories", range(200))
     command = [
         *(sys.executable, "-m", "pretrain.prepare", "tokenizer=file", f"tokenizer.path={tokenizer.path}"),
-        *(f"data.prepare.root={tmp_path}", "data.prepare.held_out=0.05", "data.prepare.verify=true"),
+        *("data=text", f"data.sources.text.paths={tmp_path}/stories"),
+        *(f"data.prepare.root={tmp_path}", "data.prepare.held_out=0.1", "data.prepare.verify=true"),
     ]
 
     def run():
@@ -202,7 +210,7 @@ def test_the_entry_prepares_verifies_and_says_what_it_made(tmp_path, tokenizer):
     first, second = run(), run()
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout and "preparing" not in second.stderr
-    [directory] = tmp_path.glob("stdlib-*")
+    [directory] = tmp_path.glob("text-*")
     manifest = Manifest.load(directory)
     assert str(directory) in first.stdout
     assert f"{manifest.splits['train'].tokens:,} tokens" in first.stdout
