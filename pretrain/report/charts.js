@@ -68,7 +68,7 @@ function scale([low, high], [from, to], logarithmic) {
 
 function widened([low, high], logarithmic) {
   if (logarithmic) return low === high ? [low / 1.5, high * 1.5] : [low * (low / high) ** 0.04, high * (high / low) ** 0.04];
-  const room = (low === high ? Math.abs(high) * 0.1 : Math.max((high - low) * 0.05, Math.abs(high) * 1e-6)) || 0.1;
+  const room = (high - low) * 0.05 || Math.abs(high) * 0.1 || 0.1;
   return [low - room, high + room];
 }
 

@@ -96,7 +96,10 @@ def test_only_the_script_of_the_page_may_run_and_nothing_may_be_loaded():
     [policy] = [each["content"] for each, _ in Parsed(page).all("meta") if "http-equiv" in each]
     [script] = [text for attributes, text in Parsed(page).all("script") if not attributes]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policy.startswith("default-src 'none';") and f"script-src 'sha256-{digest}';" in policy
+    assert policy.split("; ") == [
+        *("default-src 'none'", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'", "img-src data:"),
+        "base-uri 'none'",
+    ]
     sources = re.findall(r'(?:src|href)="(.*?)"', page)
     assert all(source.startswith(("#", "data:")) for source in sources)
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", page)
