@@ -35,21 +35,13 @@ FETCH = """
 import json, os, sys
 from pretrain.errors import ConfigError
 from pretrain.hub.download import cached, fetch
-<<<<<<< HEAD
-try:
-    name = fetch(sys.argv[1], f"init_from={sys.argv[1]}")
-except ConfigError as error:
-    sys.exit(str(error))
-directory = cached(name, name)
-print(name, *sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()))
-=======
 
 def fetched(name):
     try:
-        name = fetch(name)
+        name = fetch(name, f"init_from={name}")
     except ConfigError as error:
         return str(error)
-    directory = cached(name)
+    directory = cached(name, name)
     return [name, *sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())]
 
 assert "huggingface_hub" not in sys.modules
@@ -59,7 +51,6 @@ for name, environment in json.loads(sys.argv[1]):
         print(json.dumps(fetched(name)), flush=True)
         os._exit(0)
     os.wait()
->>>>>>> text
 """
 
 
@@ -132,18 +123,6 @@ def fetch(cache, *wanted):
 
 def test_what_is_needed_is_fetched_once_and_no_pickle(hub, tmp_path):
     endpoint, asked = hub
-<<<<<<< HEAD
-    first = fetch("org/name", tmp_path, endpoint)
-    name, *files = first.stdout.split()
-    assert (name, set(files)) == (f"org/name@{COMMIT}", WANTED), first.stderr
-    assert not [path for path in asked if ".bin" in path or "onnx" in path]
-    offline = fetch("org/name", tmp_path, endpoint, HF_HUB_OFFLINE="1")
-    assert offline.stdout == first.stdout
-    unreachable = fetch("org/name", tmp_path, "http://127.0.0.1:9")
-    assert unreachable.stdout == first.stdout, unreachable.stderr
-    pinned = fetch(f"org/name@{COMMIT}", tmp_path, "http://127.0.0.1:9")
-    assert pinned.stdout == first.stdout, pinned.stderr
-=======
     offline, unreachable = ("org/name", endpoint, {"HF_HUB_OFFLINE": "1"}), ("org/name", "http://127.0.0.1:9", {})
     pinned = f"org/name@{COMMIT}", "http://127.0.0.1:9", {}
     first, *others = fetch(tmp_path, ("org/name", endpoint, {}), offline, unreachable, pinned)
@@ -151,7 +130,6 @@ def test_what_is_needed_is_fetched_once_and_no_pickle(hub, tmp_path):
     assert (name, set(files)) == (f"org/name@{COMMIT}", WANTED)
     assert not [path for path in asked if ".bin" in path or "onnx" in path or "README" in path]
     assert others == [first] * 3
->>>>>>> text
 
 
 def test_a_revision_is_its_commit(hub, tmp_path):
