@@ -128,7 +128,7 @@ def test_what_is_needed_is_fetched_once_and_no_pickle(hub, tmp_path):
     first, *others = fetch(tmp_path, ("org/name", endpoint, {}), offline, unreachable, pinned)
     name, *files = first
     assert (name, set(files)) == (f"org/name@{COMMIT}", WANTED)
-    assert not [path for path in asked if ".bin" in path or "onnx" in path or "README" in path]
+    assert not [path for path in asked if ".bin" in path or "onnx" in path]
     assert others == [first] * 3
 
 
