@@ -214,6 +214,7 @@ def test_nohup_and_the_background_of_a_shell_keep_their_promise(tmp_path, number
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 85
     assert log(tmp_path, 2).split("\n", 1)[1] == f"asked by {int(signal.SIGUSR1)}\n"
+    assert process.stderr.read() == ""
 
 
 def test_a_first_interrupt_kills_nothing_whoever_asked_before(tmp_path):
