@@ -45,9 +45,9 @@ def generated(step):
     module = build()
     restore_weights(step, module)
     greedy = Sampler(temperature=0.0)
-    for prompt, ids in PROMPTS.items():
-        drawn = generate(module.model.eval(), torch.tensor([ids]), greedy, max_tokens=MORE)
-        yield prompt, " " + " ".join(f"w{int(token)}" for token in drawn)
+    drawn = generate(module.model.eval(), list(map(torch.tensor, PROMPTS.values())), greedy, max_tokens=MORE)
+    for prompt, tokens in zip(PROMPTS, drawn, strict=True):
+        yield prompt, " " + " ".join(f"w{token}" for token in tokens)
 
 
 def check_samples(world, folder, names):

@@ -35,14 +35,9 @@ def objective(**fields):
 
 
 def ids_of(module, prompt, stop_id=None, max_tokens=9):
-    drawn = generate(
-        module.model.eval(),
-        torch.tensor([prompt]),
-        Sampler(temperature=0.0),
-        max_tokens=max_tokens,
-        stop_id=stop_id,
-    )
-    return [int(token) for token in drawn]
+    greedy, prompts = Sampler(temperature=0.0), [torch.tensor(prompt)]
+    [drawn] = generate(module.model.eval(), prompts, greedy, max_tokens=max_tokens, stop_id=stop_id)
+    return drawn
 
 
 @pytest.mark.parametrize("fields", [{}, {"positions": Positions.rotary, "window": 4}])
