@@ -207,7 +207,8 @@ def _composed(root: Root, words: Sequence[str], folder: Path | None = None, name
         _check_word(word, override, root, groups)
     if folder and not folder.is_dir():
         raise ConfigError(f"--config-dir {folder}: no such folder")
-    plugins = [name for each in overrides if each.key_or_group == "plugins" for name in each.value() or []]
+    values = [each.value() for each in overrides if each.key_or_group == "plugins" and not each.is_delete()]
+    plugins = [str(name) for value in values if isinstance(value, list) for name in value]
     if "plugins" in names:
         import_plugins(plugins)
     own: dict[str, Path] = {}
