@@ -15,8 +15,8 @@ from launch.sweep import expand, point_text, run_name
 from pretrain.compose import PRETRAIN, compose
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.errors import ConfigError
+from pretrain.errors.nearest import nearest
 from pretrain.errors.redaction import REDACTED, redacted
-from pretrain.registry import nearest
 
 PREPARE = "pretrain.prepare"  # a program that has no ranks
 PROGRAMS = {root.name: root for root in (PRETRAIN, FINETUNE)}  # the modules that ranks may run

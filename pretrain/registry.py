@@ -18,8 +18,8 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.errors import ConfigError
+from pretrain.errors.nearest import nearest
 from pretrain.settings.messages import rule_of
-from pretrain.settings.spelling import nearest
 from pretrain.settings.yaml_files import check_literal
 
 T = TypeVar("T")

@@ -27,8 +27,9 @@ from pretrain.compose.adopted import adopt
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
 from pretrain.errors import ConfigError
+from pretrain.errors.nearest import nearest
 from pretrain.errors.redaction import redacted
-from pretrain.registry import choices, flattened, nearest, typed
+from pretrain.registry import choices, flattened, typed
 from pretrain.settings.composing import Composed, Files, composed
 from pretrain.settings.grammar import as_text, parsed, quoted
 from pretrain.settings.habits import advice
@@ -92,13 +93,19 @@ def compose(words: Sequence[str], root: Root = PRETRAIN, *, quiet: bool = False)
     if options.help or options.cfg:
         print(_help(root, options.config_dir) if options.help else "", _shown(result.cfg, options.resolve), sep="")
         sys.exit(0)
-    said = [*_overridden(options.settings), *result.left_out]
-    if root is PRETRAIN and result.cfg.init_from:
-        default, _ = _composed(root, [])
-        said += adopt(result, default.cfg, {*files.settings, *map(_key, options.settings)})
+    said = _completed(result, files, options.settings, root)
     if said and not quiet and rank() == 0:  # there is no log yet
         print(*redacted(said), sep="\n", file=sys.stderr, flush=True)
     return typed(result.cfg)
+
+
+def _completed(result: Composed, files: Files, words: Sequence[str], root: Root) -> list[str]:
+    """Take over what `init_from` offers; return what is to be said of the whole configuration, a line each."""
+    said = [*_overridden(words), *result.left_out]
+    if root is PRETRAIN and result.cfg.init_from:
+        default, _ = _composed(root, [])
+        said += adopt(result, default.cfg, {*files.settings, *map(_key, words)})
+    return said
 
 
 def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ()) -> Any:

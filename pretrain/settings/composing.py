@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pretrain.errors import ConfigError
+from pretrain.errors.nearest import nearest
 from pretrain.settings.grammar import as_text
 from pretrain.settings.habits import advice, instead_of
 from pretrain.settings.messages import LIST, WHOLE, defaults_rule, rule_of
 from pretrain.settings.own_files import OwnFiles, OwnFolder
-from pretrain.settings.spelling import nearest
 from pretrain.settings.yaml_files import place
 
 

@@ -1,7 +1,4 @@
-"""Names that were meant: the known one that is spelt most like what was typed.
-
-Holds the comparison; which names are known is the caller's.
-"""
+"""The name that was meant, for messages about one that is not known. Free of torch and Hydra."""
 
 from __future__ import annotations
 
