@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,12 +26,14 @@ from pretrain.compose.adopted import adopt
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
 from pretrain.errors import ConfigError
+from pretrain.errors.nearest import nearest
 from pretrain.errors.redaction import redacted
-from pretrain.registry import choices, flattened, nearest, typed
+from pretrain.registry import choices, flattened, typed
 from pretrain.settings.composing import Composed, Files, composed
 from pretrain.settings.grammar import as_text, parsed, quoted
 from pretrain.settings.habits import advice
 from pretrain.settings.messages import rule_of
+from pretrain.settings.options import version_text
 from pretrain.settings.own_files import EXPERIMENT
 from pretrain.settings.paths import expanded
 from pretrain.settings.plugins import import_plugins
@@ -88,16 +89,16 @@ def compose(words: Sequence[str], root: Root = PRETRAIN, *, quiet: bool = False)
     """
     options = _options(words, root)
     if options.version:
-        print(f"headwater {metadata.version('headwater')}")
+        print(version_text())
         sys.exit(0)
     result, files = _composed(root, options.settings, options.config_dir)
     if options.help or options.cfg:
         print(_help(root, options.config_dir) if options.help else "", _shown(result.cfg, options.resolve), sep="")
         sys.exit(0)
-    cfg, said = _completed(result, files, options.settings, root)
+    said = _completed(result, files, options.settings, root)
     if said and not quiet and rank() == 0:  # there is no log yet
         print(*redacted(said), sep="\n", file=sys.stderr, flush=True)
-    return cfg
+    return typed(result.cfg)
 
 
 def configure(*settings: str, config_dir: str | Path | None = None) -> PretrainConfig:
@@ -112,10 +113,18 @@ def configure(*settings: str, config_dir: str | Path | None = None) -> PretrainC
 def configured(settings: Sequence[str], root: Root, config_dir: str | Path | None) -> Any:
     """Return the typed configuration that settings make for a root; see `configure`."""
     result, files = _composed(root, settings, Path(config_dir) if config_dir else None)
-    cfg, said = _completed(result, files, settings, root)
-    for line in redacted(said):
+    for line in redacted(_completed(result, files, settings, root)):
         log.info("%s", line)
-    return cfg
+    return typed(result.cfg)
+
+
+def _completed(result: Composed, files: Files, words: Sequence[str], root: Root) -> list[str]:
+    """Take over what `init_from` offers; return what is to be said of the whole configuration, a line each."""
+    said = [*_overridden(words), *result.left_out]
+    if root is PRETRAIN and result.cfg.init_from:
+        default, _ = _composed(root, [])
+        said += adopt(result, default.cfg, {*files.settings, *map(_key, words)})
+    return said
 
 
 def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ()) -> Any:
@@ -135,15 +144,6 @@ def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ())
     ConfigStore.instance().store(name=RUN_NODE, node=held)
     words = ["attention=sdpa", *overrides]  # flash and flex need a GPU
     return typed(_composed(root, words, name=RUN_NODE)[0].cfg)
-
-
-def _completed(result: Composed, files: Files, settings: Sequence[str], root: Root) -> tuple[Any, list[str]]:
-    """Return the typed configuration, and what was left out, overridden or taken over, a line each."""
-    said = [*_overridden(settings), *result.left_out]
-    if root is PRETRAIN and result.cfg.init_from:
-        default, _ = _composed(root, [])
-        said += adopt(result, default.cfg, {*files.settings, *map(_key, settings)})
-    return typed(result.cfg), said
 
 
 def _check_written(held: dict[str, Any], root: Root, path: Path) -> None:
@@ -233,7 +233,8 @@ def _composed(root: Root, words: Sequence[str], folder: Path | None = None, name
         _check_word(word, override, root, groups)
     if folder and not folder.is_dir():
         raise ConfigError(f"--config-dir {folder}: no such folder")
-    plugins = [name for each in overrides if each.key_or_group == "plugins" for name in each.value() or []]
+    values = [each.value() for each in overrides if each.key_or_group == "plugins" and not each.is_delete()]
+    plugins = [str(name) for value in values if isinstance(value, list) for name in value]
     if "plugins" in names:
         import_plugins(plugins)
     own: dict[str, Path] = {}

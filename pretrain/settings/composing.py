@@ -80,8 +80,10 @@ class Files(ConfigRepository):
         """Return the GROUP/NAME of the user's file that makes a choice."""
         for config_path, held in self._read.items():
             for entry in (held.defaults_list or []) if held and held.provider == "own" else []:
-                made = isinstance(entry, GroupDefault) and str(entry.group).removeprefix("/") == group
-                if made and entry.value == choice:
+                if isinstance(entry, GroupDefault) and (str(entry.group).removeprefix("/"), entry.value) == (
+                    group,
+                    choice,
+                ):
                     return config_path
         return None
 
@@ -100,7 +102,7 @@ class Files(ConfigRepository):
         held = [
             OmegaConf.to_container(each.config, resolve=False) for each in own if each.header["package"] == "_global_"
         ]
-        return [each for each in held if isinstance(each, dict)]
+        return [{str(key): value for key, value in each.items()} for each in held if isinstance(each, dict)]
 
 
 def composed(name: str, words: Sequence[Override], files: Files) -> Composed:
@@ -161,9 +163,10 @@ class _Merging:
 
     def _refused(self, config: Any) -> str:
         """Return the key of a configuration that cannot be merged."""
-        for key in config:
+        values = OmegaConf.to_container(config, resolve=False)
+        for key, value in values.items() if isinstance(values, dict) else ():
             try:
-                OmegaConf.merge(self.cfg, {key: OmegaConf.to_container(config, resolve=False)[key]})
+                OmegaConf.merge(self.cfg, {key: value})
             except OmegaConfBaseException:
                 return str(key)
         return ""

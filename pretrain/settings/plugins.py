@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
@@ -36,20 +35,20 @@ def add_plugins_option(parser: argparse.ArgumentParser) -> None:
     """Add `--plugins MODULE` to the parser of a command that reads a run."""
     parser.add_argument(
         "--plugins",
-        action=_Import,
+        action="append",
+        type=_imported_plugin,
+        default=[],
         metavar="MODULE",
         help="a module of your own that the run was made with; may be repeated",
     )
 
 
-class _Import(argparse.Action):
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        try:
-            import_plugins([values])
-        except ConfigError as error:
-            parser.error(str(error))
+def _imported_plugin(name: str) -> str:
+    try:
+        import_plugins([name])
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def _import(name: str) -> None:

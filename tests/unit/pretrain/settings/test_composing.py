@@ -96,7 +96,7 @@ HEADERS = ["", "# @package _global_\n", "\ufeff# @package _global_\n\n"]
 LISTS = ["", "defaults: [override /optim: muon]\n", "defaults: [gpt2_124m, override /optim: muon, _self_]\n"]
 
 
-@pytest.mark.parametrize(("header", "chosen"), product(HEADERS[:2], LISTS))
+@pytest.mark.parametrize(("header", "chosen"), [*product(HEADERS, LISTS)])
 def test_an_experiment_is_a_file_anywhere(folder, monkeypatch, header, chosen):
     path = write(folder / "some where" / "mine.yaml", f"{header}{chosen}seed: 7\nrun: {{name: b}}\n")
     (folder / "elsewhere").mkdir()
@@ -233,6 +233,7 @@ def test_a_line_is_found_by_its_key(tmp_path):
         ("config.yaml", "config.yaml: has no key; .* is named by experiment=config.yaml"),
         ("demo", "demo: has no key; .* is named by experiment=demo"),
         ("plugins=mine", "plugins=mine: takes a list of modules: plugins=[my.module]"),
+        ("plugins=[5]", "plugins: '5' is not the name of a module"),
     ],
 )
 def test_words_that_are_wrong_are_told(word, told):
