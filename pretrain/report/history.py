@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from pretrain.errors import CheckpointError, ConfigError, check
+from pretrain.commands import INTERRUPTED
+from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, Preempted, check
 from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, parsed, read_json, typed_as
 from pretrain.tracking.base import Mark, Record
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, missing
-from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, read_config, read_record
+from pretrain.train.run_dir import CHECKPOINTS, LOCK_FILE, RECORD_FILE, is_locked, read_config, read_record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,6 +53,7 @@ Row = dict[str, float]
 
 REPORT = "report"  # directory in a run
 _STEP = re.compile(r"step-\d{8}")  # as `checkpoint.commit` names them, which imports torch
+MEANINGS = {kind.exit_code: (kind.__doc__ or "").rstrip(".") for kind in HeadwaterError.__subclasses__()}
 ABSENT = object()  # the value of a setting in a run that has no such setting
 
 
@@ -158,6 +160,18 @@ def saved_steps(run: Path) -> list[int]:
 
 def _step_number(name: str) -> int:
     return int(name.removeprefix("step-"))
+
+
+def outcome(run: Path, code: int | None) -> tuple[str, str]:
+    """Return the state of a run whose record has this exit code, and the reason where there is one."""
+    if is_locked(run):
+        return "running", ""
+    if code is None:
+        with suppress(OSError):
+            return "killed", f"was {(run / LOCK_FILE).read_text('utf-8', 'replace').strip()}, and wrote no exit code"
+        return "killed", "wrote no exit code"
+    known = {0: "done", Preempted.exit_code: "preempted", INTERRUPTED: "interrupted"}
+    return (known[code], "") if code in known else ("failed", MEANINGS.get(code, "a bug; its output has the traceback"))
 
 
 def until(runs: Sequence[History], step: int) -> list[History]:

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.commands import INTERRUPTED, command
-from pretrain.errors import ConfigError, HeadwaterError, Preempted
-from pretrain.report.history import facts_of
+from pretrain.commands import command
+from pretrain.errors import ConfigError, HeadwaterError
+from pretrain.report.history import facts_of, outcome
 from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import METRICS_FILE, last_record, to_json
 from pretrain.train.run_dir import (
@@ -39,7 +39,6 @@ from pretrain.train.run_dir import (
 
 UNKNOWN = "-"
 SCRIPT = Path("slurm", "job.sh")  # what `launch slurm` leaves of a run that has not begun
-MEANINGS = {kind.exit_code: kind.__doc__ for kind in HeadwaterError.__subclasses__()}
 SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -126,19 +125,12 @@ def _name(folder: Path, root: Path) -> str:
 
 def _state(run: Listed, facts: dict[str, Any]) -> tuple[str, str]:
     """Return the state of a run that could be read, and the reason where there is one."""
-    if is_locked(run.path):
-        return "running", ""
-    if not facts:
-        if (run.path / METRICS_FILE).exists() or run.saved is not None:
-            return "damaged", f"{RECORD_FILE} is gone"
-        begun = (run.path / LOG_FILE).exists()
-        return ("failed", f"before its first step; {LOG_FILE} says why") if begun else ("waiting", "for Slurm")
-    if run.exit is None:
-        return "killed", f"was {_text(run.path / LOCK_FILE).strip() or 'started'}, and wrote no exit code"
-    known = {0: "done", Preempted.exit_code: "preempted", INTERRUPTED: "interrupted"}
-    if run.exit in known:
-        return known[run.exit], ""
-    return "failed", (MEANINGS.get(run.exit) or "A bug; its output has the traceback.").rstrip(".")
+    if facts or is_locked(run.path):
+        return outcome(run.path, run.exit)
+    if (run.path / METRICS_FILE).exists() or run.saved is not None:
+        return "damaged", f"{RECORD_FILE} is gone"
+    begun = (run.path / LOG_FILE).exists()
+    return ("failed", f"before its first step; {LOG_FILE} says why") if begun else ("waiting", "for Slurm")
 
 
 def _read_metrics(run: Listed, best: int | None) -> None:

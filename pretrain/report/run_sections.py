@@ -10,9 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretrain.commands import INTERRUPTED
-from pretrain.errors import HeadwaterError, Preempted
-from pretrain.report.history import ABSENT, History, differing
+from pretrain.report.history import ABSENT, History, differing, outcome
 from pretrain.report.page import (
     UNKNOWN,
     Block,
@@ -32,20 +30,12 @@ SAMPLE_ROOM = 1500  # characters of a sample
 VALUE_ROOM = 400  # characters of a setting
 STEPS_SHOWN = 8  # saved steps that are named one by one
 FACTS = ("host", "ranks", "flops_per_token", "parameters", "parameters_learnt", "vocab_size")  # of run.json
-FAILURES = {kind.exit_code: (kind.__doc__ or "").rstrip(".") for kind in HeadwaterError.__subclasses__()}
 
 
 def state(run: History) -> Cell:
-    """Return how a run ended, by the exit code in its record."""
-    code = run.facts.get("exit")
-    if code is None:
-        return "still training, or killed: no exit code yet"
-    words = {
-        0: "done",
-        Preempted.exit_code: "stopped on request, goes on when started again",
-        INTERRUPTED: "interrupted",
-    }
-    return words.get(code) or f"exit code {code}: {FAILURES.get(code, 'a bug, its output has the traceback')}"
+    """Return how a run stands or ended, and why where there is a reason."""
+    state, reason = outcome(run.path, run.facts.get("exit"))
+    return f"{state}: {reason}" if reason else state
 
 
 def saved(run: History, best: int | None) -> dict[str, Cell]:

@@ -66,7 +66,7 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
     settings = _settings(run, project)
     settings.check_run(history.name, config)
     checkpoints, export = _checkpoints(run), _about_export(run / "export")
-    samples: dict[Any, list[Sample]] = {}  # by step
+    samples: dict[Any, list[Sample]] = {}  # of each step
     for each in history.samples:
         samples.setdefault(each["step"], []).append(Sample(each["prompt"], each["continuation"]))
     quieten()
@@ -80,8 +80,8 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
             for record in records(run / METRICS_FILE):
                 if not sink.has(record):
                     sink.log(record)
-                    if record["split"] == "validation" and (written := samples.get(record["step"])):
-                        sink.sampled(record["step"], written)
+                    if record["split"] == "validation" and (step := record["step"]) in samples:
+                        sink.sampled(step, samples[step])
             for step, path, best in checkpoints:
                 sink.saved(step, path, best)
             if export:

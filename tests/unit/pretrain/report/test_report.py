@@ -177,14 +177,12 @@ def test_the_page_knows_which_steps_are_saved_and_how_the_run_stands(tmp_path):
     facts = [{"exit": None, "best_step": 20}, {"exit": 0, "best_step": 7}, {"exit": 85, "best_step": 30}, {"exit": 5}]
     for run, known in zip(runs, facts, strict=True):
         (run / "run.json").write_text(json.dumps({"name": run.name, **known}))
-    reached = table(report.write(runs, tmp_path / "out")[1], "What was reached")
+    reached = table(report.write_report(*runs, out=tmp_path / "out")[1], "What was reached")
     assert reached["Newest saved step"] == ["30, 10 behind the last logged", "40", "none", "none"]
     assert reached["Saved steps"] == ["20; 30", "1; 2; … (40 in all) …; 39; 40", "–", "–"]
     assert reached["Best step"] == ["20", "7", "30, not on disk", "–"]
-    assert [state.partition(",")[0] for state in reached["State"]] == [
-        *("still training", "done", "stopped on request"),
-        "exit code 5: Losses or gradients that stayed non-finite for longer than the run allows",
-    ]
+    assert [state.partition(":")[0] for state in reached["State"]] == ["killed", "done", "preempted", "failed"]
+    assert reached["State"][3] == "failed: Losses or gradients that stayed non-finite for longer than the run allows"
 
 
 def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
@@ -192,8 +190,8 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
     save(runs[0], 10, 20, 40)
     lines = [{"step": step, "prompt": "x", "continuation": f"at {step}"} for step in (10, 30)]
     (runs[0] / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    whole, _ = report.write(runs, tmp_path / "whole")
-    html, page = report.write(runs, tmp_path / "out", step=20)
+    whole, _ = report.write_report(*runs, out=tmp_path / "whole")
+    html, page = report.write_report(*runs, out=tmp_path / "out", step=20)
     reached = table(page, "What was reached")
     assert reached["Last logged step"] == ["20", "20"] and reached["Newest saved step"] == ["20", "none"]
     assert reached["Held-out loss"] == [f"{8 / math.sqrt(20) + 1:.4f}"] * 2
@@ -205,7 +203,7 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
     assert "as of step 20" in html.read_text()
     charts = [json.loads(text) for attributes, text in Parsed(html.read_text()).all("script") if "type" in attributes]
     assert max(step for chart in charts[0]["charts"] for each in chart["curves"] for step in each["x"]["step"]) == 20
-    assert table(report.write(runs, tmp_path / "out", step=35)[1], "What was reached")["Last logged step"] == [
+    assert table(report.write_report(*runs, out=tmp_path / "out", step=35)[1], "What was reached")["Last logged step"] == [
         "30",
         "30",
     ]
@@ -232,7 +230,7 @@ def test_samples_of_runs_stand_side_by_side_and_are_thinned(tmp_path):
             for prompt in ("one ", "two ")
         ]
         (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 100, "pro')
-    html, page = report.write(runs, tmp_path / "out")
+    html, page = report.write_report(*runs, out=tmp_path / "out")
     steps = [text for _, text in Parsed(html.read_text()).all("h3")]
     assert len(steps) == SAMPLED_STEPS and (steps[0], steps[-1]) == ("Step 1", "Step 99")
     assert f"Shown are {SAMPLED_STEPS} of 99 evaluations." in page.read_text()
@@ -245,7 +243,7 @@ def test_what_is_odd_about_a_run_is_said(tmp_path):
     (run / "run.json").write_text(json.dumps({"name": "a", "notes": ["step 20 was passed over"]}))
     lines = [{"step": step, "split": "train", "loss": "NaN", "tokens": step * 64} for step in (50, 60)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = report.write([run], tmp_path / "out")[1].read_text()
+    text = report.write_report(run, out=tmp_path / "out")[1].read_text()
     for note in (
         "step 20 was passed over",
         "2 of 2 training losses are not finite, the first at step 50: curves have gaps there",
@@ -256,7 +254,7 @@ def test_what_is_odd_about_a_run_is_said(tmp_path):
 
 def test_a_comparison_begins_with_a_row_for_each_run(tmp_path):
     runs = [make_run(tmp_path / name, steps=10 + 10 * place) for place, name in enumerate("abcd")]
-    html, page = report.write(runs, tmp_path / "out")
+    html, page = report.write_report(*runs, out=tmp_path / "out")
     assert page.read_text().startswith("# 4 runs\n")
     rows = Parsed(html.read_text()).cells()
     place = next(place for place, row in enumerate(rows) if row[:2] == ["run", "held-out loss"])
@@ -273,7 +271,7 @@ def test_the_whole_configuration_is_in_the_html_and_no_secret(tmp_path):
     run = make_run(tmp_path / "a")
     with (run / "config.yaml").open("a") as config:
         config.write("hub: {token: hf_abcdefghijklmnopqrstuvwxyz}\n")
-    html, page = report.write([run], tmp_path / "out")
+    html, page = report.write_report(run, out=tmp_path / "out")
     rows = Parsed(html.read_text()).cells()
     assert ["optim.betas", "[0.9, 0.95]"] in rows and ["hub.token", "<redacted>"] in rows
     assert (

@@ -15,6 +15,7 @@ from pretrain.settings.options import CommandParser, version_text
 
 DOORS = {
     "pretrain.sample": "prompt",
+    "pretrain.evaluate": "against",
     "pretrain.export": "step",
     "pretrain.import_bin": "model_type",
     "pretrain.report.__main__": "out",
