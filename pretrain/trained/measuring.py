@@ -47,11 +47,12 @@ BATCH_TOKENS = 8192  # of a micro-batch, unless a run or a setting says it
 PRECISIONS: dict[str, type[Precision]] = {"fp32": FP32, "bf16": BF16, "fp16": FP16}
 # The settings of a run that decide what is measured, and how; the last only for the text that it held out itself.
 _OF_RUN = (
-    *("seed", "data.seq_len", "data.packing", "data.stride", "data.isolate_documents", "train.micro_batch_size"),
-    *("data.prepare.root", "data.prepare.workers", "data.prepare.on_invalid", "eval.max_slots"),
+    *("seed", "data.seq_len", "data.packing", "data.stride", "data.isolate_documents"),
+    *("train.micro_batch_size", "eval.max_slots"),
 )
-_TOKENIZER = ("tokenizer.prefix", "tokenizer.suffix", "tokenizer.mask")
-_MAY_CHANGE = (*_OF_RUN, *_TOKENIZER, "objective.masking.", "data.sources.")
+_OF_TEXT = ("data.sources.", "data.prepare.root", "data.prepare.workers", "data.prepare.on_invalid")
+_OF_MODEL = ("objective.masking.", "tokenizer.prefix", "tokenizer.suffix", "tokenizer.mask")
+_MAY_CHANGE = (*_OF_RUN, *_OF_TEXT, *_OF_MODEL)
 
 Text = str | Path | SourceConfig
 Progress = Callable[[int, int], None]
@@ -223,13 +224,17 @@ def _prepared(source: Source, cfg: Measuring) -> tuple[dict[str, Path], dict[str
     for name, directory in corpora.items():
         manifest = Manifest.load(directory)
         before = isinstance(cfg.data.sources[name], PreparedSource)
-        splits[name] = "validation" if before and manifest.splits["validation"].documents else "train"
+        splits[name] = "validation" if before and _holds_out(manifest) else "train"
         if before and _ids(directory / "tokenizer.json") != _ids(source.tokenizer):
             rule = f"prepared with another tokenizer than that of {source.name}"
             raise ConfigError(f"{directory}: {rule}; name the text that it was prepared from")
         if left_out := ", ".join(f"{reason} {count:,}" for reason, count in manifest.skipped.items()):
             log.warning("%s: left out or mended: %s", name, left_out)
     return corpora, splits
+
+
+def _holds_out(manifest: Manifest) -> bool:
+    return "validation" in manifest.splits and manifest.splits["validation"].documents > 0
 
 
 def _ids(file: Path) -> dict[str, int]:

@@ -123,6 +123,7 @@ class LanguageModel:
         `ConfigError` for a text that is longer than the model's context, or has no token at all.
         """
         texts = [texts] if isinstance(texts, str) else texts
+        check(len(texts) > 0, "texts", texts, "name at least one")
         ids = [self._ids(text, number, self.source.max_positions) for number, text in enumerate(texts, 1)]
         tokens = np.array([token for sequence in ids for token in sequence], dtype=np.int64)
         offsets = np.cumsum([0, *map(len, ids)]).astype(np.int32)
@@ -176,9 +177,9 @@ class LanguageModel:
         ids = [self._ids(prompt, number, limit and limit - 1) for number, prompt in enumerate(prompts, 1)]
         longest = max(map(len, ids), default=0) + max_tokens
         if longest > self.network.max_seq_len:
-            known = f"{self.name} knows texts of {self.network.max_seq_len:,} tokens"
-            ends = "it ends there" if limit else "what is beyond may make no sense"
-            log.warning("%s, and the longest text may have %d: %s", known, longest, ends)
+            known = f"{self.name} was made for texts of {self.network.max_seq_len:,} tokens"
+            beyond = "it ends there" if limit else "what lies beyond may make no sense"
+            log.warning("%s, and the longest may get %s: %s", known, f"{longest:,}", beyond)
         return self._continued(ids, sampler, max_tokens, samples)
 
     def _continued(
@@ -188,13 +189,15 @@ class LanguageModel:
         assert isinstance(model, Decoder)
         prefix, suffix = self.source.template or ([], [])
         stop_id = next(iter(suffix or prefix), None)  # None where nothing marks the ends of documents
-        at_a_time = max(TEXTS_AT_A_TIME // samples, 1)
-        for together in (prompts[at : at + at_a_time] for at in range(0, len(prompts), at_a_time)):
-            repeated = [torch.tensor(prompt) for prompt in together for _ in range(samples)]
-            streams = [_stream(prompt, sample) for prompt in together for sample in range(samples)]
-            found = iter(generate(model, repeated, sampler, max_tokens=max_tokens, stop_id=stop_id, streams=streams))
-            for prompt in together:
-                yield [self._continuation(prompt, next(found)) for _ in range(samples)]
+        rows = [(prompt, sample) for prompt in prompts for sample in range(samples)]
+        texts: list[str] = []
+        for together in (rows[at : at + TEXTS_AT_A_TIME] for at in range(0, len(rows), TEXTS_AT_A_TIME)):
+            tensors, streams = [torch.tensor(prompt) for prompt, _ in together], [_stream(*row) for row in together]
+            drawn = generate(model, tensors, sampler, max_tokens=max_tokens, stop_id=stop_id, streams=streams)
+            texts += [self._continuation(prompt, ids) for (prompt, _), ids in zip(together, drawn, strict=True)]
+            while len(texts) >= samples:
+                yield texts[:samples]
+                del texts[:samples]
 
     def evaluate(
         self,

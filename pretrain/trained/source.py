@@ -189,9 +189,13 @@ class RunSource(Source):
     def is_fine_tuned(self) -> bool:
         return "names" in self.record  # of the head's outputs
 
+    @cached_property
+    def _network(self) -> Any:
+        return network_of(self.path)
+
     @property
     def network(self) -> Any:
-        return network_of(self.path)
+        return self._network
 
     @property
     def objective(self) -> ObjectiveConfig:

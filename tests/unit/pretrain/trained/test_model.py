@@ -84,7 +84,7 @@ def test_the_space_before_a_continuation_is_kept(tmp_path):
 def test_a_text_ends_with_the_positions_and_that_is_said(run, caplog):
     with caplog.at_level(logging.WARNING):
         [[long], [short]] = load(run, device="cpu").generate(["the " * 14, "a"], temperature=0.0, max_tokens=40)
-    assert "knows texts of 32 tokens, and the longest text may have" in caplog.text
+    assert "was made for texts of 32 tokens, and the longest may get" in caplog.text
     assert long and short
 
 
