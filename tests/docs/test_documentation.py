@@ -64,7 +64,7 @@ def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
 
 @cache
 def tables() -> dict[str, str]:
-    """What `python docs/settings.py` writes, by the root of the settings; in a process of its own, as it registers them."""
+    """What `python docs/settings.py` writes, by the root of the settings; made in a process of its own."""
     code = "{root: settings.with_tables(getattr(settings, root)) for root in ('PRETRAIN', 'FINETUNE', 'SLURM')}"
     command = [sys.executable, "-c", f"import json, settings; print(json.dumps({code}))"]
     return json.loads(subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True).stdout)
