@@ -203,7 +203,9 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
     assert "as of step 20" in html.read_text()
     charts = [json.loads(text) for attributes, text in Parsed(html.read_text()).all("script") if "type" in attributes]
     assert max(step for chart in charts[0]["charts"] for each in chart["curves"] for step in each["x"]["step"]) == 20
-    assert table(report.write_report(*runs, out=tmp_path / "out", step=35)[1], "What was reached")["Last logged step"] == [
+    assert table(report.write_report(*runs, out=tmp_path / "out", step=35)[1], "What was reached")[
+        "Last logged step"
+    ] == [
         "30",
         "30",
     ]
