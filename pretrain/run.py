@@ -28,6 +28,7 @@ from pretrain.init_from import InitialWeights, weights_from
 from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
+from pretrain.strategy.base import Memory
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
@@ -115,19 +116,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
-        log.info(
-            summary(
-                directory=session.directory.path,
-                size=size,
-                memory=predicted,
-                seq_len=cfg.data.seq_len,
-                train=cfg.train,
-                learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
-                world=world,
-                stream=stream,
-                held_out=held_out,
-            )
-        )
+        log.info(_plan(cfg, size, predicted, world, stream, held_out))
     hooks = session.hooks(
         trainee,
         size=size,
@@ -143,6 +132,22 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
     with _steps(cfg, stream, examples, trainee.state, world) as steps:
         session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+
+
+def _plan(
+    cfg: PretrainConfig, size: ModelSize, memory: Memory, world: World, stream: TrainStream, held_out: HeldOut
+) -> str:
+    return summary(
+        directory=cfg.run.directory,
+        size=size,
+        memory=memory,
+        seq_len=cfg.data.seq_len,
+        train=cfg.train,
+        learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
+        world=world,
+        stream=stream,
+        held_out=held_out,
+    )
 
 
 def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:

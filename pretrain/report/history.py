@@ -167,11 +167,11 @@ def outcome(run: Path, code: int | None) -> tuple[str, str]:
     if is_locked(run):
         return "running", ""
     if code is None:
-        with suppress(OSError):
-            return "killed", f"was {(run / LOCK_FILE).read_text('utf-8', 'replace').strip()}, and wrote no exit code"
-        return "killed", "wrote no exit code"
+        lock = run / LOCK_FILE
+        holder = lock.read_text(encoding="utf-8", errors="replace").strip() if lock.is_file() else "started"
+        return "killed", f"was {holder}, and wrote no exit code"
     known = {0: "done", Preempted.exit_code: "preempted", INTERRUPTED: "interrupted"}
-    return (known[code], "") if code in known else ("failed", MEANINGS.get(code, "a bug; its output has the traceback"))
+    return (known[code], "") if code in known else ("failed", MEANINGS.get(code, "A bug; its output has the traceback"))
 
 
 def until(runs: Sequence[History], step: int) -> list[History]:

@@ -66,7 +66,7 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
     settings = _settings(run, project)
     settings.check_run(history.name, config)
     checkpoints, export = _checkpoints(run), _about_export(run / "export")
-    samples: dict[Any, list[Sample]] = {}  # of each step
+    samples: dict[int, list[Sample]] = {}  # of each step
     for each in history.samples:
         samples.setdefault(each["step"], []).append(Sample(each["prompt"], each["continuation"]))
     quieten()
@@ -77,11 +77,13 @@ def sync(run: Path, program: str, project: str | None = None) -> str:
     with _failing(f"{run}: W&B failed", "send it again: what the server has is skipped"):
         place = sink.place
         try:
-            for record in records(run / METRICS_FILE):
-                if not sink.has(record):
-                    sink.log(record)
-                    if record["split"] == "validation" and (step := record["step"]) in samples:
-                        sink.sampled(step, samples[step])
+            new = [record for record in records(run / METRICS_FILE) if not sink.has(record)]
+            for record in new:
+                sink.log(record)
+            evaluated = {record["step"] for record in new if record["split"] == "validation"}
+            for step, written in samples.items():
+                if step in evaluated:
+                    sink.sampled(step, written)
             for step, path, best in checkpoints:
                 sink.saved(step, path, best)
             if export:

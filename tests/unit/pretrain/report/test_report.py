@@ -203,12 +203,8 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
     assert "as of step 20" in html.read_text()
     charts = [json.loads(text) for attributes, text in Parsed(html.read_text()).all("script") if "type" in attributes]
     assert max(step for chart in charts[0]["charts"] for each in chart["curves"] for step in each["x"]["step"]) == 20
-    assert table(report.write_report(*runs, out=tmp_path / "out", step=35)[1], "What was reached")[
-        "Last logged step"
-    ] == [
-        "30",
-        "30",
-    ]
+    _, page = report.write_report(*runs, out=tmp_path / "out", step=35)
+    assert table(page, "What was reached")["Last logged step"] == ["30", "30"]
 
 
 @pytest.mark.parametrize(("option", "value"), [("step", "20"), ("out", "there")])
@@ -291,7 +287,7 @@ def test_the_whole_configuration_is_in_the_html_and_no_secret(tmp_path):
         ("metrics.jsonl", '{"step": 1, "split": "train", "loss": "low"}\n', "metrics.jsonl:1: not a record"),
         ("run.json", "{", "run.json: not readable (Expecting"),
         ("run.json", "[]", "run.json: not readable (not a JSON object)"),
-        ("config.yaml", "a: [", "config.yaml: cannot be read"),
+        ("config.yaml", "a: [", "config.yaml:1: cannot be read"),
         ("samples.jsonl", '{"step": 1, "prompt": "a"}\n', "samples.jsonl:1: not a record (it lacks 'continuation')"),
     ],
 )
