@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from pretrain.compose import configure
     from pretrain.config import PretrainConfig
     from pretrain.errors import HeadwaterError
-    from pretrain.report.__main__ import write_report
     from pretrain.report.history import history
     from pretrain.report.listing import runs
+    from pretrain.report.run_page import write_report
     from pretrain.run import prepare_corpora, pretrain
     from pretrain.trained.model import LanguageModel, load
 else:
@@ -53,7 +53,7 @@ else:
         "prepare_corpora": "pretrain.run",
         "pretrain": "pretrain.run",
         "runs": "pretrain.report.listing",
-        "write_report": "pretrain.report.__main__",
+        "write_report": "pretrain.report.run_page",
     }
 
     def __getattr__(name: str) -> object:

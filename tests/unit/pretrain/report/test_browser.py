@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from browser import browser, opened
 
-from pretrain.report.__main__ import write_report
 from pretrain.report.figures import picture
 from pretrain.report.html import html
 from pretrain.report.page import Matrix, Number, Page, Section, Table
+from pretrain.report.run_page import write_report
 
 pytestmark = pytest.mark.slow
 

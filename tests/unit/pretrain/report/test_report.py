@@ -10,7 +10,8 @@ import pytest
 from html_pages import Parsed
 
 from pretrain.errors import ConfigError
-from pretrain.report import __main__ as report
+from pretrain.report import run_page
+from pretrain.report.__main__ import main
 from pretrain.report.curves import MANY_POINTS, shared_axis, smoothed
 from pretrain.report.history import load
 from pretrain.report.run_sections import SAMPLED_STEPS
@@ -45,7 +46,7 @@ def make_run(folder, *, name=None, steps=40, lr=1e-3, batch=64, config=True, fac
 def compressors(monkeypatch):
     """Stand in for the corpora of runs, which compressors would read."""
     known = {"gzip -9": 2.25, "xz -9": 2.0}
-    monkeypatch.setattr(report, "baselines", lambda corpora: known if list(corpora) else {})
+    monkeypatch.setattr(run_page, "baselines", lambda corpora: known if list(corpora) else {})
 
 
 def table(page, title):
@@ -57,7 +58,7 @@ def table(page, title):
 
 def test_one_run(tmp_path):
     run = make_run(tmp_path / "demo")
-    html, page = report.write_report(run, out=run / "report")
+    html, page = run_page.write_report(run, out=run / "report")
     assert (html, page) == (run / "report" / "report.html", run / "report" / "report.md")
     reached = table(page, "What was reached")
     assert reached == {
@@ -88,7 +89,7 @@ def test_the_figure_is_a_picture_with_curves_on_it(tmp_path):
     from matplotlib.image import imread
 
     run = make_run(tmp_path / "demo", steps=10 * MANY_POINTS)
-    report.write_report(run, out=tmp_path / "out")
+    run_page.write_report(run, out=tmp_path / "out")
     pixels = imread(tmp_path / "out" / "curves.png")[..., :3]
     assert pixels.shape == (1125, 1800, 3)
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # training, held out
@@ -97,7 +98,7 @@ def test_the_figure_is_a_picture_with_curves_on_it(tmp_path):
 
 def test_comparing_runs_shows_what_differs_and_only_that(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b|c", lr=3e-3), make_run(tmp_path / "d", batch=128)]
-    _, page = report.write_report(*runs, out=tmp_path / "out")
+    _, page = run_page.write_report(*runs, out=tmp_path / "out")
     assert table(page, "Where the configurations differ") == {
         "key": ["a", "b&#124;c", "d"],
         "---": ["---"] * 3,
@@ -113,13 +114,13 @@ def test_choices_that_differ_are_told_one_by_one(tmp_path):
         entries = f"[pretrain_schema, {{optim: {optim}}}, {{source@data.sources.text: text}}, _self_]"
         with (run / "config.yaml").open("a") as config:
             config.write(f"defaults: {entries}\n")
-    differing = table(report.write_report(*runs, out=tmp_path / "out")[1], "Where the configurations differ")
+    differing = table(run_page.write_report(*runs, out=tmp_path / "out")[1], "Where the configurations differ")
     assert differing == {"key": ["a", "b"], "---": ["---"] * 2, "`optim`": ["`adamw`", "`muon`"]}
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = [make_run(tmp_path / "a", name="same"), make_run(tmp_path / "b", name="same")]
-    _, page = report.write_report(*runs, out=tmp_path / "out")
+    _, page = run_page.write_report(*runs, out=tmp_path / "out")
     assert table(page, "What was reached").keys() >= {"Last logged step"}
     assert str(runs[0]) in page.read_text() and str(runs[1]) in page.read_text()
 
@@ -128,7 +129,7 @@ def test_missing_files_and_a_torn_last_line_are_tolerated(tmp_path):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", config=False, facts=False)]
     with (runs[1] / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "split": "tr')
-    _, page = report.write_report(*runs, out=tmp_path / "out")
+    _, page = run_page.write_report(*runs, out=tmp_path / "out")
     reached = table(page, "What was reached")
     assert reached["Parameters"] == ["17.3 M", "–"]
     assert reached["Bits per byte, xz -9"] == ["2.0000", "–"]
@@ -144,7 +145,7 @@ def test_a_diverged_run_has_a_report(tmp_path):
     ]
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    reached = table(report.write_report(run, out=tmp_path / "out")[1], "What was reached")
+    reached = table(run_page.write_report(run, out=tmp_path / "out")[1], "What was reached")
     assert reached["Held-out loss"] == ["nan"]
     assert reached["Best held-out loss"] == [f"{8 / math.sqrt(30):.4f} at step 30"]
 
@@ -159,7 +160,7 @@ def test_a_run_that_only_diverged_or_only_evaluated_can_be_drawn(tmp_path):
         run = tmp_path / str(number)
         run.mkdir()
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-        assert all(page.is_file() for page in report.write_report(run, out=run / "report"))
+        assert all(page.is_file() for page in run_page.write_report(run, out=run / "report"))
 
 
 def save(run, *steps):
@@ -177,7 +178,7 @@ def test_the_page_knows_which_steps_are_saved_and_how_the_run_stands(tmp_path):
     facts = [{"exit": None, "best_step": 20}, {"exit": 0, "best_step": 7}, {"exit": 85, "best_step": 30}, {"exit": 5}]
     for run, known in zip(runs, facts, strict=True):
         (run / "run.json").write_text(json.dumps({"name": run.name, **known}))
-    reached = table(report.write_report(*runs, out=tmp_path / "out")[1], "What was reached")
+    reached = table(run_page.write_report(*runs, out=tmp_path / "out")[1], "What was reached")
     assert reached["Newest saved step"] == ["30, 10 behind the last logged", "40", "none", "none"]
     assert reached["Saved steps"] == ["20; 30", "1; 2; … (40 in all) …; 39; 40", "–", "–"]
     assert reached["Best step"] == ["20", "7", "30, not on disk", "–"]
@@ -190,8 +191,8 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
     save(runs[0], 10, 20, 40)
     lines = [{"step": step, "prompt": "x", "continuation": f"at {step}"} for step in (10, 30)]
     (runs[0] / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    whole, _ = report.write_report(*runs, out=tmp_path / "whole")
-    html, page = report.write_report(*runs, out=tmp_path / "out", step=20)
+    whole, _ = run_page.write_report(*runs, out=tmp_path / "whole")
+    html, page = run_page.write_report(*runs, out=tmp_path / "out", step=20)
     reached = table(page, "What was reached")
     assert reached["Last logged step"] == ["20", "20"] and reached["Newest saved step"] == ["20", "none"]
     assert reached["Held-out loss"] == [f"{8 / math.sqrt(20) + 1:.4f}"] * 2
@@ -203,19 +204,19 @@ def test_a_page_as_of_a_step_has_nothing_that_came_later(tmp_path):
     assert "as of step 20" in html.read_text()
     charts = [json.loads(text) for attributes, text in Parsed(html.read_text()).all("script") if "type" in attributes]
     assert max(step for chart in charts[0]["charts"] for each in chart["curves"] for step in each["x"]["step"]) == 20
-    _, page = report.write_report(*runs, out=tmp_path / "out", step=35)
+    _, page = run_page.write_report(*runs, out=tmp_path / "out", step=35)
     assert table(page, "What was reached")["Last logged step"] == ["30", "30"]
 
 
 @pytest.mark.parametrize(("option", "value"), [("step", "20"), ("out", "there")])
 def test_what_is_about_a_page_is_refused_beside_a_sync(tmp_path, capsys, option, value):
-    assert report.main([str(make_run(tmp_path / "a")), "--sync", f"--{option}", value]) == 2
+    assert main([str(make_run(tmp_path / "a")), "--sync", f"--{option}", value]) == 2
     assert f"--{option}={value}: is about a page; --sync sends the whole run: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [-1, 41])
 def test_a_step_without_records_is_refused(tmp_path, capsys, step):
-    assert report.main([str(make_run(tmp_path / "a")), "--step", str(step)]) == 2
+    assert main([str(make_run(tmp_path / "a")), "--step", str(step)]) == 2
     assert f"--step={step}: there are records of steps 0 to 40; name one of these" in capsys.readouterr().err
 
 
@@ -228,7 +229,7 @@ def test_samples_of_runs_stand_side_by_side_and_are_thinned(tmp_path):
             for prompt in ("one ", "two ")
         ]
         (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 100, "pro')
-    html, page = report.write_report(*runs, out=tmp_path / "out")
+    html, page = run_page.write_report(*runs, out=tmp_path / "out")
     steps = [text for _, text in Parsed(html.read_text()).all("h3")]
     assert len(steps) == SAMPLED_STEPS and (steps[0], steps[-1]) == ("Step 1", "Step 99")
     assert f"Shown are {SAMPLED_STEPS} of 99 evaluations." in page.read_text()
@@ -241,7 +242,7 @@ def test_what_is_odd_about_a_run_is_said(tmp_path):
     (run / "run.json").write_text(json.dumps({"name": "a", "notes": ["step 20 was passed over"]}))
     lines = [{"step": step, "split": "train", "loss": "NaN", "tokens": step * 64} for step in (50, 60)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = report.write_report(run, out=tmp_path / "out")[1].read_text()
+    text = run_page.write_report(run, out=tmp_path / "out")[1].read_text()
     for note in (
         "step 20 was passed over",
         "2 of 2 training losses are not finite, the first at step 50: curves have gaps there",
@@ -252,7 +253,7 @@ def test_what_is_odd_about_a_run_is_said(tmp_path):
 
 def test_a_comparison_begins_with_a_row_for_each_run(tmp_path):
     runs = [make_run(tmp_path / name, steps=10 + 10 * place) for place, name in enumerate("abcd")]
-    html, page = report.write_report(*runs, out=tmp_path / "out")
+    html, page = run_page.write_report(*runs, out=tmp_path / "out")
     assert page.read_text().startswith("# 4 runs\n")
     rows = Parsed(html.read_text()).cells()
     place = next(place for place, row in enumerate(rows) if row[:2] == ["run", "held-out loss"])
@@ -269,7 +270,7 @@ def test_the_whole_configuration_is_in_the_html_and_no_secret(tmp_path):
     run = make_run(tmp_path / "a")
     with (run / "config.yaml").open("a") as config:
         config.write("hub: {token: hf_abcdefghijklmnopqrstuvwxyz}\n")
-    html, page = report.write_report(run, out=tmp_path / "out")
+    html, page = run_page.write_report(run, out=tmp_path / "out")
     rows = Parsed(html.read_text()).cells()
     assert ["optim.betas", "[0.9, 0.95]"] in rows and ["hub.token", "<redacted>"] in rows
     assert (
@@ -298,7 +299,7 @@ def test_what_cannot_be_read_is_refused_by_name_with_exit_code_2(tmp_path, capsy
         (run / file).write_text(text)
     with pytest.raises(ConfigError):
         load(run)
-    assert report.main([str(run)]) == 2
+    assert main([str(run)]) == 2
     assert message in capsys.readouterr().err
 
 
