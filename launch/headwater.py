@@ -46,10 +46,10 @@ COMMANDS = {
     "import_bin": Command(("pretrain.import_bin",), "old pytorch_model.bin as safetensors"),
     "completion": Command(("launch.completion",), "a script that completes commands: bash, zsh or fish"),
 }
-MODULES = {command.words[0] for command in COMMANDS.values()} | {each.of_finetuning for each in COMMANDS.values()} - {
-    ""
+MODULES = {
+    "launch.doctor",
+    *(name for each in COMMANDS.values() for name in (each.words[0], each.of_finetuning) if name),
 }
-MODULES |= {"launch.doctor"}
 HELP = ("-h", "--help")
 
 
