@@ -46,9 +46,8 @@ COMMANDS = {
     "import_bin": Command(("pretrain.import_bin",), "old pytorch_model.bin as safetensors"),
     "completion": Command(("launch.completion",), "a script that completes commands: bash, zsh or fish"),
 }
-MODULES = {
-    "launch.doctor",
-    *(name for each in COMMANDS.values() for name in (each.words[0], each.of_finetuning) if name),
+MODULES = {name for each in COMMANDS.values() for name in (each.words[0], each.of_finetuning)} - {""} | {
+    "launch.doctor"
 }
 HELP = ("-h", "--help")
 
