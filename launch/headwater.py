@@ -46,9 +46,7 @@ COMMANDS = {
     "import_bin": Command(("pretrain.import_bin",), "old pytorch_model.bin as safetensors"),
     "completion": Command(("launch.completion",), "a script that completes commands: bash, zsh or fish"),
 }
-MODULES = {name for each in COMMANDS.values() for name in (each.words[0], each.of_finetuning)} - {""} | {
-    "launch.doctor"
-}
+MODULES = {"launch.doctor"}.union(*((each.words[0], each.of_finetuning) for each in COMMANDS.values())) - {""}
 HELP = ("-h", "--help")
 
 
