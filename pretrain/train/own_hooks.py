@@ -18,6 +18,7 @@ from torch import nn
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, check
 from pretrain.registry import choices, nearest, rebuilt
+from pretrain.settings.messages import rule_of
 from pretrain.tracking.base import Record
 from pretrain.train.loop import TrainState
 
@@ -103,7 +104,7 @@ def _typed(name: str, kind: Any, values: Mapping[str, Any]) -> HookConfig:
     try:
         return rebuilt(f"{GROUP}={name}", dict(values))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"hooks.{name}.{error.full_key}: {str(error.msg).splitlines()[0]}") from None
+        raise ConfigError(f"hooks.{name}.{error.full_key}: {rule_of(error)}") from None
 
 
 class OwnHooks:

@@ -29,8 +29,9 @@ from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, DataError, check
 from pretrain.objectives.base import Objective
-from pretrain.registry import flattened, nearest
+from pretrain.registry import flattened, nearest, plain
 from pretrain.settings.grammar import parsed
+from pretrain.settings.messages import rule_of
 from pretrain.settings.yaml_files import check_literal
 from pretrain.strategy.precision import BF16, FP16, FP32, Precision
 from pretrain.tokenizer.base import load_tokenizer
@@ -160,7 +161,7 @@ def _configured(source: Source, texts: Sequence[Text], words: Sequence[str]) -> 
                 _set(cfg, key, held[key], f"{source.path / CONFIG_FILE}: {key}")
     for word, override in overrides.items():
         name = override.key_or_group
-        own = [f"data.sources.{key}.{name}" for key, each in sources.items() if hasattr(each, name)]
+        own = [f"data.sources.{key}.{name}" for key, each in sources.items() if name in plain(each)]
         for key in own or ([] if name == "source" else [name]):
             if not key.startswith(_MAY_CHANGE):
                 known = [key for key in flattened(OmegaConf.to_container(cfg)) if key.startswith(_MAY_CHANGE)]
@@ -189,7 +190,7 @@ def _set(cfg: DictConfig, key: str, value: Any, place: str) -> None:
     try:
         OmegaConf.update(cfg, key, value)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{place}: {str(error.msg).splitlines()[0]}") from None
+        raise ConfigError(f"{place}: {rule_of(error)}") from None
 
 
 def _own_sources(source: Source) -> dict[str, SourceConfig]:

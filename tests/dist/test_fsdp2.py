@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import on_ranks, run, tiny
+from ranks import SAMPLED, on_ranks, run, tiny
 from small_models import LLAMA, VOCAB_SIZE, ragged_batch
 from test_pretrain import assert_close_runs
 from toys import ToyObjective, take_step
@@ -294,7 +294,7 @@ def test_a_run_moves_from_ddp_to_fsdp2_and_back(tmp_path):
 
 
 def test_a_whole_run_learns_what_one_process_learns(place, one_process):
-    more = ["strategy=hsdp", "strategy.activation_checkpointing=full", "train.micro_batch_size=2"]
+    more = ["strategy=hsdp", "strategy.activation_checkpointing=full", "train.micro_batch_size=2", *SAMPLED]
     run(*tiny("fsdp2", "train.steps=50", "checkpoint.every=50", *more), ranks=2, cwd=place)
     assert_close_runs(one_process, place / "runs" / "fsdp2")
 

@@ -186,7 +186,8 @@ def test_preparing_ends_with_its_workers_and_without_a_word_of_theirs(place, tmp
     assert process.wait(60) == 85
     *progress, last = said.read_text().splitlines()
     assert last == "stopped; units that are finished are kept, and the same command goes on from them"
-    assert all(line.startswith("training the tokenizer") for line in progress)
+    expected = ("tokenizer.vocab_size=300 is overridden", "text: 1 file", "training the tokenizer")
+    assert all(line.startswith(expected) for line in progress), progress
     with pytest.raises(ProcessLookupError):
         until(lambda: os.killpg(process.pid, 0))  # no process of its session is left
 

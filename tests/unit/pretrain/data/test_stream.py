@@ -208,7 +208,8 @@ def test_documents_that_leave_most_of_a_slot_unused_are_told_of(tmp_path, packin
     for name, lengths in (("short", [3, 5, 4]), ("long", [4, 4, 5])):
         write_corpus(tmp_path / name, [[100] * length for length in lengths], prefix=[])
     sources = [
-        PackedSource.open(name, tmp_path / name, "train", seq_len=17, packing=packing) for name in ("short", "long")
+        PackedSource.open(name, tmp_path / name, "train", seq_len=17, packing=packing, partial=False)
+        for name in ("short", "long")
     ]
     [advice] = TrainStream(sources, WEIGHTS, seed=1, isolate=True).advice(batch_size=2)
     assert advice.startswith("data.sources.short: its documents have 4 tokens on average, far below data.seq_len=17")

@@ -74,7 +74,7 @@ def test_data_is_named_by_its_hash_and_only_if_it_is_that(place, uninterrupted, 
     line = f"| {name} | train | {manifest.splits['train'].documents:,} | {manifest.splits['train'].tokens:,} |"
     assert f"{line} {manifest.fingerprint} |" in card_of(tmp_path / "a").text
     record = json_of(uninterrupted / "run.json")
-    monkeypatch.setattr("pretrain.export.read_record", lambda *_: record | {"corpora": {name: str(tmp_path)}})
+    monkeypatch.setattr("pretrain.trained.source.read_record", lambda *_: record | {"corpora": {name: str(tmp_path)}})
     assert main([str(uninterrupted), "--out", str(tmp_path / "b")]) == 0
     assert f"| {name} | all | - | - | {manifest.fingerprint[:16]} (first digits) |" in card_of(tmp_path / "b").text
 

@@ -81,7 +81,7 @@ def test_a_file_of_the_users_own_sets_hooks_too(tmp_path):
     [
         ({"thermometr": {}}, r"hooks=thermometr: no such hook; did you mean thermometer\? \(there are .*thermometer"),
         ({"thermometer": {"devise": 1}}, r"hooks\.thermometer\.devise: no such setting; did you mean device\?"),
-        ({"thermometer": {"device": "a", "factor": "hot"}}, r"hooks\.thermometer\.factor: Value 'hot'"),
+        ({"thermometer": {"device": "a", "factor": "hot"}}, r"hooks\.thermometer\.factor: takes a number"),
         ({"thermometer": {"device": [1]}}, r"hooks\.thermometer\.device: "),
         ({"thermometer": 3}, r"hooks\.thermometer=3: takes settings, hooks\.thermometer\.KEY=VALUE"),
         ({"thermometer": None}, r"hooks\.thermometer\.device: "),  # required
