@@ -9,7 +9,7 @@ help:  ## list the targets
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 	touch .venv/ready
 
 setup: .venv/ready  ## create .venv and install everything

@@ -29,7 +29,7 @@ from pretrain.checkpoint.commit import step_number
 from pretrain.checkpoint.load import fragments_of, restore_weights, shapes_of
 from pretrain.compose import compose_run
 from pretrain.data.sources.locations import is_file, typed_name
-from pretrain.distributed.world import World, device_type
+from pretrain.distributed.world import World, device_of
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
 from pretrain.hub.family import HeadKind
@@ -169,7 +169,7 @@ def load(
     check(cfg.task.max_tokens <= network.max_seq_len, "task.max_tokens", cfg.task.max_tokens, rule)
     module = build_module(cfg, network, record["vocab_size"], record["names"])
     restore_weights(checkpoint, module)
-    place = torch.device(device or device_type())
+    place = device_of(device)
     return FineTunedModel(
         path=run,
         step=step_number(checkpoint),

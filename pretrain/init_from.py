@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.base import WEIGHT, Reader
+from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import Shapes, check_architecture
 from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
@@ -137,7 +138,8 @@ def weights_from(
     _check_settings(source.path, theirs, settings)
     if theirs.get("tokenizer") != settings.get("tokenizer"):
         _check_ids(source.path, tokenizer)
-    log.info("starting from the weights of %s", source.name)
+    step = f", {reader.step.name}" if isinstance(reader, FragmentReader) else ""
+    log.info("starting from the weights of %s%s", source.name, step)
     if new:
         log.info("init_from: %s has no %s; they get initial values", source.path, ", ".join(new))
     if left := stored.keys() - held.keys():

@@ -25,7 +25,7 @@ from pretrain.commands import exit_code_of
 from pretrain.compose.adopted import adopt
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, check
 from pretrain.errors.nearest import nearest
 from pretrain.errors.redaction import redacted
 from pretrain.registry import choices, flattened, typed
@@ -35,7 +35,7 @@ from pretrain.settings.habits import advice
 from pretrain.settings.messages import rule_of
 from pretrain.settings.options import version_text
 from pretrain.settings.own_files import EXPERIMENT
-from pretrain.settings.paths import expanded
+from pretrain.settings.paths import expanded, is_there
 from pretrain.settings.plugins import import_plugins
 from pretrain.settings.yaml_files import check_literal
 from pretrain.tracking.background import sinks_still_working
@@ -112,6 +112,11 @@ def configure(*settings: str, config_dir: str | Path | None = None) -> PretrainC
 
 def configured(settings: Sequence[str], root: Root, config_dir: str | Path | None) -> Any:
     """Return the typed configuration that settings make for a root; see `configure`."""
+    for word in settings:
+        rule = 'takes words as a command does, such as "optim.lr=1e-3"; *words passes on a list of them'
+        check(isinstance(word, str), "configure", repr(word), rule)
+        if word.startswith("-"):
+            raise ConfigError(_no_option(word, settings, root))
     result, files = _composed(root, settings, Path(config_dir) if config_dir else None)
     for line in redacted(_completed(result, files, settings, root)):
         log.info("%s", line)
@@ -123,7 +128,7 @@ def _completed(result: Composed, files: Files, words: Sequence[str], root: Root)
     said = [*_overridden(words), *result.left_out]
     if root is PRETRAIN and result.cfg.init_from:
         default, _ = _composed(root, [])
-        said += adopt(result, default.cfg, {*files.settings, *map(_key, words)})
+        said += adopt(result, default.cfg, {*files.settings, *(key for word in words for key in _given(word))})
     return said
 
 
@@ -207,6 +212,12 @@ def _no_option(word: str, words: Sequence[str], root: Root) -> str:
     return f"{word}: no such option; there are {OPTIONS}, and settings are typed KEY=VALUE"
 
 
+def _given(word: str) -> list[str]:
+    """Return the dotted keys of the settings that a word gives a value."""
+    key, value = _key(word), None if word.startswith("~") else parsed(word).value()
+    return [key, *(each for each in flattened(value, f"{key}.") if isinstance(value, dict))]
+
+
 def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+")
 
@@ -255,8 +266,7 @@ def _check_bare(word: str, root: Root) -> None:
     key, equals, value = word.partition("=")
     if equals and not value.strip():
         raise ConfigError(f"{word}: has no value; nothing is {key}=null, and an empty text {key}='\"\"'")
-    preset = (CONF / EXPERIMENT / f"{word}.yaml").is_file()
-    if not equals and (preset or word.endswith((".yaml", ".yml"))):
+    if not equals and (word.endswith((".yaml", ".yml")) or is_there(CONF / EXPERIMENT / f"{word}.yaml")):
         raise ConfigError(f"{word}: has no key; an experiment, or a file of settings, is named by {EXPERIMENT}={word}")
 
 
@@ -265,8 +275,9 @@ def _check_word(word: str, override: Override, root: Root, groups: set[str]) -> 
     if override.is_sweep_override():
         rule = f"several values are a sweep, which `python -m launch local -- {root.name} ...` runs"
         raise ConfigError(f"{word}: {rule}; one text with a comma is typed {as_text(word)}")
-    value = None if override.is_delete() else override.value()
-    if override.key_or_group in groups and not isinstance(value, str | list | dict) and not override.is_delete():
+    value, group = None if override.is_delete() else override.value(), override.key_or_group
+    named = str | list | dict if group == EXPERIMENT else str | dict
+    if group in groups and not isinstance(value, named) and not override.is_delete():
         raise ConfigError(f"{word}: takes the name of a choice; --help lists them")
     if override.key_or_group == "plugins" and not isinstance(value, list):
         raise ConfigError(f"{word}: takes a list of modules: plugins=[my.module]")
@@ -275,17 +286,26 @@ def _check_word(word: str, override: Override, root: Root, groups: set[str]) -> 
 
 
 def _by_name(override: Override, groups: set[str], own: dict[str, Path]) -> Override:
-    """Return a choice whose value is a path, GROUP=FILE.yaml, as that of GROUP/NAME in `own`. Raises `ConfigError`."""
+    """Return a choice of paths, GROUP=FILE.yaml, as one of GROUP/NAME in `own`. Raises `ConfigError`."""
     group, value = override.key_or_group, None if override.is_delete() else override.value()
-    if group not in groups or not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
+    choices = [str(each) for each in (value if isinstance(value, list) else [value])]
+    if group not in groups or not any(each.endswith((".yaml", ".yml")) for each in choices):
         return override
-    path = Path(expanded(value, group))
-    if not path.is_file():
-        stem = f"{group}={path.stem}" if (CONF / group / f"{path.stem}.yaml").exists() else ""
-        raise ConfigError(f"{group}={value}: no such file{f'; did you mean {stem}?' if stem else ''}")
-    name = f"{path.stem}.yaml"
-    own[f"{group}/{name}"] = path
-    return parsed(f"{override.get_key_element()}={quoted(name)}")
+    names = [quoted(_named(each, group, own)) for each in choices]
+    typed = f"[{','.join(names)}]" if isinstance(value, list) else names[0]
+    return parsed(f"{override.get_key_element()}={typed}")
+
+
+def _named(choice: str, group: str, own: dict[str, Path]) -> str:
+    """Return the name of a choice of a group: of a path, that under which it stands in `own` from now on."""
+    if not choice.endswith((".yaml", ".yml")):
+        return choice
+    path = Path(expanded(choice, group))
+    if not is_there(path) or not path.is_file():
+        stem = f"{group}={path.stem}" if is_there(CONF / group / f"{path.stem}.yaml") else ""
+        raise ConfigError(f"{group}={choice}: no such file{f'; did you mean {stem}?' if stem else ''}")
+    own[f"{group}/{path.stem}.yaml"] = path
+    return f"{path.stem}.yaml"
 
 
 def _check_chosen(chosen: Mapping[str, object], own: Path | None) -> None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.distributed.rendezvous import error_of_peers, meet
-from pretrain.errors import check
+from pretrain.errors import ConfigError, check
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
 
@@ -43,6 +43,17 @@ def rank() -> int:
 def device_type() -> str:
     """Return where the ranks compute, "cuda" or "cpu"; needs no process group and starts nothing on a GPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_of(name: torch.device | str | None) -> torch.device:
+    """Return the device of a name, by default CUDA where there is one, else the CPU. Raises `ConfigError` without."""
+    try:
+        device = torch.device(name or device_type())
+    except RuntimeError:
+        raise ConfigError(f"device={name}: is none; name cpu, cuda or cuda:0") from None
+    rule = "torch finds no CUDA device here; name cpu, or leave it out"
+    check(device.type != "cuda" or torch.cuda.is_available(), "device", name, rule)
+    return device
 
 
 @dataclass(frozen=True)

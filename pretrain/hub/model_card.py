@@ -82,6 +82,7 @@ from transformers import pipeline
 model = pipeline("{task}", model=".")  # this directory, or its name on the hub
 print(model("A text."))
 """
+DATA_COLUMNS = ("data", "split", "documents or records", "tokens", "SHA-256 of the manifest's hashes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +169,7 @@ def model_card(origin: Origin, config: Mapping[str, Any], licence: Licence) -> s
         f"# {name}",
         _about(origin, config),
         f"## Use\n\n```python\n{SNIPPETS.get(task, PIPELINE.format(task=task))}```",
-        "## Data\n\n"
-        + (_table(("data", "split", "documents or records", "tokens", "SHA-256"), data) or "Not recorded."),
+        "## Data\n\n" + (_table(DATA_COLUMNS, data) or "Not recorded."),
         f"## Results\n\nHeld out, at step {step_number(origin.step):,}.\n\n"
         + _table(("metric", "value"), [(metric, f"{value:.4f}") for metric, value in measured.items()])
         if measured

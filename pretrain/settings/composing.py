@@ -34,6 +34,8 @@ from pretrain.settings.messages import LIST, WHOLE, defaults_rule, rule_of
 from pretrain.settings.own_files import OwnFiles, OwnFolder
 from pretrain.settings.yaml_files import place
 
+SOURCES = "data.sources."  # below which each key is a source, named by its choice
+
 
 class Composed(NamedTuple):
     """What files and words come to."""
@@ -90,19 +92,21 @@ class Files(ConfigRepository):
     @property
     def plugins(self) -> list[str]:
         """The plugins that the user's own files name."""
-        return [name for held in self._held_by_own() for name in held.get("plugins") or []]
+        return [name for place, held in self._held_by_own() if not place for name in held.get("plugins") or []]
 
     @property
     def settings(self) -> list[str]:
         """The dotted keys of the settings that the user's own files give."""
-        return [key for held in self._held_by_own() for key in _keys(held, "")]
+        return [key for place, held in self._held_by_own() for key in _keys(held, place)]
 
-    def _held_by_own(self) -> list[dict[str, Any]]:
-        own = [result for result in self._read.values() if result and result.provider == "own"]
-        held = [
-            OmegaConf.to_container(each.config, resolve=False) for each in own if each.header["package"] == "_global_"
-        ]
-        return [{str(key): value for key, value in each.items()} for each in held if isinstance(each, dict)]
+    def _held_by_own(self) -> Iterator[tuple[str, dict[Any, Any]]]:
+        """Yield what the user's own files hold, each behind the place of its keys: "" for the root, or `GROUP.`"""
+        for config_path, result in self._read.items():
+            if result and result.provider == "own":
+                held = OmegaConf.to_container(result.config, resolve=False)
+                place = result.header["package"] or config_path.rpartition("/")[0].replace("/", ".")
+                if isinstance(held, dict):
+                    yield "" if place == "_global_" else f"{place}.", held
 
 
 def composed(name: str, words: Sequence[Override], files: Files) -> Composed:
@@ -183,7 +187,7 @@ class _Merging:
             group, _, rest = key.partition(".")
             chooser = self._choosers.get(group)
             elsewhere = chooser is not None and not chooser.startswith(f"{config_path}: ")
-            if elsewhere and (is_root or _owners(group, rest)):
+            if elsewhere and (is_root or _owners(group, rest) or key.removeprefix(SOURCES) in _choices("source")):
                 _remove(values, key)
                 gone.setdefault(str(chooser), []).append(key)
         if not is_root:
@@ -249,7 +253,7 @@ def _unknown(node: DictConfig, values: Mapping[str, Any], prefix: str) -> Iterat
     """Yield the dotted keys of `values` for which the classes in a configuration have no field."""
     for name, value in values.items():
         if name not in node.keys():  # noqa: SIM118 (a value that is missing is not `in` it)
-            if is_dataclass(OmegaConf.get_type(node)):
+            if is_dataclass(OmegaConf.get_type(node)) or (isinstance(value, dict) and prefix == SOURCES):
                 yield f"{prefix}{name}"
         elif isinstance(value, dict) and not OmegaConf.is_interpolation(node, name):
             child = None if OmegaConf.is_missing(node, name) else node[name]
@@ -317,6 +321,8 @@ def _delete(cfg: DictConfig, key: str, typed: str, there: bool) -> None:
     if not there:
         raise ConfigError(f"{typed}: {no_such_setting(key, cfg)}; nothing is taken away")
     parent, _, name = key.rpartition(".")
+    if not parent:
+        raise ConfigError(f"{typed}: a setting cannot be taken away; leave it out for its default")
     with open_dict(cfg):
-        node = OmegaConf.select(cfg, parent) if parent else cfg
+        node = OmegaConf.select(cfg, parent)
         del node[name]

@@ -7,7 +7,8 @@ one name, and another one is never accepted in silence.
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
+
+from pretrain.settings.paths import is_there
 
 # Their names -> ours. Of several of ours the first that the command has is meant; what holds a space is advice.
 _HABITS = {
@@ -112,7 +113,7 @@ def instead_of(group: str, choice: str, known: Collection[str]) -> str:
 
     `known` are the choices of the group.
     """
-    named = "/" in choice or Path(choice).exists()
+    named = "/" in choice or is_there(choice)
     family = any(name.startswith(f"{choice}_") for name in known)
     if group == "model" and (named or family):
         source = choice if named else "PATH or org/name"

@@ -20,7 +20,7 @@ _VALUES = {
     r"expected one of \[(.*)\]": r"takes one of \1",
     r"is not Optional|not optional|Incompatible value 'None'": "cannot be null; leave it out for its default",
     r"is not a ListConfig, list or tuple|Cannot merge ListConfig|Cannot assign .* to list": LIST,
-    r"is not a subclass of|Cannot merge DictConfig|is not a DictConfig|Cannot assign .* to dict": (
+    r"is not a subclass of|Cannot merge DictConfig|is not a DictConfig|Cannot assign .* to [Dd]ict": (
         "holds settings of its own; name one of those"
     ),
     r"Cannot convert '\w+' to string": "takes a text",

@@ -9,11 +9,11 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from pretrain.errors import ConfigError
 from pretrain.errors.nearest import nearest
+from pretrain.settings.paths import is_there
 
 _COLLECTS = ("append", "extend", "append_const", "count")  # actions of options that may be given more than once
 _SETTING = re.compile(r"(\+{0,2}[A-Za-z_][\w.]*)=(.*)", re.DOTALL)
@@ -104,7 +104,7 @@ class CommandParser(argparse.ArgumentParser):
         """Refuse KEY=VALUE where a file, directory or name is meant; what exists under such a name is meant so."""
         for word in words:
             found = _SETTING.fullmatch(word)
-            if not found or Path(word.partition("/")[0]).exists():
+            if not found or is_there(word.partition("/")[0]):
                 continue
             option = f"--{found[1].lstrip('+').replace('_', '-')}"
             named = {action.dest for action in self._actions if not action.option_strings}

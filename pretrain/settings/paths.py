@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from pretrain.errors import check
 
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+
+
+def is_there(path: str | Path) -> bool:
+    """Return whether something exists under a name; nothing does under one that is too long, or no name at all."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def expanded(path: str, key: str) -> str:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from pretrain.checkpoint.commit import step_number
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import check_architecture, fill, shapes_of
 from pretrain.data.batch import IGNORED, Batch, Inputs
-from pretrain.distributed.world import World, device_type
+from pretrain.distributed.world import World, device_of
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
 from pretrain.hub.model_card import Origin
@@ -51,6 +52,8 @@ def load(name: str | Path, *, step: int | None = None, device: torch.device | st
     Raises `ConfigError` for what is no such model, a fine-tuned one among them, and `CheckpointError` for damaged files
     and for a run without that step.
     """
+    check(type(step) in (int, NoneType), "step", repr(step), "must be the number of a saved step, or None")
+    place = device_of(device)
     source = find_source(str(name), first=True, key="")
     assert source is not None
     check_written_by("pretrain", source.path)
@@ -59,7 +62,7 @@ def load(name: str | Path, *, step: int | None = None, device: torch.device | st
         raise ConfigError(f"{source.name}: is fine-tuned for a task, no language model any more; {fix}")
     rule = f"only runs have steps, and {source.name} is none; leave it out"
     check(step is None or isinstance(source, RunSource), "step", step, rule)
-    return LanguageModel(source, source.weights(World.alone(), step), torch.device(device or device_type()))
+    return LanguageModel(source, source.weights(World.alone(), step), place)
 
 
 class LanguageModel:

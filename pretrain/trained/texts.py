@@ -44,11 +44,17 @@ def sources_of(texts: Sequence[str | Path | SourceConfig], kind: str | None = No
 
 
 def _kind(text: str) -> str:
+    """Return the kind of source that reads a text. Raises `ConfigError` for a folder of several kinds."""
     folder, suffix = Path(text), file_format(text)
     if (folder / "manifest.json").is_file():
         return "prepared"
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):  # of `save_to_disk`
         return "hub"
+    if folder.is_dir():
+        kinds = {_kind(str(file)) for file in folder.rglob("[!.]*") if file.is_file()}
+        rule = f"holds files of {' and '.join(sorted(kinds))}; name those of one kind, for example by a pattern"
+        check(len(kinds) <= 1, "the folder", text, rule)
+        return next(iter(kinds), "text")
     if suffix in JSON_LINES or suffix == ".parquet":
         return "parquet" if suffix == ".parquet" else "jsonl"
     return "hub" if "/" in text and not is_remote(text) and is_hub_name(text) else "text"

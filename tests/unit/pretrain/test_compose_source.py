@@ -158,12 +158,15 @@ def test_what_was_taken_over_is_said(tmp_path, capsys):
         (["optim.lr=1e-5", "schedule.warmup_steps=0"], (1e-5, 0, 0.0)),
         (["schedule.warmup_ratio=0.2"], (6e-5, 0, 0.2)),
         (["experiment=mine.yaml"], (6e-4, 3, 0.0)),
+        (["optim=slow.yaml", "schedule={warmup_steps: 0}"], (5e-3, 0, 0.0)),
+        (["optim={lr: 6e-4}"], (6e-4, 0, 0.01)),
     ],
 )
 def test_a_trained_source_gets_a_gentle_start_unless_the_user_gives_another(tmp_path, monkeypatch, words, start):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("optim: {lr: 6.0e-4}\nschedule: {warmup_steps: 3}\n")
+    (tmp_path / "slow.yaml").write_text("defaults: [adamw, _self_]\nlr: 0.005\n")
     cfg = composed(run, *words, "data.seq_len=32", "model.max_seq_len=32")
     assert (cfg.optim.lr, cfg.schedule.warmup_steps, cfg.schedule.warmup_ratio) == start
 

@@ -49,6 +49,24 @@ def test_a_file_does_not_block_a_change_of_choice(folder, capsys):
     assert isinstance(kept.tokenizer, BpeTokenizer) and kept.tokenizer.vocab_size == 2048
 
 
+def test_nor_does_it_block_another_source(folder, capsys):
+    write(folder / "mine.yaml", "data:\n  seq_len: 64\n  sources:\n    text:\n      paths: [a]\n")
+    cfg = compose(["experiment=mine.yaml", "data=jsonl", "data.sources.jsonl.paths=[b]"])
+    assert (cfg.data.seq_len, list(cfg.data.sources)) == (64, ["jsonl"])
+    assert capsys.readouterr().err == "mine.yaml:4: left out data.sources.text: data=jsonl has no such setting\n"
+    assert refused("experiment=mine.yaml").startswith("mine.yaml:5: data.sources.text.paths")
+
+
+def test_words_may_be_long_and_files_may_stand_in_a_list(folder):
+    paths = [f"chapter_{number:03}_of_my_book.txt" for number in range(40)]
+    assert compose(["data=text", f"data.sources.text.paths=[{','.join(paths)}]"]).data.sources["text"].paths == paths
+    assert "no such setting" in refused(f"{'x' * 5000}=1")
+    assert "no such file" in refused(f"experiment={'x' * 5000}.yaml")
+    write(folder / "mine.yaml", "seed: 4\n")
+    cfg = compose(["experiment=[demo,mine.yaml]"])
+    assert (cfg.seed, cfg.run.name) == (4, "demo")
+
+
 def test_nor_does_one_that_another_file_builds_on(folder, capsys):
     write(folder / "own/experiment/base.yaml", "optim: {beta1: 0.8, lr: 1e-3}\nmodel: {layers: 2, norm: rmsnorm}\n")
     text = "defaults: [base, override /optim: muon, override /model: encoder, override /objective: masked_lm]\n"

@@ -171,11 +171,11 @@ def test_half_precision_is_another_measurement(folder, decoder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["documents=lines"], "documents=lines: Invalid value 'lines', expected one of"),
+        (["documents=lines"], "documents=lines: takes one of auto, file, line, blank_line"),
         (["fild=body"], "fild=body: no setting of an evaluation; "),
         (["data.seq_lem=9"], "data.seq_lem=9: no setting of an evaluation; did you mean data.seq_len?"),
         (["optim.lr=1"], "optim.lr=1: no setting of an evaluation"),
-        (["data.seq_len=long"], "data.seq_len=long: Value 'long'"),
+        (["data.seq_len=long"], "data.seq_len=long: takes a whole number"),
         (["data.seq_len=1"], "data.seq_len=1: at least 2 tokens"),
         (["source=csv"], "source=csv: must be one of text, jsonl, parquet, hub, prepared"),
         (["documents"], "documents: has no value; type documents=VALUE"),
