@@ -5,6 +5,7 @@ Holds how such a source is found and read, once; what of it fits a new module is
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, choice_of, read_rec
 from pretrain.trained.run_files import network_of, step_of, tokenizer_of
 
 EMBEDDING = "model.embedding.weight"  # one row per token
+MISSPELT = 0.85  # likeness from which a name that is not there is taken for that of a run
 
 
 class Source(ABC):
@@ -239,6 +241,9 @@ def find_source(name: str, *, first: bool, key: str = "init_from") -> Source | N
     if is_hub_name(name):
         if not first:
             return None
+        runs = [str(record.parent) for record in Path().glob(f"*/*/{RECORD_FILE}")]
+        if meant := difflib.get_close_matches(name, runs, n=1, cutoff=MISSPELT):  # to ask the hub would take a minute
+            raise ConfigError(f"{_typed(name, key)}: no such directory; did you mean {meant[0]}?")
         name = fetch(name, _typed(name, key))
     source = open_source(name, key)
     source.check()

@@ -32,6 +32,14 @@ def test_what_a_run_may_start_from_is_found(run, tmp_path, monkeypatch):
             assert found.name == source and found.path.samefile(run / "export" if "export" in source else run)
 
 
+def test_a_misspelt_run_is_told_from_a_name_on_the_hub(run, monkeypatch):
+    run.rename(run.parent / "demo")
+    monkeypatch.chdir(run.parents[1])
+    name = f"{run.parent.name}/demp"
+    with pytest.raises(ConfigError, match=f"{name}: no such directory; did you mean {run.parent.name}/demo\\?"):
+        find_source(name, first=True)
+
+
 NOT_THERE = "no such directory; name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
 
 

@@ -25,6 +25,7 @@ from pretrain.files import read_json, sealed
 from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.trained.model import load
+from pretrain.trained.texts import sources_of
 
 WORDS = ["time", "year", "people", "way", "day", "man", "thing", "life", "child", "world", "school", "state"]
 
@@ -146,6 +147,16 @@ def test_texts_of_any_kind_are_measured_together(folder, decoder):
     assert together["loss"] == pytest.approx(nll / together["targets"], rel=1e-6)
     [corpus] = (folder / "corpora").glob("jsonl-*")
     assert model.evaluate(corpus, settings=settings(folder)) == apart[1]  # prepared, and nothing of it held out
+
+
+def test_a_folder_is_of_one_kind(tmp_path):
+    for name in ("a.jsonl", "deep/b.jsonl", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    assert [*sources_of([tmp_path])] == ["jsonl"]
+    (tmp_path / "c.txt").write_text("c")
+    with pytest.raises(ConfigError, match="holds files of jsonl and text; name those of one kind"):
+        sources_of([tmp_path])
 
 
 def test_cuts_and_bounds_are_those_that_are_asked_for(folder, decoder):

@@ -61,6 +61,16 @@ def test_a_step_of_a_run_is_chosen(run):
         load(run, step=8)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there to be named")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"step": "9"}, "step='9': must be"), ({"device": "cuda"}, "device=cuda: "), ({"device": "tpv"}, "device=tpv: ")],
+)
+def test_a_step_or_a_device_that_is_none_is_refused(run, options, message):
+    with pytest.raises(ConfigError, match=message):
+        load(run, **options)
+
+
 @pytest.mark.parametrize("options", [GREEDILY, {"max_tokens": 9, "seed": 5, "top_p": 1.0, "samples": 3}])
 def test_each_prompt_is_continued_as_if_it_were_alone(run, options, monkeypatch):
     monkeypatch.setattr(trained, "TEXTS_AT_A_TIME", 7)
