@@ -241,9 +241,8 @@ def find_source(name: str, *, first: bool, key: str = "init_from") -> Source | N
     if is_hub_name(name):
         if not first:
             return None
-        runs = [str(record.parent) for record in Path().glob(f"*/*/{RECORD_FILE}")]
-        if meant := difflib.get_close_matches(name, runs, n=1, cutoff=MISSPELT):  # to ask the hub would take a minute
-            raise ConfigError(f"{_typed(name, key)}: no such directory; did you mean {meant[0]}?")
+        if meant := _meant(name):  # to ask a hub that cannot be reached takes a minute
+            raise ConfigError(f"{_typed(name, key)}: no such directory; {meant}")
         name = fetch(name, _typed(name, key))
     source = open_source(name, key)
     source.check()
@@ -265,13 +264,20 @@ def open_source(name: str, key: str = "init_from") -> Source:
     path = cached(name, typed) if is_hub_name(name) else Path(expanded(name, key))
     if not path.exists():
         rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
-        raise ConfigError(f"{typed}: no such directory; {rule}")
+        raise ConfigError(f"{typed}: no such directory; {_meant(name) or rule}")
     if (path / "config.json").is_file():
         return ReleasedSource(name, path, key)
     if not (path / CHECKPOINTS).is_dir() and not (path / RECORD_FILE).is_file():
         rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it"
         raise ConfigError(f"{_typed(str(path), key)}: {rule}; name such a directory (merge an adapter first)")
     return RunSource(name, path, key)
+
+
+def _meant(name: str) -> str:
+    """Return "did you mean RUN?" with the run here whose path is spelt most like a name, or nothing."""
+    runs = [str(record.parent) for record in Path().glob(f"*/*/{RECORD_FILE}")]
+    found = difflib.get_close_matches(name, runs, n=1, cutoff=MISSPELT)
+    return f"did you mean {found[0]}?" if found else ""
 
 
 def objective_for(network: Any) -> ObjectiveConfig:

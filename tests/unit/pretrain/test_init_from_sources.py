@@ -32,11 +32,12 @@ def test_what_a_run_may_start_from_is_found(run, tmp_path, monkeypatch):
             assert found.name == source and found.path.samefile(run / "export" if "export" in source else run)
 
 
-def test_a_misspelt_run_is_told_from_a_name_on_the_hub(run, monkeypatch):
-    run.rename(run.parent / "demo")
-    monkeypatch.chdir(run.parents[1])
-    name = f"{run.parent.name}/demp"
-    with pytest.raises(ConfigError, match=f"{name}: no such directory; did you mean {run.parent.name}/demo\\?"):
+@pytest.mark.parametrize("name", ["runs/demp", "run/demo"])
+def test_a_misspelt_run_is_told_without_asking_the_hub(run, tmp_path, monkeypatch, name):
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^init_from={name}: no such directory; did you mean runs/demo\\?$"):
         find_source(name, first=True)
 
 
