@@ -16,6 +16,12 @@ from pretrain.errors import ConfigError
 DEMO = ["pretrain", "experiment=demo"]
 
 
+@pytest.fixture(autouse=True)
+def no_other_sinks(monkeypatch):
+    """Sinks that another test of this process left at work are not these commands': they would end it at once."""
+    monkeypatch.setattr("pretrain.compose.sinks_still_working", lambda: False)
+
+
 def called(monkeypatch, *words):
     """Call the launcher; return its exit code."""
     monkeypatch.setattr(sys, "argv", ["launch", *words])

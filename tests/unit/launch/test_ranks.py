@@ -143,7 +143,9 @@ while True:
 def launched(tmp_path, code, *ignored):
     """Return a launcher of three ranks, once all of them are ready, that some signals were ignored for."""
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "ranks"), code]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    heeded = {signal.SIGHUP: signal.SIG_DFL}  # also where the tests were started by nohup
+    kept = heeded | dict.fromkeys(ignored, signal.SIG_IGN)
+    before = {number: signal.signal(number, handler) for number, handler in kept.items()}
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:

@@ -26,6 +26,12 @@ TUNING = ["task=classification", "init_from=x", "task.train=a", "task.validation
 ATTEMPTS = [*([word] for word in WORDS), *(chosen(name) for name in FILES)]
 
 
+@pytest.fixture(autouse=True)
+def no_other_sinks(monkeypatch):
+    """Sinks that another test of this process left at work are not these commands': they would end it at once."""
+    monkeypatch.setattr("pretrain.compose.sinks_still_working", lambda: False)
+
+
 def launched(mode, *words):
     sys.argv = ["launch", *words[: words.index("--")], *words[words.index("--") :]]
     sys.argv.insert(1, mode)
