@@ -55,8 +55,10 @@ def test_a_masked_run_learns_and_says_what_it_can(uninterrupted):
 def test_an_evaluation_afterwards_measures_what_the_run_did(uninterrupted):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the run had: sums of several are in another order
-    found = load(uninterrupted, device="cpu").evaluate()
-    torch.set_num_threads(threads)
+    try:
+        found = load(uninterrupted, device="cpu").evaluate()
+    finally:
+        torch.set_num_threads(threads)
     assert found["sentence_loss"] > 0
     for key in ("loss", "perplexity", "accuracy", "sentence_loss", "sentence_accuracy"):
         assert found[key] == column(uninterrupted, key, "validation")[24]

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from finetune.config import FINETUNE
-from pretrain.compose import CONF, compose
+from pretrain.compose import CONF, compose, configure
 from pretrain.errors import ConfigError
 from pretrain.models.encoder import EncoderConfig
 from pretrain.optim.muon import MuonConfig
@@ -47,6 +47,15 @@ def test_a_file_does_not_block_a_change_of_choice(folder, capsys):
     ]
     kept = compose(["experiment=mine.yaml"])
     assert isinstance(kept.tokenizer, BpeTokenizer) and kept.tokenizer.vocab_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("--lr", r"^--lr: no such option.*optim\.lr"), (5, "^configure=5: takes words"), (["a=1"], "takes words")],
+)
+def test_in_python_as_in_a_shell_what_is_no_setting_is_refused(word, told):
+    with pytest.raises(ConfigError, match=told):
+        configure(word)
 
 
 def test_nor_does_it_block_another_source(folder, capsys):
@@ -227,6 +236,9 @@ def test_a_line_is_found_by_its_key(tmp_path):
         ("~x", "~x: x: no such setting"),
         ("~model", "~model: a choice cannot be taken away; choose another one: model=CHOICE"),
         ("~optim.lr", "~optim.lr: a setting cannot be taken away; leave it out for its default"),
+        ("~seed", "~seed: a setting cannot be taken away; leave it out for its default"),
+        ("model=[decoder,encoder]", "takes the name of a choice"),
+        ("data.sources=texts", "data.sources=texts: holds settings of its own"),
         ("+model=decoder", "model is chosen twice; .* a command by model=CHOICE without +"),
         ("++model=decoder", "++model=decoder: a choice is typed without +: model=decoder"),
         ("+optim.lr=1", "+optim.lr=1: is there already; type it without the +: optim.lr=1"),
