@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.models.base import Stream
+
 IGNORED = -100  # a target with this value is not a target
 
 
@@ -41,6 +43,13 @@ class Vocabulary:
     suffix: list[int]  # ids after each document
 
 
+class Ragged(NamedTuple):
+    """Sequences of tokens that lie end to end."""
+
+    tokens: np.ndarray  # (N,) int64
+    offsets: np.ndarray  # (S+1,) int32, where sequences begin
+
+
 class Inputs(NamedTuple):
     """What a batch is made from: N tokens in S sequences. Objectives make them from slots, and may change sequences."""
 
@@ -49,6 +58,7 @@ class Inputs(NamedTuple):
     offsets: np.ndarray  # (S+1,) int32, where sequences begin
     segments: np.ndarray | None = None  # (N,) int64 token-type ids
     labels: np.ndarray | None = None  # (S, ...) of sequences: int64, IGNORED = none; or float32, nan = none
+    source: Ragged | None = None  # what an encoder sees: S sequences, none of them empty, in the order of the others
 
 
 Examples = Callable[[Slots], Inputs]
@@ -71,36 +81,35 @@ class Batch:
     lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
     segments: Tensor | None = None  # (N,) int64 token-type ids
     labels: Tensor | None = None  # (S, ...) of sequences: int64, IGNORED = none; or numbers, nan = none
+    source: Stream | None = None  # what an encoder sees: sequence s of it belongs to sequence s of the tokens
     filler: bool = False  # whether it holds no text, only a place in a collective
 
     @classmethod
     def of(cls, inputs: Inputs, *, num_targets: int | None = None, filler: bool = False) -> Batch:
         """Return the batch of flat arrays; `num_targets` is the number of token targets unless it is given."""
-        tokens, targets, offsets, segments, labels = inputs
-        lengths = np.diff(offsets)
-        positions = np.arange(len(tokens)) - offsets[:-1].astype(np.int64).repeat(lengths)
+        tokens, targets, offsets, segments, labels, source = inputs
         return cls(
-            tokens=torch.from_numpy(tokens),
-            positions=torch.from_numpy(positions),
-            offsets=torch.from_numpy(offsets),
-            max_len=int(lengths.max()),
+            **vars(_stream(tokens, offsets)),
             targets=torch.from_numpy(targets),
             num_targets=int(np.count_nonzero(targets != IGNORED)) if num_targets is None else num_targets,
-            lengths=lengths.tolist(),
             segments=None if segments is None else torch.from_numpy(segments),
             labels=None if labels is None else torch.from_numpy(labels),
+            source=None if source is None else _stream(*source),
             filler=filler,
         )
 
     @classmethod
-    def empty(cls) -> Batch:
-        """Return a batch of one token without a target, for a rank that has no examples left."""
-        return cls.of(Inputs(np.array([0]), np.array([IGNORED]), np.array([0, 1], dtype=np.int32)), filler=True)
+    def empty(cls, *, source: bool = False) -> Batch:
+        """Return a batch of one token without a target, for a rank that has no examples left; perhaps with a source."""
+        one = Ragged(np.array([0]), np.array([0, 1], dtype=np.int32))
+        inputs = Inputs(one.tokens, np.array([IGNORED]), one.offsets, source=one if source else None)
+        return cls.of(inputs, filler=True)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of text."""
-        return 0 if self.filler else len(self.tokens)
+        """Tokens of text, those of the source among them."""
+        both = len(self.tokens) + (0 if self.source is None else len(self.source.tokens))
+        return 0 if self.filler else both
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; copies from pinned memory do not wait."""
@@ -111,4 +120,16 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
+        source = None if self.source is None else replace(self.source, **_changed(self.source, change))
+        return replace(self, **_changed(self, change), source=source)
+
+
+def _stream(tokens: np.ndarray, offsets: np.ndarray) -> Stream:
+    lengths = np.diff(offsets)
+    positions = np.arange(len(tokens)) - offsets[:-1].astype(np.int64).repeat(lengths)
+    arrays = (torch.from_numpy(array) for array in (tokens, positions, offsets))
+    return Stream(*arrays, max_len=int(lengths.max()), lengths=lengths.tolist())
+
+
+def _changed(holder: Batch | Stream, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {name: change(value) for name, value in vars(holder).items() if isinstance(value, Tensor)}

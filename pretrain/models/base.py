@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class ModelKind(StrEnum):
 
     causal = "causal"  # itself and those before it: a decoder
     bidirectional = "bidirectional"  # all of them: an `EncoderModel`
+    encoder_decoder = "encoder_decoder"  # a source all of it, a target as a decoder: an `EncoderDecoderModel`
 
     @property
     def generates(self) -> bool:
@@ -48,6 +49,11 @@ class Layout:
     _plans: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
+    def across(cls, queries: Layout, keys: Layout) -> Layout:
+        """Return the layout of attention from the queries of one stream to the keys of another."""
+        return cls(queries.q_offsets, keys.k_offsets, queries.max_q, keys.max_k, queries.q_lengths, keys.k_lengths)
+
+    @classmethod
     def of(cls, offsets: Tensor, max_len: int, lengths: list[int] | None = None) -> Layout:
         """Return the layout of self-attention over sequences at `offsets` (S+1,), of `lengths` if they are known."""
         return cls(offsets, offsets, max_len, max_len, lengths, lengths)
@@ -57,6 +63,35 @@ class Layout:
         if key not in self._plans:
             self._plans[key] = make()
         return self._plans[key]
+
+
+class RelativeBias(NamedTuple):
+    """What is added to the score of a query and a key: a learned function of how far apart they are (T5).
+
+    It is the function, never its values for all pairs: backends look up what they need.
+    """
+
+    table: Tensor  # (buckets, H), a value for each bucket of distances and each head
+    bidirectional: (
+        bool  # whether keys after the query have buckets of their own, half of all; else they share the first
+    )
+    max_distance: int  # positions; from there on all share the last bucket
+
+
+@dataclass
+class Stream:
+    """Sequences that lie end to end: N tokens of S sequences."""
+
+    tokens: Tensor  # (N,) int64
+    positions: Tensor  # (N,) int64, position inside its sequence
+    offsets: Tensor  # (S+1,) int32, sequence s is tokens[offsets[s]:offsets[s+1]]
+    max_len: int  # longest sequence in tokens, an upper bound is allowed
+    lengths: list[int] | None = None  # (S,) tokens of each sequence, known on the CPU; see `Layout`
+
+    @property
+    def layout(self) -> Layout:
+        """Return a layout of self-attention, anew at each call: one serves one forward pass."""
+        return Layout.of(self.offsets, self.max_len, self.lengths)
 
 
 class Attend(Protocol):
@@ -72,6 +107,8 @@ class Attend(Protocol):
         causal: bool,
         window: int | None = None,  # a query sees at most `window` keys up to itself (and as many after, if not causal)
         dropout: float = 0.0,  # probability that an attention weight is dropped
+        scale: float | None = None,  # multiplies the scores; None: 1 / sqrt(E)
+        bias: RelativeBias | None = None,  # added to the scaled scores
     ) -> Tensor:  # (Nq, H, E)
         ...
 
@@ -140,6 +177,28 @@ class EncoderModel(Model):
 
     def head_bias(self) -> Tensor:
         """Return what is added to the logits, (V,)."""
+        raise NotImplementedError
+
+
+class EncoderDecoderModel(Model):
+    """An encoder of a source and a decoder of a target, which sees all of the source's states.
+
+    Sequence s of the source belongs to sequence s of the target. `blocks` are those of the encoder, then the decoder's.
+    """
+
+    def forward(self, tokens: Tensor, positions: Tensor, layout: Layout, source: Stream | None = None) -> Tensor:
+        """Return the final hidden states of the target (N, D), normalised and ready for the head; it needs a source."""
+        raise NotImplementedError
+
+    def head_bias(self) -> Tensor | None:
+        """Return what is added to the logits, (V,); None: nothing."""
+        raise NotImplementedError
+
+    def flops_per_token(self, seq_len: float, head_share: float = 1.0, target_share: float = 0.5) -> float:
+        """Return the operations of one token of either side, `seq_len` being the tokens of both sides of a pair.
+
+        `target_share` of them are the target's, of which `head_share` pass through the head.
+        """
         raise NotImplementedError
 
 

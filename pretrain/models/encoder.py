@@ -7,7 +7,6 @@ in `attention/`. Letters of shapes: `models/base.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +15,9 @@ from torch import Tensor, nn
 from pretrain.errors import check
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import Activation, Block, Positions, PostNormBlock, Rotary, activate, rotary
+from pretrain.models.layers import Activation, Block, Order, Positions, PostNormBlock, Rotary, activate, rotary
 from pretrain.models.network import NetworkConfig
 from pretrain.registry import register
-
-
-class Order(StrEnum):
-    """Where a block normalises."""
-
-    post = "post"  # the sum of the residual stream and a branch (BERT)
-    pre = "pre"  # the input of a branch, and once more after the last block (ModernBERT)
 
 
 @register("model", "encoder")
@@ -52,8 +44,9 @@ class EncoderConfig(NetworkConfig):
         super().__post_init__()
         for key in ("position_offset", "token_types"):
             check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must not be negative")
-        rule = "belongs to decoders; choose learned or rotary"
-        check(self.positions is not Positions.sinusoidal, "model.positions", self.positions.value, rule)
+        rule = "is not for encoders; choose learned or rotary"
+        allowed = self.positions in (Positions.learned, Positions.rotary)
+        check(allowed, "model.positions", self.positions.value, rule)
         offset, learned = self.position_offset, self.positions is Positions.learned
         check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
         check(self.local_rope_theta > 0, "model.local_rope_theta", self.local_rope_theta, "must be positive")

@@ -23,6 +23,8 @@ class Init(StrEnum):
     olmo2 = "olmo2"  # one standard deviation for all, steadier in Llama-like models (Walsh et al. 2024)
     bert = "bert"  # one standard deviation for all, nothing beyond two of them (Devlin et al. 2019)
     modernbert = "modernbert"  # shrunk like gpt2's, nothing beyond two deviations (Warner et al. 2024)
+    transformer = "transformer"  # by the widths of each matrix (Glorot and Bengio 2010), embeddings 1/sqrt(D)
+    t5 = "t5"  # by what each matrix reads, queries smaller still, for scores that are not scaled (Raffel et al. 2020)
 
     @property
     def shrinks_residual(self) -> bool:
@@ -41,6 +43,7 @@ class Initial(NamedTuple):
     mean: float = 0.0
     std: float = 0.0
     cut: bool = False  # draw anew what lies more than two standard deviations from the mean
+    first: tuple[int, float] | None = None  # so many of the first elements have this deviation instead
 
 
 def draw(initial: Initial, *, seed: int, name: str, start: int, numel: int, total: int) -> Tensor:
@@ -58,11 +61,14 @@ def draw(initial: Initial, *, seed: int, name: str, start: int, numel: int, tota
         low, high = max(start, first), min(start + numel, first + size)
         drawn = _normal(initial, size, _generator(seed, name, chunk))
         values[low - start : high - start] = drawn[low - first : high - first]
+    if initial.first is not None:
+        count, std = initial.first
+        values[: max(count - start, 0)] *= std / initial.std  # of mean 0
     return values
 
 
 def _normal(initial: Initial, size: int, generator: torch.Generator) -> Tensor:
-    mean, std, cut = initial
+    mean, std, cut, _ = initial
     if not cut:
         return torch.empty(size).normal_(mean, std, generator=generator)
     return trunc_normal_(torch.empty(size), mean, std, mean - 2 * std, mean + 2 * std, generator=generator)

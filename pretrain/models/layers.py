@@ -7,12 +7,13 @@ shapes: `models/base.py`.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.base import Attend, Layout
+from pretrain.models.base import Attend, Layout, RelativeBias
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines of the rotation angles, (N, 1, E/2) fp32 each
 
@@ -31,11 +32,14 @@ class Activation(StrEnum):
     gelu_tanh = "gelu_tanh"  # its tanh approximation, as GPT-2 uses it
     swiglu = "swiglu"  # Shazeer 2020: silu(gate) * up
     geglu = "geglu"  # Shazeer 2020: gelu(gate) * up
+    geglu_tanh = "geglu_tanh"  # the same with gelu's tanh approximation, as T5 v1.1 uses it
+    relu = "relu"  # Vaswani et al. 2017
+    silu = "silu"  # x * sigmoid(x), also called swish (Marian)
 
     @property
     def gated(self) -> bool:
         """Whether the MLP has a second projection, multiplied by the nonlinearity of the first."""
-        return self in (Activation.swiglu, Activation.geglu)
+        return self in (Activation.swiglu, Activation.geglu, Activation.geglu_tanh)
 
 
 class Positions(StrEnum):
@@ -44,13 +48,24 @@ class Positions(StrEnum):
     learned = "learned"  # one vector a position, added to the embedding (GPT-2, BERT)
     sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); decoders only
     rotary = "rotary"  # queries and keys rotated (Llama, ModernBERT)
+    relative = "relative"  # a learned value for each distance, added to the scores (T5); encoder-decoders only
+
+
+class Order(StrEnum):
+    """Where a block normalises."""
+
+    post = "post"  # the sum of the residual stream and a branch (Vaswani et al. 2017, BERT)
+    pre = "pre"  # the input of a branch, and once more after the last block (GPT-2, ModernBERT, T5)
 
 
 def activate(kind: Activation, x: Tensor) -> Tensor:
     """Apply the nonlinearity alone, element by element; of a gated one, that of its gate."""
-    if kind is Activation.swiglu:
+    if kind is Activation.relu:
+        return F.relu(x)
+    if kind in (Activation.swiglu, Activation.silu):
         return F.silu(x)
-    return F.gelu(x, approximate="tanh" if kind is Activation.gelu_tanh else "none")
+    approximate = kind in (Activation.gelu_tanh, Activation.geglu_tanh)
+    return F.gelu(x, approximate="tanh" if approximate else "none")
 
 
 def make_norm(kind: Norm, width: int, eps: float, bias: bool) -> nn.Module:
@@ -96,19 +111,29 @@ class Attention(nn.Module):
         width: int,
         heads: int,
         kv_heads: int,
+        head_width: int,
         bias: bool,
         dropout: float,  # of attention weights
         causal: bool,
         window: int | None,  # in tokens, see `Attend`
+        scale: float | None,  # of the scores; None: 1 / sqrt(head_width)
         attend: Attend,
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
-        self.dropout, self.causal, self.window, self.attend = dropout, causal, window, attend
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
+        self.dropout, self.causal, self.window = dropout, causal, window
+        self.scale, self.attend = scale, attend
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=bias)
         self.out = nn.Linear(heads * self.head_width, width, bias=bias)
 
-    def forward(self, x: Tensor, layout: Layout, tables: Rotary | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        tables: Rotary | None,
+        cache: KeyValueCache | None,
+        relative: RelativeBias | None = None,
+    ) -> Tensor:
         """Map x (N, D) to (N, D). With a cache the queries see its keys too, and the layout counts them."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (N, H + 2K, E)
         if tables is not None:
@@ -119,7 +144,42 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v, layout)
         dropout = self.dropout if self.training else 0.0
-        mixed = self.attend(q, k, v, layout, causal=self.causal, window=self.window, dropout=dropout)
+        mask: Any = {"causal": self.causal, "window": self.window}
+        mixed = self.attend(q, k, v, layout, **mask, dropout=dropout, scale=self.scale, bias=relative)
+        return self.out(mixed.flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """Attention from a target to all states of its source; keys and values have one fused projection, in that order."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        head_width: int,
+        bias: bool,
+        dropout: float,  # of attention weights
+        scale: float | None,  # of the scores; None: 1 / sqrt(head_width)
+        attend: Attend,
+    ) -> None:
+        super().__init__()
+        self.heads, self.head_width = heads, head_width
+        self.dropout, self.scale, self.attend = dropout, scale, attend
+        self.q = nn.Linear(width, heads * head_width, bias=bias)
+        self.kv = nn.Linear(width, 2 * heads * head_width, bias=bias)
+        self.out = nn.Linear(heads * head_width, width, bias=bias)
+
+    def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values of the source's final hidden states (Ns, D), (Ns, H, E) each."""
+        k, v = self.kv(states).unflatten(-1, (-1, self.head_width)).split([self.heads, self.heads], dim=1)
+        return k, v
+
+    def forward(self, x: Tensor, source: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
+        """Map x (N, D) to (N, D); `source` holds what `keys_and_values` returned, and `layout` counts them as keys."""
+        q = self.q(x).unflatten(-1, (-1, self.head_width))
+        dropout = self.dropout if self.training else 0.0
+        mixed = self.attend(q, *source, layout, causal=False, dropout=dropout, scale=self.scale)
         return self.out(mixed.flatten(1))
 
 
@@ -159,9 +219,10 @@ def _rows_with_cache(layout: Layout) -> Tensor:
 class MLP(nn.Module):
     """Two projections around a nonlinearity; a gated one fuses its gate and its up projection, in that order."""
 
-    def __init__(self, *, width: int, hidden: int, activation: Activation, bias: bool) -> None:
+    def __init__(self, *, width: int, hidden: int, activation: Activation, bias: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.activation = activation
+        self.dropout = dropout  # probability, of what the nonlinearity returns
         self.up = nn.Linear(width, 2 * hidden if activation.gated else hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
 
@@ -170,8 +231,10 @@ class MLP(nn.Module):
         up = self.up(x)
         if self.activation.gated:
             gate, up = up.chunk(2, dim=-1)
-            return self.down(activate(self.activation, gate) * up)
-        return self.down(activate(self.activation, up))
+            hidden = activate(self.activation, gate) * up
+        else:
+            hidden = activate(self.activation, up)
+        return self.down(F.dropout(hidden, self.dropout, self.training))
 
 
 class Block(nn.Module):
@@ -183,24 +246,63 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp
-        self.dropout = dropout  # of both residual branches
+        self.dropout = dropout  # of all residual branches
 
     def forward(
-        self, x: Tensor, layout: Layout, tables: Rotary | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        layout: Layout,
+        tables: Rotary | None = None,
+        cache: KeyValueCache | None = None,
+        relative: RelativeBias | None = None,
     ) -> Tensor:
         """Map the residual stream (N, D) to the next one."""
-        mixed = self.attention(self.attention_norm(x), layout, tables, cache)
-        x = x + F.dropout(mixed, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+        x = self.add(x, self.attention_norm, self.attention, layout, tables, cache, relative)
+        return self.add(x, self.mlp_norm, self.mlp)
+
+    def add(self, x: Tensor, norm: nn.Module, branch: nn.Module, *inputs: Any) -> Tensor:
+        """Return the residual stream after a branch."""
+        return x + F.dropout(branch(norm(x), *inputs), self.dropout, self.training)
 
 
 class PostNormBlock(Block):
     """One post-norm layer (Vaswani et al. 2017): norm(x + attention(x)), then norm(x + mlp(x))."""
 
+    def add(self, x: Tensor, norm: nn.Module, branch: nn.Module, *inputs: Any) -> Tensor:
+        """Return the residual stream after a branch."""
+        return norm(x + F.dropout(branch(x, *inputs), self.dropout, self.training))
+
+
+class SeenSource(NamedTuple):
+    """What a block of a decoder sees of a source."""
+
+    states: Tensor | tuple[Tensor, Tensor]  # final hidden states (Ns, D), or their keys and values for this block
+    layout: Layout  # from the target's queries to the source's keys
+
+
+class CrossBlock(Block):
+    """One pre-norm layer of a decoder that sees a source: self-attention, cross-attention, MLP."""
+
+    def __init__(self, *, cross_norm: nn.Module, cross: CrossAttention, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.cross_norm, self.cross = cross_norm, cross
+
     def forward(
-        self, x: Tensor, layout: Layout, tables: Rotary | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        layout: Layout,
+        tables: Rotary | None = None,
+        cache: KeyValueCache | None = None,
+        relative: RelativeBias | None = None,
+        seen: SeenSource | None = None,
     ) -> Tensor:
-        """Map the residual stream (N, D) to the next one."""
-        mixed = self.attention(x, layout, tables, cache)
-        x = self.attention_norm(x + F.dropout(mixed, self.dropout, self.training))
-        return self.mlp_norm(x + F.dropout(self.mlp(x), self.dropout, self.training))
+        """Map the residual stream of the target (N, D) to the next one."""
+        assert seen is not None, "this block looks at a source"
+        x = self.add(x, self.attention_norm, self.attention, layout, tables, cache, relative)
+        keys_and_values = self.cross.keys_and_values(seen.states) if isinstance(seen.states, Tensor) else seen.states
+        x = self.add(x, self.cross_norm, self.cross, keys_and_values, seen.layout)
+        return self.add(x, self.mlp_norm, self.mlp)
+
+
+class PostNormCrossBlock(CrossBlock, PostNormBlock):
+    """The same, post-norm: what is added to the residual stream is normalised with it."""

@@ -47,7 +47,7 @@ class NetworkConfig(ModelConfig):
             check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
         check(self.width % self.heads == 0, "model.heads", self.heads, f"must divide model.width={self.width}")
         paired = self.head_width if self.positions is Positions.rotary else self.width
-        even = self.positions is Positions.learned or paired % 2 == 0
+        even = self.positions in (Positions.learned, Positions.relative) or paired % 2 == 0
         rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
         check(even, "model.positions", self.positions.value, rule)
         for key in ("norm_eps", "rope_theta", "init_std"):
@@ -86,10 +86,12 @@ class NetworkConfig(ModelConfig):
             width=self.width,
             heads=self.heads,
             kv_heads=self.num_kv_heads,
+            head_width=self.head_width,
             bias=self.bias,
             dropout=self.attention_dropout,
             causal=self.kind is ModelKind.causal,
             window=self.layer_window(layer),
+            scale=None,
             attend=attend,
         )
         mlp = MLP(width=self.width, hidden=self.hidden_width, activation=self.activation, bias=self.bias)

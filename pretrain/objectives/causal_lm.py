@@ -25,10 +25,13 @@ class CausalLMConfig(ObjectiveConfig):
     covers_text = True
 
     z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in PaLM; 0 is off
+    label_smoothing: float = 0.0  # share of a target's probability that is spread over the vocabulary; 0.1 is usual
     chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
     def __post_init__(self) -> None:
         check(self.z_loss >= 0, "objective.z_loss", self.z_loss, "must not be negative; 0 is off")
+        smoothing, rule = self.label_smoothing, "must lie in [0, 1); 0 is off"
+        check(0 <= smoothing < 1, "objective.label_smoothing", smoothing, rule)
         chunk = self.chunk_tokens
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
@@ -60,6 +63,7 @@ class CausalLM(Objective):
                 batch.targets,
                 num_targets=batch.num_targets,
                 z_loss=self.config.z_loss,
+                label_smoothing=self.config.label_smoothing,
                 chunk_tokens=self.config.chunk_tokens,
             )
         )

@@ -29,6 +29,7 @@ def linear_cross_entropy(
     num_targets: int,
     bias: Tensor | None = None,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (total, nll, correct), all () fp32, summed over the targets that count.
@@ -36,7 +37,8 @@ def linear_cross_entropy(
     `hidden` (N, D) times `weight` (V, D) transposed, plus `bias` (V,), are the logits; `targets` (N,) int64 hold
     `num_targets` entries that are not IGNORED, and only their rows are projected. `nll` is the negative log-likelihood
     in nats, `correct` the number of targets whose own logit is the largest, both detached. `total` adds `z_loss` times
-    the squared log of the softmax's normaliser (PaLM, section 5, 2022) and carries the graph, for one backward pass.
+    the squared log of the softmax's normaliser (PaLM, section 5, 2022), measures against targets of which the share
+    `label_smoothing` is spread over all V ids (Szegedy et al. 2016), and carries the graph, for one backward pass.
     Products run in the autocast precision, everything else in fp32.
     """
     hidden, targets = rows_with_targets(hidden, targets, num_targets)
@@ -45,8 +47,9 @@ def linear_cross_entropy(
         chunk_tokens = max(1, budget // (4 * weight.shape[0]))
     trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
     if torch.is_grad_enabled() and trained:
-        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, z_loss, chunk_tokens)
-    sums, _ = _sums_and_gradients(hidden, weight, bias, targets, z_loss, chunk_tokens, (False, False, False))
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, z_loss, label_smoothing, chunk_tokens)
+    wanted = (False, False, False)
+    sums, _ = _sums_and_gradients(hidden, weight, bias, targets, z_loss, label_smoothing, chunk_tokens, wanted)
     return sums
 
 
@@ -64,10 +67,18 @@ def rows_with_targets(hidden: Tensor, targets: Tensor, num_targets: int) -> tupl
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, chunk_tokens: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        z_loss: float,
+        label_smoothing: float,
+        chunk_tokens: int,
     ) -> _Sums:
         wanted = ctx.needs_input_grad[:3]
-        sums, ctx.gradients = _sums_and_gradients(hidden, weight, bias, targets, z_loss, chunk_tokens, wanted)
+        settings = (z_loss, label_smoothing, chunk_tokens)
+        sums, ctx.gradients = _sums_and_gradients(hidden, weight, bias, targets, *settings, wanted)
         ctx.mark_non_differentiable(*sums[1:])
         return sums
 
@@ -77,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         assert ctx.gradients is not None, "the gradients of this loss were used up by an earlier backward pass"
         scaled = [None if gradient is None else gradient.mul_(grads[0]) for gradient in ctx.gradients]
         ctx.gradients = None
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 _Sums = tuple[Tensor, Tensor, Tensor]  # total, nll and correct, () each
@@ -89,6 +100,7 @@ def _sums_and_gradients(
     bias: Tensor | None,
     targets: Tensor,
     z_loss: float,
+    label_smoothing: float,
     chunk_tokens: int,
     wanted: tuple[bool, ...],
 ) -> tuple[_Sums, list[Tensor | None]]:
@@ -100,6 +112,7 @@ def _sums_and_gradients(
     hidden, weight = hidden.to(compute), weight.to(compute)
     nll = torch.zeros((), dtype=wide, device=device)
     penalty, correct = torch.zeros_like(nll), torch.zeros_like(nll)
+    others = label_smoothing / len(weight)  # of a target's probability, for each id
     hidden_grad = torch.empty_like(hidden) if wanted[0] else None
     weight_grad = torch.zeros(weight.shape, dtype=wide, device=device) if wanted[1] else None
     bias_grad = torch.zeros(len(weight), dtype=wide, device=device) if wanted[2] else None
@@ -112,15 +125,19 @@ def _sums_and_gradients(
                 logits += bias
             logit, largest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
             correct += (logit == largest).sum()
+            mean = logits.mean(dim=1, keepdim=True) if label_smoothing else logit
             softmax = torch.softmax(logits, dim=1, out=logits)
             # The likeliest token's probability is exp(largest - log_normaliser), and at least 1/V.
             log_normaliser = largest - softmax.amax(dim=1, keepdim=True).log()
             nll += (log_normaliser - logit).sum()
-            penalty += z_loss * log_normaliser.square().sum()
+            penalty += z_loss * log_normaliser.square().sum() + label_smoothing * (logit - mean).sum()
             if not any(wanted):
                 continue
             gradient = softmax.mul_(1 + 2 * z_loss * log_normaliser) if z_loss else softmax
-            gradient = gradient.scatter_add_(1, target, gradient.new_full((1, 1), -1.0).expand_as(target))
+            if label_smoothing:
+                gradient = gradient.sub_(others)
+            own = gradient.new_full((1, 1), label_smoothing - 1.0)
+            gradient = gradient.scatter_add_(1, target, own.expand_as(target))
             if bias_grad is not None:
                 bias_grad += gradient.sum(dim=0)
             gradient = gradient.to(compute)

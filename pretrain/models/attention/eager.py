@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.attention.masks import lengths, visible
-from pretrain.models.base import Attend, AttentionConfig, Layout
+from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
 
 
@@ -27,7 +27,16 @@ class EagerConfig(AttentionConfig):
 
 
 def eager(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    *,
+    causal: bool,
+    window: int | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    bias: RelativeBias | None = None,
 ) -> Tensor:
     """Return softmax(q kᵀ / sqrt(E)) v of each sequence, (Nq, H, E), computed in fp32 or better (see `Attend`)."""
     q_lengths, k_lengths = lengths(layout)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError, check
-from pretrain.models.base import Attend, AttentionConfig, Layout
+from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
 
 HALF = (torch.bfloat16, torch.float16)
@@ -55,7 +55,16 @@ def make_flash() -> Attend:
     )
 
     def flash(
-        q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        *,
+        causal: bool,
+        window: int | None = None,
+        dropout: float = 0,
+        scale: float | None = None,
+        bias: RelativeBias | None = None,
     ) -> Tensor:
         if not q.is_cuda or q.dtype not in HALF:
             found = f"{q.dtype} on {q.device}"

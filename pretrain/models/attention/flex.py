@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError, check
-from pretrain.models.base import Attend, AttentionConfig, Layout
+from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
@@ -44,7 +44,16 @@ def make_flex() -> Attend:
     compiled = torch.compile(flex_attention)
 
     def flex(
-        q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        *,
+        causal: bool,
+        window: int | None = None,
+        dropout: float = 0,
+        scale: float | None = None,
+        bias: RelativeBias | None = None,
     ) -> Tensor:
         if not q.is_cuda:
             raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pretrain.models.attention import sdpa_ragged
 from pretrain.models.attention.sdpa_ragged import Mask, attend_dense, attend_ragged, mask_of
-from pretrain.models.base import Attend, AttentionConfig, Layout
+from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
 
 
@@ -27,7 +27,16 @@ class SdpaConfig(AttentionConfig):
 
 
 def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, causal: bool, window: int | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    *,
+    causal: bool,
+    window: int | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    bias: RelativeBias | None = None,
 ) -> Tensor:
     """Return the attention of each sequence over its own keys, (Nq, H, E) (see `Attend`)."""
     if window is not None and window >= layout.max_k:

@@ -1,0 +1,318 @@
+"""The encoder-decoder: the original Transformer, BART, Marian, T5 and what lies between them.
+
+Holds the architecture and its dataclass; shared settings and blocks are in `network` and `layers`, kernels in
+`attention/`. Letters of shapes: `models/base.py`; Ns are the tokens of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.errors import check
+from pretrain.models.base import Attend, EncoderDecoderModel, Layout, ModelKind, RelativeBias, Stream
+from pretrain.models.init import Init, Initial
+from pretrain.models.layers import (
+    MLP,
+    Activation,
+    Attention,
+    Block,
+    CrossAttention,
+    CrossBlock,
+    KeyValueCache,
+    Norm,
+    Order,
+    Positions,
+    PostNormBlock,
+    PostNormCrossBlock,
+    SeenSource,
+    make_norm,
+    sinusoids,
+)
+from pretrain.models.network import NetworkConfig
+from pretrain.registry import register
+
+KeysAndValues = tuple[Tensor, Tensor]  # of the source for one block, (Ns, H, E) each
+
+
+@register("model", "encoder_decoder")
+@dataclass(kw_only=True)
+class EncoderDecoderConfig(NetworkConfig):
+    """`model=encoder_decoder`: the defaults are the base model's of Vaswani et al. 2017; presets are in conf/model."""
+
+    kind = ModelKind.encoder_decoder
+
+    width: int = 512  # of the residual streams, D
+    layers: int = 6  # blocks of the encoder
+    heads: int = 8  # heads of every attention, H
+    activation: Activation = Activation.relu
+    positions: Positions = Positions.sinusoidal  # how it knows where a token stands: sinusoidal, learned or relative
+    init: Init = Init.transformer
+
+    decoder_layers: int | None = None  # blocks of the decoder; null: as many as `layers`
+    attention_width: int | None = None  # of all heads of one attention together; null: width
+    attention_scale: bool = True  # scores are divided by the root of the width of a head; T5's are not
+    norm: Norm = Norm.layernorm  # layernorm or rmsnorm
+    order: Order = Order.post  # where a block normalises: post or pre
+    embedding_norm: bool = False  # normalises the embeddings (BART)
+    embedding_scale: bool = True  # multiplies token vectors by the root of the width
+    position_offset: int = 0  # row of the first position's vector; BART's is 2
+    buckets: int = 32  # of distances, with positions=relative; half of them for keys after the query
+    max_distance: int = 128  # tokens; from there on all distances share a bucket, with positions=relative
+    head_scale: bool = False  # divides what the head multiplies by the root of the width (T5 1.0)
+    head_bias: bool = False  # a bias on the logits
+    mlp_dropout: float = 0.0  # probability, inside the MLP (T5, BART)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = "is not for encoder-decoders; choose sinusoidal, learned or relative"
+        check(self.positions is not Positions.rotary, "model.positions", self.positions.value, rule)
+        check(self.window is None, "model.window", self.window, "encoder-decoders see whole texts; set null")
+        for key in ("decoder_layers", "attention_width", "buckets", "max_distance"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
+        rule = f"must be a multiple of model.heads={self.heads}"
+        check(self.all_heads_width % self.heads == 0, "model.attention_width", self.attention_width, rule)
+        offset, learned = self.position_offset, self.positions is Positions.learned
+        check(offset >= 0, "model.position_offset", offset, "must not be negative")
+        check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
+        rule = "must be a multiple of 4: half of them for either side, half of those for single positions"
+        check(self.buckets % 4 == 0, "model.buckets", self.buckets, rule)
+        rule = f"must be above half of model.buckets={self.buckets}, the distances that have a bucket of their own"
+        check(self.max_distance > self.buckets // 2, "model.max_distance", self.max_distance, rule)
+        check(0 <= self.mlp_dropout < 1, "model.mlp_dropout", self.mlp_dropout, "must lie in [0, 1)")
+
+    @property
+    def all_heads_width(self) -> int:
+        """Width of all heads of one attention together, H E."""
+        return self.width if self.attention_width is None else self.attention_width
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head, E."""
+        return self.all_heads_width // self.heads
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """Blocks of the decoder."""
+        return self.layers if self.decoder_layers is None else self.decoder_layers
+
+    def make_norm(self) -> nn.Module:
+        """Return a normalisation layer over the width."""
+        return make_norm(self.norm, self.width, self.norm_eps, self.bias)
+
+    def encoder_block(self, attend: Attend) -> Block:
+        """Return a block of the encoder."""
+        return (Block if self.order is Order.pre else PostNormBlock)(**self._parts(attend, causal=False))
+
+    def decoder_block(self, attend: Attend) -> CrossBlock:
+        """Return a block of the decoder."""
+        cross = CrossAttention(
+            width=self.width,
+            heads=self.heads,
+            head_width=self.head_width,
+            bias=self.bias,
+            dropout=self.attention_dropout,
+            scale=self._scale,
+            attend=attend,
+        )
+        block = CrossBlock if self.order is Order.pre else PostNormCrossBlock
+        return block(cross_norm=self.make_norm(), cross=cross, **self._parts(attend, causal=True))
+
+    def _parts(self, attend: Attend, *, causal: bool) -> dict[str, Any]:
+        attention = Attention(
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_width=self.head_width,
+            bias=self.bias,
+            dropout=self.attention_dropout,
+            causal=causal,
+            window=None,
+            scale=self._scale,
+            attend=attend,
+        )
+        mlp = MLP(
+            width=self.width,
+            hidden=self.hidden_width,
+            activation=self.activation,
+            bias=self.bias,
+            dropout=self.mlp_dropout,
+        )
+        norms = {"attention_norm": self.make_norm(), "mlp_norm": self.make_norm()}
+        return {"attention": attention, "mlp": mlp, "dropout": self.dropout, **norms}
+
+    def initial(self, name: str, ndim: int) -> Initial:
+        """Return the distribution of a parameter of this name and number of dimensions, by the scheme `init`."""
+        if ndim == 1 or self.init not in (Init.transformer, Init.t5):
+            return super().initial(name, ndim)
+        layer = name.removesuffix(".weight").rpartition(".")[2]
+        hidden = self.hidden_width if layer in ("up", "down") else self.all_heads_width
+        t5 = self.init is Init.t5
+        if "embedding" in layer or layer == "head":
+            return Initial(std=1.0 if t5 and layer == "embedding" else self.width**-0.5)
+        if not t5:
+            return Initial(std=(2 / (self.width + hidden)) ** 0.5)
+        fan_in = hidden if layer in ("out", "down") else self.width
+        queries = (self.width * self.head_width) ** -0.5
+        if layer == "qkv":
+            return Initial(std=fan_in**-0.5, first=(self.all_heads_width * self.width, queries))
+        return Initial(std=queries if layer == "q" else fan_in**-0.5)
+
+    @property
+    def _scale(self) -> float | None:
+        return None if self.attention_scale else 1.0
+
+    def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> EncoderDecoder:
+        """Return the model, with or without its head; call it under `torch.device("meta")`."""
+        return EncoderDecoder(self, vocab_size=vocab_size, attend=attend, head=head)
+
+
+class EncoderDecoder(EncoderDecoderModel):
+    """Shared embeddings, the blocks of the encoder, those of the decoder, and the norms that they end with."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, vocab_size: int, attend: Attend, head: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.embedding = nn.Embedding(vocab_size, width)
+        if config.positions is Positions.learned:
+            rows = config.max_seq_len + config.position_offset
+            self.encoder_position_embedding = nn.Embedding(rows, width)
+            self.decoder_position_embedding = nn.Embedding(rows, width)
+        if config.positions is Positions.relative:
+            self.encoder_distance_embedding = nn.Embedding(config.buckets, config.heads)
+            self.decoder_distance_embedding = nn.Embedding(config.buckets, config.heads)
+        if config.embedding_norm:
+            self.encoder_embedding_norm, self.decoder_embedding_norm = config.make_norm(), config.make_norm()
+        encoder = [config.encoder_block(attend) for _ in range(config.layers)]
+        decoder = [config.decoder_block(attend) for _ in range(config.num_decoder_layers)]
+        self.blocks = nn.ModuleList([*encoder, *decoder])
+        if config.order is Order.pre:
+            self.encoder_final_norm, self.decoder_final_norm = config.make_norm(), config.make_norm()
+        if head and not config.tie_embeddings:
+            self.head = nn.Linear(width, vocab_size, bias=False)
+        if head and config.head_bias:
+            self.logit_bias = nn.Parameter(torch.empty(vocab_size))
+
+    def forward(self, tokens: Tensor, positions: Tensor, layout: Layout, source: Stream | None = None) -> Tensor:
+        """Return the final hidden states of the target (N, D), ready for the head."""
+        assert source is not None, "an encoder-decoder reads a source"
+        layout_of_source = source.layout
+        states = self.encode(source, layout_of_source)
+        return self.decode(tokens, positions, layout, states, Layout.across(layout, layout_of_source))
+
+    def encode(self, source: Stream, layout: Layout | None = None) -> Tensor:
+        """Return the final hidden states of the source (Ns, D); `layout` is that of its self-attention."""
+        layout = source.layout if layout is None else layout
+        x = self._embedded(source.tokens, source.positions, "encoder")
+        relative = self._relative("encoder")
+        for block in self.blocks[: self.config.layers]:
+            x = block(x, layout, None, None, relative)
+        return self._final(x, "encoder")
+
+    def decode(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Layout,
+        states: Tensor | Sequence[KeysAndValues],
+        cross_layout: Layout,
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """Return the final hidden states of the target (N, D).
+
+        `states` are those of the source (Ns, D), or `keys_and_values` of them. With `caches`, one a block of the
+        decoder, the tokens are the newest of their sequences: see `Decoder.forward`.
+        """
+        x = self._embedded(tokens, positions, "decoder")
+        relative = self._relative("decoder")
+        for layer, block in enumerate(self.blocks[self.config.layers :]):
+            seen = states if isinstance(states, Tensor) else states[layer]
+            cache = caches[layer] if caches else None
+            x = block(x, layout, None, cache, relative, SeenSource(seen, cross_layout))
+        x = self._final(x, "decoder")
+        return x * self.config.width**-0.5 if self.config.head_scale else x
+
+    def keys_and_values(self, states: Tensor) -> list[KeysAndValues]:
+        """Return what each block of the decoder makes of the source's states, once for all steps of a generation."""
+        return [block.cross.keys_and_values(states) for block in self.decoder_blocks()]
+
+    def decoder_blocks(self) -> Iterable[CrossBlock]:
+        """Yield the blocks of the decoder."""
+        for block in self.blocks[self.config.layers :]:
+            assert isinstance(block, CrossBlock)
+            yield block
+
+    def _embedded(self, tokens: Tensor, positions: Tensor, side: str) -> Tensor:
+        config = self.config
+        x = self.embedding(tokens)
+        if config.embedding_scale:
+            x = x * config.width**0.5
+        if config.positions is Positions.learned:
+            x = x + self.get_submodule(f"{side}_position_embedding")(positions + config.position_offset)
+        elif config.positions is Positions.sinusoidal:
+            x = x + sinusoids(positions, config.width).to(x.dtype)
+        if config.embedding_norm:
+            x = self.get_submodule(f"{side}_embedding_norm")(x)
+        return F.dropout(x, config.dropout, self.training)
+
+    def _relative(self, side: str) -> RelativeBias | None:
+        config = self.config
+        if config.positions is not Positions.relative:
+            return None
+        table = self.get_parameter(f"{side}_distance_embedding.weight")
+        return RelativeBias(table, bidirectional=side == "encoder", max_distance=config.max_distance)
+
+    def _final(self, x: Tensor, side: str) -> Tensor:
+        """Normalise what the last block returns; with relative positions it is dropped out, too, as in T5."""
+        if self.config.order is Order.pre:
+            x = self.get_submodule(f"{side}_final_norm")(x)
+        relative = self.config.positions is Positions.relative
+        return F.dropout(x, self.config.dropout, self.training and relative)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the model has vectors for, on either side; None where positions are computed."""
+        return self.config.max_seq_len if self.config.positions is Positions.learned else None
+
+    def head_weight(self) -> Tensor:
+        """Return the vocabulary projection (V, D): the embedding itself where tied."""
+        return self.embedding.weight if self.config.tie_embeddings else self.head.weight
+
+    def head_bias(self) -> Tensor | None:
+        """Return what is added to the logits, (V,); None: nothing."""
+        return self.logit_bias if self.config.head_bias else None
+
+    def depth(self, name: str) -> int:
+        """Return how deep a parameter lies in its own stack, the decoder's beginning anew (see `Model`)."""
+        if name.startswith("blocks."):
+            block = int(name.split(".")[1])
+            return block % self.config.layers + 1 if block < self.config.layers else block - self.config.layers + 1
+        deepest = max(self.config.layers, self.config.num_decoder_layers)
+        return 0 if "embedding" in name else deepest + 1
+
+    def initial(self, name: str) -> Initial:
+        """Return the distribution of a parameter by the configured scheme (see `Init`)."""
+        return self.config.initial(name, self.get_parameter(name).ndim)
+
+    def flops_per_token(self, seq_len: float, head_share: float = 1.0, target_share: float = 0.5) -> float:
+        """Return the operations of one token of either side (see `EncoderDecoderModel` and `NetworkConfig`)."""
+        config = self.config
+        target, source = target_share, 1 - target_share
+        read = sum(block.cross.kv.weight.numel() for block in self.decoder_blocks())
+        written = _matrices(self.blocks[config.layers :]) - read
+        head = head_share * self.head_weight().numel() if head_share else 0.0
+        products = source * (_matrices(self.blocks[: config.layers]) + read) + target * (written + head)
+        pairs = config.layers * source**2 + config.num_decoder_layers * (target**2 + target * source)
+        return 6.0 * products + 12.0 * config.all_heads_width * seq_len * pairs
+
+
+def _matrices(blocks: nn.Module) -> int:
+    """Return the parameters of a part's matrix products."""
+    return sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim == 2)

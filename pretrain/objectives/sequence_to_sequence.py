@@ -1,0 +1,74 @@
+"""What objectives of encoder-decoders have in common: predict a target, token after token, from all of a source.
+
+Holds the module and the settings of its loss. What source and target are made of is in the objectives' own files; the
+loss itself is in `cross_entropy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pretrain.data.batch import Batch
+from pretrain.errors import check
+from pretrain.models.base import EncoderDecoderModel, Layout, Model, ModelKind
+from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
+from pretrain.objectives.cross_entropy import linear_cross_entropy
+
+
+@dataclass(kw_only=True)
+class SequenceToSequenceConfig(ObjectiveConfig):
+    """The settings of the loss on targets."""
+
+    kind = ModelKind.encoder_decoder
+    target_share: ClassVar[float] = 0.5  # of the tokens of both sides, for FLOPs
+
+    label_smoothing: float = 0.0  # share of a target's probability that is spread over the vocabulary; 0.1 is usual
+    z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in T5; 0 is off
+    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
+
+    def __post_init__(self) -> None:
+        smoothing, chunk = self.label_smoothing, self.chunk_tokens
+        check(0 <= smoothing < 1, "objective.label_smoothing", smoothing, "must lie in [0, 1); 0 is off")
+        check(self.z_loss >= 0, "objective.z_loss", self.z_loss, "must not be negative; 0 is off")
+        check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
+
+    def build(self, model: Model) -> SequenceToSequence:
+        """Return the module that is trained."""
+        assert isinstance(model, EncoderDecoderModel), "a model of that kind is an EncoderDecoderModel"
+        return SequenceToSequence(self, model)
+
+
+class SequenceToSequence(Objective):
+    """An encoder-decoder and the loss of its predictions of targets."""
+
+    def __init__(self, config: SequenceToSequenceConfig, model: EncoderDecoderModel) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the sums over the batch's targets; the head runs only on rows that have one."""
+        model = self.model
+        assert isinstance(model, EncoderDecoderModel)
+        assert batch.source is not None, "an encoder-decoder needs a source"
+        layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
+        hidden = model(batch.tokens, batch.positions, layout, batch.source)
+        return Loss(
+            *linear_cross_entropy(
+                hidden,
+                model.head_weight(),
+                batch.targets,
+                num_targets=batch.num_targets,
+                bias=model.head_bias(),
+                z_loss=self.config.z_loss,
+                label_smoothing=self.config.label_smoothing,
+                chunk_tokens=self.config.chunk_tokens,
+            )
+        )
+
+    def flops_per_token(self, seq_len: float) -> float:
+        """Return the operations of a token of either side; `seq_len` are the tokens of both sides of a pair."""
+        model = self.model
+        assert isinstance(model, EncoderDecoderModel)
+        return model.flops_per_token(seq_len, target_share=self.config.target_share)
