@@ -84,9 +84,8 @@ def find_chat_template(folder: Path, file: str | None, tokenizer: Tokenizer, fra
     it does not name are the ones of the frame. Raises `ConfigError` if there is no template.
     """
     settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
-    tokens = {"eos_token": tokenizer.id_to_token(frame.end[0])}
-    if frame.prefix:
-        tokens["bos_token"] = tokenizer.id_to_token(frame.prefix[0])
+    around = {"bos_token": frame.prefix[:1], "eos_token": frame.end[:1]}
+    tokens = {role: token for role, ids in around.items() for one in ids if (token := tokenizer.id_to_token(one))}
     for role, token in settings.items():
         content = token.get("content") if isinstance(token, dict) else token
         if role.endswith("_token") and isinstance(content, str):
@@ -114,8 +113,8 @@ def chat_frame(template: ChatTemplate, tokenizer: Tokenizer, frame: Frame) -> Fr
     if frame.start is not None:
         return frame._replace(markup=True)
     end = template.end(tokenizer)
-    suffix = frame.end if end is None else [tokenizer.token_to_id(end)]
-    return Frame(prefix=[], suffix=suffix, start=None, markup=True)
+    ids = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    return Frame(prefix=[], suffix=frame.end if end is None else [ids[end]], start=None, markup=True)
 
 
 def read_conversations(source: DataSet, column: str, *, max_faults: float) -> list[Conversation]:
@@ -156,9 +155,10 @@ def chat_pairs(
     for messages, place in conversations:
         with bad.counted(place):
             _check_no_markup(messages, forbidden)
-            pairs += _answers(messages, place, template, end, every=every_answer) if labelled else [
-                Pair(template.render(_asked(messages), asks=True), None, place)
-            ]
+            if labelled:
+                pairs += list(_answers(messages, place, template, end, every=every_answer))
+            else:
+                pairs.append(Pair(template.render(_asked(messages), asks=True), None, place))
             num_good += 1
     bad.settle(num_good)
     return pairs

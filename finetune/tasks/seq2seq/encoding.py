@@ -6,6 +6,7 @@ decoder reads shifted right behind a start token; a decoder reads one sequence, 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -132,9 +133,8 @@ def prompts_of(examples: Examples, frame: Frame) -> list[list[int]]:
     """Return the ids that the decoder reads before it writes the target of each example."""
     if frame.start is not None:
         return [[frame.start]] * len(examples)
-    offsets = examples.offsets.tolist()
     prompts = []
-    for first, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for first, end in itertools.pairwise(examples.offsets.tolist()):
         own = examples.tokens[first:end]
         if examples.targets is not None:  # the last token of the prompt is the first with a target
             own = own[: np.flatnonzero(examples.targets[first:end] != IGNORED)[0] + 1]

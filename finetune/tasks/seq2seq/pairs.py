@@ -40,17 +40,17 @@ class PromptTemplate:
         """Take a template apart. Raises `ConfigError` for one that cannot be, or that names no column."""
         rule = "must name columns in braces, as in 'Translate: {source}', and have other braces twice: {{ and }}"
         try:
-            self._parts = [*Formatter().parse(text.replace("\\n", "\n"))]
+            parts = [*Formatter().parse(text.replace("\\n", "\n"))]
         except ValueError as error:
             raise ConfigError(f"task.template={text!r}: {rule} ({error})") from None
-        fields = [part[1:] for part in self._parts if part[1] is not None]
-        plain = all(name and not spec and conversion is None for name, spec, conversion in fields)
-        check(bool(fields) and plain, "task.template", repr(text), rule)
-        self.names = list(dict.fromkeys(name for name, _, _ in fields))  # of columns, in order
+        plain = all(name and not spec and conversion is None for _, name, spec, conversion in parts if name is not None)
+        self._parts = [(literal, name) for literal, name, _, _ in parts]
+        self.names = list(dict.fromkeys(name for _, name in self._parts if name is not None))  # of columns, in order
+        check(bool(self.names) and plain, "task.template", repr(text), rule)
 
     def fill(self, texts: Mapping[str, str]) -> str:
         """Return the template with a text for each of `names`."""
-        return "".join(literal + ("" if name is None else texts[name]) for literal, name, _, _ in self._parts)
+        return "".join(literal + ("" if name is None else texts[name]) for literal, name in self._parts)
 
     def columns(self, source_column: str, target_column: str) -> dict[str, str]:
         """Return the column that each name stands for, by its role: `source`, or the name in braces.
@@ -60,10 +60,8 @@ class PromptTemplate:
         for name in self.names:
             rule = f"task.columns.target={target_column}: the model would read what it should write; leave it out"
             check(name not in (TARGET, target_column), "task.template", f"{{{name}}}", rule)
-        return {
-            _role(name, source_column): source_column if _role(name, source_column) == SOURCE else name
-            for name in self.names
-        }
+        roles = {_role(name, source_column): name for name in self.names}
+        return {role: source_column if role == SOURCE else name for role, name in roles.items()}
 
 
 def read_pairs(
