@@ -50,7 +50,7 @@ def codec_of(source: Source) -> Codec:
         kind=source.network.kind,
         frame=source.template or ([], []),
         start=source.decoder_start,
-        chat_template=source.chat_template,
+        chat_template=source.record.get("chat_template") if isinstance(source, RunSource) else None,
     )
 
 

@@ -75,7 +75,7 @@ def build_module(
 
 def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     world, task = session.world, cfg.task
-    codec = codec_of(source)
+    codec = task.answering.complete(codec_of(source), source.path)
     written = codec.tokenizer.to_str(pretty=True)
     data = _read(cfg, source, codec)
     steps = _steps(cfg, data, world)

@@ -138,7 +138,7 @@ class FineTunedModel:
     def encode(self, source: DataSet, *, labelled: bool) -> Encoded:
         """Encode a data set, in memory or by a name from `typed_name`, as training did. Raises what the task raises."""
         task = self.cfg.task
-        return task.answering.encode(task.records(source, labelled=labelled), self.codec, self.names)
+        return task.answering.encode(task.records(source, labelled=labelled), self.codec, self.names, labelled=labelled)
 
     def answers(self, encoded: Encoded, max_tokens: int = MAX_TOKENS) -> Answers:
         """Return what the model makes of a data set, `max_tokens` tokens at a time."""

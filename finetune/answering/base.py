@@ -1,6 +1,6 @@
 """How a task's model answers: what depends on it, and what passes between the ways, the tasks and the rest.
 
-Holds the protocol; `head` and `writing` are the ways.
+Holds the protocol; `by_head` and `by_writing` are the ways.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from tokenizers import Tokenizer
@@ -38,7 +39,7 @@ class Codec:
     kind: ModelKind  # of the model
     frame: tuple[list[int], list[int]]  # ids before and after a document
     start: int | None = None  # the id that the decoder of an encoder-decoder begins with; None: nothing says which
-    chat_template: str | None = None  # Jinja, makes one text of the messages of a conversation
+    chat_template: dict[str, Any] | None = None  # makes text of messages; None: none is needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +92,17 @@ class Answering(Protocol):
         """Raise `ConfigError` for a strategy under which it cannot be measured."""
         ...
 
-    def encode(self, records: Sequence[Any], codec: Codec, names: list[str]) -> Encoded:
+    def complete(self, codec: Codec, folder: Path) -> Codec:
+        """Return the codec of a source with what the task needs of its `folder`. Raises `ConfigError`."""
+        ...
+
+    def encode(self, records: Sequence[Any], codec: Codec, names: list[str], *, labelled: bool = True) -> Encoded:
         """Encode records. Raises `ConfigError` for a codec that lacks what is needed, and what the task raises."""
         ...
 
-    def build(self, model: Model, network: Any, names: list[str], *, dropout: float, train: Encoded | None) -> Objective:
+    def build(
+        self, model: Model, network: Any, names: list[str], *, dropout: float, train: Encoded | None
+    ) -> Objective:
         """Return the module that is trained on a data set; None: it only predicts. `model` is on the meta device."""
         ...
 

@@ -67,7 +67,7 @@ class RunRecord(TypedDict, total=False):
     ranks: int
     corpora: dict[str, str]  # source -> directory
     records: dict[str, int]  # of fine-tuning: training and validation
-    chat_template: str | None  # of fine-tuning: Jinja, makes one text of messages
+    chat_template: dict[str, Any] | None  # of fine-tuning on messages: how they become text
     vocab_size: int
     document_frame: tuple[list[int], list[int]]  # ids before and after a document
     mask: int | None

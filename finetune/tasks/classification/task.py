@@ -19,7 +19,7 @@ from omegaconf import MISSING
 from tokenizers import Encoding, Tokenizer
 
 from finetune.answering.base import Encoded
-from finetune.answering.head import ByHead
+from finetune.answering.by_head import ByHead
 from finetune.data.examples import Example, Examples
 from finetune.data.records import DataSet, Record, name_of, read_records
 from finetune.data.tables import Delimiter

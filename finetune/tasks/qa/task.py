@@ -18,7 +18,7 @@ from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from finetune.answering.base import Encoded
-from finetune.answering.head import ByHead
+from finetune.answering.by_head import ByHead
 from finetune.data.examples import Examples
 from finetune.data.records import DataSet
 from finetune.model.losses import AnswerSpans, TaskLoss

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -15,7 +16,6 @@ from finetune.answering.base import Answers, Codec, Encoded, Engine, Exported
 from finetune.answering.written import GenerationConfig, write_all
 from finetune.evaluator import losses
 from finetune.model.language import AdaptedDecoder, AdaptedEncoderDecoder
-from finetune.tasks.base import TaskConfig
 from finetune.tasks.seq2seq.encoding import Frame, prompts_of
 from pretrain.checkpoint.load import Shapes
 from pretrain.data.batch import IGNORED
@@ -28,8 +28,8 @@ from pretrain.objectives.base import Objective
 from pretrain.strategy.base import StrategyConfig
 
 
-class WritingTask(TaskConfig, Protocol):
-    """A task whose model writes its answers."""
+class WritingTask(Protocol):
+    """What a task's dataclass has beside what `TaskConfig` says, if its model writes its answers."""
 
     max_source_tokens: int  # of what the model reads
     max_target_tokens: int  # of what it writes
@@ -41,9 +41,14 @@ class WritingTask(TaskConfig, Protocol):
         """Return the ids that stand around the texts of examples. Raises `ConfigError` where there are none."""
         ...
 
-    def encode(self, records: Sequence[Any], codec: Codec) -> Encoded:
-        """Encode records, an example each, with targets if they are known."""
+    def with_chat_template(self, codec: Codec, folder: Path) -> Codec:
+        """Return the codec with the template that messages are read by, if the task reads any."""
         ...
+
+    def encode(self, records: Sequence[Any], codec: Codec, *, labelled: bool) -> Encoded:
+        """Encode records, an example each, with targets if they are `labelled`."""
+        ...
+
 
 @dataclass(frozen=True)
 class ByWriting:
@@ -74,12 +79,17 @@ class ByWriting:
 
     def check_strategy(self, strategy: StrategyConfig) -> None:
         beams, written = self.task.generate.beams, self.task.generate_examples
-        rule = "needs all weights on every rank while it trains, which this strategy does not keep; set 1, and more for "
+        rule = (
+            "needs all weights on every rank while it trains, which this strategy does not keep; set 1, and more for "
+        )
         rule += "finetune.predict, by --set; or choose strategy=ddp or zero2"
         check(beams == 1 or not written or not strategy.shards_weights, "task.generate.beams", beams, rule)
 
-    def encode(self, records: Sequence[Any], codec: Codec, names: list[str]) -> Encoded:
-        return self.task.encode(records, codec)
+    def complete(self, codec: Codec, folder: Path) -> Codec:
+        return self.task.with_chat_template(codec, folder)
+
+    def encode(self, records: Sequence[Any], codec: Codec, names: list[str], *, labelled: bool = True) -> Encoded:
+        return self.task.encode(records, codec, labelled=labelled)
 
     def build(
         self, model: Model, network: Any, names: list[str], *, dropout: float, train: Encoded | None

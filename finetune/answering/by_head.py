@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from tokenizers import Tokenizer
@@ -18,7 +19,6 @@ from finetune.evaluator import answers
 from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors
 from finetune.model.losses import TaskLoss
-from finetune.tasks.base import TaskConfig
 from pretrain.checkpoint.load import Shapes
 from pretrain.errors import check
 from pretrain.hub.family import HeadKind, family_for, head_for
@@ -27,8 +27,8 @@ from pretrain.strategy.base import StrategyConfig
 from pretrain.tracking.no_value import no_value
 
 
-class HeadTask(TaskConfig, Protocol):
-    """A task whose model answers by a head."""
+class HeadTask(Protocol):
+    """What a task's dataclass has beside what `TaskConfig` says, if its model answers by a head."""
 
     kind: ClassVar[HeadKind]  # whether its head answers for sequences, tokens or spans
     max_tokens: int  # of a sequence; what is longer is cut or split, as the task says
@@ -66,7 +66,10 @@ class ByHead:
     def check_strategy(self, strategy: StrategyConfig) -> None:
         """See `Answering`: all will do."""
 
-    def encode(self, records: Sequence[Any], codec: Codec, names: list[str]) -> Encoded:
+    def complete(self, codec: Codec, folder: Path) -> Codec:
+        return codec
+
+    def encode(self, records: Sequence[Any], codec: Codec, names: list[str], *, labelled: bool = True) -> Encoded:
         return self.task.encode(records, codec.tokenizer, names)
 
     def build(
