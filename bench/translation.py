@@ -90,9 +90,15 @@ def main() -> None:
     task = Task(
         unit="pairs",
         scores=["bleu"],
-        headwater=["task=seq2seq", f"task.label_smoothing={args.smoothing}"],
+        headwater=[
+            "task=seq2seq",
+            f"task.label_smoothing={args.smoothing}",
+            "task.metrics=[bleu]",
+            "task.generate_examples=1000",
+        ],
         peer=["trainer_seq2seq.py", "--smoothing", str(args.smoothing)],
         batching=["padded", "grouped"],
+        limits=("task.max_source_tokens", "task.max_target_tokens"),
     )
     compete(task, args)
 
