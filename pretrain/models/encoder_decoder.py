@@ -76,8 +76,6 @@ class EncoderDecoderConfig(NetworkConfig):
         for key in ("decoder_layers", "attention_width", "buckets", "max_distance"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
-        rule = f"must be a multiple of model.heads={self.heads}"
-        check(self.all_heads_width % self.heads == 0, "model.attention_width", self.attention_width, rule)
         offset, learned = self.position_offset, self.positions is Positions.learned
         check(offset >= 0, "model.position_offset", offset, "must not be negative")
         check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
@@ -91,11 +89,6 @@ class EncoderDecoderConfig(NetworkConfig):
     def all_heads_width(self) -> int:
         """Width of all heads of one attention together, H E."""
         return self.width if self.attention_width is None else self.attention_width
-
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head, E."""
-        return self.all_heads_width // self.heads
 
     @property
     def num_decoder_layers(self) -> int:
