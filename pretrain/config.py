@@ -13,9 +13,9 @@ from omegaconf import MISSING
 
 from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import CheckpointConfig
+from pretrain.data.choice_sets import question_files
 from pretrain.data.loader import DataConfig, micro_batches_per_step
 from pretrain.data.prepare.cache_key import texts_of
-from pretrain.data.choice_sets import question_files
 from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
 from pretrain.models.base import ModelKind

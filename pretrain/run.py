@@ -17,10 +17,10 @@ from torch import nn
 
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
+from pretrain.data.choice_sets import ChoiceSet, load_choices
 from pretrain.data.loader import StepLoader
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare, verify
-from pretrain.data.choice_sets import ChoiceSet, load_choices
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size

@@ -5,7 +5,7 @@ Holds the measurement through the module that a strategy wrapped; reading and en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ class ChoiceEvaluator:
     sets: Sequence[ChoiceSet]
     batch_tokens: int  # in a pass at most, not below those of any row
     world: World
+    progress: Callable[[int, int], None] | None = None  # called with the rows read so far, and all of them
 
     def __call__(self) -> dict[str, float]:
         """Return `choices/NAME`, the share of each set's questions answered rightly, and `choices/NAME/raw`.
@@ -78,6 +79,8 @@ class ChoiceEvaluator:
                 batch, measured = batch_of(rows, numbers)
                 places, targets, owners = torch.from_numpy(measured).to(device)
                 self.module(batch.to(device))
+                if self.progress:
+                    self.progress(batches[min(first + world.size, len(batches)) - 1].stop, len(rows))
         return world.sum_tensor(scores).cpu().numpy()
 
 
