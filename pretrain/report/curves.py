@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -67,19 +68,20 @@ def choice_charts(runs: Sequence[History], sets: Sequence[str]) -> Charts:
     alone = len(runs) == 1
     charts = []
     for name in sets:
-        key, measured = CHOICES + name, [run for run in runs if any(CHOICES + name in row for row in run.evaluation)]
+        key = CHOICES + name
+        measured = [run for run in runs if any(key in row for row in run.evaluation)]
+        look: Any = {"label": True, "dots": True, "smooth": False}
         curves = [
-            curve(run, run.evaluation, key, name=DIVIDED if alone else run.name, look=number, dots=True, smooth=False)
+            curve(run, run.evaluation, key, name=DIVIDED if alone else run.name, look=number, **look)
             for number, run in enumerate(runs)
             if run in measured
         ]
         if alone:
-            raw = {"name": UNDIVIDED, "look": 1, "dots": True, "smooth": False}
-            curves.append(curve(runs[0], runs[0].evaluation, key + RAW, **raw))
+            curves.append(curve(runs[0], runs[0].evaluation, key + RAW, name=UNDIVIDED, look=1, **look))
         longest = max(measured, key=lambda run: run.last_step)
         if chance := longest.facts.get("choices", {}).get(name, {}).get("chance"):
             ends = [{**row, "chance": chance} for row in (longest.evaluation[0], longest.evaluation[-1])]
-            curves.append(curve(longest, ends, "chance", name="chance", look=DASHED, smooth=False))
+            curves.append(curve(longest, ends, "chance", name="chance", label="chance", look=DASHED))
         charts.append(Chart(f"{name}: share of right answers (dashed: chance)", curves))
     return Charts("choices", charts, shared_axis(runs))
 
