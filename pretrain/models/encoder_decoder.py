@@ -85,14 +85,6 @@ class EncoderDecoderConfig(NetworkConfig):
         check(self.max_distance > self.buckets // 2, "model.max_distance", self.max_distance, rule)
         check(0 <= self.mlp_dropout < 1, "model.mlp_dropout", self.mlp_dropout, "must lie in [0, 1)")
 
-    def check_heads(self) -> None:
-        """Raise `ConfigError` for heads that do not share their width evenly."""
-        if self.attention_width is None:
-            super().check_heads()
-            return
-        rule = f"must be a multiple of model.heads={self.heads}"
-        check(self.attention_width % self.heads == 0, "model.attention_width", self.attention_width, rule)
-
     @property
     def all_heads_width(self) -> int:
         """Width of all heads of one attention together, H E."""
@@ -107,6 +99,14 @@ class EncoderDecoderConfig(NetworkConfig):
     def num_decoder_layers(self) -> int:
         """Blocks of the decoder."""
         return self.layers if self.decoder_layers is None else self.decoder_layers
+
+    def check_heads(self) -> None:
+        """Raise `ConfigError` for heads that do not share their width evenly."""
+        if self.attention_width is None:
+            super().check_heads()
+            return
+        rule = f"must be a multiple of model.heads={self.heads}"
+        check(self.attention_width % self.heads == 0, "model.attention_width", self.attention_width, rule)
 
     def make_norm(self) -> nn.Module:
         """Return a normalisation layer over the width."""

@@ -129,6 +129,13 @@ def test_decoding_token_by_token_equals_the_full_pass(fields):
         torch.testing.assert_close(out.view(3, new, -1), full[:, step], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_compiles_without_a_break_on_sequences_of_one_length():
+    model, batch = small_encoder_decoder(**T5, layers=1), ragged_pairs([7, 7], [5, 5])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(hidden(compiled, batch), hidden(model, batch), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("positions", [Positions.learned, Positions.sinusoidal, Positions.relative])
 def test_positions_matter_on_either_side(positions):
     kind = T5 if positions is Positions.relative else {"positions": positions}
