@@ -1,4 +1,4 @@
-"""Small decoders, encoders and ragged batches for tests of models, objectives and generation."""
+"""Small decoders, encoders, encoder-decoders and ragged batches for tests of models, objectives and generation."""
 
 import torch
 from attention_laws import offsets
@@ -7,6 +7,7 @@ from pretrain.data.batch import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import draw
 from pretrain.models.layers import Activation, Norm, Positions
 
@@ -21,6 +22,26 @@ MODERNBERT = {
     "bias": False,
     "norm_eps": 1e-5,
 }
+BART = {
+    "positions": Positions.learned,
+    "position_offset": 2,
+    "embedding_norm": True,
+    "embedding_scale": False,
+    "activation": Activation.gelu,
+}
+MBART = BART | {"order": Order.pre}
+MARIAN = {"activation": Activation.silu, "head_bias": True}
+T5 = {
+    "positions": Positions.relative,
+    "order": Order.pre,
+    "norm": Norm.rmsnorm,
+    "norm_eps": 1e-6,
+    "embedding_scale": False,
+    "attention_scale": False,
+    "bias": False,
+}
+T5_TIED = T5 | {"head_scale": True}
+T5_GATED = T5 | {"activation": Activation.geglu_tanh, "tie_embeddings": False}
 VOCAB_SIZE = 61
 
 
@@ -32,6 +53,11 @@ def small_decoder(seed=1, attend=sdpa, **fields):
 def small_encoder(seed=1, attend=sdpa, **fields):
     """Return an encoder built the way runs build theirs."""
     return small_model(EncoderConfig, seed, attend, fields)
+
+
+def small_encoder_decoder(seed=1, attend=sdpa, **fields):
+    """Return an encoder-decoder built the way runs build theirs."""
+    return small_model(EncoderDecoderConfig, seed, attend, fields)
 
 
 def small_model(config, seed, attend, fields):
