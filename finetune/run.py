@@ -78,6 +78,7 @@ def build_module(
 
 def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     world, task = session.world, cfg.task
+    cfg.check_attention(bias=source.network.score_bias)
     tokenizer = tokenizer_of(source)
     written = tokenizer.to_str(pretty=True)
     data = _read(cfg, source, tokenizer)

@@ -79,7 +79,12 @@ class PretrainConfig:
             check(self.eval.sample_tokens < self.data.seq_len, "eval.sample_tokens", self.eval.sample_tokens, rule)
         self.optim.check(shards=self.strategy.shards)
         dropout = getattr(self.model, "attention_dropout", 0)
-        self.attention.check(dtype=self.precision.dtype, dropout=dropout, dropout_key="model.attention_dropout")
+        self.attention.check(
+            dtype=self.precision.dtype,
+            dropout=dropout,
+            dropout_key="model.attention_dropout",
+            bias=self.model.score_bias,
+        )
         self.tracker.check_run(self.run.name, plain(self))
 
     def check_start(self, *, ranks: int, device_type: str) -> None:

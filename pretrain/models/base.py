@@ -116,11 +116,12 @@ class Attend(Protocol):
 class AttentionConfig:
     """A choice of the config group `attention`."""
 
-    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str) -> None:
+    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str, bias: str | None = None) -> None:
         """Raise `ConfigError` for what the backend cannot compute; this default accepts everything.
 
         `dtype` is that of `precision`, `dropout` the probability that an attention weight is dropped, set by
-        `dropout_key`. Needs no device: `build` looks at those.
+        `dropout_key`; `bias` is the setting by which scores get a bias (`ModelConfig.score_bias`), None if they get
+        none. Needs no device: `build` looks at those.
         """
 
     def build(self) -> Attend:
@@ -206,6 +207,11 @@ class ModelConfig:
     """A choice of the config group `model`."""
 
     kind: ClassVar[ModelKind]  # not a setting
+
+    @property
+    def score_bias(self) -> str | None:
+        """The setting by which its attention adds a bias to scores, "model.positions=relative"; None: it adds none."""
+        return None
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Model:
         """Return the model; called under `torch.device("meta")`, so nothing is allocated.

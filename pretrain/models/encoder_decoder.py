@@ -86,6 +86,11 @@ class EncoderDecoderConfig(NetworkConfig):
         check(0 <= self.mlp_dropout < 1, "model.mlp_dropout", self.mlp_dropout, "must lie in [0, 1)")
 
     @property
+    def score_bias(self) -> str | None:
+        """The setting by which self-attention adds a bias to scores (see `ModelConfig`)."""
+        return "model.positions=relative" if self.positions is Positions.relative else None
+
+    @property
     def all_heads_width(self) -> int:
         """Width of all heads of one attention together, H E."""
         return self.width if self.attention_width is None else self.attention_width
