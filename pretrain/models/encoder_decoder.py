@@ -96,22 +96,9 @@ class EncoderDecoderConfig(NetworkConfig):
         return self.width if self.attention_width is None else self.attention_width
 
     @property
-    def head_width(self) -> int:
-        """Width of one attention head, E."""
-        return self.all_heads_width // self.heads
-
-    @property
     def num_decoder_layers(self) -> int:
         """Blocks of the decoder."""
         return self.layers if self.decoder_layers is None else self.decoder_layers
-
-    def check_heads(self) -> None:
-        """Raise `ConfigError` for heads that do not share their width evenly."""
-        if self.attention_width is None:
-            super().check_heads()
-            return
-        rule = f"must be a multiple of model.heads={self.heads}"
-        check(self.attention_width % self.heads == 0, "model.attention_width", self.attention_width, rule)
 
     def make_norm(self) -> nn.Module:
         """Return a normalisation layer over the width."""

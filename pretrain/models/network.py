@@ -45,7 +45,9 @@ class NetworkConfig(ModelConfig):
         for key in ("max_seq_len", "width", "layers", "heads", "mlp_width", "window", "global_every"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
-        self.check_heads()
+        whole = "model.width" if self.all_heads_width == self.width else "model.attention_width"
+        rule = f"must divide {whole}={self.all_heads_width}"
+        check(self.all_heads_width % self.heads == 0, "model.heads", self.heads, rule)
         paired = self.head_width if self.positions is Positions.rotary else self.width
         even = self.positions in (Positions.learned, Positions.relative) or paired % 2 == 0
         rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
@@ -57,14 +59,15 @@ class NetworkConfig(ModelConfig):
         rule = "means something only beside model.window; set it or leave this null"
         check(self.global_every is None or self.window is not None, "model.global_every", self.global_every, rule)
 
-    def check_heads(self) -> None:
-        """Raise `ConfigError` for heads that do not share their width evenly."""
-        check(self.width % self.heads == 0, "model.heads", self.heads, f"must divide model.width={self.width}")
+    @property
+    def all_heads_width(self) -> int:
+        """Width of all heads of one attention together, H E."""
+        return self.width
 
     @property
     def head_width(self) -> int:
         """Width of one attention head, E."""
-        return self.width // self.heads
+        return self.all_heads_width // self.heads
 
     @property
     def num_kv_heads(self) -> int:
