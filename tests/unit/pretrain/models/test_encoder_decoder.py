@@ -1,9 +1,9 @@
 """The encoder-decoder alone: checks, initial weights, operations, isolation of pairs, decoding with caches, dropout."""
 
 import pytest
+import small_models
 import torch
 from attention_laws import layout
-import small_models
 from small_models import VOCAB_SIZE, ragged_pairs, small_encoder_decoder
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5ForConditionalGeneration
