@@ -50,7 +50,9 @@ def stream(tmp_path) -> TrainStream:
 
 def steps(stream: TrainStream, objective: MaskedLMConfig, **changes) -> list[list[Batch]]:
     options = {"batch_size": 12, "micro_batch_size": 12, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 5}
-    with StepLoader(stream, objective.examples(vocabulary, seed=7), **{"pin": False, **options, **changes}) as loader:
+    with StepLoader(
+        stream, objective.examples(vocabulary, seed=7, seq_len=32), **{"pin": False, **options, **changes}
+    ) as loader:
         return list(loader)
 
 
@@ -89,7 +91,7 @@ def test_a_restart_at_a_later_step_sees_the_same_masks(stream, objective):
 
 @pytest.mark.parametrize("objective", CHOICES)
 def test_the_same_text_is_masked_anew_in_another_epoch(stream, objective):
-    examples, keys = objective.examples(vocabulary, seed=7), stream.locate(np.arange(12))
+    examples, keys = objective.examples(vocabulary, seed=7, seq_len=32), stream.locate(np.arange(12))
     first, same, later = (examples(stream.read(keys + np.array([0, epoch, 0]))) for epoch in (0, 0, 1))
     assert all(np.array_equal(one, other) for one, other in zip(first, same, strict=True))
     hidden = [np.flatnonzero(made.targets != IGNORED) for made in (first, later)]
