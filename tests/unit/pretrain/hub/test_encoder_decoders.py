@@ -9,43 +9,22 @@ from attention_laws import offsets
 from hugging_face_directories import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import VOCAB_SIZE, small_model
+from small_models import BART, MARIAN, MBART, T5, VOCAB_SIZE, small_encoder_decoder
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
-from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout, Stream
-from pretrain.models.encoder_decoder import EncoderDecoderConfig
-from pretrain.models.layers import Activation, Norm, Order, Positions
+from pretrain.models.layers import Activation
 
 PAD, END = 1, 2
 IDS = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD}
 LONGEST = 320
 UNGATED = [Activation.relu, Activation.gelu, Activation.gelu_tanh, Activation.silu]
-BART = {
-    "positions": Positions.learned,
-    "position_offset": 2,
-    "embedding_norm": True,
-    "embedding_scale": False,
-    "activation": Activation.gelu,
-}
-MARIAN = {"activation": Activation.silu, "head_bias": True}
-T5 = {
-    "positions": Positions.relative,
-    "order": Order.pre,
-    "norm": Norm.rmsnorm,
-    "norm_eps": 1e-6,
-    "embedding_scale": False,
-    "attention_scale": False,
-    "bias": False,
-}
-T5_TIED = T5 | {"head_scale": True}
-T5_GATED = T5 | {"activation": Activation.geglu_tanh, "tie_embeddings": False}
 FAMILIES = {
     "bart": {key: st.just(value) for key, value in BART.items()},
-    "mbart": {key: st.just(value) for key, value in (BART | {"order": Order.pre}).items()},
+    "mbart": {key: st.just(value) for key, value in MBART.items()},
     "marian": {key: st.just(value) for key, value in MARIAN.items()},
     "t5": {key: st.just(value) for key, value in T5.items()},
 }
@@ -77,11 +56,6 @@ def models(draw, name):
     if name == "t5":
         fields |= {"width": draw(st.integers(3, 20)), "attention_width": heads * draw(st.integers(1, 6))}
     return fields
-
-
-def small_encoder_decoder(**fields):
-    """Return an encoder-decoder built the way runs build theirs."""
-    return small_model(EncoderDecoderConfig, 1, sdpa, fields)
 
 
 def transformers_model(config):
