@@ -1,7 +1,7 @@
 """The layers and blocks that transformers are built from, on flat ragged streams (N, D).
 
-Holds no architecture and no attention kernel: these are in `decoder` and `encoder`, and in `attention/`. Letters of
-shapes: `models/base.py`.
+Holds no architecture and no attention kernel: these are in `decoder`, `encoder` and `encoder_decoder`, and in
+`attention/`. Letters of shapes: `models/base.py`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Positions(StrEnum):
     """How a model encodes the position of a token."""
 
     learned = "learned"  # one vector a position, added to the embedding (GPT-2, BERT)
-    sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); decoders only
+    sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); not for encoders
     rotary = "rotary"  # queries and keys rotated (Llama, ModernBERT)
     relative = "relative"  # a learned value for each distance, added to the scores (T5); encoder-decoders only
 
@@ -144,8 +144,17 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v, layout)
         dropout = self.dropout if self.training else 0.0
-        mask: Any = {"causal": self.causal, "window": self.window}
-        mixed = self.attend(q, k, v, layout, **mask, dropout=dropout, scale=self.scale, bias=relative)
+        mixed = self.attend(
+            q,
+            k,
+            v,
+            layout,
+            causal=self.causal,
+            window=self.window,
+            dropout=dropout,
+            scale=self.scale,
+            bias=relative,
+        )
         return self.out(mixed.flatten(1))
 
 

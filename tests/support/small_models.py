@@ -1,13 +1,17 @@
-"""Small decoders, encoders and ragged batches for tests of models, objectives and generation."""
+"""Small models of every kind and ragged batches for tests of models, objectives and generation."""
+
+from dataclasses import replace
 
 import torch
 from attention_laws import offsets
 
 from pretrain.data.batch import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.base import Stream
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
-from pretrain.models.init import draw
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.init import Init, draw
 from pretrain.models.layers import Activation, Norm, Positions
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
@@ -21,7 +25,37 @@ MODERNBERT = {
     "bias": False,
     "norm_eps": 1e-5,
 }
-VOCAB_SIZE = 61
+VOCAB_SIZE, START = 61, 0  # ids, and that before every target
+
+# Kinds of encoder-decoders, as `EncoderDecoderConfig` names their parts; its defaults are the original Transformer's.
+BART = {
+    "positions": Positions.learned,
+    "position_offset": 2,
+    "embedding_norm": True,
+    "embedding_scale": False,
+    "head_bias": True,
+    "activation": Activation.gelu,
+    "init": Init.olmo2,
+}
+T5 = {
+    "positions": Positions.relative,
+    "order": Order.pre,
+    "norm": Norm.rmsnorm,
+    "norm_eps": 1e-6,
+    "bias": False,
+    "attention_scale": False,
+    "embedding_scale": False,
+    "head_scale": True,
+    "init": Init.t5,
+}
+T5_GATED = {
+    **T5,
+    "activation": Activation.geglu_tanh,
+    "attention_width": 32,  # of all heads, and the model is 24 wide
+    "decoder_layers": 3,
+    "head_scale": False,
+    "tie_embeddings": False,
+}
 
 
 def small_decoder(seed=1, attend=sdpa, **fields):
@@ -63,3 +97,17 @@ def ragged_batch(lengths, seed=3):
         targets=torch.cat([torch.cat([document[1:], end]) for document in tokens.split(lengths)]),
         num_targets=sum(lengths) - len(lengths),
     )
+
+
+def small_encoder_decoder(seed=1, attend=sdpa, **fields):
+    """Return an encoder-decoder built the way runs build theirs."""
+    return small_model(EncoderDecoderConfig, seed, attend, fields)
+
+
+def ragged_pairs(source_lengths, target_lengths, seed=3):
+    """Return random targets of these lengths, each predicting itself from its source and its own earlier tokens."""
+    source, target = ragged_batch(source_lengths, seed), ragged_batch(target_lengths, seed + 1)
+    stream = Stream(source.tokens, source.positions, source.offsets, source.max_len, source_lengths)
+    starts = target.positions == 0
+    shifted = torch.where(starts, START, target.tokens.roll(1))
+    return replace(target, tokens=shifted, targets=target.tokens, num_targets=len(target.tokens), source=stream)

@@ -13,6 +13,9 @@ FORMULAS = {
     Activation.gelu_tanh: lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     Activation.swiglu: lambda x: x / (1 + math.exp(-x)),
     Activation.geglu: lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    Activation.geglu_tanh: lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    Activation.relu: lambda x: max(x, 0.0),
+    Activation.silu: lambda x: x / (1 + math.exp(-x)),
 }
 
 
