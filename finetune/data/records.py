@@ -84,8 +84,7 @@ def read_records(
     """
     for role, column in columns.items():
         if other := next((other for other in columns if other != role and columns[other] == column), None):
-            rule = f"{_setting(other, column)} is the same column; name another"
-            raise ConfigError(f"{_setting(role, column)}: {rule}")
+            raise ConfigError(f"task.columns.{role}={column}: task.columns.{other} is the same column; name another")
     for place, row, classes in _rows(source, columns, bad, header, delimiter):
         with bad.counted(place):
             named = {name: class_name(row[name], names) for name, names in classes.items() if name in row}

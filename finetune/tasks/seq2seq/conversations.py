@@ -71,7 +71,8 @@ class ChatTemplate(NamedTuple):
         try:
             _, rest = _divided(self, _PROBE)
         except BadRecordError as error:
-            raise ConfigError(f"{self.name}: it cannot write a question and its answer ({error}); {_FIX}") from None
+            why = f"{error.reason}: {error}"
+            raise ConfigError(f"{self.name}: it cannot write a question and its answer ({why}); {_FIX}") from None
         after = rest.partition(_ANSWER)[2]
         names = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.content in after]
         return min(names, key=after.index, default=None)

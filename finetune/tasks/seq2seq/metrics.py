@@ -92,9 +92,7 @@ def _rouge(predictions: Sequence[str], references: Sequence[str], names: list[st
     from rouge_score.rouge_scorer import RougeScorer
 
     if not any(_ROUGE_LETTER.search(text) for text in references):
-        return no_value(
-            *names, why="ROUGE knows the letters a to z and digits, of which no reference has any; use chrf"
-        )
+        return no_value(*names, why="no reference has a letter a to z or a digit, all that ROUGE counts; use chrf")
     scorer = RougeScorer(names, use_stemmer=True)
     scores = [scorer.score(text, guess) for guess, text in zip(predictions, references, strict=True)]
     return {name: 100 * math.fsum(one[name].fmeasure for one in scores) / len(scores) for name in names}
