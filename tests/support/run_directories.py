@@ -75,6 +75,7 @@ def make_run(
         vocab_size=vocab_size,
         document_frame=[facts.prefix, facts.suffix],
         mask=facts.mask,
+        decoder_start=0 if model == "encoder_decoder" else None,
     )
     module = build_module(cfg, vocab_size)
     initial = InitialWeights(module, cfg.seed)
