@@ -50,6 +50,8 @@ def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFMode
     family = family_for(model)
     config = family.to_hf(model, record["vocab_size"])
     special_tokens = special_token_ids(tokenizer, record, model.kind)
+    if model.kind is ModelKind.encoder_decoder:
+        config["decoder_start_token_id"] = record.get("decoder_start")
     if (needed := config.get("pad_token_id")) is not None and needed != special_tokens["pad"]:
         rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
         found = special_tokens["pad"]
