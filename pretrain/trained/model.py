@@ -30,7 +30,7 @@ from pretrain.hub.model_card import Origin
 from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.attention.auto import AutoConfig
-from pretrain.models.base import EncoderModel, Layout
+from pretrain.models.base import EncoderModel, Layout, ModelKind
 from pretrain.models.decoder import Decoder
 from pretrain.models.generate import Sampler, generate
 from pretrain.objectives.base import Objective
@@ -251,7 +251,7 @@ class LanguageModel:
             tokenizer=tokenizer,
             config=config | ({"architectures": [family.pretraining]} if beside else {}),
             special_tokens=special_tokens,
-            generates=network.kind.generates,
+            generates=network.kind is not ModelKind.bidirectional,
             run=record["name"],
             step=step_number(self.weights.step),
             origin=Origin(step=self.weights.step, record=record, settings=read_config(self.path)),

@@ -19,8 +19,9 @@ from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import fragments_of, load_state
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.config_json import check_value
+from pretrain.hub.download import cached, fetch, is_hub_name
+from pretrain.hub.export_dir import DECODER_START
 from pretrain.hub.family import Family, HeadKind
 from pretrain.hub.weight_files import read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
@@ -34,7 +35,6 @@ from pretrain.tokenizer.file import TokenizerFile
 from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, choice_of, read_record
 from pretrain.trained.run_files import network_of, step_of, tokenizer_of
 
-_START = "decoder_start_token_id"
 EMBEDDING = "model.embedding.weight"  # one row per token
 MISSPELT = 0.85  # likeness from which a name that is not there is taken for that of a run
 
@@ -181,11 +181,11 @@ class ReleasedSource(Source):
         if self.network.kind is not ModelKind.encoder_decoder:
             return None
         files = (self.path / "config.json", self.path / "generation_config.json")
-        found = (read_json(file).get(_START) for file in files if file.is_file())
+        found = (read_json(file).get(DECODER_START) for file in files if file.is_file())
         start = next((each for each in found if each is not None), None)
         if start is None:
-            raise ConfigError(f"{files[0]}: no {_START}, the id that the decoder sees first; write it there")
-        check_value(_START, start, int, most=self.vocab_size - 1)
+            raise ConfigError(f"{files[0]}: no {DECODER_START}, the id that the decoder sees first; write it there")
+        check_value(DECODER_START, start, int, most=self.vocab_size - 1)
         return start
 
     def check(self) -> None:
