@@ -1,6 +1,7 @@
 """Our encoder-decoders equal those of transformers, family by family: theirs padded, ours ragged."""
 
 import json
+import re
 from itertools import count
 
 import pytest
@@ -10,10 +11,12 @@ from attention_laws import offsets
 from hugging_face_directories import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from small_models import BART, MARIAN, MBART, T5, T5_GATED, T5_TIED, VOCAB_SIZE
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from pretrain.checkpoint.base import WEIGHT
+from pretrain.errors import CheckpointError
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.attention.sdpa import sdpa
@@ -194,3 +197,53 @@ def test_equals_transformers(tmp_path, name):
 def test_distances_of_hundreds_of_tokens_fall_into_the_buckets_of_transformers(fields, tmp_path):
     theirs = transformers_model(EncoderDecoderConfig(**fields, max_seq_len=512, width=20, layers=2, heads=4))
     check_parity(check_files(theirs, tmp_path), theirs, [3, 300, 20], [300, 4, 17])
+
+
+def stored_otherwise(directory, change=lambda tensors: None, **keys):
+    """Return the directory of a small T5 1.1 of transformers, with other tensors and keys of config.json in it."""
+    theirs = transformers_model(EncoderDecoderConfig(**T5_GATED, max_seq_len=32, width=8, layers=1, heads=2))
+    theirs.save_pretrained(directory)
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    return directory
+
+
+def without_head(tensors):
+    del tensors["lm_head.weight"]
+
+
+def with_equal_head(tensors):
+    tensors["lm_head.weight"] = tensors["shared.weight"].clone()
+
+
+@pytest.mark.parametrize("change", [lambda tensors: None, without_head, with_equal_head], ids=["other", "no", "equal"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_heads_are_tied_and_scaled_as_in_transformers_whatever_the_flag_says(tmp_path, change, tied, scaled):
+    stored_otherwise(tmp_path, change, tie_word_embeddings=tied, scale_decoder_outputs=scaled)
+    read, theirs = HuggingFaceWeights(tmp_path).config, AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert read.tie_embeddings == (theirs.lm_head.weight is theirs.shared.weight)
+    assert read.head_scale == theirs.config.scale_decoder_outputs == scaled
+
+
+def test_what_older_files_store_twice_is_read_once(tmp_path):
+    def change(tensors):
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+        tensors["decoder.embed_tokens.weight"] = tensors.pop("shared.weight")
+        name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+        tensors[name] = torch.ones(32, 2)
+
+    read = HuggingFaceWeights(stored_otherwise(tmp_path, change))
+    assert read.absent == [] and not read.config.tie_embeddings
+    stored = load_file(tmp_path / "model.safetensors")["encoder.embed_tokens.weight"]
+    assert torch.equal(read("model.embedding.weight", WEIGHT, 0, stored.numel()), stored.view(-1))
+
+    other = load_file(tmp_path / "model.safetensors")
+    other["decoder.embed_tokens.weight"] += 1
+    save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    rule = "decoder.embed_tokens.weight and shared.weight differ, and our models have one for both; leave out"
+    with pytest.raises(CheckpointError, match=re.escape(rule)):
+        HuggingFaceWeights(tmp_path)
