@@ -13,15 +13,18 @@ from omegaconf import MISSING
 
 from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import CheckpointConfig
+from pretrain.data.batch import TokenizerParts
+from pretrain.data.choice_sets import question_files
 from pretrain.data.loader import DataConfig, micro_batches_per_step
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
+from pretrain.models.base import ModelKind
 from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import choices, discover, plain
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
-from pretrain.tokenizer.base import TokenizerConfig
+from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
@@ -66,8 +69,11 @@ class PretrainConfig:
         check(self.objective.kind is self.model.kind, "objective", objective, rule)
         longest, rule = self.model.max_seq_len, "must be at least {}, which is data.seq_len; raise it, or lower that"
         check(longest >= self.data.seq_len, "model.max_seq_len", longest, rule.format(self.data.seq_len))
+        rule = f"objective={objective} rewrites each document by itself; set true"
+        isolated = self.data.isolate_documents
+        check(isolated or not self.objective.rewrites_documents, "data.isolate_documents", isolated, rule)
         if self.objective.pairs:
-            isolated, token_types = self.data.isolate_documents, self.model.token_types
+            token_types = self.model.token_types
             rule = "objective.sentences takes documents apart; set true, or objective.sentences=none"
             check(isolated, "data.isolate_documents", isolated, rule)
             rule = "objective.sentences tells two segments apart; set 2 or more, or objective.sentences=none"
@@ -77,6 +83,9 @@ class PretrainConfig:
             check(self.model.kind.generates, "eval.samples", self.eval.samples, rule)
             rule = f"must be below data.seq_len={self.data.seq_len}, which holds the prompt, too; lower it"
             check(self.eval.sample_tokens < self.data.seq_len, "eval.sample_tokens", self.eval.sample_tokens, rule)
+        if self.eval.choices:
+            rule = f"model={names[type(self.model)][1]} is {self.model.kind}, and decoders alone are measured by them"
+            check(self.model.kind is ModelKind.causal, "eval.choices", self.eval.choices, f"{rule}; leave them out")
         self.optim.check(shards=self.strategy.shards)
         dropout = getattr(self.model, "attention_dropout", 0)
         self.attention.check(
@@ -97,6 +106,7 @@ class PretrainConfig:
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
         hook_configs(self.hooks)
         self.data.prepare.check_whole()
+        question_files(self.eval.choices, "eval.choices")
         texts_of(self.data.sources)
         self.check_tokenizer()
 
@@ -106,8 +116,10 @@ class PretrainConfig:
         Reads the files of one that exists. A corpus that was prepared elsewhere is not looked at: it has its own.
         """
         if any(isinstance(source, ReadableSource) for source in self.data.sources.values()):
-            prefix, suffix, mask = self.tokenizer.roles()
-            self.objective.check_tokenizer(mask=mask is not None, frame=bool(prefix and suffix))
+            (prefix, suffix, mask), tokens = self.tokenizer.roles(), self.tokenizer.tokens()
+            sentinels = len(find_sentinels(tokens))
+            parts = TokenizerParts(len(prefix), len(suffix), mask is not None, tokens, sentinels)
+            self.objective.check_tokenizer(parts, self.data.seq_len)
 
 
 def register_choices() -> None:

@@ -18,6 +18,7 @@ from pretrain.data.loader import evaluation_batches
 from pretrain.data.stream import HeldOut
 from pretrain.distributed.world import World
 from pretrain.errors import DataError, check
+from pretrain.models.base import ModelKind
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.tracking.no_value import no_value
 from pretrain.train.metrics import bits_per_byte, perplexity
@@ -32,6 +33,7 @@ class EvalConfig:
     max_slots: int = 0  # slots of data.seq_len tokens evaluated each time; 0 = the whole held-out split
     samples: list[str] = field(default_factory=list)  # texts that each evaluation continues, by the likeliest tokens
     sample_tokens: int = 32  # tokens that are added to each of them, fewer where the model ends the document
+    choices: list[str] = field(default_factory=list)  # JSON lines files of multiple-choice questions to be answered
     patience: int | None = None  # evaluations without a lower held-out loss that end the run; null: none does
     save_best: bool | None = None  # save a step whose held-out loss is the lowest so far; null: where patience is set
 
@@ -48,7 +50,9 @@ class EvalConfig:
     @property
     def needed(self) -> str:
         """The settings that mean something only where the run is evaluated, "" where none is set."""
-        return " and ".join(f"eval.{key}" for key in ("samples", "patience", "save_best") if getattr(self, key))
+        return " and ".join(
+            f"eval.{key}" for key in ("samples", "choices", "patience", "save_best") if getattr(self, key)
+        )
 
     @property
     def saves_best(self) -> bool:
@@ -75,6 +79,7 @@ def held_out_evaluator(
         rank=world.rank,
         world_size=world.size,
         max_slots=max_slots,
+        source=objective.kind is ModelKind.encoder_decoder,
     )
     bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if objective.covers_text else None
     return Evaluator(module=module, batches=batches, bytes_per_target=bytes_per_target, world=world)
