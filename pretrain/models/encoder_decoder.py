@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Attend, EncoderDecoderModel, Layout, ModelKind, RelativeBias, Stream
+from pretrain.models.generation.cache import KeyValueCache, SourceCache
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import (
     MLP,
@@ -24,7 +25,6 @@ from pretrain.models.layers import (
     Block,
     CrossAttention,
     CrossBlock,
-    KeyValueCache,
     Norm,
     Order,
     Positions,
@@ -225,7 +225,7 @@ class EncoderDecoder(EncoderDecoderModel):
         tokens: Tensor,
         positions: Tensor,
         layout: Layout,
-        states: Tensor | Sequence[KeysAndValues],
+        states: Tensor | Sequence[KeysAndValues] | Sequence[SourceCache],
         cross_layout: Layout,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:

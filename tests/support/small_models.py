@@ -94,11 +94,6 @@ def ragged_batch(lengths, seed=3):
     )
 
 
-def small_encoder_decoder(seed=1, attend=sdpa, **fields):
-    """Return an encoder-decoder built the way runs build theirs."""
-    return small_model(EncoderDecoderConfig, seed, attend, fields)
-
-
 def ragged_pairs(source_lengths, target_lengths, seed=3):
     """Return random targets of these lengths, each predicting itself from its source and its own earlier tokens."""
     source, target = ragged_batch(source_lengths, seed), ragged_batch(target_lengths, seed + 1)
