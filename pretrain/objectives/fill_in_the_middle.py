@@ -43,9 +43,9 @@ class FillInTheMiddleConfig(CausalLMConfig):
 
     rate: float = 0.5  # probability that a text is rewritten
     spm: float = 0.5  # probability that the suffix comes first in a text that is rewritten
-    prefix_token: str = "<|fim_prefix|>"  # in front of the prefix
-    suffix_token: str = "<|fim_suffix|>"  # in front of the suffix
-    middle_token: str = "<|fim_middle|>"  # in front of the middle
+    prefix_mark: str = "<|fim_prefix|>"  # in front of the prefix
+    suffix_mark: str = "<|fim_suffix|>"  # in front of the suffix
+    middle_mark: str = "<|fim_middle|>"  # in front of the middle
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,7 @@ class FillInTheMiddleConfig(CausalLMConfig):
 
     def check_tokenizer(self, tokenizer: TokenizerParts, seq_len: int) -> None:
         """Raise `ConfigError` for a tokenizer that lacks a mark, or any token around documents."""
-        for key in ("prefix_token", "suffix_token", "middle_token"):
+        for key in ("prefix_mark", "suffix_mark", "middle_mark"):
             rule = "not a token of this tokenizer; add it to tokenizer.special_tokens, or name the tokenizer's own"
             check(getattr(self, key) in tokenizer.tokens, f"objective.{key}", getattr(self, key), rule)
         if not tokenizer.prefix and not tokenizer.suffix:
@@ -78,7 +78,7 @@ class FillInTheMiddle:
         self._config = config
         self._vocabulary = vocabulary
         self._seed = seed
-        names = (config.prefix_token, config.suffix_token, config.middle_token)
+        names = (config.prefix_mark, config.suffix_mark, config.middle_mark)
         self._marks = [vocabulary.ids[name] for name in names]
         self._end = next(iter([*vocabulary.suffix, *vocabulary.prefix]))  # what follows a document
 
@@ -93,16 +93,16 @@ class FillInTheMiddle:
         begins, first, second = texts.begins[rows], cuts[rows, 0], cuts[rows, 1]
         ends = begins + kept[rows]
         suffix_first = numbers[rows, 1] < self._config.spm
-        prefix_mark, suffix_mark, middle_mark = (len(slots.tokens) + number for number in range(MARKS))
+        prefix_at, suffix_at, middle_at = (len(slots.tokens) + number for number in range(MARKS))
         parts = Parts(np.full(len(offsets) - 1, 8))
         at = parts.firsts
         parts.put(at, offsets[:-1], np.diff(offsets))  # those that stay as they are
         parts.put(at[rows], offsets[:-1][rows], begins - offsets[:-1][rows])
-        parts.put(at[rows] + 1, prefix_mark, 1)
+        parts.put(at[rows] + 1, prefix_at, 1)
         parts.put(at[rows] + 2, begins, np.where(suffix_first, 0, first - begins))
-        parts.put(at[rows] + 3, suffix_mark, 1)
+        parts.put(at[rows] + 3, suffix_at, 1)
         parts.put(at[rows] + 4, second, ends - second)
-        parts.put(at[rows] + 5, middle_mark, 1)
+        parts.put(at[rows] + 5, middle_at, 1)
         parts.put(at[rows] + 6, np.where(suffix_first, begins, first), second - np.where(suffix_first, begins, first))
         parts.put(at[rows] + 7, texts.ends[rows], (offsets[1:] - texts.ends)[rows])
         tokens, _ = parts.joined(np.concatenate([slots.tokens, self._marks]))

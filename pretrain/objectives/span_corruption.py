@@ -28,7 +28,7 @@ class Denoiser:
     density: float = 0.15  # share of the tokens of text that are dropped
     mean_span: float | None = 3.0  # tokens of a span on average; null: one span, the end of the text
     weight: float = 1.0  # of the sequences that it is drawn for, against the other denoisers
-    token: str | None = None  # in front of the text, so that the model knows which denoiser it is, such as [R]
+    mark: str | None = None  # token in front of the text, so that the model knows which denoiser it is, such as [R]
 
     def check(self, key: str) -> None:
         """Raise `ConfigError` for a value that makes no sense, as that of a setting that begins with `key`."""
@@ -80,10 +80,10 @@ class SpanCorruptionConfig(SequenceToSequenceConfig):
     def check_tokenizer(self, tokenizer: TokenizerParts, seq_len: int) -> None:
         """Raise `ConfigError` for a tokenizer without enough sentinels, and for settings that lengthen sequences."""
         super().check_tokenizer(tokenizer, seq_len)
-        for denoiser in self.denoisers:
-            token, which = denoiser.token, f"density={denoiser.density}, mean_span={denoiser.mean_span}"
+        for number, denoiser in enumerate(self.denoisers):
+            mark, which = denoiser.mark, f"density={denoiser.density}, mean_span={denoiser.mean_span}"
             rule = "not a token of this tokenizer; add it to tokenizer.special_tokens, or name another"
-            check(token is None or token in tokenizer.tokens, "objective.mixture: token", token, rule)
+            check(mark is None or mark in tokenizer.tokens, f"objective.mixture[{number}].mark", mark, rule)
             dropped, spans = (int(each[0]) for each in _amounts([denoiser], np.array([0]), np.array([seq_len])))
             if tokenizer.sentinels < spans + 1:
                 raise ConfigError(
@@ -93,8 +93,8 @@ class SpanCorruptionConfig(SequenceToSequenceConfig):
                 )
             frame = tokenizer.prefix + tokenizer.suffix
             text = np.array([max(seq_len - frame, 1)])
-            shortened, marks = (int(each[0]) for each in _amounts([denoiser], np.array([0]), text))
-            source = int(text[0]) - shortened + marks + (token is not None) + frame
+            shortened, placed = (int(each[0]) for each in _amounts([denoiser], np.array([0]), text))
+            source = int(text[0]) - shortened + placed + (mark is not None) + frame
             longest = max(source, dropped + spans + 1 + tokenizer.suffix)
             if longest > seq_len:
                 raise ConfigError(
@@ -129,7 +129,7 @@ class SpanCorruption:
         self._vocabulary = vocabulary
         self._start = start
         self._seed = seed
-        self._tokens = [[] if each.token is None else [vocabulary.ids[each.token]] for each in denoisers]
+        self._marks = [[] if each.mark is None else [vocabulary.ids[each.mark]] for each in denoisers]
 
     def __call__(self, slots: Slots) -> Inputs:
         """Return a source and a target for each sequence."""
@@ -168,9 +168,9 @@ class SpanCorruption:
 
     def _source(self, slots: Slots, texts: Ranges, spans: _Spans, which: np.ndarray) -> Ragged:
         """Return the texts with a sentinel in place of each span, their denoiser's token in front."""
-        leads = np.array([len(tokens) for tokens in self._tokens])
+        leads = np.array([len(ids) for ids in self._marks])
         sentinels = self._vocabulary.sentinels
-        pool = np.concatenate([slots.tokens, *self._tokens, sentinels]).astype(np.int64)
+        pool = np.concatenate([slots.tokens, *self._marks, sentinels]).astype(np.int64)
         first_lead = len(slots.tokens)
         first_sentinel = first_lead + leads.sum()
         offsets = slots.offsets.astype(np.int64)

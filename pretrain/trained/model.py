@@ -236,6 +236,7 @@ class LanguageModel:
     def evaluate(
         self,
         *texts: Text,
+        choices: Sequence[str | Path] = (),
         settings: Sequence[str] = (),
         precision: str | None = None,
         progress: Progress | None = None,
@@ -247,11 +248,15 @@ class LanguageModel:
         They are prepared with the model's tokenizer in `data.prepare.root`, once. Beside the figures stand `documents`,
         `text_bytes` (if all of it was measured), `tokens` that the model read, `targets` among them, and `seq_len`.
 
+        `choices` are JSON lines files of multiple-choice questions, as `eval.choices` takes them, which a decoder
+        answers: `choices/NAME`, `choices/NAME/raw`, and beside them `/chance` and `/questions`. Given without texts
+        they alone are measured.
+
         `settings` (KEY=VALUE) are those of the sources, such as documents=line or field=review, source=jsonl for the
         kind of all, and those of a run that decide the figures, such as data.seq_len=512. Those of a run are its own
         unless changed, `precision` (fp32, bf16, fp16) among them. Raises `ConfigError` and `DataError`.
         """
-        planned = measurement(self.source, texts, settings, precision)
+        planned = measurement(self.source, texts, choices, settings, precision)
         return planned.run(self.module, self.device, progress)
 
     def export(
