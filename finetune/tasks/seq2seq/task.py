@@ -24,7 +24,7 @@ class Seq2SeqMetric(StrEnum):
     accuracy = "accuracy"  # share of target tokens that the model holds likeliest
     bleu = "bleu"
     chrf = "chrf"
-    rougeL = "rougeL"  # noqa: N815 (its name)
+    rougeL = "rougeL"
     exact_match = "exact_match"
     f1 = "f1"
 
