@@ -66,7 +66,7 @@ def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
 
 def test_fine_tuning_shows_its_settings_before_a_task_is_chosen():
     done = python("-m", "finetune", "--help")
-    assert "task: classification, qa, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
+    assert "task: classification, qa, seq2seq, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
     listed = re.findall(r"^([a-z/]+): .*,", done.stdout, re.MULTILINE)
     assert "experiment/synthetic" in listed
     assert set(listed) - {"experiment/synthetic"} <= {field.name for field in fields(FinetuneConfig)}
