@@ -20,7 +20,9 @@ def place(tmp_path_factory):
     folder, draw = tmp_path_factory.mktemp("seq2seq"), random.Random(5)
     for name, size in (("train", 80), ("validation", 7)):
         words = ["".join(draw.choices("abcd", k=draw.randint(1, 12))) for _ in range(size)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"source": w, "target": w[::-2]}) + "\n" for w in words))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"source": w, "target": w[::-2]}) + "\n" for w in words)
+        )
     tokenizer = BpeTokenizer(vocab_size=270, special_tokens=["<pad>", "<s>", "</s>"]).train(iter(TEXTS))
     about = {"tokenizer": tokenizer, "vocab_size": 270}
     make_run(folder / "pairs", model="encoder_decoder", decoder_start=0, **about)
