@@ -1,4 +1,4 @@
-"""Multiple-choice questions made from the source code of Python's own standard library, to try `eval.choices` on at once.
+"""Multiple-choice questions made from the source code of Python's own standard library, to try `eval.choices` at once.
 
     python examples/synthetic_choices.py data/synthetic
 
