@@ -95,10 +95,13 @@ class FinetuneConfig:
         rule = f"an example may have task.max_tokens={self.task.max_tokens}; raise this, or lower that"
         check(self.train.max_tokens >= self.task.max_tokens, "train.max_tokens", self.train.max_tokens, rule)
         self.optim.check(shards=self.strategy.shards)
-        self.attention.check(
-            dtype=self.precision.dtype, dropout=self.attention_dropout, dropout_key="attention_dropout"
-        )
+        self.check_attention(bias=None)
         self.tracker.check_run(self.run.name, plain(self))
+
+    def check_attention(self, *, bias: str | None) -> None:
+        """Raise `ConfigError` for what the attention backend cannot compute; `bias` as in `AttentionConfig.check`."""
+        dropout = self.attention_dropout
+        self.attention.check(dtype=self.precision.dtype, dropout=dropout, dropout_key="attention_dropout", bias=bias)
 
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""

@@ -78,6 +78,7 @@ def build_module(
 
 def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     world, task = session.world, cfg.task
+    cfg.check_attention(bias=source.network.score_bias)
     tokenizer = tokenizer_of(source)
     written = tokenizer.to_str(pretty=True)
     data = _read(cfg, source, tokenizer)
@@ -85,7 +86,7 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     schedule = cfg.schedule.build(steps.total)
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
     module = build_module(cfg, network, source.vocab_size, data.names, task.loss(data.train, data.names))
-    compute_share = cfg.tuning.compute_share(len(module.model.blocks))
+    compute_share = cfg.tuning.compute_share(module.model.top - 1)
     size = ModelSize.of(module, data.train.examples.context, compute_share)
     initial = InitialWeights(module, cfg.seed)
     trainee = session.build(

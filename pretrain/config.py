@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import CheckpointConfig
+from pretrain.data.batch import TokenizerParts
 from pretrain.data.choice_sets import question_files
 from pretrain.data.loader import DataConfig, micro_batches_per_step
 from pretrain.data.prepare.cache_key import texts_of
@@ -23,7 +24,7 @@ from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import choices, discover, plain
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
-from pretrain.tokenizer.base import TokenizerConfig
+from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
@@ -68,8 +69,11 @@ class PretrainConfig:
         check(self.objective.kind is self.model.kind, "objective", objective, rule)
         longest, rule = self.model.max_seq_len, "must be at least {}, which is data.seq_len; raise it, or lower that"
         check(longest >= self.data.seq_len, "model.max_seq_len", longest, rule.format(self.data.seq_len))
+        rule = f"objective={objective} rewrites each document by itself; set true"
+        isolated = self.data.isolate_documents
+        check(isolated or not self.objective.rewrites_documents, "data.isolate_documents", isolated, rule)
         if self.objective.pairs:
-            isolated, token_types = self.data.isolate_documents, self.model.token_types
+            token_types = self.model.token_types
             rule = "objective.sentences takes documents apart; set true, or objective.sentences=none"
             check(isolated, "data.isolate_documents", isolated, rule)
             rule = "objective.sentences tells two segments apart; set 2 or more, or objective.sentences=none"
@@ -84,7 +88,12 @@ class PretrainConfig:
             check(self.model.kind is ModelKind.causal, "eval.choices", self.eval.choices, f"{rule}; leave them out")
         self.optim.check(shards=self.strategy.shards)
         dropout = getattr(self.model, "attention_dropout", 0)
-        self.attention.check(dtype=self.precision.dtype, dropout=dropout, dropout_key="model.attention_dropout")
+        self.attention.check(
+            dtype=self.precision.dtype,
+            dropout=dropout,
+            dropout_key="model.attention_dropout",
+            bias=self.model.score_bias,
+        )
         self.tracker.check_run(self.run.name, plain(self))
 
     def check_start(self, *, ranks: int, device_type: str) -> None:
@@ -107,8 +116,10 @@ class PretrainConfig:
         Reads the files of one that exists. A corpus that was prepared elsewhere is not looked at: it has its own.
         """
         if any(isinstance(source, ReadableSource) for source in self.data.sources.values()):
-            prefix, suffix, mask = self.tokenizer.roles()
-            self.objective.check_tokenizer(mask=mask is not None, frame=bool(prefix and suffix))
+            (prefix, suffix, mask), tokens = self.tokenizer.roles(), self.tokenizer.tokens()
+            sentinels = len(find_sentinels(tokens))
+            parts = TokenizerParts(len(prefix), len(suffix), mask is not None, tokens, sentinels)
+            self.objective.check_tokenizer(parts, self.data.seq_len)
 
 
 def register_choices() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -93,8 +93,9 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     held_out = cfg.data.held_out(corpora)
     rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
     check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    vocabulary = cache(partial(load_vocabulary, corpus))
+    examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
-    examples = cfg.objective.examples(partial(load_vocabulary, corpus), cfg.seed)
     schedule = cfg.schedule.build(cfg.train.steps)
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.context)
@@ -117,6 +118,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         vocab_size=stream.manifest.vocab_size,
         document_frame=[stream.manifest.prefix, stream.manifest.suffix],
         mask=stream.manifest.mask,
+        decoder_start=cfg.objective.decoder_start(vocabulary),
         choices={each.name: {"questions": len(each.answers), "chance": each.chance} for each in choices},
     )
     if session.directory:

@@ -5,8 +5,8 @@ Holds the types that loaders produce and models consume, not how either works.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,16 @@ class Slots(NamedTuple):
     keys: np.ndarray  # (B, 3) int64: source, epoch and index of each slot; random draws depend on nothing else
 
 
+class TokenizerParts(NamedTuple):
+    """What a tokenizer offers to an objective, known before any text is read."""
+
+    prefix: int  # tokens before each document
+    suffix: int  # tokens after each document
+    mask: bool  # whether it has a token that hides others
+    tokens: Collection[str]  # what it is certain to have: of one that is to be trained, its special tokens
+    sentinels: int  # tokens that stand for spans
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What an objective needs to know about a tokenizer with V ids."""
@@ -41,6 +51,16 @@ class Vocabulary:
     mask: int | None  # the id that replaces a hidden token; None if there is none
     prefix: list[int]  # ids before each document
     suffix: list[int]  # ids after each document
+    ids: Mapping[str, int] = field(default_factory=dict)  # of all tokens
+    sentinels: list[int] = field(default_factory=list)  # ids of the tokens that stand for spans, in their order
+    ends_sentence: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool))  # (V,), ids that end a sentence
+    start: int | None = None  # the id that a decoder sees first, whose target is the first token; None: there is none
+
+    @property
+    def parts(self) -> TokenizerParts:
+        """What decides whether an objective can work with it."""
+        hides = self.mask is not None
+        return TokenizerParts(len(self.prefix), len(self.suffix), hides, self.ids, len(self.sentinels))
 
 
 class Ragged(NamedTuple):

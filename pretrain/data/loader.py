@@ -155,6 +155,7 @@ def evaluation_batches(
     rank: int,
     world_size: int,
     max_slots: int = 0,  # 0 = all; fewer are spread evenly over all sources
+    source: bool = False,  # whether inputs have a source beside them: batches without text need one, too
 ) -> Iterator[Batch]:
     """Yield this rank's share of the held-out slots, each slot on exactly one rank.
 
@@ -167,4 +168,4 @@ def evaluation_batches(
     for first in range(0, num_slots, micro_batch_size * world_size):
         start = first + rank * micro_batch_size
         own = chosen[start : start + micro_batch_size]
-        yield Batch.of(examples(held_out.slots(own))) if len(own) else Batch.empty()
+        yield Batch.of(examples(held_out.slots(own))) if len(own) else Batch.empty(source=source)

@@ -16,10 +16,11 @@ from tokenizers import Tokenizer, decoders, models
 
 from pretrain.data.batch import Vocabulary
 from pretrain.data.manifest import Manifest
-from pretrain.tokenizer.base import find_mask
+from pretrain.tokenizer.base import find_mask, find_pad, find_sentinels
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's token for a byte of an unknown character
+_STOPS = (".", "!", "?", "\N{IDEOGRAPHIC FULL STOP}")  # what sentences end with
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are only a part of a character
 
 Edges = tuple[bool, bool]  # whether a word begins with a token, and whether one ends with it, whatever is beside it
@@ -44,11 +45,13 @@ def load_vocabulary(corpus: Path) -> Vocabulary:
     added = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
     no_text = added | {mask, ids.get(_unknown(tokenizer)), *manifest.prefix, *manifest.suffix}
     special, starts, ends = np.ones((3, manifest.vocab_size), dtype=bool)
-    edges, possible = _edges_by(tokenizer), _possible_by(tokenizer)
+    stops = np.zeros_like(ends)
+    edges, possible, spelling = _edges_by(tokenizer), _possible_by(tokenizer), _spelling_by(tokenizer)
     for text, token in ids.items():
         if token not in no_text and possible(text):
             special[token] = False
             starts[token], ends[token] = edges(text)
+            stops[token] = spelling(text).endswith(_STOPS)
     return Vocabulary(
         special=special,
         starts_word=starts,
@@ -56,7 +59,17 @@ def load_vocabulary(corpus: Path) -> Vocabulary:
         mask=mask,
         prefix=manifest.prefix,
         suffix=manifest.suffix,
+        ids=ids,
+        ends_sentence=stops,
+        sentinels=[ids[name] for name in find_sentinels(ids)],
+        start=_start(ids, manifest),
     )
+
+
+def _start(ids: dict[str, int], manifest: Manifest) -> int | None:
+    """Return the id that a decoder sees first: that of padding (T5, Marian), else one around documents (BART)."""
+    pad = find_pad(ids)
+    return ids[pad] if pad else next(iter([*manifest.prefix, *manifest.suffix[::-1]]), None)
 
 
 def _unknown(tokenizer: Tokenizer) -> str:
@@ -85,10 +98,16 @@ def _edges_by(tokenizer: Tokenizer) -> Callable[[str], Edges]:
         return lambda text: (not text.startswith(prefix), False)
     if suffix := getattr(model, "end_of_word_suffix", None):
         return lambda text: (False, text.endswith(suffix))
+    spelling = _spelling_by(tokenizer)
+    return lambda text: _edges(spelling(text))
+
+
+def _spelling_by(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """Return a function from a token, as the vocabulary spells it, to the text that it stands for."""
     if _is_byte_level(tokenizer):
         decoder = decoders.ByteLevel()
-        return lambda text: _edges(decoder.decode([text]))
-    return lambda text: _edges(_spelt_out(text))
+        return lambda text: decoder.decode([text])
+    return _spelt_out
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:

@@ -97,7 +97,9 @@ class Settings:
         """
         types = {**get_type_hints(config_type), "vocab_size": int}
         for key, own in {**self.same, "vocab_size": "vocab_size"}.items():
-            check_value(key, theirs[key], types[own], least=1, most=_MOST_LAYERS if own == "layers" else _LARGEST)
+            check_value(
+                key, theirs[key], types[own], least=1, most=_MOST_LAYERS if own.endswith("layers") else _LARGEST
+            )
         for key, kind in {self.activation_key: str, **self.read}.items():
             check_value(key, theirs[key], kind)
 

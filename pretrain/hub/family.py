@@ -17,13 +17,15 @@ import torch
 
 from pretrain.errors import ConfigError
 from pretrain.hub.config_json import Settings, check_value, shown
+from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.registry import choices
 
-Config = DecoderConfig | EncoderConfig
+Config = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 
 
 class HFTensor(NamedTuple):
@@ -37,6 +39,7 @@ class HFTensor(NamedTuple):
     shape: tuple[int, ...]  # of these rows, as ours are
     row: int = 0  # the first of them
     transposed: bool = False  # theirs has the rows as columns
+    is_row: bool = False  # ours has one dimension, theirs is a matrix of one row
 
     @property
     def numel(self) -> int:
@@ -51,6 +54,8 @@ class HFTensor(NamedTuple):
     @property
     def their_shape(self) -> tuple[int, ...]:
         """Shape in the Hugging Face checkpoint."""
+        if self.is_row:
+            return (1, *self.shape)
         return self.shape[::-1] if self.transposed else self.shape
 
 
@@ -58,11 +63,13 @@ class HFTensor(NamedTuple):
 class Tensors:
     """Where the tensors of a family's checkpoints lie in ours."""
 
-    names: dict[str, str | tuple[str, ...]]  # of our modules and theirs, # for a layer; several are rows in that order
+    names: dict[str, str | tuple[str, ...]]  # of our modules (see `place_of`) and theirs; several: rows in that order
     prefix: str  # of the body's names; checkpoints of the body alone lack it
     transposes_blocks: bool = False  # the matrices of its blocks have rows as columns
     derived: tuple[str, ...] = ()  # endings of stored tensors that follow from the configuration: masks, frequencies
     tied: dict[str, str] = field(default_factory=dict)  # names of the head's copies, and of which, in tied models
+    copies: dict[str, str] = field(default_factory=dict)  # names of other copies, and of which, in all models
+    rows: tuple[str, ...] = ()  # parameters of ours that are matrices of one row there
     beside: dict[str, str] = field(default_factory=dict)  # modules of objectives, and theirs: its files may hold them
     unused: tuple[str, ...] = ()  # beginnings of the body's tensors that our models do not have
 
@@ -165,17 +172,25 @@ class Family:
         """Yield every tensor, in the order of the model; a tied head is none. `prefix` is put before our names."""
         with torch.device("meta"):
             model = config.build(vocab_size=vocab_size, attend=sdpa)
+        names, queries = self.names(config), config.heads * config.head_width
         for name, parameter in model.named_parameters():
+            if name in self.tensors.rows:
+                yield HFTensor(str(names[name]), prefix + name, tuple(parameter.shape), is_row=True)
+                continue
             module, leaf = name.rsplit(".", 1)
-            layer = module.split(".")[1] if module.startswith("blocks.") else None
-            theirs = self.tensors.names[module if layer is None else module.replace(layer, "#", 1)]
+            place, layer = place_of(config, module)
+            theirs = names[place]
             fused = [theirs] if isinstance(theirs, str) else theirs
             transposed = self.tensors.transposes_blocks and layer is not None and parameter.ndim == 2
             row = 0
-            for their, rows in zip(fused, _rows(len(fused), len(parameter), config.width), strict=True):
+            for their, rows in zip(fused, _rows(len(fused), len(parameter), queries), strict=True):
                 shape = (rows, *parameter.shape[1:])
                 yield HFTensor(f"{their.replace('#', str(layer))}.{leaf}", prefix + name, shape, row, transposed)
                 row += rows
+
+    def names(self, config: Any) -> Mapping[str, str | tuple[str, ...]]:
+        """Return the table of names for models of such a configuration."""
+        return self.tensors.names
 
     def objective_tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HFTensor]:
         """Yield those tensors of an objective, of such `shapes`, that this family's checkpoints may hold."""
@@ -215,7 +230,19 @@ class Family:
         if activation is None:
             raise self.refusal(key, theirs[key], f"{', '.join(settings.activations.values())} are")
         same = {own: theirs[their] for their, own in settings.same.items()}
-        return self.config_type(**settings.fixed, **same, activation=activation)
+        return self.config_type(**settings.fixed, **same, **self.derived(theirs), activation=activation)
+
+    def derived(self, theirs: dict[str, Any]) -> dict[str, Any]:
+        """Return settings of ours that no key of theirs says alone."""
+        return {}
+
+    def as_stored(self, config: Any, stored: StoredTensors) -> Any:
+        """Return the configuration of `from_hf`, or what the tensors that are `stored` beside it make of it."""
+        return config
+
+    def generation(self, special_tokens: Mapping[str, int | None]) -> dict[str, Any]:
+        """Return what generation_config.json says beside the ids of special tokens, which are given by their roles."""
+        return {}
 
     def vocab_size(self, theirs: dict[str, Any]) -> int:
         """Return the rows of the embedding of a config.json."""
@@ -271,18 +298,39 @@ def family_of(theirs: dict[str, Any]) -> Family:
 
 
 def head_for(config: Any, kind: HeadKind) -> TaskHead:
-    """Return the head that a model's family has; a model of no family has GPT-2's if it is causal, else BERT's."""
+    """Return the head that a model's family has; a model of no family has GPT-2's if it is causal, else BERT's.
+
+    Raises `ConfigError` for an encoder-decoder, which has none.
+    """
+    if config.kind is ModelKind.encoder_decoder:
+        rule = f"an encoder-decoder writes its answers and has no head for a {kind.value}"
+        fix = "choose task=seq2seq, or a decoder or an encoder for this task"
+        raise ConfigError(f"model={choices()[type(config)][1]}: {rule}; {fix}")
     try:
         return family_for(config).heads.of(kind)
     except ConfigError:
         return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].heads.of(kind)
 
 
-def _rows(fused: int, rows: int, width: int) -> list[int]:
-    """Cut so many rows into tensors: one, gate and up, or queries (as many as the model is wide), keys and values."""
+def place_of(config: Any, module: str) -> tuple[str, str | None]:
+    """Return a module's name in tables of names, and what # stands for there if it is part of a block: its number.
+
+    Blocks are `blocks.#`; those of an encoder-decoder are `encoder.#` and `decoder.#`, each stack counted from 0.
+    """
+    if not module.startswith("blocks."):
+        return module, None
+    stack, number, rest = module.split(".", 2)
+    layer = int(number)
+    if config.kind is ModelKind.encoder_decoder:
+        stack, layer = ("encoder", layer) if layer < config.layers else ("decoder", layer - config.layers)
+    return f"{stack}.#.{rest}", str(layer)
+
+
+def _rows(fused: int, rows: int, queries: int) -> list[int]:
+    """Cut so many rows into tensors: one, equal ones, or `queries`, keys and values."""
     if fused == 3:
-        keys = (rows - width) // 2
-        return [width, keys, keys]
+        keys = (rows - queries) // 2
+        return [queries, keys, keys]
     return [rows // fused] * fused
 
 

@@ -6,9 +6,13 @@ Holds files and their names; what the tensors in them mean is in `weights`.
 from __future__ import annotations
 
 import logging
+import math
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pretrain.checkpoint.fragments import OpenFiles
 from pretrain.checkpoint.load import first_few
@@ -20,13 +24,14 @@ INDEX = "model.safetensors.index.json"
 _CANDIDATES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 _ADAPTER = "adapter_config.json"
 _FIX = "fetch or write it again"  # of a damaged file
+_COMPARED = 1 << 20  # elements compared at a time
 _POINTER = b"version https://git-lfs"  # begins what Git has in place of a file that it has not fetched
 
 log = logging.getLogger(__name__)
 
 
-def locate(directory: Path, files: OpenFiles) -> dict[str, str]:
-    """Return the file of every stored tensor; log the files that are left alone.
+def locate(directory: Path, files: OpenFiles, *, quiet: bool = False) -> dict[str, str]:
+    """Return the file of every stored tensor; log the files that are left alone, unless `quiet`.
 
     As `transformers` does, read `model.safetensors`, else the files that the index lists, and all that is in them.
     Raises `CheckpointError` for files that are missing, damaged or at odds with the index, and for an adapter of PEFT:
@@ -35,7 +40,7 @@ def locate(directory: Path, files: OpenFiles) -> dict[str, str]:
     if (directory / _ADAPTER).exists():
         fix = f"merge it (`merge_and_unload` and `save_pretrained`), or take {_ADAPTER} away to start without it"
         raise CheckpointError(f"{directory}: holds an adapter of PEFT, which is not read; {fix}")
-    there = sorted(path.name for pattern in _CANDIDATES for path in directory.glob(pattern) if path.is_file())
+    there = _candidates(directory)
     if not {WHOLE, INDEX} & set(there):
         raise CheckpointError(f"{directory}: no {WHOLE}; {_way_out(directory, there)}")
     listed = {} if WHOLE in there else read_index(directory / INDEX)
@@ -49,10 +54,46 @@ def locate(directory: Path, files: OpenFiles) -> dict[str, str]:
             file_of[name] = file
     if absent := [f"{name} in {file}" for name, file in listed.items() if file_of.get(name) != file]:
         raise CheckpointError(f"{directory / INDEX}: lists tensors that are not there: {first_few(absent)}; {_FIX}")
-    if beside := [name for name in there if name not in read and not (listed and name == INDEX)]:
+    beside = [name for name in there if name not in read and not (listed and name == INDEX)]
+    if beside and not quiet:
         chosen = INDEX if listed else WHOLE
         log.warning("%s: read %s, as transformers does, and not %s", directory, chosen, first_few(beside))
     return file_of
+
+
+class StoredTensors:
+    """The tensors of a directory by their names in its files, looked up when first asked for; none without files."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = OpenFiles(directory)
+
+    @cached_property
+    def _file_of(self) -> dict[str, str]:
+        there = {WHOLE, INDEX} & set(_candidates(self._directory))
+        return locate(self._directory, self._files, quiet=True) if there else {}
+
+    def __bool__(self) -> bool:
+        return bool(self._file_of)
+
+    def get(self, name: str) -> Any | None:
+        """Return the slicer of a tensor, None for one that is not there. Raises what `locate` raises."""
+        file = self._file_of.get(name)
+        return None if file is None else self._files[file].get_slice(name)
+
+
+def equal(ones: Any, others: Any) -> bool:
+    """Whether two slicers are of the same tensor, of one dimension at least, as fp32 numbers."""
+    shape = others.get_shape()
+    rows = max(1, _COMPARED // math.prod(shape[1:]))
+    return ones.get_shape() == shape and all(
+        torch.equal(ones[begin : begin + rows].float(), others[begin : begin + rows].float())
+        for begin in range(0, shape[0], rows)
+    )
+
+
+def _candidates(directory: Path) -> list[str]:
+    return sorted(path.name for pattern in _CANDIDATES for path in directory.glob(pattern) if path.is_file())
 
 
 def _way_out(directory: Path, there: list[str]) -> str:

@@ -21,7 +21,7 @@ from pretrain.checkpoint.load import check_architecture, first_few
 from pretrain.errors import CheckpointError, ConfigError, NumericalError
 from pretrain.files import write_hashed
 from pretrain.hub.family import Family, HFTensor, Tensors, family_of
-from pretrain.hub.weight_files import INDEX, WHOLE, locate, read_json
+from pretrain.hub.weight_files import INDEX, WHOLE, StoredTensors, equal, locate, read_json
 
 _CHUNK = 1 << 20  # elements read and written at a time
 _AHEAD = 4  # chunks that may wait to be hashed
@@ -100,7 +100,7 @@ class HuggingFaceWeights:
         self._files = OpenFiles(directory)
         self._file_of = locate(directory, self._files)
         self._stored = self._by_current_names(parts, tensors)
-        copies = self._without_copies(tensors.tied if self.config.tie_embeddings else {})
+        copies = self._without_copies(tensors.copies | (tensors.tied if self.config.tie_embeddings else {}))
         absent = _absent(parts, tensors.prefix, self._stored)
         self.absent = sorted({part.ours for part in absent})
         self._parts: dict[str, list[HFTensor]] = {}
@@ -108,7 +108,7 @@ class HuggingFaceWeights:
             if part not in absent:
                 self._parts.setdefault(part.ours, []).append(part)
         self._check(tensors)
-        self._check_copies(copies)
+        self._check_copies(copies, tensors)
 
     def weight_shapes(self) -> dict[str, torch.Size]:
         """Return the shape of every weight by our name."""
@@ -129,6 +129,9 @@ class HuggingFaceWeights:
             columns = math.prod(part.shape[1:])
             first, last = (low - part.start) // columns, -((part.start - high) // columns)
             stored = self._slice(part.theirs)
+            if part.is_row:
+                out[low - start : high - start] = stored[0, first:last]
+                continue
             rows = (stored[:, first:last].T if part.transposed else stored[first:last]).reshape(-1)
             skipped = low - part.start - first * columns
             out[low - start : high - start] = rows[skipped : skipped + high - low]
@@ -164,19 +167,18 @@ class HuggingFaceWeights:
                 self._stored[name] = self._stored.pop(copy)
         return [(self._stored.pop(copy), name) for copy, name in tied.items() if copy in self._stored]
 
-    def _check_copies(self, copies: list[tuple[str, str]]) -> None:
+    def _check_copies(self, copies: list[tuple[str, str]], tensors: Tensors) -> None:
         """Refuse a stored copy that is none: what the network computes would depend on who reads it."""
         for copy, name in copies:
-            ones, others = self._open(copy), self._slice(name)
-            shape = others.get_shape()
-            rows = max(1, _CHUNK // math.prod(shape[1:]))
-            if ones.get_shape() != shape or not all(
-                torch.equal(ones[begin : begin + rows].float(), others[begin : begin + rows].float())
-                for begin in range(0, shape[0], rows)
-            ):
+            if equal(self._open(copy), self._slice(name)):
+                continue
+            if copy in tensors.tied:
                 rule = f"{copy} and {name} differ, which config.json says are tied"
                 fix = "leave out the one that is not meant, or untie them there (tie_word_embeddings) if both are"
-                raise CheckpointError(f"{self.directory}: {rule}; {fix}")
+            else:
+                rule = f"{copy} and {name} differ, and our models have one for both"
+                fix = "leave out the one that is not meant, or name another model if both are"
+            raise CheckpointError(f"{self.directory}: {rule}; {fix}")
 
     def _parts_beside(self, tensors: Tensors) -> Iterator[HFTensor]:
         """Yield the stored tensors that belong to objectives."""
@@ -237,12 +239,13 @@ def _absent(parts: list[HFTensor], prefix: str, stored: dict[str, str]) -> set[H
 def read_network(path: Path, prefix: str = "model.") -> tuple[Family, Any, list[HFTensor]]:
     """Return the family, our configuration and the tensors of a `config.json`; every refusal names the file.
 
+    The weights need not be there; where they are, some families look at what is stored.
     Raises `ConfigError` for an architecture that we do not have, `CheckpointError` for a damaged file.
     """
     theirs = read_json(path)
     try:
         family = family_of(theirs)
-        config = family.from_hf(theirs)
+        config = family.as_stored(family.from_hf(theirs), StoredTensors(path.parent))
         return family, config, list(family.model_tensors(config, family.vocab_size(theirs), prefix))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -1,7 +1,7 @@
-"""What decoders and encoders have in common: the settings of a stack of blocks, their checks, and the blocks.
+"""What all architectures have in common: the settings of a stack of blocks, their checks, and the blocks.
 
-Holds no architecture: embeddings, heads and the order of things are in `decoder` and `encoder`, layers in `layers`.
-Letters of shapes: `models/base.py`.
+Holds no architecture: embeddings, heads and the order of things are in `decoder`, `encoder` and `encoder_decoder`,
+layers in `layers`. Letters of shapes: `models/base.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pretrain.models.init import Init, Initial
 from pretrain.models.layers import MLP, Activation, Attention, Block, Norm, Positions, make_norm
 
 # Projections into the residual stream, and the head's transform, which ModernBERT initialises like them.
-_RESIDUAL = ("attention.out.weight", "mlp.down.weight", "transform.dense.weight")
+_RESIDUAL = ("attention.out.weight", "cross.out.weight", "mlp.down.weight", "transform.dense.weight")
 
 
 @dataclass(kw_only=True)
@@ -29,7 +29,7 @@ class NetworkConfig(ModelConfig):
     heads: int = 12  # query heads, H
     mlp_width: int | None = None  # hidden width of the MLP; null: 4 * width
     norm_eps: float = 1e-5  # added to the variance
-    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh, swiglu or geglu
+    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh, relu, silu, swiglu, geglu, geglu_tanh
     positions: Positions = Positions.learned  # how it knows where a token stands: learned, sinusoidal or rotary
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     bias: bool = True  # biases in projections and layer norms
@@ -45,7 +45,9 @@ class NetworkConfig(ModelConfig):
         for key in ("max_seq_len", "width", "layers", "heads", "mlp_width", "window", "global_every"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
-        check(self.width % self.heads == 0, "model.heads", self.heads, f"must divide model.width={self.width}")
+        whole = "model.width" if self.all_heads_width == self.width else "model.attention_width"
+        rule = f"must divide {whole}={self.all_heads_width}"
+        check(self.all_heads_width % self.heads == 0, "model.heads", self.heads, rule)
         paired = self.head_width if self.positions is Positions.rotary else self.width
         even = self.positions in (Positions.learned, Positions.relative) or paired % 2 == 0
         rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
@@ -58,9 +60,14 @@ class NetworkConfig(ModelConfig):
         check(self.global_every is None or self.window is not None, "model.global_every", self.global_every, rule)
 
     @property
+    def all_heads_width(self) -> int:
+        """Width of all heads of one attention together, H E."""
+        return self.width
+
+    @property
     def head_width(self) -> int:
         """Width of one attention head, E."""
-        return self.width // self.heads
+        return self.all_heads_width // self.heads
 
     @property
     def num_kv_heads(self) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from pretrain.data.batch import Batch, Examples, Vocabulary
+from pretrain.data.batch import Batch, Examples, TokenizerParts, Vocabulary
 from pretrain.models.base import Model, ModelKind
 from pretrain.models.init import Initial
 
@@ -48,27 +48,32 @@ class ObjectiveConfig:
     kind: ClassVar[ModelKind]  # of the models that it trains; not a setting
     covers_text: ClassVar[bool] = False  # every token of the text is a target once: the loss is bits per byte, too
     wants_special_tokens: ClassVar[bool] = False  # at both ends of every sequence: [CLS], [SEP]
+    rewrites_documents: ClassVar[bool] = False  # each by itself: a sequence must not hold several
 
     @property
     def pairs(self) -> bool:
         """Whether it makes pairs of documents' parts: sequences with segments 0 and 1."""
         return False
 
-    def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
+    def check_tokenizer(self, tokenizer: TokenizerParts, seq_len: int) -> None:
         """Raise `ConfigError` for a tokenizer that the objective cannot work with; this default accepts everything.
 
-        `mask` says whether it has a mask token, `frame` whether it puts special tokens on both sides of a document.
-        Called before text is prepared with the tokenizer.
+        `seq_len` are the tokens of the longest sequences. Called before text is prepared with the tokenizer.
         """
 
     def build(self, model: Model) -> Objective:
         """Return the module that is trained."""
         raise NotImplementedError
 
-    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
+    def decoder_start(self, vocabulary: Callable[[], Vocabulary]) -> int | None:
+        """Return the id that a decoder sees first; None for models whose decoders, if any, see no source."""
+        return None
+
+    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int, seq_len: int) -> Examples:
         """Return the function from slots to inputs: a pure function of the slots, their keys and the seed.
 
-        `vocabulary` reads that of the corpus, which takes a while: call it only if it is needed.
+        `vocabulary` reads that of the corpus, which takes a while: call it only if it is needed. `seq_len` are the
+        tokens of the longest sequences; none of those that are made of them is longer, on either side.
 
         Raises `ConfigError` as `check_tokenizer` does: the corpus may have been prepared earlier.
         """

@@ -39,7 +39,7 @@ class CausalLMConfig(ObjectiveConfig):
         """Return the module that is trained."""
         return CausalLM(self, model)
 
-    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
+    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int, seq_len: int) -> Examples:
         """Return the function that keeps a slot's tokens as they are, with the next token of each as its target."""
         return lambda slots: Inputs(slots.tokens, slots.following, slots.offsets)
 

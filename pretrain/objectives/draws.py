@@ -1,6 +1,6 @@
 """Random numbers keyed by slot: the same on every rank, at any time, and in any batch.
 
-Holds the generator only; `masking` and `sentence_pairs` use the numbers. Free of torch.
+Holds the generator and what every use makes of its numbers alike; objectives use them. Free of torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ class Use(IntEnum):
 
     masking = 0
     pairs = 1
+    spans = 2
+    denoisers = 3
+    infilling = 4
+    sentences = 5
+    prefixes = 6
+    middles = 7
 
 
 def uniform(seed: int, use: Use, keys: np.ndarray, counts: np.ndarray, columns: int) -> np.ndarray:
@@ -36,3 +42,28 @@ def uniform(seed: int, use: Use, keys: np.ndarray, counts: np.ndarray, columns: 
         begin, end = end, end + count
         generator.random(out=numbers[begin:end])
     return numbers
+
+
+def subsets(numbers: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Choose `counts` of the items of each group, every subset of that size being as likely; (N,) bool.
+
+    `numbers` (N,) are one an item, `sizes` (G,) the items of each group, of which `counts` (G,) are at most all.
+    """
+    group = np.arange(len(sizes)).repeat(sizes)
+    order = np.lexsort((numbers, group))
+    rank = np.arange(len(numbers)) - (sizes.cumsum() - sizes).repeat(sizes)
+    chosen = np.zeros(len(numbers), dtype=bool)
+    chosen[order[rank < counts.repeat(sizes)]] = True
+    return chosen
+
+
+def compositions(numbers: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Cut each group into `counts` parts, none of them empty, every way being as likely; return the parts' lengths.
+
+    `numbers` (N,) are one an item, `sizes` (G,) the items of each group; a group that has any is cut into 1 part or
+    more. The lengths are (sum(counts),), those of the first group first.
+    """
+    cuts = numbers.copy()
+    cuts[(sizes.cumsum() - sizes)[sizes > 0]] = -1.0  # the first part begins where its group does
+    begins = np.flatnonzero(subsets(cuts, sizes, counts))
+    return np.diff(begins, append=len(numbers))

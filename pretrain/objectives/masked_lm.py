@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.data.batch import IGNORED, Batch, Examples, Inputs, Slots, Vocabulary
+from pretrain.data.batch import IGNORED, Batch, Examples, Inputs, Slots, TokenizerParts, Vocabulary
 from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderModel, Layout, Model, ModelKind
 from pretrain.models.encoder import Pooler
@@ -56,15 +56,15 @@ class MaskedLMConfig(ObjectiveConfig):
         """Whether there is a loss on sentences, for which documents are cut in two."""
         return self.sentences is not Sentences.none
 
-    def check_tokenizer(self, *, mask: bool, frame: bool) -> None:
+    def check_tokenizer(self, tokenizer: TokenizerParts, seq_len: int) -> None:
         """Raise `ConfigError` for a tokenizer without a mask, and for pairs without tokens on both sides of a text."""
-        if not mask:
+        if not tokenizer.mask:
             raise ConfigError(
                 "objective=masked_lm: this tokenizer has no mask token; name it in tokenizer.mask if that is neither "
                 "[MASK] nor <mask>, else add one to tokenizer.special_tokens or choose another tokenizer (a prepared "
                 "corpus keeps its own)"
             )
-        if self.pairs and not frame:
+        if self.pairs and not (tokenizer.prefix and tokenizer.suffix):
             raise ConfigError(
                 f"objective.sentences={self.sentences.value}: pairs need tokens before and after a document, such as "
                 "[CLS] and [SEP], and this tokenizer lacks one of them; set tokenizer.prefix and tokenizer.suffix, or "
@@ -76,10 +76,10 @@ class MaskedLMConfig(ObjectiveConfig):
         assert isinstance(model, EncoderModel), "a bidirectional model is an EncoderModel"
         return MaskedLM(self, model)
 
-    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int) -> Examples:
+    def examples(self, vocabulary: Callable[[], Vocabulary], seed: int, seq_len: int) -> Examples:
         """Return the function that makes pairs of slots, if configured, and masks tokens; see `ObjectiveConfig`."""
         known = vocabulary()
-        self.check_tokenizer(mask=known.mask is not None, frame=bool(known.prefix and known.suffix))
+        self.check_tokenizer(known.parts, seq_len)
         assert known.mask is not None
         masking = Masking(self.masking, known, known.mask, seed)
         if not self.pairs:

@@ -15,6 +15,7 @@ import numpy as np
 from pretrain.data.batch import IGNORED, Slots, Vocabulary
 from pretrain.objectives.draws import Use, uniform
 from pretrain.objectives.masking import word_starts
+from pretrain.objectives.ranges import Parts, Ranges, sequences_of, texts_in
 
 APART = 1  # the label of a pair whose second part does not follow the first; 0: it does
 
@@ -59,10 +60,10 @@ class Pairing:
     def __call__(self, slots: Slots) -> Pairs:
         """Return the pairs of slots."""
         offsets = slots.offsets.astype(np.int64)
-        bounds = offsets.searchsorted(slots.slots)  # (B+1,) the sequences at which slots begin
+        bounds = sequences_of(slots)
         numbers = uniform(self._seed, Use.pairs, slots.keys, np.diff(bounds), columns=4)
         words = np.flatnonzero(word_starts(slots.tokens, offsets, self._vocabulary))
-        texts = self._texts(slots.tokens, offsets)
+        texts = texts_in(slots, self._vocabulary)
 
         room = np.diff(offsets) - len(self._vocabulary.prefix) - 2 * len(self._vocabulary.suffix)
         ends = np.minimum(texts.ends, texts.begins + room)
@@ -72,7 +73,7 @@ class Pairing:
             rows &= _others(texts, bounds) > 0
         rows = np.flatnonzero(rows)  # (P,) the sequences that become pairs
         cuts = words[_pick(low[rows], high[rows], numbers[rows, 0])]
-        first, second = _Ranges(texts.begins[rows], cuts), _Ranges(cuts, ends[rows])
+        first, second = Ranges(texts.begins[rows], cuts), Ranges(cuts, ends[rows])
         apart = numbers[rows, 1] < 0.5
         if self._sentences is Sentences.sop:
             first, second = first.where(~apart, second), second.where(~apart, first)
@@ -83,17 +84,8 @@ class Pairing:
         labels[rows] = np.where(apart, APART, 0)
         return self._assemble(slots, bounds, rows, first, second, labels)
 
-    def _texts(self, tokens: np.ndarray, offsets: np.ndarray) -> _Ranges:
-        """Return where the text of each sequence lies, without the special tokens that packing left at its ends."""
-        begins, ends = offsets[:-1], offsets[1:]
-        prefix, suffix = self._vocabulary.prefix, self._vocabulary.suffix
-        last = len(tokens) - 1
-        led = [tokens[(begins + place).clip(max=last)] == token for place, token in enumerate(prefix)]
-        closed = [tokens[(ends - place).clip(min=0)] == token for place, token in enumerate(suffix[::-1], start=1)]
-        return _Ranges(begins + len(prefix) * np.all(led, axis=0), ends - len(suffix) * np.all(closed, axis=0))
-
     def _assemble(
-        self, slots: Slots, bounds: np.ndarray, rows: np.ndarray, first: _Ranges, second: _Ranges, labels: np.ndarray
+        self, slots: Slots, bounds: np.ndarray, rows: np.ndarray, first: Ranges, second: Ranges, labels: np.ndarray
     ) -> Pairs:
         """Put special tokens around the parts of the pairs `rows`; all other sequences stay as they are."""
         prefix, suffix = self._vocabulary.prefix, self._vocabulary.suffix
@@ -105,28 +97,12 @@ class Pairing:
         begins[rows] = np.stack(np.broadcast_arrays(led, first.begins, closed, second.begins, closed), axis=1)
         around, after = len(prefix), len(suffix)
         lengths[rows] = np.stack(np.broadcast_arrays(around, first.lengths, after, second.lengths, after), axis=1)
-        offsets = np.concatenate([[0], lengths.sum(axis=1).cumsum()])
-        begins, lengths = begins.reshape(-1), lengths.reshape(-1)
-        before = lengths.cumsum() - lengths
-        tokens = pool[np.arange(offsets[-1]) + (begins - before).repeat(lengths)]
-        segments = np.tile([0, 0, 0, 1, 1], len(labels)).repeat(lengths)
+        parts = Parts(np.full(len(labels), 5))
+        parts.put(np.arange(begins.size), begins.reshape(-1), lengths.reshape(-1))
+        tokens, offsets = parts.joined(pool)
+        segments = np.tile([0, 0, 0, 1, 1], len(labels)).repeat(lengths.reshape(-1))
         nothing = np.full_like(tokens, IGNORED)
-        return Pairs(Slots(tokens, nothing, offsets.astype(np.int32), offsets[bounds], slots.keys), segments, labels)
-
-
-class _Ranges(NamedTuple):
-    """Runs of tokens in the flat stream."""
-
-    begins: np.ndarray  # (P,) int64
-    ends: np.ndarray  # (P,) int64, not below the begins but for a sequence without text
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.ends - self.begins
-
-    def where(self, kept: np.ndarray, other: _Ranges) -> _Ranges:
-        """Return these ranges where `kept` (P,), the others elsewhere."""
-        return _Ranges(np.where(kept, self.begins, other.begins), np.where(kept, self.ends, other.ends))
+        return Pairs(Slots(tokens, nothing, offsets, offsets.astype(np.int64)[bounds], slots.keys), segments, labels)
 
 
 def _pick(low: np.ndarray, high: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -134,7 +110,7 @@ def _pick(low: np.ndarray, high: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return low + (numbers * (high - low)).astype(np.int64)
 
 
-def _others(texts: _Ranges, bounds: np.ndarray) -> np.ndarray:
+def _others(texts: Ranges, bounds: np.ndarray) -> np.ndarray:
     """Return how many sequences with text are in the slot of each sequence with text, beside itself, (S,)."""
     have_text = texts.lengths > 0
     before = np.concatenate([[0], have_text.cumsum()])
@@ -142,13 +118,13 @@ def _others(texts: _Ranges, bounds: np.ndarray) -> np.ndarray:
 
 
 def _strangers(
-    texts: _Ranges,
+    texts: Ranges,
     bounds: np.ndarray,  # (B+1,) sequences
     words: np.ndarray,  # where words begin
     rows: np.ndarray,  # (P,) sequences whose second part comes from another one of their slot
     lengths: np.ndarray,  # (P,) tokens wanted
     numbers: np.ndarray,  # (P, 4), of which the last two are used
-) -> _Ranges:
+) -> Ranges:
     """Return a stretch of another text of the slot for each row."""
     candidates = np.flatnonzero(texts.lengths > 0)
     slot = bounds.searchsorted(rows, side="right") - 1
@@ -158,4 +134,4 @@ def _strangers(
     begins, ends = texts.begins[candidates[picked]], texts.ends[candidates[picked]]
     low, high = words.searchsorted(begins), words.searchsorted(np.maximum(begins, ends - lengths), side="right")
     chosen = words[_pick(low, high, numbers[:, 3])]
-    return _Ranges(chosen, np.minimum(chosen + lengths, ends))
+    return Ranges(chosen, np.minimum(chosen + lengths, ends))

@@ -6,11 +6,11 @@ loss itself is in `cross_entropy`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
-from pretrain.data.batch import Batch
-from pretrain.errors import check
+from pretrain.data.batch import Batch, TokenizerParts, Vocabulary
+from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderDecoderModel, Layout, Model, ModelKind
 from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
 from pretrain.objectives.cross_entropy import linear_cross_entropy
@@ -18,11 +18,13 @@ from pretrain.objectives.cross_entropy import linear_cross_entropy
 
 @dataclass(kw_only=True)
 class SequenceToSequenceConfig(ObjectiveConfig):
-    """The settings of the loss on targets."""
+    """The settings of the loss on targets, and what a tokenizer must have for them."""
 
     kind = ModelKind.encoder_decoder
-    target_share: ClassVar[float] = 0.5  # of the tokens of both sides, for FLOPs
+    wants_special_tokens = True
+    rewrites_documents = True
 
+    start: str | None = None  # token that a decoder sees first; null: that of padding, else one around documents
     label_smoothing: float = 0.0  # share of a target's probability that is spread over the vocabulary; 0.1 is usual
     z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in T5; 0 is off
     chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
@@ -32,6 +34,27 @@ class SequenceToSequenceConfig(ObjectiveConfig):
         check(0 <= smoothing < 1, "objective.label_smoothing", smoothing, "must lie in [0, 1); 0 is off")
         check(self.z_loss >= 0, "objective.z_loss", self.z_loss, "must not be negative; 0 is off")
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
+
+    def check_tokenizer(self, tokenizer: TokenizerParts, seq_len: int) -> None:
+        """Raise `ConfigError` for a tokenizer that does not mark the end of a text, or that lacks the start token."""
+        if not tokenizer.suffix:
+            raise ConfigError(
+                "tokenizer.suffix: this tokenizer puts no token after a document, and that is how a decoder learns "
+                "where to end; name one, such as </s>"
+            )
+        rule = "not a token of this tokenizer; name one, or null"
+        check(self.start is None or self.start in tokenizer.tokens, "objective.start", self.start, rule)
+
+    def decoder_start(self, vocabulary: Callable[[], Vocabulary]) -> int:
+        """Return the id that a decoder sees first."""
+        known = vocabulary()
+        found = known.start if self.start is None else known.ids[self.start]
+        assert found is not None, "a tokenizer that was checked has a token after documents"
+        return found
+
+    def sides(self, seq_len: float) -> tuple[float, float]:
+        """Return the tokens of source and target that a sequence of so many becomes, about, for FLOPs."""
+        return seq_len / 2, seq_len / 2
 
     def build(self, model: Model) -> SequenceToSequence:
         """Return the module that is trained."""
@@ -68,7 +91,8 @@ class SequenceToSequence(Objective):
         )
 
     def flops_per_token(self, seq_len: float) -> float:
-        """Return the operations of a token of either side; `seq_len` are the tokens of both sides of a pair."""
+        """Return the operations of a token of either side of what becomes of sequences of that length."""
         model = self.model
         assert isinstance(model, EncoderDecoderModel)
-        return model.flops_per_token(seq_len, target_share=self.config.target_share)
+        source, target = self.config.sides(seq_len)
+        return model.flops_per_token(source + target, target_share=target / (source + target))

@@ -7,6 +7,7 @@ does the work. Free of torch. Every tokenizer ends as one `tokenizer.json`, so a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -28,11 +29,14 @@ TEMPLATES = (
     (["[CLS]"], ["[SEP]"]),  # BERT
     (["<|begin_of_text|>"], ["<|end_of_text|>"]),  # Llama 3
     (["<bos>"], ["<eos>"]),  # Gemma
+    ([], ["</s>"]),  # T5
 )
 _RESTORE = "restore it, or write it again"
 USUAL_SIZE = 16384  # tokens of a vocabulary that nobody chose
 BYTES_PER_TOKEN = 256  # of text, for each token of such a vocabulary: with less, many tokens are hardly ever seen
 MASKS = ("[MASK]", "<mask>")  # names of the token that replaces hidden ones, if `tokenizer.mask` names none
+PADS = ("<pad>", "[PAD]")  # names of the token that fills batches up where they are not ragged
+SENTINEL = "<extra_id_{}>"  # name of the n-th token that stands for a span, from 0 (T5)
 
 Template = tuple[list[str], list[str]]  # tokens before and after a text
 
@@ -60,6 +64,10 @@ class TokenizerConfig:
         """
         raise NotImplementedError
 
+    def tokens(self) -> Collection[str]:
+        """Return the tokens that it is certain to have before any text is read. Raises what `roles` raises."""
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class ReadyTokenizer(TokenizerConfig, ABC):
@@ -84,6 +92,10 @@ class ReadyTokenizer(TokenizerConfig, ABC):
         """Return its special tokens, read from its files."""
         return _roles_in(_for_documents(Tokenizer.from_str(self.to_json())), self)
 
+    def tokens(self) -> Collection[str]:
+        """Return all its tokens, read from its files."""
+        return Tokenizer.from_str(self.to_json()).get_vocab(with_added_tokens=True)
+
 
 @dataclass(kw_only=True)
 class TrainedTokenizer(TokenizerConfig, ABC):
@@ -92,24 +104,35 @@ class TrainedTokenizer(TokenizerConfig, ABC):
     vocab_size: int = 0  # ids, special tokens included; 0 = 16,384, or fewer for less than 4 MiB of text
     train_bytes: int = 128 * 2**20  # UTF-8 bytes of text to train on at most, drawn from all of the corpus
     special_tokens: list[str] = field(default_factory=list)  # they take the first ids
+    sentinels: int = 0  # tokens `<extra_id_0>`, ... that stand for spans, with the ids after those; T5 has 100
 
     template: ClassVar[Template | None] = None  # tokens that it puts around a text by itself
-    required: ClassVar[tuple[str, ...]] = ()  # special tokens that it cannot do without
     alphabet_size: ClassVar[tuple[int, str]] = (256, "256 bytes")  # ids that it needs beside them, and for what
 
     def __post_init__(self) -> None:
         check(self.train_bytes > 0, "tokenizer.train_bytes", self.train_bytes, "must be above 0")
+        check(self.sentinels >= 0, "tokenizer.sentinels", self.sentinels, "must not be negative; 0 adds none")
         rule = f"must hold {', '.join(self.required)} for templates, padding and masks; add the ones that are missing"
         known = set(self.special_tokens)
         check(known >= set(self.required), "tokenizer.special_tokens", self.special_tokens, rule)
         count, what = self.alphabet_size
-        smallest = count + len(self.special_tokens)
+        smallest = count + len(self.tokens())
         rule = f"must be at least {smallest}: {what} and the special tokens; or 0 (by the size of the text)"
         check(self.vocab_size >= smallest or not self.vocab_size, "tokenizer.vocab_size", self.vocab_size, rule)
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The special tokens that it cannot do without."""
+        return ()
+
+    def tokens(self) -> list[str]:
+        """Return its special tokens, sentinels among them, in the order of their ids, which are the first ones."""
+        sentinels = [SENTINEL.format(number) for number in range(self.sentinels)]
+        return [*self.special_tokens, *(name for name in sentinels if name not in self.special_tokens)]
+
     def of_size(self, text_bytes: int | None) -> Self:
         """Return the tokenizer with a vocabulary that suits so many bytes of text; None: that suits much text."""
-        fewest = self.alphabet_size[0] + len(self.special_tokens)
+        fewest = self.alphabet_size[0] + len(self.tokens())
         size = USUAL_SIZE if text_bytes is None else min(fewest + text_bytes // BYTES_PER_TOKEN, USUAL_SIZE)
         return replace(self, vocab_size=size)
 
@@ -122,7 +145,7 @@ class TrainedTokenizer(TokenizerConfig, ABC):
 
     def roles(self) -> Roles:
         """Return its special tokens, chosen from the configured ones: no other token is certain before training."""
-        return _choose_roles(self.special_tokens, self.template, self)
+        return _choose_roles(self.tokens(), self.template, self)
 
 
 @dataclass(kw_only=True)
@@ -197,6 +220,17 @@ def describe(path: Path, cfg: TokenizerConfig) -> TokenizerFacts:
 def find_mask(vocabulary: Collection[str]) -> str | None:
     """Return the token that replaces hidden ones, found by its name; None if there is none."""
     return next((name for name in MASKS if name in vocabulary), None)
+
+
+def find_pad(vocabulary: Collection[str]) -> str | None:
+    """Return the token that fills batches up, found by its name; None if there is none."""
+    return next((name for name in PADS if name in vocabulary), None)
+
+
+def find_sentinels(vocabulary: Collection[str]) -> list[str]:
+    """Return the tokens that stand for spans, in the order in which a text uses them: as many as follow from 0 on."""
+    names = map(SENTINEL.format, range(len(vocabulary)))
+    return list(itertools.takewhile(lambda name: name in vocabulary, names))
 
 
 def special_tokens(names: list[str], mask: str | None) -> list[AddedToken]:

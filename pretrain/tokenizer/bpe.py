@@ -33,7 +33,7 @@ class BpeTokenizer(TrainedTokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             min_frequency=self.min_frequency,
-            special_tokens=special_tokens(self.special_tokens, self.mask),
+            special_tokens=special_tokens(self.tokens(), self.mask),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

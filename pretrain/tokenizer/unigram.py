@@ -15,6 +15,7 @@ from pretrain.registry import register
 from pretrain.tokenizer.base import TrainedTokenizer, byte_level, check_enough_text, special_tokens
 
 REQUIRED = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+WITH_SENTINELS = ("<pad>", "</s>", "<unk>")  # what T5 has beside them
 DECIMALS = 4  # of a log-probability
 PENALTIES = 256 * 1e-4  # range of the scores that the trainer gives to bytes that are not in the texts
 
@@ -30,30 +31,36 @@ class UnigramTokenizer(TrainedTokenizer):
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
     template = ["<s>"], ["</s>"]
-    required = REQUIRED
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The special tokens that it cannot do without."""
+        return WITH_SENTINELS if self.sentinels else REQUIRED
 
     def train(self, texts: Iterator[str]) -> str:
         """Train on the texts. Raises `DataError` if they hold too few distinct pieces for the vocabulary."""
+        special = self.tokens()
         learner = byte_level(models.Unigram())
         trainer = trainers.UnigramTrainer(
             vocab_size=self.vocab_size,
-            special_tokens=self.special_tokens,
+            special_tokens=special,
             unk_token="<unk>",
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         learner.train_from_iterator(texts, trainer)
-        entries = json.loads(learner.to_str())["model"]["vocab"][len(self.special_tokens) :]
+        entries = json.loads(learner.to_str())["model"]["vocab"][len(special) :]
         scored = [(piece, score) for piece, score in entries if score is not None]  # without any text no score
-        vocabulary = [(token, 0.0) for token in self.special_tokens] + _canonical(scored)
+        vocabulary = [(token, 0.0) for token in special] + _canonical(scored)
         check_enough_text(self.vocab_size, len(vocabulary), "pieces")
-        ids = {token: number for number, token in enumerate(self.special_tokens)}
+        ids = {token: number for number, token in enumerate(special)}
         tokenizer = byte_level(models.Unigram(vocabulary, unk_id=ids["<unk>"]))
-        tokenizer.add_special_tokens(special_tokens(self.special_tokens, self.mask))
+        tokenizer.add_special_tokens(special_tokens(special, self.mask))
+        framed = "<s>" in ids  # else only ends are marked, as by T5
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>",
-            pair="<s> $A </s> </s> $B </s>",
-            special_tokens=[(token, ids[token]) for token in ("<s>", "</s>")],
+            single="<s> $A </s>" if framed else "$A </s>",
+            pair="<s> $A </s> </s> $B </s>" if framed else "$A </s> $B </s>",
+            special_tokens=[(token, ids[token]) for token in ("<s>", "</s>") if token in ids],
         )
         return tokenizer.to_str(pretty=True)
 

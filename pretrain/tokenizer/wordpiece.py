@@ -31,13 +31,17 @@ class WordPieceTokenizer(TrainedTokenizer):
     special_tokens: list[str] = field(default_factory=lambda: list(REQUIRED))  # they take the first ids
 
     template = ["[CLS]"], ["[SEP]"]
-    required = REQUIRED
     alphabet_size = 1, "a character"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.alphabet >= 1, "tokenizer.alphabet", self.alphabet, "must be at least 1")
         check(self.min_frequency >= 1, "tokenizer.min_frequency", self.min_frequency, "must be at least 1")
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The special tokens that it cannot do without."""
+        return REQUIRED
 
     def train(self, texts: Iterator[str]) -> str:
         """Train on the texts, which are held in memory.
@@ -52,7 +56,7 @@ class WordPieceTokenizer(TrainedTokenizer):
         tokenizer.model = models.WordPiece(
             vocabulary, unk_token="[UNK]", continuing_subword_prefix=CONTINUES, max_input_chars_per_word=LONGEST_WORD
         )
-        tokenizer.add_special_tokens(self.special_tokens)
+        tokenizer.add_special_tokens(self.tokens())
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -74,7 +78,7 @@ class WordPieceTokenizer(TrainedTokenizer):
         most_frequent = sorted(seen, key=lambda character: (-counts[character], character))
         alphabet = sorted(most_frequent[: self.alphabet])
         inside = [CONTINUES + character for character in alphabet if len(_words(tokenizer, f"a{character}")) == 1]
-        smallest = len(self.special_tokens) + len(inside) + len(alphabet)
+        smallest = len(self.tokens()) + len(inside) + len(alphabet)
         if self.vocab_size < smallest:
             raise DataError(
                 f"tokenizer.vocab_size={self.vocab_size}: the {len(alphabet)} characters of this corpus and the "
@@ -85,7 +89,7 @@ class WordPieceTokenizer(TrainedTokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             min_frequency=self.min_frequency,
-            special_tokens=[*self.special_tokens, *inside],
+            special_tokens=[*self.tokens(), *inside],
             initial_alphabet=alphabet,
             limit_alphabet=len(alphabet),
             continuing_subword_prefix=CONTINUES,

@@ -18,6 +18,7 @@ from pretrain.data.loader import evaluation_batches
 from pretrain.data.stream import HeldOut
 from pretrain.distributed.world import World
 from pretrain.errors import DataError, check
+from pretrain.models.base import ModelKind
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.tracking.no_value import no_value
 from pretrain.train.metrics import bits_per_byte, perplexity
@@ -78,6 +79,7 @@ def held_out_evaluator(
         rank=world.rank,
         world_size=world.size,
         max_slots=max_slots,
+        source=objective.kind is ModelKind.encoder_decoder,
     )
     bytes_per_target = held_out.text_bytes / max(held_out.num_targets, 1) if objective.covers_text else None
     return Evaluator(module=module, batches=batches, bytes_per_target=bytes_per_target, world=world)

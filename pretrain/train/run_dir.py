@@ -70,6 +70,7 @@ class RunRecord(TypedDict, total=False):
     vocab_size: int
     document_frame: tuple[list[int], list[int]]  # ids before and after a document
     mask: int | None
+    decoder_start: int | None  # id that the decoder of an encoder-decoder sees first
     names: list[str]  # of a head's outputs
     best_step: int
     config: str  # SHA-256 of config.yaml

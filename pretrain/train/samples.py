@@ -1,7 +1,7 @@
 """What a model writes while it trains: texts continued at every evaluation, under any strategy.
 
 Holds the generation through the module that a strategy wrapped, whose weights may be spread over the ranks; one process
-with a whole model generates faster with `models.generate`.
+with a whole model generates faster with `models.generation`.
 """
 
 from __future__ import annotations

@@ -118,11 +118,12 @@ class Measurement:
         held_out = cfg.data.held_out(corpora, splits)
         if not held_out.num_slots:
             raise ConfigError(f"{self.source.name}: its run held out no text; name a file to measure it on")
+        corpus = next(iter(corpora.values()))
         evaluator = held_out_evaluator(
             module,
             cfg.objective,
             held_out,
-            cfg.objective.examples(partial(load_vocabulary, next(iter(corpora.values()))), cfg.seed),
+            cfg.objective.examples(partial(load_vocabulary, corpus), cfg.seed, cfg.data.seq_len),
             micro_batch_size=cfg.train.micro_batch_size,
             max_slots=cfg.eval.max_slots,
             world=World(rank=0, size=1, device=device),

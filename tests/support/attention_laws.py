@@ -2,11 +2,13 @@
 
 from itertools import accumulate, pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
+from pretrain.errors import ConfigError
 from pretrain.models.attention.eager import eager
-from pretrain.models.base import Attend, Layout
+from pretrain.models.base import Attend, Layout, RelativeBias
 
 # (query lengths, key lengths or None for self-attention)
 CASES = [
@@ -41,6 +43,12 @@ def random_qkv(q_tokens: int, k_tokens: int, heads: tuple[int, int], device: str
     return [x.requires_grad_() for x in drawn]
 
 
+def random_table(heads: int, device: str = "cpu") -> Tensor:
+    """Return a table of relative positions with so few buckets, (8, heads), that short sequences reach them all."""
+    drawn = torch.randn((8, heads), generator=torch.Generator().manual_seed(heads))
+    return drawn.to(device).requires_grad_()
+
+
 def check_agrees_with_eager(
     attend: Attend,
     case: tuple[list[int], list[int] | None],
@@ -50,17 +58,32 @@ def check_agrees_with_eager(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     tolerance: float = 1e-5,
+    scale: float | None = None,
+    biased: bool = False,
 ) -> None:
-    """Values and gradients equal those of the reference."""
+    """Values and gradients equal those of the reference, which refuses the same.
+
+    `biased`: with a bias of relative positions, whose buckets are of both sides where the mask is.
+    """
     (q_lengths, k_lengths), (causal, window) = case, mask
     inputs = random_qkv(sum(q_lengths), sum(k_lengths or q_lengths), heads, device, dtype)
+    table = random_table(heads[0], device)
+    bias = RelativeBias(table, bidirectional=not causal, max_distance=20) if biased else None
+    options = {"causal": causal, "window": window, "scale": scale, "bias": bias}
+    if window is not None and not causal and k_lengths is not None:
+        for backend in (eager, attend):
+            with pytest.raises(ConfigError, match=f"model.window={window}: a window on both sides"):
+                backend(*inputs, layout(q_lengths, k_lengths, device), **options)
+        return
+    inputs = [*inputs, table] if biased else inputs
     results = []
     for backend in (eager, attend):
-        out = backend(*inputs, layout(q_lengths, k_lengths, device), causal=causal, window=window)
+        out = backend(*inputs[:3], layout(q_lengths, k_lengths, device), **options)
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
         results.append((out, *torch.autograd.grad(out, inputs, upstream)))
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    for index, (expected, found) in enumerate(zip(*results, strict=True)):
+        allowed = tolerance * (10 if index == 4 else 1)  # the table's gradient is a sum over all pairs
+        torch.testing.assert_close(found, expected, atol=allowed, rtol=allowed)
 
 
 def check_isolates_sequences(
@@ -70,15 +93,18 @@ def check_isolates_sequences(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     tolerance: float = 1e-5,
+    biased: bool = False,
 ) -> None:
     """A sequence in a pack gets what it gets alone, and passes exactly no gradient to its neighbours."""
     lengths, (causal, window) = [9, 1, 40, 7, 7, 130], mask
     q, k, v = random_qkv(sum(lengths), sum(lengths), (4, 2), device, dtype)
-    packed = attend(q, k, v, layout(lengths, device=device), causal=causal, window=window)
+    bias = RelativeBias(random_table(4, device), bidirectional=not causal, max_distance=20) if biased else None
+    options = {"causal": causal, "window": window, "bias": bias}
+    packed = attend(q, k, v, layout(lengths, device=device), **options)
     ends = offsets(lengths).tolist()
     for start, end in pairwise(ends):
         own = slice(start, end)
-        alone = attend(q[own], k[own], v[own], layout([end - start], device=device), causal=causal, window=window)
+        alone = attend(q[own], k[own], v[own], layout([end - start], device=device), **options)
         torch.testing.assert_close(packed[own], alone, atol=tolerance, rtol=tolerance)
         gradients = torch.autograd.grad(packed[own].float().square().sum(), (q, k, v), retain_graph=True)
         assert gradients[2][own].any()

@@ -1,12 +1,16 @@
-"""Small decoders, encoders and ragged batches for tests of models, objectives and generation."""
+"""Small models of every kind and ragged batches for tests of models, objectives and generation."""
+
+from dataclasses import replace
 
 import torch
 from attention_laws import offsets
 
 from pretrain.data.batch import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.base import Stream
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import draw
 from pretrain.models.layers import Activation, Norm, Positions
 
@@ -21,7 +25,27 @@ MODERNBERT = {
     "bias": False,
     "norm_eps": 1e-5,
 }
-VOCAB_SIZE = 61
+BART = {
+    "positions": Positions.learned,
+    "position_offset": 2,
+    "embedding_norm": True,
+    "embedding_scale": False,
+    "activation": Activation.gelu,
+}
+MBART = BART | {"order": Order.pre}
+MARIAN = {"activation": Activation.silu, "head_bias": True}
+T5 = {
+    "positions": Positions.relative,
+    "order": Order.pre,
+    "norm": Norm.rmsnorm,
+    "norm_eps": 1e-6,
+    "embedding_scale": False,
+    "attention_scale": False,
+    "bias": False,
+}
+T5_TIED = T5 | {"head_scale": True}
+T5_GATED = T5 | {"activation": Activation.geglu_tanh, "tie_embeddings": False}
+VOCAB_SIZE, START = 61, 0  # ids, and that before every target
 
 
 def small_decoder(seed=1, attend=sdpa, **fields):
@@ -32,6 +56,11 @@ def small_decoder(seed=1, attend=sdpa, **fields):
 def small_encoder(seed=1, attend=sdpa, **fields):
     """Return an encoder built the way runs build theirs."""
     return small_model(EncoderConfig, seed, attend, fields)
+
+
+def small_encoder_decoder(seed=1, attend=sdpa, **fields):
+    """Return an encoder-decoder built the way runs build theirs."""
+    return small_model(EncoderDecoderConfig, seed, attend, fields)
 
 
 def small_model(config, seed, attend, fields):
@@ -63,3 +92,12 @@ def ragged_batch(lengths, seed=3):
         targets=torch.cat([torch.cat([document[1:], end]) for document in tokens.split(lengths)]),
         num_targets=sum(lengths) - len(lengths),
     )
+
+
+def ragged_pairs(source_lengths, target_lengths, seed=3):
+    """Return random targets of these lengths, each predicting itself from its source and its own earlier tokens."""
+    source, target = ragged_batch(source_lengths, seed), ragged_batch(target_lengths, seed + 1)
+    stream = Stream(source.tokens, source.positions, source.offsets, source.max_len, source_lengths)
+    starts = target.positions == 0
+    shifted = torch.where(starts, START, target.tokens.roll(1))
+    return replace(target, tokens=shifted, targets=target.tokens, num_targets=len(target.tokens), source=stream)

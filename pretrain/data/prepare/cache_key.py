@@ -76,7 +76,8 @@ def tokenizer_identity(tokenizer: TokenizerConfig, texts: dict[str, SourceInputs
     if isinstance(tokenizer, ReadyTokenizer):
         return _key(*(hashlib.sha256(data).hexdigest() for data in tokenizer.contents()), *_named_mask(tokenizer))
     settings = plain(fitting(tokenizer, texts)).items()
-    trained = {name: value for name, value in settings if name not in ("prefix", "suffix", "mask")}
+    roles = ("prefix", "suffix", "mask")
+    trained = {name: value for name, value in settings if name not in roles and (name, value) != ("sentinels", 0)}
     choice, identities = type(tokenizer).__name__, sorted(map(_text_identity, texts.values()))
     return _key(choice, trained, identities, *_settings(cfg), *_named_mask(tokenizer))
 

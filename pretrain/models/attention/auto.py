@@ -1,4 +1,4 @@
-"""The default backend: flash where the device and the precision allow it, sdpa elsewhere.
+"""The default backend: flash where the device and the precision allow it, flex there with a bias, sdpa elsewhere.
 
 Holds the choice only.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pretrain.models.attention.flash import HALF, available, make_flash
+from pretrain.models.attention.flex import make_flex
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
@@ -18,7 +19,7 @@ from pretrain.registry import register
 @register("attention", "auto")
 @dataclass(kw_only=True)
 class AutoConfig(AttentionConfig):
-    """`attention=auto`: flash where device, precision and shapes allow it, sdpa elsewhere."""
+    """`attention=auto`: flash where device, precision and shapes allow it, flex there with a bias, sdpa elsewhere."""
 
     def build(self) -> Attend:
         """Return the backend."""
@@ -27,7 +28,7 @@ class AutoConfig(AttentionConfig):
 
 def make_auto() -> Attend:
     """Return the backend without asking for a device."""
-    flash = make_flash()
+    flash, flex = make_flash(), make_flex()
 
     def auto(
         q: Tensor,
@@ -43,6 +44,11 @@ def make_auto() -> Attend:
     ) -> Tensor:
         # FlashAttention-2 takes heads of multiples of 8, up to 256 wide.
         fits = q.is_cuda and q.dtype in HALF and dropout == 0.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-        return (flash if fits else sdpa)(q, k, v, layout, causal=causal, window=window, dropout=dropout)
+        chosen = flash if fits else sdpa
+        if fits and bias is not None:
+            # With a cache, every step has few queries and streams of other lengths: no work for a kernel that is
+            # compiled. Flex takes heads from 16 wide.
+            chosen = flex if layout.q_offsets is layout.k_offsets and q.shape[-1] >= 16 else sdpa
+        return chosen(q, k, v, layout, causal=causal, window=window, dropout=dropout, scale=scale, bias=bias)
 
     return auto

@@ -6,12 +6,14 @@ Not for training: it stores all attention weights and loops over sequences.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.attention.masks import lengths, visible
+from pretrain.models.attention.masks import check_window, lengths, visible
+from pretrain.models.attention.relative import Buckets
 from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
 
@@ -38,19 +40,41 @@ def eager(
     scale: float | None = None,
     bias: RelativeBias | None = None,
 ) -> Tensor:
-    """Return softmax(q kᵀ / sqrt(E)) v of each sequence, (Nq, H, E), computed in fp32 or better (see `Attend`)."""
+    """Return softmax(scale q kᵀ + bias) v of each sequence, (Nq, H, E), computed in fp32 or better (see `Attend`)."""
+    check_window(layout, causal, window)
     q_lengths, k_lengths = lengths(layout)
     sequences = zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True)
-    return torch.cat([_one_sequence(*qkv, causal=causal, window=window, dropout=dropout) for qkv in sequences])
+    options: Any = {"causal": causal, "window": window, "dropout": dropout, "scale": scale, "bias": bias}
+    return torch.cat([_one_sequence(*qkv, **options) for qkv in sequences])
 
 
-def _one_sequence(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None, dropout: float) -> Tensor:
+def _one_sequence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+    dropout: float,
+    scale: float | None,
+    bias: RelativeBias | None,
+) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     group = q.shape[1] // k.shape[1]  # query heads that share one key-value head
     heads_first = (q, k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1))
     query, key, value = (x.to(dtype).transpose(0, 1) for x in heads_first)
-    scores = query @ key.transpose(1, 2) * q.shape[-1] ** -0.5
+    scores = query @ key.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + _values(bias, len(q), len(k)).to(dtype)
     q_length, k_length = (torch.tensor([len(x)], device=q.device) for x in (q, k))
     hidden = ~visible(q_length, k_length, len(q), len(k), causal, window)
     weights = F.dropout(scores.masked_fill(hidden, float("-inf")).softmax(dim=-1), dropout)
     return (weights @ value).transpose(0, 1).to(q.dtype)
+
+
+def _values(bias: RelativeBias, num_q: int, num_k: int) -> Tensor:
+    """Return what the bias adds to the score of each query and key of one sequence, (H, num_q, num_k)."""
+    buckets = Buckets.of(bias)
+    assert buckets is not None
+    relative = torch.arange(num_k) - (torch.arange(num_q)[:, None] + num_k - num_q)
+    return bias.table[buckets.rows(relative).to(bias.table.device)].permute(2, 0, 1)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError, check
+from pretrain.models.attention.masks import check_window
 from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
 
 HALF = (torch.bfloat16, torch.float16)
 NO_DROPOUT = "attention=flash has no dropout of weights; set 0, or attention=sdpa"
+NO_BIAS = "attention=flash adds no bias to scores; use attention=auto, flex or sdpa"
 
 
 @register("attention", "flash")
@@ -25,11 +27,13 @@ NO_DROPOUT = "attention=flash has no dropout of weights; set 0, or attention=sdp
 class FlashConfig(AttentionConfig):
     """`attention=flash`: CUDA devices from sm80 (A100) in bf16 or fp16, no attention dropout."""
 
-    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str) -> None:
-        """Raise `ConfigError` for single precision and for dropout."""
+    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str, bias: str | None = None) -> None:
+        """Raise `ConfigError` for single precision, for dropout and for a bias."""
         rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
         check(dtype in HALF, "precision", str(dtype), rule)
         check(dropout == 0, dropout_key, dropout, NO_DROPOUT)
+        if bias is not None:
+            raise ConfigError(f"{bias}: {NO_BIAS}")
 
     def build(self) -> Attend:
         """Return the backend; raise `ConfigError` where no CUDA device can run it."""
@@ -70,6 +74,8 @@ def make_flash() -> Attend:
             found = f"{q.dtype} on {q.device}"
             raise ConfigError(f"attention=flash: computes in bf16 or fp16 on CUDA, not {found}; use attention=sdpa")
         check(dropout == 0, "attention_dropout", dropout, NO_DROPOUT)
+        check(bias is None, "model.positions", "relative", NO_BIAS)
+        check_window(layout, causal, window)
         out = varlen_attn(
             q,
             k,
@@ -78,6 +84,7 @@ def make_flash() -> Attend:
             layout.k_offsets,
             layout.max_q,
             layout.max_k,
+            scale=scale,
             window_size=kernel_window(window, causal),
             **(grouped_option if q.shape[1] != k.shape[1] else {}),
         )

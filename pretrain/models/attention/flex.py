@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError, check
+from pretrain.models.attention.masks import check_window
+from pretrain.models.attention.relative import Buckets
 from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
+Scored = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (score, batch, head, query, key) -> its score
 NO_DROPOUT = "attention=flex has no dropout of weights; set 0, or attention=sdpa"
 
 
@@ -24,7 +27,7 @@ NO_DROPOUT = "attention=flex has no dropout of weights; set 0, or attention=sdpa
 class FlexConfig(AttentionConfig):
     """`attention=flex`: CUDA devices in any precision, no attention dropout; compiles on first use."""
 
-    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str) -> None:
+    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str, bias: str | None = None) -> None:
         """Raise `ConfigError` for dropout."""
         check(dropout == 0, dropout_key, dropout, NO_DROPOUT)
 
@@ -58,6 +61,7 @@ def make_flex() -> Attend:
         if not q.is_cuda:
             raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")
         check(dropout == 0, "attention_dropout", dropout, NO_DROPOUT)
+        check_window(layout, causal, window)
 
         def make_mask() -> BlockMask:
             mask = document_mask(layout, len(q), len(k), causal, window)
@@ -65,7 +69,15 @@ def make_flex() -> Attend:
 
         block_mask = layout.plan(("flex", causal, window), make_mask)
         query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        out = compiled(query, key, value, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        out = compiled(
+            query,
+            key,
+            value,
+            score_mod=None if bias is None else relative_score(layout, len(q), len(k), bias),
+            block_mask=block_mask,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
         return out.squeeze(0).transpose(0, 1)
 
     return flex
@@ -73,15 +85,8 @@ def make_flex() -> Attend:
 
 def document_mask(layout: Layout, num_q: int, num_k: int, causal: bool, window: int | None) -> Seen:
     """Return flex_attention's mask function over the flat streams of `num_q` queries and `num_k` keys."""
-
-    def owner_and_position(offsets: Tensor, num: int) -> tuple[Tensor, Tensor]:
-        row = torch.arange(num, device=offsets.device, dtype=offsets.dtype)
-        owner = torch.searchsorted(offsets, row, right=True) - 1
-        # Counted back from the end of the sequence, where the last query meets the last key.
-        return owner, row - offsets[owner + 1]
-
-    q_owner, q_position = owner_and_position(layout.q_offsets, num_q)
-    k_owner, k_position = owner_and_position(layout.k_offsets, num_k)
+    q_owner, q_position = _owner_and_position(layout.q_offsets, num_q)
+    k_owner, k_position = _owner_and_position(layout.k_offsets, num_k)
 
     def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         behind = q_position[q] - k_position[k]
@@ -93,3 +98,34 @@ def document_mask(layout: Layout, num_q: int, num_k: int, causal: bool, window: 
         return mask
 
     return seen
+
+
+def relative_score(layout: Layout, num_q: int, num_k: int, bias: RelativeBias) -> Scored:
+    """Return flex_attention's score function over the same streams, which adds a bias to scores that are scaled."""
+    buckets, farthest = Buckets.of(bias), bias.max_distance  # from there on, all share a bucket
+    assert buckets is not None
+
+    def places() -> tuple[Tensor, Tensor, Tensor]:
+        _, q_position = _owner_and_position(layout.q_offsets, num_q)
+        _, k_position = _owner_and_position(layout.k_offsets, num_k)
+        rows = buckets.rows(torch.arange(-farthest, farthest + 1))
+        return q_position, k_position, rows.to(q_position.device, non_blocking=True)
+
+    q_position, k_position, rows = layout.plan(("flex places", buckets), places)
+    table = bias.table.float()  # its gradient is added up in this precision
+
+    def scored(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        relative = (k_position[k] - q_position[q]).clamp(-farthest, farthest)
+        return score + table[rows[relative + farthest], head]
+
+    return scored
+
+
+def _owner_and_position(offsets: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Return the sequence of each row of a stream (N,), and its position counted back from the end of the sequence.
+
+    There, the last query meets the last key.
+    """
+    row = torch.arange(num, device=offsets.device, dtype=offsets.dtype)
+    owner = torch.searchsorted(offsets, row, right=True) - 1
+    return owner, row - offsets[owner + 1]

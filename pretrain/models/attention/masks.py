@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pretrain.errors import check
 from pretrain.models.base import Layout
 
 
@@ -22,6 +23,12 @@ def lengths(layout: Layout) -> tuple[list[int], list[int]]:
         return q_lengths, q_lengths if same else layout.k_offsets.diff().tolist()
 
     return layout.plan("lengths", read)
+
+
+def check_window(layout: Layout, causal: bool, window: int | None) -> None:
+    """Raise `ConfigError` for a window around queries that stand at no key of their own: those of other sequences."""
+    rule = "a window on both sides needs queries and keys of the same sequences; set null, or use causal attention"
+    check(window is None or causal or layout.q_offsets is layout.k_offsets, "model.window", window, rule)
 
 
 def visible(q_lengths: Tensor, k_lengths: Tensor, max_q: int, max_k: int, causal: bool, window: int | None) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pretrain.models.attention import sdpa_ragged
+from pretrain.models.attention.masks import check_window
+from pretrain.models.attention.relative import Buckets
 from pretrain.models.attention.sdpa_ragged import Mask, attend_dense, attend_ragged, mask_of
 from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
 from pretrain.registry import register
@@ -39,16 +41,18 @@ def sdpa(
     bias: RelativeBias | None = None,
 ) -> Tensor:
     """Return the attention of each sequence over its own keys, (Nq, H, E) (see `Attend`)."""
+    check_window(layout, causal, window)
     if window is not None and window >= layout.max_k:
         window = None
     num_sequences = layout.q_offsets.shape[0] - 1
     # No length exceeds its maximum, so all are equal if they add up to S times it: known without reading the device.
     if q.shape[0] == num_sequences * layout.max_q and k.shape[0] == num_sequences * layout.max_k:
-        mask = Mask(None, causal)
-        if window is not None or (causal and layout.max_q != layout.max_k):
-            one = ([layout.max_q], [layout.max_k])
-            mask = layout.plan(("sdpa uniform", causal, window), lambda: mask_of(*one, causal, window, q.device))
-        return attend_dense(q, k, v, num_sequences, mask, dropout)
+        mask, buckets = Mask(None, causal), Buckets.of(bias)
+        if window is not None or buckets is not None or (causal and layout.max_q != layout.max_k):
+            key, one = ("sdpa uniform", causal, window, buckets), ([layout.max_q], [layout.max_k])
+            mask = layout.plan(key, lambda: mask_of(*one, causal, window, buckets, q.device))
+        table = None if bias is None else bias.table
+        return attend_dense(q, k, v, num_sequences, mask, dropout, scale, table)
     if torch.compiler.is_compiling():
-        return sdpa_ragged.attend_ragged_uncompiled(q, k, v, layout, causal, window, dropout)
-    return attend_ragged(q, k, v, layout, causal, window, dropout)
+        return sdpa_ragged.attend_ragged_uncompiled(q, k, v, layout, causal, window, dropout, scale, bias)
+    return attend_ragged(q, k, v, layout, causal, window, dropout, scale, bias)

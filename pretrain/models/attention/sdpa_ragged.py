@@ -15,22 +15,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.attention.masks import lengths, visible
-from pretrain.models.base import Layout
+from pretrain.models.attention.relative import Buckets, values_between
+from pretrain.models.base import Layout, RelativeBias
 
 LONG_RUN_TOKENS = 32  # mean tokens of a call from which calls straight from the stream beat copies into buckets
 BUCKET_SLACK = 0.25  # share of a bucket's longest sequence that padding may add to a shorter one
 
 
 def attend_ragged(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, causal: bool, window: int | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    causal: bool,
+    window: int | None,
+    dropout: float,
+    scale: float | None,
+    bias: RelativeBias | None,
 ) -> Tensor:
     """Return the attention within sequences of uneven lengths, (Nq, H, E) (see `Attend`)."""
-    plan: _Plan = layout.plan(("sdpa ragged", causal, window), lambda: _plan(layout, causal, window, q.device))
+    buckets, table = Buckets.of(bias), None if bias is None else bias.table
+    key = ("sdpa ragged", causal, window, buckets)
+    plan: _Plan = layout.plan(key, lambda: _plan(layout, causal, window, buckets, q.device))
     if plan.q_copy is not None and plan.k_copy is not None:
         q, k, v = (x.index_select(0, copy.rows) for x, copy in ((q, plan.q_copy), (k, plan.k_copy), (v, plan.k_copy)))
     splits = q.split(plan.q_rows), k.split(plan.k_rows), v.split(plan.k_rows)
     calls = zip(*splits, plan.counts, plan.masks, strict=True)
-    out = torch.cat([attend_dense(*call, dropout) for call in calls])
+    out = torch.cat([attend_dense(*call, dropout, scale, table) for call in calls])
     return out if plan.q_copy is None else out.index_select(0, plan.q_copy.back)
 
 
@@ -45,55 +56,97 @@ def __getattr__(name: str) -> Any:
 class Mask(NamedTuple):
     """How the kernel masks: by a tensor, by its own causal rule, or not at all."""
 
-    seen: Tensor | None  # (B or 1, 1, Tq, Tk) bool
+    tensor: Tensor | None  # (B or 1, 1 or H, Tq, Tk), bool: whether the query sees the key; or added to the scores
     causal: bool
+    rows: Tensor | None = None  # (B or 1, Tq + Tk - 1) of a bias that is still to be added, see `Buckets.between`
+
+    def as_tensor(self, num_q: int, num_k: int, device: torch.device) -> Tensor | None:
+        """Return `tensor`, or the causal rule as one."""
+        return torch.ones(num_q, num_k, dtype=torch.bool, device=device).tril() if self.causal else self.tensor
+
+    def biased(self, table: Tensor, num_q: int, num_k: int, dtype: torch.dtype) -> Mask:
+        """Return the mask with the values of the bias in it, of this type, looked up in its table (buckets, H)."""
+        assert self.rows is not None
+        # Half precision comes last, so that the gradient of the table is added up in single precision or better.
+        full = table.to(torch.promote_types(table.dtype, torch.float32))
+        added = values_between(full, self.rows, num_q).to(dtype)
+        seen = self.as_tensor(num_q, num_k, table.device)
+        return Mask(added if seen is None else added.masked_fill(~seen, float("-inf")), False)
 
 
-def mask_of(q_lengths: list[int], k_lengths: list[int], causal: bool, window: int | None, device: torch.device) -> Mask:
-    """Return the cheapest correct mask for B right-padded sequences of these lengths."""
+def mask_of(
+    q_lengths: list[int],
+    k_lengths: list[int],
+    causal: bool,
+    window: int | None,
+    buckets: Buckets | None,
+    device: torch.device,
+) -> Mask:
+    """Return the cheapest correct mask for B right-padded sequences of these lengths.
+
+    Of a bias it holds no values, only their rows in its table: blocks share the mask, but may have casts of their own,
+    and values have a graph, which recomputation could not follow.
+    """
+    rows = None
+    if buckets is not None:
+        behind = [k - q for q, k in zip(q_lengths, k_lengths, strict=True)]
+        same = len(set(behind)) == 1
+        rows = buckets.between(max(q_lengths), max(k_lengths), behind[:1] if same else behind)
+        rows = rows.to(device, non_blocking=True)
     if window is None:
         # Padding stands behind every real query, so that the causal rule hides it.
         if causal and q_lengths == k_lengths:
-            return Mask(None, True)
+            return Mask(None, True, rows)
         if len(set(k_lengths)) == 1 and (not causal or max(q_lengths) == 1):
-            return Mask(None, False)
+            return Mask(None, False, rows)
     q, k = (torch.tensor(x).to(device, non_blocking=True) for x in (q_lengths, k_lengths))
-    return Mask(visible(q, k, max(q_lengths), max(k_lengths), causal, window).unsqueeze(1), False)
+    return Mask(visible(q, k, max(q_lengths), max(k_lengths), causal, window).unsqueeze(1), False, rows)
 
 
-def attend_dense(q: Tensor, k: Tensor, v: Tensor, count: int, mask: Mask, dropout: float) -> Tensor:
+def attend_dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    count: int,
+    mask: Mask,
+    dropout: float,
+    scale: float | None,
+    table: Tensor | None,  # (buckets, H) of a bias
+) -> Tensor:
     """Return the attention within `count` sequences of equal length that lie end to end, in the shape of q."""
     query, key, value = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
-    if dropout and q.device.type == "cpu" and q.dtype == torch.float32:
-        out = _written_out(query, key, value, mask, dropout)
+    if table is not None:
+        mask = mask.biased(table, query.shape[2], key.shape[2], q.dtype)
+    trained = mask.tensor is not None and mask.tensor.requires_grad
+    if (dropout or trained) and q.device.type == "cpu" and q.dtype == torch.float32:
+        out = _written_out(query, key, value, mask, dropout, scale)
     else:
         out = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=mask.seen,
+            attn_mask=mask.tensor,
             is_causal=mask.causal,
             dropout_p=dropout,
+            scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
     return out.transpose(1, 2).flatten(0, 1)
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
-    """Return softmax(q kᵀ / sqrt(E)) v with dropout of the weights, (B, H, Tq, E), for fp32 on CPUs.
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    """Return softmax(scale q kᵀ + bias) v with dropout of the weights, (B, H, Tq, E), for fp32 on CPUs.
 
-    The kernel there has no dropout, and torch falls back to these operations with a guard against rows that see no key.
-    Ours always see one, so this version drops the guard: 3 to 5 % of a step of fine-tuning on short texts. Lower
-    precisions are left to torch, which computes them in fp32.
+    The kernel there has no dropout and no gradient of a bias, and torch falls back to these operations with a guard
+    against rows that see no key. Ours always see one, so this version drops the guard: 3 to 5 % of a step of
+    fine-tuning on short texts. Lower precisions are left to torch, which computes them in fp32.
     """
     if q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    seen = mask.seen
-    if mask.causal:
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    seen = mask.as_tensor(q.shape[2], k.shape[2], q.device)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)
     if seen is not None:
-        scores = scores.masked_fill(~seen, float("-inf"))
+        scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 
 
@@ -119,7 +172,7 @@ class _Plan(NamedTuple):
     k_copy: _Copy | None
 
 
-def _plan(layout: Layout, causal: bool, window: int | None, device: torch.device) -> _Plan:
+def _plan(layout: Layout, causal: bool, window: int | None, buckets: Buckets | None, device: torch.device) -> _Plan:
     """Cut the stream into runs of equal length where these are long, into padded buckets where they are short."""
     q_lengths, k_lengths = lengths(layout)
     owners = [s for s, pair in enumerate(zip(q_lengths, k_lengths, strict=True)) if pair != (0, 0)]
@@ -133,7 +186,7 @@ def _plan(layout: Layout, causal: bool, window: int | None, device: torch.device
         q_rows=[len(group) * max(group) for group in q_groups],
         k_rows=[len(group) * max(group) for group in k_groups],
         counts=[len(group) for group in groups],
-        masks=[mask_of(q, k, causal, window, device) for q, k in zip(q_groups, k_groups, strict=True)],
+        masks=[mask_of(q, k, causal, window, buckets, device) for q, k in zip(q_groups, k_groups, strict=True)],
         q_copy=_copy(groups, q_lengths, device) if copied else None,
         k_copy=_copy(groups, k_lengths, device) if copied else None,
     )

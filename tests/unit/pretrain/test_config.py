@@ -7,6 +7,7 @@ from vocabularies import BERT, byte_level, word_piece
 
 from pretrain.compose import compose
 from pretrain.errors import ConfigError
+from pretrain.objectives.span_corruption import Denoiser
 from pretrain.prepare import hand_over
 from pretrain.run import pretrain
 
@@ -65,6 +66,36 @@ def masked(tmp_path):
         )
 
     return composed
+
+
+T5 = ["tokenizer=t5_4k", "tokenizer.vocab_size=400", "model=encoder_decoder", "objective=span_corruption"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        (["tokenizer.sentinels=0"], r"tokenizer\.special_tokens=.* must hold <pad>, <s>, </s>, <unk>, <mask>"),
+        (["tokenizer.sentinels=5"], r"this tokenizer has 5 sentinels .*data\.seq_len=256 needs 14"),
+        (["tokenizer=bpe_4k", "tokenizer.sentinels=9"], r"tokenizer\.suffix: this tokenizer puts no token after"),
+        (["data.isolate_documents=false"], r"data\.isolate_documents=False: objective=span_corruption rewrites each"),
+        (["objective.mixture=[{mean_span:0.1}]"], r"objective\.mixture\[0\]\.mean_span=0\.1: must be at least 1"),
+        (["objective=denoising"], r"objective=denoising: this tokenizer has no mask token"),
+        (["model=demo"], r"objective=span_corruption: does not fit model=decoder, which is causal"),
+        (
+            ["objective=fill_in_the_middle", "model=demo"],
+            r"objective\.prefix_mark=<\|fim_prefix\|>: not a token of this tokenizer",
+        ),
+    ],
+)
+def test_a_corruption_that_cannot_work_is_refused_by_name(masked, overrides, refusal):
+    with pytest.raises(ConfigError, match=refusal):
+        masked(*T5, *overrides).check_tokenizer()
+
+
+def test_a_mixture_of_denoisers_is_one_setting(masked):
+    cfg = masked(*T5, "objective.mixture=[{density:0.5,mean_span:null},{weight:2}]")
+    cfg.check_tokenizer()
+    assert cfg.objective.mixture == [Denoiser(density=0.5, mean_span=None), Denoiser(weight=2.0)]
 
 
 @pytest.mark.parametrize("entry", [pretrain, hand_over])

@@ -1,4 +1,4 @@
-"""Masks and pairs in training batches: the same however a step is divided, whoever reads it, and after a restart."""
+"""What objectives make of batches: the same however a step is divided, whoever reads it, and after a restart."""
 
 import itertools
 import random
@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 from corpora import write_corpus
 
-from pretrain.data.batch import IGNORED, Batch, Vocabulary
+from pretrain.data.batch import Batch, Vocabulary
 from pretrain.data.loader import DataConfig, StepLoader
 from pretrain.data.packing import Packing
 from pretrain.data.sources.base import PreparedSource
 from pretrain.data.stream import TrainStream
+from pretrain.objectives.base import ObjectiveConfig
+from pretrain.objectives.denoising import DenoisingConfig
+from pretrain.objectives.fill_in_the_middle import FillInTheMiddleConfig
 from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.objectives.masking import MaskingConfig, Unit
+from pretrain.objectives.prefix_lm import PrefixLMConfig
 from pretrain.objectives.sentence_pairs import Sentences
+from pretrain.objectives.span_corruption import Denoiser, SpanCorruptionConfig
 
 CLS, SEP, MASK, SIZE = 1, 2, 3, 500
 CHOICES = [
@@ -22,12 +27,18 @@ CHOICES = [
     MaskedLMConfig(masking=MaskingConfig(unit=Unit.whole_words)),
     MaskedLMConfig(masking=MaskingConfig(unit=Unit.spans), sentences=Sentences.nsp),
     MaskedLMConfig(sentences=Sentences.sop),
+    SpanCorruptionConfig(mixture=[Denoiser(), Denoiser(density=0.25, mean_span=None)]),
+    DenoisingConfig(permute_sentences=True),
+    FillInTheMiddleConfig(),
+    PrefixLMConfig(),
 ]
 
 
 def vocabulary() -> Vocabulary:
     ids = np.arange(SIZE)
-    return Vocabulary(ids < 10, ids < 300, ids < 10, MASK, [CLS], [SEP])
+    names = {"<|fim_prefix|>": 4, "<|fim_suffix|>": 5, "<|fim_middle|>": 6}
+    more = {"ids": names, "sentinels": list(range(470, SIZE)), "ends_sentence": ids % 9 == 0, "start": 0}
+    return Vocabulary(ids < 10, ids < 300, ids < 10, MASK, [CLS], [SEP], **more)
 
 
 @pytest.fixture
@@ -37,7 +48,7 @@ def stream(tmp_path) -> TrainStream:
     corpora = {
         name: write_corpus(
             tmp_path / name,
-            [[CLS, *(draw.randrange(10, SIZE) for _ in range(draw.randrange(1, 30))), SEP] for _ in range(60)],
+            [[CLS, *(draw.randrange(10, 470) for _ in range(draw.randrange(1, 30))), SEP] for _ in range(60)],
             vocab_size=SIZE,
             prefix=[CLS],
             suffix=[SEP],
@@ -48,21 +59,27 @@ def stream(tmp_path) -> TrainStream:
     return DataConfig(seq_len=32, packing=Packing.best_fit, sources=sources).train_stream(corpora, seed=3)
 
 
-def steps(stream: TrainStream, objective: MaskedLMConfig, **changes) -> list[list[Batch]]:
+def steps(stream: TrainStream, objective: ObjectiveConfig, **changes) -> list[list[Batch]]:
     options = {"batch_size": 12, "micro_batch_size": 12, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 5}
-    with StepLoader(stream, objective.examples(vocabulary, seed=7), **{"pin": False, **options, **changes}) as loader:
+    with StepLoader(
+        stream, objective.examples(vocabulary, seed=7, seq_len=32), **{"pin": False, **options, **changes}
+    ) as loader:
         return list(loader)
 
 
 def sequences(batches: list[Batch]) -> list[tuple]:
-    """Return tokens, targets, segments and label of each sequence."""
+    """Return tokens, targets, segments, source and label of each sequence."""
     found = []
     for batch in batches:
         offsets = batch.offsets.tolist()
         for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
             columns = [batch.tokens, batch.targets] + ([] if batch.segments is None else [batch.segments])
             label = None if batch.labels is None else batch.labels[number].item()
-            found.append((*(tuple(column[begin:end].tolist()) for column in columns), label))
+            source = ()
+            if batch.source is not None:
+                first, last = batch.source.offsets[number : number + 2].tolist()
+                source = tuple(batch.source.tokens[first:last].tolist())
+            found.append((*(tuple(column[begin:end].tolist()) for column in columns), source, label))
     return found
 
 
@@ -89,9 +106,9 @@ def test_a_restart_at_a_later_step_sees_the_same_masks(stream, objective):
 
 @pytest.mark.parametrize("objective", CHOICES)
 def test_the_same_text_is_masked_anew_in_another_epoch(stream, objective):
-    examples, keys = objective.examples(vocabulary, seed=7), stream.locate(np.arange(12))
+    examples, keys = objective.examples(vocabulary, seed=7, seq_len=32), stream.locate(np.arange(12))
     first, same, later = (examples(stream.read(keys + np.array([0, epoch, 0]))) for epoch in (0, 0, 1))
+    first, same, later = ([made.tokens, made.targets, *(made.source or ())] for made in (first, same, later))
     assert all(np.array_equal(one, other) for one, other in zip(first, same, strict=True))
-    hidden = [np.flatnonzero(made.targets != IGNORED) for made in (first, later)]
-    assert not np.array_equal(*hidden)
+    assert not all(np.array_equal(one, other) for one, other in zip(first, later, strict=True))
     assert stream.read(keys).tokens.tolist() == stream.read(keys + np.array([0, 1, 0])).tokens.tolist()

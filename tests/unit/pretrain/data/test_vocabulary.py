@@ -52,6 +52,23 @@ def test_special_ids(tmp_path, train, special, mask, template):
     assert vocabulary.starts_word[vocabulary.special].all() and vocabulary.ends_word[vocabulary.special].all()
 
 
+def test_what_encoder_decoders_need(tmp_path):
+    """Sentinels in their order whatever their ids, the id that a decoder begins with, and ends of sentences."""
+    tokenizer = byte_level(TEXTS)
+    tokenizer.add_special_tokens(["<extra_id_1>", "<extra_id_0>", "<extra_id_3>"])
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    frame = {"prefix": [ids["<s>"]], "suffix": [ids["</s>"]]}
+    vocabulary = known(tmp_path / "padded", tokenizer, **frame)
+    assert vocabulary.sentinels == [ids["<extra_id_0>"], ids["<extra_id_1>"]], "<extra_id_2> is not there"
+    assert vocabulary.start == ids["<pad>"]
+    stops = names(tokenizer, vocabulary.ends_sentence)
+    assert {"."} < stops and all(name[-1] in ".!?\N{IDEOGRAPHIC FULL STOP}" for name in stops)
+    without = Tokenizer.from_str(tokenizer.to_str().replace("<pad>", "<x>"))
+    assert known(tmp_path / "framed", without, **frame).start == ids["<s>"]
+    assert known(tmp_path / "ended", without, suffix=[ids["</s>"]]).start == ids["</s>"]
+    assert known(tmp_path / "bare", without).start is None
+
+
 def test_tokens_that_no_text_becomes_are_special_without_being_declared(tmp_path):
     """A vocab.txt declares nothing: what its pre-tokenizer takes apart cannot be text."""
     vocabulary = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##b", "[", "]", "##1"]

@@ -18,7 +18,7 @@ def test_the_targets_are_the_following_tokens():
         slots=np.array([0, 4]),
         keys=np.array([[0, 0, 0]]),
     )
-    made = CausalLMConfig().examples(no_vocabulary, seed=1)(slots)
+    made = CausalLMConfig().examples(no_vocabulary, seed=1, seq_len=64)(slots)
     assert made.tokens.tolist() == [5, 6, 7, 8]
     assert made.targets.tolist() == [6, IGNORED, 8, 9]
     assert made.offsets.tolist() == [0, 2, 4]

@@ -29,5 +29,5 @@ def test_seed_use_source_epoch_and_index_all_matter():
     seeds = (1, 2, -1, 2**32 + 1, 2**63)
     streams = [uniform(seed, use, KEYS, np.full(5, 8), columns=1) for seed in seeds for use in Use]
     drawn = np.concatenate(streams)
-    assert len(np.unique(drawn)) == drawn.size == 5 * 2 * 5 * 8
+    assert len(np.unique(drawn)) == drawn.size == 5 * len(Use) * 5 * 8
     assert ((drawn >= 0) & (drawn < 1)).all()

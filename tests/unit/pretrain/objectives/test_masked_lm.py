@@ -168,12 +168,12 @@ def test_inputs_are_masked_pairs():
     slots = Slots(
         tokens, tokens, offsets.astype(np.int32), offsets[::4].astype(np.int64), np.array([[0, 0, 0], [0, 0, 1]])
     )
-    plain = MaskedLMConfig().examples(known, seed=1)(slots)
+    plain = MaskedLMConfig().examples(known, seed=1, seq_len=64)(slots)
     assert plain.segments is None and plain.labels is None
     assert plain.offsets.tolist() == offsets.tolist()
     assert (plain.targets[plain.targets != IGNORED] == tokens[plain.targets != IGNORED]).all()
     for sentences in (Sentences.nsp, Sentences.sop):
-        made = MaskedLMConfig(sentences=sentences).examples(known, seed=1)(slots)
+        made = MaskedLMConfig(sentences=sentences).examples(known, seed=1, seq_len=64)(slots)
         assert set(made.labels.tolist()) == {0, 1} and len(made.labels) == 8
         assert set(made.segments.tolist()) == {0, 1}
         assert made.offsets.tolist() == offsets.tolist()
@@ -185,15 +185,15 @@ def test_inputs_are_masked_pairs():
 
 def test_refuses_a_tokenizer_without_a_mask():
     with pytest.raises(ConfigError, match=r"objective=masked_lm: this tokenizer has no mask token"):
-        MaskedLMConfig().examples(lambda: known(mask=None), seed=1)
+        MaskedLMConfig().examples(lambda: known(mask=None), seed=1, seq_len=64)
 
 
 @pytest.mark.parametrize("frame", [([1], []), ([], [2])])
 def test_refuses_pairs_of_a_tokenizer_without_a_whole_frame(frame):
     framed = replace(known(), prefix=frame[0], suffix=frame[1])
-    MaskedLMConfig().examples(lambda: framed, seed=1)
+    MaskedLMConfig().examples(lambda: framed, seed=1, seq_len=64)
     with pytest.raises(ConfigError, match=r"objective\.sentences=sop: pairs need tokens before and after"):
-        MaskedLMConfig(sentences=Sentences.sop).examples(lambda: framed, seed=1)
+        MaskedLMConfig(sentences=Sentences.sop).examples(lambda: framed, seed=1, seq_len=64)
 
 
 @pytest.mark.parametrize("settings", [{"sentence_weight": 0.0}, {"chunk_tokens": 0}])

@@ -11,7 +11,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from vocabularies import BERT, ROBERTA
 
 from pretrain.errors import ConfigError, DataError
-from pretrain.tokenizer.base import Roles, TokenizerConfig, describe, load_tokenizer, tokenizer_sha256
+from pretrain.tokenizer.base import (
+    Roles,
+    TokenizerConfig,
+    describe,
+    find_sentinels,
+    load_tokenizer,
+    tokenizer_sha256,
+)
 from pretrain.tokenizer.bpe import BpeTokenizer
 from pretrain.tokenizer.file import Gpt2Tokenizer, TokenizerFile
 from pretrain.tokenizer.unigram import UnigramTokenizer
@@ -136,6 +143,9 @@ TRAINED = [
     WordPieceTokenizer(vocab_size=80, special_tokens=[*BERT, "<|endoftext|>"]),
     WordPieceTokenizer(vocab_size=80, prefix=["[PAD]", "[CLS]"]),
     UnigramTokenizer(vocab_size=280, special_tokens=[*ROBERTA, "<hidden>", "<|endoftext|>"], mask="<hidden>"),
+    UnigramTokenizer(vocab_size=280, special_tokens=["<pad>", "</s>", "<unk>"], sentinels=9, prefix=[]),
+    BpeTokenizer(vocab_size=300, sentinels=3),
+    WordPieceTokenizer(vocab_size=80, sentinels=2),
 ]
 
 
@@ -147,7 +157,20 @@ def test_the_roles_of_tokens_are_known_before_training(tmp_path, cfg):
     tokenizer, facts = load_tokenizer(path), describe(path, cfg)
     assert [tokenizer.id_to_token(token) for token in facts.prefix] == promised.prefix
     assert [tokenizer.id_to_token(token) for token in facts.suffix] == promised.suffix
-    assert TokenizerFile(path=str(path), prefix=cfg.prefix, suffix=cfg.suffix, mask=cfg.mask).roles() == promised
+    ready = TokenizerFile(path=str(path), prefix=cfg.prefix, suffix=cfg.suffix, mask=cfg.mask)
+    assert ready.roles() == promised
+    assert [tokenizer.id_to_token(token) for token in range(len(cfg.tokens()))] == cfg.tokens()
+    assert ready.tokens() == tokenizer.get_vocab(with_added_tokens=True)
+    assert len(find_sentinels(ready.tokens())) == len(find_sentinels(cfg.tokens())) == cfg.sentinels
+    assert tokenizer.get_vocab_size() == cfg.vocab_size
+
+
+def test_a_tokenizer_of_t5_says_by_itself_where_texts_end(tmp_path):
+    cfg = UnigramTokenizer(vocab_size=280, special_tokens=["<pad>", "</s>", "<unk>"], sentinels=9, prefix=[])
+    path = saved(tmp_path, cfg.train(iter(TEXTS)))
+    assert TokenizerFile(path=str(path)).roles() == Roles([], ["</s>"], None)
+    encoded = load_tokenizer(path).encode("a <extra_id_0> text")
+    assert encoded.tokens[-1] == "</s>" and "<extra_id_0>" not in encoded.tokens
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_released_encoder_is_measured_as_transformers_would(folder, tmp_path):
     held_out = data.held_out({"text": corpus}, {"text": "train"})
     objective = MaskedLMConfig()
     objective.masking.rate = 0.3
-    examples = objective.examples(lambda: load_vocabulary(corpus), 4)
+    examples = objective.examples(lambda: load_vocabulary(corpus), 4, 64)
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "bert").double().eval()
     nll, right, targets, tokens = 0.0, 0, 0, 0
     for slot in range(held_out.num_slots):

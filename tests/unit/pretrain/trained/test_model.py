@@ -1,6 +1,5 @@
 """A model that is opened to be used: encoded, continued, refused, against transformers where that can say."""
 
-import json
 import logging
 import shutil
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from pretrain.data.batch import IGNORED
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.trained import model as trained
+from pretrain.trained import generating
 from pretrain.trained.model import load
 
 WORDS = ["the", "time", "people", "and", "world", "a way", "school"]
@@ -73,22 +72,13 @@ def test_a_step_or_a_device_that_is_none_is_refused(run, options, message):
 
 @pytest.mark.parametrize("options", [GREEDILY, {"max_tokens": 9, "seed": 5, "top_p": 1.0, "samples": 3}])
 def test_each_prompt_is_continued_as_if_it_were_alone(run, options, monkeypatch):
-    monkeypatch.setattr(trained, "TEXTS_AT_A_TIME", 7)
+    monkeypatch.setattr(generating, "TEXTS_AT_A_TIME", 7)
     model, samples = load(run, device="cpu"), options.get("samples", 1)
     prompts = ["the time of", "", "a", "people and the world, a way of life"]
     found = model.generate([*prompts, *prompts], **options)
     assert found == [model.generate(prompt, **options)[0] for prompt in prompts] * 2
     assert [len(set(texts)) for texts in found] == [samples] * 8
     assert len({text for texts in found for text in texts}) == 4 * samples
-
-
-def test_the_space_before_a_continuation_is_kept(tmp_path):
-    tokenizer = json.loads(word_pieces())
-    tokenizer["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": False}
-    run = make_run(tmp_path / "run", *GPT2_SETTINGS, tokenizer=json.dumps(tokenizer), vocab_size=72)
-    model = load(run, device="cpu")
-    drawn = [model.tokenizer.token_to_id(token) for token in ("world", "the")]
-    assert model._continuation(model._ids("people", 1, None), drawn) == " world the"
 
 
 def test_a_text_ends_with_the_positions_and_that_is_said(run, caplog):
@@ -105,6 +95,10 @@ def test_a_text_ends_with_the_positions_and_that_is_said(run, caplog):
         (lambda model: model.encode(["e" * 32]), "tokens of text 1=33: RUN has room for 32 here"),
         (lambda model: model.generate("a", samples=0), "samples=0: must be at least 1"),
         (lambda model: model.generate("a", top_p=2.0), "top_p=2.0: must lie in"),
+        (lambda model: model.generate("a", stop=""), "stop='': must hold a character"),
+        (lambda model: model.generate("a", no_repeat_ngram=2), "no_repeat_ngram=2: belongs to beam search"),
+        (lambda model: model.generate("a", beams=2, samples=2), "samples=2: beam search finds one text"),
+        (lambda model: model.encode("a", "b"), "targets=['b']: RUN is no encoder-decoder"),
     ],
 )
 def test_what_cannot_be_continued_is_refused_by_name(run, call, message):
@@ -115,7 +109,7 @@ def test_what_cannot_be_continued_is_refused_by_name(run, call, message):
 
 def test_an_encoder_does_not_generate(tmp_path):
     run = make_run(tmp_path / "run", model="encoder", tokenizer=word_pieces(), vocab_size=72)
-    with pytest.raises(ConfigError, match="is an encoder, and only decoders generate text"):
+    with pytest.raises(ConfigError, match="is an encoder, which writes no text"):
         load(run, device="cpu").generate("a")
 
 

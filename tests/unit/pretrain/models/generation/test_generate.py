@@ -8,7 +8,8 @@ from small_models import LLAMA, VOCAB_SIZE, small_decoder
 from pretrain.errors import NumericalError
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.generate import Sampler, generate
+from pretrain.models.generation.generate import generate
+from pretrain.models.generation.sampling import Sampler
 from pretrain.models.layers import Positions
 
 GREEDY = {"temperature": 0.0}
@@ -65,7 +66,7 @@ def test_a_text_ends_with_its_stop_token_and_others_go_on():
     model, several = confident(), prompts(5, 2, 9)
     free = generate(model, several, Sampler(), max_tokens=20)
     stop_id = free[1][3]
-    stopped = generate(model, several, Sampler(), max_tokens=20, stop_id=stop_id)
+    stopped = generate(model, several, Sampler(), max_tokens=20, stop_ids=[stop_id])
     assert stopped == [ids[: ids.index(stop_id) + 1] if stop_id in ids else ids for ids in free]
     assert len(stopped[1]) == 4 and max(map(len, stopped)) > 4
 
