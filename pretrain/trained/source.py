@@ -75,6 +75,11 @@ class Source(ABC):
         """The id of the mask token; None: the tokenizer has none."""
 
     @property
+    @abstractmethod
+    def decoder_start(self) -> int | None:
+        """The id that the decoder of an encoder-decoder begins with; None: it is none, or nothing says which."""
+
+    @property
     def max_positions(self) -> int | None:
         """The tokens of a sequence that the network has positions for; None where it computes positions."""
         return self.network.max_seq_len if self.network.positions is Positions.learned else None
@@ -164,6 +169,10 @@ class ReleasedSource(Source):
     def mask(self) -> int | None:
         return self._default_mask
 
+    @property
+    def decoder_start(self) -> int | None:
+        return read_json(self.path / "config.json").get("decoder_start_token_id")
+
     def check(self) -> None:
         """Refuse also damaged weights and unknown architectures."""
         _ = self._weights
@@ -217,6 +226,10 @@ class RunSource(Source):
     def mask(self) -> int | None:
         named = self.record.get("mask")  # not in runs older than the setting `tokenizer.mask`
         return self._default_mask if named is None else named
+
+    @property
+    def decoder_start(self) -> int | None:
+        return self.record.get("decoder_start")
 
     def check(self) -> None:
         """Refuse also a run without a saved step."""
