@@ -82,6 +82,7 @@ def _contestants(config: DecoderConfig, folder: Path) -> dict[str, Contestant]:
     theirs.save_pretrained(folder)
     model: Any = load(folder, device="cpu").module.model
 
+    @torch.inference_mode()  # as commands and the library do
     def headwater(prompts: list[Tensor], tokens: int) -> list[list[int]]:
         return generate(model, prompts, Sampler(temperature=0), max_tokens=tokens)
 
