@@ -5,16 +5,28 @@ Pairs are read in `pairs` and `messages`, encoded in `encoding`, measured in `me
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from finetune.answering.base import Codec
+from finetune.answering.writing import ByWriting, frame_of
+from finetune.answering.written import GenerationConfig
+from finetune.data.records import DataSet
+from finetune.tasks.seq2seq.conversations import (
+    ChatTemplate,
+    Conversation,
+    chat_frame,
+    read_conversations,
+)
+from finetune.tasks.seq2seq.encoding import Frame
+from finetune.tasks.seq2seq.metrics import TEXT_METRICS
+from finetune.tasks.seq2seq.pairs import Pair, PromptTemplate, read_pairs
 from pretrain.errors import check
 from pretrain.registry import register
-
-TEXT_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match", "f1")  # of texts that were written
 
 
 class Seq2SeqMetric(StrEnum):
@@ -24,7 +36,7 @@ class Seq2SeqMetric(StrEnum):
     accuracy = "accuracy"  # share of target tokens that the model holds likeliest
     bleu = "bleu"
     chrf = "chrf"
-    rougeL = "rougeL"  # noqa: N815 (its name)
+    rougeL = "rougeL"
     exact_match = "exact_match"
     f1 = "f1"
 
@@ -36,19 +48,6 @@ class PairColumns:
     source: str = "source"  # column of what the model reads
     target: str = "target"  # column of what it writes
     messages: str | None = None  # column of a conversation, whose last message is the target, in place of both
-
-
-@dataclass(kw_only=True)
-class GenerationConfig:
-    """How an answer is written when the model is measured and when it predicts."""
-
-    beams: int = 1  # hypotheses that are kept at once; 1: always the likeliest token
-    length_penalty: float = 1.0  # exponent of the length that divides a hypothesis's log-likelihood; beams above 1
-    no_repeat_ngram: int = 0  # tokens; no run of so many may be written twice; beams above 1; 0: any may
-
-    def __post_init__(self) -> None:
-        check(self.beams >= 1, "task.generate.beams", self.beams, "at least 1 hypothesis")
-        check(self.no_repeat_ngram >= 0, "task.generate.no_repeat_ngram", self.no_repeat_ngram, "0 (off) or more")
 
 
 @register("task", "seq2seq")
@@ -79,10 +78,47 @@ class Seq2SeqConfig:
         check(0 <= self.max_faults < 1, "task.max_faults", self.max_faults, "must be at least 0 and below 1")
         check(0 <= self.label_smoothing < 1, "task.label_smoothing", self.label_smoothing, "must be in [0, 1)")
         check(self.generate_examples >= 0, "task.generate_examples", self.generate_examples, "0 (none) or more")
-        check("{source}" in self.template, "task.template", repr(self.template), "must contain {source}")
+        PromptTemplate(self.template)
         for name in self.metrics:
             check(name in TEXT_METRICS, "task.metrics", name, f"must be one of {', '.join(TEXT_METRICS)}")
         of_texts = self.metric in TEXT_METRICS
-        rule = "is measured on answers that are written; set task.generate_examples above 0, and name it in task.metrics"
+        rule = (
+            "is measured on answers that are written; set task.generate_examples above 0, and name it in task.metrics"
+        )
         written = self.generate_examples > 0 and self.metric in self.metrics
         check(written or not of_texts, "task.metric", self.metric.value, rule)
+
+    @property
+    def answering(self) -> ByWriting:
+        """By writing."""
+        return ByWriting(self)
+
+    def records(self, source: DataSet, *, labelled: bool = True) -> list[Pair] | list[Conversation]:
+        """Read pairs, or conversations, with their targets if they are `labelled`.
+
+        In memory they are dictionaries by column, or texts and, with targets, tuples of both. Raises `ConfigError` for
+        a file or column that is not there, `DataError` for more bad records than are allowed.
+        """
+        if self.columns.messages is not None:
+            return read_conversations(source, self.columns.messages, max_faults=self.max_faults)
+        return read_pairs(
+            source,
+            self.template,
+            source_column=self.columns.source,
+            target_column=self.columns.target,
+            labelled=labelled,
+            max_faults=self.max_faults,
+            header=self.header,
+            delimiter=self.delimiter,
+        )
+
+    def names(self, records: Sequence[Any]) -> list[str]:
+        """Return none: there is no head."""
+        return []
+
+    def frame(self, codec: Codec) -> Frame:
+        """Return the ids that stand around texts. Raises `ConfigError` for a model without an end or a start token."""
+        frame = frame_of(codec)
+        if codec.chat_template is not None:
+            frame = chat_frame(ChatTemplate(**codec.chat_template), codec.tokenizer, frame)
+        return frame
