@@ -118,7 +118,9 @@ def test_backends_agree_and_every_parameter_takes_part(fields):
         model = small_encoder_decoder(attend=attend, **fields)
         out = hidden(model, batch)
         (out * upstream).sum().backward()
-        found.append([out, *(value.grad for name, value in model.named_parameters() if name not in OF_THE_HEAD)])
+        gradients = [value.grad for name, value in model.named_parameters() if name not in OF_THE_HEAD]
+        assert not any(gradient is None for gradient in gradients)
+        found.append([out, *gradients])
     torch.testing.assert_close(*found, atol=2e-4, rtol=1e-4)
 
 
