@@ -38,12 +38,14 @@ def parser() -> CommandParser:
 
 def _import_bin(options: argparse.Namespace) -> str:
     from pretrain.hub.pickled import import_bin, needs_import  # torch, which --help and a refusal do without
-    from pretrain.hub.spm_files import import_tokenizer
+    from pretrain.hub.spm_files import import_tokenizer, needs_tokenizer
 
-    directory = options.directory
-    tokenizer = import_tokenizer(directory)
-    weights = import_bin(directory, options.model_type) if tokenizer is None or needs_import(directory) else []
-    return "\n".join(map(str, [*weights, *([tokenizer] if tokenizer else [])]))
+    directory, written = options.directory, []
+    if needs_import(directory) or not needs_tokenizer(directory):
+        written += import_bin(directory, options.model_type)
+    if needs_tokenizer(directory):
+        written.append(import_tokenizer(directory))
+    return "\n".join(map(str, written))
 
 
 if __name__ == "__main__":

@@ -44,20 +44,19 @@ class SpmModel(NamedTuple):
     drops_spaces: bool  # at both ends of a text, and of several all but one
 
 
-def import_tokenizer(directory: Path) -> Path | None:
-    """Write the tokenizer.json of a directory that has models of SentencePiece alone, and return it; else None.
+def needs_tokenizer(directory: Path) -> bool:
+    """Whether a directory has models of SentencePiece, and no tokenizer.json."""
+    models = any((directory / name).is_file() for name in (ONE_MODEL, OF_SOURCES))
+    return models and not (directory / "tokenizer.json").exists()
+
+
+def import_tokenizer(directory: Path) -> Path:
+    """Write the tokenizer.json of a directory that has models of SentencePiece alone, and return it.
 
     Raises `ConfigError` for models that one tokenizer.json cannot stand for, `CheckpointError` for damaged ones.
     """
     target = directory / "tokenizer.json"
-    if target.exists():
-        return None
-    if (directory / ONE_MODEL).is_file():
-        tokenizer = _t5(directory)
-    elif (directory / OF_SOURCES).is_file():
-        tokenizer = _marian(directory)
-    else:
-        return None
+    tokenizer = (_t5 if (directory / ONE_MODEL).is_file() else _marian)(directory)
     replace_file(target, [tokenizer.to_str(pretty=True).encode()])
     return target
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.hub.spm_files import import_tokenizer
+from pretrain.hub.spm_files import import_tokenizer, needs_tokenizer
+from pretrain.import_bin import main
 
 SENTENCES = [*filter(None, re.__doc__.splitlines()), "People and the world: état, naïveté!", "ein Satz über Bäume"]
 T5_IDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
@@ -33,8 +34,9 @@ def t5(tmp_path_factory):
     model = train(**T5_IDS)
     (directory / "spiece.model").write_bytes(model)
     (directory / "tokenizer_config.json").write_text('{"extra_ids": 7}')
-    assert import_tokenizer(directory) == directory / "tokenizer.json"
-    assert import_tokenizer(directory) is None, "it is there now"
+    assert needs_tokenizer(directory)
+    assert main([str(directory)]) == 0
+    assert not needs_tokenizer(directory), "it is there now"
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     return sentencepiece.SentencePieceProcessor(model_proto=model), tokenizer
 
