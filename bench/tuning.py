@@ -41,6 +41,7 @@ class Task:
     headwater: list[str]  # overrides
     peer: list[str]  # script in peers/, and options of its own
     batching: list[str]  # of the peer, its recipe's first
+    limits: tuple[str, ...] = ("task.max_tokens",)  # Headwater's settings that take the recipe's `max_tokens`
     same: str = "trainer-padded"  # the contestant whose steps are Headwater's
 
     @property
@@ -98,7 +99,8 @@ class Arena:
         if name == "headwater":
             return [
                 *(sys.executable, "-m", "finetune", *self.task.headwater, f"init_from={self.model}"),
-                *(f"task.train={self.train}", f"task.validation={self.test}", f"task.max_tokens={recipe.max_tokens}"),
+                *(f"task.train={self.train}", f"task.validation={self.test}"),
+                *(f"{limit}={recipe.max_tokens}" for limit in self.task.limits),
                 *(f"train.batch_size={recipe.batch}", f"train.epochs={epochs}", f"seed={seed}"),
                 *(f"optim.lr={recipe.lr}", f"optim.weight_decay={recipe.weight_decay}"),
                 *(f"dropout={recipe.dropout}", f"attention_dropout={recipe.attention_dropout}"),

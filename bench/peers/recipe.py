@@ -50,13 +50,16 @@ class Loss(TrainerCallback):
             print(json.dumps({"loss": logs["loss"], "grad_norm": logs["grad_norm"]}), flush=True)
 
 
-def trained(args, train_dataset, **parts):
-    """Train; return the Trainer, given its model, data set and collator. `grouped` batches sequences of like length."""
+def trained(args, train_dataset, *, of=Trainer, arguments=TrainingArguments, options=None, **parts):
+    """Train; return the Trainer, given its model, data set and collator. `grouped` batches sequences of like length.
+
+    `of` and `arguments` are the classes of the Trainer and of its arguments, `options` more of these.
+    """
     sampling = "group_by_length" if args.batching == "grouped" else "random"
     if args.order:
         train_dataset, sampling = Subset(train_dataset, json.loads(Path(args.order).read_text())), "sequential"
     with tempfile.TemporaryDirectory() as output:
-        training = TrainingArguments(
+        training = arguments(
             output_dir=output,
             num_train_epochs=args.epochs,
             per_device_train_batch_size=args.batch,
@@ -70,8 +73,9 @@ def trained(args, train_dataset, **parts):
             disable_tqdm=True,
             seed=args.seed,
             use_cpu=True,
+            **(options or {}),
         )
         report = Loss() if args.order else Report()
-        trainer = Trainer(args=training, train_dataset=train_dataset, callbacks=[report], **parts)
+        trainer = of(args=training, train_dataset=train_dataset, callbacks=[report], **parts)
         trainer.train()
     return trainer

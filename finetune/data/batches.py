@@ -29,7 +29,7 @@ class TrainingSteps:
     examples: Examples
     epochs: float
     batch_size: int  # examples in a step, over all ranks
-    max_tokens: int  # tokens in a micro-batch, at least those of the longest example
+    max_tokens: int  # tokens in a micro-batch, sources among them; at least those of the longest example
     seed: int
     rank: int
     world_size: int
@@ -49,7 +49,7 @@ class TrainingSteps:
         """Yield the steps from number `step` on."""
         for number in range(step, self.total):
             own = divide(self.chosen(number), self.examples.lengths, self.max_tokens, self.world_size)[self.rank]
-            batches = [self.examples.batch(part) if len(part) else Batch.empty() for part in own]
+            batches = [self.examples.batch(part) for part in own]
             yield [batch.pin_memory() for batch in batches] if self.pin else batches
 
     def chosen(self, step: int) -> np.ndarray:
@@ -99,7 +99,5 @@ def measuring_batches(
     longest_first = np.argsort(-examples.lengths, kind="stable")
     parts = under_budget(longest_first, examples.lengths, max_tokens)
     for first in range(0, len(parts), world_size):
-        if first + rank < len(parts):
-            yield parts[first + rank], examples.batch(parts[first + rank])
-        else:
-            yield np.empty(0, dtype=np.int64), Batch.empty()
+        own = parts[first + rank] if first + rank < len(parts) else np.empty(0, dtype=np.int64)
+        yield own, examples.batch(own)

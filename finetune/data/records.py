@@ -268,7 +268,12 @@ def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str]
             what = f"has {count} columns of this name" if count else f"has no such column{_alike(column, known)}"
             there = ", ".join(f"{name!r:.40}" for name in known[:MAX_COLUMNS]) or "none"
             there += f", ... ({len(known):,} in all)" * (len(known) > MAX_COLUMNS)
-            raise ConfigError(f"task.columns.{role}={column}: {source} {what}; its columns are {there}{hint}")
+            raise ConfigError(f"{_setting(role, column)}: {source} {what}; its columns are {there}{hint}")
+
+
+def _setting(role: str, column: str) -> str:
+    """Return what the user typed to name a column: a prompt's template has it in braces."""
+    return f"task.template={role}" if role.startswith("{") else f"task.columns.{role}={column}"
 
 
 def _alike(column: str, known: Sequence[str]) -> str:

@@ -35,14 +35,14 @@ class FullConfig:
 class FrozenConfig(FullConfig):
     """The head is trained, and optionally the last blocks of the model; the rest keeps its weights."""
 
-    blocks: int = 0  # last blocks of the model that are trained, with the final norm if there is one
+    blocks: int = 0  # last blocks that are trained, of an encoder-decoder on either side, with final norms if any
 
     def __post_init__(self) -> None:
         check(self.blocks >= 0, "tuning.blocks", self.blocks, "0 (none of the model) or more blocks")
 
     def prepare(self, model: Model) -> None:
         """See `TuningConfig`. Raises `ConfigError` for more blocks than the model has."""
-        layers = len(model.blocks)
+        layers = model.top - 1
         rule = f"the model has {layers} blocks; lower it, or set tuning=full"
         check(self.blocks <= layers, "tuning.blocks", self.blocks, rule)
         for name, parameter in model.named_parameters():

@@ -5,7 +5,7 @@ Holds the layer, its configuration, and the sum of both for who wants one matrix
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,13 @@ class LoraConfig:
     rank: int = 8  # of the difference that a matrix learns
     alpha: float = 16.0  # the difference is multiplied by alpha / rank
     dropout: float = 0.0  # probability, of what an adapter reads
-    layers: list[str] = field(default_factory=lambda: ["qkv", "out", "up", "down"])  # of a block, that get adapters
+    layers: list[str] | None = None  # of a block, that get adapters: qkv, out, up, down, q, kv; null: all it has
 
     def __post_init__(self) -> None:
         check(self.rank >= 1, "tuning.rank", self.rank, "must be at least 1; 8 and 16 are usual")
         check(self.alpha > 0, "tuning.alpha", self.alpha, "must be above 0; one or two times the rank is usual")
         check(0 <= self.dropout < 1, "tuning.dropout", self.dropout, "must lie in [0, 1)")
-        check(bool(self.layers), "tuning.layers", self.layers, "name one at least, or set tuning=frozen")
+        check(self.layers != [], "tuning.layers", self.layers, "name one at least, or set tuning=frozen")
 
     @property
     def scale(self) -> float:
@@ -69,11 +69,12 @@ class LoraConfig:
             if isinstance(layer, nn.Linear)
         ]
         known = list(dict.fromkeys(name for _, name, _ in linear))
-        for wanted in self.layers:
+        chosen = known if self.layers is None else self.layers
+        for wanted in chosen:
             rule = f"the model's blocks have no such layer; choose among {', '.join(known)}"
             check(wanted in known, "tuning.layers", wanted, rule)
         for module, name, layer in linear:
-            if name in self.layers:
+            if name in chosen:
                 setattr(module, name, LoraLinear(layer, rank=self.rank, scale=self.scale, dropout=self.dropout))
 
     def compute_share(self, blocks: int) -> float:

@@ -72,9 +72,7 @@ class RelativeBias(NamedTuple):
     """
 
     table: Tensor  # (buckets, H), a value for each bucket of distances and each head
-    bidirectional: (
-        bool  # whether keys after the query have buckets of their own, half of all; else they share the first
-    )
+    bidirectional: bool  # whether keys after the query have half of the buckets; else they share the first
     max_distance: int  # positions; from there on all share the last bucket
 
 
@@ -151,11 +149,16 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def depth(self, name: str) -> int:
-        """Return how deep a parameter lies: 0 before the blocks, n in the n-th of them, one more after the last."""
+        """Return how deep a parameter lies: 0 before the blocks, n in the n-th of them, `top` after the last."""
         part, _, rest = name.partition(".")
         if part == "blocks":
             return int(rest.partition(".")[0]) + 1
-        return 0 if "embedding" in part else len(self.blocks) + 1
+        return 0 if "embedding" in part else self.top
+
+    @property
+    def top(self) -> int:
+        """The depth of what stands after the last block."""
+        return len(self.blocks) + 1
 
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the floating-point operations of one token's forward and backward pass at this sequence length.

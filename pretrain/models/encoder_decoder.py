@@ -1,7 +1,7 @@
 """The encoder-decoder: the original Transformer, BART, Marian, T5 and what lies between them.
 
 Holds the architecture and its dataclass; shared settings and blocks are in `network` and `layers`, kernels in
-`attention/`. Letters of shapes: `models/base.py`; Ns are the tokens of the source.
+`attention/`. Letters of shapes: `models/base.py`, and Ns tokens of the source.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Attend, EncoderDecoderModel, Layout, ModelKind, RelativeBias, Stream
+from pretrain.models.generation.cache import KeyValueCache, SourceCache
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import (
     MLP,
@@ -24,7 +25,6 @@ from pretrain.models.layers import (
     Block,
     CrossAttention,
     CrossBlock,
-    KeyValueCache,
     Norm,
     Order,
     Positions,
@@ -36,8 +36,6 @@ from pretrain.models.layers import (
 )
 from pretrain.models.network import NetworkConfig
 from pretrain.registry import register
-
-KeysAndValues = tuple[Tensor, Tensor]  # of the source for one block, (Ns, H, E) each
 
 
 @register("model", "encoder_decoder")
@@ -54,16 +52,16 @@ class EncoderDecoderConfig(NetworkConfig):
     positions: Positions = Positions.sinusoidal  # how it knows where a token stands: sinusoidal, learned or relative
     init: Init = Init.transformer
 
-    decoder_layers: int | None = None  # blocks of the decoder; null: as many as `layers`
+    decoder_layers: int | None = None  # blocks of the decoder; null: as many as the encoder's
     attention_width: int | None = None  # of all heads of one attention together; null: width
     attention_scale: bool = True  # scores are divided by the root of the width of a head; T5's are not
     norm: Norm = Norm.layernorm  # layernorm or rmsnorm
     order: Order = Order.post  # where a block normalises: post or pre
-    embedding_norm: bool = False  # normalises the embeddings (BART)
+    embedding_norm: bool = False  # a norm of the embeddings on either side (BART)
     embedding_scale: bool = True  # multiplies token vectors by the root of the width
     position_offset: int = 0  # row of the first position's vector; BART's is 2
-    buckets: int = 32  # of distances, with positions=relative; half of them for keys after the query
-    max_distance: int = 128  # tokens; from there on all distances share a bucket, with positions=relative
+    buckets: int = 32  # of distances, with positions=relative; in the encoder half of them for keys after the query
+    max_distance: int = 128  # tokens, with positions=relative; from there on all distances share a bucket
     head_scale: bool = False  # divides what the head multiplies by the root of the width (T5 1.0)
     head_bias: bool = False  # a bias on the logits
     mlp_dropout: float = 0.0  # probability, inside the MLP (T5, BART)
@@ -116,13 +114,18 @@ class EncoderDecoderConfig(NetworkConfig):
             head_width=self.head_width,
             bias=self.bias,
             dropout=self.attention_dropout,
-            scale=self._scale,
+            scale=self._attention_scale,
             attend=attend,
         )
         block = CrossBlock if self.order is Order.pre else PostNormCrossBlock
         return block(cross_norm=self.make_norm(), cross=cross, **self._parts(attend, causal=True))
 
+    @property
+    def _attention_scale(self) -> float | None:
+        return None if self.attention_scale else 1.0
+
     def _parts(self, attend: Attend, *, causal: bool) -> dict[str, Any]:
+        """Return what blocks of both sides are made of."""
         attention = Attention(
             width=self.width,
             heads=self.heads,
@@ -132,7 +135,7 @@ class EncoderDecoderConfig(NetworkConfig):
             dropout=self.attention_dropout,
             causal=causal,
             window=None,
-            scale=self._scale,
+            scale=self._attention_scale,
             attend=attend,
         )
         mlp = MLP(
@@ -147,24 +150,27 @@ class EncoderDecoderConfig(NetworkConfig):
 
     def initial(self, name: str, ndim: int) -> Initial:
         """Return the distribution of a parameter of this name and number of dimensions, by the scheme `init`."""
-        if ndim == 1 or self.init not in (Init.transformer, Init.t5):
+        t5 = self.init is Init.t5
+        if ndim == 1 or not (t5 or self.init is Init.transformer):
             return super().initial(name, ndim)
         layer = name.removesuffix(".weight").rpartition(".")[2]
-        hidden = self.hidden_width if layer in ("up", "down") else self.all_heads_width
-        t5 = self.init is Init.t5
         if "embedding" in layer or layer == "head":
             return Initial(std=1.0 if t5 and layer == "embedding" else self.width**-0.5)
-        if not t5:
-            return Initial(std=(2 / (self.width + hidden)) ** 0.5)
-        fan_in = hidden if layer in ("out", "down") else self.width
-        queries = (self.width * self.head_width) ** -0.5
-        if layer == "qkv":
-            return Initial(std=fan_in**-0.5, first=(self.all_heads_width * self.width, queries))
-        return Initial(std=queries if layer == "q" else fan_in**-0.5)
+        return self._initial_t5(layer) if t5 else self._initial_transformer(layer)
 
-    @property
-    def _scale(self) -> float | None:
-        return None if self.attention_scale else 1.0
+    def _initial_transformer(self, layer: str) -> Initial:
+        """By the two widths of a matrix; of a fused one, by those of each of its parts."""
+        inner = self.hidden_width if layer in ("up", "down") else self.all_heads_width
+        return Initial(std=(2 / (self.width + inner)) ** 0.5)
+
+    def _initial_t5(self, layer: str) -> Initial:
+        """By what a matrix reads; that of the queries by the width of a head, too, since scores are not scaled."""
+        read = {"out": self.all_heads_width, "down": self.hidden_width}.get(layer, self.width)
+        of_queries = (self.width * self.head_width) ** -0.5
+        if layer == "q":
+            return Initial(std=of_queries)
+        first = (self.all_heads_width * self.width, of_queries) if layer == "qkv" else None
+        return Initial(std=read**-0.5, first=first)
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> EncoderDecoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
@@ -201,17 +207,15 @@ class EncoderDecoder(EncoderDecoderModel):
     def forward(self, tokens: Tensor, positions: Tensor, layout: Layout, source: Stream | None = None) -> Tensor:
         """Return the final hidden states of the target (N, D), ready for the head."""
         assert source is not None, "an encoder-decoder reads a source"
-        layout_of_source = source.layout
-        states = self.encode(source, layout_of_source)
-        return self.decode(tokens, positions, layout, states, Layout.across(layout, layout_of_source))
+        states = self.encode(source)
+        return self.decode(tokens, positions, layout, states, Layout.across(layout, source.layout))
 
-    def encode(self, source: Stream, layout: Layout | None = None) -> Tensor:
-        """Return the final hidden states of the source (Ns, D); `layout` is that of its self-attention."""
-        layout = source.layout if layout is None else layout
+    def encode(self, source: Stream) -> Tensor:
+        """Return the final hidden states of the source (Ns, D)."""
+        layout, relative = source.layout, self._relative("encoder")
         x = self._embedded(source.tokens, source.positions, "encoder")
-        relative = self._relative("encoder")
         for block in self.blocks[: self.config.layers]:
-            x = block(x, layout, None, None, relative)
+            x = block(x, layout, relative=relative)
         return self._final(x, "encoder")
 
     def decode(
@@ -219,26 +223,26 @@ class EncoderDecoder(EncoderDecoderModel):
         tokens: Tensor,
         positions: Tensor,
         layout: Layout,
-        states: Tensor | Sequence[KeysAndValues],
+        states: Tensor | Sequence[SourceCache],
         cross_layout: Layout,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
-        """Return the final hidden states of the target (N, D).
+        """Return the final hidden states of the target (N, D), ready for the head.
 
-        `states` are those of the source (Ns, D), or `keys_and_values` of them. With `caches`, one a block of the
-        decoder, the tokens are the newest of their sequences: see `Decoder.forward`.
+        `states` are those of the source (Ns, D), or caches of its `keys_and_values`, one a block of the decoder;
+        `cross_layout` leads from the target's queries to the source's keys. With `caches` the tokens are the newest of
+        their sequences: see `Decoder.forward`.
         """
-        x = self._embedded(tokens, positions, "decoder")
         relative = self._relative("decoder")
-        for layer, block in enumerate(self.blocks[self.config.layers :]):
-            seen = states if isinstance(states, Tensor) else states[layer]
-            cache = caches[layer] if caches else None
-            x = block(x, layout, None, cache, relative, SeenSource(seen, cross_layout))
+        x = self._embedded(tokens, positions, "decoder")
+        for layer, block in enumerate(self.decoder_blocks()):
+            seen = SeenSource(states if isinstance(states, Tensor) else states[layer], cross_layout)
+            x = block(x, layout, cache=caches[layer] if caches else None, relative=relative, seen=seen)
         x = self._final(x, "decoder")
         return x * self.config.width**-0.5 if self.config.head_scale else x
 
-    def keys_and_values(self, states: Tensor) -> list[KeysAndValues]:
-        """Return what each block of the decoder makes of the source's states, once for all steps of a generation."""
+    def keys_and_values(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return what each block of the decoder makes of the source's states (Ns, D): (Ns, H, E) twice."""
         return [block.cross.keys_and_values(states) for block in self.decoder_blocks()]
 
     def decoder_blocks(self) -> Iterable[CrossBlock]:
@@ -248,6 +252,7 @@ class EncoderDecoder(EncoderDecoderModel):
             yield block
 
     def _embedded(self, tokens: Tensor, positions: Tensor, side: str) -> Tensor:
+        """Return what the first block reads (N, D); `side` is encoder or decoder, as modules are named."""
         config = self.config
         x = self.embedding(tokens)
         if config.embedding_scale:
@@ -261,6 +266,7 @@ class EncoderDecoder(EncoderDecoderModel):
         return F.dropout(x, config.dropout, self.training)
 
     def _relative(self, side: str) -> RelativeBias | None:
+        """Return what all self-attentions of a side add to their scores."""
         config = self.config
         if config.positions is not Positions.relative:
             return None
@@ -288,29 +294,42 @@ class EncoderDecoder(EncoderDecoderModel):
         return self.logit_bias if self.config.head_bias else None
 
     def depth(self, name: str) -> int:
-        """Return how deep a parameter lies in its own stack, the decoder's beginning anew (see `Model`)."""
-        if name.startswith("blocks."):
-            block = int(name.split(".")[1])
-            return block % self.config.layers + 1 if block < self.config.layers else block - self.config.layers + 1
-        deepest = max(self.config.layers, self.config.num_decoder_layers)
-        return 0 if "embedding" in name else deepest + 1
+        """Return how deep a parameter lies on its own side (see `Model`).
+
+        The last blocks of both sides are equally deep; the first ones only where there are as many on either side.
+        """
+        depth = super().depth(name)
+        if not name.startswith("blocks."):
+            return depth
+        in_encoder = depth <= self.config.layers
+        return self.top - 1 - (self.config.layers if in_encoder else len(self.blocks)) + depth
+
+    @property
+    def top(self) -> int:
+        """The depth of what stands after the last blocks."""
+        return max(self.config.layers, self.config.num_decoder_layers) + 1
 
     def initial(self, name: str) -> Initial:
         """Return the distribution of a parameter by the configured scheme (see `Init`)."""
         return self.config.initial(name, self.get_parameter(name).ndim)
 
     def flops_per_token(self, seq_len: float, head_share: float = 1.0, target_share: float = 0.5) -> float:
-        """Return the operations of one token of either side (see `EncoderDecoderModel` and `NetworkConfig`)."""
-        config = self.config
-        target, source = target_share, 1 - target_share
+        """Return the operations of one token of either side (see `EncoderDecoderModel` and `NetworkConfig`).
+
+        Tokens of the source pass through the encoder, and through the projections to keys and values that all blocks of
+        the decoder have of them; tokens of the target through the rest. Each sees the tokens of its own side, and those
+        of the target see the source's as well.
+        """
+        config, source, target = self.config, 1 - target_share, target_share
         read = sum(block.cross.kv.weight.numel() for block in self.decoder_blocks())
-        written = _matrices(self.blocks[config.layers :]) - read
+        encoder = _matrices(self.blocks[: config.layers]) + read
+        decoder = _matrices(self.blocks[config.layers :]) - read
         head = head_share * self.head_weight().numel() if head_share else 0.0
-        products = source * (_matrices(self.blocks[: config.layers]) + read) + target * (written + head)
-        pairs = config.layers * source**2 + config.num_decoder_layers * (target**2 + target * source)
+        pairs = config.layers * source**2 + config.num_decoder_layers * target * (target + source)
+        products = source * encoder + target * (decoder + head)
         return 6.0 * products + 12.0 * config.all_heads_width * seq_len * pairs
 
 
 def _matrices(blocks: nn.Module) -> int:
-    """Return the parameters of a part's matrix products."""
+    """Return the parameters of the matrix products of blocks."""
     return sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim == 2)

@@ -1,7 +1,7 @@
-"""What decoders and encoders have in common: the settings of a stack of blocks, their checks, and the blocks.
+"""What all architectures have in common: the settings of a stack of blocks, their checks, and the blocks.
 
-Holds no architecture: embeddings, heads and the order of things are in `decoder` and `encoder`, layers in `layers`.
-Letters of shapes: `models/base.py`.
+Holds no architecture: embeddings, heads and the order of things are in `decoder`, `encoder` and `encoder_decoder`,
+layers in `layers`. Letters of shapes: `models/base.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pretrain.models.init import Init, Initial
 from pretrain.models.layers import MLP, Activation, Attention, Block, Norm, Positions, make_norm
 
 # Projections into the residual stream, and the head's transform, which ModernBERT initialises like them.
-_RESIDUAL = ("attention.out.weight", "mlp.down.weight", "transform.dense.weight")
+_RESIDUAL = ("attention.out.weight", "cross.out.weight", "mlp.down.weight", "transform.dense.weight")
 
 
 @dataclass(kw_only=True)
@@ -29,7 +29,7 @@ class NetworkConfig(ModelConfig):
     heads: int = 12  # query heads, H
     mlp_width: int | None = None  # hidden width of the MLP; null: 4 * width
     norm_eps: float = 1e-5  # added to the variance
-    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh, swiglu or geglu
+    activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh, relu, silu, swiglu, geglu, geglu_tanh
     positions: Positions = Positions.learned  # how it knows where a token stands: learned, sinusoidal or rotary
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     bias: bool = True  # biases in projections and layer norms

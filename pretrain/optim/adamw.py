@@ -71,4 +71,4 @@ def fused_adamw(groups: list[ParameterGroup], beta1: float, beta2: float, eps: f
 def _depths(module: nn.Module) -> tuple[dict[nn.Parameter, int], int]:
     """Return how deep each parameter of the model inside the module lies, and the depth of those beside it."""
     [model] = [part for part in module.modules() if isinstance(part, Model)]
-    return {parameter: model.depth(name) for name, parameter in model.named_parameters()}, len(model.blocks) + 1
+    return {parameter: model.depth(name) for name, parameter in model.named_parameters()}, model.top

@@ -99,6 +99,18 @@ class ConstantSchedule(ScheduleConfig):
         return 1.0
 
 
+@register("schedule", "inverse_sqrt")
+@dataclass(kw_only=True)
+class InverseSqrtSchedule(ScheduleConfig):
+    """In proportion to 1 / sqrt(step), for a run of any length (Vaswani et al. 2017, equation 3).
+
+    Steps count from 1 there. The peak is at its warm-up's last step, here the first one after `warmup_steps`.
+    """
+
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        return math.sqrt((self.warmup_steps + 1) / (step + 1))
+
+
 @dataclass(kw_only=True)
 class FallingSchedule(ScheduleConfig):
     """What the schedules have that fall to a floor."""

@@ -137,6 +137,8 @@ HEAVY = {
     "deepspeed",
     "matplotlib",
     "pandas",
+    "rouge_score",
+    "sacrebleu",
     "scipy",
     "seqeval",
     "sklearn",

@@ -1,10 +1,13 @@
-"""Small decoders, encoders, encoder-decoders and ragged batches for tests of models, objectives and generation."""
+"""Small models of every kind and ragged batches for tests of models, objectives and generation."""
+
+from dataclasses import replace
 
 import torch
 from attention_laws import offsets
 
 from pretrain.data.batch import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.base import Stream
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
@@ -42,7 +45,7 @@ T5 = {
 }
 T5_TIED = T5 | {"head_scale": True}
 T5_GATED = T5 | {"activation": Activation.geglu_tanh, "tie_embeddings": False}
-VOCAB_SIZE = 61
+VOCAB_SIZE, START = 61, 0  # ids, and that before every target
 
 
 def small_decoder(seed=1, attend=sdpa, **fields):
@@ -89,3 +92,12 @@ def ragged_batch(lengths, seed=3):
         targets=torch.cat([torch.cat([document[1:], end]) for document in tokens.split(lengths)]),
         num_targets=sum(lengths) - len(lengths),
     )
+
+
+def ragged_pairs(source_lengths, target_lengths, seed=3):
+    """Return random targets of these lengths, each predicting itself from its source and its own earlier tokens."""
+    source, target = ragged_batch(source_lengths, seed), ragged_batch(target_lengths, seed + 1)
+    stream = Stream(source.tokens, source.positions, source.offsets, source.max_len, source_lengths)
+    starts = target.positions == 0
+    shifted = torch.where(starts, START, target.tokens.roll(1))
+    return replace(target, tokens=shifted, targets=target.tokens, num_targets=len(target.tokens), source=stream)

@@ -34,6 +34,7 @@ def hidden(model, batch):
             {"width": 5, "heads": 1, "positions": Positions.sinusoidal},
             "model.positions=sinusoidal: needs pairs of coordinates",
         ),
+        ({"positions": Positions.relative}, "model.positions=relative: belongs to encoder-decoders"),
         ({"dropout": 1.0}, r"model.dropout=1.0: must lie in \[0, 1\)"),
         ({"attention_dropout": -0.1}, "model.attention_dropout=-0.1"),
         ({"window": 0}, "model.window=0"),
@@ -138,7 +139,7 @@ def test_sinusoids_are_those_of_the_paper():
             assert table[position, 8 + i].item() == pytest.approx(math.cos(angle), abs=1e-5)
 
 
-@pytest.mark.parametrize("positions", list(Positions))
+@pytest.mark.parametrize("positions", [Positions.learned, Positions.sinusoidal, Positions.rotary])
 def test_positions_matter_and_begin_anew_in_every_document(positions):
     model = small_decoder(positions=positions)
     batch = ragged_batch([6, 6])

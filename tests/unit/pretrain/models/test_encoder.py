@@ -30,7 +30,7 @@ def hidden(model, batch, segments=None):
             {"width": 12, "heads": 4, "positions": Positions.rotary},
             "model.positions=rotary: needs pairs of coordinates",
         ),
-        ({"positions": Positions.sinusoidal}, "model.positions=sinusoidal: belongs to decoders"),
+        ({"positions": Positions.sinusoidal}, "model.positions=sinusoidal: is not for encoders"),
         (
             {"positions": Positions.rotary, "position_offset": 2},
             "model.position_offset=2: belongs to learned positions",

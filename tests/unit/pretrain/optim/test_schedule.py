@@ -13,6 +13,7 @@ from pretrain.optim.schedule import (
     ConstantSchedule,
     CosineSchedule,
     Decay,
+    InverseSqrtSchedule,
     LearningRate,
     LinearSchedule,
     WsdSchedule,
@@ -34,6 +35,12 @@ TABLES = [
         [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1 - SQRT_HALF, 1 - math.sqrt(0.75)],
     ),
     (WsdSchedule(decay_share=0.4, decay=Decay.linear, floor=0.2), 10, [1.0] * 7 + [0.8, 0.6, 0.4]),
+    (InverseSqrtSchedule(), 4, [1.0, SQRT_HALF, 1 / math.sqrt(3), 0.5]),
+    (
+        InverseSqrtSchedule(warmup_steps=1),
+        8,
+        [0.5, 1.0, math.sqrt(2 / 3), SQRT_HALF, *(math.sqrt(2 / n) for n in (5, 6, 7, 8))],
+    ),
     # A fifth of 2 steps rounds to none: no decay at all.
     (WsdSchedule(), 2, [1.0, 1.0]),
 ]
@@ -62,6 +69,14 @@ def test_rises_then_falls_and_stays_between_floor_and_peak(kind, total, warmup, 
     if warmup < total:
         assert values[warmup] == 1.0
         assert multiplier(total) == multiplier(total + 1000) == floor
+
+
+def test_the_inverse_square_root_is_that_of_the_paper_whatever_the_length():
+    """The rate of Vaswani et al. 2017, equation 3, over its largest: there steps count from 1, and warm-ups, too."""
+    short, long = (InverseSqrtSchedule(warmup_steps=9).build(total) for total in (40, 1000))
+    by_paper = [min(step**-0.5, step * 10**-1.5) / 10**-0.5 for step in range(1, 1001)]
+    assert [long(step) for step in range(1000)] == pytest.approx(by_paper, abs=1e-12)
+    assert [short(step) for step in range(40)] == [long(step) for step in range(40)]
 
 
 def test_same_until_the_decay_whatever_the_length():

@@ -1,0 +1,1 @@
+"""Sequence to sequence: translation, summaries, instruction tuning; the model writes its answer, token after token."""

@@ -1,0 +1,200 @@
+"""Pairs of texts as tokens: what the model reads, what it writes, and what of that is learned.
+
+Texts are read in `pairs` and `conversations`. An encoder-decoder has a source and a target of its own, which its
+decoder reads shifted right behind a start token; a decoder reads one sequence, of which the target alone is learned.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from finetune.data.examples import Example, Examples
+from finetune.tasks.base import encodings
+from finetune.tasks.seq2seq.pairs import Pair
+from pretrain.data.batch import IGNORED
+from pretrain.data.sources.bad_records import BadRecordError, BadRecords
+from pretrain.errors import ConfigError, check
+
+log = logging.getLogger(__name__)
+
+
+class Frame(NamedTuple):
+    """The ids that stand around texts."""
+
+    prefix: list[int]  # before a text
+    suffix: list[int]  # after a text
+    start: int | None  # what an encoder-decoder's decoder reads first; None: the model is a decoder
+    markup: bool = False  # whether special tokens are written in the texts, as chat templates write them
+
+    @property
+    def end(self) -> list[int]:
+        """The ids that end a target: the suffix or, without one, the token that begins the next text.
+
+        Raises `ConfigError` for a tokenizer that has neither: a model could not learn to stop.
+        """
+        if not (found := self.suffix or self.prefix[:1]):
+            rule = "the tokenizer puts no token before or after a text, so that an answer would never end"
+            raise ConfigError(f"init_from: {rule}; choose a model whose tokenizer has an end-of-text token")
+        return found
+
+
+class Cuts(NamedTuple):
+    """What of P pairs was not kept whole."""
+
+    sources: int  # pairs whose source was cut
+    targets: int  # pairs whose target was cut
+    longest_source: int  # tokens, before cutting
+    longest_target: int  # tokens, before cutting
+
+    def log(self, num_pairs: int, max_source_tokens: int, max_target_tokens: int) -> None:
+        """Write the counts to the log."""
+        log.info(
+            "%d pairs; %d sources cut to task.max_source_tokens=%d (the longest has %d), %d targets cut to "
+            "task.max_target_tokens=%d (the longest has %d)",
+            *(num_pairs, self.sources, max_source_tokens, self.longest_source),
+            *(self.targets, max_target_tokens, self.longest_target),
+        )
+
+
+class EncodedPairs(NamedTuple):
+    """The examples of the pairs that have tokens."""
+
+    examples: Examples  # P
+    pairs: list[Pair]  # P
+    cuts: Cuts
+
+
+class _Ids(NamedTuple):
+    """A pair as ids, whole."""
+
+    source: list[int]
+    target: list[int] | None
+
+
+def encode_pairs(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    frame: Frame,
+    *,
+    max_source_tokens: int,
+    max_target_tokens: int,
+    max_faults: float = 0.0,
+) -> EncodedPairs:
+    """Encode pairs, all of which have targets or none.
+
+    An encoder-decoder's source is prefix, text and suffix, its target prefix, text and end, as the labels of BART, T5
+    and Marian are; a decoder's sequence is prefix, source, target and end. The limits count the tokens around texts. A
+    longer source loses its end, of a decoder its beginning, so that the question or the marks before the answer stay;
+    the tokens around it are kept. A longer target loses its end, and the end token with it: the model does not learn to
+    stop there.
+
+    Source and target become tokens apart, so that in training the source has the tokens that it has in prediction.
+
+    A pair of which a side has no token is a bad record and left out. Raises `DataError` for more of these than
+    `max_faults`, `ConfigError` for limits without room for text.
+    """
+    _check_room(frame, max_source_tokens, max_target_tokens)
+    bad = BadRecords("pairs", allowed=max_faults)
+    kept: list[Pair] = []
+    examples: list[Example] = []
+    sources, targets = [], []  # tokens of each, before cutting
+    for pair, ids in zip(pairs, _ids(pairs, tokenizer, markup=frame.markup), strict=True):
+        with bad.counted(pair.place):
+            for side, found, text in (("source", ids.source, pair.source), ("target", ids.target, pair.target)):
+                if found == []:
+                    raise BadRecordError(f"no token in a {side}", f"{text!r:.80}")
+            source = _around_source(frame, ids.source)
+            target = None if ids.target is None else _around_target(frame, ids.target)
+            sources.append(len(source))
+            targets.append(len(target or ()))
+            source = _shortened(source, frame, max_source_tokens)
+            target = None if target is None else target[:max_target_tokens]
+            examples.append(_example(source, target, frame))
+            kept.append(pair)
+    bad.settle(len(kept))
+    cuts = Cuts(
+        sum(size > max_source_tokens for size in sources),
+        sum(size > max_target_tokens for size in targets),
+        max(sources),
+        max(targets),
+    )
+    cuts.log(len(kept), max_source_tokens, max_target_tokens)
+    return EncodedPairs(Examples.of(examples), kept, cuts)
+
+
+def prompts_of(examples: Examples, frame: Frame) -> list[list[int]]:
+    """Return the ids that the decoder reads before it writes the target of each example."""
+    if frame.start is not None:
+        return [[frame.start]] * len(examples)
+    prompts = []
+    for first, end in itertools.pairwise(examples.offsets.tolist()):
+        own = examples.tokens[first:end]
+        if examples.targets is not None:  # the last token of the prompt is the first with a target
+            own = own[: np.flatnonzero(examples.targets[first:end] != IGNORED)[0] + 1]
+        prompts.append(own.tolist())
+    return prompts
+
+
+def _check_room(frame: Frame, max_source_tokens: int, max_target_tokens: int) -> None:
+    around_source = len(_around_source(frame, []))
+    around_target = len(_around_target(frame, []))
+    for side, limit, around in (
+        ("source", max_source_tokens, around_source),
+        ("target", max_target_tokens, around_target),
+    ):
+        rule = f"must be above {around}, the special tokens of a {side}"
+        check(limit > around, f"task.max_{side}_tokens", limit, rule)
+
+
+def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, *, markup: bool) -> Iterator[_Ids]:
+    sources = encodings(tokenizer, [pair.source for pair in pairs], special_tokens=False)
+    targets = encodings(tokenizer, [pair.target or "" for pair in pairs], special_tokens=False)
+    with _reading_markup(tokenizer, markup=markup):
+        for pair, source, target in zip(pairs, sources, targets, strict=True):
+            yield _Ids(source.ids, None if pair.target is None else target.ids)
+
+
+@contextmanager
+def _reading_markup(tokenizer: Tokenizer, *, markup: bool) -> Iterator[None]:
+    """Let special tokens that are written in texts be tokens, or else characters like any other."""
+    usual = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = not markup
+    try:
+        yield
+    finally:
+        tokenizer.encode_special_tokens = usual
+
+
+def _around_source(frame: Frame, ids: list[int]) -> list[int]:
+    return frame.prefix + ids + ([] if frame.start is None else frame.suffix)
+
+
+def _around_target(frame: Frame, ids: list[int]) -> list[int]:
+    return ([] if frame.start is None else frame.prefix) + ids + frame.end
+
+
+def _shortened(source: list[int], frame: Frame, limit: int) -> list[int]:
+    """Return at most `limit` ids of a source: of an encoder-decoder's the first and its suffix, else the last."""
+    if len(source) <= limit:
+        return source
+    if frame.start is None:
+        return frame.prefix + source[len(source) - limit + len(frame.prefix) :]
+    return source[: limit - len(frame.suffix)] + frame.suffix
+
+
+def _example(source: list[int], target: list[int] | None, frame: Frame) -> Example:
+    """Return the tokens that the decoder reads, each with the one that it should write next."""
+    if frame.start is not None:
+        tokens = [frame.start, *(target or [])[:-1]]
+        return Example(tokens, [0] * len(tokens), targets=target, source=source)
+    if target is None:
+        return Example(source, [0] * len(source))
+    tokens = source + target[:-1]
+    return Example(tokens, [0] * len(tokens), targets=[IGNORED] * (len(source) - 1) + target)
