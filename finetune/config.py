@@ -92,8 +92,10 @@ class FinetuneConfig:
         check(not self.seeds, "seeds", self.seeds, f"was removed; sweep over seed instead: {sweep}")
         for key in ("dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, key, getattr(self, key), "must lie in [0, 1)")
-        rule = f"an example may have task.max_tokens={self.task.max_tokens}; raise this, or lower that"
-        check(self.train.max_tokens >= self.task.max_tokens, "train.max_tokens", self.train.max_tokens, rule)
+        settings, longest = self.task.answering.longest
+        rule = f"an example may have {settings}={longest}; raise this, or lower that"
+        check(self.train.max_tokens >= longest, "train.max_tokens", self.train.max_tokens, rule)
+        self.task.answering.check_strategy(self.strategy)
         self.optim.check(shards=self.strategy.shards)
         self.check_attention(bias=None)
         self.tracker.check_run(self.run.name, plain(self))

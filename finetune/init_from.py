@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from finetune.answering.base import Codec
 from finetune.model.lora import is_adapter
 from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.load import check_architecture
@@ -40,6 +41,17 @@ def tokenizer_of(source: Source) -> Tokenizer:
     if isinstance(source, RunSource) and not source.is_fine_tuned:  # others keep the template in their tokenizer.json
         set_template(tokenizer, source.template, getattr(source.network, "token_types", 0))
     return tokenizer
+
+
+def codec_of(source: Source) -> Codec:
+    """Return how texts become ids for a source's model. Raises what `tokenizer_of` raises."""
+    return Codec(
+        tokenizer=tokenizer_of(source),
+        kind=source.network.kind,
+        frame=source.template or ([], []),
+        start=source.decoder_start,
+        chat_template=source.record.get("chat_template") if isinstance(source, RunSource) else None,
+    )
 
 
 def weights_from(

@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer
 
+from finetune.answering.base import Codec, Encoded, Engine
 from finetune.config import FinetuneConfig
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
-from finetune.evaluator import measure
-from finetune.init_from import own_source, tokenizer_of, weights_from
-from finetune.model.base import FineTuned
-from finetune.model.losses import TaskLoss
-from finetune.tasks.base import Encoded, shortlist
+from finetune.init_from import codec_of, own_source, weights_from
+from finetune.tasks.base import LOWER_IS_BETTER, TaskConfig, shortlist
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
-from pretrain.hub.family import head_for
 from pretrain.init_from import InitialWeights
+from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory
@@ -66,26 +63,26 @@ def finetune(cfg: FinetuneConfig) -> Path:
 
 
 def build_module(
-    cfg: FinetuneConfig, network: Any, vocab_size: int, names: list[str], loss: TaskLoss | None = None
-) -> FineTuned:
-    """Return the model with the task's head, on the meta device: shapes without memory. To use it needs no loss."""
-    kind = cfg.task.kind
+    cfg: FinetuneConfig, network: Any, vocab_size: int, names: list[str], train: Encoded | None = None
+) -> Objective:
+    """Return the model as the task trains it, on the meta device: shapes without memory. To use it needs no data."""
+    answering = cfg.task.answering
     with torch.device("meta"):
-        model = network.build(vocab_size=vocab_size, attend=cfg.attention.build(), head=False)
+        model = network.build(vocab_size=vocab_size, attend=cfg.attention.build(), head=answering.writes)
         cfg.tuning.prepare(model)
-        return FineTuned(model, network, head_for(network, kind), kind, loss, outputs=len(names), dropout=cfg.dropout)
+        return answering.build(model, network, names, dropout=cfg.dropout, train=train)
 
 
 def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     world, task = session.world, cfg.task
     cfg.check_attention(bias=source.network.score_bias)
-    tokenizer = tokenizer_of(source)
-    written = tokenizer.to_str(pretty=True)
-    data = _read(cfg, source, tokenizer)
+    codec = task.answering.complete(codec_of(source), source.path)
+    written = codec.tokenizer.to_str(pretty=True)
+    data = _read(cfg, source, codec)
     steps = _steps(cfg, data, world)
     schedule = cfg.schedule.build(steps.total)
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
-    module = build_module(cfg, network, source.vocab_size, data.names, task.loss(data.train, data.names))
+    module = build_module(cfg, network, source.vocab_size, data.names, data.train)
     compute_share = cfg.tuning.compute_share(module.model.top - 1)
     size = ModelSize.of(module, data.train.examples.context, compute_share)
     initial = InitialWeights(module, cfg.seed)
@@ -102,7 +99,9 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
         parameters_learnt=size.trainable,
         tokenizer=written.encode(),
         vocab_size=source.vocab_size,
-        document_frame=source.template or ([], []),
+        document_frame=codec.frame,
+        decoder_start=codec.start,
+        chat_template=codec.chat_template,
         mask=source.mask,
         names=data.names,
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
@@ -110,28 +109,42 @@ def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     if session.directory:
         log.info(_summary(cfg, data, size, predicted, steps))
+    engine = Engine(
+        module=trainee.model,
+        objective=module,
+        codec=codec,
+        whole=not cfg.strategy.shards_weights,
+        autocast=lambda: cfg.precision.autocast(world.device),
+        max_tokens=cfg.train.max_tokens,
+        world=world,
+    )
     every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
     hooks = session.hooks(
         trainee,
         size=size,
         num_steps=steps.total,
-        evaluator=lambda: measure(
-            trainee.model, task, data.validation, data.names, max_tokens=cfg.train.max_tokens, world=world
-        ),
+        evaluator=lambda: _measured(task, engine, data),
         evaluate_every=every,
         save_every=every,
         predicted=predicted,
-        stopping=EarlyStopping(metric=task.metric, lower_is_better=False, patience=cfg.eval.patience),
+        stopping=EarlyStopping(
+            metric=task.metric, lower_is_better=task.metric in LOWER_IS_BETTER, patience=cfg.eval.patience
+        ),
     )
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
     session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop)
 
 
-def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData:
+def _measured(task: TaskConfig, engine: Engine, data: TaskData) -> dict[str, float]:
+    """Return what the task measures of the validation set, and the loss. A collective."""
+    found = task.answering.answers(engine, data.validation, data.names, all_of_it=False)
+    return found.figures | task.measure(found.encoded, found.each, data.names)
+
+
+def _read(cfg: FinetuneConfig, source: Source, codec: Codec) -> TaskData:
     """Read and encode the task's files. Raises `DataError` for one of which no token is left."""
-    task, longest = cfg.task, source.network.max_seq_len
-    rule = f"{source.path} sees sequences of at most {longest} tokens; lower it"
-    check(task.max_tokens <= longest, "task.max_tokens", task.max_tokens, rule)
+    task = cfg.task
+    task.answering.check_model(source.network, str(source.path))
     sources = {key: typed_name(getattr(task, key), f"task.{key}") for key in ("train", "validation")}
     for key, file in sources.items():
         rule = "standard input can be read once, and a run may be resumed; name a file"
@@ -140,7 +153,7 @@ def _read(cfg: FinetuneConfig, source: Source, tokenizer: Tokenizer) -> TaskData
         log.warning("task.validation=%s is task.train: what is measured says nothing of other data", same)
     records = {key: task.records(file) for key, file in sources.items()}
     names = task.names(records["train"])
-    encoded = {key: task.encode(found, tokenizer, names) for key, found in records.items()}
+    encoded = {key: task.answering.encode(found, codec, names) for key, found in records.items()}
     for key, found in encoded.items():
         if not len(found.examples):
             rule = "the tokenizer has no token for any of its words; are they those of the right column?"
@@ -182,10 +195,11 @@ def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData, tokenizer: 
 
 def _summary(cfg: FinetuneConfig, data: TaskData, size: ModelSize, memory: Memory, steps: TrainingSteps) -> str:
     """Return the plan of fine-tuning."""
+    outputs = f"; outputs: {shortlist(data.names)}" if data.names else ""
     some = f", {size.trainable:,} of them trainable" if size.trainable < size.parameters else ""
     rows = [
         ("run", f"{cfg.run.directory}: {cfg.train.epochs:g} epochs in {steps.total:,} steps"),
-        ("model", f"{size.parameters:,} parameters{some}; outputs: {shortlist(data.names)}"),
+        ("model", f"{size.parameters:,} parameters{some}{outputs}"),
         ("memory", of_memory(memory)),
         ("lr", of_rate(LearningRate(cfg.optim.lr, cfg.schedule, steps.total))),
     ]

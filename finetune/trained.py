@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from finetune.answering.base import Answers, Codec, Encoded, Engine
 from finetune.config import FINETUNE, FinetuneConfig
 from finetune.data.records import DataSet, name_of
-from finetune.evaluator import Answers, answers
-from finetune.model.base import FineTuned
-from finetune.model.heads import hf_tensors
 from finetune.options import MAX_TOKENS
 from finetune.report.model_page import page_of
 from finetune.run import build_module
-from finetune.tasks.base import Encoded, TaskConfig
+from finetune.tasks.base import TaskConfig
 from pretrain.checkpoint.commit import step_number
 from pretrain.checkpoint.load import fragments_of, restore_weights, shapes_of
 from pretrain.compose import compose_run
@@ -32,8 +32,8 @@ from pretrain.data.sources.locations import is_file, typed_name
 from pretrain.distributed.world import World, device_of
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
-from pretrain.hub.family import HeadKind
 from pretrain.hub.model_card import Origin
+from pretrain.objectives.base import Objective
 from pretrain.report.history import load as load_history
 from pretrain.report.history import page_folder
 from pretrain.report.writing import write_page
@@ -64,9 +64,14 @@ class FineTunedModel:
     cfg: FinetuneConfig = field(repr=False)
     record: dict[str, Any] = field(repr=False)  # run.json
     network: Any = field(repr=False)  # configuration of the model
-    module: FineTuned = field(repr=False)
-    tokenizer: Tokenizer = field(repr=False)
+    module: Objective = field(repr=False)
+    codec: Codec = field(repr=False)
     checkpoint: Path = field(repr=False)  # directory of the step
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run."""
+        return self.codec.tokenizer
 
     @property
     def names(self) -> list[str]:
@@ -79,13 +84,13 @@ class FineTunedModel:
         A record without a prediction, which `task.max_faults` allows, is left out and logged; the `place` of the others
         says which they are. `max_tokens` go through the model at a time.
         """
-        encoded = self.encode(_typed(data), labelled=False)
-        return list(self.cfg.task.predict(encoded, self.answers(encoded, max_tokens).logits, self.names))
+        found = self.answers(self.encode(_typed(data), labelled=False), max_tokens)
+        return list(self.cfg.task.predict(found.encoded, found.each, self.names))
 
     def evaluate(self, data: Data, *, max_tokens: int = MAX_TOKENS) -> dict[str, float]:
         """Return the task's metrics on records with answers; NaN for one without a value, which is logged."""
-        encoded = self.encode(_typed(data), labelled=True)
-        return self.cfg.task.measure(encoded, self.answers(encoded, max_tokens).logits, self.names)
+        found = self.answers(self.encode(_typed(data), labelled=True), max_tokens)
+        return found.figures | self.cfg.task.measure(found.encoded, found.each, self.names)
 
     def report(
         self, data: Data | None = None, *, out: str | Path | None = None, max_tokens: int = MAX_TOKENS
@@ -99,9 +104,8 @@ class FineTunedModel:
         history = history if self.asked is None else history.until(self.asked)
         # The run may be another's: no variable in its own name of a file is filled in.
         source = self.cfg.task.validation if data is None else _typed(data)
-        encoded = self.encode(source, labelled=True)
-        logits = self.answers(encoded, max_tokens).logits
-        page = page_of(self.cfg, self.step, history, name_of(source), encoded, logits)
+        found = self.answers(self.encode(source, labelled=True), max_tokens)
+        page = page_of(self.cfg, self.step, history, name_of(source), found)
         return write_page(page, page_folder(self.path, Path(out) if out else None))
 
     def export(
@@ -112,23 +116,21 @@ class FineTunedModel:
         `dtype` is fp32, bf16 or fp16, and a weight file has at most `shard_mb` MB. An export of another run or step is
         replaced only by `overwrite`, and nothing else ever is. Raises `ConfigError` for a model of no family.
         """
-        task = self.cfg.task
-        family, config, special_tokens = hf_model(self.network, self.record, self.tokenizer)
+        _, config, special_tokens = hf_model(self.network, self.record, self.codec.tokenizer)
+        shapes = shapes_of(self.module)
+        own = self.cfg.task.answering.exported(self.network, self.codec, self.record, shapes, special_tokens)
         export = Export(
             model=self.network,
-            tensors=list(hf_tensors(self.network, task.kind, self.record["vocab_size"], shapes_of(self.module))),
+            tensors=own.tensors,
             read=self.cfg.tuning.merged(fragments_of(self.checkpoint)),
-            tokenizer=self.tokenizer,
-            config={**config, "architectures": [family.task_architecture(task.kind)], **_outputs(task, self.names)},
-            special_tokens=special_tokens | _padding(self.tokenizer, special_tokens),
-            generates=False,
+            tokenizer=own.tokenizer,
+            config=config | own.config,
+            special_tokens=special_tokens | own.special_tokens,
+            generates=own.generates,
             run=self.record["name"],
             step=self.step,
             origin=Origin(step=self.checkpoint, record=self.record, settings=read_config(self.path)),
-            tokenizer_settings={
-                "model_max_length": task.max_tokens,  # cut as in training
-                "split_special_tokens": True,  # "[SEP]" in a text is characters, as in training
-            },
+            tokenizer_settings=own.tokenizer_settings,
         )
         place = Path(out or self.path / "export")
         return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
@@ -136,13 +138,20 @@ class FineTunedModel:
     def encode(self, source: DataSet, *, labelled: bool) -> Encoded:
         """Encode a data set, in memory or by a name from `typed_name`, as training did. Raises what the task raises."""
         task = self.cfg.task
-        return task.encode(task.records(source, labelled=labelled), self.tokenizer, self.names)
+        return task.answering.encode(task.records(source, labelled=labelled), self.codec, self.names, labelled=labelled)
 
     def answers(self, encoded: Encoded, max_tokens: int = MAX_TOKENS) -> Answers:
         """Return what the model makes of a data set, `max_tokens` tokens at a time."""
-        world = World(rank=0, size=1, device=self.device)
-        kind, outputs = self.cfg.task.kind, len(self.names)
-        return answers(self.module, encoded.examples, kind=kind, outputs=outputs, max_tokens=max_tokens, world=world)
+        engine = Engine(
+            module=self.module,
+            objective=self.module,
+            codec=self.codec,
+            whole=True,
+            autocast=nullcontext,
+            max_tokens=max_tokens,
+            world=World(rank=0, size=1, device=self.device),
+        )
+        return self.cfg.task.answering.answers(engine, encoded, self.names)
 
 
 def load(
@@ -162,11 +171,10 @@ def load(
     checkpoint = step_of(run, World.alone(), record.get("best_step") if step is None else step)
     changed = _changed(cfg.task, settings)
     if changes := [*_found(run, checkpoint, set(cfg.task.tuned_settings) - changed), *settings]:
-        batches = "train.max_tokens=${task.max_tokens}"  # of training, which must fit; not used here
+        batches = f"train.max_tokens={sys.maxsize}"  # of training, which examples must fit; not used here
         cfg = compose_run(run, FINETUNE, [batches, *changes])
     network = network_of(run)
-    rule = f"{run} sees sequences of at most {network.max_seq_len} tokens; lower it"
-    check(cfg.task.max_tokens <= network.max_seq_len, "task.max_tokens", cfg.task.max_tokens, rule)
+    cfg.task.answering.check_model(network, str(run))
     module = build_module(cfg, network, record["vocab_size"], record["names"])
     restore_weights(checkpoint, module)
     place = device_of(device)
@@ -179,7 +187,13 @@ def load(
         record=record,
         network=network,
         module=module.to(place).eval(),
-        tokenizer=fitting(tokenizer_of(run), record["vocab_size"], run / "tokenizer.json"),
+        codec=Codec(
+            tokenizer=fitting(tokenizer_of(run), record["vocab_size"], run / "tokenizer.json"),
+            kind=network.kind,
+            frame=record["document_frame"],
+            start=record.get("decoder_start"),
+            chat_template=record.get("chat_template"),
+        ),
         checkpoint=checkpoint,
     )
 
@@ -220,25 +234,3 @@ def _found(run: Path, checkpoint: Path, names: Iterable[str]) -> Iterator[str]:
         else:
             rule = "was not measured, so task.%s is not known; a setting gives it: task.%s=VALUE"
             log.warning(f"%s: {rule}", checkpoint, name, name)
-
-
-def _padding(tokenizer: Tokenizer, special_tokens: dict[str, int | None]) -> dict[str, int]:
-    """Return a padding token where the tokenizer has none: of a decoder the token that begins texts, if there is one.
-
-    `transformers` takes the last token that is not padding as the last of a text, so no text may end with this one.
-    """
-    begin = special_tokens["bos"]
-    if special_tokens.get("pad") is not None or begin is None or tokenizer.encode("a").ids[-1:] == [begin]:
-        return {}
-    return {"pad": begin}
-
-
-def _outputs(task: TaskConfig, names: list[str]) -> dict[str, Any]:
-    """Return what `config.json` says of the head's outputs."""
-    if task.kind is HeadKind.span:
-        return {}
-    numbered = dict(enumerate(names))
-    problem = getattr(task, "problem", None)  # of texts; tokens have one label each
-    kinds = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
-    problem_type = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
-    return {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}, **problem_type}

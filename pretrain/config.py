@@ -14,10 +14,12 @@ from omegaconf import MISSING
 from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import CheckpointConfig
 from pretrain.data.batch import TokenizerParts
+from pretrain.data.choice_sets import question_files
 from pretrain.data.loader import DataConfig, micro_batches_per_step
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
+from pretrain.models.base import ModelKind
 from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import choices, discover, plain
 from pretrain.strategy.compile import CompileConfig
@@ -81,6 +83,9 @@ class PretrainConfig:
             check(self.model.kind.generates, "eval.samples", self.eval.samples, rule)
             rule = f"must be below data.seq_len={self.data.seq_len}, which holds the prompt, too; lower it"
             check(self.eval.sample_tokens < self.data.seq_len, "eval.sample_tokens", self.eval.sample_tokens, rule)
+        if self.eval.choices:
+            rule = f"model={names[type(self.model)][1]} is {self.model.kind}, and decoders alone are measured by them"
+            check(self.model.kind is ModelKind.causal, "eval.choices", self.eval.choices, f"{rule}; leave them out")
         self.optim.check(shards=self.strategy.shards)
         dropout = getattr(self.model, "attention_dropout", 0)
         self.attention.check(
@@ -101,6 +106,7 @@ class PretrainConfig:
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
         hook_configs(self.hooks)
         self.data.prepare.check_whole()
+        question_files(self.eval.choices, "eval.choices")
         texts_of(self.data.sources)
         self.check_tokenizer()
 

@@ -38,6 +38,13 @@ ROWS = {
     "no_target": ("of them no target", "{:,}"),
     "seq_len": ("tokens in a slot, at most", "{:,}"),
 }
+# And of a set of questions, choices/NAME, by what follows its name.
+ROWS_OF_CHOICES = {
+    "": ("right answers", "{:.2%}"),
+    "/raw": ("by likelihoods that are not divided", "{:.2%}"),
+    "/chance": ("by chance", "{:.2%}"),
+    "/questions": ("questions", "{:,}"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,13 +60,12 @@ def evaluate(options: argparse.Namespace) -> str:
 
     found: list[dict[str, Any]] = []
     models = [load(name, step=options.step) for name in (options.model, *options.against)]
-    for model in models:  # what is refused is refused before the first is measured
-        measurement(model.source, options.text, options.set, options.precision)
+    chosen = (options.text, options.choices, options.set, options.precision)
+    plans = [measurement(model.source, *chosen) for model in models]  # what is refused is refused before all else
     while models:
-        model = models.pop(0)  # the one before gives its memory back
+        model, plan = models.pop(0), plans.pop(0)  # the one before gives its memory back
         with _progress(f"measuring {model.name}") as show:
-            chosen = {"settings": options.set, "precision": options.precision}
-            figures = model.evaluate(*options.text, **chosen, progress=show)
+            figures = plan.run(model.module, model.device, show)
         found.append({"model": model.name, "step": model.step, **figures})
     if options.json:
         return "\n".join(map(to_json, found))
@@ -70,9 +76,10 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     """Return what was found as a table, a column for each model."""
     heads = [each["model"] if each["step"] is None else f"{each['model']}, step {each['step']}" for each in found]
     for each in found:
-        each["no_target"] = each["tokens"] - each["targets"]
+        if "tokens" in each:
+            each["no_target"] = each["tokens"] - each["targets"]
     rows = [["", *heads]]
-    for key, (label, form) in ROWS.items():
+    for key, (label, form) in (ROWS | _rows_of_choices(found)).items():
         if any(key in each for each in found):
             rows.append([label, *(form.format(each[key]) if key in each else "" for each in found)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -80,9 +87,20 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return "\n".join("  ".join(line) for line in lines)
 
 
+def _rows_of_choices(found: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    from pretrain.tracking.base import CHOICES
+
+    names = dict.fromkeys(key.split("/")[1] for each in found for key in each if key.startswith(CHOICES))
+    return {
+        f"{CHOICES}{name}{part}": (f"{name}: {label}", form)
+        for name in names
+        for part, (label, form) in ROWS_OF_CHOICES.items()
+    }
+
+
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows how many tokens of all have been measured, once that takes a while."""
+    """Yield a function that shows how much of all has been measured, once that takes a while."""
     from pretrain.tracking.console import takes_bar
 
     next_line = time.monotonic() + LINE_EVERY_S
@@ -90,7 +108,7 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
     def line(done: int, total: int) -> None:
         nonlocal next_line
         if time.monotonic() >= next_line:
-            print(f"{title}: {done:,} of {total:,} tokens", file=sys.stderr, flush=True)
+            print(f"{title}: {done:,} of {total:,}", file=sys.stderr, flush=True)
             next_line = time.monotonic() + LINE_EVERY_S
 
     if not takes_bar(sys.stderr):
@@ -107,8 +125,8 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 def parser() -> CommandParser:
     """Return the options of the command."""
     description = (
-        "Measure a pretrained model: loss, perplexity, bits per byte, accuracy. Without TEXT on the text that its run "
-        "held out, where the figures are those of its own evaluation."
+        "Measure a pretrained model: loss, perplexity, bits per byte, accuracy, answers to questions. Without TEXT and "
+        "--choices on the text that its run held out, where the figures are those of its own evaluation."
     )
     parser = CommandParser(
         prog="python -m pretrain.evaluate",
@@ -120,6 +138,8 @@ def parser() -> CommandParser:
     add_plugins_option(parser)
     text = "file, pattern or URL of text, JSON lines or Parquet; a prepared corpus; org/name of a data set on the hub"
     parser.add_argument("text", nargs="*", metavar="TEXT", help=text)
+    questions = "files of multiple-choice questions, JSON lines with context, choices and answer, for decoders"
+    parser.add_argument("--choices", nargs="+", action="extend", default=[], metavar="FILE", help=questions)
     others = "more models, measured on the same text and shown beside the first"
     parser.add_argument("--against", nargs="+", action="extend", default=[], metavar="MODEL", help=others)
     parser.add_argument("--step", type=int, default=None, help="a saved step of each run (default: the newest)")

@@ -33,14 +33,18 @@ from pretrain.trained.source import EMBEDDING, Source, objective_for, open_sourc
 # the second a trained network may sensibly continue (a longer context wants another rope_theta), so a difference is
 # only logged. Two files of one tokenizer may hash differently, hence its place there.
 _NETWORK = tuple(
-    f"model.{key}" for key in ("heads", "norm", "order", "activation", "positions", "position_offset", "token_types")
+    f"model.{key}"
+    for key in (
+        *("heads", "norm", "order", "activation", "positions", "position_offset", "max_distance", "token_types"),
+        *("attention_scale", "embedding_scale", "head_scale"),
+    )
 )
 _TUNABLE = (
     *(f"model.{key}" for key in ("norm_eps", "rope_theta", "local_rope_theta", "window", "global_every")),
     "tokenizer",
 )
 _MODEL = "model."  # prefix of the model's tensors; those of an objective come and go with it
-_VOCABULARY = (EMBEDDING, "model.head.weight", "model.head.bias")  # one row per token
+_VOCABULARY = (EMBEDDING, "model.head.weight", "model.head.bias", "model.logit_bias")  # one row per token
 
 FOREIGN = 0.01  # share of the ids that may stand for other tokens: a few special ones are often renamed
 

@@ -7,6 +7,7 @@ alike is in `train/session`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
+from pretrain.data.choice_sets import ChoiceSet, load_choices
 from pretrain.data.loader import StepLoader
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare, verify
@@ -29,6 +31,7 @@ from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
+from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
@@ -92,6 +95,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
     vocabulary = cache(partial(load_vocabulary, corpus))
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
+    choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
     schedule = cfg.schedule.build(cfg.train.steps)
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.context)
@@ -115,6 +119,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         document_frame=[stream.manifest.prefix, stream.manifest.suffix],
         mask=stream.manifest.mask,
         decoder_start=cfg.objective.decoder_start(vocabulary),
+        choices={each.name: {"questions": len(each.answers), "chance": each.chance} for each in choices},
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
@@ -124,6 +129,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         size=size,
         num_steps=cfg.train.steps,
         evaluator=_evaluator(cfg, trainee.model, held_out, examples, world),
+        choices=_choices(cfg, trainee.model, module.model, choices, world),
         continuations=_continuations(cfg, trainee.model, module.model, stream, tokenizer, world),
         evaluate_every=cfg.eval.every if held_out.num_slots else 0,
         save_every=cfg.checkpoint.every,
@@ -168,6 +174,13 @@ def _evaluator(cfg: PretrainConfig, model: nn.Module, held_out: HeldOut, example
         max_slots=cfg.eval.max_slots,
         world=world,
     )
+
+
+def _choices(
+    cfg: PretrainConfig, wrapped: nn.Module, model: Model, sets: Sequence[ChoiceSet], world: World
+) -> ChoiceEvaluator:
+    batch_tokens = cfg.train.micro_batch_size * cfg.data.seq_len
+    return ChoiceEvaluator(module=wrapped, model=model, sets=sets, batch_tokens=batch_tokens, world=world)
 
 
 def _continuations(

@@ -18,7 +18,7 @@ from pretrain.commands import command
 from pretrain.data.sources.bad_records import BadRecordError
 from pretrain.data.sources.documents import lines
 from pretrain.data.sources.readers import JSON_LINES, file_format, json_object, open_bytes, value_at
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, check
 from pretrain.settings.options import CommandParser
 from pretrain.settings.plugins import add_plugins_option
 from pretrain.tracking.jsonl import to_json
@@ -31,19 +31,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sample(options: argparse.Namespace) -> None:
     """Print the continuations, each after the prompt that it follows, or one JSON object for each."""
-    from pretrain.models.generate import Sampler  # these import torch, which --help and a refusal do without
+    from pretrain.models.generation.beam import BeamSearch  # these import torch, which --help and a refusal do without
+    from pretrain.models.generation.sampling import Sampler
     from pretrain.trained.model import load
 
-    sampler = Sampler(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+    rule = "belongs to beam search; give --beams, too"
+    check(options.beams or not options.no_repeat_ngram, "--no-repeat-ngram", options.no_repeat_ngram, rule)
+    how = Sampler(**{name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")})
+    if options.beams is not None:
+        how = BeamSearch(beams=options.beams, no_repeat_ngram=options.no_repeat_ngram)
     prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])] or [""]
     model = load(options.run, step=options.step)
-    found = model.continued(prompts, sampler, max_tokens=options.max_tokens, samples=options.samples)
+    kind = {"max_tokens": options.max_tokens, "samples": options.samples, "stop": options.stop}
+    found = model.continued(prompts, how, **kind)
+    continues = model.network.kind.generates  # else the prompt is a source, and no beginning
     encoding = sys.stdout.encoding or "utf-8"
     escaped = not encoding.lower().startswith("utf")  # else a reader would not find JSON, which is UTF-8
     for prompt, continuations in zip(prompts, found, strict=True):
         for text in continuations:
             record = {"step": model.step, "prompt": prompt, "continuation": text}
-            print(to_json(record, ensure_ascii=escaped) if options.json else f"{prompt}{text}\n", flush=True)
+            shown = f"{prompt if continues else ''}{text}\n"
+            print(to_json(record, ensure_ascii=escaped) if options.json else shown, flush=True)
 
 
 def _prompts(path: Path, field: str) -> list[str]:
@@ -89,7 +97,7 @@ def parser() -> CommandParser:
     parser.add_argument("run", metavar="MODEL", help=model)
     add_plugins_option(parser)
     parser.add_argument("--step", type=int, default=None, help="a saved step of a run (default: the newest)")
-    one = "text to continue; may be repeated; without one the model begins a document"
+    one = "text to continue, or source of an encoder-decoder; may be repeated; without one a document begins"
     parser.add_argument("--prompt", action="append", default=[], help=one)
     several = "file of prompts, one a line, or JSON lines (.jsonl)"
     parser.add_argument("--prompts", type=Path, metavar="FILE", help=several)
@@ -99,6 +107,14 @@ def parser() -> CommandParser:
     parser.add_argument("--top-k", type=int, default=None, help="draw from the k likeliest tokens only")
     nucleus = "draw from the likeliest tokens that hold this share of the probability (default %(default)s)"
     parser.add_argument("--top-p", type=float, default=0.95, help=nucleus)
+    least = "draw from tokens that have this share of the likeliest one's probability only"
+    parser.add_argument("--min-p", type=float, default=None, help=least)
+    beams = "search for the likeliest text with so many under way, in place of draws"
+    parser.add_argument("--beams", type=int, default=None, help=beams)
+    ngram = "with --beams: no so many tokens in a row stand twice (default: any may)"
+    parser.add_argument("--no-repeat-ngram", type=int, metavar="N", default=0, help=ngram)
+    stop = "string that a text ends before; may be repeated"
+    parser.add_argument("--stop", action="append", metavar="TEXT", default=[], help=stop)
     parser.add_argument("--samples", type=int, default=1, help="continuations of each prompt (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same text (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each continuation, one a line")

@@ -53,6 +53,11 @@ class FineTuned(Objective):
             total, correct = self._loss(logits, batch)
         return Loss(total, total.detach(), correct, logits=logits.detach())
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether it computes a loss, beside its answers."""
+        return self._loss is not None
+
     def initial(self, name: str) -> Initial:
         """Return the distribution of a tensor's initial values, for tensors that no checkpoint holds."""
         if adapter := initial_of_adapter(name, self.get_parameter(name)):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from finetune.report.mistakes import metric
+from finetune.tasks.base import LOWER_IS_BETTER
 from pretrain.registry import choices
 from pretrain.report.curves import curve
 from pretrain.report.history import History
@@ -31,24 +32,19 @@ from pretrain.report.page import (
 from pretrain.report.run_sections import configuration, machine, notes, saved, state
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from finetune.answering.base import Answers, Encoded
     from finetune.config import FinetuneConfig
-    from finetune.tasks.base import Encoded, TaskConfig
+    from finetune.tasks.base import TaskConfig
 
 OUTPUTS_ROOM = 400  # characters of the names of all outputs
 
 
-def page_of(
-    cfg: FinetuneConfig, step: int, history: History, source: str, encoded: Encoded, logits: list[np.ndarray]
-) -> Page:
-    """Return the page on what the model of a step makes of the data set `source`.
-
-    The `logits` are as `TaskConfig.measure` takes them.
-    """
+def page_of(cfg: FinetuneConfig, step: int, history: History, source: str, answers: Answers) -> Page:
+    """Return the page on what the model of a step makes of the data set `source`."""
     task, names = cfg.task, history.facts["names"]
-    measured = task.measure(encoded, logits, names)
-    figures = {
+    encoded, each, figures = answers
+    measured = figures | task.measure(encoded, each, names)
+    headline = {
         f"{task.metric} on {len(encoded.records):,} records": metric(measured[task.metric]),
         "Parameters": count(history.facts.get("parameters")),
         "Step": f"{step:,}",
@@ -56,12 +52,12 @@ def page_of(
     return Page(
         title=history.name,
         kind=f"Fine-tuning · {_task_name(task)}",
-        lead=[Figures(figures), *notes([history])],
+        lead=[Figures(headline), *notes([history])],
         sections=[
             Section("Run", [_facts(cfg, step, history, source, encoded)]),
             Section("Training", [_curves(history, task.metric)]),
             Section("Metrics", [_metrics(task.metric, measured)]),
-            *task.sections(encoded, logits, names, measured),
+            *task.sections(encoded, each, names, measured),
             configuration([history]),
             machine([history]),
         ],
@@ -90,7 +86,7 @@ def _facts(cfg: FinetuneConfig, step: int, history: History, source: str, encode
         "State": state(history),
         "Initial weights": record.get("init_from", cfg.init_from),
         "Parameters": count(record.get("parameters")),
-        "Outputs": shortened(", ".join(record["names"]), OUTPUTS_ROOM),
+        **({"Outputs": shortened(", ".join(record["names"]), OUTPUTS_ROOM)} if record["names"] else {}),
         "Training set": _data_set(cfg.task.train, sizes.get("training")),
         "Validation set": _data_set(cfg.task.validation, sizes.get("validation")),
         "Epochs, learning rate": f"{cfg.train.epochs:g}, {cfg.optim.lr:g}",
@@ -104,9 +100,9 @@ def _facts(cfg: FinetuneConfig, step: int, history: History, source: str, encode
 
 
 def _best_step(history: History, chosen: str) -> int | None:
-    """Return the best step, so far if the run has not ended: that of the first largest value of the metric."""
-    values = _values(history, chosen)
-    return history.facts.get("best_step") or (max(values, key=lambda step: values[step]) if values else None)
+    """Return the best step, so far if the run has not ended: that of the first best value of the metric."""
+    values, best = _values(history, chosen), min if chosen in LOWER_IS_BETTER else max
+    return history.facts.get("best_step") or (best(values, key=lambda step: values[step]) if values else None)
 
 
 def _values(history: History, chosen: str) -> dict[int, float]:

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from finetune.data.examples import Examples
+from finetune.answering.base import Answering, Encoded
 from finetune.data.records import DataSet
-from finetune.model.losses import TaskLoss
 from pretrain.errors import DataError
-from pretrain.hub.family import HeadKind
 from pretrain.report.page import Section
 
 BATCH = 1024  # texts that are tokenized at a time, so that the library's large results do not pile up
 MAX_NAMES = 10  # names of outputs that a message lists
+LOWER_IS_BETTER = {"loss", "perplexity"}  # metrics of which the lowest value is the best
 
 
 def shortlist(names: Sequence[str]) -> str:
@@ -61,26 +58,21 @@ def encodings(tokenizer: Tokenizer, texts: Sequence[Any], *, special_tokens: boo
         yield from tokenizer.encode_batch(texts[start : start + BATCH], add_special_tokens=special_tokens)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A data set as a task encoded it: E sequences of R records (a long text may be several, one after another)."""
-
-    examples: Examples
-    records: Sequence[Any]  # of the task's own type: texts, answers, where they came from
-
-
 class TaskConfig(Protocol):
     """What the rest of fine-tuning needs of a task's dataclass, a choice of the group `task`."""
 
-    kind: ClassVar[HeadKind]  # whether its head answers for sequences, tokens or spans
     fixed: ClassVar[tuple[str, ...]]  # settings that a trained run keeps: prediction and evaluation cannot change them
     train: str  # file, or name on the hub, of the training set
     validation: str  # the same of the validation set
-    max_tokens: int  # of a sequence; what is longer is cut or split, as the task says
+
+    @property
+    def answering(self) -> Answering:
+        """How its model answers: `ByHead` or `ByWriting` of this task."""
+        ...
 
     @property
     def metric(self) -> str:
-        """The name of the metric that chooses the best step; more is better."""
+        """The name of the metric that chooses the best step; more is better, unless it is one of LOWER_IS_BETTER."""
         ...
 
     @property
@@ -99,26 +91,15 @@ class TaskConfig(Protocol):
         """Return the names of the head's outputs, from the training set, in an order that only its content decides."""
         ...
 
-    def encode(self, records: Sequence[Any], tokenizer: Tokenizer, names: list[str]) -> Encoded:
-        """Encode records with a tokenizer whose template adds the special tokens.
-
-        Raises `DataError` for answers that are not among the names.
-        """
-        ...
-
-    def loss(self, encoded: Encoded, names: list[str]) -> TaskLoss:
-        """Return what training minimises; `encoded` is the training set, for weights of classes."""
-        ...
-
-    def measure(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> dict[str, float]:
-        """Return the metrics of a data set from the logits of each of its sequences: (C,), or (tokens, C).
+    def measure(self, encoded: Encoded, answers: list[Any], names: list[str]) -> dict[str, float]:
+        """Return the metrics of a data set from the answer to each of its sequences: logits, or a text.
 
         A name here is all that a metric needs to be logged and shown; `EVALUATION` in `pretrain.tracking.console` may
         give it a label and a format.
         """
         ...
 
-    def predict(self, encoded: Encoded, logits: list[np.ndarray], names: list[str]) -> Iterator[dict[str, Any]]:
+    def predict(self, encoded: Encoded, answers: list[Any], names: list[str]) -> Iterator[dict[str, Any]]:
         """Yield the prediction for each record in order: plain values with scores.
 
         Each says which record it is for: by its `place` (file and line), or by the `id` that records have.
@@ -126,7 +107,7 @@ class TaskConfig(Protocol):
         ...
 
     def sections(
-        self, encoded: Encoded, logits: list[np.ndarray], names: list[str], measured: Mapping[str, float]
+        self, encoded: Encoded, answers: list[Any], names: list[str], measured: Mapping[str, float]
     ) -> list[Section]:
         """Return the task's own sections of a report on a data set that has answers, whose metrics are `measured`."""
         ...

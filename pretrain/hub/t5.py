@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.config_json import Settings
+from pretrain.hub.config_json import Settings, check_value
 from pretrain.hub.family import Family, Tensors
 from pretrain.hub.weight_files import StoredTensors, equal
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
@@ -136,6 +136,7 @@ class T5(Family):
 
     def derived(self, theirs: dict[str, Any]) -> dict[str, Any]:
         width = theirs["d_kv"] * theirs["num_heads"]
+        check_value("d_kv * num_heads", width, int, least=1)
         # transformers 5 writes the first as true, whatever the network is.
         tied, scaled = theirs["tie_word_embeddings"], theirs["scale_decoder_outputs"]
         return {

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Attend, Layout, Model, ModelKind
+from pretrain.models.generation.cache import KeyValueCache
 from pretrain.models.init import Initial
-from pretrain.models.layers import KeyValueCache, Norm, Positions, make_norm, rotary, sinusoids
+from pretrain.models.layers import Norm, Positions, make_norm, rotary, sinusoids
 from pretrain.models.network import NetworkConfig
 from pretrain.registry import register
 
@@ -70,8 +71,8 @@ class Decoder(Model):
     ) -> Tensor:
         """Return the final hidden states (N, D).
 
-        With `caches`, one a layer, the tokens are the newest of their sequences: the layout's keys count cached
-        positions too, and every cache grows by these tokens.
+        With `caches`, one a layer, the tokens are the newest of their sequences: they see what the caches hold, which
+        the layout does not count, and every cache grows by them.
         """
         config = self.config
         x = self.embedding(tokens)

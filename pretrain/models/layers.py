@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.models.base import Attend, Layout, RelativeBias
+from pretrain.models.generation.cache import KeyValueCache, SourceCache
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines of the rotation angles, (N, 1, E/2) fp32 each
 
@@ -134,17 +135,16 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         relative: RelativeBias | None = None,
     ) -> Tensor:
-        """Map x (N, D) to (N, D). With a cache the queries see its keys too, and the layout counts them."""
+        """Map x (N, D) to (N, D). With a cache the queries see its keys too; the layout counts the new ones alone."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (N, H + 2K, E)
         if tables is not None:
             qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
             q, k = rotate(qk, tables).split([self.heads, self.kv_heads], dim=1)
         else:
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        if cache is not None:
-            k, v = cache.extend(k, v, layout)
+        attend = self.attend if cache is None else cache
         dropout = self.dropout if self.training else 0.0
-        mixed = self.attend(
+        mixed = attend(
             q,
             k,
             v,
@@ -184,45 +184,14 @@ class CrossAttention(nn.Module):
         k, v = self.kv(states).unflatten(-1, (-1, self.head_width)).split([self.heads, self.heads], dim=1)
         return k, v
 
-    def forward(self, x: Tensor, source: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-        """Map x (N, D) to (N, D); `source` holds what `keys_and_values` returned, and `layout` counts them as keys."""
+    def forward(self, x: Tensor, source: tuple[Tensor, Tensor] | SourceCache, layout: Layout) -> Tensor:
+        """Map x (N, D) to (N, D); `source` is what `keys_and_values` returned or a cache of it, `layout`'s keys."""
         q = self.q(x).unflatten(-1, (-1, self.head_width))
+        if isinstance(source, SourceCache):
+            return self.out(source.attend(q, layout, self.scale).flatten(1))
         dropout = self.dropout if self.training else 0.0
         mixed = self.attend(q, *source, layout, causal=False, dropout=dropout, scale=self.scale)
         return self.out(mixed.flatten(1))
-
-
-class KeyValueCache:
-    """Keys and values of one layer, sequences end to end, so that a new token costs one position."""
-
-    def __init__(self) -> None:
-        self._seen: tuple[Tensor, Tensor] | None = None  # (Nk, K, E) each
-
-    def extend(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Append the newest positions (Nq, K, E) of every sequence; return all so far, (Nk, K, E)."""
-        if self._seen is not None:
-            rows = layout.plan("cached", lambda: _rows_with_cache(layout))
-            k, v = (torch.cat(pair).index_select(0, rows) for pair in zip(self._seen, (k, v), strict=True))
-        self._seen = k, v
-        return k, v
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all but these rows: those of sequences that go on."""
-        assert self._seen is not None
-        k, v = self._seen
-        self._seen = k.index_select(0, rows), v.index_select(0, rows)
-
-
-def _rows_with_cache(layout: Layout) -> Tensor:
-    """Return which row of the cached keys and, behind them, the new ones each key of a layout is, (Nk,) int64."""
-    starts, new_starts = layout.k_offsets[:-1].long(), layout.q_offsets[:-1].long()
-    sizes, new = layout.k_offsets.diff(), layout.q_offsets.diff()
-    old = (sizes - new).long()
-    owner = torch.repeat_interleave(sizes)
-    inside = torch.arange(len(owner), device=owner.device) - starts[owner]
-    beyond = inside - old[owner]
-    cached = (starts - new_starts)[owner] + inside
-    return torch.where(beyond < 0, cached, old.sum() + new_starts[owner] + beyond)
 
 
 class MLP(nn.Module):
@@ -285,7 +254,7 @@ class PostNormBlock(Block):
 class SeenSource(NamedTuple):
     """What a block of a decoder sees of a source."""
 
-    states: Tensor | tuple[Tensor, Tensor]  # final hidden states (Ns, D), or their keys and values for this block
+    states: Tensor | SourceCache  # final hidden states (Ns, D), or what this block keeps of them in a generation
     layout: Layout  # from the target's queries to the source's keys
 
 
@@ -308,8 +277,8 @@ class CrossBlock(Block):
         """Map the residual stream of the target (N, D) to the next one."""
         assert seen is not None, "this block looks at a source"
         x = self.add(x, self.attention_norm, self.attention, layout, tables, cache, relative)
-        keys_and_values = self.cross.keys_and_values(seen.states) if isinstance(seen.states, Tensor) else seen.states
-        x = self.add(x, self.cross_norm, self.cross, keys_and_values, seen.layout)
+        source = self.cross.keys_and_values(seen.states) if isinstance(seen.states, Tensor) else seen.states
+        x = self.add(x, self.cross_norm, self.cross, source, seen.layout)
         return self.add(x, self.mlp_norm, self.mlp)
 
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from pretrain.report.history import History, Row, median_of
 from pretrain.report.page import Chart, Charts, Curve
+from pretrain.tracking.base import CHOICES, RAW
 
 # Okabe and Ito's colours, told apart with any colour vision; yellow and sky blue are too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 ON_DARK = ("#56B4E9", "#F0793A", "#1EC79A", "#DE9CC0", "#F0B93A", "#F2F2F2")  # of the same hues
 STYLES = ("-", "--", "-.", ":")  # the next one when the colours are used up
+DASHED = 2 * len(COLOURS) - 1  # a look: the last colour in the second style
+DIVIDED, UNDIVIDED = "likelihood of a byte", "likelihood of the whole choice"  # what choices are compared by
 MANY_POINTS = 100  # from here on a line is drawn smoothed, over the faint raw one
 ABSURD = 1e200  # no axis has room for more
 SMOOTHING = 40  # a point of the smoothed line stands for 1/40 of the raw ones
@@ -57,6 +61,29 @@ def training_charts(runs: Sequence[History]) -> Charts:
         Chart("Tokens per second", curves("tokens_per_s"), from_zero=True),
     ]
     return Charts("curves", charts, shared_axis(runs))
+
+
+def choice_charts(runs: Sequence[History], sets: Sequence[str]) -> Charts:
+    """Return the accuracies of one or more runs on multiple-choice sets, a chart for each, with those of guesses."""
+    alone = len(runs) == 1
+    charts = []
+    for name in sets:
+        key = CHOICES + name
+        measured = [run for run in runs if any(key in row for row in run.evaluation)]
+        look: Any = {"label": True, "dots": True, "smooth": False}
+        curves = [
+            curve(run, run.evaluation, key, name=DIVIDED if alone else run.name, look=number, **look)
+            for number, run in enumerate(runs)
+            if run in measured
+        ]
+        if alone:
+            curves.append(curve(runs[0], runs[0].evaluation, key + RAW, name=UNDIVIDED, look=1, **look))
+        longest = max(measured, key=lambda run: run.last_step)
+        if chance := longest.facts.get("choices", {}).get(name, {}).get("chance"):
+            ends = [{**row, "chance": chance} for row in (longest.evaluation[0], longest.evaluation[-1])]
+            curves.append(curve(longest, ends, "chance", name="chance", label="chance", look=DASHED))
+        charts.append(Chart(f"{name}: share of right answers (dashed: chance)", curves))
+    return Charts("choices", charts, shared_axis(runs))
 
 
 def curve(

@@ -51,9 +51,13 @@ def draw_charts(block: Charts) -> Figure:
     grid = figure.subplots(lines, 2, sharex=True, squeeze=False)
     for panel, chart in zip(grid.flat, block.charts, strict=False):
         _draw(panel, chart, block.axis)
-    for panel in grid[-1]:
+    used = len(block.charts)
+    for panel in grid.flat[used:]:
+        panel.set_axis_off()
+    for panel in grid.flat[max(used - 2, 0) : used]:  # the lowest of each column
         panel.set_xlabel(AXES[block.axis])
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.tick_params(labelbottom=True)
     return figure
 
 

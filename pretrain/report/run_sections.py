@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pretrain.report.curves import choice_charts
 from pretrain.report.history import ABSENT, History, differing, outcome
 from pretrain.report.page import (
     UNKNOWN,
@@ -22,8 +23,11 @@ from pretrain.report.page import (
     Style,
     Styled,
     Table,
+    number,
+    percent,
     shortened,
 )
+from pretrain.tracking.base import CHOICES, RAW
 
 SAMPLED_STEPS = 40  # evaluations whose samples a page has
 SAMPLE_ROOM = 1500  # characters of a sample
@@ -69,6 +73,31 @@ def notes(runs: Sequence[History]) -> list[Block]:
             lines.append("nothing held out was measured")
         said += [[run.name, line] for line in lines] if len(runs) > 1 else [[line] for line in lines]
     return [Table(["run", "note"][-len(said[0]) :], said)] if said else []
+
+
+def choices(runs: Sequence[History]) -> list[Section]:
+    """Return how runs answered multiple-choice questions at their evaluations, if any did."""
+    keys = dict.fromkeys(key for run in runs for row in run.evaluation for key in row if key.startswith(CHOICES))
+    sets = [key.removeprefix(CHOICES) for key in keys if not key.endswith(RAW)]
+    if not sets:
+        return []
+    rows = [row for name in sets for run in runs if (row := _answers(run, name))]
+    header = ["set", "run", "by bytes", "best", "by whole choices", "chance", "questions"]
+    if len(runs) == 1:
+        header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
+    said = "Shares of right answers at the last evaluation: by the likelihood of a byte of a choice, or of all of it."
+    return [Section("Multiple choice", [choice_charts(runs, sets), Table(header, rows), said])]
+
+
+def _answers(run: History, name: str) -> list[Cell]:
+    """Return the row of a run on a multiple-choice set; nothing if it was not measured on that."""
+    measured = [row for row in run.evaluation if CHOICES + name in row]
+    if not measured:
+        return []
+    about, last = run.facts.get("choices", {}).get(name, {}), measured[-1]
+    best = max((row[CHOICES + name] for row in measured if math.isfinite(row[CHOICES + name])), default=None)
+    shares = last[CHOICES + name], best, last.get(CHOICES + name + RAW), about.get("chance")
+    return [name, run.name, *map(percent, shares), number(about.get("questions"), digits=0)]
 
 
 def samples(runs: Sequence[History]) -> list[Section]:

@@ -62,6 +62,11 @@ class StrategyConfig(Protocol):
         """Whether a rank's optimizer sees parts of matrices."""
         ...
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds parts of the weights between passes, so that it cannot use the model by itself."""
+        ...
+
     def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
         """Raise `ConfigError` for what so many ranks on devices of a type ("cpu", "cuda") cannot do; needs no group."""
         ...

@@ -50,6 +50,11 @@ class DDPConfig(CommonConfig):
         """Whether a rank's optimizer sees parts of matrices."""
         return False
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds parts of the weights between passes."""
+        return False
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. The precision changes activations alone."""
         return Memory(4 * parameters, 4 * parameters, 8 * parameters)

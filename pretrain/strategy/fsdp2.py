@@ -56,6 +56,11 @@ class FSDP2Config(CommonConfig):
         """Whether a rank's optimizer sees parts of matrices."""
         return True
 
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds parts of the weights between passes."""
+        return True
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. Blocks are gathered one or two at a time, on top of it."""
         held = parameters / (self.shard_ranks or ranks)

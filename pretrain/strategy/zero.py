@@ -123,6 +123,11 @@ class ZeROConfig(CommonConfig):
         return self.stage > 0
 
     @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds parts of the weights between passes."""
+        return self.stage == 3
+
+    @property
     def swapped(self) -> list[str]:
         """The settings that keep something on NVMe."""
         keys = ("offload_optimizer", "offload_parameters")

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 Record = Mapping[str, object]
 """One line of metrics.jsonl: `step`, `split`, and values that are numbers or None (unknown)."""
 
+CHOICES = "choices/"  # before the name of a multiple-choice set; RAW behind it: by likelihoods that are not divided
+RAW = "/raw"
+
 
 class Sample(NamedTuple):
     """A text of `eval.samples`, and how the model continued it at an evaluation."""

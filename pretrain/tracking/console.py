@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from pretrain.tracking.base import Record, Sample, Sink
+from pretrain.tracking.base import CHOICES, RAW, Record, Sample, Sink
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -33,6 +33,7 @@ _BAR = tuple(entry for entry in _TRAIN if entry[0] not in ("lr", "grad_norm"))  
 
 # Labels and formats of the metrics of evaluations, in the order that they are shown in. A metric that is in neither of
 # these two is shown behind the others by its own name, unless it is of a part (f1/PER): a new one needs no line here.
+# Accuracies on multiple-choice sets (choices/NAME) come last.
 EVALUATION = {
     "loss": "loss {:.4f}",
     "perplexity": "perplexity {:.2f}",
@@ -155,7 +156,9 @@ def _readable(record: Record, entries: tuple[tuple[str, str], ...]) -> list[str]
 
 def _evaluation(record: Record) -> list[str]:
     others = [key for key in record if key not in EVALUATION.keys() | LEFT_OUT and "/" not in key]
-    return _readable(record, (*EVALUATION.items(), *((key, f"{key} {{:.4g}}") for key in others)))
+    shown = _readable(record, (*EVALUATION.items(), *((key, f"{key} {{:.4g}}") for key in others)))
+    sets = [key for key in record if key.startswith(CHOICES) and not key.endswith(RAW)]
+    return shown + [f"{key.removeprefix(CHOICES)} {record[key]:.1%}" for key in sets]
 
 
 def _warnings(record: Record) -> list[str]:

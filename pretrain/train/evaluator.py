@@ -33,6 +33,7 @@ class EvalConfig:
     max_slots: int = 0  # slots of data.seq_len tokens evaluated each time; 0 = the whole held-out split
     samples: list[str] = field(default_factory=list)  # texts that each evaluation continues, by the likeliest tokens
     sample_tokens: int = 32  # tokens that are added to each of them, fewer where the model ends the document
+    choices: list[str] = field(default_factory=list)  # JSON lines files of multiple-choice questions to be answered
     patience: int | None = None  # evaluations without a lower held-out loss that end the run; null: none does
     save_best: bool | None = None  # save a step whose held-out loss is the lowest so far; null: where patience is set
 
@@ -49,7 +50,9 @@ class EvalConfig:
     @property
     def needed(self) -> str:
         """The settings that mean something only where the run is evaluated, "" where none is set."""
-        return " and ".join(f"eval.{key}" for key in ("samples", "patience", "save_best") if getattr(self, key))
+        return " and ".join(
+            f"eval.{key}" for key in ("samples", "choices", "patience", "save_best") if getattr(self, key)
+        )
 
     @property
     def saves_best(self) -> bool:

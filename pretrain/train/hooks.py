@@ -40,6 +40,7 @@ class RunHooks:
     meter: StepMeter
     throughput: Throughput
     evaluator: Callable[[], dict[str, float]]  # measures held-out text; a collective
+    choices: Callable[[], dict[str, float]] = dict  # answers multiple-choice questions; a collective
     continuations: Callable[[], list[Sample]] = list  # writes samples; a collective
     stopping: EarlyStopping
     save_best: bool = False  # save a step that was evaluated as the best so far, whether `save_every` has it due or not
@@ -90,7 +91,7 @@ class RunHooks:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Measure held-out text, write a validation record and samples, and return what was measured."""
         with self.throughput.paused():
-            measured = self.evaluator()
+            measured = self.evaluator() | self.choices()
             samples = self.continuations()
             record = {"step": state.step, "split": "validation", "tokens": state.tokens, **measured}
             record = self.own.evaluated(record)

@@ -37,7 +37,7 @@ LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
 FILES = (RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE)  # of a run
-FACTS = ("vocab_size", "document_frame", "mask", "names")  # entries of the record
+FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
 FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -67,6 +67,7 @@ class RunRecord(TypedDict, total=False):
     ranks: int
     corpora: dict[str, str]  # source -> directory
     records: dict[str, int]  # of fine-tuning: training and validation
+    chat_template: dict[str, Any] | None  # of fine-tuning on messages: how they become text
     vocab_size: int
     document_frame: tuple[list[int], list[int]]  # ids before and after a document
     mask: int | None

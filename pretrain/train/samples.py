@@ -1,7 +1,7 @@
 """What a model writes while it trains: texts continued at every evaluation, under any strategy.
 
 Holds the generation through the module that a strategy wrapped, whose weights may be spread over the ranks; one process
-with a whole model generates faster with `models.generate`.
+with a whole model generates faster with `models.generation`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import Model
 from pretrain.tracking.base import Sample
+from pretrain.train.inside import hidden_states
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ class Continuations:
     stop_id: int | None  # ends a document; None where nothing marks the ends
     world: World
 
-    @torch.no_grad()
     def __call__(self) -> list[Sample]:
         """Return each prompt with its likeliest continuation. A collective: every rank computes all of them.
 
@@ -53,14 +53,13 @@ class Continuations:
         newest = torch.from_numpy(offsets[:-1] + lengths - 1).to(self.world.device)
         chosen = newest
 
-        def choose(model: Model, inputs: object, hidden: Tensor) -> None:  # here every rank has the head's weights
+        def choose(hidden: Tensor) -> None:
             nonlocal chosen
-            chosen = F.linear(hidden[newest], model.head_weight()).float().argmax(dim=-1)
+            chosen = F.linear(hidden[newest], self.model.head_weight()).float().argmax(dim=-1)
 
         drawn: list[list[int]] = []  # one entry a token, of one id a prompt
         stopped = np.zeros(len(lengths), dtype=bool)
-        self.module.eval()
-        with self.model.register_forward_hook(choose):
+        with hidden_states(self.module, self.model, choose):
             while len(drawn) < self.max_tokens and not stopped.all():
                 self.module(batch)
                 [ids, *_] = self.world.gather(chosen.tolist())  # other devices may round to other tokens
@@ -68,7 +67,6 @@ class Continuations:
                 stopped |= np.array(ids) == self.stop_id
                 newest = newest + 1
                 batch.tokens[newest] = torch.tensor(ids, device=self.world.device)
-        self.module.train()
         columns = zip(*drawn, strict=True)
         return [self._sample(*prompt, list(ids)) for prompt, ids in zip(self.prompts.items(), columns, strict=True)]
 

@@ -1,6 +1,6 @@
-"""How well a model predicts text: that which its run held out, or any other that `data` can read.
+"""How well a model predicts text, that which its run held out or any other that `data` can read, and answers questions.
 
-Holds which text that is and under which settings; the measurement is the one of training, `train.evaluator`.
+Holds what is measured and under which settings; measurements are those of training, `train.evaluator` and `.choices`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.data.batch import Batch
+from pretrain.data.choice_sets import ChoiceSet, load_choices
 from pretrain.data.loader import DataConfig
 from pretrain.data.manifest import Manifest
 from pretrain.data.packing import Packing
@@ -24,10 +25,12 @@ from pretrain.data.prepare.build import prepare
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.sources.base import PreparedSource, SourceConfig
+from pretrain.data.sources.structured import JsonLinesSource
 from pretrain.data.stream import CORPUS
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError, DataError, check
+from pretrain.models.base import ModelKind
 from pretrain.objectives.base import Objective
 from pretrain.registry import flattened, nearest, plain
 from pretrain.settings.grammar import parsed
@@ -36,6 +39,8 @@ from pretrain.settings.yaml_files import check_literal
 from pretrain.strategy.precision import BF16, FP16, FP32, Precision
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.tokenizer.file import TokenizerFile
+from pretrain.tracking.base import CHOICES
+from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.evaluator import EvalConfig, held_out_evaluator
 from pretrain.train.loop import TrainConfig
 from pretrain.train.run_dir import CONFIG_FILE, choice_of, read_config, read_record
@@ -57,7 +62,7 @@ _MAY_CHANGE = (*_OF_RUN, *_OF_TEXT, *_OF_MODEL)
 
 Text = str | Path | SourceConfig
 Progress = Callable[[int, int], None]
-"""Called with the tokens measured so far, and those of all the text."""
+"""Called with the tokens measured so far, and those of all the text; then with choices, and those of all questions."""
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +86,33 @@ class Measurement:
     source: Source
     cfg: Measuring
     precision: Precision
+    of_text: bool  # whether text is measured, not questions alone
     own: dict[str, Path] | None  # corpora whose held-out text is measured; None: all text of `cfg.data.sources` is
+    sets: list[ChoiceSet]  # multiple-choice questions to be answered
 
     def run(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
         """Return what `LanguageModel.evaluate` does; `module` holds the weights of the source, on the device."""
+        figures = self._of_text(module, device, progress) if self.of_text else {"seq_len": self.cfg.data.seq_len}
+        return figures | self._of_questions(module, device, progress)
+
+    def _of_questions(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
+        evaluator = ChoiceEvaluator(
+            module=module,
+            model=module.model,
+            sets=self.sets,
+            batch_tokens=self.cfg.train.micro_batch_size * self.cfg.data.seq_len,
+            world=World(rank=0, size=1, device=device),
+            progress=progress,
+        )
+        with self.precision.autocast(device):
+            figures = evaluator()
+        module.eval()
+        for each in self.sets:
+            about = {"chance": each.chance, "questions": len(each.answers)}
+            figures |= {f"{CHOICES}{each.name}/{key}": value for key, value in about.items()}
+        return figures
+
+    def _of_text(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
         cfg = self.cfg
         corpora, splits = (self.own, None) if self.own else _prepared(self.source, cfg)
         held_out = cfg.data.held_out(corpora, splits)
@@ -112,18 +140,38 @@ class Measurement:
         return {**figures, **size, "tokens": seen.tokens, "targets": seen.targets, "seq_len": cfg.data.seq_len}
 
 
-def measurement(source: Source, texts: Sequence[Text], settings: Sequence[str], precision: str | None) -> Measurement:
-    """Return the evaluation of a source on texts, or else on what its run held out.
+def measurement(
+    source: Source,
+    texts: Sequence[Text],
+    choices: Sequence[str | Path],
+    settings: Sequence[str],
+    precision: str | None,
+) -> Measurement:
+    """Return the evaluation of a source on texts and files of questions; without any on what its run held out.
 
-    Raises `ConfigError` for a setting or a text that is refused, `DataError` for a corpus that is gone.
+    Raises `ConfigError` for a setting or a text that is refused, `DataError` for a corpus that is gone or a question
+    that cannot be measured.
     """
     check(precision is None or precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
-    cfg, limit = _configured(source, texts, settings), source.max_positions
+    files = list(map(str, choices))
+    rule = f"{source.name} is {source.network.kind}, and decoders alone are measured by them; leave them out"
+    check(source.network.kind is ModelKind.causal or not files, "choices", files, rule)
+    read = texts or ([JsonLinesSource(paths=files)] if files else [])
+    cfg, limit = _configured(source, read, settings), source.max_positions
     rule = f"more than the {limit} tokens that {source.name} has positions for; lower it"
     check(limit is None or cfg.data.seq_len <= limit, "data.seq_len", cfg.data.seq_len, rule)
+    prefix, _ = source.template or ([], [])
+    sets = load_choices(files, "choices", source.load_tokenizer(), prefix, cfg.data.seq_len) if files else []
     texts_of(cfg.data.sources)
     chosen = PRECISIONS[precision]() if precision else _precision_of(source)
-    return Measurement(source=source, cfg=cfg, precision=chosen, own=None if texts else _held_out(source))
+    return Measurement(
+        source=source,
+        cfg=cfg,
+        precision=chosen,
+        of_text=bool(texts) or not files,
+        own=None if read else _held_out(source),
+        sets=sets,
+    )
 
 
 class _Seen:

@@ -5,7 +5,6 @@ Holds the opening and what the commands `sample`, `evaluate` and `export` do; wh
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ from torch import Tensor
 from pretrain.checkpoint.commit import step_number
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import check_architecture, fill, shapes_of
-from pretrain.data.batch import IGNORED, Batch, Inputs
+from pretrain.data.batch import IGNORED, Batch, Inputs, Ragged
 from pretrain.distributed.world import World, device_of
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
@@ -30,15 +29,14 @@ from pretrain.hub.model_card import Origin
 from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.attention.auto import AutoConfig
-from pretrain.models.base import EncoderModel, Layout
-from pretrain.models.decoder import Decoder
-from pretrain.models.generate import Sampler, generate
+from pretrain.models.base import EncoderDecoderModel, EncoderModel, Layout, ModelKind
+from pretrain.models.generation.beam import BeamSearch
+from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.base import Objective
 from pretrain.train.run_dir import check_written_by, read_config
+from pretrain.trained.generating import StopStrings, Writer
 from pretrain.trained.measuring import Progress, Text, measurement
 from pretrain.trained.source import RunSource, Source, find_source
-
-TEXTS_AT_A_TIME = 64  # continued together
 
 log = logging.getLogger(__name__)
 
@@ -119,22 +117,35 @@ class LanguageModel:
         fill(self._module, self.weights, self.device)
         return self._module.eval()
 
-    def encode(self, texts: str | Sequence[str]) -> Batch:
+    def encode(self, texts: str | Sequence[str], targets: str | Sequence[str] | None = None) -> Batch:
         """Return texts as one ragged batch, each a sequence that begins as documents did in training.
 
-        Those of encoders also end so. The targets of decoders are the tokens that follow; encoders have none. Raises
-        `ConfigError` for a text that is longer than the model's context, or has no token at all.
+        Those of encoders also end so. The targets of decoders are the tokens that follow; encoders have none. For an
+        encoder-decoder the texts are its sources, and `targets` what it is to write of each. Raises `ConfigError` for a
+        text that is longer than the model's context, or has no token at all, and for targets that do not belong here.
         """
         texts = [texts] if isinstance(texts, str) else texts
+        targets = [targets] if isinstance(targets, str) else targets
         check(len(texts) > 0, "texts", texts, "name at least one")
-        ids = [self._ids(text, number, self.source.max_positions) for number, text in enumerate(texts, 1)]
-        tokens = np.array([token for sequence in ids for token in sequence], dtype=np.int64)
-        offsets = np.cumsum([0, *map(len, ids)]).astype(np.int32)
-        targets = np.full_like(tokens, IGNORED)
-        if self.network.kind.generates:
-            targets[:-1] = tokens[1:]
-            targets[offsets[1:] - 1] = IGNORED
-        return Batch.of(Inputs(tokens, targets, offsets)).to(self.device)
+        limit = self.source.max_positions
+        read = self._ragged([self._ids(text, number, limit) for number, text in enumerate(texts, 1)])
+        if self.network.kind is not ModelKind.encoder_decoder:
+            check(targets is None, "targets", targets, f"{self.name} is no encoder-decoder; leave them out")
+            expected = np.full_like(read.tokens, IGNORED)
+            if self.network.kind is ModelKind.causal:
+                expected[:-1] = read.tokens[1:]
+                expected[read.offsets[1:] - 1] = IGNORED
+            return Batch.of(Inputs(read.tokens, expected, read.offsets)).to(self.device)
+        found = 0 if targets is None else len(targets)
+        check(found == len(texts), "targets", found, f"an encoder-decoder needs one a text, {len(texts)}")
+        ids = [self._ids(target, number, limit) for number, target in enumerate(targets or [], 1)]
+        seen = self._ragged([[self._decoder_start, *target[:-1]] for target in ids])
+        return Batch.of(Inputs(seen.tokens, self._ragged(ids).tokens, seen.offsets, source=read)).to(self.device)
+
+    @staticmethod
+    def _ragged(sequences: Sequence[list[int]]) -> Ragged:
+        tokens = np.array([token for sequence in sequences for token in sequence], dtype=np.int64)
+        return Ragged(tokens, np.cumsum([0, *map(len, sequences)]).astype(np.int32))
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
@@ -145,6 +156,9 @@ class LanguageModel:
         if isinstance(model, EncoderModel):
             hidden = model(batch.tokens, batch.positions, layout, batch.segments)
             return F.linear(model.head_input(hidden), model.head_weight(), model.head_bias())
+        if isinstance(model, EncoderDecoderModel):
+            hidden = model(batch.tokens, batch.positions, layout, batch.source)
+            return F.linear(hidden, model.head_weight(), model.head_bias())
         return F.linear(model(batch.tokens, batch.positions, layout), model.head_weight())
 
     def generate(
@@ -155,56 +169,74 @@ class LanguageModel:
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = 0.95,
+        min_p: float | None = None,
         samples: int = 1,
         seed: int = 1,
+        beams: int | None = None,
+        no_repeat_ngram: int = 0,
+        stop: str | Sequence[str] = (),
     ) -> list[list[str]]:
-        """Return `samples` continuations of each prompt, without the prompt.
+        """Return `samples` continuations of each prompt, without the prompt; an encoder-decoder reads it as its source.
 
-        A continuation ends with its document, after `max_tokens` tokens, or with the positions of the model. It follows
-        from its prompt, its number and the `seed`, and does not depend on the other prompts. An empty prompt begins a
-        document. `temperature` 0 takes the likeliest token; `top_k` and `top_p` draw from the likeliest ones alone.
-        Raises `ConfigError` for an encoder, and for a prompt that leaves no room.
+        A continuation ends with its document, before a string of `stop`, after `max_tokens` tokens, or with the
+        positions of the model. It follows from its prompt, its number and the `seed`, and does not depend on the other
+        prompts. An empty prompt begins a document. `temperature` 0 takes the likeliest token; `top_k`, `top_p` and
+        `min_p` draw from the likeliest ones alone. With `beams` it is the likeliest text that beam search finds, where
+        no `no_repeat_ngram` tokens stand twice; nothing is drawn. Raises `ConfigError` for an encoder, and for a prompt
+        that leaves no room.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        return list(self.continued(prompts, sampler, max_tokens=max_tokens, samples=samples))
+        rule = "belongs to beam search; give beams, too"
+        check(beams is not None or not no_repeat_ngram, "no_repeat_ngram", no_repeat_ngram, rule)
+        how = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+        if beams is not None:
+            how = BeamSearch(beams=beams, no_repeat_ngram=no_repeat_ngram)
+        return list(self.continued(prompts, how, max_tokens=max_tokens, samples=samples, stop=stop))
 
     def continued(
-        self, prompts: Sequence[str], sampler: Sampler, *, max_tokens: int, samples: int
+        self,
+        prompts: Sequence[str],
+        how: Sampler | BeamSearch,
+        *,
+        max_tokens: int,
+        samples: int = 1,
+        stop: str | Sequence[str] = (),
     ) -> Iterator[list[str]]:
         """Yield what `generate` returns, prompt after prompt. All prompts are checked before the first is continued."""
-        if not self.network.kind.generates:
-            raise ConfigError(f"{self.name}: is an encoder, and only decoders generate text; name another model")
+        kind, limit = self.network.kind, self.source.max_positions
+        if kind is ModelKind.bidirectional:
+            raise ConfigError(f"{self.name}: is an encoder, which writes no text; name a model with a decoder")
         check(samples >= 1, "samples", samples, "must be at least 1")
-        limit = self.source.max_positions
-        ids = [self._ids(prompt, number, limit and limit - 1) for number, prompt in enumerate(prompts, 1)]
-        longest = max(map(len, ids), default=0) + max_tokens
-        if longest > self.network.max_seq_len:
+        rule = "beam search finds one text of each prompt; leave it out"
+        check(samples == 1 or isinstance(how, Sampler), "samples", samples, rule)
+        stop = [stop] if isinstance(stop, str) else stop
+        StopStrings(self.tokenizer, stop)
+        reads = kind is ModelKind.encoder_decoder
+        start = self._decoder_start if reads else None
+        last = limit if reads or limit is None else limit - 1
+        ids = [self._ids(prompt, number, last) for number, prompt in enumerate(prompts, 1)]
+        before = 1 if reads else max(map(len, ids), default=0)
+        if before + max_tokens > self.network.max_seq_len:
             known = f"{self.name} was made for texts of {self.network.max_seq_len:,} tokens"
             beyond = "it ends there" if limit else "what lies beyond may make no sense"
-            log.warning("%s, and the longest may get %s: %s", known, f"{longest:,}", beyond)
-        return self._continued(ids, sampler, max_tokens, samples)
-
-    def _continued(
-        self, prompts: list[list[int]], sampler: Sampler, max_tokens: int, samples: int
-    ) -> Iterator[list[str]]:
-        model = self.module.model
-        assert isinstance(model, Decoder)
+            log.warning("%s, and the longest may get %s: %s", known, f"{before + max_tokens:,}", beyond)
         prefix, suffix = self.source.template or ([], [])
-        stop_id = next(iter(suffix or prefix), None)  # None where nothing marks the ends of documents
-        rows = [(prompt, sample) for prompt in prompts for sample in range(samples)]
-        texts: list[str] = []
-        for together in (rows[at : at + TEXTS_AT_A_TIME] for at in range(0, len(rows), TEXTS_AT_A_TIME)):
-            tensors, streams = [torch.tensor(prompt) for prompt, _ in together], [_stream(*row) for row in together]
-            drawn = generate(model, tensors, sampler, max_tokens=max_tokens, stop_id=stop_id, streams=streams)
-            texts += [self._continuation(prompt, ids) for (prompt, _), ids in zip(together, drawn, strict=True)]
-            while len(texts) >= samples:
-                yield texts[:samples]
-                del texts[:samples]
+        stop_ids = (suffix or prefix)[:1]  # none where nothing marks the ends of documents
+        model: Any = self.module.model
+        writer = Writer(model=model, tokenizer=self.tokenizer, stop_ids=stop_ids, decoder_start=start)
+        return writer.texts(ids, how, max_tokens=max_tokens, samples=samples, stop=stop)
+
+    @property
+    def _decoder_start(self) -> int:
+        start = self.source.decoder_start
+        if start is None:
+            raise ConfigError(f"{self.name}: nothing says what its decoder begins with; see decoder_start_token_id")
+        return start
 
     def evaluate(
         self,
         *texts: Text,
+        choices: Sequence[str | Path] = (),
         settings: Sequence[str] = (),
         precision: str | None = None,
         progress: Progress | None = None,
@@ -216,11 +248,15 @@ class LanguageModel:
         They are prepared with the model's tokenizer in `data.prepare.root`, once. Beside the figures stand `documents`,
         `text_bytes` (if all of it was measured), `tokens` that the model read, `targets` among them, and `seq_len`.
 
+        `choices` are JSON lines files of multiple-choice questions, as `eval.choices` takes them, which a decoder
+        answers: `choices/NAME`, `choices/NAME/raw`, and beside them `/chance` and `/questions`. Given without texts
+        they alone are measured.
+
         `settings` (KEY=VALUE) are those of the sources, such as documents=line or field=review, source=jsonl for the
         kind of all, and those of a run that decide the figures, such as data.seq_len=512. Those of a run are its own
         unless changed, `precision` (fp32, bf16, fp16) among them. Raises `ConfigError` and `DataError`.
         """
-        planned = measurement(self.source, texts, settings, precision)
+        planned = measurement(self.source, texts, choices, settings, precision)
         return planned.run(self.module, self.device, progress)
 
     def export(
@@ -251,7 +287,7 @@ class LanguageModel:
             tokenizer=tokenizer,
             config=config | ({"architectures": [family.pretraining]} if beside else {}),
             special_tokens=special_tokens,
-            generates=network.kind.generates,
+            generates=network.kind is not ModelKind.bidirectional,
             run=record["name"],
             step=step_number(self.weights.step),
             origin=Origin(step=self.weights.step, record=record, settings=read_config(self.path)),
@@ -262,19 +298,9 @@ class LanguageModel:
     def _ids(self, text: str, number: int, limit: int | None) -> list[int]:
         prefix, suffix = self.source.template or ([], [])
         ids = prefix + self.tokenizer.encode(text, add_special_tokens=False).ids
-        ids += [] if self.network.kind.generates else suffix
+        ids += [] if self.network.kind is ModelKind.causal else suffix
         rule = "has no token, and the tokenizer none that begins a document; write one"
         check(bool(ids), f"text {number}", repr(text), rule)
         rule = f"{self.name} has room for {limit} here; shorten it"
         check(limit is None or len(ids) <= limit, f"tokens of text {number}", len(ids), rule)
         return ids
-
-    def _continuation(self, prompt: list[int], drawn: list[int]) -> str:
-        """Return the text of drawn ids; decoders of words put the space before one only behind another."""
-        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode(prompt + drawn)
-        return whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(drawn)
-
-
-def _stream(prompt: list[int], sample: int) -> int:
-    """Return which numbers a continuation is drawn by: others for every prompt, and for every sample of it."""
-    return int.from_bytes(hashlib.blake2b(np.array([*prompt, sample]).tobytes(), digest_size=8).digest())

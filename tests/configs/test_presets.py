@@ -1,5 +1,6 @@
 """Every preset composes, builds on the meta device at its published size, and its arithmetic comes out even."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 # Parameters as published: GPT-2's four sizes (Radford et al. 2019, as released), Llama 3.2 1B and Llama 3.1 8B,
-# BERT, RoBERTa and ModernBERT with their heads for masked tokens.
+# BERT, RoBERTa and ModernBERT with their heads for masked tokens, T5 and BART as released.
 PUBLISHED = {
     "gpt2_124m": 124_439_808,
     "gpt2_350m": 354_823_168,
@@ -28,6 +29,9 @@ PUBLISHED = {
     "roberta_base": 124_697_433,
     "modernbert_base": 149_655_232,
     "modernbert_large": 395_881_664,
+    "t5_small": 60_506_624,
+    "t5_base": 222_903_552,
+    "bart_base": 139_420_416,
 }
 
 
@@ -66,6 +70,7 @@ def test_every_file_of_every_group_composes(group):
             "jsonl": ["data.sources.jsonl.paths=[x]"],
             "parquet": ["data.sources.parquet.paths=[x]"],
         }.get(file.stem, [])
-        if group == "model" and "  - encoder\n" in file.read_text():
-            required = ["objective=masked_lm"]
+        if group == "model":
+            base = re.search(r"^  - (\w+)$", file.read_text(), re.M)[1]
+            required = {"encoder": ["objective=masked_lm"], "encoder_decoder": ["objective=denoising"]}.get(base, [])
         compose([f"{group}={file.stem}", *required], root=SLURM if group == "cluster" else PRETRAIN)

@@ -17,12 +17,17 @@ from pretrain.data.batch import IGNORED, Batch
 from pretrain.distributed.world import World
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.base import Stream
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.init import Init
+from pretrain.models.layers import Activation, Norm, Order, Positions
 from pretrain.objectives.base import Objective
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.objectives.sentence_pairs import Sentences
+from pretrain.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.base import Strategy
@@ -56,6 +61,43 @@ def build_masked(sentences: Sentences = Sentences.nsp) -> Objective:
     config = EncoderConfig(max_seq_len=13, width=20, layers=3, heads=4, mlp_width=47)
     with torch.device("meta"):
         return MaskedLMConfig(sentences=sentences).build(config.build(vocab_size=VOCABULARY, attend=sdpa))
+
+
+SMALL_PAIRS = {
+    "max_seq_len": 13,
+    "width": 20,
+    "layers": 2,
+    "heads": 4,
+    "mlp_width": 47,
+    "activation": Activation.geglu,  # smooth: rounding may carry a sum over the bend of a ReLU
+}
+BART = {
+    "positions": Positions.learned,
+    "embedding_norm": True,
+    "embedding_scale": False,
+    "head_bias": True,
+    "bias": False,  # those of keys have no gradient: under Adam rounding alone moves them
+}
+T5 = {
+    "positions": Positions.relative,
+    "buckets": 8,
+    "max_distance": 9,
+    "order": Order.pre,
+    "norm": Norm.rmsnorm,
+    "bias": False,
+    "attention_scale": False,
+    "embedding_scale": False,
+    "head_scale": True,
+    "init": Init.t5,
+}
+
+
+def build_pairs(kind: dict[str, Any] = T5) -> Objective:
+    """Return an encoder-decoder on the meta device, whose table of tokens both sides and the head share."""
+    config = EncoderDecoderConfig(**SMALL_PAIRS, **kind)
+    with torch.device("meta"):
+        model = config.build(vocab_size=VOCABULARY, attend=sdpa)
+        return SequenceToSequenceConfig(label_smoothing=0.1, z_loss=1e-4).build(model)
 
 
 def sequences(step: int) -> list[Tensor]:
@@ -92,6 +134,20 @@ def pack_masked(documents: list[Tensor]) -> Batch:
         num_targets=int((targets != IGNORED).sum()),
         segments=(batch.positions > 4).long(),
         labels=labels.where(labels < 2, IGNORED),
+    )
+
+
+def pack_pairs(documents: list[Tensor]) -> Batch:
+    """Join documents with shorter targets, a few of their last tokens backwards; the text alone says how many."""
+    source = pack(documents)
+    targets = [document.flip(0)[: 1 + int(document.sum()) % 7] for document in documents]
+    batch, start = pack(targets), torch.zeros(1, dtype=torch.int64)
+    return replace(
+        batch,
+        tokens=torch.cat([torch.cat([start, target[:-1]]) for target in targets]),
+        targets=torch.cat(targets),
+        num_targets=len(batch.tokens),
+        source=Stream(source.tokens, source.positions, source.offsets, source.max_len, source.lengths),
     )
 
 

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models
 from pretrain.checkpoint.load import restore_weights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.generate import Sampler, generate
+from pretrain.models.generation.generate import generate
+from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.train.samples import Continuations
 

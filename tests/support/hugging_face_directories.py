@@ -5,12 +5,25 @@ import json
 import torch
 from small_models import VOCAB_SIZE
 from tokenizers import processors
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerFast,
+)
 from vocabularies import byte_level, word_piece
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import write_weights
+from pretrain.models.base import ModelKind
+
+AUTO_CLASSES = {
+    ModelKind.causal: AutoModelForCausalLM,
+    ModelKind.bidirectional: AutoModelForMaskedLM,
+    ModelKind.encoder_decoder: AutoModelForSeq2SeqLM,
+}
 
 
 class InMemory:

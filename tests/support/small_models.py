@@ -11,7 +11,7 @@ from pretrain.models.base import Stream
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
-from pretrain.models.init import Init, draw
+from pretrain.models.init import draw
 from pretrain.models.layers import Activation, Norm, Positions
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
@@ -25,37 +25,27 @@ MODERNBERT = {
     "bias": False,
     "norm_eps": 1e-5,
 }
-VOCAB_SIZE, START = 61, 0  # ids, and that before every target
-
-# Kinds of encoder-decoders, as `EncoderDecoderConfig` names their parts; its defaults are the original Transformer's.
 BART = {
     "positions": Positions.learned,
     "position_offset": 2,
     "embedding_norm": True,
     "embedding_scale": False,
-    "head_bias": True,
     "activation": Activation.gelu,
-    "init": Init.olmo2,
 }
+MBART = BART | {"order": Order.pre}
+MARIAN = {"activation": Activation.silu, "head_bias": True}
 T5 = {
     "positions": Positions.relative,
     "order": Order.pre,
     "norm": Norm.rmsnorm,
     "norm_eps": 1e-6,
-    "bias": False,
-    "attention_scale": False,
     "embedding_scale": False,
-    "head_scale": True,
-    "init": Init.t5,
+    "attention_scale": False,
+    "bias": False,
 }
-T5_GATED = {
-    **T5,
-    "activation": Activation.geglu_tanh,
-    "attention_width": 32,  # of all heads, and the model is 24 wide
-    "decoder_layers": 3,
-    "head_scale": False,
-    "tie_embeddings": False,
-}
+T5_TIED = T5 | {"head_scale": True}
+T5_GATED = T5 | {"activation": Activation.geglu_tanh, "tie_embeddings": False}
+VOCAB_SIZE, START = 61, 0  # ids, and that before every target
 
 
 def small_decoder(seed=1, attend=sdpa, **fields):
@@ -66,6 +56,11 @@ def small_decoder(seed=1, attend=sdpa, **fields):
 def small_encoder(seed=1, attend=sdpa, **fields):
     """Return an encoder built the way runs build theirs."""
     return small_model(EncoderConfig, seed, attend, fields)
+
+
+def small_encoder_decoder(seed=1, attend=sdpa, **fields):
+    """Return an encoder-decoder built the way runs build theirs."""
+    return small_model(EncoderDecoderConfig, seed, attend, fields)
 
 
 def small_model(config, seed, attend, fields):
@@ -97,11 +92,6 @@ def ragged_batch(lengths, seed=3):
         targets=torch.cat([torch.cat([document[1:], end]) for document in tokens.split(lengths)]),
         num_targets=sum(lengths) - len(lengths),
     )
-
-
-def small_encoder_decoder(seed=1, attend=sdpa, **fields):
-    """Return an encoder-decoder built the way runs build theirs."""
-    return small_model(EncoderDecoderConfig, seed, attend, fields)
 
 
 def ragged_pairs(source_lengths, target_lengths, seed=3):

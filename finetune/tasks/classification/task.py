@@ -18,11 +18,13 @@ import numpy as np
 from omegaconf import MISSING
 from tokenizers import Encoding, Tokenizer
 
+from finetune.answering.base import Encoded
+from finetune.answering.by_head import ByHead
 from finetune.data.examples import Example, Examples
 from finetune.data.records import DataSet, Record, name_of, read_records
 from finetune.data.tables import Delimiter
 from finetune.model.losses import ClassWeights, CrossEntropy, MultiLabel, Regression, TaskLoss, balanced_weights
-from finetune.tasks.base import Encoded, check_classes, encodings, shortlist
+from finetune.tasks.base import check_classes, encodings, shortlist
 from finetune.tasks.classification import page
 from finetune.tasks.classification.labels import (
     Label,
@@ -112,6 +114,11 @@ class ClassificationConfig:
             check(self.class_weights is ClassWeights.none, "task.class_weights", self.class_weights, rule)
         if self.problem is Problem.regression:
             check(not self.labels, "task.labels", self.labels, "numbers have no labels; leave it out for regression")
+
+    @property
+    def answering(self) -> ByHead:
+        """By a head."""
+        return ByHead(self)
 
     def records(self, source: DataSet, *, labelled: bool = True) -> list[LabelledText]:
         """Read a data set, in memory texts, pairs or dictionaries; without `labelled` it needs no column of labels.

@@ -17,10 +17,11 @@ import numpy as np
 from omegaconf import MISSING
 from tokenizers import Tokenizer
 
+from finetune.answering.base import Encoded
+from finetune.answering.by_head import ByHead
 from finetune.data.examples import Examples
 from finetune.data.records import DataSet
 from finetune.model.losses import AnswerSpans, TaskLoss
-from finetune.tasks.base import Encoded
 from finetune.tasks.qa.metrics import best_threshold, score, squad_metrics
 from finetune.tasks.qa.page import answer_sections
 from finetune.tasks.qa.questions import ROLES, Question, read_questions
@@ -78,6 +79,11 @@ class QaConfig:
         rule = f"name a column for each of {', '.join(ROLES)} (answer_start= for none)"
         named = all(self.columns.get(role) for role in ROLES[:-1])
         check(named and set(self.columns) == set(ROLES), "task.columns", self.columns, rule)
+
+    @property
+    def answering(self) -> ByHead:
+        """By a head."""
+        return ByHead(self)
 
     @property
     def tuned_settings(self) -> tuple[str, ...]:

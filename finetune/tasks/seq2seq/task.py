@@ -5,16 +5,36 @@ Pairs are read in `pairs` and `messages`, encoded in `encoding`, measured in `me
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from pretrain.errors import check
+from finetune.answering.base import Codec, Encoded
+from finetune.answering.by_writing import ByWriting, frame_of
+from finetune.answering.written import GenerationConfig
+from finetune.data.records import DataSet
+from finetune.data.tables import Delimiter
+from finetune.tasks.seq2seq.conversations import (
+    ChatTemplate,
+    Conversation,
+    chat_frame,
+    chat_pairs,
+    find_chat_template,
+    read_conversations,
+)
+from finetune.tasks.seq2seq.encoding import Frame, encode_pairs
+from finetune.tasks.seq2seq.metrics import TEXT_METRICS, check_packages, text_metrics
+from finetune.tasks.seq2seq.page import text_sections
+from finetune.tasks.seq2seq.pairs import Pair, PromptTemplate, read_pairs
+from pretrain.errors import DataError, check
 from pretrain.registry import register
+from pretrain.report.page import Section
 
-TEXT_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match", "f1")  # of texts that were written
+METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match", "f1")
 
 
 class Seq2SeqMetric(StrEnum):
@@ -24,7 +44,10 @@ class Seq2SeqMetric(StrEnum):
     accuracy = "accuracy"  # share of target tokens that the model holds likeliest
     bleu = "bleu"
     chrf = "chrf"
-    rougeL = "rougeL"  # noqa: N815 (its name)
+    rouge1 = "rouge1"
+    rouge2 = "rouge2"
+    rougeL = "rougeL"
+    rougeLsum = "rougeLsum"
     exact_match = "exact_match"
     f1 = "f1"
 
@@ -35,20 +58,7 @@ class PairColumns:
 
     source: str = "source"  # column of what the model reads
     target: str = "target"  # column of what it writes
-    messages: str | None = None  # column of a conversation, whose last message is the target, in place of both
-
-
-@dataclass(kw_only=True)
-class GenerationConfig:
-    """How an answer is written when the model is measured and when it predicts."""
-
-    beams: int = 1  # hypotheses that are kept at once; 1: always the likeliest token
-    length_penalty: float = 1.0  # exponent of the length that divides a hypothesis's log-likelihood; beams above 1
-    no_repeat_ngram: int = 0  # tokens; no run of so many may be written twice; beams above 1; 0: any may
-
-    def __post_init__(self) -> None:
-        check(self.beams >= 1, "task.generate.beams", self.beams, "at least 1 hypothesis")
-        check(self.no_repeat_ngram >= 0, "task.generate.no_repeat_ngram", self.no_repeat_ngram, "0 (off) or more")
+    messages: str | None = None  # column of a conversation, whose answers are the targets, in place of both
 
 
 @register("task", "seq2seq")
@@ -62,15 +72,18 @@ class Seq2SeqConfig:
     train: str = MISSING  # file (CSV, TSV, JSON lines, Parquet), SOURCES+TARGETS (text files), or org/name:split
     validation: str = MISSING  # the same of the validation set
     columns: PairColumns = field(default_factory=PairColumns)
-    template: str = "{source}"  # what the model reads: the source with an instruction around it
+    header: list[str] = field(default_factory=list)  # columns of CSV and TSV files whose first line does not name them
+    delimiter: Delimiter = Delimiter.auto  # between cells of CSV and TSV: auto, comma, semicolon, tab or pipe
+    template: str = "{source}"  # what the model reads: the source, or columns in braces, with an instruction around it
     chat_template: str | None = None  # file of the Jinja template of messages; null: the one of the model's tokenizer
+    every_answer: bool = False  # whether each answer of a conversation is a target, not just the last
     max_source_tokens: int = 512  # of what the model reads; what is longer is cut
     max_target_tokens: int = 128  # of what it writes; a longer target is cut
     max_faults: float = 0.0  # share of a data set's records that may be bad and left out
     label_smoothing: float = 0.0  # share of a target's probability that is spread over the vocabulary; 0.1 is usual
     generate_examples: int = 200  # records of the validation set that each evaluation answers; 0: none
     generate: GenerationConfig = field(default_factory=GenerationConfig)
-    metrics: list[str] = field(default_factory=lambda: list(TEXT_METRICS))  # of the answers that were written
+    metrics: list[str] = field(default_factory=lambda: list(METRICS))  # of the answers that were written
     metric: Seq2SeqMetric = Seq2SeqMetric.loss  # chooses the best step: loss, accuracy, or one of the metrics
 
     def __post_init__(self) -> None:
@@ -79,10 +92,110 @@ class Seq2SeqConfig:
         check(0 <= self.max_faults < 1, "task.max_faults", self.max_faults, "must be at least 0 and below 1")
         check(0 <= self.label_smoothing < 1, "task.label_smoothing", self.label_smoothing, "must be in [0, 1)")
         check(self.generate_examples >= 0, "task.generate_examples", self.generate_examples, "0 (none) or more")
-        check("{source}" in self.template, "task.template", repr(self.template), "must contain {source}")
+        PromptTemplate(self.template)
         for name in self.metrics:
             check(name in TEXT_METRICS, "task.metrics", name, f"must be one of {', '.join(TEXT_METRICS)}")
+        if self.generate_examples:
+            check_packages(self.metrics)
         of_texts = self.metric in TEXT_METRICS
-        rule = "is measured on answers that are written; set task.generate_examples above 0, and name it in task.metrics"
+        rule = (
+            "is measured on answers that are written; set task.generate_examples above 0, and name it in task.metrics"
+        )
         written = self.generate_examples > 0 and self.metric in self.metrics
         check(written or not of_texts, "task.metric", self.metric.value, rule)
+
+    @property
+    def answering(self) -> ByWriting:
+        """By writing."""
+        return ByWriting(self)
+
+    def records(self, source: DataSet, *, labelled: bool = True) -> list[Pair] | list[Conversation]:
+        """Read pairs, or conversations, with their targets if they are `labelled`.
+
+        In memory they are dictionaries by column, or texts and, with targets, tuples of both. Raises `ConfigError` for
+        a file or column that is not there, `DataError` for more bad records than are allowed.
+        """
+        if self.columns.messages is not None:
+            return read_conversations(source, self.columns.messages, max_faults=self.max_faults)
+        return read_pairs(
+            source,
+            self.template,
+            source_column=self.columns.source,
+            target_column=self.columns.target,
+            labelled=labelled,
+            max_faults=self.max_faults,
+            header=self.header,
+            delimiter=self.delimiter,
+        )
+
+    def names(self, records: Sequence[Any]) -> list[str]:
+        """Return none: there is no head."""
+        return []
+
+    def frame(self, codec: Codec) -> Frame:
+        """Return the ids that stand around texts. Raises `ConfigError` for a model without an end or a start token."""
+        frame, template = frame_of(codec), self._template(codec)
+        return frame if template is None else chat_frame(template, codec.tokenizer, frame)
+
+    def with_chat_template(self, codec: Codec, folder: Path) -> Codec:
+        """Return the codec with the template that messages are read by, if there are any.
+
+        It is that of task.chat_template, the codec's own or, without one, that of the checkpoint in `folder`. Raises
+        `ConfigError` if there is none.
+        """
+        if self.columns.messages is None:
+            return replace(codec, chat_template=None)
+        if codec.chat_template is not None and self.chat_template is None:
+            return codec
+        found = find_chat_template(folder, self.chat_template, codec.tokenizer, frame_of(codec))
+        return replace(codec, chat_template=found._asdict())
+
+    def encode(self, records: Sequence[Any], codec: Codec, *, labelled: bool) -> Encoded:
+        """Encode pairs, or the answers of conversations, an example each, as `Pair` records.
+
+        Raises `DataError` for more records than allowed that cannot be, `ConfigError` for limits without room for text.
+        """
+        pairs, template = records, self._template(codec)
+        if template is not None:
+            pairs = chat_pairs(
+                records,
+                template,
+                codec.tokenizer,
+                labelled=labelled,
+                every_answer=self.every_answer,
+                max_faults=self.max_faults,
+            )
+        examples, kept, _ = encode_pairs(
+            pairs,
+            codec.tokenizer,
+            self.frame(codec),
+            max_source_tokens=self.max_source_tokens,
+            max_target_tokens=self.max_target_tokens,
+            max_faults=self.max_faults,
+        )
+        return Encoded(examples, kept)
+
+    def measure(self, encoded: Encoded, answers: list[str], names: list[str]) -> dict[str, float]:
+        """Return the metrics of the texts that were written; none of none."""
+        return text_metrics(answers, _targets(encoded), self.metrics) if answers else {}
+
+    def predict(self, encoded: Encoded, answers: list[str], names: list[str]) -> Iterator[dict[str, Any]]:
+        """Yield the `place`, the `source` as the model read it, and the `prediction` of each pair."""
+        for pair, text in zip(encoded.records, answers, strict=True):
+            yield {"place": pair.place, "source": pair.source, "prediction": text}
+
+    def sections(
+        self, encoded: Encoded, answers: list[str], names: list[str], measured: Mapping[str, float]
+    ) -> list[Section]:
+        """Return lengths, examples side by side, and the worst ones."""
+        return text_sections(encoded.records, answers)
+
+    def _template(self, codec: Codec) -> ChatTemplate | None:
+        return None if codec.chat_template is None else ChatTemplate(**codec.chat_template)
+
+
+def _targets(encoded: Encoded) -> list[str]:
+    targets = [pair.target for pair in encoded.records]
+    if None in targets:
+        raise DataError("pairs were read without targets, so predictions cannot be measured")
+    return targets

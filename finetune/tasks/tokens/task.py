@@ -16,10 +16,12 @@ import numpy as np
 from omegaconf import MISSING
 from tokenizers import Tokenizer
 
+from finetune.answering.base import Encoded
+from finetune.answering.by_head import ByHead
 from finetune.data.examples import Example, Examples
 from finetune.data.records import DataSet, Record, name_of, read_records
 from finetune.model.losses import ClassWeights, CrossEntropy, TaskLoss, balanced_weights
-from finetune.tasks.base import Encoded, check_classes, in_order, shortlist
+from finetune.tasks.base import check_classes, in_order, shortlist
 from finetune.tasks.tokens.alignment import NO_WORD, encode_words, first_tokens, word_spans
 from finetune.tasks.tokens.conll import read_columns
 from finetune.tasks.tokens.metrics import entity_metrics, entity_spans
@@ -90,6 +92,11 @@ class TokensConfig:
         check(0 <= self.label_smoothing < 1, "task.label_smoothing", self.label_smoothing, "must be in [0, 1)")
         if self.labels:
             self._check_labels()
+
+    @property
+    def answering(self) -> ByHead:
+        """By a head."""
+        return ByHead(self)
 
     def records(self, source: DataSet, *, labelled: bool = True) -> list[Sentence]:
         """Read sentences, with their tags if they are `labelled`, else with words alone.

@@ -129,7 +129,7 @@ def test_answers_in_texts(tmp_path, capsys, source):
     opened = load(run)  # transformers 5 has no pipeline for questions: compare what answers are found by
     encoded = opened.encode(str(data), labelled=True)
     bounds = itertools.pairwise(encoded.examples.offsets)
-    for (begin, end), logits in zip(bounds, opened.answers(encoded, 64).logits, strict=True):
+    for (begin, end), logits in zip(bounds, opened.answers(encoded, 64).each, strict=True):
         segments = {"token_type_ids": as_row(encoded.examples.segments[begin:end])} if source == "bert" else {}
         found = theirs(as_row(encoded.examples.tokens[begin:end]), **segments)
         expected = torch.stack([found.start_logits[0], found.end_logits[0]], dim=1)

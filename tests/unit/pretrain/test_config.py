@@ -20,6 +20,11 @@ from pretrain.run import pretrain
         (["model.max_seq_len=32", "data.seq_len=64"], r"model\.max_seq_len=32: must be at least 64, which is data"),
         (["attention=flash"], r"precision=torch\.float32: attention=flash computes in half precision"),
         (["attention=flex", "model.attention_dropout=0.1"], r"model\.attention_dropout=0\.1: .* no dropout of weights"),
+        (["eval.choices=[a.jsonl]", "eval.every=0"], r"eval\.every=0: eval\.choices needs evaluations; set it"),
+        (
+            ["model=encoder", "objective=masked_lm", "eval.choices=[a.jsonl]"],
+            r"eval\.choices=\['a\.jsonl'\]: model=encoder is bidirectional, and decoders alone are measured by them",
+        ),
         (
             ["tracker=wandb", "tracker.wandb_mode=offline", f"run.name={'n' * 129}"],
             r"run\.name='n+': has 129 characters",

@@ -57,9 +57,32 @@ def test_a_step_is_that_of_every_run(folder, capsys):
     assert "step-00000009" in capsys.readouterr().err
 
 
+def test_questions_alone_are_answered_beside_one_another(folder, capsys):
+    lines = [{"context": text[:5], "choices": [text[5:], " of life"], "answer": 0} for text in TEXTS[:3]]
+    (folder / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = [str(folder / "first"), "--choices", str(folder / "set.jsonl"), "--against", str(folder / "second")]
+    assert main([*options, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row in rows:
+        expected = load(row["model"]).evaluate(choices=[folder / "set.jsonl"])
+        assert row == {"model": row["model"], "step": row["step"], **expected}
+        assert expected["choices/set/questions"] == 3 and "loss" not in expected
+    assert main(options) == 0
+    shown = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[0].strip() for line in shown] == [
+        "tokens in a slot, at most",
+        "set: right answers",
+        "set: by likelihoods that are not divided",
+        "set: by chance",
+        "set: questions",
+    ]
+    assert shown[1][1:] == [f"{row['choices/set']:.2%}" for row in rows] and shown[3][1:] == ["50.00%"] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
+        (["--choices", "./nowhere.jsonl"], 2, "choices: ./nowhere.jsonl matches no file"),
         (["--against", "./nowhere"], 2, "./nowhere: no such directory; name a run"),
         (["--set", "document=line"], 2, "document=line: no setting of an evaluation; did you mean"),
         (["--set", "data.seq_len=40"], 2, "data.seq_len=40: more than the 32 tokens that"),

@@ -19,7 +19,8 @@ from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.import_bin import main
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
-from pretrain.models.generate import Sampler, generate
+from pretrain.models.generation.generate import generate
+from pretrain.models.generation.sampling import Sampler
 from pretrain.tokenizer.base import load_tokenizer
 
 
@@ -89,19 +90,19 @@ def test_stories_are_told_as_documented():
     hidden, found, real = hidden_of_both(model, AutoModelForCausalLM.from_pretrained(directory), lengths=(200, 9))
     torch.testing.assert_close(hidden @ model.head_weight().T, found.logits[real], atol=2e-5, rtol=1e-5)
 
-    drawn = generate(model, torch.tensor([[1]]), Sampler(temperature=0), max_tokens=200)
-    told = load_tokenizer(directory / "tokenizer.json").decode(torch.stack(list(drawn), dim=1)[0].tolist())
+    [drawn] = generate(model, [torch.tensor([1])], Sampler(temperature=0), max_tokens=200)
+    told = load_tokenizer(directory / "tokenizer.json").decode(drawn)
     assert told.strip().startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in")
     page = (directory.parent / "stories260K.md").read_text()
     assert told.strip()[:400] in page
 
     for settings in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9}):
-        samplers = [Sampler(generator=torch.Generator().manual_seed(3), **settings) for _ in range(2)]
-        cached = generate(model, torch.tensor([[1]]), samplers[0], max_tokens=100)
-        text = [1]
+        sampler = Sampler(**settings, seed=3)
+        [cached] = generate(model, [torch.tensor([1])], sampler, max_tokens=100)
+        text, numbers = [1], torch.from_numpy(sampler.numbers(0, 100))
         with torch.no_grad():
-            for _ in range(100):
+            for place in range(100):
                 layout = Layout.of(torch.tensor([0, len(text)], dtype=torch.int32), len(text))
                 last = model(torch.tensor(text), torch.arange(len(text)), layout)[-1:] @ model.head_weight().T
-                text.append(int(samplers[1](last)))
-        assert [int(token) for token in cached] == text[1:]
+                text.append(int(sampler(last, numbers[place, None])))
+        assert cached == text[1:]

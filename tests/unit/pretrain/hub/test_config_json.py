@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationConfig
+from hugging_face_directories import AUTO_CLASSES
+from transformers import AutoConfig, GenerationConfig
 from transformers.activations import ACT2FN
 
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.config_json import _SAME_FUNCTION
 from pretrain.hub.family import FAMILIES, family_of
 from pretrain.hub.weights import read_network
+from pretrain.models.base import ModelKind
 
 SHAPED = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 6}
 # Files of which every key says something else than the default.
@@ -28,14 +30,25 @@ WRITTEN = {
         **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
         **{"global_attn_every_n_layers": 2, "global_rope_theta": 5e4, "local_rope_theta": 3e4},
     },
+    "t5": {
+        **{"n_positions": 64, "d_ff": 40, "layer_norm_epsilon": 1e-3, "feed_forward_proj": "gated-gelu", "d_kv": 5},
+        **{"num_decoder_layers": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
+        **{"d_model": 48, "num_layers": 4, "num_heads": 6},
+    },
 }
-for name in WRITTEN.keys() - {"gpt2", "distilbert"}:
+for name in ("bart", "mbart", "marian"):
+    WRITTEN[name] = {
+        **{"max_position_embeddings": 64, "activation_function": "silu", "scale_embedding": True, "decoder_layers": 3},
+        **{"d_model": 48, "encoder_layers": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40},
+    }
+for name in ("llama", "mistral", "bert", "roberta", "modernbert"):
     WRITTEN[name] |= SHAPED | {"intermediate_size": 40}
+BIASES = ("final_logits_bias",)
 for name, keys in WRITTEN.items():
     keys |= {
         "model_type": name,
         "vocab_size": 61,
-        "tie_word_embeddings": name in ("bert", "roberta", "llama", "mistral"),
+        "tie_word_embeddings": name in ("bert", "roberta", "llama", "mistral", "bart", "mbart", "marian"),
     }
 
 
@@ -45,7 +58,11 @@ def read(theirs):
         config = family_of(theirs).from_hf(theirs)
     except ConfigError:
         return None
-    sizes = {"mlp_width": config.hidden_width} | ({"kv_heads": config.num_kv_heads} if config.kind.generates else {})
+    sizes = {"mlp_width": config.hidden_width}
+    if config.kind is ModelKind.causal:
+        sizes |= {"kv_heads": config.num_kv_heads}
+    if config.kind is ModelKind.encoder_decoder:
+        sizes |= {"decoder_layers": config.num_decoder_layers}
     return replace(config, **sizes), family_of(theirs).vocab_size(theirs)
 
 
@@ -69,11 +86,10 @@ def test_a_file_that_names_its_family_alone_describes_the_network_that_transform
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
     _, config, parts = read_network(tmp_path / "config.json")
     with torch.device("meta"):
-        kind = AutoModelForCausalLM if config.kind.generates else AutoModelForMaskedLM
-        theirs = kind.from_config(AutoConfig.for_model(name))
-    assert {part.theirs: part.their_shape for part in parts} == {
-        n: tuple(p.shape) for n, p in theirs.named_parameters()
-    }
+        theirs = AUTO_CLASSES[config.kind].from_config(AutoConfig.for_model(name))
+    trained = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
+    trained |= {name: tuple(each.shape) for name, each in theirs.named_buffers() if name in BIASES and config.head_bias}
+    assert {part.theirs: part.their_shape for part in parts} == trained
 
 
 OTHER_NAMES = {

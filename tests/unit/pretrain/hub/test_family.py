@@ -5,26 +5,46 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, small_decoder, small_encoder
+from hugging_face_directories import AUTO_CLASSES
+from small_models import (
+    BART,
+    DISTILBERT,
+    LLAMA,
+    MARIAN,
+    MBART,
+    MODERNBERT,
+    ROBERTA,
+    T5_GATED,
+    T5_TIED,
+    VOCAB_SIZE,
+    small_decoder,
+    small_encoder,
+    small_encoder_decoder,
+)
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
+    BartConfig,
     BertConfig,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MarianConfig,
+    MBartConfig,
     MistralConfig,
     ModernBertConfig,
     RobertaConfig,
+    T5Config,
     XLMRobertaConfig,
 )
 
 from pretrain.errors import ConfigError
-from pretrain.hub.family import FAMILIES, family_for, family_of
+from pretrain.hub.family import FAMILIES, HeadKind, family_for, family_of, head_for
 from pretrain.hub.roberta import Roberta
+from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.init import Init
 from pretrain.models.layers import Activation
 
 SHAPES = {
@@ -40,14 +60,20 @@ SHAPES = {
     "distilbert, untied": {**DISTILBERT, "tie_embeddings": False, "mlp_width": 40},
     "modernbert": {**MODERNBERT, "window": 3, "global_every": 2, "layers": 5},
     "modernbert, everywhere": {**MODERNBERT, "rope_theta": 1e4},
+    "bart": {**BART, "decoder_layers": 3, "activation": Activation.relu},
+    "mbart": {**MBART, "embedding_scale": True},
+    "marian": {**MARIAN, "mlp_width": 40},
+    "t5": {**T5_TIED, "attention_width": 20, "buckets": 16, "max_distance": 40},
+    "t5, gated": {**T5_GATED, "width": 26, "attention_width": 32, "decoder_layers": 1},
     "modernbert, untied": {**MODERNBERT, "window": 9, "bias": True, "tie_embeddings": False, "local_rope_theta": 2e4},
 }
 
 
 def small_model(name):
     """Return a model of a family."""
-    build = small_decoder if name.startswith(("gpt2", "llama", "mistral")) else small_encoder
-    return build(**SHAPES[name])
+    builders = {"gpt2": small_decoder, "llama": small_decoder, "mistral": small_decoder}
+    builders |= dict.fromkeys(("bart", "mbart", "marian", "t5"), small_encoder_decoder)
+    return builders.get(name.partition(",")[0], small_encoder)(**SHAPES[name])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -63,10 +89,14 @@ def test_each_element_lies_in_one_part_and_every_tensor_of_theirs_is_one(name):
     assert all(bool((count == 1).all()) for count in covered.values())
 
     with torch.device("meta"):
-        config = AutoConfig.for_model(**family.to_hf(model.config, VOCAB_SIZE))
-        theirs = (AutoModelForCausalLM if model.config.kind.generates else AutoModelForMaskedLM).from_config(config)
+        config = AutoConfig.for_model(**{"pad_token_id": 0, **family.to_hf(model.config, VOCAB_SIZE)})
+        theirs = AUTO_CLASSES[model.config.kind].from_config(config)
     assert type(theirs).__name__ == family.architecture
-    shapes = {name: tuple(parameter.shape) for name, parameter in theirs.named_parameters()}
+    shapes = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
+    if getattr(model.config, "head_bias", False):
+        shapes["final_logits_bias"] = (1, VOCAB_SIZE)
+    if name == "t5, gated":  # which transformers ties until it reads another head
+        shapes["lm_head.weight"] = shapes["shared.weight"]
     assert shapes == {name: part.their_shape for name, part in parts.items()}
 
 
@@ -81,9 +111,13 @@ def test_our_configuration_comes_back(name):
 
 def outright(config):
     """Say what may be left to a rule, and leave out what only training asks for."""
-    if config.kind.generates:
-        return replace(config, kv_heads=config.num_kv_heads, mlp_width=config.hidden_width)
-    return replace(config, mlp_width=config.hidden_width)
+    known = {"mlp_width": config.hidden_width}
+    if config.kind is ModelKind.causal:
+        known["kv_heads"] = config.num_kv_heads
+    if config.kind is ModelKind.encoder_decoder:
+        known |= {"decoder_layers": config.num_decoder_layers, "attention_width": config.all_heads_width}
+        known["init"] = Init.t5
+    return replace(config, **known)
 
 
 def test_defining_a_family_adds_it_and_every_family_is_tested(monkeypatch):
@@ -115,6 +149,21 @@ def test_what_transformers_writes_is_understood():
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=512, **ours)
     roberta = RobertaConfig(**size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5).to_dict()
     assert family_of(roberta).from_hf(roberta) == EncoderConfig(max_seq_len=512, **ours, **ROBERTA)
+    bart = BartConfig(d_model=24, encoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4).to_dict()
+    ours = {"width": 24, "mlp_width": 4096, "heads": 4, "layers": 3, "decoder_layers": 12, "max_seq_len": 1024}
+    assert family_of(bart).from_hf(bart) == EncoderDecoderConfig(**ours, **BART)
+    ours |= {"heads": 16, "width": 1024, "layers": 12}
+    for theirs, same in ((MBartConfig(), MBART), (MarianConfig(), MARIAN)):
+        fields = ours | same | {"activation": Activation.gelu, "embedding_scale": False}
+        assert family_of(theirs.to_dict()).from_hf(theirs.to_dict()) == EncoderDecoderConfig(**fields)
+    ours = {"width": 24, "mlp_width": 2048, "heads": 8, "layers": 6, "decoder_layers": 6, "max_seq_len": 512}
+    ours |= {"attention_width": 512, "init": Init.t5}
+    for gated, same in ((False, T5_TIED), (True, T5_GATED)):
+        more = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if gated else {}
+        theirs = T5Config(d_model=24, **more).to_dict()
+        assert theirs["tie_word_embeddings"], "whatever it is"
+        assert family_of(theirs).from_hf(theirs) == EncoderDecoderConfig(**ours, **same)
+    ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
     modern = ModernBertConfig(**size).to_dict()
     windows = {"window": 65, "global_every": 3}
     assert family_of(modern).from_hf(modern) == EncoderConfig(max_seq_len=8192, **ours, **MODERNBERT, **windows)
@@ -136,6 +185,7 @@ def test_configurations_of_older_versions_are_understood():
 
 
 BERT, MODERN = BertConfig().to_dict(), ModernBertConfig().to_dict()
+SUMMARISER, TRANSLATOR, TEXT_TO_TEXT = BartConfig().to_dict(), MarianConfig().to_dict(), T5Config().to_dict()
 
 
 def rotary(kind, **more):
@@ -146,7 +196,7 @@ def rotary(kind, **more):
 @pytest.mark.parametrize(
     ("theirs", "refusal"),
     [
-        ({"model_type": "bloom"}, "model_type=bloom: is not supported; choose a model of bert, distilbert, gpt2, ll"),
+        ({"model_type": "bloom"}, "model_type=bloom: is not supported; choose a model of bart, mbart, bert, dist"),
         (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx=True is not"),
         (
             GPT2Config(activation_function="relu").to_dict(),
@@ -200,6 +250,19 @@ def rotary(kind, **more):
         ({**MODERN, "rope_parameters": rotary("full_attention", rope_type="yarn")}, "rope_type=yarn is not"),
         ({**MODERN, "rope_parameters": rotary("sliding_attention", rope_type="linear")}, "rope_type=linear is not"),
         ({**MODERN, "layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 20}, "layer_types=['full_att"),
+        (
+            {**SUMMARISER, "decoder_attention_heads": 8},
+            "decoder_attention_heads=8 is not supported by model=encoder_dec",
+        ),
+        ({**SUMMARISER, "decoder_ffn_dim": 8}, "decoder_ffn_dim=8 is not"),
+        ({**SUMMARISER, "tie_word_embeddings": False}, "tie_word_embeddings=False is not"),
+        ({**SUMMARISER, "normalize_before": True}, "normalize_before=True is not"),
+        ({**SUMMARISER, "is_encoder_decoder": False}, "is_encoder_decoder=False is not"),
+        ({**TRANSLATOR, "decoder_vocab_size": 9}, "decoder_vocab_size=9 is not"),
+        ({**TRANSLATOR, "share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings=False is not"),
+        ({**TEXT_TO_TEXT, "feed_forward_proj": "gated-relu"}, "feed_forward_proj=gated-relu is not"),
+        ({**TEXT_TO_TEXT, "d_kv": 1 << 23}, "d_kv * num_heads=67108864: must be a whole number from 1 to 16777216"),
+        ({**TEXT_TO_TEXT, "is_decoder": True}, "is_decoder=True is not"),
         ({**MODERN, "layer_types": ["sliding_attention"] * 21 + ["full_attention"]}, "layer_types=['sliding_att"),
     ],
 )
@@ -234,12 +297,43 @@ def test_encoders_of_no_family_are_refused_by_name(fields, refusal):
         family_for(EncoderConfig(max_seq_len=32, **fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "refusal"),
+    [
+        ({**BART, "embedding_norm": False}, "model.embedding_norm=false: is not supported by BartForConditional"),
+        ({**MARIAN, "attention_width": 1024}, "model.attention_width=1024: is not supported by MarianMTModel"),
+        ({**T5_TIED, "embedding_scale": True}, "model.embedding_scale=true: is not supported by T5ForConditional"),
+        ({**T5_TIED, "activation": Activation.geglu}, "model.activation=geglu: is not supported by T5ForConditional"),
+    ],
+)
+def test_encoder_decoders_of_no_family_are_refused_by_name(fields, refusal):
+    with pytest.raises(ConfigError, match=re.escape(refusal)):
+        family_for(EncoderDecoderConfig(max_seq_len=32, **fields))
+
+
+def test_an_encoder_decoder_has_no_head_of_a_task():
+    rule = "model=encoder_decoder: an encoder-decoder writes its answers and has no head for a sequence; choose task=se"
+    with pytest.raises(ConfigError, match=re.escape(rule)):
+        head_for(EncoderDecoderConfig(max_seq_len=32), HeadKind.sequence)
+
+
 # Keys beside those that transformers writes today, as released files have them.
 RELEASED = [
     {**GPT2Config().to_dict(), "n_ctx": 1024, "task_specific_params": {"text-generation": {"max_length": 50}}},
     {**LlamaConfig().to_dict(), "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}},
     {**BERT, "gradient_checkpointing": False, "position_embedding_type": "absolute", "pooler_fc_size": 768},
     {**RobertaConfig().to_dict(), "position_embedding_type": "absolute"},
+    {
+        **{**SUMMARISER, "add_bias_logits": False, "add_final_layer_norm": False, "classif_dropout": 0.1},
+        **{"normalize_before": False, "normalize_embedding": True, "num_hidden_layers": 12, "forced_bos_token_id": 0},
+        **{"static_position_embeddings": False, "force_bos_token_to_be_generated": True, "save_step": 58},
+    },
+    {
+        **{**TRANSLATOR, "add_bias_logits": False, "add_final_layer_norm": False, "bad_words_ids": [[58100]]},
+        **{"normalize_before": False, "normalize_embedding": False, "static_position_embeddings": True},
+        **{"num_hidden_layers": 12, "extra_pos_embeddings": 58101, "max_length": 512, "num_beams": 6},
+    },
+    {**TEXT_TO_TEXT, "output_past": True, "task_specific_params": {"a": 1}, "n_positions": 512, "use_cache": True},
     {**DistilBertConfig().to_dict(), "tie_weights_": True},
     {**MODERN, "position_embedding_type": "absolute", "reference_compile": True, "gradient_checkpointing": False},
 ]

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from attention_laws import layout
 
-from pretrain.models.layers import MLP, Activation, KeyValueCache, Norm, activate, make_norm, rotary, rotate
+from pretrain.models.layers import MLP, Activation, Norm, activate, make_norm, rotary, rotate
 
 FORMULAS = {
     Activation.gelu: lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
@@ -63,17 +62,3 @@ def test_pairs_are_rotated_by_their_positions_angle():
                 turned = complex(x[n, head, i].item(), x[n, head, i + 3].item()) * turn
                 assert found[n, head, i].item() == pytest.approx(turned.real, abs=1e-5)
                 assert found[n, head, i + 3].item() == pytest.approx(turned.imag, abs=1e-5)
-
-
-def test_a_cache_keeps_the_positions_of_each_sequence_together():
-    cache, whole = KeyValueCache(), [drawn(length, 3, 4, seed=length) for length in (7, 5, 9)]
-    seen = [0, 0, 0]
-    for ends in ((3, 1, 6), (4, 1, 8), (5, 4, 9)):  # one, none and several at a time
-        new = torch.cat([keys[begin:end] for keys, begin, end in zip(whole, seen, ends, strict=True)])
-        k, v = cache.extend(new, -new, layout([end - begin for begin, end in zip(seen, ends, strict=True)], list(ends)))
-        assert torch.equal(k, torch.cat([keys[:end] for keys, end in zip(whole, ends, strict=True)]))
-        assert torch.equal(v, -k)
-        seen = ends
-    cache.keep(torch.cat([torch.arange(5), torch.arange(9, 18)]))  # the first and the last go on
-    k, _ = cache.extend(whole[0][5:7], whole[0][5:7], layout([2, 0], [7, 9]))
-    assert torch.equal(k, torch.cat([whole[0], whole[2]]))

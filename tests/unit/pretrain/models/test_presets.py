@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from pretrain.compose import compose
 from pretrain.hub.family import family_of
@@ -23,7 +31,7 @@ LLAMA = {
     "llama_1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
     "llama_8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
-DEMOS = ["demo", "demo_bert"]
+DEMOS = ["demo", "demo_bert", "demo_seq2seq"]
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16}
 ENCODERS = {
     "bert_base": {"model_type": "bert"},
@@ -37,11 +45,26 @@ ENCODERS = {
     "modernbert_base": {"model_type": "modernbert"},
     "modernbert_large": {"model_type": "modernbert", **LARGE, "num_hidden_layers": 28, "intermediate_size": 2624},
 }
+BART_SIDES = {
+    f"{side}_{key}": value
+    for side in ("encoder", "decoder")
+    for key, value in {"layers": 6, "attention_heads": 12, "ffn_dim": 3072}.items()
+}
+ENCODER_DECODERS = {
+    "t5_small": {"model_type": "t5"},
+    "t5_base": {"model_type": "t5", "d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+    "bart_base": {"model_type": "bart", "d_model": 768, **BART_SIDES},
+}
+PAIRS_ONLY = ["transformer_base"]
 
 
 def build(name, vocab_size, seq_len):
-    objective = ["objective=masked_lm"] if name in [*ENCODERS, "demo_bert"] else []
-    config = compose([f"model={name}", f"data.seq_len={seq_len}", *objective])
+    objective = "causal_lm"
+    if name in [*ENCODERS, "demo_bert"]:
+        objective = "masked_lm"
+    elif name in [*ENCODER_DECODERS, *PAIRS_ONLY, "demo_seq2seq"]:
+        objective = "denoising"
+    config = compose([f"model={name}", f"data.seq_len={seq_len}", f"objective={objective}"])
     with torch.device("meta"):
         return config.model.build(vocab_size=vocab_size, attend=sdpa)
 
@@ -86,10 +109,38 @@ def test_encoder_presets_are_the_released_networks(name):
     assert model.config.attention_dropout == 0
 
 
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_encoder_decoder_presets_are_the_released_networks(name):
+    config = AutoConfig.for_model(**ENCODER_DECODERS[name])
+    with torch.device("meta"):
+        released = AutoModelForSeq2SeqLM.from_config(config)
+    theirs = config.to_dict()
+    published = family_of(theirs).from_hf(theirs)
+    model = build(name, config.vocab_size, published.max_seq_len)
+    assert num_parameters(model) == num_parameters(released)
+    assert f" {num_parameters(model):,} parameters" in (PRESETS / f"{name}.yaml").read_text()
+    # A bias on the logits that is all zeros in every BART, and no parameter there.
+    ours = {"dropout": 0.1, "init": model.config.init, "mlp_dropout": model.config.mlp_dropout, "head_bias": False}
+    for key in ("mlp_width", "decoder_layers", "attention_width"):  # null: the value that the released one has
+        ours[key] = getattr(model.config, key)
+    for key in ("hidden_width", "num_decoder_layers", "all_heads_width"):
+        assert getattr(model.config, key) == getattr(published, key), key
+    assert model.config == replace(published, **ours)
+    assert model.config.attention_dropout == 0
+
+
+def test_the_original_transformer_has_the_size_of_the_paper():
+    """Vaswani et al. 2017, table 3: 65 million, at a vocabulary of about 37,000 tokens."""
+    count = num_parameters(build("transformer_base", 37_000, 512))
+    assert abs(count / 65e6 - 1) < 0.03
+    assert f" {count:,} parameters" in (PRESETS / "transformer_base.yaml").read_text()
+
+
 def test_the_demos_are_small():
     for name in DEMOS:
         assert num_parameters(build(name, 8192, 256)) < 20e6
 
 
 def test_every_preset_is_tested():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"default", *DEMOS, *GPT2, *LLAMA, *ENCODERS}
+    tested = {*DEMOS, *GPT2, *LLAMA, *ENCODERS, *ENCODER_DECODERS, *PAIRS_ONLY}
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"default", *tested}

@@ -12,7 +12,7 @@ from html_pages import Parsed
 from pretrain.errors import ConfigError
 from pretrain.report import run_page
 from pretrain.report.__main__ import main
-from pretrain.report.curves import MANY_POINTS, shared_axis, smoothed
+from pretrain.report.curves import MANY_POINTS, choice_charts, shared_axis, smoothed
 from pretrain.report.history import load
 from pretrain.report.run_sections import SAMPLED_STEPS
 
@@ -106,6 +106,35 @@ def test_comparing_runs_shows_what_differs_and_only_that(tmp_path):
         "`train.batch_size`": ["`64`", "`64`", "`128`"],
     }
     assert table(page, "What was reached")["Tokens seen"] == ["2.56 k", "2.56 k", "5.12 k"]
+
+
+def answers(run, *sets):
+    """Add the answers to questions to the evaluations of a run: 20 % at first, 1 % more every step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["split"] == "validation":
+            line |= {f"choices/{name}": 0.2 + line["step"] / 100 for name in sets}
+            line |= {f"choices/{name}/raw": 0.25 for name in sets}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = json.loads((run / "run.json").read_text())
+    facts["choices"] = {name: {"questions": 40, "chance": 0.25} for name in sets}
+    (run / "run.json").write_text(json.dumps(facts))
+    return run
+
+
+def test_answers_to_questions_are_drawn_over_a_line_of_chance(tmp_path):
+    run = answers(make_run(tmp_path / "a"), "quiz", "more")
+    html, page = run_page.write_report(run, out=tmp_path / "out")
+    row = ["60.0%", "60.0%", "25.0%", "25.0%", "40"]
+    shown = table(page, "Multiple choice")
+    assert shown["set"] == ["by bytes", "best", "by whole choices", "chance", "questions"]
+    assert shown["quiz"] == shown["more"] == row and (tmp_path / "out" / "choices.png").exists()
+    assert "choices.png" in page.read_text() and "quiz: share of right answers" in html.read_text()
+    charts = choice_charts([load(run), load(make_run(tmp_path / "b"))], ["quiz", "more"])
+    for chart in charts.charts:
+        measured, chance = chart.curves
+        assert measured.name == "a" and measured.y == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
+        assert chance.name == "chance" and chance.y.tolist() == [0.25] * 2 and chance.x["step"].tolist() == [0, 40]
 
 
 def test_choices_that_differ_are_told_one_by_one(tmp_path):

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toys import ALONE
 
 from pretrain.errors import ConfigError
-from pretrain.models.generate import Sampler, generate
+from pretrain.models.generation.generate import generate
+from pretrain.models.generation.sampling import Sampler
 from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.train.samples import Continuations, encoded_prompts
@@ -36,7 +37,7 @@ def objective(**fields):
 
 def ids_of(module, prompt, stop_id=None, max_tokens=9):
     greedy, prompts = Sampler(temperature=0.0), [torch.tensor(prompt)]
-    [drawn] = generate(module.model.eval(), prompts, greedy, max_tokens=max_tokens, stop_id=stop_id)
+    [drawn] = generate(module.model.eval(), prompts, greedy, max_tokens=max_tokens, stop_ids=[stop_id])
     return drawn
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from finetune.answering.base import Encoded
 from finetune.model.losses import AnswerSpans
-from finetune.tasks.base import Encoded
 from finetune.tasks.qa.metrics import squad_metrics
 from finetune.tasks.qa.questions import Answer, Question
 from finetune.tasks.qa.task import QaConfig, QaMetric

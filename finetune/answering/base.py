@@ -1,0 +1,123 @@
+"""How a task's model answers: what depends on it, and what passes between the ways, the tasks and the rest.
+
+Holds the protocol; `by_head` and `by_writing` are the ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from tokenizers import Tokenizer
+from torch import nn
+
+from finetune.data.examples import Examples
+from pretrain.checkpoint.load import Shapes
+from pretrain.distributed.world import World
+from pretrain.hub.family import HFTensor
+from pretrain.models.base import Model, ModelKind
+from pretrain.objectives.base import Objective
+from pretrain.strategy.base import StrategyConfig
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A data set as a task encoded it: E sequences of R records (a long text may be several, one after another)."""
+
+    examples: Examples
+    records: Sequence[Any]  # of the task's own type: texts, answers, where they came from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """How texts become the ids that a model has learnt to read and to write, and back."""
+
+    tokenizer: Tokenizer  # its template adds the special tokens around texts and pairs
+    kind: ModelKind  # of the model
+    frame: tuple[list[int], list[int]]  # ids before and after a document
+    start: int | None = None  # the id that the decoder of an encoder-decoder begins with; None: nothing says which
+    chat_template: dict[str, Any] | None = None  # makes text of messages; None: none is needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A module that answers, and where."""
+
+    module: nn.Module  # as a strategy wrapped it: to call it is a collective
+    objective: Objective  # inside of it
+    codec: Codec
+    whole: bool  # whether this rank holds all weights, so that it can use the model inside by itself
+    autocast: Callable[[], AbstractContextManager[Any]]  # the precision that the model inside computes in
+    max_tokens: int  # in one pass
+    world: World
+
+
+class Answers(NamedTuple):
+    """What a model makes of a data set."""
+
+    encoded: Encoded  # what was answered: all of the data set, or a part
+    each: list[Any]  # the answer to each of its sequences, as `TaskConfig.measure` takes it
+    figures: dict[str, float]  # of the whole data set, beside what the task measures; `loss`, unless nothing has one
+
+
+class Exported(NamedTuple):
+    """What the export of a model depends on its way of answering for; see `Export` in `pretrain.hub.export_dir`."""
+
+    tensors: list[HFTensor]
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    special_tokens: dict[str, int]
+    tokenizer_settings: dict[str, Any]
+    generates: bool
+
+
+class Answering(Protocol):
+    """How a task's model answers, all that depends on it: by a head of the task, or with its own vocabulary."""
+
+    writes: ClassVar[bool]  # whether the model keeps its vocabulary head, the task having none
+
+    @property
+    def longest(self) -> tuple[str, int]:
+        """The settings that bound an example, as messages name them, and the tokens that one may have."""
+        ...
+
+    def check_model(self, network: Any, name: str) -> None:
+        """Raise `ConfigError` for a network, that of `name`, that cannot answer so, or not at such lengths."""
+        ...
+
+    def check_strategy(self, strategy: StrategyConfig) -> None:
+        """Raise `ConfigError` for a strategy under which it cannot be measured."""
+        ...
+
+    def complete(self, codec: Codec, folder: Path) -> Codec:
+        """Return the codec of a source with what the task needs of its `folder`. Raises `ConfigError`."""
+        ...
+
+    def encode(self, records: Sequence[Any], codec: Codec, names: list[str], *, labelled: bool = True) -> Encoded:
+        """Encode records. Raises `ConfigError` for a codec that lacks what is needed, and what the task raises."""
+        ...
+
+    def build(
+        self, model: Model, network: Any, names: list[str], *, dropout: float, train: Encoded | None
+    ) -> Objective:
+        """Return the module that is trained on a data set; None: it only predicts. `model` is on the meta device."""
+        ...
+
+    def answers(self, engine: Engine, encoded: Encoded, names: list[str], *, all_of_it: bool = True) -> Answers:
+        """Return the answers to a data set, or where that takes long and not all are wanted, to some. A collective.
+
+        What one rank would return, bit for bit.
+        """
+        ...
+
+    def exported(
+        self, network: Any, codec: Codec, record: dict[str, Any], shapes: Shapes, special_tokens: dict[str, int | None]
+    ) -> Exported:
+        """Return what an export of the module, whose tensors have such shapes, holds; `record` is the run's run.json.
+
+        Raises `ConfigError` for a network of no family.
+        """
+        ...
