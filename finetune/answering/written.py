@@ -1,7 +1,7 @@
 """Texts that a model writes for examples, dealt to the ranks.
 
 Holds how the ranks share the work. A rank that holds all weights generates by itself, with cached keys and values
-(`pretrain.models.generate`); where weights are sharded every pass is a collective, over whole sequences.
+(`pretrain.models.generation`); where weights are sharded every pass is a collective, over whole sequences.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from finetune.data.examples import Example, Examples
 from pretrain.data.batch import Batch, Ragged
 from pretrain.errors import check
 from pretrain.models.base import EncoderDecoderModel, Model
+from pretrain.models.generation.beam import BeamSearch, beam_search
+from pretrain.models.generation.generate import generate
+from pretrain.models.generation.sampling import Sampler
 
 
 @dataclass(kw_only=True)
@@ -34,6 +39,14 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         check(self.beams >= 1, "task.generate.beams", self.beams, "at least 1 hypothesis")
         check(self.no_repeat_ngram >= 0, "task.generate.no_repeat_ngram", self.no_repeat_ngram, "0 (off) or more")
+        for key, usual in (("length_penalty", 1.0), ("no_repeat_ngram", 0)):
+            value, rule = getattr(self, key), "is for searches; set task.generate.beams above 1, or leave it out"
+            check(self.beams > 1 or value == usual, f"task.generate.{key}", value, rule)
+
+    @property
+    def search(self) -> BeamSearch:
+        """The search of several beams."""
+        return BeamSearch(beams=self.beams, length_penalty=self.length_penalty, no_repeat_ngram=self.no_repeat_ngram)
 
 
 @torch.no_grad()
@@ -55,13 +68,14 @@ def write_all(
     if examples.source is not None:
         sizes += np.diff(examples.source.offsets)
     parts = under_budget(np.argsort(-sizes, kind="stable"), sizes, engine.max_tokens)
+    write = partial(_generated if engine.whole else _by_passes, engine, search=search, max_tokens=max_tokens, end=end)
     trains = engine.module.training
     engine.module.eval()
     found: list[tuple[int, list[int]]] = []
-    for first in range(0, len(parts), world.size):
+    for first in range(0, len(parts), world.size):  # as many on every rank
         own = parts[first + world.rank].tolist() if first + world.rank < len(parts) else []
         sources = None if examples.source is None else [_row(examples.source, one) for one in own]
-        found += zip(own, _by_passes(engine, [prompts[one] for one in own], sources, max_tokens, end), strict=True)
+        found += zip(own, write([prompts[one] for one in own], sources), strict=True)
     engine.module.train(trains)
     rows: list[list[int]] = [[] for _ in prompts]
     for one, ids in itertools.chain(*world.gather(found)):
@@ -69,12 +83,41 @@ def write_all(
     return rows
 
 
+def _generated(
+    engine: Engine,
+    prompts: list[list[int]],
+    sources: list[list[int]] | None,
+    *,
+    search: GenerationConfig,
+    max_tokens: int,
+    end: int,
+) -> list[list[int]]:
+    """Return the ids after each of this rank's prompts, by the model inside of the engine; no collective."""
+    if not prompts:
+        return []
+    model: Any = engine.objective.model
+    options: dict[str, Any] = {"max_tokens": max_tokens, "stop_ids": [end]}
+    if sources is not None:
+        options["sources"] = [torch.tensor(source) for source in sources]
+    begun = [torch.tensor(prompt) for prompt in prompts]
+    with engine.autocast():
+        if search.beams == 1:
+            return generate(model, begun, Sampler(temperature=0), **options)
+        return beam_search(model, begun, search.search, **options)
+
+
 def _row(ragged: Ragged, number: int) -> list[int]:
     return ragged.tokens[ragged.offsets[number] : ragged.offsets[number + 1]].tolist()
 
 
 def _by_passes(
-    engine: Engine, prompts: list[list[int]], sources: list[list[int]] | None, max_tokens: int, end: int
+    engine: Engine,
+    prompts: list[list[int]],
+    sources: list[list[int]] | None,
+    *,
+    search: GenerationConfig,
+    max_tokens: int,
+    end: int,
 ) -> list[list[int]]:
     """Return the likeliest ids after each of this rank's prompts, by passes over whole sequences. A collective."""
     written: list[list[int]] = [[] for _ in prompts]
@@ -83,11 +126,11 @@ def _by_passes(
         [left] = engine.world.sum_ints(len(going))
         if not left:
             break
-        rows = Examples.of(
-            Example(tokens := prompts[row] + written[row], [0] * len(tokens), source=sources and sources[row])
-            for row in going
-        )
-        batch = rows.batch(np.arange(len(going))) if going else Batch.empty(source=sources is not None)
+        texts = [prompts[row] + written[row] for row in going]
+        read = [None] * len(going) if sources is None else [sources[row] for row in going]
+        rows = [Example(text, [0] * len(text), source=source) for text, source in zip(texts, read, strict=True)]
+        whole = Examples.of(rows).batch(np.arange(len(rows)))
+        batch = whole if rows else Batch.empty(source=sources is not None)
         for row, token in zip(going, _likeliest(engine, batch)[: len(going)], strict=True):
             written[row].append(token)
         going = [row for row in going if written[row][-1] != end]

@@ -29,6 +29,7 @@ from pretrain.hub.weights import write_weights
 from pretrain.models.base import ModelKind
 from pretrain.settings.export_options import DTYPES
 
+DECODER_START = "decoder_start_token_id"  # in config.json and generation_config.json
 EXPORT_RECORD = "export.json"  # which step of which run an export is of; `transformers` does not read it
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFMode
     family = family_for(model)
     config = family.to_hf(model, record["vocab_size"])
     special_tokens = special_token_ids(tokenizer, record, model.kind)
+    if model.kind is ModelKind.encoder_decoder:
+        config[DECODER_START] = record.get("decoder_start")
+        config |= {key: own for key, own in family.generation(special_tokens).items() if key.endswith("_token_id")}
     if (needed := config.get("pad_token_id")) is not None and needed != special_tokens["pad"]:
         rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
         found = special_tokens["pad"]
@@ -75,7 +79,7 @@ class Export:
     tokenizer: Tokenizer
     config: dict[str, Any]  # of config.json: the network, its class, what its outputs mean
     special_tokens: dict[str, int | None]  # ids by their roles in `transformers`
-    generates: bool  # whether the model continues texts
+    generates: bool  # whether the model writes texts
     run: str  # name of the run
     step: int  # of its checkpoint
     origin: Origin  # what the model card says of it
@@ -99,7 +103,9 @@ def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwr
         config = export.config | ids | {"dtype": DTYPES[dtype]}
         _write_json(directory / "config.json", config)
         if export.generates:
-            _write_json(directory / "generation_config.json", ids)
+            start = {DECODER_START: config[DECODER_START]} if DECODER_START in config else {}
+            how = family_for(export.model).generation(export.special_tokens)
+            _write_json(directory / "generation_config.json", ids | start | how)
         _write_json(directory / "tokenizer_config.json", _tokenizer_config(export) | export.tokenizer_settings)
         card = _write_card(directory, export.origin, config, replaced=out)
         record = {"run": export.run, "step": export.step, "dtype": dtype, "card": card}
@@ -168,6 +174,8 @@ def _tokenizer_config(export: Export) -> dict[str, Any]:
         "model_max_length": export.model.max_seq_len,
         "clean_up_tokenization_spaces": False,
     }
+    if export.model.kind is ModelKind.encoder_decoder:  # it has no segments, which transformers adds else
+        config["model_input_names"] = ["input_ids", "attention_mask"]
     if export.model.kind is ModelKind.bidirectional:
         segments = ["token_type_ids"] if export.model.token_types > 1 else []
         config["model_input_names"] = ["input_ids", *segments, "attention_mask"]

@@ -37,6 +37,8 @@ TASKS = {
     "QuestionAnswering": "question-answering",
     "MaskedLM": "fill-mask",
     "PreTraining": "fill-mask",
+    "ForConditionalGeneration": "text2text-generation",
+    "MTModel": "text2text-generation",
 }
 METRICS = {  # ours -> the hub's, where they differ
     "f1_macro": "f1",
@@ -54,6 +56,15 @@ tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(name)
 prompt = tokenizer((tokenizer.bos_token or "") + "The ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=8, pad_token_id=tokenizer.eos_token_id)[0]))
+""",
+    "text2text-generation": """\
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+name = "."  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForSeq2SeqLM.from_pretrained(name)
+source = tokenizer("A text.", return_tensors="pt")
+print(tokenizer.decode(model.generate(**source, max_new_tokens=32)[0], skip_special_tokens=True))
 """,
     "fill-mask": """\
 from transformers import AutoModelForMaskedLM, AutoTokenizer

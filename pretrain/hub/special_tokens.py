@@ -18,7 +18,7 @@ _USUAL_NAMES = {"pad": ("[PAD]", "<pad>"), "mask": MASKS, "unk": ("[UNK]", "<unk
 
 
 def special_token_ids(tokenizer: Tokenizer, record: dict[str, Any], kind: ModelKind) -> dict[str, int | None]:
-    """Return the ids of special tokens by their roles in `transformers`: bos, eos and, of encoders, the others.
+    """Return the ids of special tokens by their roles in `transformers`: bos, eos and, unless of decoders, the others.
 
     `record` is the `run.json` of a run, which holds the tokens around a document and the mask.
     """
@@ -33,6 +33,8 @@ def special_token_ids(tokenizer: Tokenizer, record: dict[str, Any], kind: ModelK
     if (mask := record.get("mask")) is not None:  # runs from before `tokenizer.mask` have no such entry
         usual["mask"] = mask
     end = next(iter(suffix), None)
+    if kind is ModelKind.encoder_decoder:
+        return {"bos": begin, "eos": end, **usual}
     return {"bos": begin, "eos": end, "cls": begin, "sep": end, **usual}
 
 

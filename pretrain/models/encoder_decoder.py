@@ -37,8 +37,6 @@ from pretrain.models.layers import (
 from pretrain.models.network import NetworkConfig
 from pretrain.registry import register
 
-KeysAndValues = tuple[Tensor, Tensor]  # of the source for one block, (Ns, H, E) each
-
 
 @register("model", "encoder_decoder")
 @dataclass(kw_only=True)
@@ -225,15 +223,15 @@ class EncoderDecoder(EncoderDecoderModel):
         tokens: Tensor,
         positions: Tensor,
         layout: Layout,
-        states: Tensor | Sequence[KeysAndValues] | Sequence[SourceCache],
+        states: Tensor | Sequence[SourceCache],
         cross_layout: Layout,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
         """Return the final hidden states of the target (N, D), ready for the head.
 
-        `states` are those of the source (Ns, D), or `keys_and_values` of them; `cross_layout` leads from the target's
-        queries to the source's keys. With `caches`, one a block of the decoder, the tokens are the newest of their
-        sequences: see `Decoder.forward`.
+        `states` are those of the source (Ns, D), or caches of its `keys_and_values`, one a block of the decoder;
+        `cross_layout` leads from the target's queries to the source's keys. With `caches` the tokens are the newest of
+        their sequences: see `Decoder.forward`.
         """
         relative = self._relative("decoder")
         x = self._embedded(tokens, positions, "decoder")
@@ -243,8 +241,8 @@ class EncoderDecoder(EncoderDecoderModel):
         x = self._final(x, "decoder")
         return x * self.config.width**-0.5 if self.config.head_scale else x
 
-    def keys_and_values(self, states: Tensor) -> list[KeysAndValues]:
-        """Return what each block of the decoder makes of the source's states, once for all steps of a generation."""
+    def keys_and_values(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return what each block of the decoder makes of the source's states (Ns, D): (Ns, H, E) twice."""
         return [block.cross.keys_and_values(states) for block in self.decoder_blocks()]
 
     def decoder_blocks(self) -> Iterable[CrossBlock]:

@@ -185,7 +185,7 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x: Tensor, source: tuple[Tensor, Tensor] | SourceCache, layout: Layout) -> Tensor:
-        """Map x (N, D) to (N, D); `source` holds what `keys_and_values` returned, and `layout` counts them as keys."""
+        """Map x (N, D) to (N, D); `source` is what `keys_and_values` returned or a cache of it, `layout`'s keys."""
         q = self.q(x).unflatten(-1, (-1, self.head_width))
         if isinstance(source, SourceCache):
             return self.out(source.attend(q, layout, self.scale).flatten(1))
@@ -254,7 +254,7 @@ class PostNormBlock(Block):
 class SeenSource(NamedTuple):
     """What a block of a decoder sees of a source."""
 
-    states: Tensor | tuple[Tensor, Tensor] | SourceCache  # final hidden states (Ns, D), or this block's keys and values
+    states: Tensor | SourceCache  # final hidden states (Ns, D), or what this block keeps of them in a generation
     layout: Layout  # from the target's queries to the source's keys
 
 
@@ -277,8 +277,8 @@ class CrossBlock(Block):
         """Map the residual stream of the target (N, D) to the next one."""
         assert seen is not None, "this block looks at a source"
         x = self.add(x, self.attention_norm, self.attention, layout, tables, cache, relative)
-        keys_and_values = self.cross.keys_and_values(seen.states) if isinstance(seen.states, Tensor) else seen.states
-        x = self.add(x, self.cross_norm, self.cross, keys_and_values, seen.layout)
+        source = self.cross.keys_and_values(seen.states) if isinstance(seen.states, Tensor) else seen.states
+        x = self.add(x, self.cross_norm, self.cross, source, seen.layout)
         return self.add(x, self.mlp_norm, self.mlp)
 
 

@@ -37,6 +37,13 @@ class Denoiser:
         check(self.mean_span is None or self.mean_span >= 1, f"{key}.mean_span", self.mean_span, rule)
         check(self.weight > 0, f"{key}.weight", self.weight, "must be above 0; leave the denoiser out instead")
 
+    def amounts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many tokens are dropped of texts of so many, and in how many spans; of an empty one nothing."""
+        mean_span = np.inf if self.mean_span is None else self.mean_span
+        dropped = np.round(lengths * self.density).astype(np.int64).clip(1, np.maximum(lengths - 1, 1))
+        spans = np.round(dropped / mean_span).astype(np.int64).clip(1, np.maximum(lengths - dropped, 1))
+        return dropped * (lengths > 0), spans * (lengths > 0)
+
 
 @register("objective", "span_corruption")
 @dataclass(kw_only=True)
@@ -81,20 +88,19 @@ class SpanCorruptionConfig(SequenceToSequenceConfig):
         """Raise `ConfigError` for a tokenizer without enough sentinels, and for settings that lengthen sequences."""
         super().check_tokenizer(tokenizer, seq_len)
         for number, denoiser in enumerate(self.denoisers):
-            mark, which = denoiser.mark, f"density={denoiser.density}, mean_span={denoiser.mean_span}"
-            rule = "not a token of this tokenizer; add it to tokenizer.special_tokens, or name another"
+            mark, rule = denoiser.mark, "not a token of this tokenizer; add it to tokenizer.special_tokens, or null"
             check(mark is None or mark in tokenizer.tokens, f"objective.mixture[{number}].mark", mark, rule)
-            dropped, spans = (int(each[0]) for each in _amounts([denoiser], np.array([0]), np.array([seq_len])))
+            which = f"density={denoiser.density}, mean_span={denoiser.mean_span}"
+            dropped, spans = denoiser.amounts(np.array(seq_len))
             if tokenizer.sentinels < spans + 1:
                 raise ConfigError(
                     f"objective=span_corruption: this tokenizer has {tokenizer.sentinels} sentinels (<extra_id_0>, "
                     f"...), and data.seq_len={seq_len} needs {spans + 1} with {which}; set tokenizer.sentinels if it "
                     "is to be trained, else lower data.seq_len or raise objective.mean_span"
                 )
-            frame = tokenizer.prefix + tokenizer.suffix
-            text = np.array([max(seq_len - frame, 1)])
-            shortened, placed = (int(each[0]) for each in _amounts([denoiser], np.array([0]), text))
-            source = int(text[0]) - shortened + placed + (mark is not None) + frame
+            text = max(seq_len - tokenizer.prefix - tokenizer.suffix, 1)
+            lost, placed = denoiser.amounts(np.array(text))
+            source = seq_len - lost + placed + (mark is not None)
             longest = max(source, dropped + spans + 1 + tokenizer.suffix)
             if longest > seq_len:
                 raise ConfigError(
@@ -149,7 +155,8 @@ class SpanCorruption:
         return (weights[:-1].cumsum() / weights.sum()).searchsorted(numbers, side="right")
 
     def _spans(self, slots: Slots, texts: Ranges, which: np.ndarray) -> _Spans:
-        dropped, counts = _amounts(self._denoisers, which, texts.lengths)
+        amounts = np.stack([each.amounts(texts.lengths) for each in self._denoisers])  # (denoisers, 2, S)
+        dropped, counts = amounts[which, :, np.arange(len(which))].T
         kept = texts.lengths - dropped
         before = np.concatenate([[0], texts.lengths.cumsum()])[sequences_of(slots)]
         numbers = uniform(self._seed, Use.spans, slots.keys, np.diff(before), columns=1)[:, 0]
@@ -204,13 +211,3 @@ class _Spans(NamedTuple):
     gaps: np.ndarray  # (K,) tokens that are kept between each and the one before, or the begin of the text
     counts: np.ndarray  # (S,) of each sequence
     numbers: np.ndarray  # (K,) of each in its sequence, from 0
-
-
-def _amounts(denoisers: list[Denoiser], which: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many tokens are dropped of texts of `lengths` (S,), and in how many spans, by the denoiser of each."""
-    density = np.array([each.density for each in denoisers])[which]
-    mean_span = np.array([np.inf if each.mean_span is None else each.mean_span for each in denoisers])[which]
-    dropped = np.round(lengths * density).astype(np.int64).clip(1, np.maximum(lengths - 1, 1))
-    spans = np.round(dropped / mean_span).astype(np.int64).clip(1, np.maximum(lengths - dropped, 1))
-    has_text = lengths > 0
-    return dropped * has_text, spans * has_text

@@ -104,7 +104,7 @@ class TrainedTokenizer(TokenizerConfig, ABC):
     vocab_size: int = 0  # ids, special tokens included; 0 = 16,384, or fewer for less than 4 MiB of text
     train_bytes: int = 128 * 2**20  # UTF-8 bytes of text to train on at most, drawn from all of the corpus
     special_tokens: list[str] = field(default_factory=list)  # they take the first ids
-    sentinels: int = 0  # tokens `<extra_id_0>`, ... that stand for spans, with the ids after those; T5 has 100
+    sentinels: int = 0  # tokens `<extra_id_0>`, ... that stand for spans, after the special tokens; T5 has 100
 
     template: ClassVar[Template | None] = None  # tokens that it puts around a text by itself
     alphabet_size: ClassVar[tuple[int, str]] = (256, "256 bytes")  # ids that it needs beside them, and for what

@@ -287,7 +287,7 @@ class LanguageModel:
             tokenizer=tokenizer,
             config=config | ({"architectures": [family.pretraining]} if beside else {}),
             special_tokens=special_tokens,
-            generates=network.kind.generates,
+            generates=network.kind is not ModelKind.bidirectional,
             run=record["name"],
             step=step_number(self.weights.step),
             origin=Origin(step=self.weights.step, record=record, settings=read_config(self.path)),

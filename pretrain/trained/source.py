@@ -19,10 +19,13 @@ from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import fragments_of, load_state
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.hub.config_json import check_value
 from pretrain.hub.download import cached, fetch, is_hub_name
+from pretrain.hub.export_dir import DECODER_START
 from pretrain.hub.family import Family, HeadKind
 from pretrain.hub.weight_files import read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
+from pretrain.models.base import ModelKind
 from pretrain.models.layers import Positions
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.registry import choices, discover, plain
@@ -77,7 +80,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def decoder_start(self) -> int | None:
-        """The id that the decoder of an encoder-decoder begins with; None: it is none, or nothing says which."""
+        """The id that a decoder sees before the first one of a target; None for models that are no encoder-decoder."""
 
     @property
     def max_positions(self) -> int | None:
@@ -160,6 +163,9 @@ class ReleasedSource(Source):
     @property
     def template(self) -> tuple[list[int], list[int]] | None:
         try:
+            own = _around(load_tokenizer(self.tokenizer))
+            if own and self.network.kind is ModelKind.encoder_decoder:  # whose templates often have one side alone
+                return own
             facts = describe(self.tokenizer, TokenizerConfig())
         except ConfigError:
             return None
@@ -171,7 +177,16 @@ class ReleasedSource(Source):
 
     @property
     def decoder_start(self) -> int | None:
-        return read_json(self.path / "config.json").get("decoder_start_token_id")
+        """That of config.json, else of generation_config.json, as transformers decides it."""
+        if self.network.kind is not ModelKind.encoder_decoder:
+            return None
+        files = (self.path / "config.json", self.path / "generation_config.json")
+        found = (read_json(file).get(DECODER_START) for file in files if file.is_file())
+        start = next((each for each in found if each is not None), None)
+        if start is None:
+            raise ConfigError(f"{files[0]}: no {DECODER_START}, the id that the decoder sees first; write it there")
+        check_value(DECODER_START, start, int, most=self.vocab_size - 1)
+        return start
 
     def check(self) -> None:
         """Refuse also damaged weights and unknown architectures."""
@@ -297,7 +312,22 @@ def objective_for(network: Any) -> ObjectiveConfig:
     """Return the objective that trains such a network, with its own defaults."""
     discover(objectives)
     by_name = {name: kind for kind, (group, name) in choices().items() if group == "objective"}
-    return by_name["causal_lm" if network.kind.generates else "masked_lm"]()  # pyright: ignore[reportReturnType]
+    corruption = "span_corruption" if network.positions is Positions.relative else "denoising"  # T5's and BART's
+    names = {
+        ModelKind.causal: "causal_lm",
+        ModelKind.bidirectional: "masked_lm",
+        ModelKind.encoder_decoder: corruption,
+    }
+    return by_name[names[network.kind]]()  # pyright: ignore[reportReturnType]
+
+
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
+    """Return the ids that a tokenizer itself puts before and after a text, None if it does neither."""
+    whole, text = (tokenizer.encode("text", add_special_tokens=special).ids for special in (True, False))
+    places = [at for at in range(len(whole)) if whole[at : at + len(text)] == text]
+    if not text or not places or whole == text:
+        return None
+    return whole[: places[0]], whole[places[0] + len(text) :]
 
 
 def fitting(tokenizer: Tokenizer, vocab_size: int, file: Path) -> Tokenizer:

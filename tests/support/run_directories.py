@@ -45,12 +45,14 @@ def make_run(
     seed: int = 1,
     model: str = "decoder",
     tokenizer: str | None = None,
+    decoder_start: int | None = None,
 ) -> Path:
     """Return a run directory with weights drawn wide (`model.init_std`), so that logits say something."""
+    objectives = {"encoder": "masked_lm", "encoder_decoder": "denoising"}
     cfg = compose(
         [
             f"model={model}",
-            *(["objective=masked_lm"] if model == "encoder" else []),
+            *([f"objective={objectives[model]}"] if model in objectives else []),
             "data.seq_len=32",
             "model.width=24",
             "model.layers=2",
@@ -75,6 +77,7 @@ def make_run(
         vocab_size=vocab_size,
         document_frame=[facts.prefix, facts.suffix],
         mask=facts.mask,
+        decoder_start=decoder_start,
     )
     module = build_module(cfg, vocab_size)
     initial = InitialWeights(module, cfg.seed)

@@ -180,10 +180,9 @@ class Seq2SeqConfig:
         return text_metrics(answers, _targets(encoded), self.metrics) if answers else {}
 
     def predict(self, encoded: Encoded, answers: list[str], names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield the `place`, the `source`, the `prediction` and, where it is known, the `target` of each pair."""
+        """Yield the `place`, the `source` as the model read it, and the `prediction` of each pair."""
         for pair, text in zip(encoded.records, answers, strict=True):
-            target = {} if pair.target is None else {"target": pair.target}
-            yield {"place": pair.place, "source": pair.source, "prediction": text, **target}
+            yield {"place": pair.place, "source": pair.source, "prediction": text}
 
     def sections(
         self, encoded: Encoded, answers: list[str], names: list[str], measured: Mapping[str, float]

@@ -51,11 +51,14 @@ class Buckets(NamedTuple):
         return self.rows(relative - torch.tensor(behind)[:, None])
 
 
-def values_between(table: Tensor, rows: Tensor, num_q: int) -> Tensor:
+def values_between(table: Tensor, rows: Tensor, num_q: int, *, causal: bool) -> Tensor:
     """Return the table's value for each query and key, (B, H, num_q, num_k), from the `rows` that `between` returned.
 
-    They depend on the difference alone: each query's are those of the query before, shifted by one.
+    They depend on the difference alone: each query's are those of the query before, shifted by one. `causal`: those of
+    keys after the query are -inf; for sequences without a cache.
     """
     values = F.embedding(rows, table).transpose(1, 2).contiguous()  # (B, H, num_q + num_k - 1)
+    if causal:
+        values = values.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= num_q, float("-inf"))
     num_k = rows.shape[1] - num_q + 1
     return values.unfold(-1, num_k, 1).flip(-2)

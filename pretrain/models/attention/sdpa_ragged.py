@@ -60,18 +60,13 @@ class Mask(NamedTuple):
     causal: bool
     rows: Tensor | None = None  # (B or 1, Tq + Tk - 1) of a bias that is still to be added, see `Buckets.between`
 
-    def as_tensor(self, num_q: int, num_k: int, device: torch.device) -> Tensor | None:
-        """Return `tensor`, or the causal rule as one."""
-        return torch.ones(num_q, num_k, dtype=torch.bool, device=device).tril() if self.causal else self.tensor
-
-    def biased(self, table: Tensor, num_q: int, num_k: int, dtype: torch.dtype) -> Mask:
+    def biased(self, table: Tensor, num_q: int, dtype: torch.dtype) -> Mask:
         """Return the mask with the values of the bias in it, of this type, looked up in its table (buckets, H)."""
         assert self.rows is not None
         # Half precision comes last, so that the gradient of the table is added up in single precision or better.
         full = table.to(torch.promote_types(table.dtype, torch.float32))
-        added = values_between(full, self.rows, num_q).to(dtype)
-        seen = self.as_tensor(num_q, num_k, table.device)
-        return Mask(added if seen is None else added.masked_fill(~seen, float("-inf")), False)
+        added = values_between(full, self.rows, num_q, causal=self.causal).to(dtype)
+        return Mask(added if self.tensor is None else added.masked_fill(~self.tensor, float("-inf")), False)
 
 
 def mask_of(
@@ -116,7 +111,7 @@ def attend_dense(
     """Return the attention within `count` sequences of equal length that lie end to end, in the shape of q."""
     query, key, value = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
     if table is not None:
-        mask = mask.biased(table, query.shape[2], key.shape[2], q.dtype)
+        mask = mask.biased(table, query.shape[2], q.dtype)
     trained = mask.tensor is not None and mask.tensor.requires_grad
     if (dropout or trained) and q.device.type == "cpu" and q.dtype == torch.float32:
         out = _written_out(query, key, value, mask, dropout, scale)
@@ -143,7 +138,9 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float, sc
     """
     if q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    seen = mask.as_tensor(q.shape[2], k.shape[2], q.device)
+    seen = mask.tensor
+    if mask.causal:
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
     scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(2, 3)
     if seen is not None:
         scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen

@@ -76,6 +76,35 @@ def test_prompts_that_cannot_be_read_are_refused_at_once(run, tmp_path, capsys, 
     assert f"prompts.jsonl: {message}" in printed.err and not printed.out
 
 
+def test_how_a_text_is_chosen_and_where_it_ends_are_options(run, capsys):
+    prompts = ["people and the world", "a", "the time"]
+    named = [word for prompt in prompts for word in ("--prompt", prompt)]
+    out, _ = sampled(capsys, run, *named, "--json", "--beams", "3", "--no-repeat-ngram", "2")
+    found = [json.loads(line)["continuation"] for line in out.splitlines()]
+    expected = load(run).generate(prompts, max_tokens=6, beams=3, no_repeat_ngram=2)
+    assert found == [text for [text] in expected]
+    strings = [text[2:4] for text in found[:2]]
+    ends = [word for string in strings for word in ("--stop", string)]
+    out, _ = sampled(capsys, run, *named, "--json", "--temperature", "0", "--min-p", "0.1", *ends)
+    expected = load(run).generate(prompts, max_tokens=6, temperature=0, stop=strings)
+    assert [json.loads(line)["continuation"] for line in out.splitlines()] == [text for [text] in expected]
+    assert not any(string in text for [text] in expected for string in strings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no-repeat-ngram", "2"], "--no-repeat-ngram=2: belongs to beam search; give --beams, too"),
+        (["--beams", "2", "--samples", "2"], "samples=2: beam search finds one text of each prompt"),
+        (["--min-p", "2"], "min_p=2.0: must lie in (0, 1]"),
+        (["--stop", ""], "stop=''"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run, capsys, options, message):
+    assert main([str(run), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_file_that_is_not_there_and_a_step_that_is_not_are_refused(run, capsys):
     assert main([str(run), "--prompts", "nowhere.txt"]) == 3
     assert "nowhere.txt: cannot be read" in capsys.readouterr().err

@@ -22,12 +22,15 @@ from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.layers import Order
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.muon import MuonConfig
 
 ENCODER = EncoderConfig(max_seq_len=12, width=20, layers=3, heads=4, mlp_width=44, init_std=0.3)
 LLAMA_LIKE = {"max_seq_len": 12, "width": 20, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 44, "init_std": 0.3}
 DECODER = DecoderConfig(**LLAMA_LIKE, bias=False)
+ENCODER_DECODER = EncoderDecoderConfig(max_seq_len=12, width=20, layers=2, heads=4, decoder_layers=3, order=Order.pre)
 LENGTHS = [5, 1, 9]
 BATCH = Batch(
     tokens=torch.arange(15) * 7 % 31,
@@ -142,6 +145,31 @@ def test_merged_weights_are_read_in_any_runs_and_compute_the_same():
         assert merged.kinds(name) == {WEIGHT: parameter.shape}
         parameter.data.copy_(found)
     torch.testing.assert_close(plain(BATCH).logits, module(BATCH).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_are_in_cross_attention_too_unless_layers_are_named():
+    def adapted(tuning):
+        with torch.device("meta"):
+            model = ENCODER_DECODER.build(vocab_size=31, attend=sdpa)
+            tuning.prepare(model)
+        assert not any(value.requires_grad for name, value in model.named_parameters() if "lora" not in name)
+        found = (name.split(".") for name, _ in model.named_parameters() if name.endswith("lora_a"))
+        return {(int(block), layer) for _, block, *_, layer, _ in found}
+
+    of_encoder = {"qkv", "out", "up", "down"}
+    of_decoder = of_encoder | {"q", "kv"}
+    everywhere = {(block, layer) for block in range(5) for layer in (of_encoder if block < 2 else of_decoder)}
+    assert adapted(LoraConfig()) == everywhere
+    assert adapted(LoraConfig(layers=["kv", "qkv"])) == {each for each in everywhere if each[1] in ("kv", "qkv")}
+
+
+def test_the_last_blocks_of_an_encoder_decoder_are_those_of_either_side():
+    with torch.device("meta"):
+        model = ENCODER_DECODER.build(vocab_size=31, attend=sdpa)
+        FrozenConfig(blocks=1).prepare(model)
+    learns = {name.partition(".attention")[0] for name, value in model.named_parameters() if value.requires_grad}
+    assert {name for name in learns if "." not in name.removeprefix("blocks.")} == {"blocks.1", "blocks.4"}
+    assert not model.embedding.weight.requires_grad and model.decoder_final_norm.weight.requires_grad
 
 
 @pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encoder", "decoder"])

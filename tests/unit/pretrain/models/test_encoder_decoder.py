@@ -3,6 +3,7 @@
 import pytest
 import small_models
 import torch
+import torch.nn.functional as F
 from attention_laws import layout
 from small_models import VOCAB_SIZE, ragged_pairs, small_encoder_decoder
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,11 +13,15 @@ from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout, Stream
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.generation.steps import steps_of
 from pretrain.models.init import Init
-from pretrain.models.layers import KeyValueCache, Order, Positions
+from pretrain.models.layers import Order, Positions
 from pretrain.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.base import partition
+from pretrain.strategy.ddp import DDPConfig
+from pretrain.strategy.precision import FP32
+from pretrain.train.summary import ModelSize
 
 BART = small_models.BART | {"head_bias": True}
 T5 = small_models.T5_TIED | {"init": Init.t5}
@@ -120,17 +125,11 @@ def test_backends_agree(fields):
 def test_decoding_token_by_token_equals_the_full_pass(fields):
     model, batch = small_encoder_decoder(**fields), ragged_pairs([9, 1, 5], [6, 6, 6])
     full = hidden(model, batch).view(3, 6, -1)
-    keys_and_values = model.keys_and_values(model.encode(batch.source))
-    caches = [KeyValueCache() for _ in model.decoder_blocks()]
-    tokens, seen = batch.tokens.view(3, 6), 0
-    for new in (2, 1, 3):  # several tokens at once, and one
-        step = slice(seen, seen + new)
-        seen += new
-        own = layout([new] * 3, [seen] * 3)
-        across = Layout.across(own, batch.source.layout)
-        positions = torch.arange(step.start, step.stop).repeat(3)
-        out = model.decode(tokens[:, step].flatten(), positions, own, keys_and_values, across, caches)
-        torch.testing.assert_close(out.view(3, new, -1), full[:, step], atol=1e-5, rtol=1e-5)
+    tokens = batch.tokens.view(3, 6)
+    steps = steps_of(model.eval(), list(tokens[:, :2]), batch.source.tokens.split([9, 1, 5]))
+    found = [steps.begin(), *(steps.step(tokens[:, at]) for at in range(2, 6))]
+    expected = F.linear(full, model.head_weight(), model.head_bias())
+    torch.testing.assert_close(torch.stack(found, dim=1), expected[:, 1:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -220,6 +219,15 @@ def test_flops_of_two_streams_are_those_that_torch_counts(fields):
     without = model.flops_per_token(both, 0.0, target / both)
     head = model.flops_per_token(both, target_share=target / both) - without
     assert head * both == pytest.approx(6 * target * VOCAB_SIZE * 24)
+
+
+def test_a_plan_counts_shared_parameters_once_and_the_operations_of_both_sides():
+    objective = SequenceToSequenceConfig().build(small_encoder_decoder(**BART))
+    size = ModelSize.of(objective, 40.0)
+    assert size.parameters == size.trainable == sum(value.numel() for value in objective.state_dict().values())
+    assert size.flops_per_token == objective.model.flops_per_token(40.0, target_share=0.5)
+    memory = size.memory(DDPConfig(), ranks=1, precision=FP32())
+    assert (memory.weights, memory.gradients, memory.optimizer) == tuple(size.parameters * n for n in (4, 4, 8))
 
 
 @pytest.mark.parametrize("field", ["dropout", "attention_dropout", "mlp_dropout"])

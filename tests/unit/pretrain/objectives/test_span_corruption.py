@@ -22,6 +22,7 @@ from slots_by_hand import (
 
 from pretrain.data.batch import IGNORED, TokenizerParts
 from pretrain.errors import ConfigError
+from pretrain.objectives.denoising import DenoisingConfig
 from pretrain.objectives.draws import Use, uniform
 from pretrain.objectives.span_corruption import Denoiser, SpanCorruption, SpanCorruptionConfig
 
@@ -199,3 +200,14 @@ def test_no_side_is_longer_than_the_longest_sequence():
         )
         for source, target in pairs(config.examples(vocabulary, 1, 64)(slots)):
             assert 0 < len(source) <= 64 and 0 < len(target) <= 64
+
+
+@pytest.mark.parametrize(
+    "config", [T5, SETTINGS[4], DenoisingConfig(), DenoisingConfig(rate=0.5, mean_span=6.0)], ids=repr
+)
+def test_the_lengths_of_both_sides_are_known_for_operations(config):
+    slots = slots_of([[[*range(FIRST_TEXT, FIRST_TEXT + 299), SUFFIX]] * 4 for _ in range(100)])
+    sides = np.array(
+        [[len(source), len(target)] for source, target in pairs(config.examples(vocabulary, 1, 300)(slots))]
+    )
+    assert config.sides(300) == pytest.approx(sides.mean(axis=0).tolist(), rel=0.05)

@@ -4,10 +4,14 @@ from collections import Counter
 
 import pytest
 import torch
-from small_models import LLAMA, ragged_batch, small_decoder
+from small_models import LLAMA, ragged_batch, small_decoder, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.errors import ConfigError
+from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.base import Stream
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.strategy.activation_checkpointing import RecomputationConfig, Recompute
 from pretrain.strategy.compile import CompileBlock, CompileConfig, CompileModel
@@ -49,6 +53,25 @@ def test_gradients_stay_bit_for_bit(choice, every, fields):
         cfg = RecomputationConfig(activation_checkpointing=chosen, activation_checkpointing_every=every)
         gradients.append(backward(cfg, **fields)[0])
     assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("choice", [Recompute.full, Recompute.selective])
+def test_gradients_of_relative_positions_stay_bit_for_bit(choice):
+    """Blocks that are computed again find the plans of the first time in their layouts, and take the same gradient."""
+    target, source = (
+        Stream(batch.tokens, batch.positions, batch.offsets, batch.max_len)
+        for batch in (ragged_batch([5, 3, 40]), ragged_batch([4, 40, 2]))
+    )
+    gradients = []
+    for chosen in (Recompute.none, choice):
+        fields = {"positions": Positions.relative, "buckets": 8, "max_distance": 20}
+        model = small_model(EncoderDecoderConfig, 1, sdpa, fields)
+        RecomputationConfig(activation_checkpointing=chosen).recompute(model, CompileConfig())
+        model(target.tokens, target.positions, target.layout, source).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert gradients[0]["encoder_distance_embedding.weight"].any()
+    assert gradients[0]["decoder_distance_embedding.weight"].any()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 

@@ -7,11 +7,21 @@ import pytest
 import torch
 from hugging_face_directories import write_released
 from run_directories import GPT2_SETTINGS, TEXTS, make_run, word_pieces
-from small_models import LLAMA, ROBERTA, small_decoder, small_encoder
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from small_models import BART, LLAMA, ROBERTA, T5_TIED, small_decoder, small_encoder, small_encoder_decoder
+from tokenizers import processors
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from vocabularies import byte_level
 
 from pretrain.data.batch import IGNORED
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.hub.family import family_for
 from pretrain.trained import generating
 from pretrain.trained.model import load
 
@@ -44,6 +54,52 @@ def test_logits_of_ragged_texts_are_those_of_transformers(tmp_path, config):
             expected = theirs(torch.tensor([ids])).logits[0]
         torch.testing.assert_close(logits, expected.float(), atol=1e-5, rtol=1e-4)
     assert batch.num_targets == (sum(batch.lengths) - 3 if config.kind.generates else 0)
+
+
+@pytest.fixture(scope="module", params=[BART, T5_TIED], ids=["bart", "t5"])
+def reader(request, tmp_path_factory):
+    """A released encoder-decoder, ours and theirs, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("reader") / "model"
+    config = small_encoder_decoder(**request.param).config
+    tokenizer = byte_level(WORDS * 9)
+    special = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    described = family_for(config).to_hf(config, tokenizer.get_vocab_size())
+    described |= {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0}
+    theirs = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(**described)).eval()
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in theirs.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.4 if "embed" in name or "shared" in name else 0.9, generator=generator)
+    theirs.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return load(folder, device="cpu"), theirs, tokenizer
+
+
+def test_logits_of_targets_are_those_of_transformers(reader):
+    model, theirs, tokenizer = reader
+    sources, targets = ["the time", "people and the world and people"], ["a way of the world", "school"]
+    batch = model.encode(sources, targets)
+    for source, target, logits in zip(sources, targets, model.logits(batch).split(batch.lengths), strict=True):
+        ids, labels = (torch.tensor([tokenizer.encode(text).ids]) for text in (source, target))
+        with torch.no_grad():
+            expected = theirs(ids, labels=labels).logits[0]
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4)
+    assert batch.num_targets == len(batch.targets) and batch.targets[-1] == tokenizer.token_to_id("</s>")
+    with pytest.raises(ConfigError, match="targets=1: an encoder-decoder needs one a text, 2"):
+        model.encode(sources, "one")
+
+
+def test_an_encoder_decoder_writes_of_its_sources_what_transformers_does(reader):
+    model, theirs, tokenizer = reader
+    sources = ["the time", "people and the world and people", "a way of school"]
+    for ours, settings in (({"temperature": 0.0}, {"num_beams": 1}), ({"beams": 3}, {"num_beams": 3})):
+        found = model.generate(sources, max_tokens=9, **ours)
+        for source, [text] in zip(sources, found, strict=True):
+            ids = torch.tensor([tokenizer.encode(source).ids])
+            settings |= {"max_new_tokens": 9, "do_sample": False, "forced_eos_token_id": None}
+            assert text == tokenizer.decode(theirs.generate(ids, **settings)[0, 1:].tolist())
+        assert len({text for [text] in found}) > 1
 
 
 def test_the_targets_of_a_decoder_are_its_next_tokens(run):

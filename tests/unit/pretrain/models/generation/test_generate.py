@@ -3,7 +3,7 @@
 import pytest
 import torch
 from attention_laws import layout
-from small_models import LLAMA, VOCAB_SIZE, small_decoder
+from small_models import BART, LLAMA, VOCAB_SIZE, small_decoder, small_encoder_decoder
 
 from pretrain.errors import NumericalError
 from pretrain.models.attention.eager import eager
@@ -108,6 +108,10 @@ def test_filters_keep_the_likeliest_tokens():
     assert kept(top_p=0.6) == [[0, 2], [0]]
     assert kept(top_p=0.01) == [[0], [0]]
     assert kept(top_k=2, top_p=0.9)[0] == [0, 2]
+    assert kept(min_p=0.5) == [[0, 2, 3], [0]]  # of the likeliest one's 0.4 and 0.97
+    assert kept(min_p=0.7)[0] == [0, 2]
+    assert kept(min_p=1.0) == [[0], [0]]
+    assert kept(min_p=0.7, temperature=2.0)[0] == [0, 2, 3]  # of probabilities that are closer together
 
 
 def test_temperature_shapes_the_distribution():
@@ -127,15 +131,40 @@ def test_temperature_shapes_the_distribution():
         ({"temperature": -1.0}, r"temperature=-1\.0: must not be negative"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"top_p": 0.0}, r"top_p=0\.0: must lie in"),
+        ({"min_p": 1.5}, r"min_p=1\.5: must lie in"),
+        ({"sources": prompts(3)}, "sources=1: a decoder reads none"),
         ({"prompts": prompts(3, 0)}, "prompt=empty"),
         ({"prompts": prompts(3, 32)}, "prompt=2: its 32 tokens leave none of the model's 32 positions"),
     ],
 )
 def test_refuses_by_name_and_at_once(settings, message):
     settings = {"prompts": prompts(5), "max_tokens": 4, **settings}
-    several, max_tokens = settings.pop("prompts"), settings.pop("max_tokens")
+    several = {name: settings.pop(name) for name in ("prompts", "max_tokens", "sources") if name in settings}
     with pytest.raises(ValueError, match=message):
-        generate(confident(), several, Sampler(**settings), max_tokens=max_tokens)
+        generate(confident(), **several, sampler=Sampler(**settings))
+
+
+@pytest.mark.parametrize(
+    ("starts", "sources", "message"),
+    [
+        (prompts(1, 1), None, "sources=0: an encoder-decoder reads one a prompt, 2"),
+        (prompts(1, 2), prompts(3, 4), r"prompts=\[1, 2\]: an encoder-decoder's have one length"),
+        (prompts(1, 1), prompts(3, 0), "source=2: must hold at least one token"),
+        (prompts(1, 1), prompts(33, 2), "source=1: its 33 tokens are more than the model's 32 positions"),
+    ],
+)
+def test_an_encoder_decoder_refuses_sources_by_name(starts, sources, message):
+    model = small_encoder_decoder(**BART).eval()
+    with pytest.raises(ValueError, match=message):
+        generate(model, starts, GREEDILY, max_tokens=2, sources=sources)
+
+
+def test_a_callback_ends_texts():
+    model, several = confident(), prompts(5, 2, 9)
+    free = generate(model, several, Sampler(), max_tokens=12)
+    ends = [4, 12, 7]
+    found = generate(model, several, Sampler(), max_tokens=12, stops=lambda row, ids: len(ids) == ends[row])
+    assert found == [ids[:end] for ids, end in zip(free, ends, strict=True)]
 
 
 def test_computed_positions_have_no_limit():

@@ -1,0 +1,114 @@
+"""Greedy decoding and beam search choose the ids that transformers' `generate` does: theirs padded, ours ragged."""
+
+import os
+from collections import Counter
+
+import pytest
+import torch
+from hugging_face_directories import write
+from small_models import BART, LLAMA, MARIAN, T5_GATED, small_decoder, small_encoder_decoder
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from pretrain.models.generation.beam import BeamSearch, beam_search
+from pretrain.models.generation.generate import generate
+from pretrain.models.generation.sampling import Sampler
+
+TEXTS = int(os.environ.get("GENERATION_TEXTS", "24"))  # of each case; more of them are measured now and then
+PAD, START = 60, 59
+MORE = 14  # tokens at most
+GREEDILY = Sampler(temperature=0.0)
+KINDS = {
+    "bart": (small_encoder_decoder, BART),
+    "marian": (small_encoder_decoder, MARIAN),
+    "t5": (small_encoder_decoder, T5_GATED),
+    "gpt2": (small_decoder, {}),
+    "llama": (small_decoder, {**LLAMA, "kv_heads": 2}),
+}
+SEARCHES = [
+    {},
+    {"early_stopping": True, "length_penalty": 2.0},
+    {"early_stopping": "never", "length_penalty": 0.6, "no_repeat_ngram": 2},
+    {"min_tokens": 5, "no_repeat_ngram": 3, "forced_end": 2, "banned": [7, PAD]},
+    {"early_stopping": "never", "length_penalty": -1.0, "beams": 3},
+    {"beams": 1, "length_penalty": 0.0},
+]
+THEIRS = {
+    "beams": "num_beams",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "min_tokens": "min_new_tokens",
+    "forced_end": "forced_eos_token_id",
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def both(request, tmp_path_factory):
+    """A model whose tokens depend on what came before, ours and theirs, whether it reads sources, and what ends a text.
+
+    That is a token that it writes often.
+    """
+    make, fields = KINDS[request.param]
+    model = make(**fields).eval()
+    generator = torch.Generator().manual_seed(11)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.9 if name.startswith("blocks") else 0.4, generator=generator)
+        elif name == "logit_bias":
+            parameter.data.normal_(generator=generator)
+    directory = write(tmp_path_factory.mktemp("models") / request.param, model)
+    reads = make is small_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if reads else AutoModelForCausalLM
+    free = generate(model, **inputs(reads, texts(TEXTS)), sampler=GREEDILY, max_tokens=MORE)
+    [(end, _)] = Counter(token for ids in free for token in {*ids[2:]} - {*ids[:2]}).most_common(1)
+    return model, kind.from_pretrained(directory, pad_token_id=PAD).eval(), reads, end
+
+
+def texts(how_many):
+    generator = torch.Generator().manual_seed(how_many)
+    lengths = torch.randint(1, 14, (how_many,), generator=generator).tolist()
+    return [torch.randint(3, 59, (length,), generator=generator) for length in lengths]
+
+
+def expected(theirs, reads, several, end, **settings):
+    """Return what theirs generates after each of several texts, up to its end."""
+    longest = max(map(len, several))
+    padding = [torch.full((longest - len(text),), PAD) for text in several]
+    sides = zip(several, padding, strict=True) if reads else zip(padding, several, strict=True)
+    ids = torch.stack([torch.cat(side) for side in sides])
+    banned = settings.pop("banned", [])
+    found = theirs.generate(
+        ids,
+        attention_mask=(ids != PAD).long(),
+        max_new_tokens=MORE,
+        do_sample=False,
+        pad_token_id=PAD,
+        eos_token_id=end,
+        **{"decoder_start_token_id": START} if reads else {},
+        bad_words_ids=[[token] for token in banned] or None,
+        **{THEIRS.get(name, name): value for name, value in settings.items()},
+    )
+    rows = found[:, 1 if reads else longest :].tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
+
+
+def inputs(reads, several):
+    return {"prompts": [torch.tensor([START])] * len(several), "sources": several} if reads else {"prompts": several}
+
+
+def test_the_likeliest_tokens_are_theirs(both):
+    model, theirs, reads, end = both
+    several = texts(TEXTS * 5 // 2)
+    found = generate(model, **inputs(reads, several), sampler=GREEDILY, max_tokens=MORE, stop_ids=[end])
+    assert found == expected(theirs, reads, several, end)
+    assert len(set(map(len, found))) > 2
+
+
+@pytest.mark.parametrize("settings", SEARCHES, ids=str)
+def test_beams_are_theirs(both, settings):
+    model, theirs, reads, end = both
+    several = texts(TEXTS)
+    if not reads and "no_repeat_ngram" in settings:
+        several = [text for text in several if len(text) == len(several[0])]  # they count padding as repeated, too
+    settings = {"beams": 4} | settings | ({"forced_end": end} if "forced_end" in settings else {})
+    search = BeamSearch(**settings)
+    found = beam_search(model, **inputs(reads, several), search=search, max_tokens=MORE, stop_ids=[end])
+    assert found == expected(theirs, reads, several, end, **settings)
