@@ -168,6 +168,12 @@ def test_a_template_without_an_end_leaves_it_to_the_frame(tokenizer):
     assert chat_frame(template, tokenizer, Frame([], [2], 1)) == Frame([], [2], 1, markup=True)  # an encoder-decoder
 
 
+def test_the_first_token_after_an_answer_ends_it(tokenizer):
+    template = chat_template(CHAT_ML.replace("'<|im_end|>\\n'", "'<|im_end|></s>\\n'"))
+    assert chat_frame(template, tokenizer, FRAME).suffix == [tokenizer.token_to_id("<|im_end|>")]
+    assert [pair.target for pair in pairs_of([TALK[:2]], template, tokenizer)] == ["Four."]
+
+
 def test_bad_conversations_are_counted(tokenizer, tmp_path):
     shapes = [TALK, [], "text", [{"role": "user"}], [{"role": "user", "content": None}], ["text"]]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"talk": one}) for one in shapes))

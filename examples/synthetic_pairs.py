@@ -1,0 +1,165 @@
+"""A small translation made from the source code of Python's own standard library: conditions, and how one says them.
+
+    python examples/synthetic_pairs.py data/synthetic
+
+writes `pairs/`, with `train.jsonl` and `validation.jsonl`: pairs of `code`, what stands behind an `if` somewhere in the
+library, and of its `words`, such as `len(self.rows) >= 2` and "the length of rows of self is at least 2". Nobody wrote
+these sentences, and nobody talks so: they are made from the code by the rules below. That makes the task a fair one to
+see a model learn on, as each condition has one right translation, which takes new words, another order, and names that
+were never seen; a score on it says nothing of languages that people speak.
+
+Training and validation share no file and no condition. A model pretrained with `data=stdlib` has read the code, without
+the words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import sysconfig
+import tokenize
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pretrain.data.sources.base import StdlibSource
+
+VALIDATION_EVERY = 8  # files; one of them is for validation
+NUM_VALIDATION = 1000  # conditions
+LONGEST = 120  # characters of a condition
+
+COMPARED = {
+    ast.Eq: "equals",
+    ast.NotEq: "differs from",
+    ast.Lt: "is less than",
+    ast.LtE: "is at most",
+    ast.Gt: "is greater than",
+    ast.GtE: "is at least",
+    ast.Is: "is",
+    ast.IsNot: "is not",
+    ast.In: "is in",
+    ast.NotIn: "is not in",
+}
+COMPUTED = {
+    ast.Add: "plus",
+    ast.Sub: "minus",
+    ast.Mult: "times",
+    ast.Div: "divided by",
+    ast.FloorDiv: "divided by",
+    ast.Mod: "modulo",
+    ast.BitAnd: "masked by",
+}
+SIGNS = {ast.Not: "not", ast.USub: "minus"}
+
+
+class NoWords(Exception):
+    """There is no rule for some part of a condition."""
+
+
+def main() -> None:
+    """Write the pairs into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description="Make pairs of conditions and words from Python's standard library.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("data/synthetic"))
+    folder = parser.parse_args().folder / "pairs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in zip(("train", "validation"), split(library()), strict=True):
+        file = folder / f"{name}.jsonl"
+        lines = (json.dumps({"code": code, "words": words}) + "\n" for code, words in records.items())
+        file.write_text("".join(lines), encoding="utf-8")
+        print(f"{file}: {len(records):,} pairs")
+
+
+def library() -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each file that `data=stdlib` makes its corpus of, in order."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for entry in StdlibSource().inputs():
+        with tokenize.open(root / entry.name) as file:  # in the encoding that the file declares
+            yield entry.name, file.read()
+
+
+def split(files: Iterable[tuple[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the words of each condition for training and of those for validation, in an order of their own."""
+    found: tuple[dict[str, str], dict[str, str]] = {}, {}
+    for name, text in files:
+        held_out = _draw(name)[0] % VALIDATION_EVERY == 0
+        found[held_out].update(conditions(text))
+    train, validation = ({code: pairs[code] for code in sorted(pairs, key=_draw)} for pairs in found)
+    validation = {code: words for code, words in validation.items() if code not in train}
+    return train, dict([*validation.items()][:NUM_VALIDATION])
+
+
+def _draw(text: str) -> bytes:
+    """Return what puts texts into a random order that is the same everywhere."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def conditions(text: str) -> dict[str, str]:
+    """Return the words of the conditions of a file for which there are rules, by their code in one style."""
+    return dict(_conditions(ast.parse(text)))
+
+
+def _conditions(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
+            continue
+        code = ast.unparse(node.test)
+        try:
+            words = say(node.test)
+        except NoWords:
+            continue
+        if words != code and len(code) <= LONGEST and code.isascii() and code.isprintable():
+            yield code, words
+
+
+def say(node: ast.expr) -> str:
+    """Return an expression in words. Raises `NoWords` where a part of it has no rule."""
+    match node:
+        case ast.Name():
+            return node.id
+        case ast.Constant(value=None):
+            return "nothing"
+        case ast.Constant():
+            return ast.unparse(node)
+        case ast.Attribute():
+            return f"{node.attr} of {say(node.value)}"
+        case ast.Subscript(slice=ast.Slice()):
+            raise NoWords
+        case ast.Subscript():
+            return f"item {say(node.slice)} of {say(node.value)}"
+        case ast.Call(keywords=[]):
+            return _call(node)
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            return f"{SIGNS[type(node.op)]} {say(node.operand)}"
+        case ast.BinOp() if type(node.op) in COMPUTED:
+            return f"{say(node.left)} {COMPUTED[type(node.op)]} {say(node.right)}"
+        case ast.BoolOp():
+            return f" {'and' if isinstance(node.op, ast.And) else 'or'} ".join(map(say, node.values))
+        case ast.Compare(ops=[op], comparators=[right]):
+            if isinstance(right, ast.Tuple | ast.List | ast.Set) and isinstance(op, ast.In | ast.NotIn):
+                denied = "not " if isinstance(op, ast.NotIn) else ""
+                return f"{say(node.left)} is {denied}one of {_listed(right.elts)}"
+            return f"{say(node.left)} {COMPARED[type(op)]} {say(right)}"
+    raise NoWords
+
+
+def _call(node: ast.Call) -> str:
+    match node:
+        case ast.Call(func=ast.Name(id="isinstance"), args=[one, kind]):
+            return f"{say(one)} is a kind of {_listed(kind.elts) if isinstance(kind, ast.Tuple) else say(kind)}"
+        case ast.Call(func=ast.Name(id="len"), args=[one]):
+            return f"the length of {say(one)}"
+        case ast.Call(args=[]):
+            return f"what {say(node.func)} gives"
+    return f"what {say(node.func)} makes of {_listed(node.args)}"
+
+
+def _listed(nodes: list[ast.expr]) -> str:
+    if not nodes:
+        raise NoWords
+    words = [say(node) for node in nodes]
+    return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else words[0]
+
+
+if __name__ == "__main__":
+    main()
