@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from attention_laws import offsets
 from hugging_face_directories import write
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_models import BART, MARIAN, MBART, T5, T5_GATED, T5_TIED, VOCAB_SIZE
@@ -162,7 +162,7 @@ def check_files(theirs, directory):
         assert torch.equal(again(name, WEIGHT, 0, parameter.numel()), parameter.detach().view(-1))
     loaded, tokens = AutoModelForSeq2SeqLM.from_pretrained(written).eval(), torch.arange(PAD + 1, 20)[None]
     inputs = {"input_ids": tokens, "decoder_input_ids": tokens.flip(1)}
-    assert torch.equal(loaded(**inputs).logits, theirs(**inputs).logits)
+    torch.testing.assert_close(loaded(**inputs).logits, theirs(**inputs).logits, atol=1e-5, rtol=1e-5)
     return ours
 
 
@@ -179,7 +179,7 @@ RULES = {"mlp_width": "hidden_width", "decoder_layers": "num_decoder_layers", "a
 def test_equals_transformers(tmp_path, name):
     pairs = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4)
 
-    @settings(max_examples=4, deadline=None)
+    @settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes
     @given(models(name), pairs)
     def check(fields, lengths):
         config = EncoderDecoderConfig(**fields)
