@@ -80,8 +80,9 @@ def _contestants(config: DecoderConfig, folder: Path) -> dict[str, Contestant]:
     theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**described)).eval()
     theirs.get_input_embeddings().weight.data.mul_(SPREAD)
     theirs.save_pretrained(folder)
-    model = load(folder, device="cpu").module.model
+    model: Any = load(folder, device="cpu").module.model
 
+    @torch.inference_mode()  # as commands and the library do
     def headwater(prompts: list[Tensor], tokens: int) -> list[list[int]]:
         return generate(model, prompts, Sampler(temperature=0), max_tokens=tokens)
 

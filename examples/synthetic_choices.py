@@ -1,4 +1,4 @@
-"""Multiple-choice questions made from the source code of Python's own standard library, to try `eval.choices` on at once.
+"""Multiple-choice questions made from the source code of Python's own standard library, to try `eval.choices` at once.
 
     python examples/synthetic_choices.py data/synthetic
 
@@ -16,7 +16,8 @@ import hashlib
 import json
 import sysconfig
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,19 @@ def held_out_files() -> Iterator[tuple[str, str]]:
             yield entry.name, data.decode(errors="ignore")
 
 
-def questions(files: Iterator[tuple[str, str]]) -> list[dict[str, Any]]:
+def questions(files: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return the questions on some files, the same everywhere: `context`, `choices`, `answer`, and where it is from."""
-    found: list[dict[str, Any]] = []
-    for name, text in files:
-        found += sorted(_questions_of(name, text.splitlines()), key=_draw)[:MOST_OF_A_FILE]
-    return sorted(found, key=_draw)[:NUM_QUESTIONS]
+    found = [record for name, text in files for record in islice(_questions_of(name, text), MOST_OF_A_FILE)]
+    return sorted(found, key=lambda record: _hash(record["file"], str(record["line"])))[:NUM_QUESTIONS]
 
 
-def _questions_of(file: str, lines: list[str]) -> Iterator[dict[str, Any]]:
+def _questions_of(file: str, text: str) -> Iterator[dict[str, Any]]:
+    """Yield questions on a file, in the order of a hash, so that they do not depend on one another."""
+    lines = text.splitlines()
     alike: dict[int, list[str]] = defaultdict(list)  # the lines of each indentation
     for line in dict.fromkeys(filter(_says_something, lines)):
         alike[_indentation(line)].append(line)
-    for number in range(NUM_LINES, len(lines)):
+    for number in sorted(range(NUM_LINES, len(lines)), key=lambda number: _hash(file, str(number + 1))):
         right, before = lines[number], lines[number - NUM_LINES : number]
         others = [line for line in alike[_indentation(right)] if line != right and line not in before]
         if not _says_something(right) or right in before or not before[-1].strip() or len(others) < NUM_CHOICES - 1:
@@ -80,11 +81,6 @@ def _says_something(line: str) -> bool:
 
 def _indentation(line: str) -> int:
     return len(line) - len(line.lstrip())
-
-
-def _draw(record: dict[str, Any]) -> bytes:
-    """Return what questions are drawn by: a hash, so that they do not depend on one another."""
-    return _hash(record["file"], str(record["line"]))
 
 
 def _hash(*words: str) -> bytes:

@@ -14,12 +14,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from finetune import model, tasks
-from pretrain import models, optim, strategy, tracking
+from pretrain import models, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import SavingConfig
 from pretrain.compose import Root, configured
-from pretrain.errors import check
+from pretrain.errors import ConfigError, check
 from pretrain.optim.schedule import ScheduleConfig
-from pretrain.registry import discover, plain
+from pretrain.registry import choices, discover, plain
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
@@ -61,14 +61,16 @@ class MeasureConfig:
 
 @dataclass(kw_only=True)
 class FinetuneConfig:
-    """Everything that decides a fine-tuning run; the model and its tokenizer are those of `init_from`."""
+    """Everything that decides a fine-tuning run; the model and its tokenizer are those of `init_from`, or made anew."""
 
     run: RunConfig = field(default_factory=RunConfig)  # name and place of the run directory
     plugins: list[str] = field(default_factory=list)  # modules of your own that register choices; imported first
     seed: int = 1  # of the head's weights, the order of examples and dropout
     seeds: list[int] = field(default_factory=list)  # removed, and empty in older runs; now a sweep over seed
-    init_from: str = MISSING  # run, Hugging Face directory or hub name of the model to start from
+    init_from: str | None = None  # run, Hugging Face directory or hub name of the model to start from
     scratch: bool = False  # draw all weights; init_from gives network and tokenizer: what pretraining is compared with
+    model: Any = None  # network to train from nothing, without init_from; `dropout` and `attention_dropout` are its own
+    tokenizer: Any = None  # of such a network; it is trained on the texts of the training set
     task: Any = MISSING
     tuning: Any = MISSING
     dropout: float = 0.1  # probability, of embeddings, residual branches and the head
@@ -90,6 +92,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         sweep = f"python -m launch local -- finetune ... 'seed={','.join(map(str, self.seeds))}'"
         check(not self.seeds, "seeds", self.seeds, f"was removed; sweep over seed instead: {sweep}")
+        self._check_start_of_weights()
         for key in ("dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, key, getattr(self, key), "must lie in [0, 1)")
         settings, longest = self.task.answering.longest
@@ -99,6 +102,16 @@ class FinetuneConfig:
         self.optim.check(shards=self.strategy.shards)
         self.check_attention(bias=None)
         self.tracker.check_run(self.run.name, plain(self))
+
+    def _check_start_of_weights(self) -> None:
+        for key in ("model", "tokenizer"):
+            chosen = getattr(self, key)
+            if self.init_from is not None:
+                rule = f"init_from={self.init_from} brings its own; leave one of them out"
+                check(chosen is None, key, chosen and choices()[type(chosen)][1], rule)
+            elif chosen is None:
+                rule = "required and not given; add init_from=... to the command, or model=... and tokenizer=..."
+                raise ConfigError(f"init_from: {rule} to train from nothing ({key} is not given)")
 
     def check_attention(self, *, bias: str | None) -> None:
         """Raise `ConfigError` for what the attention backend cannot compute; `bias` as in `AttentionConfig.check`."""
@@ -114,7 +127,7 @@ class FinetuneConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name="finetune_schema", node=schema_of(FinetuneConfig))
-    discover(tasks, model, models, optim, strategy, tracking)
+    discover(tasks, model, models, tokenizer, optim, strategy, tracking)
 
 
 USAGE = """python -m finetune task=TASK init_from=MODEL task.train=FILE task.validation=FILE

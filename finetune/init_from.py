@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from finetune.answering.base import Codec
+from finetune.from_nothing import Nothing
 from finetune.model.lora import is_adapter
 from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.load import check_architecture
@@ -32,18 +33,19 @@ def own_source(run: Path) -> RunSource:
     return source
 
 
-def tokenizer_of(source: Source) -> Tokenizer:
+def tokenizer_of(source: Source | Nothing) -> Tokenizer:
     """Return a source's tokenizer, which puts around texts and pairs what its model has seen around them.
 
     Raises `ConfigError` for a tokenizer of another vocabulary.
     """
     tokenizer = source.load_tokenizer()
-    if isinstance(source, RunSource) and not source.is_fine_tuned:  # others keep the template in their tokenizer.json
+    if isinstance(source, Nothing) or (isinstance(source, RunSource) and not source.is_fine_tuned):
+        # Others keep the template in their tokenizer.json.
         set_template(tokenizer, source.template, getattr(source.network, "token_types", 0))
     return tokenizer
 
 
-def codec_of(source: Source) -> Codec:
+def codec_of(source: Source | Nothing) -> Codec:
     """Return how texts become ids for a source's model. Raises what `tokenizer_of` raises."""
     return Codec(
         tokenizer=tokenizer_of(source),
@@ -55,7 +57,7 @@ def codec_of(source: Source) -> Codec:
 
 
 def weights_from(
-    source: Source, initial: InitialWeights, world: World, *, names: list[str], scratch: bool = False
+    source: Source | Nothing, initial: InitialWeights, world: World, *, names: list[str], scratch: bool = False
 ) -> Reader:
     """Return the weights to start from. A collective.
 
@@ -64,6 +66,9 @@ def weights_from(
     the rest gets initial values, which is logged. From `scratch` everything does. Raises `CheckpointError` for a source
     that lacks part of the model.
     """
+    if isinstance(source, Nothing):
+        log.info("all weights get initial values: there is no init_from")
+        return initial
     if scratch:
         log.info("all weights get initial values: of %s network and tokenizer alone are taken", source.path)
         return initial

@@ -17,6 +17,7 @@ from finetune.answering.base import Codec, Encoded, Engine
 from finetune.config import FinetuneConfig
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
+from finetune.from_nothing import Nothing, begin
 from finetune.init_from import codec_of, own_source, weights_from
 from finetune.tasks.base import LOWER_IS_BETTER, TaskConfig, shortlist
 from pretrain.data.sources.locations import typed_name
@@ -55,11 +56,25 @@ def finetune(cfg: FinetuneConfig) -> Path:
     """
     cfg.attention.build()
     cfg.check_start(ranks=world_size(), device_type=device_type())
-    source = None if resumes(cfg.run) else find_source(cfg.init_from, first=rank() == 0)
+    resumed = resumes(cfg.run)
+    source = None if resumed or cfg.init_from is None else find_source(cfg.init_from, first=rank() == 0)
     record = {"init_from": source.name} if source else {}
     with Session.opened("finetune", cfg, **record) as session:
-        _finetune(cfg, shared_source(source, session.world) or own_source(cfg.run.directory), session)
+        _finetune(cfg, _source(cfg, source, session.world, resumed=resumed), session)
     return cfg.run.directory
+
+
+def _source(cfg: FinetuneConfig, source: Source | None, world: World, *, resumed: bool) -> Source | Nothing:
+    """Return what the run starts from: what rank 0 found, what the run kept of it, or nothing. A collective."""
+    if found := shared_source(source, world):
+        return found
+    [resumed, *_] = world.gather(resumed)
+    if resumed or cfg.init_from is not None:
+        return own_source(cfg.run.directory)
+    task = cfg.task
+    task.answering.check_model(cfg.model, "the model")
+    texts = task.answering.texts(typed_name(task.train, "task.train"))
+    return begin(cfg.model, cfg.tokenizer, texts, world, path=cfg.run.directory)
 
 
 def build_module(
@@ -73,7 +88,7 @@ def build_module(
         return answering.build(model, network, names, dropout=cfg.dropout, train=train)
 
 
-def _finetune(cfg: FinetuneConfig, source: Source, session: Session) -> None:
+def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -> None:
     world, task = session.world, cfg.task
     cfg.check_attention(bias=source.network.score_bias)
     codec = task.answering.complete(codec_of(source), source.path)
@@ -141,7 +156,7 @@ def _measured(task: TaskConfig, engine: Engine, data: TaskData) -> dict[str, flo
     return found.figures | task.measure(found.encoded, found.each, data.names)
 
 
-def _read(cfg: FinetuneConfig, source: Source, codec: Codec) -> TaskData:
+def _read(cfg: FinetuneConfig, source: Source | Nothing, codec: Codec) -> TaskData:
     """Read and encode the task's files. Raises `DataError` for one of which no token is left."""
     task = cfg.task
     task.answering.check_model(source.network, str(source.path))

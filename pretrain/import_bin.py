@@ -1,6 +1,6 @@
-"""`python -m pretrain.import_bin DIRECTORY`: write the weights of an old `pytorch_model.bin` as safetensors beside it.
+"""`python -m pretrain.import_bin DIRECTORY`: write old files anew beside them, weights and tokenizers.
 
-Holds the command line; `hub/pickled` reads and writes the files.
+Holds the command line; `hub/pickled` and `hub/spm_files` read and write the files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def parser() -> CommandParser:
     """Return the options of the command."""
     parser = CommandParser(
         prog="python -m pretrain.import_bin",
-        description="Write the weights of an old pytorch_model.bin as safetensors beside it.",
+        description="Write the weights of an old pytorch_model.bin as safetensors beside it, and models of "
+        "SentencePiece (spiece.model, source.spm) as tokenizer.json.",
         example="python -m pretrain.import_bin downloads/bert --model-type bert",
     )
     parser.add_argument("directory", type=Path, help="a Hugging Face directory: config.json and pytorch_model.bin")
@@ -36,9 +37,15 @@ def parser() -> CommandParser:
 
 
 def _import_bin(options: argparse.Namespace) -> str:
-    from pretrain.hub.pickled import import_bin  # it imports torch, which --help and a refusal do without
+    from pretrain.hub.pickled import import_bin, needs_import  # torch, which --help and a refusal do without
+    from pretrain.hub.spm_files import import_tokenizer, needs_tokenizer
 
-    return "\n".join(map(str, import_bin(options.directory, options.model_type)))
+    directory, written = options.directory, []
+    if needs_import(directory) or not needs_tokenizer(directory):
+        written += import_bin(directory, options.model_type)
+    if needs_tokenizer(directory):
+        written.append(import_tokenizer(directory))
+    return "\n".join(map(str, written))
 
 
 if __name__ == "__main__":

@@ -58,8 +58,12 @@ def typed(cfg: DictConfig) -> Any:
     Raises `ConfigError` for a value that is missing, refused by its dataclass, or outside the schema: Hydra accepts
     `+model.foo=1`, and OmegaConf would drop it silently.
     """
+    schema = OmegaConf.get_type(cfg)
+    optional = {field.name for field in fields(schema) if field.default is None} if is_dataclass(schema) else set()
     for key in {group for group, _ in _choices.values()} & cfg.keys():
         if OmegaConf.is_missing(cfg, key) or (kind := OmegaConf.get_type(cfg, key)) in _choices:
+            continue
+        if kind is type(None) and key in optional:
             continue
         rule = "of no kind; its file has to begin with the lines `defaults:` and `  - CHOICE`"
         raise ConfigError(_required(key) if kind is type(None) else f"{key}: {rule}{_known(key)}")

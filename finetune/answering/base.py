@@ -5,7 +5,7 @@ Holds the protocol; `by_head` and `by_writing` are the ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,10 @@ class Answering(Protocol):
 
     def check_strategy(self, strategy: StrategyConfig) -> None:
         """Raise `ConfigError` for a strategy under which it cannot be measured."""
+        ...
+
+    def texts(self, source: str) -> Iterator[str]:
+        """Yield the texts of a labelled data set, for a tokenizer to be trained on. Raises `ConfigError`."""
         ...
 
     def complete(self, codec: Codec, folder: Path) -> Codec:

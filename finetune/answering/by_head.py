@@ -7,7 +7,7 @@ Holds what depends on there being a head; the passes through the model are in `f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,7 +20,7 @@ from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors
 from finetune.model.losses import TaskLoss
 from pretrain.checkpoint.load import Shapes
-from pretrain.errors import check
+from pretrain.errors import ConfigError, check
 from pretrain.hub.family import HeadKind, family_for, head_for
 from pretrain.models.base import Model, ModelKind
 from pretrain.strategy.base import StrategyConfig
@@ -65,6 +65,10 @@ class ByHead:
 
     def check_strategy(self, strategy: StrategyConfig) -> None:
         """See `Answering`: all will do."""
+
+    def texts(self, source: str) -> Iterator[str]:
+        rule = "a model that answers by a head starts from a pretrained one"
+        raise ConfigError(f"init_from: {rule}; pretrain the model first, and name its run")
 
     def complete(self, codec: Codec, folder: Path) -> Codec:
         return codec

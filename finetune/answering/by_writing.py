@@ -5,7 +5,7 @@ Holds what depends on that; how tokens are chosen is in `written`, pairs and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -39,6 +39,10 @@ class WritingTask(Protocol):
 
     def frame(self, codec: Codec) -> Frame:
         """Return the ids that stand around the texts of examples. Raises `ConfigError` where there are none."""
+        ...
+
+    def texts(self, source: str) -> Iterator[str]:
+        """Yield the texts of a data set, those that are read and those that are written."""
         ...
 
     def with_chat_template(self, codec: Codec, folder: Path) -> Codec:
@@ -84,6 +88,9 @@ class ByWriting:
         )
         rule += "finetune.predict, by --set; or choose strategy=ddp or zero2"
         check(beams == 1 or not written or not strategy.shards_weights, "task.generate.beams", beams, rule)
+
+    def texts(self, source: str) -> Iterator[str]:
+        yield from self.task.texts(source)
 
     def complete(self, codec: Codec, folder: Path) -> Codec:
         return self.task.with_chat_template(codec, folder)

@@ -84,7 +84,7 @@ def _facts(cfg: FinetuneConfig, step: int, history: History, source: str, encode
     facts: dict[str, Cell] = {
         "Task": _task_name(cfg.task),
         "State": state(history),
-        "Initial weights": record.get("init_from", cfg.init_from),
+        "Initial weights": record.get("init_from", cfg.init_from) or "drawn",
         "Parameters": count(record.get("parameters")),
         **({"Outputs": shortened(", ".join(record["names"]), OUTPUTS_ROOM)} if record["names"] else {}),
         "Training set": _data_set(cfg.task.train, sizes.get("training")),

@@ -62,14 +62,14 @@ def load_vocabulary(corpus: Path) -> Vocabulary:
         ids=ids,
         ends_sentence=stops,
         sentinels=[ids[name] for name in find_sentinels(ids)],
-        start=_start(ids, manifest),
+        start=start_of(ids, manifest.prefix, manifest.suffix),
     )
 
 
-def _start(ids: dict[str, int], manifest: Manifest) -> int | None:
+def start_of(ids: dict[str, int], prefix: list[int], suffix: list[int]) -> int | None:
     """Return the id that a decoder sees first: that of padding (T5, Marian), else one around documents (BART)."""
     pad = find_pad(ids)
-    return ids[pad] if pad else next(iter([*manifest.prefix, *manifest.suffix[::-1]]), None)
+    return ids[pad] if pad else next(iter([*prefix, *suffix[::-1]]), None)
 
 
 def _unknown(tokenizer: Tokenizer) -> str:

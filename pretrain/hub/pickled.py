@@ -22,6 +22,12 @@ from pretrain.hub.weight_files import INDEX, read_index, read_json
 _WHOLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
+def needs_import(directory: Path) -> bool:
+    """Whether a directory has old files of weights, and no safetensors."""
+    old = any((directory / name).is_file() for name in (_WHOLE, _OLD_INDEX))
+    return old and not any(directory.glob("*.safetensors"))
+
+
 def import_bin(directory: Path, model_type: str | None = None) -> list[Path]:
     """Write a safetensors file for each file of weights, complete `config.json`, and return what was written.
 

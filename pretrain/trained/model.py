@@ -30,6 +30,8 @@ from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.attention.auto import AutoConfig
 from pretrain.models.base import EncoderDecoderModel, EncoderModel, Layout, ModelKind
+from pretrain.models.decoder import Decoder
+from pretrain.models.encoder_decoder import EncoderDecoder
 from pretrain.models.generation.beam import BeamSearch
 from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.base import Objective
@@ -206,11 +208,15 @@ class LanguageModel:
         kind, limit = self.network.kind, self.source.max_positions
         if kind is ModelKind.bidirectional:
             raise ConfigError(f"{self.name}: is an encoder, which writes no text; name a model with a decoder")
+        if not isinstance(self._module.model, Decoder | EncoderDecoder):
+            found = type(self._module.model).__name__
+            raise ConfigError(
+                f"{self.name}: is a {found}, which takes no key-value cache; name a decoder to write texts"
+            )
         check(samples >= 1, "samples", samples, "must be at least 1")
         rule = "beam search finds one text of each prompt; leave it out"
         check(samples == 1 or isinstance(how, Sampler), "samples", samples, rule)
-        stop = [stop] if isinstance(stop, str) else stop
-        StopStrings(self.tokenizer, stop)
+        strings = StopStrings(self.tokenizer, [stop] if isinstance(stop, str) else stop)
         reads = kind is ModelKind.encoder_decoder
         start = self._decoder_start if reads else None
         last = limit if reads or limit is None else limit - 1
@@ -224,7 +230,7 @@ class LanguageModel:
         stop_ids = (suffix or prefix)[:1]  # none where nothing marks the ends of documents
         model: Any = self.module.model
         writer = Writer(model=model, tokenizer=self.tokenizer, stop_ids=stop_ids, decoder_start=start)
-        return writer.texts(ids, how, max_tokens=max_tokens, samples=samples, stop=stop)
+        return writer.texts(ids, how, max_tokens=max_tokens, samples=samples, strings=strings)
 
     @property
     def _decoder_start(self) -> int:

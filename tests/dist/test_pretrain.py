@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from pretrain.checkpoint.load import load_manifest, load_state
 from pretrain.compose import compose
 from pretrain.errors import ConfigError
+from pretrain.trained.model import load
 
 
 def final_weights(directory: Path) -> dict:
@@ -199,6 +200,29 @@ def test_samples_without_held_out_text_are_refused(place):
     held_out = ["data.prepare.held_out=0", *SAMPLED]
     said = run(*tiny("unheld", *held_out), code=2, cwd=place).stderr
     assert "data.prepare.held_out=0.0: nothing is held out, and eval.samples needs evaluations" in said
+
+
+def test_questions_are_answered_at_each_evaluation_alike_on_two_ranks_and_afterwards(place):
+    lines = [{"context": f"the {word}", "choices": [" time", " world", " is"], "answer": 1} for word in "abcdefg"]
+    (place / "quiz.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more = [
+        "eval.choices=[quiz.jsonl]",
+        "train.micro_batch_size=4",
+        "train.steps=12",
+        "eval.every=6",
+        "checkpoint.every=12",
+    ]
+    found = []
+    for ranks in (1, 2):
+        said = run(*tiny(f"asked-{ranks}", *more), ranks=ranks, cwd=place).stdout
+        directory = place / "runs" / f"asked-{ranks}"
+        found.append(column(directory, "choices/quiz", "validation"))
+        assert f"quiz {found[-1][12]:.1%}" in said
+        assert json.loads((directory / "run.json").read_text())["choices"]["quiz"]["questions"] == 7
+    assert found[0] == found[1] and list(found[0]) == [0, 6, 12]
+    assert load(directory, device="cpu").evaluate(choices=[place / "quiz.jsonl"])["choices/quiz"] == found[0][12]
+    refused = run(*tiny("none", "eval.choices=[nowhere.jsonl]"), code=2, cwd=place).stderr
+    assert "eval.choices: nowhere.jsonl matches no file" in refused and not (place / "runs" / "none").exists()
 
 
 def test_a_run_in_use_is_refused_by_name(place):

@@ -128,6 +128,14 @@ class Seq2SeqConfig:
             delimiter=self.delimiter,
         )
 
+    def texts(self, source: DataSet) -> Iterator[str]:
+        """Yield the texts of a data set, those that are read and those that are written."""
+        for record in self.records(source):
+            if isinstance(record, Pair):
+                yield from (record.source, record.target or "")
+            else:
+                yield from (message["content"] for message in record.messages)
+
     def names(self, records: Sequence[Any]) -> list[str]:
         """Return none: there is no head."""
         return []

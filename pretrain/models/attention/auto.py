@@ -46,9 +46,7 @@ def make_auto() -> Attend:
         fits = q.is_cuda and q.dtype in HALF and dropout == 0.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
         chosen = flash if fits else sdpa
         if fits and bias is not None:
-            # With a cache, every step has few queries and streams of other lengths: no work for a kernel that is
-            # compiled. Flex takes heads from 16 wide.
-            chosen = flex if layout.q_offsets is layout.k_offsets and q.shape[-1] >= 16 else sdpa
+            chosen = flex if q.shape[-1] >= 16 else sdpa  # the narrowest heads that flex takes
         return chosen(q, k, v, layout, causal=causal, window=window, dropout=dropout, scale=scale, bias=bias)
 
     return auto

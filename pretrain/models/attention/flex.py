@@ -5,8 +5,10 @@ Holds no kernel: torch.compile generates one for the mask. Its backward exists o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
 Scored = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (score, batch, head, query, key) -> its score
+KERNELS = 64  # that may be compiled in one process
 NO_DROPOUT = "attention=flex has no dropout of weights; set 0, or attention=sdpa"
 
 
@@ -44,7 +47,12 @@ def make_flex() -> Attend:
     """Return the backend without asking for a device."""
     from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention  # pulls in torch._dynamo
 
-    compiled = torch.compile(flex_attention)
+    # Encoder, decoder and cross-attention, training and not, lengths that vary: more kernels than torch's limit, beyond
+    # which it would compute all scores of the stream. Versions before 2.13 have no such option.
+    options: dict[str, Any] = (
+        {"recompile_limit": KERNELS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
+    )
+    compiled = torch.compile(flex_attention, **options)
 
     def flex(
         q: Tensor,

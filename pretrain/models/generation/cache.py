@@ -116,7 +116,7 @@ class KeyValueCache:
         buckets = Buckets.of(bias)
         assert buckets is not None
         relative = torch.arange(first - self._columns.end + 1, 1, device=query.device)  # of keys to the newest query
-        values = bias.table[buckets.rows(relative)].T.unflatten(0, query.shape[1:3]).unsqueeze(0)
+        values = bias.table[buckets.rows(relative)].to(query.dtype).T.unflatten(0, query.shape[1:3]).unsqueeze(0)
         return values if mask is None else mask + values
 
     def select(self, rows: Tensor, moved: Tensor) -> None:

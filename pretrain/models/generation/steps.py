@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.errors import NumericalError, check
 from pretrain.models.base import Layout, Stream
@@ -24,7 +25,7 @@ Generator = Decoder | EncoderDecoder
 class Steps(ABC):
     """A batch of texts under way, and the logits of the token that comes next in each."""
 
-    def __init__(self, model: Generator, blocks: Iterable[nn.Module], prompts: Sequence[Tensor]) -> None:
+    def __init__(self, model: Generator, blocks: Iterable[Any], prompts: Sequence[Tensor]) -> None:
         self._device = model.head_weight().device
         self._prompts = _stream(prompts, self._device)
         lengths = list(map(len, prompts))

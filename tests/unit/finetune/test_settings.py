@@ -57,3 +57,10 @@ def test_the_removed_setting_of_several_seeds_names_the_command_that_took_its_pl
 def test_a_run_has_an_end(epochs):
     with pytest.raises(ConfigError, match=r"train.epochs=.*: must be above 0, and finite"):
         composed(f"train.epochs={epochs}")
+
+
+def test_a_backend_without_biases_is_refused_where_the_network_has_one():
+    cfg = composed("attention=flash", "precision=bf16")
+    cfg.check_attention(bias=None)
+    with pytest.raises(ConfigError, match=r"model\.positions=relative: attention=flash adds no bias"):
+        cfg.check_attention(bias="model.positions=relative")

@@ -204,11 +204,11 @@ def test_a_run_that_resumes_takes_its_own_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "kind", "problem"),
-    [("nowhere", ConfigError, "init_from=nowhere: no such directory"), ("foreign", ConfigError, "model_type=t5")],
+    [("nowhere", ConfigError, "init_from=nowhere: no such directory"), ("foreign", ConfigError, "model_type=bloom")],
 )
 def test_refusals_say_what_to_do(tmp_path, monkeypatch, source, kind, problem):
     monkeypatch.chdir(tmp_path)
     write_released(tmp_path / "foreign", NETWORKS["gpt2"], TEXTS)
-    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "t5"}')
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bloom"}')
     with pytest.raises(kind, match=problem):
         composed(source)

@@ -11,6 +11,8 @@ from pretrain.objectives.span_corruption import Denoiser
 from pretrain.prepare import hand_over
 from pretrain.run import pretrain
 
+FLASH = ["attention=flash", "precision=bf16"]
+
 
 @pytest.mark.parametrize(
     ("overrides", "refusal"),
@@ -19,6 +21,10 @@ from pretrain.run import pretrain
         (["optim=muon", "strategy=fsdp2"], r"optim=muon: updates whole matrices"),
         (["model.max_seq_len=32", "data.seq_len=64"], r"model\.max_seq_len=32: must be at least 64, which is data"),
         (["attention=flash"], r"precision=torch\.float32: attention=flash computes in half precision"),
+        (
+            ["model=encoder_decoder", "model.positions=relative", "objective=span_corruption", *FLASH],
+            r"model\.positions=relative: attention=flash adds no bias to scores; use attention=auto, flex or sdpa",
+        ),
         (["attention=flex", "model.attention_dropout=0.1"], r"model\.attention_dropout=0\.1: .* no dropout of weights"),
         (["eval.choices=[a.jsonl]", "eval.every=0"], r"eval\.every=0: eval\.choices needs evaluations; set it"),
         (

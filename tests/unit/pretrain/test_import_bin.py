@@ -89,7 +89,7 @@ def test_a_configuration_older_than_model_type(old, capsys):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "model_type"}))
     assert main([str(directory)]) == 2
-    assert "config.json does not name its architecture; add --model-type, one of bert" in capsys.readouterr().err
+    assert "config.json does not name its architecture; add --model-type, one of bart" in capsys.readouterr().err
     assert not (directory / "model.safetensors").exists()
     assert main([str(directory), "--model-type", "bert"]) == 0
     assert json.loads((directory / "config.json").read_text()) == config

@@ -57,7 +57,7 @@ NOT_THERE = "no such directory; name a run, a Hugging Face directory or, as org/
         ("runs/empty", CheckpointError, "no step is saved there"),
         ("runs/torn", CheckpointError, "model.safetensors: not a readable safetensors file"),
         ("runs/garbled", CheckpointError, "tokenizer.json: not a readable tokenizer"),
-        ("runs/foreign", ConfigError, "config.json: model_type=t5: is not supported"),
+        ("runs/foreign", ConfigError, "config.json: model_type=bloom: is not supported"),
     ],
 )
 def test_what_is_not_there_or_neither_is_refused_before_anything_is_prepared(
@@ -71,7 +71,7 @@ def test_what_is_not_there_or_neither_is_refused_before_anything_is_prepared(
         shutil.copytree(run / "export", tmp_path / "runs" / copy)
     Path("runs/torn/model.safetensors").write_bytes(b"torn")
     Path("runs/garbled/tokenizer.json").write_text("{")
-    Path("runs/foreign/config.json").write_text('{"model_type": "t5"}')
+    Path("runs/foreign/config.json").write_text('{"model_type": "bloom"}')
     Path("runs/empty/checkpoints").mkdir(parents=True)
     with pytest.raises(kind, match=re.escape(problem)) as refused:
         find_source(init_from, first=first)

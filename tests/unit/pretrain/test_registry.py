@@ -66,7 +66,7 @@ def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
 
 def test_fine_tuning_shows_its_settings_before_a_task_is_chosen():
     done = python("-m", "finetune", "--help")
-    assert "task: classification, qa, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
+    assert "task: classification, qa, seq2seq, tokens" in done.stdout and "layer_decay: 1.0" in done.stdout
     listed = re.findall(r"^([a-z/]+): .*,", done.stdout, re.MULTILINE)
     assert "experiment/synthetic" in listed
     assert set(listed) - {"experiment/synthetic"} <= {field.name for field in fields(FinetuneConfig)}
@@ -104,8 +104,7 @@ def test_compose_refuses_like_the_command_line():
         (["task=tokens", "optm=muon"], "optm: no such setting; did you mean optim"),
         (["task=tokens", "model=encoder"], "model: no such setting"),
         (["task=token"], "task=token: no such choice; did you mean tokens"),
-        ([], "init_from: required and not given; add init_from="),
-        (["init_from=x"], r"task: required and not given; add task=.* \(choices: classification, qa, tokens\)"),
+        ([], r"task: required and not given; add task=.* \(choices: classification, qa, seq2seq, tokens\)"),
         (["task=qa", "task.train=a"], "required and not given"),
         (["task=qa", "experiment=demo"], r"conf/experiment/demo.yaml: defaults: override /tokenizer: no such group"),
         (["experiment=demo"], "no such group"),

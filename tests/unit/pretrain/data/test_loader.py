@@ -22,7 +22,12 @@ from pretrain.data.loader import (
 from pretrain.data.packing import Packing
 from pretrain.data.sources.base import PreparedSource
 from pretrain.data.stream import HeldOut, TrainStream
+from pretrain.distributed.world import World
 from pretrain.errors import DataError
+from pretrain.models.base import ModelKind
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.denoising import DenoisingConfig
+from pretrain.train.evaluator import held_out_evaluator
 
 Sequence = tuple[tuple[int, int], ...]  # (token, target) pairs
 
@@ -234,6 +239,17 @@ def test_evaluation_of_a_few_slots_takes_them_from_everywhere(data):
     assert list(itertools.chain(*map(sequences, batches))) == expected
     more = {"micro_batch_size": 2, "rank": 0, "world_size": 1, "max_slots": 10**6}
     assert sum(batch.num_targets for batch in evaluation_batches(held_out, causal, **more)) == held_out.num_targets
+
+
+def test_a_rank_without_slots_has_a_source_where_others_have_one(tmp_path):
+    """The whole way of an encoder-decoder: the objective decides, and engines run the same modules on every rank."""
+    path = write_corpus(tmp_path / "c", [[7, 8]], [[7, 8, 9, 10]])
+    held_out = DataConfig(seq_len=16, sources={"only": PreparedSource(path=str(path))}).held_out({"only": path})
+    for objective in (CausalLMConfig(), DenoisingConfig()):
+        world = World(rank=1, size=2, device=torch.device("cpu"))
+        rest = {"micro_batch_size": 1, "max_slots": 0, "world": world}
+        [batch] = held_out_evaluator(torch.nn.Identity(), objective, held_out, causal, **rest).batches()
+        assert batch.filler and (batch.source is not None) == (objective.kind is ModelKind.encoder_decoder)
 
 
 def test_an_empty_held_out_split_has_no_batches(tmp_path):

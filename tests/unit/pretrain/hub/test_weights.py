@@ -267,7 +267,7 @@ def test_a_damaged_directory_of_several_files_is_refused_by_name(llama, problem)
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"model_type": "t5"}, "model_type=t5: is not supported"),
+        ({"model_type": "bloom"}, "model_type=bloom: is not supported"),
         ({"qk_norm": True}, "qk_norm=True is not supported by model=decoder"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn is not supported"),
         ({"num_attention_heads": 5}, "model.heads=5: "),

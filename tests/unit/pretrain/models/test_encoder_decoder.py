@@ -30,6 +30,8 @@ SOURCES, TARGETS = [9, 1, 30, 7], [4, 12, 1, 12]  # tokens of four pairs
 SECOND_SOURCE, SECOND_TARGET = slice(9, 10), slice(4, 16)
 THIRD_SOURCE, THIRD_TARGET = slice(10, 40), slice(16, 17)
 
+OF_THE_HEAD = ("head.weight", "logit_bias")
+
 every_kind = pytest.mark.parametrize(
     "fields", [{}, BART, T5, T5_GATED, {"order": Order.pre}], ids=["transformer", "bart", "t5", "gated", "pre"]
 )
@@ -109,14 +111,16 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_pairs(fields):
 
 
 @every_kind
-def test_backends_agree(fields):
+def test_backends_agree_and_every_parameter_takes_part(fields):
     batch, upstream = ragged_pairs(SOURCES, TARGETS), torch.randn(29, 24, generator=torch.Generator().manual_seed(1))
     found = []
     for attend in (eager, sdpa):
         model = small_encoder_decoder(attend=attend, **fields)
         out = hidden(model, batch)
         (out * upstream).sum().backward()
-        found.append([out, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+        gradients = [value.grad for name, value in model.named_parameters() if name not in OF_THE_HEAD]
+        assert not any(gradient is None for gradient in gradients)
+        found.append([out, *gradients])
     torch.testing.assert_close(*found, atol=2e-4, rtol=1e-4)
 
 
@@ -244,6 +248,12 @@ def test_final_states_are_dropped_where_positions_are_relative(fields, drops):
     model, batch = small_encoder_decoder(**fields, dropout=0.5), ragged_pairs([9], [6])
     zeros = [(hidden(model, batch) == 0).float().mean().item(), (model.encode(batch.source) == 0).float().mean().item()]
     assert zeros == pytest.approx([0.5 if drops else 0.0] * 2, abs=0.2)
+
+
+def test_what_a_tied_head_reads_is_divided_by_the_root_of_the_width():
+    batch = ragged_pairs([9, 4], [3, 6])
+    plain, scaled = (hidden(small_encoder_decoder(**T5 | {"head_scale": scale}), batch) for scale in (False, True))
+    torch.testing.assert_close(scaled, plain / 24**0.5)
 
 
 def test_one_table_of_tokens_serves_both_sides_and_the_head():

@@ -100,6 +100,20 @@ def test_sentences_are_permuted_every_order_alike():
     assert sum((count - mean) ** 2 / mean for count in whole.values()) < 20.5  # 5 degrees of freedom, 1 in 1,000
 
 
+def test_the_span_that_is_cut_stands_anywhere():
+    """The first and the last mask of a text stand for as many tokens, on average."""
+    slots = slots_of([[[*range(20, 40)]] for _ in range(4000)])
+    firsts, lasts = [], []
+    for source, _ in pairs(examples()(slots)):
+        if source.count(MASK) > 1:
+            gaps = [19, *source, 40]
+            sizes = [gaps[at + 1] - gaps[at - 1] - 1 for at, token in enumerate(gaps) if token == MASK]
+            firsts.append(sizes[0])
+            lasts.append(sizes[-1])
+    assert len(firsts) > 2000
+    assert abs(np.mean(firsts) - np.mean(lasts)) < 5 * math.sqrt(2 * np.var(firsts) / len(firsts))
+
+
 @pytest.mark.parametrize("permute_sentences", [False, True])
 def test_a_slot_alone_is_corrupted_as_in_company(permute_sentences):
     same_in_any_company(examples(permute_sentences=permute_sentences), random_slots(12, 30, seed=2))

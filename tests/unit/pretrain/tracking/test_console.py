@@ -43,6 +43,8 @@ def test_plain_lines_with_time_left():
         {"step": 140, "split": "validation", "loss": 3.0, "perplexity": 20.0855, "bits_per_byte": 1.44, "tokens": 9}
     )
     sink.log({"step": 140, "split": "validation", "loss": 0.5, "f1": 0.8012, "matthews": 0.25, "f1/PER": 0.1})
+    answers = {"choices/quiz{}": 0.25, "choices/quiz{}/raw": 0.3}
+    sink.log({"step": 140, "split": "validation", "loss": 0.5, **answers, "accuracy": 0.5})
     sink.log({"step": 140, "split": "validation", "rouge_l": 0.123456, "f1_micro": 0.1, "accuracy": 0.5, "tokens": 9})
     sink.close(0)
     assert stream.getvalue().splitlines() == [
@@ -51,6 +53,7 @@ def test_plain_lines_with_time_left():
         "step  140/1000  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  no target  1 skipped  0:14:20 left",
         "step  140/1000  validation:  loss 3.0000  perplexity 20.09  1.4400 bits per byte",
         "step  140/1000  validation:  loss 0.5000  F1 80.1%  Matthews 0.250",
+        "step  140/1000  validation:  loss 0.5000  accuracy 50.0%  quiz{} 25.0%",
         "step  140/1000  validation:  accuracy 50.0%  rouge_l 0.1235",
     ]
 

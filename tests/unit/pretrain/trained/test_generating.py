@@ -59,8 +59,9 @@ def test_a_text_ends_before_the_first_of_its_strings(tokenizer):
 def written(model, tokenizer, prompts, how=GREEDILY, **options):
     start, stop_ids = options.pop("decoder_start", None), options.pop("stop_ids", [])
     writer = Writer(model=model, tokenizer=tokenizer, stop_ids=stop_ids, decoder_start=start)
-    options = {"max_tokens": 9, "samples": 1, "stop": []} | options
-    return list(writer.texts(prompts, how, **options))
+    options = {"max_tokens": 9, "samples": 1} | options
+    strings = StopStrings(tokenizer, options.pop("stop", []))
+    return list(writer.texts(prompts, how, strings=strings, **options))
 
 
 def test_a_stop_string_ends_a_text_and_others_go_on():

@@ -1,13 +1,16 @@
 """Generation: the cache changes nothing, the filters keep what they say, limits are refused by name."""
 
+from functools import partial
+
 import pytest
 import torch
 from attention_laws import layout
-from small_models import BART, LLAMA, VOCAB_SIZE, small_decoder, small_encoder_decoder
+from small_models import BART, LLAMA, T5_GATED, VOCAB_SIZE, small_decoder, small_encoder_decoder
 
 from pretrain.errors import NumericalError
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.encoder_decoder import EncoderDecoder
 from pretrain.models.generation.generate import generate
 from pretrain.models.generation.sampling import Sampler
 from pretrain.models.layers import Positions
@@ -170,3 +173,14 @@ def test_a_callback_ends_texts():
 def test_computed_positions_have_no_limit():
     model = confident(**LLAMA, attend=sdpa)
     assert [len(ids) for ids in generate(model, prompts(5, 40), GREEDILY, max_tokens=40)] == [40, 40]
+
+
+@pytest.mark.parametrize("make", [partial(small_encoder_decoder, **T5_GATED), partial(small_decoder, **LLAMA)])
+def test_matrix_products_may_run_in_bf16(make):
+    model, several = make().eval(), prompts(5, 1, 12)
+    options = {"prompts": several}
+    if isinstance(model, EncoderDecoder):
+        options = {"prompts": prompts(1, 1, 1), "sources": several}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = generate(model, **options, sampler=GREEDILY, max_tokens=4)
+    assert [len(ids) for ids in found] == [4, 4, 4]

@@ -1,0 +1,131 @@
+"""Runs of task=seq2seq: the loss beside a hand computation, what they write beside `transformers`, and refusals."""
+
+import json
+import random
+
+import pytest
+import torch
+from finetuned_runs import write
+from run_directories import LLAMA_SETTINGS, TEXTS, make_run
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+import finetune
+from finetune.config import FINETUNE
+from finetune.report.__main__ import main as report
+from pretrain.compose import compose
+from pretrain.errors import ConfigError
+from pretrain.models.base import Layout, Stream
+from pretrain.objectives.base import Objective
+from pretrain.tokenizer.bpe import BpeTokenizer
+
+SPECIAL = ["<pad>", "<s>", "</s>"]
+
+
+def pairs(number: int) -> list[dict]:
+    """Return words of one to four letters, which are to be turned around."""
+    draw = random.Random(3)
+    words = ["".join(draw.choices("abcd", k=1 + place % 4)) for place in range(number)]
+    return [{"source": word, "target": word[::-1]} for word in words]
+
+
+def source(folder, model: str, special: list[str] = SPECIAL):
+    tokenizer = BpeTokenizer(vocab_size=267 + len(special), special_tokens=special).train(iter(TEXTS))
+    about = {"tokenizer": tokenizer, "vocab_size": 270, "model": model}
+    if model == "decoder":
+        return make_run(folder / "source", *LLAMA_SETTINGS, **about)
+    return make_run(folder / "source", decoder_start=0, **about)
+
+
+def tuned(folder, *settings: str):
+    """Return the run of some settings, a few steps long."""
+    data = write(folder / "data.jsonl", pairs(24))
+    words = [
+        *("task=seq2seq", f"task.train={data}", f"task.validation={data}", f"run.root={folder}", "run.name=tuned"),
+        *("task.max_source_tokens=12", "task.max_target_tokens=8", "train.batch_size=8", "train.epochs=1"),
+        *("tracker.progress=false", "optim.lr=1e-2", *settings),
+    ]
+    return finetune.finetune(compose(words, root=FINETUNE))
+
+
+def by_hand(module: Objective, sources: list[list[int]], targets: list[list[int]], start: int | None) -> float:
+    """Return the mean negative log-likelihood of targets, each pair alone, in float64."""
+
+    def stream(ids: list[int]) -> Stream:
+        return Stream(
+            torch.tensor(ids), torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32), len(ids)
+        )
+
+    model, total, count = module.model.double(), 0.0, 0
+    for read, written in zip(sources, targets, strict=True):
+        seen = stream([*read, *written[:-1]] if start is None else [start, *written[:-1]])
+        layout = Layout.of(seen.offsets, seen.max_len)
+        inputs = () if start is None else (stream(read),)
+        hidden = model(seen.tokens, seen.positions, layout, *inputs)
+        logits = hidden[-len(written) :] @ model.head_weight().T
+        total += functional.cross_entropy(logits, torch.tensor(written), reduction="sum").item()
+        count += len(written)
+    return total / count
+
+
+@pytest.mark.parametrize("model", ["decoder", "encoder_decoder"])
+def test_the_loss_is_of_targets_alone(tmp_path, model):
+    opened = finetune.load(tuned(tmp_path, f"init_from={source(tmp_path, model)}", "task.metrics=[chrf]"))
+    measured = opened.evaluate(str(tmp_path / "data.jsonl"))
+    ids = lambda text: opened.tokenizer.encode(text, add_special_tokens=False).ids
+    around = (lambda text: [1, *ids(text), 2]) if model == "encoder_decoder" else (lambda text: [1, *ids(text)])
+    end = (lambda text: [1, *ids(text), 2]) if model == "encoder_decoder" else (lambda text: [*ids(text), 2])
+    read = [around(pair["source"]) for pair in pairs(24)]
+    written = [end(pair["target"]) for pair in pairs(24)]
+    expected = by_hand(opened.module, read, written, 0 if model == "encoder_decoder" else None)
+    assert measured["loss"] == pytest.approx(expected, abs=1e-5)
+    assert {"perplexity", "accuracy", "chrf"} <= measured.keys()
+    predicted = opened.predict(str(tmp_path / "data.jsonl"))
+    assert [one["source"] for one in predicted] == [pair["source"] for pair in pairs(24)]
+    record = json.loads((opened.path / "run.json").read_text())
+    assert record["decoder_start"] == (0 if model == "encoder_decoder" else None)
+
+
+def test_an_adapted_decoder_writes_what_transformers_does_with_its_export(tmp_path):
+    run = tuned(tmp_path, f"init_from={source(tmp_path, 'decoder')}", "tuning=lora", "task.metrics=[exact_match]")
+    opened = finetune.load(run)
+    theirs = AutoModelForCausalLM.from_pretrained(opened.export()).eval()
+    texts = [pair["source"] for pair in pairs(8)]
+    for text, one in zip(texts, opened.predict(texts), strict=True):
+        prompt = [1, *opened.tokenizer.encode(text, add_special_tokens=False).ids]
+        ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0)
+        assert one["prediction"] == opened.tokenizer.decode(ids[0, len(prompt) :].tolist())
+    assert report([str(run)]) == 0
+    assert "Examples" in (run / "report" / "report.md").read_text()
+
+
+NETWORK = ["model=encoder_decoder", "model.width=16", "model.layers=1", "model.heads=2", "model.max_seq_len=32"]
+TOKENIZER = ["tokenizer=bpe", "tokenizer.vocab_size=257"]
+
+
+def test_from_nothing_a_tokenizer_is_trained_and_the_run_resumes_with_it(tmp_path):
+    run = tuned(tmp_path, *NETWORK, *TOKENIZER, "task.generate_examples=0")
+    record = json.loads((run / "run.json").read_text())
+    assert (record["vocab_size"], record["document_frame"], record["decoder_start"]) == (257, [[0], []], 0)
+    before = (run / "tokenizer.json").read_text()
+    tuned(tmp_path, *NETWORK, *TOKENIZER, "task.generate_examples=0")
+    assert (run / "tokenizer.json").read_text() == before
+    assert len(finetune.load(run).predict(["abc", "d"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (NETWORK, "tokenizer is not given"),
+        (["init_from=x", *NETWORK], "model=encoder_decoder: init_from=x brings its own"),
+        ([*NETWORK, *TOKENIZER, "model.max_seq_len=10"], "task.max_source_tokens=12"),
+        (["model=encoder", "model.max_seq_len=32", *TOKENIZER], "is an encoder, which writes nothing"),
+        ([*NETWORK, *TOKENIZER, "tuning=frozen"], "tuning.blocks=0"),
+        ([*NETWORK, *TOKENIZER, "task.metric=bleu", "task.generate_examples=0"], "task.metric=bleu"),
+        ([*NETWORK, *TOKENIZER, "strategy=fsdp2", "task.generate.beams=2"], "task.generate.beams=2"),
+        ([*NETWORK, *TOKENIZER, "tokenizer.prefix=[]"], "start|no token"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(tmp_path, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        tuned(tmp_path, *settings)
