@@ -12,7 +12,8 @@ from pretrain.errors import ConfigError
 
 _PART = r"\w[\w.-]*"
 _NAME = re.compile(rf"((?P<org>{_PART})/)?{_PART}(?P<revision>@{_PART}(/{_PART})*)?", re.ASCII)
-_FACTS = ["config.json", "tokenizer.json", "adapter_config.json", "README.md"]  # whose card names the licence
+_CHATS = ["tokenizer_config.json", "chat_template.jinja"]  # how conversations are written as text
+_FACTS = ["config.json", "tokenizer.json", *_CHATS, "adapter_config.json", "README.md"]  # whose card names the licence
 _FILES = [*_FACTS, "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
 
 

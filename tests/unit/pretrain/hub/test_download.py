@@ -19,6 +19,8 @@ REPOSITORY = {
     "config.json": b"{}",
     "adapter_config.json": b"{}",
     "tokenizer.json": b'{"version": "1.0"}',
+    "tokenizer_config.json": b"{}",
+    "chat_template.jinja": b"a template",
     "model.safetensors": b"weights",
     "model-00001-of-00002.safetensors": b"more weights",
     "model.safetensors.index.json": b"{}",
@@ -26,7 +28,7 @@ REPOSITORY = {
     "onnx/model.onnx": b"another format",
     "README.md": b"words",
 }
-WANTED = {name for name in REPOSITORY if name.startswith(("config", "adapter", "tokenizer", "model", "README"))}
+WANTED = {name for name in REPOSITORY if name.startswith(("config", "adapter", "tokenizer", "chat", "model", "README"))}
 OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 REVISIONS = {"main": COMMIT, "v1": OLD_COMMIT, "refs/pr/1": OLD_COMMIT}
 # A process for each fetch, because the library of the hub reads the environment when it is imported; they are forked
