@@ -45,6 +45,7 @@ class EncoderDecoderConfig(NetworkConfig):
 
     kind = ModelKind.encoder_decoder
 
+    max_seq_len: int = 1024  # tokens that either side may have; in pretraining owned by data.seq_len
     width: int = 512  # of the residual streams, D
     layers: int = 6  # blocks of the encoder
     heads: int = 8  # heads of every attention, H

@@ -1,6 +1,6 @@
 """How close written texts come to those of the data: BLEU, chrF, ROUGE, exact match and F1.
 
-Holds which package each needs and how it is set; the arithmetic is that of sacreBLEU and rouge-score, and of short
+Holds how each package is set; the arithmetic is that of sacreBLEU and rouge-score, and of short
 answers that of `qa`. BLEU, chrF and ROUGE are in percent, as the field prints them; exact match and F1 are shares.
 """
 
@@ -9,27 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from finetune.tasks.qa.metrics import score, squad_metrics
-from pretrain.errors import ConfigError
+from finetune.tasks.qa.metrics import squad_metrics
 from pretrain.tracking.no_value import no_value
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ANSWERS = ("exact_match", "f1")
 TEXT_METRICS = ("bleu", "chrf", *ROUGE, *ANSWERS)
 
-_PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", **dict.fromkeys(ROUGE, "rouge_score")}  # as they are imported
 _ROUGE_LETTER = re.compile("[a-z0-9]", re.IGNORECASE)  # all others are spaces to rouge-score
-
-
-def check_packages(wanted: Collection[str]) -> None:
-    """Raise `ConfigError` if a package is not installed that one of the metrics needs."""
-    for name in wanted:
-        if name in _PACKAGES and find_spec(package := _PACKAGES[name]) is None:
-            rule = f"the package {package.replace('_', '-')} is not installed"
-            raise ConfigError(f"task.metrics={name}: {rule}; pip install 'headwater[seq2seq]', or leave it out")
 
 
 def text_metrics(predictions: Sequence[str], references: Sequence[str], wanted: Collection[str]) -> dict[str, float]:
@@ -71,13 +60,11 @@ def signatures(wanted: Collection[str]) -> dict[str, str]:
     return names
 
 
-def sentence_scores(predictions: Sequence[str], references: Sequence[str]) -> tuple[str, list[float]]:
-    """Return a name and a score of each prediction in percent: chrF where sacreBLEU is installed, else F1 of words."""
-    both = zip(predictions, references, strict=True)
-    if find_spec("sacrebleu") is None:
-        return "F1", [100 * score(prediction, [text], version_2=False).f1 for prediction, text in both]
+def sentence_scores(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return the chrF of each prediction, in percent."""
     metric = _corpus_metric("chrf")
-    return "chrF", [metric.sentence_score(prediction, [text]).score for prediction, text in both]
+    both = zip(predictions, references, strict=True)
+    return [metric.sentence_score(prediction, [text]).score for prediction, text in both]
 
 
 def _corpus_metric(name: str) -> Any:

@@ -27,7 +27,7 @@ from finetune.tasks.seq2seq.conversations import (
     read_conversations,
 )
 from finetune.tasks.seq2seq.encoding import Frame, encode_pairs
-from finetune.tasks.seq2seq.metrics import TEXT_METRICS, check_packages, text_metrics
+from finetune.tasks.seq2seq.metrics import TEXT_METRICS, text_metrics
 from finetune.tasks.seq2seq.page import text_sections
 from finetune.tasks.seq2seq.pairs import Pair, PromptTemplate, read_pairs
 from pretrain.errors import DataError, check
@@ -95,8 +95,6 @@ class Seq2SeqConfig:
         PromptTemplate(self.template)
         for name in self.metrics:
             check(name in TEXT_METRICS, "task.metrics", name, f"must be one of {', '.join(TEXT_METRICS)}")
-        if self.generate_examples:
-            check_packages(self.metrics)
         of_texts = self.metric in TEXT_METRICS
         rule = (
             "is measured on answers that are written; set task.generate_examples above 0, and name it in task.metrics"
@@ -196,7 +194,7 @@ class Seq2SeqConfig:
         self, encoded: Encoded, answers: list[str], names: list[str], measured: Mapping[str, float]
     ) -> list[Section]:
         """Return lengths, examples side by side, and the worst ones."""
-        return text_sections(encoded.records, answers)
+        return text_sections(encoded.records, answers, self.metrics)
 
     def _template(self, codec: Codec) -> ChatTemplate | None:
         return None if codec.chat_template is None else ChatTemplate(**codec.chat_template)

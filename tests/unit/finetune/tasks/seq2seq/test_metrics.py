@@ -1,14 +1,12 @@
 """Metrics are those of the packages that the field counts with, and small cases are those counted by hand."""
 
 import math
-import sys
 
 import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from finetune.tasks.seq2seq.metrics import TEXT_METRICS, check_packages, sentence_scores, signatures, text_metrics
-from pretrain.errors import ConfigError
+from finetune.tasks.seq2seq.metrics import TEXT_METRICS, signatures, text_metrics
 
 WRITTEN = ["The cat sat on a mat.", "", "Running dogs\nran far away", "Paris"]
 IN_DATA = ["The cat sat on the mat.", "nothing here", "The dog runs\nfar away today", "the  Paris!"]
@@ -51,19 +49,6 @@ def test_signatures_say_how_sacrebleu_counts():
         "chrf": f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}",
     }
     assert signatures(["f1"]) == {}
-
-
-def test_without_their_packages_metrics_are_refused_and_the_page_falls_back(monkeypatch):
-    check_packages(TEXT_METRICS)
-    assert sentence_scores(WRITTEN, IN_DATA)[0] == "chrF"
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)  # Python's own way to say that a package is not there
-    monkeypatch.setitem(sys.modules, "rouge_score", None)
-    check_packages(["exact_match", "f1"])
-    assert sentence_scores(["a x", ""], ["x", "b"]) == ("F1", [100.0, 0.0])
-    for name, package in (("chrf", "sacrebleu"), ("rougeL", "rouge-score")):
-        rule = rf"task\.metrics={name}: the package {package} is not installed; pip install 'headwater\[seq2seq\]'"
-        with pytest.raises(ConfigError, match=rule):
-            check_packages(["f1", name])
 
 
 def test_one_prediction_for_each_reference():
