@@ -61,7 +61,8 @@ def _examples(
         [*_source(pairs[one]), *_texts(predictions[one], targets[one]), number(scores[one], digits=1)] for one in chosen
     ]
     said = f"{len(rows):,} of {len(pairs):,}, from all over the data set."
-    return Section("Examples", [said, Table(["source", "where", "predicted", "in the data", "chrF"], rows, first=WORST)])
+    header = ["source", "where", "predicted", "in the data", "chrF"]
+    return Section("Examples", [said, Table(header, rows, first=WORST)])
 
 
 def _source(pair: Pair) -> list[Cell]:

@@ -60,7 +60,7 @@ def test_experiments_of_their_own_names():
             "`python -m launch local nproc=N -- pretrain ...`, without --multirun",
         ),
         (["pretrain", "tokenizer.path=/a?b,/a:b", "tokenizer=file"], "would run in"),
-        (["finetune"], "init_from: required and not given"),
+        (["finetune"], "task: required and not given"),
     ],
 )
 def test_what_is_refused_before_anything_starts(words, told):

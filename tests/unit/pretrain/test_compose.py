@@ -102,7 +102,7 @@ def test_what_is_shown_composes_again_and_holds_no_secret(capsys, tmp_path, monk
 
 def test_help_lists_the_choices_of_ones_own_too(capsys, tmp_path):
     words = own(tmp_path, "model", "tiny", "defaults: [decoder]\n")
-    assert "\nmodel: bert_base, " in shown(capsys, "--help", *words) and " tiny" in shown(capsys, "-h", *words)
+    assert "\nmodel: bart_base, " in shown(capsys, "--help", *words) and " tiny" in shown(capsys, "-h", *words)
 
 
 def test_a_run_of_another_program_and_no_run_are_refused(tmp_path):

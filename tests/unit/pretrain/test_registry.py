@@ -102,12 +102,21 @@ def test_compose_refuses_like_the_command_line():
     [
         (["task=qa", "task.strid=9"], "task.strid: no such setting; did you mean task.stride"),
         (["task=tokens", "optm=muon"], "optm: no such setting; did you mean optim"),
-        (["task=tokens", "model=encoder"], "model: no such setting"),
+        (
+            [
+                "task=tokens",
+                "model=bert_base",
+                "model.max_seq_len=8",
+                "init_from=a",
+                "task.train=b",
+                "task.validation=b",
+            ],
+            "model=encoder: init_from=a brings its own; leave one of them out",
+        ),
         (["task=token"], "task=token: no such choice; did you mean tokens"),
         ([], r"task: required and not given; add task=.* \(choices: classification, qa, seq2seq, tokens\)"),
         (["task=qa", "task.train=a"], "required and not given"),
-        (["task=qa", "experiment=demo"], r"conf/experiment/demo.yaml: defaults: override /tokenizer: no such group"),
-        (["experiment=demo"], "no such group"),
+        (["task=qa", "experiment=demo"], r"conf/experiment/demo.yaml:10: data: no such setting"),
     ],
 )
 def test_fine_tuning_refuses_by_name_too(overrides, message):

@@ -19,6 +19,7 @@ from finetune.model.losses import AnswerSpans, CrossEntropy, MultiLabel, Regress
 from pretrain.data.batch import IGNORED
 from pretrain.hub.family import FAMILIES, HeadKind, Pooling, family_for, head_for
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
 
 PAD = 1  # RoBERTa's; no text holds it
 LENGTHS = [7, 2, 11, 5, 1]
@@ -103,7 +104,8 @@ def check(ours, theirs, config, kind, batch, **labels):
 
 
 def test_the_heads_of_every_family_are_compared():
-    assert MODELS.keys() == FAMILIES.keys()
+    with_heads = [name for name, family in FAMILIES.items() if family.config_type is not EncoderDecoderConfig]
+    assert sorted(MODELS) == sorted(with_heads)
 
 
 @pytest.mark.parametrize("name", MODELS)

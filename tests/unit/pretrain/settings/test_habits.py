@@ -44,7 +44,7 @@ def refused(*words, root=PRETRAIN) -> str:
         (["n_layer=4"], "here it is model.layers=4"),
         (["fp16=true"], "precision=fp32, bf16 or fp16"),
         (["training.steps=4"], "here it is train.steps=4"),
-        (["model=gpt2"], "named by init_from=PATH or org/name (choices: bert_base"),
+        (["model=gpt2"], "named by init_from=PATH or org/name (choices: bart_base"),
         (["model=some/where"], "model=some/where: no such choice; trained weights, .* by init_from=some/where"),
         (["model=dmeo"], "did you mean demo?"),
         (["tokenizer=some/where"], "is named by tokenizer=file tokenizer.path=some/where"),

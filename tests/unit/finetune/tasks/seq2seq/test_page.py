@@ -9,9 +9,10 @@ def test_sections_of_written_texts():
     pairs = [Pair(f"Say {number}", f"number {number}", f"a.jsonl:{number}") for number in range(120)]
     answers = [pair.target or "" for pair in pairs]
     answers[7], answers[9], answers[11] = "number 8", "", " number 11 "
-    lengths, examples, worst = text_sections(pairs, answers)
+    lengths, examples, worst = text_sections(pairs, answers, ["chrf", "f1"])
 
-    said, table = lengths.blocks
+    said, table, counted = lengths.blocks
+    assert counted.startswith("sacreBLEU counts chrf so: nrefs:1|case:mixed|")
     assert "1 of them are empty" in said and isinstance(table, Table)
     assert [plain(row[0]) for row in table.rows] == ["source", "in the data", "predicted"]
     assert [plain(row[3]) for row in table.rows] == ["7", "10", "11"]
