@@ -22,10 +22,11 @@ from finetune.data.batches import under_budget
 from finetune.data.examples import Example, Examples
 from pretrain.data.batch import Batch, Ragged
 from pretrain.errors import check
-from pretrain.models.base import EncoderDecoderModel, Model
+from pretrain.models.base import EncoderDecoderModel
 from pretrain.models.generation.beam import BeamSearch, beam_search
 from pretrain.models.generation.generate import generate
 from pretrain.models.generation.sampling import Sampler
+from pretrain.train.inside import hidden_states
 
 
 @dataclass(kw_only=True)
@@ -120,34 +121,29 @@ def _by_passes(
     end: int,
 ) -> list[list[int]]:
     """Return the likeliest ids after each of this rank's prompts, by passes over whole sequences. A collective."""
+    model = engine.objective.model
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
-    for _ in range(max_tokens):
-        [left] = engine.world.sum_ints(len(going))
-        if not left:
-            break
-        texts = [prompts[row] + written[row] for row in going]
-        read = [None] * len(going) if sources is None else [sources[row] for row in going]
-        rows = [Example(text, [0] * len(text), source=source) for text, source in zip(texts, read, strict=True)]
-        whole = Examples.of(rows).batch(np.arange(len(rows)))
-        batch = whole if rows else Batch.empty(source=sources is not None)
-        for row, token in zip(going, _likeliest(engine, batch)[: len(going)], strict=True):
-            written[row].append(token)
-        going = [row for row in going if written[row][-1] != end]
-    return written
+    last = chosen = torch.empty(0)  # the last token of each sequence of a pass, and the likeliest after it
 
-
-def _likeliest(engine: Engine, batch: Batch) -> list[int]:
-    """Return the likeliest token after each sequence of a batch. A collective."""
-    batch = batch.to(engine.world.device)
-    last = batch.offsets[1:].long() - 1
-    chosen = last
-
-    def choose(model: Model, inputs: object, hidden: Tensor) -> None:  # here every rank has the head's weights
+    def choose(hidden: Tensor) -> None:
         nonlocal chosen
         bias = model.head_bias() if isinstance(model, EncoderDecoderModel) else None
         chosen = F.linear(hidden[last], model.head_weight(), bias).float().argmax(dim=-1)
 
-    with engine.objective.model.register_forward_hook(choose):
-        engine.module(batch)
-    return chosen.tolist()
+    with hidden_states(engine.module, model, choose):
+        for _ in range(max_tokens):
+            [left] = engine.world.sum_ints(len(going))
+            if not left:
+                break
+            texts = [prompts[row] + written[row] for row in going]
+            read = [None] * len(going) if sources is None else [sources[row] for row in going]
+            rows = [Example(text, [0] * len(text), source=source) for text, source in zip(texts, read, strict=True)]
+            whole = Examples.of(rows).batch(np.arange(len(rows)))
+            batch = (whole if rows else Batch.empty(source=sources is not None)).to(engine.world.device)
+            last = batch.offsets[1:].long() - 1
+            engine.module(batch)
+            for row, token in zip(going, chosen.tolist()[: len(going)], strict=True):
+                written[row].append(token)
+            going = [row for row in going if written[row][-1] != end]
+    return written

@@ -1,6 +1,6 @@
 """Sequence to sequence: translation, summaries, answers to instructions; the model writes its answer.
 
-Pairs are read in `pairs` and `messages`, encoded in `encoding`, measured in `metrics`.
+Pairs are read in `pairs` and `conversations`, encoded in `encoding`, measured in `metrics`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pretrain.errors import DataError, check
 from pretrain.registry import register
 from pretrain.report.page import Section
 
-METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match", "f1")
+USUAL_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match", "f1")
 
 
 class Seq2SeqMetric(StrEnum):
@@ -83,7 +83,7 @@ class Seq2SeqConfig:
     label_smoothing: float = 0.0  # share of a target's probability that is spread over the vocabulary; 0.1 is usual
     generate_examples: int = 200  # records of the validation set that each evaluation answers; 0: none
     generate: GenerationConfig = field(default_factory=GenerationConfig)
-    metrics: list[str] = field(default_factory=lambda: list(METRICS))  # of the answers that were written
+    metrics: list[str] = field(default_factory=lambda: list(USUAL_METRICS))  # of the answers that were written
     metric: Seq2SeqMetric = Seq2SeqMetric.loss  # chooses the best step: loss, accuracy, or one of the metrics
 
     def __post_init__(self) -> None:
