@@ -3,11 +3,12 @@
 Holds the recipe and the files that both sides read; measuring is in `duel`, the peer in `peers/trainer_seq2seq`.
 
     python -m bench.translation --make FOLDER MULTI30K
-    python -m bench.translation FOLDER/model FOLDER/train.jsonl FOLDER/test.jsonl [--scores | --same 20]
+    python -m bench.translation FOLDER/model FOLDER/train.jsonl FOLDER/test.jsonl [--scores | --same 20 --smoothing 0]
 
 MULTI30K is the folder of its parallel files (`train.en.gz`, `train.de.gz`, `test_2016_flickr.en.gz` and so on). FOLDER
 gets them as JSON lines, English to German, and a Transformer that has learnt nothing (3 + 3 blocks, 256 wide, a
-vocabulary of 8,192): a `MarianMTModel` of transformers, whose first weights both sides begin with.
+vocabulary of 8,192): a `MarianMTModel` of transformers, whose first weights both sides begin with. Losses are the same
+only without smoothing: with it, the Trainer logs the smoothed loss and Headwater the likelihood.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ def _model(folder: Path, texts: list[str]) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "</s>"]
+    special = ["<pad>", "</s>", "<s>"]
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)  # pyright: ignore
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
     set_seed(1)
     model = MarianMTModel(
         MarianConfig(
@@ -71,7 +72,7 @@ def _model(folder: Path, texts: list[str]) -> None:
             init_std=256**-0.5,
             pad_token_id=0,
             eos_token_id=1,
-            decoder_start_token_id=0,
+            decoder_start_token_id=2,  # Marian begins with padding, whose input vector its peer would not train
             forced_eos_token_id=None,
             scale_embedding=True,
         )

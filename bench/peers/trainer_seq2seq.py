@@ -50,6 +50,13 @@ def main():
     model = MarianMTModel.from_pretrained(
         args.model, dropout=args.dropout, attention_dropout=args.attention_dropout, activation_dropout=0.0
     )
+    for side in (model.model.encoder, model.model.decoder):
+        side.embed_positions.weight.requires_grad_(
+            False
+        )  # transformers 5 forgets while loading that sinusoids are fixed
+    bias = model.final_logits_bias.clone()
+    del model.final_logits_bias  # a buffer of transformers; Marian and Headwater learn it
+    model.final_logits_bias = torch.nn.Parameter(bias)
     trainer = trained(
         args,
         of=Seq2SeqTrainer,
