@@ -53,7 +53,7 @@ def main():
     for side in (model.model.encoder, model.model.decoder):
         side.embed_positions.weight.requires_grad_(
             False
-        )  # transformers 5 forgets while loading that sinusoids are fixed
+        )  # fixed, which loading forgets
     bias = model.final_logits_bias.clone()
     del model.final_logits_bias  # a buffer of transformers; Marian and Headwater learn it
     model.final_logits_bias = torch.nn.Parameter(bias)
