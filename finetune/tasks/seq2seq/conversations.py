@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from finetune.answering.frame import Frame
 from finetune.data.records import DataSet, name_of, read_records
-from finetune.tasks.seq2seq.encoding import Frame
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import ConfigError

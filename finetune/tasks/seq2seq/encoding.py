@@ -6,43 +6,22 @@ decoder reads shifted right behind a start token; a decoder reads one sequence, 
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 from tokenizers import Tokenizer
 
+from finetune.answering.frame import Frame
 from finetune.data.examples import Example, Examples
 from finetune.tasks.base import encodings
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
-from pretrain.errors import ConfigError, check
+from pretrain.errors import check
 
 log = logging.getLogger(__name__)
-
-
-class Frame(NamedTuple):
-    """The ids that stand around texts."""
-
-    prefix: list[int]  # before a text
-    suffix: list[int]  # after a text
-    start: int | None  # what an encoder-decoder's decoder reads first; None: the model is a decoder
-    markup: bool = False  # whether special tokens are written in the texts, as chat templates write them
-
-    @property
-    def end(self) -> list[int]:
-        """The ids that end a target: the suffix or, without one, the token that begins the next text.
-
-        Raises `ConfigError` for a tokenizer that has neither: a model could not learn to stop.
-        """
-        if not (found := self.suffix or self.prefix[:1]):
-            rule = "the tokenizer puts no token before or after a text, so that an answer would never end"
-            raise ConfigError(f"init_from: {rule}; choose a model whose tokenizer has an end-of-text token")
-        return found
 
 
 class Cuts(NamedTuple):
@@ -127,19 +106,6 @@ def encode_pairs(
     )
     cuts.log(len(kept), max_source_tokens, max_target_tokens)
     return EncodedPairs(Examples.of(examples), kept, cuts)
-
-
-def prompts_of(examples: Examples, frame: Frame) -> list[list[int]]:
-    """Return the ids that the decoder reads before it writes the target of each example."""
-    if frame.start is not None:
-        return [[frame.start]] * len(examples)
-    prompts = []
-    for first, end in itertools.pairwise(examples.offsets.tolist()):
-        own = examples.tokens[first:end]
-        if examples.targets is not None:  # the last token of the prompt is the first with a target
-            own = own[: np.flatnonzero(examples.targets[first:end] != IGNORED)[0] + 1]
-        prompts.append(own.tolist())
-    return prompts
 
 
 def _check_room(frame: Frame, max_source_tokens: int, max_target_tokens: int) -> None:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from finetune.answering.base import Codec, Encoded
-from finetune.answering.by_writing import ByWriting, frame_of
+from finetune.answering.by_writing import ByWriting
+from finetune.answering.frame import Frame, frame_of
 from finetune.answering.written import GenerationConfig
 from finetune.data.records import DataSet
 from finetune.data.tables import Delimiter
@@ -26,7 +27,7 @@ from finetune.tasks.seq2seq.conversations import (
     find_chat_template,
     read_conversations,
 )
-from finetune.tasks.seq2seq.encoding import Frame, encode_pairs
+from finetune.tasks.seq2seq.encoding import encode_pairs
 from finetune.tasks.seq2seq.metrics import TEXT_METRICS, text_metrics
 from finetune.tasks.seq2seq.page import text_sections
 from finetune.tasks.seq2seq.pairs import Pair, PromptTemplate, read_pairs

@@ -6,6 +6,7 @@ import pytest
 import vocabularies
 from transformers import PreTrainedTokenizerFast
 
+from finetune.answering.frame import Frame
 from finetune.tasks.seq2seq.conversations import (
     ChatTemplate,
     Conversation,
@@ -14,7 +15,7 @@ from finetune.tasks.seq2seq.conversations import (
     find_chat_template,
     read_conversations,
 )
-from finetune.tasks.seq2seq.encoding import Frame, encode_pairs
+from finetune.tasks.seq2seq.encoding import encode_pairs
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import BadRecordError

@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from finetune.tasks.seq2seq.encoding import Cuts, Frame, encode_pairs, prompts_of
+from finetune.answering.frame import Frame, prompts_of
+from finetune.tasks.seq2seq.encoding import Cuts, encode_pairs
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError, DataError
