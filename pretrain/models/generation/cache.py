@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.attention.relative import Buckets
+from pretrain.models.attention.relative import Buckets, values_between
 from pretrain.models.base import Attend, Layout, RelativeBias
 
 ROOM = 64  # columns for new tokens at first; when they are full, all columns double
@@ -113,10 +113,11 @@ class KeyValueCache:
         mask = self._columns.mask(first, query.dtype)
         if bias is None:
             return mask
-        buckets = Buckets.of(bias)
+        buckets, num_k = Buckets.of(bias), self._columns.end - first
         assert buckets is not None
-        relative = torch.arange(first - self._columns.end + 1, 1, device=query.device)  # of keys to the newest query
-        values = bias.table[buckets.rows(relative)].to(query.dtype).T.unflatten(0, query.shape[1:3]).unsqueeze(0)
+        rows = buckets.between(1, num_k, [num_k - 1]).to(query.device, non_blocking=True)  # of the newest query
+        values = values_between(bias.table, rows, 1, causal=False).to(query.dtype)  # (1, H, 1, columns)
+        values = values.squeeze(2).unflatten(1, query.shape[1:3])
         return values if mask is None else mask + values
 
     def select(self, rows: Tensor, moved: Tensor) -> None:
