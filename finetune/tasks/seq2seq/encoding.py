@@ -64,9 +64,10 @@ def encode_pairs(
     *,
     max_source_tokens: int,
     max_target_tokens: int,
+    labelled: bool = True,
     max_faults: float = 0.0,
 ) -> EncodedPairs:
-    """Encode pairs, all of which have targets or none.
+    """Encode pairs, all of which have targets if they are `labelled`; else their sources alone.
 
     An encoder-decoder's source is prefix, text and suffix, its target prefix, text and end, as the labels of BART, T5
     and Marian are; a decoder's sequence is prefix, source, target and end. The limits count the tokens around texts. A
@@ -84,7 +85,7 @@ def encode_pairs(
     kept: list[Pair] = []
     examples: list[Example] = []
     sources, targets = [], []  # tokens of each, before cutting
-    for pair, ids in zip(pairs, _ids(pairs, tokenizer, markup=frame.markup), strict=True):
+    for pair, ids in zip(pairs, _ids(pairs, tokenizer, labelled=labelled, markup=frame.markup), strict=True):
         with bad.counted(pair.place):
             for side, found, text in (("source", ids.source, pair.source), ("target", ids.target, pair.target)):
                 if found == []:
@@ -119,12 +120,12 @@ def _check_room(frame: Frame, max_source_tokens: int, max_target_tokens: int) ->
         check(limit > around, f"task.max_{side}_tokens", limit, rule)
 
 
-def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, *, markup: bool) -> Iterator[_Ids]:
+def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, *, labelled: bool, markup: bool) -> Iterator[_Ids]:
     sources = encodings(tokenizer, [pair.source for pair in pairs], special_tokens=False)
-    targets = encodings(tokenizer, [pair.target or "" for pair in pairs], special_tokens=False)
+    targets = encodings(tokenizer, [pair.target for pair in pairs] if labelled else [], special_tokens=False)
     with _reading_markup(tokenizer, markup=markup):
-        for pair, source, target in zip(pairs, sources, targets, strict=True):
-            yield _Ids(source.ids, None if pair.target is None else target.ids)
+        for source in sources:
+            yield _Ids(source.ids, next(targets).ids if labelled else None)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Seq2SeqConfig:
         return ByWriting(self)
 
     def records(self, source: DataSet, *, labelled: bool = True) -> list[Pair] | list[Conversation]:
-        """Read pairs, or conversations, with their targets if they are `labelled`.
+        """Read pairs, or conversations, whose targets may be missing unless they are `labelled`.
 
         In memory they are dictionaries by column, or texts and, with targets, tuples of both. Raises `ConfigError` for
         a file or column that is not there, `DataError` for more bad records than are allowed.
@@ -178,6 +178,7 @@ class Seq2SeqConfig:
             self.frame(codec),
             max_source_tokens=self.max_source_tokens,
             max_target_tokens=self.max_target_tokens,
+            labelled=labelled,
             max_faults=self.max_faults,
         )
         return Encoded(examples, kept)
@@ -187,9 +188,10 @@ class Seq2SeqConfig:
         return text_metrics(answers, _targets(encoded), self.metrics) if answers else {}
 
     def predict(self, encoded: Encoded, answers: list[str], names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield the `place`, the `source` as the model read it, and the `prediction` of each pair."""
+        """Yield the `place`, the `source` as the model read it, the `target` if there is one, and the `prediction`."""
         for pair, text in zip(encoded.records, answers, strict=True):
-            yield {"place": pair.place, "source": pair.source, "prediction": text}
+            target = {} if pair.target is None else {"target": pair.target}
+            yield {"place": pair.place, "source": pair.source, **target, "prediction": text}
 
     def sections(
         self, encoded: Encoded, answers: list[str], names: list[str], measured: Mapping[str, float]
