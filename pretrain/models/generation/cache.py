@@ -95,8 +95,7 @@ class KeyValueCache:
         """Return the attention of the new queries over all keys so far, (Nq, H, E) (see `Attend`)."""
         if self._keys is None or self._values is None:
             self._keys, self._values = (self._columns.padded(x, ROOM) for x in (k, v))
-            kind = {"causal": causal, "window": window, "dropout": dropout}
-            return self._backend(q, k, v, layout, **kind, scale=scale, bias=bias)
+            return self._backend(q, k, v, layout, causal=causal, window=window, dropout=dropout, scale=scale, bias=bias)
         sequences, begin, end = len(self._columns), self._columns.begin, self._columns.end
         if end > self._keys.shape[2]:
             self._keys, self._values = (_doubled(x) for x in (self._keys, self._values))
