@@ -138,9 +138,7 @@ def _rows(
     raise ConfigError(f"{source}: {what}; {fix}")
 
 
-def _table(
-    file: str, columns: Columns, bad: BadRecords, header: Sequence[str], delimiter: Delimiter
-) -> Iterator[Row]:
+def _table(file: str, columns: Columns, bad: BadRecords, header: Sequence[str], delimiter: Delimiter) -> Iterator[Row]:
     usual, names = USUAL[file_format(file)], list(header)
     longest = (0, "")  # record in lines, and its place
     with _open_text(file, newline="") as text:

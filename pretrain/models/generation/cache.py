@@ -19,7 +19,7 @@ ROOM = 64  # columns for new tokens at first; when they are full, all columns do
 
 
 class Columns:
-    """Where sequences of uneven lengths lie in tensors with one row a sequence: all of them end in the same column.
+    """The columns of left-padded tensors with one row a sequence: sequences of uneven lengths all end in the same one.
 
     So the newest position of all is one column, a window is a range of columns, and the distances to the newest
     position are the same in all rows. All layers share these columns.
