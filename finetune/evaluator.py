@@ -1,6 +1,6 @@
-"""What passes of a fine-tuned model over a data set bring: logits of every example in its order, losses; on all ranks.
+"""Passes of a fine-tuned model over a data set: the logits of each example in order, and the losses, on all ranks.
 
-Holds the passes; what is an answer is for `answering` to say, and what it means for the tasks.
+Holds the passes; `answering` says what an answer is, and the tasks what it means.
 """
 
 from __future__ import annotations

@@ -98,8 +98,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     schedule = cfg.schedule.build(steps.total)
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
     module = build_module(cfg, network, source.vocab_size, data.names, data.train)
-    compute_share = cfg.tuning.compute_share(module.model.top - 1)
-    size = ModelSize.of(module, data.train.examples.context, compute_share)
+    size = ModelSize.of(module, data.train.examples.context)
     initial = InitialWeights(module, cfg.seed)
     trainee = session.build(
         module,

@@ -1,6 +1,6 @@
-"""How a task's model answers: what depends on it, and what passes between the ways, the tasks and the rest.
+"""How a task's model answers: the protocol, and the values that pass between ways of answering, tasks and commands.
 
-Holds the protocol; `by_head` and `by_writing` are the ways.
+The ways themselves are in `by_head` and `by_writing`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Codec:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A module that answers, and where."""
+    """A module that answers, with all that is needed to run it."""
 
     module: nn.Module  # as a strategy wrapped it: to call it is a collective
     objective: Objective  # inside of it
@@ -64,7 +64,7 @@ class Answers(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What the export of a model depends on its way of answering for; see `Export` in `pretrain.hub.export_dir`."""
+    """The parts of an export that depend on the way of answering; see `Export` in `pretrain.hub.export_dir`."""
 
     tensors: list[HFTensor]
     tokenizer: Tokenizer
@@ -75,7 +75,7 @@ class Exported(NamedTuple):
 
 
 class Answering(Protocol):
-    """How a task's model answers, all that depends on it: by a head of the task, or with its own vocabulary."""
+    """All that depends on how a task's model answers: by a head of the task, or by writing with its own vocabulary."""
 
     writes: ClassVar[bool]  # whether the model keeps its vocabulary head, the task having none
 
@@ -89,7 +89,7 @@ class Answering(Protocol):
         ...
 
     def check_strategy(self, strategy: StrategyConfig) -> None:
-        """Raise `ConfigError` for a strategy under which it cannot be measured."""
+        """Raise `ConfigError` for a strategy under which the model cannot be measured while it trains."""
         ...
 
     def texts(self, source: str) -> Iterator[str]:
@@ -111,9 +111,9 @@ class Answering(Protocol):
         ...
 
     def answers(self, engine: Engine, encoded: Encoded, names: list[str], *, all_of_it: bool = True) -> Answers:
-        """Return the answers to a data set, or where that takes long and not all are wanted, to some. A collective.
+        """Return the answers to a data set or, unless `all_of_it` is wanted, to a part where answers take long.
 
-        What one rank would return, bit for bit.
+        A collective. The answers do not depend on the number of ranks, bit for bit.
         """
         ...
 

@@ -64,7 +64,7 @@ class ByHead:
         check(self.task.max_tokens <= network.max_seq_len, "task.max_tokens", self.task.max_tokens, rule)
 
     def check_strategy(self, strategy: StrategyConfig) -> None:
-        """See `Answering`: all will do."""
+        """See `Answering`: any strategy will do."""
 
     def texts(self, source: str) -> Iterator[str]:
         rule = "a model that answers by a head starts from a pretrained one"

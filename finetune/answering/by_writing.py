@@ -1,6 +1,6 @@
 """Answers that are written: the model keeps its vocabulary head, learns targets, and writes a text for each example.
 
-Holds what depends on that; how tokens are chosen is in `written`, pairs and their tokens are the task's.
+Holds what depends on that; texts are written in `written`, and encoded by the task.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from finetune.answering.base import Answers, Codec, Encoded, Engine, Exported
+from finetune.answering.frame import Frame, prompts_of
 from finetune.answering.written import GenerationConfig, write_all
 from finetune.evaluator import losses
 from finetune.model.language import AdaptedDecoder, AdaptedEncoderDecoder
-from finetune.tasks.seq2seq.encoding import Frame, prompts_of
 from pretrain.checkpoint.load import Shapes
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError, check
@@ -144,17 +144,6 @@ class ByWriting:
             tokenizer_settings={},
             generates=True,
         )
-
-
-def frame_of(codec: Codec) -> Frame:
-    """Return the ids that stand around texts of a model. Raises `ConfigError` for a codec that does not say them."""
-    prefix, suffix = codec.frame
-    if codec.kind is ModelKind.causal:
-        return Frame(prefix, suffix, None)
-    if codec.start is None:
-        rule = "nothing says with which token its decoder begins (decoder_start_token_id in config.json); add it there"
-        raise ConfigError(f"init_from: {rule}")
-    return Frame(prefix, suffix, codec.start) if suffix else Frame([], prefix[:1], codec.start)
 
 
 def _target_share(encoded: Encoded) -> float:

@@ -1,4 +1,4 @@
-"""Texts that a model writes for examples, dealt to the ranks.
+"""Texts that a model writes for examples, a share of them on each rank.
 
 Holds how the ranks share the work. A rank that holds all weights generates by itself, with cached keys and values
 (`pretrain.models.generation`); where weights are sharded every pass is a collective, over whole sequences.
@@ -26,7 +26,7 @@ from pretrain.models.base import EncoderDecoderModel
 from pretrain.models.generation.beam import BeamSearch, beam_search
 from pretrain.models.generation.generate import generate
 from pretrain.models.generation.sampling import Sampler
-from pretrain.train.inside import hidden_states
+from pretrain.train.hidden_states import hidden_states
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
@@ -50,6 +50,22 @@ class Record(NamedTuple):
     classes: Classes = NO_CLASSES  # of the roles whose classes the source itself names
 
 
+class Columns(NamedTuple):
+    """The columns that are read, by role."""
+
+    required: Mapping[str, str]
+    optional: Mapping[str, str]  # None stands for the value where there is none
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """All columns."""
+        return {**self.required, **self.optional}
+
+    def among(self, known: Iterable[str]) -> list[str]:
+        """Return the known names that are read, in order."""
+        return sorted({*self.roles.values()} & {*known})
+
+
 class Row(NamedTuple):
     """A record as its source has it."""
 
@@ -68,34 +84,38 @@ def read_records(
     columns: Mapping[str, str],
     bad: BadRecords,
     *,
+    optional: Mapping[str, str] | None = None,
     header: Sequence[str] = (),
     delimiter: Delimiter = Delimiter.auto,
 ) -> Iterator[Record]:
     """Yield the records of a file, a data set `org/name[/subset][@revision][:split]` or a list: values of `columns`.
 
-    `columns` maps roles to different columns, all of which must exist. `header` names the columns of a CSV or TSV file
-    without a header line; `find_dialect` says how their cells are told apart. All but Parquet may be compressed.
-    Blank lines are skipped. `-` is JSON lines from standard input, which can be read once. In a list a record is a
-    dictionary by column, a tuple of the values of `columns`, or the value of the first one alone. Numbers of classes
-    that the source itself names are replaced by the names.
+    `columns` maps roles to different columns, all of which must exist; `optional` maps more roles to columns that may
+    be missing, whose values are not checked. `header` names the columns of a CSV or TSV file without a header line;
+    `find_dialect` says how their cells are told apart. All but Parquet may be compressed. Blank lines are skipped. `-`
+    is JSON lines from standard input, which can be read once. In a list a record is a dictionary by column, a tuple of
+    the columns' values, or the value of the first one alone. Numbers of classes that the source itself names are
+    replaced by the names.
 
     Records that cannot be read are reported to `bad`; the caller settles it. Raises `ConfigError` for a file, column or
     split that does not exist, and `DataError` for a file that cannot be read.
     """
-    for role, column in columns.items():
-        if other := next((other for other in columns if other != role and columns[other] == column), None):
+    wanted = Columns(columns, optional or {})
+    roles = wanted.roles
+    for role, column in roles.items():
+        if other := next((other for other in roles if other != role and roles[other] == column), None):
             raise ConfigError(f"task.columns.{role}={column}: task.columns.{other} is the same column; name another")
-    for place, row, classes in _rows(source, columns, bad, header, delimiter):
+    for place, row, classes in _rows(source, wanted, bad, header, delimiter):
         with bad.counted(place):
             named = {name: class_name(row[name], names) for name, names in classes.items() if name in row}
-            values = {role: named.get(column, row[column]) for role, column in columns.items()}
-            if wrong := next((role for role, value in values.items() if not is_text(value)), None):
+            values = {role: named.get(column, row.get(column)) for role, column in roles.items()}
+            if wrong := next((role for role in columns if not is_text(values[role])), None):
                 raise BadRecordError("not UTF-8", f"column {columns[wrong]!r} is {values[wrong]!a:.80}")
-            yield Record(values, place, {role: classes[name] for role, name in columns.items() if name in classes})
+            yield Record(values, place, {role: classes[name] for role, name in roles.items() if name in classes})
 
 
 def _rows(
-    source: DataSet, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], delimiter: Delimiter
+    source: DataSet, columns: Columns, bad: BadRecords, header: Sequence[str], delimiter: Delimiter
 ) -> Iterator[Row]:
     if not isinstance(source, str):
         given = ((f"record {number}", value) for number, value in enumerate(source))
@@ -118,14 +138,12 @@ def _rows(
     raise ConfigError(f"{source}: {what}; {fix}")
 
 
-def _table(
-    file: str, columns: Mapping[str, str], bad: BadRecords, header: Sequence[str], delimiter: Delimiter
-) -> Iterator[Row]:
+def _table(file: str, columns: Columns, bad: BadRecords, header: Sequence[str], delimiter: Delimiter) -> Iterator[Row]:
     usual, names = USUAL[file_format(file)], list(header)
     longest = (0, "")  # record in lines, and its place
     with _open_text(file, newline="") as text:
         sample = text.read(SAMPLE)
-    wanted = [*columns.values()]
+    wanted = [*columns.required.values()]
     dialect = find_dialect(file, sample, usual=usual, delimiter=delimiter, wanted=wanted, header=header)
     if dialect != usual:
         log.info("%s is read with %s", file, dialect)
@@ -150,7 +168,7 @@ def _table(
         log.warning("%s: a record of %d lines; if it should be shorter, look for a stray quote", *reversed(longest))
 
 
-def _json_lines(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator[Row]:
+def _json_lines(file: str, columns: Columns, bad: BadRecords) -> Iterator[Row]:
     with _open_text(file, "\n", unlike_json_lines) as text:
         lines = ((f"{file}:{line}", data) for line, data in enumerate(text, 1) if not data.isspace())
         yield from _objects(file, lines, json_object, columns, bad)
@@ -160,7 +178,7 @@ def _objects(
     name: str,
     given: Iterable[tuple[str, Any]],
     fields_of: Callable[[Any], dict[str, Any]],
-    columns: Mapping[str, str],
+    columns: Columns,
     bad: BadRecords,
 ) -> Iterator[Row]:
     """Yield the rows of records that each have fields of their own, which `fields_of` makes of what is at a place."""
@@ -170,30 +188,34 @@ def _objects(
         with bad.counted(place):
             fields = fields_of(data)
             try:
-                row = {column: value_at(fields, column) for column in columns.values()}
+                row = {column: value_at(fields, column) for column in columns.required.values()}
             except KeyError as missing:
                 lacking = lacking or fields
                 raise BadRecordError("a column is missing", f"no {missing}, there are {sorted(fields)}") from None
+            for column in columns.optional.values():
+                with suppress(KeyError):
+                    row[column] = value_at(fields, column)
             num_good += 1
             yield Row(place, row)
     if lacking and not num_good:  # the setting is wrong, not the records
         _check_columns(name, columns, list(lacking))
 
 
-def _fields(value: Any, columns: Mapping[str, str]) -> dict[str, Any]:
+def _fields(value: Any, columns: Columns) -> dict[str, Any]:
     """Return a record in memory as a dictionary by column."""
     if isinstance(value, Mapping):
         return {str(column): cell for column, cell in value.items()}
-    values = value if isinstance(value, tuple) else (value,)
-    if len(values) > len(columns):
-        raise BadRecordError("too many values", f"{len(values)}, expected {', '.join(columns.values())}")
-    return dict(zip(columns.values(), values, strict=False))
+    values, names = value if isinstance(value, tuple) else (value,), columns.roles.values()
+    if len(values) > len(names):
+        raise BadRecordError("too many values", f"{len(values)}, expected {', '.join(names)}")
+    return dict(zip(names, values, strict=False))
 
 
-def _parquet(file: str, columns: Mapping[str, str], bad: BadRecords) -> Iterator[Row]:
-    wanted = sorted(set(columns.values()))
+def _parquet(file: str, columns: Columns, bad: BadRecords) -> Iterator[Row]:
     with open_parquet(file) as table:
-        _check_columns(file, columns, column_names(table.schema_arrow))
+        known = column_names(table.schema_arrow)
+        _check_columns(file, columns, known)
+        wanted = columns.among(known)
         classes = parquet_classes(file, table.schema_arrow)
         for first, batch in parquet_batches(table, wanted):
             cells = [batch.column(name) for name in wanted]
@@ -222,7 +244,7 @@ def _data_set(name: str) -> tuple[str, str, str]:
     return repository, "", revision
 
 
-def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
+def _hub(name: str, columns: Columns, split: str) -> Iterator[Row]:
     from datasets import Dataset
 
     repository, subset, revision = _data_set(name)
@@ -234,12 +256,12 @@ def _hub(name: str, columns: Mapping[str, str], split: str) -> Iterator[Row]:
         if len(splits) > 1:
             raise ConfigError(f"{name}: choose a split: {', '.join(f'{name}:{split}' for split in splits)}")
         found = found[splits[0]]
-    if not set(columns.values()) <= set(found.column_names):
+    if not set(columns.required.values()) <= set(found.column_names):
         found = found.flatten()  # fields of structs become columns, by their names joined with dots
     _check_columns(name, columns, found.column_names)
     features: Any = found.features.to_dict()
     classes = feature_classes(features)
-    for row, values in enumerate(found.select_columns(sorted(set(columns.values())))):
+    for row, values in enumerate(found.select_columns(columns.among(found.column_names))):
         yield Row(f"{name}, row {row}", dict(values), classes)
 
 
@@ -262,8 +284,8 @@ def _standard_input(*checks: Check) -> Iterator[BinaryIO]:
     yield stream
 
 
-def _check_columns(source: str, columns: Mapping[str, str], known: Sequence[str], hint: str = "") -> None:
-    for role, column in columns.items():
+def _check_columns(source: str, columns: Columns, known: Sequence[str], hint: str = "") -> None:
+    for role, column in columns.required.items():
         if (count := list(known).count(column)) != 1:
             what = f"has {count} columns of this name" if count else f"has no such column{_alike(column, known)}"
             there = ", ".join(f"{name!r:.40}" for name in known[:MAX_COLUMNS]) or "none"

@@ -21,10 +21,6 @@ class FullConfig:
     def prepare(self, model: Model) -> None:
         """See `TuningConfig`: nothing is frozen."""
 
-    def compute_share(self, blocks: int) -> float:
-        """See `TuningConfig`."""
-        return 1.0
-
     def merged(self, weights: FragmentReader) -> FragmentReader:
         """See `TuningConfig`: nothing was added."""
         return weights
@@ -47,7 +43,3 @@ class FrozenConfig(FullConfig):
         check(self.blocks <= layers, "tuning.blocks", self.blocks, rule)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.blocks > 0 and model.depth(name) > layers - self.blocks)
-
-    def compute_share(self, blocks: int) -> float:
-        """See `TuningConfig`: a backward pass costs two forward ones, and goes no further than what learns."""
-        return (1 + 2 * self.blocks / blocks) / 3

@@ -77,10 +77,6 @@ class LoraConfig:
             if name in chosen:
                 setattr(module, name, LoraLinear(layer, rank=self.rank, scale=self.scale, dropout=self.dropout))
 
-    def compute_share(self, blocks: int) -> float:
-        """See `TuningConfig`: forward, and backward to activations; the gradients of frozen matrices are left out."""
-        return 2 / 3
-
     def merged(self, weights: FragmentReader) -> Merged:
         """See `TuningConfig`."""
         return Merged(weights, self.scale)

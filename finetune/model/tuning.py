@@ -19,10 +19,6 @@ class TuningConfig(Protocol):
         """Say which of the model's parameters learn, and add what learns in their place; on the meta device."""
         ...
 
-    def compute_share(self, blocks: int) -> float:
-        """Return the floating-point operations of a step over those of a step in which all of the model learns."""
-        ...
-
     def merged(self, weights: FragmentReader) -> FragmentReader | Merged:
         """Return a trained step's weights as those of a model to which nothing was added."""
         ...

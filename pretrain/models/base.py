@@ -163,7 +163,8 @@ class Model(nn.Module):
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the floating-point operations of one token's forward and backward pass at this sequence length.
 
-        `head_share` is the share of tokens that pass through the head; 0 for a model built without one.
+        What frozen parameters spare is left out. `head_share` is the share of tokens that pass through the head; 0 for
+        a model built without one.
         """
         raise NotImplementedError
 

@@ -102,5 +102,5 @@ class Decoder(Model):
 
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the operations of one token (see `NetworkConfig`); tied or not, the head is a matrix product."""
-        head = head_share * self.head_weight().numel() if head_share else 0.0
-        return self.config.flops_per_token(self.blocks, head, seq_len)
+        head = [self.head_weight()] if head_share else []
+        return self.config.flops_per_token(self, head, head_share, seq_len)

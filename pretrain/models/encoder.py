@@ -123,8 +123,8 @@ class Encoder(EncoderModel):
 
         `head_share` is the share of tokens that pass through the head's transform and the vocabulary projection.
         """
-        head = head_share * (self.transform.dense.weight.numel() + self.head_weight().numel()) if head_share else 0.0
-        return self.config.flops_per_token(self.blocks, head, seq_len)
+        head = [self.transform.dense.weight, self.head_weight()] if head_share else []
+        return self.config.flops_per_token(self, head, head_share, seq_len)
 
 
 class Transform(nn.Module):

@@ -34,7 +34,7 @@ from pretrain.models.layers import (
     make_norm,
     sinusoids,
 )
-from pretrain.models.network import NetworkConfig
+from pretrain.models.network import NetworkConfig, embeddings_learn, learns, matrix_flops
 from pretrain.registry import register
 
 
@@ -319,18 +319,23 @@ class EncoderDecoder(EncoderDecoderModel):
 
         Tokens of the source pass through the encoder, and through the projections to keys and values that all blocks of
         the decoder have of them; tokens of the target through the rest. Each sees the tokens of its own side, and those
-        of the target see the source's as well.
+        of the target see the source's as well. Where the encoder learns, the backward pass goes through all of the
+        decoder, frozen or not.
         """
-        config, source, target = self.config, 1 - target_share, target_share
-        read = sum(block.cross.kv.weight.numel() for block in self.decoder_blocks())
-        encoder = _matrices(self.blocks[: config.layers]) + read
-        decoder = _matrices(self.blocks[config.layers :]) - read
-        head = head_share * self.head_weight().numel() if head_share else 0.0
-        pairs = config.layers * source**2 + config.num_decoder_layers * target * (target + source)
-        products = source * encoder + target * (decoder + head)
-        return 6.0 * products + 12.0 * config.all_heads_width * seq_len * pairs
-
-
-def _matrices(blocks: nn.Module) -> int:
-    """Return the parameters of the matrix products of blocks."""
-    return sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim == 2)
+        source, target = 1 - target_share, target_share
+        scores = 4.0 * self.config.all_heads_width * seq_len  # of a token that sees both sides, forward
+        in_source = in_target = embeddings_learn(self)  # whether the backward pass comes so far
+        total = 0.0
+        for block in self.blocks[: self.config.layers]:
+            in_source = in_source or learns(block.parameters())
+            products = matrix_flops(block.parameters(), reached=in_source)
+            total += source * (products + source * scores * (3 if in_source else 1))
+        for block in self.decoder_blocks():
+            in_target = in_target or in_source or learns(block.parameters())
+            read = block.cross.kv
+            products = matrix_flops(block.parameters(), reached=in_target)
+            products -= matrix_flops(read.parameters(), reached=in_target)
+            total += source * matrix_flops(read.parameters(), reached=in_source)
+            total += target * (products + scores * (3 if in_target else 1))
+        head = [self.head_weight()] if head_share else []
+        return total + target * head_share * matrix_flops(head, reached=in_target)

@@ -6,12 +6,13 @@ layers in `layers`. Letters of shapes: `models/base.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.errors import check
-from pretrain.models.base import Attend, ModelConfig, ModelKind
+from pretrain.models.base import Attend, Model, ModelConfig, ModelKind
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import MLP, Activation, Attention, Block, Norm, Positions, make_norm
 
@@ -112,17 +113,40 @@ class NetworkConfig(ModelConfig):
         shrunk = self.init.shrinks_residual and name.endswith(_RESIDUAL)
         return Initial(std=self.init_std / (2 * self.layers) ** 0.5 if shrunk else self.init_std, cut=self.init.cuts)
 
-    def flops_per_token(self, blocks: nn.ModuleList, head: float, seq_len: float) -> float:
+    def flops_per_token(self, model: Model, head: Sequence[Tensor], head_share: float, seq_len: float) -> float:
         """Return the floating-point operations of one token, forward and backward (PaLM, appendix B, 2022).
 
-        6 a parameter of every matrix product: those of the `blocks`, and `head` parameters more. And 12 H E a layer and
-        visible key. All keys in the window or sequence count as visible, those after the query too: the convention of
-        PaLM and of torch's counter, twice what a causal kernel has to compute.
+        Those of `matrix_flops`, 6 a parameter where all learn; `head_share` of the tokens pass through the matrices of
+        the `head`. And for each layer and visible key 4 H E forward, twice as many backward. All keys in the window or
+        sequence count as visible, those after the query too: the convention of PaLM and of torch's counter, twice what
+        a causal kernel has to compute.
         """
-        matrices = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
         # A bidirectional window reaches as far to the right as to the left, and counts the token itself once.
         both_sides = self.kind is not ModelKind.causal
-        windows = (self.layer_window(layer) for layer in range(self.layers))
-        reach = (None if window is None else 2 * window - 1 if both_sides else window for window in windows)
-        keys = sum(seq_len if visible is None else min(visible, seq_len) for visible in reach)
-        return 6.0 * (matrices + head) + 12.0 * self.width * keys
+        reached, total = embeddings_learn(model), 0.0
+        for layer, block in enumerate(model.blocks):
+            reached = reached or learns(block.parameters())
+            window = self.layer_window(layer)
+            reach = seq_len if window is None else min(2 * window - 1 if both_sides else window, seq_len)
+            total += matrix_flops(block.parameters(), reached=reached)
+            total += 4.0 * self.width * reach * (3 if reached else 1)
+        return total + head_share * matrix_flops(head, reached=reached)
+
+
+def matrix_flops(parameters: Iterable[Tensor], *, reached: bool) -> float:
+    """Return the operations of one token in the matrix products among these parameters, forward and backward.
+
+    2 a parameter forward, 2 for the gradient of what the product reads, and 2 for its own if it learns. `reached` says
+    whether the backward pass comes so far: something learns here or before.
+    """
+    return sum(2.0 * one.numel() * (1 + reached + one.requires_grad) for one in parameters if one.ndim == 2)
+
+
+def learns(parameters: Iterable[Tensor]) -> bool:
+    """Return whether any of these parameters is trained."""
+    return any(parameter.requires_grad for parameter in parameters)
+
+
+def embeddings_learn(model: Model) -> bool:
+    """Return whether anything before the blocks is trained."""
+    return learns(parameter for name, parameter in model.named_parameters() if model.depth(name) == 0)

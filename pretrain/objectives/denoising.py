@@ -31,15 +31,16 @@ MAX_RATE = 0.5  # above it two spans could not always have a token between them
 class DenoisingConfig(SequenceToSequenceConfig):
     """`objective=denoising`: predict a text from a corrupted one (BART).
 
-    Of a text of n tokens, round(n * rate), but one at least, lie in spans whose lengths are Poisson; the last one that
-    is drawn is cut. One mask replaces each span, and a span of no tokens inserts one. Spans lie anywhere alike, with a
-    token between any two. So many masks are inserted at most that the source is not longer than the sequence.
+    Of a text of n tokens, round(n * rate), at least one, lie in spans whose lengths follow a Poisson distribution; the
+    last span drawn is cut to fit. One mask replaces each span, and a span of no tokens inserts one. Spans are placed
+    uniformly, with a token between any two. Masks are inserted only as long as the source is not longer than the
+    sequence.
 
     The source keeps the special tokens at the ends of the sequence; the target is the sequence. One without text, which
     packing makes where it cuts off a lone special token, predicts nothing.
 
-    With `permute_sentences` the source has the sentences of a text in any order. A sentence ends with a token that ends
-    with a full stop, an exclamation mark or a question mark, abbreviations among them.
+    With `permute_sentences` the source has the sentences of a text in random order. A sentence ends with a token that
+    ends with a full stop, an exclamation mark or a question mark; abbreviations end one, too.
 
     There are no bits per byte: the model has seen most of what it predicts.
     """
@@ -64,7 +65,7 @@ class DenoisingConfig(SequenceToSequenceConfig):
             )
 
     def sides(self, seq_len: float) -> tuple[float, float]:
-        """Return the tokens of source and target that a sequence of so many becomes, about."""
+        """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes."""
         masked = seq_len * self.rate
         return seq_len - masked + min(masked / self.mean_span, masked), seq_len
 

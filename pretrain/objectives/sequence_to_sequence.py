@@ -53,7 +53,7 @@ class SequenceToSequenceConfig(ObjectiveConfig):
         return found
 
     def sides(self, seq_len: float) -> tuple[float, float]:
-        """Return the tokens of source and target that a sequence of so many becomes, about, for FLOPs."""
+        """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes, for FLOPs."""
         return seq_len / 2, seq_len / 2
 
     def build(self, model: Model) -> SequenceToSequence:

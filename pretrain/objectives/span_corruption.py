@@ -50,10 +50,10 @@ class Denoiser:
 class SpanCorruptionConfig(SequenceToSequenceConfig):
     """`objective=span_corruption`: predict spans that were dropped from a text (T5), or mixtures of that (UL2).
 
-    Of a text of n tokens, round(n * density) are dropped, but one at least and never all of several, in
-    round(dropped / mean_span) spans, at least one. Dropped and kept tokens are each cut into so many parts, every way
-    being as likely; kept and dropped parts take turns, and a kept one comes first. So spans have the mean length, and
-    the last one ends the text. A text of one token is dropped whole.
+    Of a text of n tokens, round(n * density) are dropped, at least one and not all if there are several, in
+    round(dropped / mean_span) spans, at least one. Dropped and kept tokens are each cut into so many parts, all
+    divisions being equally likely; kept and dropped parts alternate, beginning with a kept one. So spans have the mean
+    length, and the last one ends the text. A text of one token is dropped whole.
 
     The source has a sentinel in place of each span, and the special tokens that the sequence has at its ends. The
     target has each span behind its sentinel, then one more sentinel and the tokens after a document. A sequence without
@@ -109,7 +109,7 @@ class SpanCorruptionConfig(SequenceToSequenceConfig):
                 )
 
     def sides(self, seq_len: float) -> tuple[float, float]:
-        """Return the tokens of source and target that a sequence of so many becomes, about."""
+        """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes."""
         source = target = 0.0
         for each in self.denoisers:
             share = each.weight / sum(other.weight for other in self.denoisers)

@@ -20,12 +20,12 @@ from pretrain.models.base import Model
 from pretrain.objectives.cross_entropy import CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES
 from pretrain.tracking.base import CHOICES, RAW
 from pretrain.tracking.no_value import no_value
-from pretrain.train.inside import hidden_states
+from pretrain.train.hidden_states import hidden_states
 
 
 @dataclass(kw_only=True)
 class ChoiceEvaluator:
-    """Measures a decoder on the same questions again and again. A collective: every rank calls it.
+    """Measures a decoder on the same questions at each evaluation. A collective: every rank calls it.
 
     A choice's score is the sum of the log-probabilities of its tokens, divided by its UTF-8 bytes: otherwise the
     shortest choice would be the likeliest (Brown et al. 2020, section 2.4, who divide by tokens). With bytes, models of
@@ -37,13 +37,13 @@ class ChoiceEvaluator:
     sets: Sequence[ChoiceSet]
     batch_tokens: int  # in a pass at most, not below those of any row
     world: World
-    progress: Callable[[int, int], None] | None = None  # called with the rows read so far, and all of them
+    progress: Callable[[int, int], None] | None = None  # called with the number of rows read so far, and of all
 
     def __call__(self) -> dict[str, float]:
         """Return `choices/NAME`, the share of each set's questions answered rightly, and `choices/NAME/raw`.
 
-        The latter compares sums that are not divided. A batch holds the same rows however many ranks there are, so that
-        these do not decide how scores are rounded. What is not finite is NaN, which is said.
+        The latter compares sums that are not divided. A batch holds the same rows on any number of ranks, which
+        therefore does not decide how scores are rounded. Where scores are not finite both are NaN, which is logged.
         """
         rows = [row for each in self.sets for row in each.rows]
         if not rows:
@@ -62,7 +62,7 @@ class ChoiceEvaluator:
         return found
 
     def _scores(self, rows: list[Row]) -> np.ndarray:
-        """Return the log-likelihood in nats of what is measured of each row, (R,) float64."""
+        """Return the log-likelihood in nats of each row's choice, given its context, (R,) float64."""
         device, world = self.world.device, self.world
         scores = torch.zeros(len(rows), dtype=torch.float64, device=device)
         places = targets = owners = torch.empty(0, dtype=torch.int64, device=device)  # of the measured ids of a batch
@@ -97,9 +97,9 @@ def batches_of(lengths: Sequence[int], most: int) -> list[range]:
 
 
 def batch_of(rows: Sequence[Row], numbers: range) -> tuple[Batch, np.ndarray]:
-    """Return the batch of some rows, which has no target for the objective, and what is measured in it: (3, M) int64.
+    """Return the batch of some rows, which has no targets for the objective, and the M ids to score, (3, M) int64.
 
-    That is, for M ids, where in the batch each is predicted, the id itself, and the number of its row.
+    These are where in the batch each is predicted, the id itself, and the number of its row.
     """
     if not numbers:
         return Batch.empty(), np.zeros((3, 0), dtype=np.int64)

@@ -46,18 +46,14 @@ class ModelSize(NamedTuple):
 
     parameters: int  # tied ones once
     trainable: int  # those that an optimizer updates
-    flops_per_token: float  # forward and backward
+    flops_per_token: float  # forward and backward, without what frozen parameters spare
 
     @classmethod
-    def of(cls, module: Objective, context: float, compute_share: float = 1.0) -> ModelSize:
-        """Measure a module on the meta device, for tokens in sequences of `context` tokens on average.
-
-        `compute_share` is that of the operations which remain where parameters are frozen.
-        """
+    def of(cls, module: Objective, context: float) -> ModelSize:
+        """Measure a module on the meta device, for tokens in sequences of `context` tokens on average."""
         parameters = list(module.parameters())
         trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        flops = compute_share * module.flops_per_token(context)
-        return cls(sum(parameter.numel() for parameter in parameters), trainable, flops)
+        return cls(sum(parameter.numel() for parameter in parameters), trainable, module.flops_per_token(context))
 
     def memory(self, strategy: StrategyConfig, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds: all weights, but gradients and moments only of what is trainable."""

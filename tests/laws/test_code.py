@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import get_type_hints
 
@@ -29,6 +30,10 @@ def module_of(path: Path) -> str:
     return label(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
+MODULES = {module_of(path) for path in PRODUCT}
+
+
+@cache
 def imports_of(path: Path) -> set[str]:
     """Every module a file imports, at its top or inside a function."""
     return imports_among(ast.walk(PARSED[path]))
@@ -79,8 +84,7 @@ def entry_of(module: str) -> str:
 
 def own_imports(path: Path) -> set[str]:
     """Return the modules of the project that a file imports."""
-    modules = {module_of(known) for known in PRODUCT}
-    return imports_of(path) & modules - FACES
+    return imports_of(path) & MODULES - FACES
 
 
 @pytest.mark.parametrize("path", [path for path in PRODUCT if module_of(path) not in FACES], ids=label)
@@ -90,6 +94,38 @@ def test_imports_point_down(path):
     for other in {entry_of(module) for module in own_imports(path)} - {own}:
         lower = PLACES[other] > PLACES[own]
         assert lower or (own, other) in BESIDE, f"{module_of(path)} may not import {other}"
+
+
+# The same inside `finetune`; a module belongs to the longest entry that its name begins with. No task knows another.
+TASKS = [f"tasks.{path.parent.name}" for path in (ROOT / "finetune" / "tasks").glob("*/__init__.py")]
+FINETUNE_FLOORS = [
+    ["__main__", "predict", "evaluate", "export", "report.__main__"],
+    ["trained"],
+    ["run"],
+    ["report.model_page"],
+    ["config", "init_from"],
+    TASKS,
+    ["tasks"],  # what tasks share
+    ["answering"],
+    ["evaluator", "report"],
+    ["data", "model", "from_nothing"],
+    ["options"],
+]
+FINETUNE_PLACES = {f"finetune.{entry}": floor for floor, row in enumerate(FINETUNE_FLOORS) for entry in row}
+
+
+def finetune_entry_of(module: str) -> str:
+    """Return the entry of FINETUNE_FLOORS that a module belongs to."""
+    return max((entry for entry in FINETUNE_PLACES if f"{module}.".startswith(f"{entry}.")), key=len, default=module)
+
+
+@pytest.mark.parametrize("path", [path for path in PRODUCT if module_of(path).startswith("finetune.")], ids=label)
+def test_imports_inside_finetune_point_down(path):
+    own = finetune_entry_of(module_of(path))
+    assert own in FINETUNE_PLACES, f"{own}: the top level of finetune/ is for commands and what joins its parts"
+    others = {finetune_entry_of(module) for module in own_imports(path) if module.startswith("finetune.")} - {own}
+    for other in others:
+        assert FINETUNE_PLACES[other] > FINETUNE_PLACES[own], f"{module_of(path)} may not import {other}"
 
 
 def test_no_module_imports_itself_through_others():

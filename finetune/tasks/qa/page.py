@@ -1,6 +1,6 @@
 """The report of answers to questions: which are left unanswered, and the worst errors in their contexts.
 
-Predictions are those of the task's `predict`, scores those of `metrics`.
+Predictions are those of the task's `predict`, scores those of `squad`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from finetune.report.confusion import confusion
 from finetune.report.mistakes import TEXT_ROOM, Mistake, metric, worst_errors
-from finetune.tasks.qa.metrics import score
 from finetune.tasks.qa.questions import Question
+from finetune.tasks.squad import score
 from pretrain.report.page import Number, Section, Style, Styled, plain, shortened
 
 MARGIN = 90  # characters of the context that are shown before and after a span

@@ -1,7 +1,7 @@
 """From the logits of a question's windows to the spans that may answer it, best first.
 
-Which characters tokens stand for is in `windows`, whether an answer is right in `metrics`. Letters: n context tokens
-of a window, W windows of a question.
+Which characters tokens stand for is in `windows`, whether an answer is right in `squad`. Letters: n context tokens of a
+window, W windows of a question.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Extractive question answering: the answer to a question is a part of its context, or there is none (SQuAD).
 
-Questions are read in `questions` and encoded in `windows`; answers are found in `spans` and measured in `metrics`.
+Questions are read in `questions` and encoded in `windows`; answers are found in `spans` and scored in `squad`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from finetune.answering.by_head import ByHead
 from finetune.data.examples import Examples
 from finetune.data.records import DataSet
 from finetune.model.losses import AnswerSpans, TaskLoss
-from finetune.tasks.qa.metrics import best_threshold, score, squad_metrics
 from finetune.tasks.qa.page import answer_sections
 from finetune.tasks.qa.questions import ROLES, Question, read_questions
 from finetune.tasks.qa.spans import AnswerSpan, Candidates, candidates
 from finetune.tasks.qa.windows import WindowedQuestion, split_into_windows
+from finetune.tasks.squad import best_threshold, score, squad_metrics
 from pretrain.errors import DataError, check
 from pretrain.hub.family import HeadKind
 from pretrain.registry import register

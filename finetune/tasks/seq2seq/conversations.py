@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from finetune.answering.frame import Frame
 from finetune.data.records import DataSet, name_of, read_records
-from finetune.tasks.seq2seq.encoding import Frame
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import ConfigError
@@ -143,7 +143,7 @@ def chat_pairs(
 ) -> list[Pair]:
     """Return the last answer of each conversation, or `every_answer`, as the target of what comes before it.
 
-    If they are not `labelled`, all is the source, but for an answer at the end, which is left out. A special token in a
+    If they are not `labelled`, all is the source but an answer at the end, which is the target. A special token in a
     message is refused, as one that ends a message there would let its author write the others. Bad conversations are
     counted and left out. Raises `DataError` if their share is above `max_faults`.
     """
@@ -159,7 +159,8 @@ def chat_pairs(
             if labelled:
                 pairs += list(_answers(messages, place, template, end, every=every_answer))
             else:
-                pairs.append(Pair(template.render(_asked(messages), asks=True), None, place))
+                asked, answer = _asked(messages)
+                pairs.append(Pair(template.render(asked, asks=True), answer, place))
             num_good += 1
     bad.settle(num_good)
     return pairs
@@ -186,8 +187,10 @@ def _check_no_markup(messages: list[Message], forbidden: set[str]) -> None:
             raise BadRecordError("a special token in a message", f"{found} in number {number}")
 
 
-def _asked(messages: list[Message]) -> list[Message]:
-    return messages[:-1] if messages[-1]["role"] == ANSWERER else messages
+def _asked(messages: list[Message]) -> tuple[list[Message], str | None]:
+    """Return the messages without an answer at their end, and that answer; None: there is none."""
+    *before, last = messages
+    return (before, last["content"]) if last["role"] == ANSWERER else (messages, None)
 
 
 def _answers(

@@ -6,43 +6,22 @@ decoder reads shifted right behind a start token; a decoder reads one sequence, 
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 from tokenizers import Tokenizer
 
+from finetune.answering.frame import Frame
 from finetune.data.examples import Example, Examples
 from finetune.tasks.base import encodings
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
-from pretrain.errors import ConfigError, check
+from pretrain.errors import check
 
 log = logging.getLogger(__name__)
-
-
-class Frame(NamedTuple):
-    """The ids that stand around texts."""
-
-    prefix: list[int]  # before a text
-    suffix: list[int]  # after a text
-    start: int | None  # what an encoder-decoder's decoder reads first; None: the model is a decoder
-    markup: bool = False  # whether special tokens are written in the texts, as chat templates write them
-
-    @property
-    def end(self) -> list[int]:
-        """The ids that end a target: the suffix or, without one, the token that begins the next text.
-
-        Raises `ConfigError` for a tokenizer that has neither: a model could not learn to stop.
-        """
-        if not (found := self.suffix or self.prefix[:1]):
-            rule = "the tokenizer puts no token before or after a text, so that an answer would never end"
-            raise ConfigError(f"init_from: {rule}; choose a model whose tokenizer has an end-of-text token")
-        return found
 
 
 class Cuts(NamedTuple):
@@ -85,9 +64,10 @@ def encode_pairs(
     *,
     max_source_tokens: int,
     max_target_tokens: int,
+    labelled: bool = True,
     max_faults: float = 0.0,
 ) -> EncodedPairs:
-    """Encode pairs, all of which have targets or none.
+    """Encode pairs, all of which have targets if they are `labelled`; else their sources alone.
 
     An encoder-decoder's source is prefix, text and suffix, its target prefix, text and end, as the labels of BART, T5
     and Marian are; a decoder's sequence is prefix, source, target and end. The limits count the tokens around texts. A
@@ -105,7 +85,7 @@ def encode_pairs(
     kept: list[Pair] = []
     examples: list[Example] = []
     sources, targets = [], []  # tokens of each, before cutting
-    for pair, ids in zip(pairs, _ids(pairs, tokenizer, markup=frame.markup), strict=True):
+    for pair, ids in zip(pairs, _ids(pairs, tokenizer, labelled=labelled, markup=frame.markup), strict=True):
         with bad.counted(pair.place):
             for side, found, text in (("source", ids.source, pair.source), ("target", ids.target, pair.target)):
                 if found == []:
@@ -129,19 +109,6 @@ def encode_pairs(
     return EncodedPairs(Examples.of(examples), kept, cuts)
 
 
-def prompts_of(examples: Examples, frame: Frame) -> list[list[int]]:
-    """Return the ids that the decoder reads before it writes the target of each example."""
-    if frame.start is not None:
-        return [[frame.start]] * len(examples)
-    prompts = []
-    for first, end in itertools.pairwise(examples.offsets.tolist()):
-        own = examples.tokens[first:end]
-        if examples.targets is not None:  # the last token of the prompt is the first with a target
-            own = own[: np.flatnonzero(examples.targets[first:end] != IGNORED)[0] + 1]
-        prompts.append(own.tolist())
-    return prompts
-
-
 def _check_room(frame: Frame, max_source_tokens: int, max_target_tokens: int) -> None:
     around_source = len(_around_source(frame, []))
     around_target = len(_around_target(frame, []))
@@ -153,12 +120,12 @@ def _check_room(frame: Frame, max_source_tokens: int, max_target_tokens: int) ->
         check(limit > around, f"task.max_{side}_tokens", limit, rule)
 
 
-def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, *, markup: bool) -> Iterator[_Ids]:
+def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, *, labelled: bool, markup: bool) -> Iterator[_Ids]:
     sources = encodings(tokenizer, [pair.source for pair in pairs], special_tokens=False)
-    targets = encodings(tokenizer, [pair.target or "" for pair in pairs], special_tokens=False)
+    targets = encodings(tokenizer, [pair.target for pair in pairs] if labelled else [], special_tokens=False)
     with _reading_markup(tokenizer, markup=markup):
-        for pair, source, target in zip(pairs, sources, targets, strict=True):
-            yield _Ids(source.ids, None if pair.target is None else target.ids)
+        for source in sources:
+            yield _Ids(source.ids, next(targets).ids if labelled else None)
 
 
 @contextmanager

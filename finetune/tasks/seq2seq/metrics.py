@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from finetune.tasks.qa.metrics import squad_metrics
+from finetune.tasks.squad import squad_metrics
 from pretrain.tracking.no_value import no_value
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")

@@ -75,7 +75,7 @@ def read_pairs(
     header: Sequence[str] = (),
     delimiter: Delimiter = Delimiter.auto,
 ) -> list[Pair]:
-    """Read the pairs of a data set, or its sources alone if it is not `labelled`.
+    """Read the pairs of a data set; if it is not `labelled`, targets are read where there are any.
 
     `SOURCES+TARGETS` are two files of text, perhaps compressed, line n of which belong together; without labels one
     file of text will do. All else is read by `read_records`: in memory a record is a dictionary by column, or a tuple
@@ -87,12 +87,12 @@ def read_pairs(
     """
     prompt = PromptTemplate(template)
     columns = prompt.columns(source_column, target_column)
-    if labelled:
-        columns[TARGET] = target_column
+    optional: dict[str, str] = {}
+    (columns if labelled else optional)[TARGET] = target_column
     bad = BadRecords(name_of(source), allowed=max_faults)
     texts = _text_files(source, labelled=labelled)
     if texts is None:
-        records = read_records(source, columns, bad, header=header, delimiter=delimiter)
+        records = read_records(source, columns, bad, optional=optional, header=header, delimiter=delimiter)
     else:
         others = next((role for role in columns if role not in (SOURCE, TARGET)), None)
         check(others is None, "task.template", others, f"{source}: files of text have no columns, only {{source}}")
@@ -103,7 +103,7 @@ def read_pairs(
             filled = {name: _text(record.values, _role(name, source_column)) for name in prompt.names}
             if not any(text.strip() for text in filled.values()):
                 raise BadRecordError("empty source", f"nothing in {', '.join(filled)}")
-            target = _text(record.values, TARGET) if labelled else None
+            target = _text(record.values, TARGET) if labelled else _given_target(record.values)
             pairs.append(Pair(prompt.fill(filled), target, record.place))
     bad.settle(len(pairs))
     return pairs
@@ -130,6 +130,14 @@ def _text(values: Mapping[str, Any], role: str) -> str:
     return value or ""
 
 
+def _given_target(values: Mapping[str, Any]) -> str | None:
+    """Return the target of a record that needs none; None for one that could not be a target."""
+    try:
+        return _text(values, TARGET)
+    except BadRecordError:
+        return None
+
+
 def _text_files(source: DataSet, *, labelled: bool) -> list[str] | None:
     """Return the one or two files of text that a name stands for, or None for any other data set."""
     if not isinstance(source, str) or source == STANDARD_INPUT:
@@ -154,14 +162,14 @@ def _text_files(source: DataSet, *, labelled: bool) -> list[str] | None:
         if file_format(name) in FORMATS:
             rule = "not read as lines of text: its records have columns of their own; name it alone"
             raise ConfigError(f"{source}: {name}: {rule}")
-    return files if labelled else files[:1]
+    return files
 
 
 def _lines(sources: str, targets: str | None = None) -> Iterator[Record]:
     """Yield line n of a file with line n of another. Raises `DataError` if one has more, after the last pair."""
     if targets is None:
         for number, line in enumerate(_lines_of(sources), 1):
-            yield Record({SOURCE: line}, f"{sources}:{number}")
+            yield Record({SOURCE: line, TARGET: None}, f"{sources}:{number}")
         return
     counts = [0, 0]
     for both in itertools.zip_longest(_lines_of(sources), _lines_of(targets)):

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from finetune.answering.base import Codec, Encoded
-from finetune.answering.by_writing import ByWriting, frame_of
+from finetune.answering.by_writing import ByWriting
+from finetune.answering.frame import Frame, frame_of
 from finetune.answering.written import GenerationConfig
 from finetune.data.records import DataSet
 from finetune.data.tables import Delimiter
@@ -26,7 +27,7 @@ from finetune.tasks.seq2seq.conversations import (
     find_chat_template,
     read_conversations,
 )
-from finetune.tasks.seq2seq.encoding import Frame, encode_pairs
+from finetune.tasks.seq2seq.encoding import encode_pairs
 from finetune.tasks.seq2seq.metrics import TEXT_METRICS, text_metrics
 from finetune.tasks.seq2seq.page import text_sections
 from finetune.tasks.seq2seq.pairs import Pair, PromptTemplate, read_pairs
@@ -108,7 +109,7 @@ class Seq2SeqConfig:
         return ByWriting(self)
 
     def records(self, source: DataSet, *, labelled: bool = True) -> list[Pair] | list[Conversation]:
-        """Read pairs, or conversations, with their targets if they are `labelled`.
+        """Read pairs, or conversations, whose targets may be missing unless they are `labelled`.
 
         In memory they are dictionaries by column, or texts and, with targets, tuples of both. Raises `ConfigError` for
         a file or column that is not there, `DataError` for more bad records than are allowed.
@@ -177,6 +178,7 @@ class Seq2SeqConfig:
             self.frame(codec),
             max_source_tokens=self.max_source_tokens,
             max_target_tokens=self.max_target_tokens,
+            labelled=labelled,
             max_faults=self.max_faults,
         )
         return Encoded(examples, kept)
@@ -186,9 +188,10 @@ class Seq2SeqConfig:
         return text_metrics(answers, _targets(encoded), self.metrics) if answers else {}
 
     def predict(self, encoded: Encoded, answers: list[str], names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yield the `place`, the `source` as the model read it, and the `prediction` of each pair."""
+        """Yield the `place`, the `source` as the model read it, the `target` if there is one, and the `prediction`."""
         for pair, text in zip(encoded.records, answers, strict=True):
-            yield {"place": pair.place, "source": pair.source, "prediction": text}
+            target = {} if pair.target is None else {"target": pair.target}
+            yield {"place": pair.place, "source": pair.source, **target, "prediction": text}
 
     def sections(
         self, encoded: Encoded, answers: list[str], names: list[str], measured: Mapping[str, float]

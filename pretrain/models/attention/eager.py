@@ -6,7 +6,6 @@ Not for training: it stores all attention weights and loops over sequences.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,34 +41,23 @@ def eager(
 ) -> Tensor:
     """Return softmax(scale q kᵀ + bias) v of each sequence, (Nq, H, E), computed in fp32 or better (see `Attend`)."""
     check_window(layout, causal, window)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention of one sequence."""
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        group = q.shape[1] // k.shape[1]  # query heads that share one key-value head
+        heads_first = (q, k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1))
+        query, key, value = (x.to(dtype).transpose(0, 1) for x in heads_first)
+        scores = query @ key.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if bias is not None:
+            scores = scores + _values(bias, len(q), len(k)).to(dtype)
+        q_length, k_length = (torch.tensor([len(x)], device=q.device) for x in (q, k))
+        hidden = ~visible(q_length, k_length, len(q), len(k), causal, window)
+        weights = F.dropout(scores.masked_fill(hidden, float("-inf")).softmax(dim=-1), dropout)
+        return (weights @ value).transpose(0, 1).to(q.dtype)
+
     q_lengths, k_lengths = lengths(layout)
-    sequences = zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True)
-    options: Any = {"causal": causal, "window": window, "dropout": dropout, "scale": scale, "bias": bias}
-    return torch.cat([_one_sequence(*qkv, **options) for qkv in sequences])
-
-
-def _one_sequence(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    window: int | None,
-    dropout: float,
-    scale: float | None,
-    bias: RelativeBias | None,
-) -> Tensor:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    group = q.shape[1] // k.shape[1]  # query heads that share one key-value head
-    heads_first = (q, k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1))
-    query, key, value = (x.to(dtype).transpose(0, 1) for x in heads_first)
-    scores = query @ key.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if bias is not None:
-        scores = scores + _values(bias, len(q), len(k)).to(dtype)
-    q_length, k_length = (torch.tensor([len(x)], device=q.device) for x in (q, k))
-    hidden = ~visible(q_length, k_length, len(q), len(k), causal, window)
-    weights = F.dropout(scores.masked_fill(hidden, float("-inf")).softmax(dim=-1), dropout)
-    return (weights @ value).transpose(0, 1).to(q.dtype)
+    return torch.cat(list(map(attend, q.split(q_lengths), k.split(k_lengths), v.split(k_lengths))))
 
 
 def _values(bias: RelativeBias, num_q: int, num_k: int) -> Tensor:

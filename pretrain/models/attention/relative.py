@@ -32,7 +32,8 @@ class Buckets(NamedTuple):
         """Return the bucket of each position of a key minus that of its query, int64 of the same shape.
 
         Half of the distances' buckets hold one distance each, the others grow by a constant factor up to
-        `max_distance`. Computed in fp32 and truncated, as every released T5 was trained.
+        `max_distance`. Computed in fp32 and truncated, as every released T5 was trained; `relative` lies on the CPU, as
+        the logarithms of a GPU may fall on the other side of a limit between two buckets.
         """
         count = self.num_buckets // 2 if self.bidirectional else self.num_buckets
         distance = relative.abs() if self.bidirectional else (-relative).clamp(min=0)

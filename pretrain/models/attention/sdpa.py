@@ -53,6 +53,5 @@ def sdpa(
             mask = layout.plan(key, lambda: mask_of(*one, causal, window, buckets, q.device))
         table = None if bias is None else bias.table
         return attend_dense(q, k, v, num_sequences, mask, dropout, scale, table)
-    if torch.compiler.is_compiling():
-        return sdpa_ragged.attend_ragged_uncompiled(q, k, v, layout, causal, window, dropout, scale, bias)
-    return attend_ragged(q, k, v, layout, causal, window, dropout, scale, bias)
+    ragged = sdpa_ragged.attend_ragged_uncompiled if torch.compiler.is_compiling() else attend_ragged
+    return ragged(q, k, v, layout, causal, window, dropout, scale, bias)

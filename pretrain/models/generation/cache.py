@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.attention.relative import Buckets
+from pretrain.models.attention.relative import Buckets, values_between
 from pretrain.models.base import Attend, Layout, RelativeBias
 
 ROOM = 64  # columns for new tokens at first; when they are full, all columns double
 
 
 class Columns:
-    """Where sequences of uneven lengths lie in tensors with one row a sequence: all of them end in the same column.
+    """The columns of left-padded tensors with one row a sequence: sequences of uneven lengths all end in the same one.
 
     So the newest position of all is one column, a window is a range of columns, and the distances to the newest
     position are the same in all rows. All layers share these columns.
@@ -95,8 +95,7 @@ class KeyValueCache:
         """Return the attention of the new queries over all keys so far, (Nq, H, E) (see `Attend`)."""
         if self._keys is None or self._values is None:
             self._keys, self._values = (self._columns.padded(x, ROOM) for x in (k, v))
-            kind = {"causal": causal, "window": window, "dropout": dropout}
-            return self._backend(q, k, v, layout, **kind, scale=scale, bias=bias)
+            return self._backend(q, k, v, layout, causal=causal, window=window, dropout=dropout, scale=scale, bias=bias)
         sequences, begin, end = len(self._columns), self._columns.begin, self._columns.end
         if end > self._keys.shape[2]:
             self._keys, self._values = (_doubled(x) for x in (self._keys, self._values))
@@ -113,10 +112,11 @@ class KeyValueCache:
         mask = self._columns.mask(first, query.dtype)
         if bias is None:
             return mask
-        buckets = Buckets.of(bias)
+        buckets, num_k = Buckets.of(bias), self._columns.end - first
         assert buckets is not None
-        relative = torch.arange(first - self._columns.end + 1, 1, device=query.device)  # of keys to the newest query
-        values = bias.table[buckets.rows(relative)].to(query.dtype).T.unflatten(0, query.shape[1:3]).unsqueeze(0)
+        rows = buckets.between(1, num_k, [num_k - 1]).to(query.device, non_blocking=True)  # of the newest query
+        values = values_between(bias.table, rows, 1, causal=False).to(query.dtype)  # (1, H, 1, columns)
+        values = values.squeeze(2).unflatten(1, query.shape[1:3])
         return values if mask is None else mask + values
 
     def select(self, rows: Tensor, moved: Tensor) -> None:

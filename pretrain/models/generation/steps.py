@@ -23,7 +23,7 @@ Generator = Decoder | EncoderDecoder
 
 
 class Steps(ABC):
-    """A batch of texts under way, and the logits of the token that comes next in each."""
+    """A batch of unfinished texts, and the logits of the token that comes next in each."""
 
     def __init__(self, model: Generator, blocks: Iterable[Any], prompts: Sequence[Tensor]) -> None:
         self._device = model.head_weight().device
@@ -64,7 +64,7 @@ class Steps(ABC):
         return logits
 
     def select(self, rows: Sequence[int], texts: int = 1) -> None:
-        """Let text i go on as text rows[i] was, and forget the others; of each source `texts` stand side by side."""
+        """Continue text rows[i] as text i, and drop the others; `texts` neighbours have one source in common."""
         self._columns.select(rows)
         chosen, moved = _moves(rows, self._device)
         for cache in self._caches:
@@ -109,7 +109,7 @@ class EncoderDecoderSteps(Steps):
         return F.linear(hidden, self._model.head_weight(), self._model.head_bias())
 
     def select(self, rows: Sequence[int], texts: int = 1) -> None:
-        """Let text i go on as text rows[i] was, and forget the others; of each source `texts` stand side by side."""
+        """Continue text rows[i] as text i, and drop the others; `texts` neighbours have one source in common."""
         super().select(rows, texts)
         kept = [row // self._texts for row in rows[::texts]]
         self._texts = texts

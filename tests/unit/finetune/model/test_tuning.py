@@ -8,10 +8,12 @@ import pytest
 import torch
 from peft import LoraConfig as TheirConfig
 from peft import inject_adapter_in_model
+from small_models import VOCAB_SIZE, ragged_pairs
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.model.base import FineTuned
 from finetune.model.frozen import FrozenConfig, FullConfig
+from finetune.model.language import AdaptedEncoderDecoder
 from finetune.model.lora import LoraConfig, Merged
 from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
@@ -19,6 +21,7 @@ from pretrain.data.batch import Batch
 from pretrain.errors import ConfigError
 from pretrain.hub.family import HeadKind, head_for
 from pretrain.init_from import InitialWeights
+from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
@@ -44,9 +47,9 @@ BATCH = Batch(
 )
 
 
-def built(config, tuning=None, device="meta"):
+def built(config, tuning=None, device="meta", attend=sdpa):
     with torch.device(device):
-        model = config.build(vocab_size=31, attend=sdpa, head=False)
+        model = config.build(vocab_size=31, attend=attend, head=False)
         if tuning:
             tuning.prepare(model)
         return FineTuned(
@@ -188,23 +191,40 @@ def test_frozen_blocks_get_no_gradients_and_stay(config, blocks, optim):
     assert all(parameter.grad is None for name, parameter in module.named_parameters() if name not in moved)
 
 
-def operations(tuning):
-    """Return the operations that a step takes in the blocks, adapters apart, as torch counts them."""
-    config = EncoderConfig(max_seq_len=12, width=64, layers=4, heads=4, mlp_width=256)
-    module, _ = drawn(built(config, tuning))
+def counted(module, batch) -> int:
+    """Return the operations of a step, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
-        module(BATCH).total.backward()
+        module(batch).total.backward()
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(
-    ("tuning", "blocks"),
-    [(FrozenConfig(), 0), (FrozenConfig(blocks=1), 1), (FrozenConfig(blocks=4), 4), (LoraConfig(rank=1), 2)],
-    ids=str,
+SHAPE = {"max_seq_len": 40, "width": 64, "heads": 4, "mlp_width": 256}
+every_tuning = pytest.mark.parametrize(
+    "tuning", [FullConfig(), FrozenConfig(blocks=1), FrozenConfig(blocks=3), LoraConfig(rank=1)], ids=str
 )
-def test_the_share_of_a_step_is_that_of_its_counted_operations(tuning, blocks):
-    assert tuning.compute_share(4) == pytest.approx((1 + 2 * blocks / 4) / 3)
-    assert operations(tuning) / operations(FullConfig()) == pytest.approx(tuning.compute_share(4), abs=0.04)
+
+
+@every_tuning
+def test_the_operations_of_a_step_are_those_that_torch_counts(tuning):
+    module, _ = drawn(built(EncoderConfig(layers=4, **SHAPE), tuning, attend=eager))
+    tokens = sum(LENGTHS)
+    flops = tokens * module.flops_per_token(sum(length**2 for length in LENGTHS) / tokens)
+    assert flops == pytest.approx(counted(module, BATCH), rel=0.05), "less what the first layer that learns reads"
+
+
+@every_tuning
+@pytest.mark.parametrize(("layers", "decoder_layers"), [(4, 3), (3, 6)])
+def test_the_operations_of_two_sides_are_those_that_torch_counts(tuning, layers, decoder_layers):
+    config = EncoderDecoderConfig(layers=layers, decoder_layers=decoder_layers, **SHAPE)
+    source, target = 32, 11
+    both = source + target
+    with torch.device("meta"):
+        model = config.build(vocab_size=VOCAB_SIZE, attend=eager)
+        tuning.prepare(model)
+        module = AdaptedEncoderDecoder(model, label_smoothing=0.0, target_share=target / both)
+    module, _ = drawn(module)
+    flops = both * module.flops_per_token(both)
+    assert flops == pytest.approx(counted(module, ragged_pairs([source], [target])), rel=0.05)
 
 
 @pytest.mark.parametrize(

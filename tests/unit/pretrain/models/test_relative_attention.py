@@ -31,7 +31,7 @@ def their_buckets(relative, bidirectional, num_buckets=32, max_distance=128):
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (64, 1000)])
 def test_buckets_are_those_of_transformers(bidirectional, num_buckets, max_distance):
-    relative = torch.arange(-1500, 1501)
+    relative = torch.arange(-2048, 2049)
     expected = their_buckets(relative, bidirectional, num_buckets, max_distance)
     found = Buckets(num_buckets, bidirectional, max_distance).rows(relative)
     assert torch.equal(found, expected)

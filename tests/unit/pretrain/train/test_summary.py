@@ -18,8 +18,8 @@ def test_a_model_counts_tied_parameters_once_and_apart_those_that_are_trained():
     module = ToyObjective()
     module.flops_per_token = lambda seq_len: 10 * seq_len
     module.model.embedding.weight.requires_grad_(False)
-    size = ModelSize.of(module, context=7.5, compute_share=0.4)
-    assert tuple(size) == (7 * 5 + 5 * 5 + 5, 5 * 5 + 5, pytest.approx(0.4 * 75))
+    size = ModelSize.of(module, context=7.5)
+    assert tuple(size) == (7 * 5 + 5 * 5 + 5, 5 * 5 + 5, 75)
 
 
 @pytest.fixture

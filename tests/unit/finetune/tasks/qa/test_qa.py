@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from finetune.answering.base import Encoded
 from finetune.model.losses import AnswerSpans
-from finetune.tasks.qa.metrics import squad_metrics
 from finetune.tasks.qa.questions import Answer, Question
 from finetune.tasks.qa.task import QaConfig, QaMetric
+from finetune.tasks.squad import squad_metrics
 from pretrain.errors import ConfigError, DataError
 from pretrain.registry import choices
 from pretrain.tokenizer.base import load_tokenizer

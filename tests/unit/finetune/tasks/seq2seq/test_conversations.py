@@ -6,6 +6,7 @@ import pytest
 import vocabularies
 from transformers import PreTrainedTokenizerFast
 
+from finetune.answering.frame import Frame
 from finetune.tasks.seq2seq.conversations import (
     ChatTemplate,
     Conversation,
@@ -14,7 +15,7 @@ from finetune.tasks.seq2seq.conversations import (
     find_chat_template,
     read_conversations,
 )
-from finetune.tasks.seq2seq.encoding import Frame, encode_pairs
+from finetune.tasks.seq2seq.encoding import encode_pairs
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import BadRecordError
@@ -154,7 +155,7 @@ def test_every_answer_or_the_last_one_is_a_target(tokenizer):
     assert every[1] == last and last.source.startswith(every[0].source + "Four.<|im_end|>\n")
     assert pairs_of([[*TALK, TALK[0]]], template, tokenizer) == [last]  # what follows has no answer
     asked = pairs_of([TALK, TALK[:3]], template, tokenizer, labelled=False)
-    assert [pair[:2] for pair in asked] == [(last.source, None)] * 2
+    assert [pair[:2] for pair in asked] == [(last.source, TALK[-1]["content"]), (last.source, None)]
 
 
 def test_a_template_without_an_end_leaves_it_to_the_frame(tokenizer):

@@ -9,7 +9,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from finetune.tasks.seq2seq.encoding import Cuts, Frame, encode_pairs, prompts_of
+from finetune.answering.frame import Frame, prompts_of
+from finetune.tasks.seq2seq.encoding import Cuts, encode_pairs
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError, DataError
@@ -79,7 +80,7 @@ def test_decoders_learn_targets_and_their_end_alone(tokenizer, prefix, suffix):
         input_ids, labels = prompt + answer, [IGNORED] * len(prompt) + answer  # as transformers' models take them
         assert row == {"tokens": input_ids[:-1], "targets": labels[1:]}  # which they shift themselves
     assert prompts_of(encoded.examples, frame) == prompts
-    asked = encode([pair._replace(target=None) for pair in PAIRS], tokenizer, frame)
+    asked = encode([*PAIRS[:2], PAIRS[2]._replace(target=None)], tokenizer, frame, labelled=False)
     assert [row["tokens"] for row in rows(asked.examples)] == prompts == prompts_of(asked.examples, frame)
     assert asked.examples.targets is None
 

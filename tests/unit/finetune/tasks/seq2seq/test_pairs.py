@@ -45,10 +45,12 @@ def test_every_format_has_the_same_pairs(tmp_path):
     assert [pair.place for pair in read(joined)] == [f"{tmp_path / 'part.en'}:{line}" for line in (1, 2, 3)]
 
 
-def test_predictions_need_sources_alone(tmp_path):
-    joined = two_files(tmp_path, b"a\nb\n", b"c\n")
-    for source in (joined, tmp_path / "part.en", ["a", "b"], [{"en": "a"}, {"en": "b"}]):
+def test_predictions_need_sources_alone_and_keep_targets(tmp_path):
+    joined = two_files(tmp_path, b"a\nb\n", b"c\n \n")
+    for source in (tmp_path / "part.en", ["a", "b"], [{"en": "a"}, {"en": "b", "de": ["no text"]}]):
         assert texts(read(source, labelled=False)) == [("a", None), ("b", None)]
+    for source in (joined, [("a", "c"), "b"], [{"en": "a", "de": "c"}, {"en": "b", "de": "\ud800"}]):
+        assert texts(read(source, labelled=False)) == [("a", "c"), ("b", None)]
 
 
 def test_a_prompt_holds_the_columns_that_its_template_names():

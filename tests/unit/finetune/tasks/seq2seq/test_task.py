@@ -81,7 +81,8 @@ def test_the_loss_is_of_targets_alone(tmp_path, model):
     assert measured["loss"] == pytest.approx(expected, abs=1e-5)
     assert {"perplexity", "accuracy", "chrf"} <= measured.keys()
     predicted = opened.predict(str(tmp_path / "data.jsonl"))
-    assert [one["source"] for one in predicted] == [pair["source"] for pair in pairs(24)]
+    assert [{side: one[side] for side in ("source", "target")} for one in predicted] == pairs(24)
+    assert [one.keys() for one in opened.predict(["abc"])] == [{"place", "source", "prediction"}]
     record = json.loads((opened.path / "run.json").read_text())
     assert record["decoder_start"] == (0 if model == "encoder_decoder" else None)
 

@@ -1,6 +1,6 @@
-"""What happens inside of a module that a strategy wrapped, seen in passes that train nothing.
+"""The final hidden states of passes that train nothing, under any strategy.
 
-Holds how it is seen, under any strategy; what is made of it is in `samples` and `choices`.
+Holds how they are read from the module that a strategy wrapped; `samples` and `choices` use them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pretrain.models.base import Model
 def hidden_states(module: nn.Module, model: Model, see: Callable[[Tensor], None]) -> Iterator[None]:
     """Have `see` called with the final hidden states (N, D) of each pass through `module`, which holds the `model`.
 
-    It is called within the pass, where every rank has the weights of the head, and must use them on every rank. In the
-    block nothing is dropped out or kept for a backward pass; after it the module is in training.
+    It is called within the pass, where every rank has the weights of the head, and must use them on every rank. Inside
+    the `with` block there is no dropout and no graph; after it the module is in training mode.
     """
 
     def hook(model: nn.Module, inputs: object, hidden: Tensor) -> None:

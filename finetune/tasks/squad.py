@@ -1,8 +1,8 @@
 """Exact match and F1 of answers to questions, as SQuAD's official scripts count them, and the no-answer threshold.
 
-Answers arrive here as text; spans and logits are elsewhere. All values are shares; the official scripts print
-percentages. Sources: Rajpurkar et al. 2016, arXiv 1606.05250 (1.1); Rajpurkar et al. 2018, arXiv
-1806.03822 (2.0, with questions that have no answer).
+Answers arrive here as text; spans and logits are elsewhere. `qa` and `seq2seq` are scored by it. All values are shares;
+the official scripts print percentages. Sources: Rajpurkar et al. 2016, arXiv 1606.05250 (1.1); Rajpurkar et al. 2018,
+arXiv 1806.03822 (2.0, with questions that have no answer).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.tasks.qa.metrics import best_threshold, normalise, score, squad_metrics
+from finetune.tasks.squad import best_threshold, normalise, score, squad_metrics
 
 PUNCTUATION = {chr(code) for part in ((33, 48), (58, 65), (91, 97), (123, 127)) for code in range(*part)}
 NOISE = [  # articles, punctuation, letters and spaces of other scripts
