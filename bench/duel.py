@@ -74,17 +74,17 @@ def _speed(arena: Arena, names: list[str], rounds: int) -> None:
 
 def _scores(arena: Arena, names: list[str], seeds: list[int]) -> None:
     """Take the seeds in turn, so that an interrupted benchmark has compared something."""
-    scores = arena.task.scores
+    scores, of = arena.task.scores, 1 if arena.task.percent else 100
     print(f"{'':<18}{'seed':>6}{''.join(f'{score:>13}' for score in scores)}{'s':>9}")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for seed in seeds:
         for name in names:
             measured, seconds = arena.score(name, seed)
             found[name].append(measured)
-            values = "".join(f"{100 * measured[score]:>13.2f}" for score in scores)
+            values = "".join(f"{of * measured[score]:>13.2f}" for score in scores)
             print(f"{name:<18}{seed:>6}{values}{seconds:>9.0f}", flush=True)
     if len(seeds) > 1:
         for name, rows in found.items():
-            columns = [[100 * row[score] for row in rows] for score in scores]
+            columns = [[of * row[score] for row in rows] for score in scores]
             print(f"{name:<18}{'mean':>6}" + "".join(f"{statistics.mean(column):>13.2f}" for column in columns))
             print(f"{'':<18}{'s.d.':>6}" + "".join(f"{statistics.stdev(column):>13.2f}" for column in columns))

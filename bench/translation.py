@@ -91,6 +91,7 @@ def main() -> None:
     task = Task(
         unit="pairs",
         scores=["bleu"],
+        percent=True,
         headwater=[
             "task=seq2seq",
             f"task.label_smoothing={args.smoothing}",

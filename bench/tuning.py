@@ -38,6 +38,7 @@ class Task:
 
     unit: str  # what a step has `batch` of
     scores: list[str]  # metrics, by the names that both sides give them
+    percent: bool = False  # whether scores are of 100 already, and not of 1
     headwater: list[str]  # overrides
     peer: list[str]  # script in peers/, and options of its own
     batching: list[str]  # of the peer, its recipe's first
