@@ -17,6 +17,7 @@ from finetune.answering.written import GenerationConfig, write_all
 from finetune.evaluator import losses
 from finetune.model.language import AdaptedDecoder, AdaptedEncoderDecoder
 from finetune.tasks.seq2seq.encoding import Frame, prompts_of
+from finetune.tasks.seq2seq.languages import target_frame
 from pretrain.checkpoint.load import Shapes
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError, check
@@ -43,6 +44,10 @@ class WritingTask(Protocol):
 
     def texts(self, source: str) -> Iterator[str]:
         """Yield the texts of a data set, those that are read and those that are written."""
+        ...
+
+    def in_languages(self, codec: Codec) -> Codec:
+        """Return the codec of texts in the task's languages, if the model marks texts by theirs."""
         ...
 
     def with_chat_template(self, codec: Codec, folder: Path) -> Codec:
@@ -93,7 +98,7 @@ class ByWriting:
         yield from self.task.texts(source)
 
     def complete(self, codec: Codec, folder: Path) -> Codec:
-        return self.task.with_chat_template(codec, folder)
+        return self.task.with_chat_template(self.task.in_languages(codec), folder)
 
     def encode(self, records: Sequence[Any], codec: Codec, names: list[str], *, labelled: bool = True) -> Encoded:
         return self.task.encode(records, codec, labelled=labelled)
@@ -154,7 +159,9 @@ def frame_of(codec: Codec) -> Frame:
     if codec.start is None:
         rule = "nothing says with which token its decoder begins (decoder_start_token_id in config.json); add it there"
         raise ConfigError(f"init_from: {rule}")
-    return Frame(prefix, suffix, codec.start) if suffix else Frame([], prefix[:1], codec.start)
+    if not suffix:
+        return Frame([], prefix[:1], codec.start)
+    return Frame(prefix, suffix, codec.start, target=target_frame(codec))
 
 
 def _target_share(encoded: Encoded) -> float:

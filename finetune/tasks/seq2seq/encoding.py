@@ -32,6 +32,14 @@ class Frame(NamedTuple):
     suffix: list[int]  # after a text
     start: int | None  # what an encoder-decoder's decoder reads first; None: the model is a decoder
     markup: bool = False  # whether special tokens are written in the texts, as chat templates write them
+    target: tuple[list[int], list[int]] | None = None  # before and after an encoder-decoder's target; None: as a source
+
+    @property
+    def begin(self) -> list[int]:
+        """The ids that begin a target: none of a decoder, which reads it right behind its source."""
+        if self.start is None:
+            return []
+        return self.prefix if self.target is None else self.target[0]
 
     @property
     def end(self) -> list[int]:
@@ -39,7 +47,8 @@ class Frame(NamedTuple):
 
         Raises `ConfigError` for a tokenizer that has neither: a model could not learn to stop.
         """
-        if not (found := self.suffix or self.prefix[:1]):
+        suffix = self.suffix if self.target is None else self.target[1]
+        if not (found := suffix or self.prefix[:1]):
             rule = "the tokenizer puts no token before or after a text, so that an answer would never end"
             raise ConfigError(f"init_from: {rule}; choose a model whose tokenizer has an end-of-text token")
         return found
@@ -86,10 +95,11 @@ def encode_pairs(
     max_source_tokens: int,
     max_target_tokens: int,
     max_faults: float = 0.0,
+    target_tokenizer: Tokenizer | None = None,
 ) -> EncodedPairs:
-    """Encode pairs, all of which have targets or none.
+    """Encode pairs, all of which have targets or none; targets by a tokenizer of their own if there is one.
 
-    An encoder-decoder's source is prefix, text and suffix, its target prefix, text and end, as the labels of BART, T5
+    An encoder-decoder's source is prefix, text and suffix, its target begin, text and end, as the labels of BART, T5
     and Marian are; a decoder's sequence is prefix, source, target and end. The limits count the tokens around texts. A
     longer source loses its end, of a decoder its beginning, so that the question or the marks before the answer stay;
     the tokens around it are kept. A longer target loses its end, and the end token with it: the model does not learn to
@@ -105,7 +115,8 @@ def encode_pairs(
     kept: list[Pair] = []
     examples: list[Example] = []
     sources, targets = [], []  # tokens of each, before cutting
-    for pair, ids in zip(pairs, _ids(pairs, tokenizer, markup=frame.markup), strict=True):
+    ids_of_pairs = _ids(pairs, tokenizer, target_tokenizer or tokenizer, markup=frame.markup)
+    for pair, ids in zip(pairs, ids_of_pairs, strict=True):
         with bad.counted(pair.place):
             for side, found, text in (("source", ids.source, pair.source), ("target", ids.target, pair.target)):
                 if found == []:
@@ -153,10 +164,10 @@ def _check_room(frame: Frame, max_source_tokens: int, max_target_tokens: int) ->
         check(limit > around, f"task.max_{side}_tokens", limit, rule)
 
 
-def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, *, markup: bool) -> Iterator[_Ids]:
+def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, of_targets: Tokenizer, *, markup: bool) -> Iterator[_Ids]:
     sources = encodings(tokenizer, [pair.source for pair in pairs], special_tokens=False)
-    targets = encodings(tokenizer, [pair.target or "" for pair in pairs], special_tokens=False)
-    with _reading_markup(tokenizer, markup=markup):
+    targets = encodings(of_targets, [pair.target or "" for pair in pairs], special_tokens=False)
+    with _reading_markup(tokenizer, markup=markup), _reading_markup(of_targets, markup=markup):
         for pair, source, target in zip(pairs, sources, targets, strict=True):
             yield _Ids(source.ids, None if pair.target is None else target.ids)
 
@@ -177,7 +188,7 @@ def _around_source(frame: Frame, ids: list[int]) -> list[int]:
 
 
 def _around_target(frame: Frame, ids: list[int]) -> list[int]:
-    return ([] if frame.start is None else frame.prefix) + ids + frame.end
+    return frame.begin + ids + frame.end
 
 
 def _shortened(source: list[int], frame: Frame, limit: int) -> list[int]:
