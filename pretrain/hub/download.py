@@ -13,7 +13,11 @@ from pretrain.errors import ConfigError
 _PART = r"\w[\w.-]*"
 _NAME = re.compile(rf"((?P<org>{_PART})/)?{_PART}(?P<revision>@{_PART}(/{_PART})*)?", re.ASCII)
 _CHATS = ["tokenizer_config.json", "chat_template.jinja"]  # how conversations are written as text
-_FACTS = ["config.json", "tokenizer.json", *_CHATS, "adapter_config.json", "README.md"]  # whose card names the licence
+_PAIR = ["target_tokenizer.json", "source.spm", "target.spm", "vocab.json"]  # of a Marian
+_FACTS = [
+    *("config.json", "generation_config.json", "tokenizer.json", *_PAIR, *_CHATS, "adapter_config.json"),
+    "README.md",  # whose card names the licence
+]
 _FILES = [*_FACTS, "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
 
 
