@@ -40,8 +40,11 @@ def test_every_format_has_the_same_pairs(tmp_path):
     lines = ["\r\n".join(column) for column in zip(*TEXTS, strict=True)]
     joined = two_files(tmp_path, b"\xef\xbb\xbf" + lines[0].encode(), lines[1].encode() + b"\n")
     for source in (tmp_path / "a.jsonl", tmp_path / "a.parquet", joined, records, TEXTS):
-        assert texts(read(source)) == TEXTS
+        assert texts(read(source)) == TEXTS == texts(read(source, labelled=False))
     assert texts(read(tmp_path / "a.tsv.bz2", header=["de", "en"])) == TEXTS
+    for source in (tmp_path / "a.jsonl", tmp_path / "a.parquet", tmp_path / "a.tsv.bz2", records):
+        without = read(source, labelled=False, target_column="fr", header=["de", "en"])
+        assert texts(without) == [(one, None) for one, _ in TEXTS]
     assert [pair.place for pair in read(joined)] == [f"{tmp_path / 'part.en'}:{line}" for line in (1, 2, 3)]
 
 
