@@ -7,6 +7,7 @@ from transformers.models.mbart.modeling_mbart import shift_tokens_right
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES as FIRST_CODES
 from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as CODES
 
+from finetune.answering.base import Codec
 from finetune.answering.by_writing import frame_of
 from finetune.init_from import codec_of
 from finetune.tasks.seq2seq.encoding import encode_pairs
@@ -64,20 +65,16 @@ def test_languages_that_nothing_says_or_nobody_knows_are_refused_by_name(release
     codec = codec_of(open_source(str(release[0])))
     with pytest.raises(ConfigError, match=r"task\.target_language: required and not given.*target_language=de_DE"):
         with_languages(codec, None, None)
-    with pytest.raises(ConfigError, match=r"task\.source_language=de: must be a language of the tokenizer: ar_AR, "):
+    with pytest.raises(ConfigError, match=r"task\.source_language=de: must be a language of the tokenizer: .*ar_AR, "):
         with_languages(codec, "de", "ro_RO")
 
 
 def test_other_models_have_no_use_for_languages(release):
-    codec = codec_of(open_source(str(release[0])))
-    for plain in (codec.__class__(codec.tokenizer, ModelKind.causal, codec.frame), _framed(codec)):
-        assert with_languages(plain, None, None) is plain
+    tokenizer = codec_of(open_source(str(release[0]))).tokenizer
+    for kind in (ModelKind.causal, ModelKind.encoder_decoder):
+        codec = Codec(tokenizer=tokenizer, kind=kind, frame=([0], [END]), start=END)
+        assert with_languages(codec, None, None) is codec
         with pytest.raises(
             ConfigError, match=r"task\.target_language=de_DE: this model's tokenizer puts no token of a"
         ):
-            with_languages(plain, None, "de_DE")
-
-
-def _framed(codec):
-    """Return the codec of a BART with such a tokenizer."""
-    return codec.__class__(tokenizer=codec.tokenizer, kind=ModelKind.encoder_decoder, frame=([0], [END]), start=END)
+            with_languages(codec, None, "de_DE")
