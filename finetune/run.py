@@ -117,10 +117,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         tokenizer=written.encode(),
         beside=beside,
         vocab_size=source.vocab_size,
-        document_frame=codec.frame,
-        decoder_start=codec.start,
-        chat_template=codec.chat_template,
-        generation=None if codec.rules is None else generation_settings(codec.rules),
+        **_recorded(codec),
         mask=source.mask,
         names=data.names,
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
@@ -152,6 +149,16 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     )
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
     session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop)
+
+
+def _recorded(codec: Codec) -> dict[str, Any]:
+    """Return what run.json says of how texts become ids and back."""
+    return {
+        "document_frame": codec.frame,
+        "decoder_start": codec.start,
+        "chat_template": codec.chat_template,
+        "generation": None if codec.rules is None else generation_settings(codec.rules),
+    }
 
 
 def _measured(task: TaskConfig, engine: Engine, data: TaskData) -> dict[str, float]:

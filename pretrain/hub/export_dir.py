@@ -25,10 +25,10 @@ from pretrain.files import fsync_path, hash_file, read_json, write_hashed
 from pretrain.hub.family import Family, HFTensor, family_for
 from pretrain.hub.model_card import CARD_FILE, LICENCE_FILE, Origin, licence_of, model_card
 from pretrain.hub.special_tokens import special_token_ids
-from pretrain.hub.spm_files import OF_TARGETS
 from pretrain.hub.weights import write_weights
 from pretrain.models.base import ModelKind
 from pretrain.settings.export_options import DTYPES
+from pretrain.tokenizer.base import OF_TARGETS
 
 DECODER_START = "decoder_start_token_id"  # in config.json and generation_config.json
 EXPORT_RECORD = "export.json"  # which step of which run an export is of; `transformers` does not read it

@@ -18,10 +18,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import replace_file
 from pretrain.hub.weight_files import read_json
-from pretrain.tokenizer.base import FOR_TARGETS
+from pretrain.tokenizer.base import FOR_TARGETS, IDS, OF_SOURCES, OF_TARGETS, PAIR_FILES
 
 ONE_MODEL = "spiece.model"  # T5's
-OF_SOURCES, OF_TARGETS, IDS = "source.spm", "target.spm", "vocab.json"  # Marian's
 END = "</s>"
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in pieces
 _NORMAL = 1  # kind of a piece that text is cut into
@@ -80,7 +79,7 @@ def pair_files(directory: Path) -> dict[str, bytes]:
 
     transformers reads the models of SentencePiece, and we do not need them.
     """
-    names = [FOR_TARGETS, OF_SOURCES, OF_TARGETS, IDS] if (directory / FOR_TARGETS).is_file() else []
+    names = PAIR_FILES if (directory / FOR_TARGETS).is_file() else ()
     return {name: path.read_bytes() for name in names if (path := directory / name).is_file()}
 
 

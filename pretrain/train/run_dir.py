@@ -28,7 +28,7 @@ from pretrain.files import check_place, hash_file, read_json, replace_file, seal
 from pretrain.registry import choices, choices_in, flattened, plain, rebuilt
 from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
-from pretrain.tokenizer.base import FOR_TARGETS
+from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
 
 RECORD_FILE = "run.json"
@@ -38,7 +38,8 @@ LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
 FILES = (  # of a run
-    *(RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, FOR_TARGETS, METRICS_FILE, SAMPLES_FILE),
+    *(RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE),
+    *PAIR_FILES,
 )
 FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
 FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")

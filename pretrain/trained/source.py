@@ -24,7 +24,7 @@ from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.export_dir import DECODER_START
 from pretrain.hub.family import Family, HeadKind
 from pretrain.hub.generation_config import read_rules, rules_of
-from pretrain.hub.spm_files import OF_SOURCES, ONE_MODEL
+from pretrain.hub.spm_files import ONE_MODEL
 from pretrain.hub.weight_files import read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import ModelKind
@@ -35,6 +35,7 @@ from pretrain.registry import choices, discover, plain
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import (
     FOR_TARGETS,
+    OF_SOURCES,
     TokenizerConfig,
     describe,
     find_mask,
