@@ -9,9 +9,9 @@ from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CO
 
 from finetune.answering.base import Codec
 from finetune.answering.by_writing import frame_of
+from finetune.answering.languages import with_languages
 from finetune.init_from import codec_of
 from finetune.tasks.seq2seq.encoding import encode_pairs
-from finetune.tasks.seq2seq.languages import with_languages
 from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.errors import ConfigError
 from pretrain.hub.special_tokens import special_token_ids
