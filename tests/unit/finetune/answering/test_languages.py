@@ -8,7 +8,7 @@ from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES 
 from transformers.models.mbart50.tokenization_mbart50 import FAIRSEQ_LANGUAGE_CODES as CODES
 
 from finetune.answering.base import Codec
-from finetune.answering.by_writing import frame_of
+from finetune.answering.frame import frame_of
 from finetune.answering.languages import with_languages
 from finetune.init_from import codec_of
 from finetune.tasks.seq2seq.encoding import encode_pairs
