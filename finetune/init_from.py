@@ -53,6 +53,8 @@ def codec_of(source: Source | Nothing) -> Codec:
         frame=source.template or ([], []),
         start=source.decoder_start,
         chat_template=source.record.get("chat_template") if isinstance(source, RunSource) else None,
+        target_tokenizer=None if isinstance(source, Nothing) else source.load_target_tokenizer(),
+        rules=None if isinstance(source, Nothing) else source.rules,
     )
 
 

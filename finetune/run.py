@@ -7,6 +7,7 @@ alike is in `pretrain.train.session`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +24,14 @@ from finetune.tasks.base import LOWER_IS_BETTER, TaskConfig, shortlist
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
+from pretrain.hub.generation_config import generation_settings
+from pretrain.hub.spm_files import pair_files
 from pretrain.init_from import InitialWeights
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory
-from pretrain.tokenizer.base import text_sha256
+from pretrain.tokenizer.base import FOR_TARGETS, text_sha256
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
@@ -92,7 +95,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     world, task = session.world, cfg.task
     cfg.check_attention(bias=source.network.score_bias)
     codec = task.answering.complete(codec_of(source), source.path)
-    written = codec.tokenizer.to_str(pretty=True)
+    written, beside = codec.tokenizer.to_str(pretty=True), pair_files(source.path)
     data = _read(cfg, source, codec)
     steps = _steps(cfg, data, world)
     schedule = cfg.schedule.build(steps.total)
@@ -102,7 +105,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     initial = InitialWeights(module, cfg.seed)
     trainee = session.build(
         module,
-        _fingerprints(cfg, network, data, text_sha256(written)),
+        _fingerprints(cfg, network, data, written, beside),
         shapes=initial.shapes,
         first_weights=lambda: weights_from(source, initial, world, names=data.names, scratch=cfg.scratch),
         num_steps=steps.total,
@@ -112,10 +115,9 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         size,
         parameters_learnt=size.trainable,
         tokenizer=written.encode(),
+        beside=beside,
         vocab_size=source.vocab_size,
-        document_frame=codec.frame,
-        decoder_start=codec.start,
-        chat_template=codec.chat_template,
+        **_recorded(codec),
         mask=source.mask,
         names=data.names,
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
@@ -147,6 +149,16 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     )
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
     session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop)
+
+
+def _recorded(codec: Codec) -> dict[str, Any]:
+    """Return what run.json says of how texts become ids and back."""
+    return {
+        "document_frame": codec.frame,
+        "decoder_start": codec.start,
+        "chat_template": codec.chat_template,
+        "generation": None if codec.rules is None else generation_settings(codec.rules),
+    }
 
 
 def _measured(task: TaskConfig, engine: Engine, data: TaskData) -> dict[str, float]:
@@ -188,10 +200,13 @@ def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
     )
 
 
-def _fingerprints(cfg: FinetuneConfig, network: Any, data: TaskData, tokenizer: str) -> Fingerprints:
+def _fingerprints(
+    cfg: FinetuneConfig, network: Any, data: TaskData, tokenizer: str, beside: Mapping[str, bytes]
+) -> Fingerprints:
     """Return what a resumed run must find unchanged: its data and their order, its network, the kind of its moments."""
     order = {
-        "tokenizer": tokenizer[:16],
+        "tokenizer": text_sha256(tokenizer)[:16],
+        **{name: text_sha256(beside[name].decode())[:16] for name in beside if name == FOR_TARGETS},
         "init_from": cfg.init_from,
         "scratch": cfg.scratch,
         "the training set": data.train.examples.sha256[:16],

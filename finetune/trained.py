@@ -32,13 +32,15 @@ from pretrain.data.sources.locations import is_file, typed_name
 from pretrain.distributed.world import World, device_of
 from pretrain.errors import ConfigError, check
 from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.generation_config import rules_of
 from pretrain.hub.model_card import Origin
+from pretrain.hub.spm_files import pair_files
 from pretrain.objectives.base import Objective
 from pretrain.report.history import load as load_history
 from pretrain.report.history import page_folder
 from pretrain.report.writing import write_page
-from pretrain.train.run_dir import read_config, read_record
-from pretrain.trained.run_files import network_of, step_of, tokenizer_of
+from pretrain.train.run_dir import RECORD_FILE, read_config, read_record
+from pretrain.trained.run_files import network_of, step_of, target_tokenizer_of, tokenizer_of
 from pretrain.trained.source import fitting
 
 Data = str | Path | Sequence[Any]
@@ -116,7 +118,7 @@ class FineTunedModel:
         `dtype` is fp32, bf16 or fp16, and a weight file has at most `shard_mb` MB. An export of another run or step is
         replaced only by `overwrite`, and nothing else ever is. Raises `ConfigError` for a model of no family.
         """
-        _, config, special_tokens = hf_model(self.network, self.record, self.codec.tokenizer)
+        _, config, special_tokens, generation = hf_model(self.network, self.record, self.codec.tokenizer)
         shapes = shapes_of(self.module)
         own = self.cfg.task.answering.exported(self.network, self.codec, self.record, shapes, special_tokens)
         export = Export(
@@ -126,11 +128,12 @@ class FineTunedModel:
             tokenizer=own.tokenizer,
             config=config | own.config,
             special_tokens=special_tokens | own.special_tokens,
-            generates=own.generates,
+            generation=generation if own.generates else None,
             run=self.record["name"],
             step=self.step,
             origin=Origin(step=self.checkpoint, record=self.record, settings=read_config(self.path)),
             tokenizer_settings=own.tokenizer_settings,
+            beside=pair_files(self.path),
         )
         place = Path(out or self.path / "export")
         return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
@@ -177,7 +180,7 @@ def load(
     cfg.task.answering.check_model(network, str(run))
     module = build_module(cfg, network, record["vocab_size"], record["names"])
     restore_weights(checkpoint, module)
-    place = device_of(device)
+    place, kept = device_of(device), record.get("generation")
     return FineTunedModel(
         path=run,
         step=step_number(checkpoint),
@@ -193,6 +196,8 @@ def load(
             frame=record["document_frame"],
             start=record.get("decoder_start"),
             chat_template=record.get("chat_template"),
+            target_tokenizer=target_tokenizer_of(run),
+            rules=None if kept is None else rules_of(kept, record["vocab_size"], run / RECORD_FILE),
         ),
         checkpoint=checkpoint,
     )

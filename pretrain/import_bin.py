@@ -28,7 +28,7 @@ def parser() -> CommandParser:
     parser = CommandParser(
         prog="python -m pretrain.import_bin",
         description="Write the weights of an old pytorch_model.bin as safetensors beside it, and models of "
-        "SentencePiece (spiece.model, source.spm) as tokenizer.json.",
+        "SentencePiece (spiece.model, source.spm and target.spm) as tokenizer.json.",
         example="python -m pretrain.import_bin downloads/bert --model-type bert",
     )
     parser.add_argument("directory", type=Path, help="a Hugging Face directory: config.json and pytorch_model.bin")
@@ -44,7 +44,7 @@ def _import_bin(options: argparse.Namespace) -> str:
     if needs_import(directory) or not needs_tokenizer(directory):
         written += import_bin(directory, options.model_type)
     if needs_tokenizer(directory):
-        written.append(import_tokenizer(directory))
+        written += import_tokenizer(directory)
     return "\n".join(map(str, written))
 
 

@@ -19,6 +19,7 @@ from pretrain.checkpoint.load import Shapes
 from pretrain.distributed.world import World
 from pretrain.hub.family import HFTensor
 from pretrain.models.base import Model, ModelKind
+from pretrain.models.generation.rules import Rules
 from pretrain.objectives.base import Objective
 from pretrain.strategy.base import StrategyConfig
 
@@ -35,11 +36,13 @@ class Encoded:
 class Codec:
     """How texts become the ids that a model has learnt to read and to write, and back."""
 
-    tokenizer: Tokenizer  # its template adds the special tokens around texts and pairs
+    tokenizer: Tokenizer  # its template adds the special tokens around texts and pairs; it decodes all ids
     kind: ModelKind  # of the model
     frame: tuple[list[int], list[int]]  # ids before and after a document
     start: int | None = None  # the id that the decoder of an encoder-decoder begins with; None: nothing says which
     chat_template: dict[str, Any] | None = None  # makes text of messages; None: none is needed
+    target_tokenizer: Tokenizer | None = None  # cuts targets into tokens, of the same ids; None: `tokenizer` does
+    rules: Rules | None = None  # that the texts of an encoder-decoder keep to; None: nothing says any
 
 
 @dataclass(frozen=True, kw_only=True)

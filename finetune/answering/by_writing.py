@@ -45,6 +45,10 @@ class WritingTask(Protocol):
         """Yield the texts of a data set, those that are read and those that are written."""
         ...
 
+    def in_languages(self, codec: Codec) -> Codec:
+        """Return the codec of texts in the task's languages, if the model marks texts by theirs."""
+        ...
+
     def with_chat_template(self, codec: Codec, folder: Path) -> Codec:
         """Return the codec with the template that messages are read by, if the task reads any."""
         ...
@@ -93,7 +97,7 @@ class ByWriting:
         yield from self.task.texts(source)
 
     def complete(self, codec: Codec, folder: Path) -> Codec:
-        return self.task.with_chat_template(codec, folder)
+        return self.task.with_chat_template(self.task.in_languages(codec), folder)
 
     def encode(self, records: Sequence[Any], codec: Codec, names: list[str], *, labelled: bool = True) -> Encoded:
         return self.task.encode(records, codec, labelled=labelled)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.answering.base import Codec
+from finetune.answering.languages import target_frame
 from finetune.data.examples import Examples
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError
@@ -24,6 +25,14 @@ class Frame(NamedTuple):
     suffix: list[int]  # after a text
     start: int | None  # what an encoder-decoder's decoder reads first; None: the model is a decoder
     markup: bool = False  # whether special tokens are written in the texts, as chat templates write them
+    target: tuple[list[int], list[int]] | None = None  # before and after an encoder-decoder's target; None: as a source
+
+    @property
+    def begin(self) -> list[int]:
+        """The ids that begin a target: none of a decoder, which reads it right behind its source."""
+        if self.start is None:
+            return []
+        return self.prefix if self.target is None else self.target[0]
 
     @property
     def end(self) -> list[int]:
@@ -31,7 +40,8 @@ class Frame(NamedTuple):
 
         Raises `ConfigError` for a tokenizer that has neither: a model could not learn to stop.
         """
-        if not (found := self.suffix or self.prefix[:1]):
+        suffix = self.suffix if self.target is None else self.target[1]
+        if not (found := suffix or self.prefix[:1]):
             rule = "the tokenizer puts no token before or after a text, so that an answer would never end"
             raise ConfigError(f"init_from: {rule}; choose a model whose tokenizer has an end-of-text token")
         return found
@@ -45,7 +55,9 @@ def frame_of(codec: Codec) -> Frame:
     if codec.start is None:
         rule = "nothing says with which token its decoder begins (decoder_start_token_id in config.json); add it there"
         raise ConfigError(f"init_from: {rule}")
-    return Frame(prefix, suffix, codec.start) if suffix else Frame([], prefix[:1], codec.start)
+    if not suffix:
+        return Frame([], prefix[:1], codec.start)
+    return Frame(prefix, suffix, codec.start, target=target_frame(codec))
 
 
 def prompts_of(examples: Examples, frame: Frame) -> list[list[int]]:

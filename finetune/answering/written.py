@@ -25,6 +25,7 @@ from pretrain.errors import check
 from pretrain.models.base import EncoderDecoderModel
 from pretrain.models.generation.beam import BeamSearch, beam_search
 from pretrain.models.generation.generate import generate
+from pretrain.models.generation.rules import NO_RULES
 from pretrain.models.generation.sampling import Sampler
 from pretrain.train.hidden_states import hidden_states
 
@@ -97,7 +98,8 @@ def _generated(
     if not prompts:
         return []
     model: Any = engine.objective.model
-    options: dict[str, Any] = {"max_tokens": max_tokens, "stop_ids": [end]}
+    rules = engine.codec.rules or NO_RULES
+    options: dict[str, Any] = {"max_tokens": max_tokens, "stop_ids": [end], "rules": rules}
     if sources is not None:
         options["sources"] = [torch.tensor(source) for source in sources]
     begun = [torch.tensor(prompt) for prompt in prompts]
@@ -121,15 +123,19 @@ def _by_passes(
     end: int,
 ) -> list[list[int]]:
     """Return the likeliest ids after each of this rank's prompts, by passes over whole sequences. A collective."""
-    model = engine.objective.model
+    model, rules = engine.objective.model, engine.codec.rules or NO_RULES
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     last = chosen = torch.empty(0)  # the last token of each sequence of a pass, and the likeliest after it
+    place = 0  # that the likeliest takes in the texts
 
     def choose(hidden: Tensor) -> None:
-        nonlocal chosen
+        nonlocal chosen, place
         bias = model.head_bias() if isinstance(model, EncoderDecoderModel) else None
-        chosen = F.linear(hidden[last], model.head_weight(), bias).float().argmax(dim=-1)
+        logits = F.linear(hidden[last], model.head_weight(), bias).float()
+        rules.restrict(logits, place=place, full=range(len(logits)) if place + 1 == max_tokens else ())
+        chosen = logits.argmax(dim=-1)
+        place += 1
 
     with hidden_states(engine.module, model, choose):
         for _ in range(max_tokens):

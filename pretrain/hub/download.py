@@ -9,11 +9,15 @@ import re
 from pathlib import Path
 
 from pretrain.errors import ConfigError
+from pretrain.tokenizer.base import PAIR_FILES
 
 _PART = r"\w[\w.-]*"
 _NAME = re.compile(rf"((?P<org>{_PART})/)?{_PART}(?P<revision>@{_PART}(/{_PART})*)?", re.ASCII)
 _CHATS = ["tokenizer_config.json", "chat_template.jinja"]  # how conversations are written as text
-_FACTS = ["config.json", "tokenizer.json", *_CHATS, "adapter_config.json", "README.md"]  # whose card names the licence
+_FACTS = [
+    *("config.json", "generation_config.json", "tokenizer.json", *PAIR_FILES, *_CHATS, "adapter_config.json"),
+    "README.md",  # whose card names the licence
+]
 _FILES = [*_FACTS, "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
 
 

@@ -28,6 +28,7 @@ from pretrain.hub.special_tokens import special_token_ids
 from pretrain.hub.weights import write_weights
 from pretrain.models.base import ModelKind
 from pretrain.settings.export_options import DTYPES
+from pretrain.tokenizer.base import OF_TARGETS
 
 DECODER_START = "decoder_start_token_id"  # in config.json and generation_config.json
 EXPORT_RECORD = "export.json"  # which step of which run an export is of; `transformers` does not read it
@@ -41,6 +42,7 @@ class HFModel(NamedTuple):
     family: Family
     config: dict[str, Any]  # what config.json says of the network
     special_tokens: dict[str, int | None]  # ids by their roles in `transformers`
+    generation: dict[str, Any]  # what generation_config.json says of its texts, beside special tokens
 
 
 def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFModel:
@@ -51,14 +53,15 @@ def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFMode
     family = family_for(model)
     config = family.to_hf(model, record["vocab_size"])
     special_tokens = special_token_ids(tokenizer, record, model.kind)
+    generation = record.get("generation") or family.generation(special_tokens)
     if model.kind is ModelKind.encoder_decoder:
         config[DECODER_START] = record.get("decoder_start")
-        config |= {key: own for key, own in family.generation(special_tokens).items() if key.endswith("_token_id")}
+        config |= {key: own for key, own in generation.items() if key.endswith("_token_id")}
     if (needed := config.get("pad_token_id")) is not None and needed != special_tokens["pad"]:
         rule = f"{family.architecture} counts positions from the id of the padding token, which must be {needed} then"
         found = special_tokens["pad"]
         raise ConfigError(f"model.position_offset={needed + 1}: {rule}; that of tokenizer.json is {found}")
-    return HFModel(family, config, special_tokens)
+    return HFModel(family, config, special_tokens, generation)
 
 
 def warn_unless_exportable(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -79,11 +82,12 @@ class Export:
     tokenizer: Tokenizer
     config: dict[str, Any]  # of config.json: the network, its class, what its outputs mean
     special_tokens: dict[str, int | None]  # ids by their roles in `transformers`
-    generates: bool  # whether the model writes texts
+    generation: dict[str, Any] | None  # of generation_config.json, beside special tokens; None: it writes no texts
     run: str  # name of the run
     step: int  # of its checkpoint
     origin: Origin  # what the model card says of it
     tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over the defaults
+    beside: dict[str, bytes] = field(default_factory=dict)  # files of a pair of tokenizers by name; see `pair_files`
 
 
 def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwrite: bool) -> Path:
@@ -102,10 +106,11 @@ def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwr
         ids = {f"{role}_token_id": token for role, token in export.special_tokens.items()}
         config = export.config | ids | {"dtype": DTYPES[dtype]}
         _write_json(directory / "config.json", config)
-        if export.generates:
+        for name, content in export.beside.items():
+            write_hashed(directory / name, content)
+        if export.generation is not None:
             start = {DECODER_START: config[DECODER_START]} if DECODER_START in config else {}
-            how = family_for(export.model).generation(export.special_tokens)
-            _write_json(directory / "generation_config.json", ids | start | how)
+            _write_json(directory / "generation_config.json", ids | start | export.generation)
         _write_json(directory / "tokenizer_config.json", _tokenizer_config(export) | export.tokenizer_settings)
         card = _write_card(directory, export.origin, config, replaced=out)
         record = {"run": export.run, "step": export.step, "dtype": dtype, "card": card}
@@ -170,7 +175,7 @@ def _replacing(directory: Path) -> Iterator[Path]:
 def _tokenizer_config(export: Export) -> dict[str, Any]:
     """Return what `transformers` reads beside tokenizer.json."""
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "MarianTokenizer" if OF_TARGETS in export.beside else "PreTrainedTokenizerFast",
         "model_max_length": export.model.max_seq_len,
         "clean_up_tokenization_spaces": False,
     }

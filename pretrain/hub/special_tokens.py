@@ -5,6 +5,7 @@ Holds nothing of networks: `family` and `export_dir` do.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tokenizers import Tokenizer, processors
@@ -15,6 +16,14 @@ from pretrain.tokenizer.base import MASKS
 # What an encoder's tokens are usually called, by role. Those around a document, and a mask of another name, are on the
 # run's own record.
 _USUAL_NAMES = {"pad": ("[PAD]", "<pad>"), "mask": MASKS, "unk": ("[UNK]", "<unk>")}
+
+
+_LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}")  # names of mBART's tokens for languages, such as en_XX
+
+
+def is_language(tokenizer: Tokenizer, token: int) -> bool:
+    """Whether an id stands for the language of a text."""
+    return _LANGUAGE.fullmatch(tokenizer.id_to_token(token) or "") is not None
 
 
 def special_token_ids(tokenizer: Tokenizer, record: dict[str, Any], kind: ModelKind) -> dict[str, int | None]:
@@ -34,6 +43,7 @@ def special_token_ids(tokenizer: Tokenizer, record: dict[str, Any], kind: ModelK
         usual["mask"] = mask
     end = next(iter(suffix), None)
     if kind is ModelKind.encoder_decoder:
+        begin = next((token for token in prefix if not is_language(tokenizer, token)), None)
         return {"bos": begin, "eos": end, **usual}
     return {"bos": begin, "eos": end, "cls": begin, "sep": end, **usual}
 

@@ -1,11 +1,13 @@
 """Models of SentencePiece, which older T5 and Marian directories have, written anew as `tokenizer.json`.
 
 Holds the reading of such a file, a message of protobuf, and what it means to the `tokenizers` library. Unigram models
-alone are read; each text gets the ids that SentencePiece gives it.
+alone are read; each text gets the ids that SentencePiece gives it. A Marian cuts sources and targets by two models,
+over one vocabulary: those of targets are then cut by `target_tokenizer.json`.
 """
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,14 +18,18 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import replace_file
 from pretrain.hub.weight_files import read_json
+from pretrain.tokenizer.base import FOR_TARGETS, IDS, OF_SOURCES, OF_TARGETS, PAIR_FILES
 
 ONE_MODEL = "spiece.model"  # T5's
-OF_SOURCES, OF_TARGETS, IDS = "source.spm", "target.spm", "vocab.json"  # Marian's
 END = "</s>"
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in pieces
 _NORMAL = 1  # kind of a piece that text is cut into
+_UNUSED = 5  # kind of a piece that no text is cut into
 _UNIGRAM = 1  # kind of a model
 _NEVER = -1e6  # score of a token that no text is cut into
+_UNKNOWN = "\uffff"  # stands for characters that are in no token; no character itself
+
+log = logging.getLogger(__name__)
 
 
 class Piece(NamedTuple):
@@ -50,15 +56,31 @@ def needs_tokenizer(directory: Path) -> bool:
     return models and not (directory / "tokenizer.json").exists()
 
 
-def import_tokenizer(directory: Path) -> Path:
-    """Write the tokenizer.json of a directory that has models of SentencePiece alone, and return it.
+def import_tokenizer(directory: Path) -> list[Path]:
+    """Write the tokenizer.json of a directory that has models of SentencePiece alone, and return what was written.
 
-    Raises `ConfigError` for models that one tokenizer.json cannot stand for, `CheckpointError` for damaged ones.
+    If a Marian's two models differ, that of targets comes first. Raises `ConfigError` for models that are not read,
+    `CheckpointError` for damaged ones.
     """
-    target = directory / "tokenizer.json"
-    tokenizer = (_t5 if (directory / ONE_MODEL).is_file() else _marian)(directory)
-    replace_file(target, [tokenizer.to_str(pretty=True).encode()])
-    return target
+    if (directory / ONE_MODEL).is_file():
+        made = {"tokenizer.json": _t5(directory)}
+    else:
+        source, target = directory / OF_SOURCES, directory / OF_TARGETS
+        one = target.is_file() and source.read_bytes() == target.read_bytes()
+        made = {} if one else {FOR_TARGETS: _marian(target)}
+        made["tokenizer.json"] = _marian(source)
+    for name, tokenizer in made.items():
+        replace_file(directory / name, [tokenizer.to_str(pretty=True).encode()])
+    return [directory / name for name in made]
+
+
+def pair_files(directory: Path) -> dict[str, bytes]:
+    """Return, by name, what a directory has beside tokenizer.json if its targets have a tokenizer of their own.
+
+    transformers reads the models of SentencePiece, and we do not need them.
+    """
+    names = PAIR_FILES if (directory / FOR_TARGETS).is_file() else ()
+    return {name: path.read_bytes() for name in names if (path := directory / name).is_file()}
 
 
 def _t5(directory: Path) -> Tokenizer:
@@ -71,23 +93,42 @@ def _t5(directory: Path) -> Tokenizer:
     return _tokenizer(model, pieces, model.unknown)
 
 
-def _marian(directory: Path) -> Tokenizer:
-    """Return the tokenizer of a Marian whose sides are cut alike: the ids are those of vocab.json."""
-    source, target = directory / OF_SOURCES, directory / OF_TARGETS
-    if not target.is_file() or source.read_bytes() != target.read_bytes():
-        rule = f"cuts sources by {OF_SOURCES} and targets by {OF_TARGETS}, which one tokenizer.json cannot do"
-        raise ConfigError(f"{directory}: {rule}; put a tokenizer.json there that may stand for both")
-    model, ids = read_spm(source), read_json(directory / IDS)
+def _marian(file: Path) -> Tokenizer:
+    """Return the tokenizer of one side of a Marian: the ids are those of vocab.json, which both sides share."""
+    model, ids = read_spm(file), read_json(file.parent / IDS)
     names = sorted(ids, key=lambda name: ids[name])
     if [ids[name] for name in names] != list(range(len(ids))) or "<unk>" not in ids or END not in ids:
-        raise CheckpointError(f"{directory / IDS}: has no ids from 0 to {len(ids) - 1} for its tokens, <unk> and {END}")
+        rule = f"has no ids from 0 to {len(ids) - 1} for its tokens, <unk> and {END}"
+        raise CheckpointError(f"{file.parent / IDS}: {rule}")
     known = {piece.text: piece for piece in model.pieces}
+    if missing := [piece.text for piece in model.pieces if piece.kind == _NORMAL and piece.text not in ids]:
+        log.warning("%s: %d pieces have no id in %s, so texts are cut into others", file, len(missing), IDS)
     special = ("<unk>", END, "<pad>")
-    pieces = [known.get(name, Piece(name, 0.0, 0 if name in special else _NORMAL + 1)) for name in names]
+    pieces = [known.get(name, Piece(name, 0.0, 0 if name in special else _UNUSED)) for name in names]
     tokenizer = _tokenizer(model, pieces, ids["<unk>"])
     languages = [name for name in names if name.startswith(">>") and name.endswith("<<")]  # begin a source
+    if foreign := [name for name in names if name not in known and name not in (*special, *languages)]:
+        known_chars = {char for piece in model.pieces if piece.kind == _NORMAL for char in piece.text}
+        _set_apart(tokenizer, known_chars, foreign)
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in languages])
     return tokenizer
+
+
+def _set_apart(tokenizer: Tokenizer, known: set[str], foreign: Sequence[str]) -> None:
+    """Keep a side's texts from the `foreign` tokens of the other side, which has other characters than the `known`.
+
+    SentencePiece makes one piece of characters in a row that it does not know. It gets the id of a foreign token if it
+    is one, and else that of the unknown one.
+    """
+    unknown = "[^ " + "".join(rf"\x{{{ord(char):x}}}" for char in sorted(known)) + "]"
+    whole = [name for name in foreign if len(name) > 1 and not known.intersection(name)]
+    alone = "|".join("".join(rf"\x{{{ord(char):x}}}" for char in name) for name in whole)
+    but_whole = f"(?!(?:{alone})(?!{unknown}))" if whole else ""
+    several = normalizers.Replace(Regex(f"(?<!{unknown})(?={unknown}{{2}}){but_whole}{unknown}+"), _UNKNOWN)
+    tokenizer.normalizer = normalizers.Sequence([tokenizer.normalizer, several])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [tokenizer.pre_tokenizer, pre_tokenizers.Split(Regex(f"{unknown}+"), "isolated")]
+    )
 
 
 def _tokenizer(model: SpmModel, pieces: Sequence[Piece], unknown: int) -> Tokenizer:

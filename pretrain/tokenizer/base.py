@@ -36,6 +36,9 @@ USUAL_SIZE = 16384  # tokens of a vocabulary that nobody chose
 BYTES_PER_TOKEN = 256  # of text, for each token of such a vocabulary: with less, many tokens are hardly ever seen
 MASKS = ("[MASK]", "<mask>")  # names of the token that replaces hidden ones, if `tokenizer.mask` names none
 PADS = ("<pad>", "[PAD]")  # names of the token that fills batches up where they are not ragged
+FOR_TARGETS = "target_tokenizer.json"  # beside tokenizer.json where targets are cut by another one, of the same ids
+OF_SOURCES, OF_TARGETS, IDS = "source.spm", "target.spm", "vocab.json"  # of which Marian's two were made
+PAIR_FILES = (FOR_TARGETS, OF_SOURCES, OF_TARGETS, IDS)
 SENTINEL = "<extra_id_{}>"  # name of the n-th token that stands for a span, from 0 (T5)
 
 Template = tuple[list[str], list[str]]  # tokens before and after a text

@@ -28,6 +28,7 @@ from pretrain.files import check_place, hash_file, read_json, replace_file, seal
 from pretrain.registry import choices, choices_in, flattened, plain, rebuilt
 from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
+from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
 
 RECORD_FILE = "run.json"
@@ -36,7 +37,10 @@ LOCK_FILE = "lock"
 LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
-FILES = (RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE)  # of a run
+FILES = (  # of a run
+    *(RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE),
+    *PAIR_FILES,
+)
 FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
 FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
@@ -72,6 +76,7 @@ class RunRecord(TypedDict, total=False):
     document_frame: tuple[list[int], list[int]]  # ids before and after a document
     mask: int | None
     decoder_start: int | None  # id that the decoder of an encoder-decoder sees first
+    generation: dict[str, Any] | None  # of fine-tuning: what generation_config.json says of the rules of texts
     names: list[str]  # of a head's outputs
     best_step: int
     config: str  # SHA-256 of config.yaml

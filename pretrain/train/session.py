@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -160,10 +161,19 @@ class Session:
         if self.directory:
             self.directory.note(change)
 
-    def begin(self, network: Any, size: ModelSize, *, tokenizer: bytes, **facts: Any) -> None:
+    def begin(
+        self,
+        network: Any,
+        size: ModelSize,
+        *,
+        tokenizer: bytes,
+        beside: Mapping[str, bytes] = MappingProxyType({}),
+        **facts: Any,
+    ) -> None:
         """Record that the run starts: configuration, tokenizer and, in run.json, what other commands will want to know.
 
-        Comes after the resume is accepted: a refused one leaves the directory as it was.
+        `beside` are further files by name, that belong to the tokenizer. Comes after the resume is accepted: a refused
+        one leaves the directory as it was.
         """
         if self.directory is None:
             return
@@ -172,7 +182,8 @@ class Session:
         for change in changes:
             log.info("changed since the run's last start: %s", change)
         self.directory.write_config(self.cfg, f"{self.program}_schema")
-        replace_file(self.directory.path / TOKENIZER_FILE, [tokenizer])
+        for name, content in {**beside, TOKENIZER_FILE: tokenizer}.items():
+            replace_file(self.directory.path / name, [content])
         group, choice = choices()[type(network)]
         self.directory.record(
             network={"choice": f"{group}={choice}", **plain(network)},

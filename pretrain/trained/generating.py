@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from pretrain.errors import check
 from pretrain.models.generation.beam import BeamSearch, beam_search
 from pretrain.models.generation.generate import generate
+from pretrain.models.generation.rules import NO_RULES, Rules
 from pretrain.models.generation.sampling import Sampler
 from pretrain.models.generation.steps import Generator
 
@@ -55,6 +56,7 @@ class Writer:
     tokenizer: Tokenizer
     stop_ids: list[int]  # end a text
     decoder_start: int | None  # the id that the decoder of an encoder-decoder begins with; None: a decoder
+    rules: Rules = NO_RULES  # that texts keep to
 
     def texts(
         self,
@@ -98,7 +100,7 @@ class Writer:
         prompts = [torch.tensor(prompt) for prompt, _ in rows]
         if self.decoder_start is not None:
             prompts, sources = [torch.tensor([self.decoder_start])] * len(rows), prompts
-        kind = {"max_tokens": max_tokens, "stop_ids": self.stop_ids, "sources": sources}
+        kind = {"max_tokens": max_tokens, "stop_ids": self.stop_ids, "sources": sources, "rules": self.rules}
         if isinstance(how, BeamSearch):
             return beam_search(self.model, prompts, how, **kind)
         return generate(self.model, prompts, how, **kind, streams=[_stream(*row) for row in rows], stops=stops)

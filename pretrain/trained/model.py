@@ -33,6 +33,7 @@ from pretrain.models.base import EncoderDecoderModel, EncoderModel, Layout, Mode
 from pretrain.models.decoder import Decoder
 from pretrain.models.encoder_decoder import EncoderDecoder
 from pretrain.models.generation.beam import BeamSearch
+from pretrain.models.generation.rules import NO_RULES
 from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.base import Objective
 from pretrain.train.run_dir import check_written_by, read_config
@@ -140,7 +141,8 @@ class LanguageModel:
             return Batch.of(Inputs(read.tokens, expected, read.offsets)).to(self.device)
         found = 0 if targets is None else len(targets)
         check(found == len(texts), "targets", found, f"an encoder-decoder needs one a text, {len(texts)}")
-        ids = [self._ids(target, number, limit) for number, target in enumerate(targets or [], 1)]
+        tokenizer = self.source.load_target_tokenizer()
+        ids = [self._ids(target, number, limit, tokenizer) for number, target in enumerate(targets or [], 1)]
         seen = self._ragged([[self._decoder_start, *target[:-1]] for target in ids])
         return Batch.of(Inputs(seen.tokens, self._ragged(ids).tokens, seen.offsets, source=read)).to(self.device)
 
@@ -229,14 +231,16 @@ class LanguageModel:
         prefix, suffix = self.source.template or ([], [])
         stop_ids = (suffix or prefix)[:1]  # none where nothing marks the ends of documents
         model: Any = self.module.model
-        writer = Writer(model=model, tokenizer=self.tokenizer, stop_ids=stop_ids, decoder_start=start)
+        rules = self.source.rules or NO_RULES
+        writer = Writer(model=model, tokenizer=self.tokenizer, stop_ids=stop_ids, decoder_start=start, rules=rules)
         return writer.texts(ids, how, max_tokens=max_tokens, samples=samples, strings=strings)
 
     @property
     def _decoder_start(self) -> int:
         start = self.source.decoder_start
         if start is None:
-            raise ConfigError(f"{self.name}: nothing says what its decoder begins with; see decoder_start_token_id")
+            rule = "no decoder_start_token_id, the id that the decoder sees first; write it into its config.json"
+            raise ConfigError(f"{self.name}: {rule}")
         return start
 
     def evaluate(
@@ -277,7 +281,7 @@ class LanguageModel:
         if not isinstance(self.source, RunSource):
             raise ConfigError(f"{self.name}: is in the layout of transformers already; name a run")
         record, network, tokenizer = self.source.record, self.network, self.source.load_tokenizer()
-        family, config, special_tokens = hf_model(network, record, tokenizer)
+        family, config, special_tokens, generation = hf_model(network, record, tokenizer)
         shapes = shapes_of(self._module)
         beside = list(family.objective_tensors(shapes))
         tensors = [*family.model_tensors(network, record["vocab_size"], "model."), *beside]
@@ -293,7 +297,7 @@ class LanguageModel:
             tokenizer=tokenizer,
             config=config | ({"architectures": [family.pretraining]} if beside else {}),
             special_tokens=special_tokens,
-            generates=network.kind is not ModelKind.bidirectional,
+            generation=None if network.kind is ModelKind.bidirectional else generation,
             run=record["name"],
             step=step_number(self.weights.step),
             origin=Origin(step=self.weights.step, record=record, settings=read_config(self.path)),
@@ -301,9 +305,9 @@ class LanguageModel:
         place = Path(out or self.path / "export")
         return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
 
-    def _ids(self, text: str, number: int, limit: int | None) -> list[int]:
+    def _ids(self, text: str, number: int, limit: int | None, tokenizer: Tokenizer | None = None) -> list[int]:
         prefix, suffix = self.source.template or ([], [])
-        ids = prefix + self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = prefix + (tokenizer or self.tokenizer).encode(text, add_special_tokens=False).ids
         ids += [] if self.network.kind is ModelKind.causal else suffix
         rule = "has no token, and the tokenizer none that begins a document; write one"
         check(bool(ids), f"text {number}", repr(text), rule)

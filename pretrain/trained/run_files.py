@@ -17,7 +17,7 @@ from pretrain.checkpoint.load import load_state, saved_step
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
 from pretrain.registry import discover
-from pretrain.tokenizer.base import load_tokenizer
+from pretrain.tokenizer.base import FOR_TARGETS, load_tokenizer
 from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, TOKENIZER_FILE, choice_of, read_record, rebuilt_from
 
 
@@ -30,6 +30,15 @@ def tokenizer_of(run: Path) -> Tokenizer:
     """Load the `tokenizer.json` of a run or an export. Raises `DataError` for another one than a run trained with."""
     trained = state_of(run).get("resume", {})
     return load_tokenizer(run / TOKENIZER_FILE, trained.get("tokenizer"))
+
+
+def target_tokenizer_of(run: Path) -> Tokenizer | None:
+    """Load the tokenizer of targets of a run or an export; None where that of sources cuts them, too.
+
+    Raises `DataError` for another one than a run trained with, and for one that is gone.
+    """
+    trained, file = state_of(run).get("resume", {}).get(FOR_TARGETS), run / FOR_TARGETS
+    return load_tokenizer(file, trained) if trained is not None or file.is_file() else None
 
 
 def network_of(run: Path) -> Any:

@@ -23,18 +23,29 @@ from pretrain.hub.config_json import check_value
 from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.export_dir import DECODER_START
 from pretrain.hub.family import Family, HeadKind
-from pretrain.hub.spm_files import OF_SOURCES, ONE_MODEL
+from pretrain.hub.generation_config import read_rules, rules_of
+from pretrain.hub.spm_files import ONE_MODEL
 from pretrain.hub.weight_files import read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import ModelKind
+from pretrain.models.generation.rules import Rules
 from pretrain.models.layers import Positions
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.registry import choices, discover, plain
 from pretrain.settings.paths import expanded
-from pretrain.tokenizer.base import TokenizerConfig, describe, find_mask, load_tokenizer, num_ids, tokenizer_sha256
+from pretrain.tokenizer.base import (
+    FOR_TARGETS,
+    OF_SOURCES,
+    TokenizerConfig,
+    describe,
+    find_mask,
+    load_tokenizer,
+    num_ids,
+    tokenizer_sha256,
+)
 from pretrain.tokenizer.file import TokenizerFile
 from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, choice_of, read_record
-from pretrain.trained.run_files import network_of, step_of, tokenizer_of
+from pretrain.trained.run_files import network_of, step_of, target_tokenizer_of, tokenizer_of
 
 EMBEDDING = "model.embedding.weight"  # one row per token
 MISSPELT = 0.85  # likeness from which a name that is not there is taken for that of a run
@@ -81,7 +92,12 @@ class Source(ABC):
     @property
     @abstractmethod
     def decoder_start(self) -> int | None:
-        """The id that a decoder sees before the first one of a target; None for models that are no encoder-decoder."""
+        """The id that a decoder sees before the first one of a target; None: no encoder-decoder, or nothing says it."""
+
+    @property
+    @abstractmethod
+    def rules(self) -> Rules | None:
+        """The rules that the texts of an encoder-decoder keep to; None: nothing says any."""
 
     @property
     def max_positions(self) -> int | None:
@@ -120,8 +136,22 @@ class Source(ABC):
         """Load the tokenizer. Raises `ConfigError` if there is none, or one of another vocabulary."""
         return fitting(tokenizer_of(self.tokenizer.parent), self.vocab_size, self.tokenizer)
 
+    def load_target_tokenizer(self) -> Tokenizer | None:
+        """Load the tokenizer of targets; None: that of sources cuts them, too. Raises `ConfigError` for other ids."""
+        found = target_tokenizer_of(self.path)
+        if found is not None and found.get_vocab() != self.load_tokenizer().get_vocab():
+            fix = "write both anew from the models of the release"
+            raise ConfigError(f"{self.path / FOR_TARGETS}: its tokens have other ids than in tokenizer.json; {fix}")
+        return found
+
     def tokenizer_config(self) -> TokenizerFile:
-        """Return the settings that encode text as the model has seen it. Raises `ConfigError` without a tokenizer."""
+        """Return the settings that encode text as the model has seen it.
+
+        Raises `ConfigError` without a tokenizer, and for one of sources beside another of targets.
+        """
+        if (self.path / FOR_TARGETS).is_file():
+            rule = f"cuts sources by tokenizer.json and targets by {FOR_TARGETS}, so that no single text suits it"
+            raise ConfigError(f"{self.typed}: {rule}; fine-tune it on pairs (python -m finetune task=seq2seq)")
         name_of: Any = load_tokenizer(self.tokenizer).id_to_token
         prefix, suffix = ([name_of(token) for token in ids] for ids in self.template) if self.template else (None, None)
         mask = None if self.mask is None else name_of(self.mask)
@@ -186,10 +216,14 @@ class ReleasedSource(Source):
         files = (self.path / "config.json", self.path / "generation_config.json")
         found = (read_json(file).get(DECODER_START) for file in files if file.is_file())
         start = next((each for each in found if each is not None), None)
-        if start is None:
-            raise ConfigError(f"{files[0]}: no {DECODER_START}, the id that the decoder sees first; write it there")
-        check_value(DECODER_START, start, int, most=self.vocab_size - 1)
+        if start is not None:
+            check_value(DECODER_START, start, int, most=self.vocab_size - 1)
         return start
+
+    @property
+    def rules(self) -> Rules | None:
+        reads = self.network.kind is ModelKind.encoder_decoder
+        return read_rules(self.path, self.vocab_size) if reads else None
 
     def check(self) -> None:
         """Refuse also damaged weights and unknown architectures."""
@@ -248,6 +282,11 @@ class RunSource(Source):
     @property
     def decoder_start(self) -> int | None:
         return self.record.get("decoder_start")
+
+    @property
+    def rules(self) -> Rules | None:
+        kept = self.record.get("generation")
+        return None if kept is None else rules_of(kept, self.vocab_size, self.path / RECORD_FILE)
 
     def check(self) -> None:
         """Refuse also a run without a saved step."""

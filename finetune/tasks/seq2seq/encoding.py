@@ -66,10 +66,13 @@ def encode_pairs(
     max_target_tokens: int,
     labelled: bool = True,
     max_faults: float = 0.0,
+    target_tokenizer: Tokenizer | None = None,
 ) -> EncodedPairs:
     """Encode pairs, all of which have targets if they are `labelled`; else their sources alone.
 
-    An encoder-decoder's source is prefix, text and suffix, its target prefix, text and end, as the labels of BART, T5
+    Targets are cut into tokens by a tokenizer of their own if there is one.
+
+    An encoder-decoder's source is prefix, text and suffix, its target begin, text and end, as the labels of BART, T5
     and Marian are; a decoder's sequence is prefix, source, target and end. The limits count the tokens around texts. A
     longer source loses its end, of a decoder its beginning, so that the question or the marks before the answer stay;
     the tokens around it are kept. A longer target loses its end, and the end token with it: the model does not learn to
@@ -85,7 +88,8 @@ def encode_pairs(
     kept: list[Pair] = []
     examples: list[Example] = []
     sources, targets = [], []  # tokens of each, before cutting
-    for pair, ids in zip(pairs, _ids(pairs, tokenizer, labelled=labelled, markup=frame.markup), strict=True):
+    ids_of_pairs = _ids(pairs, tokenizer, target_tokenizer or tokenizer, labelled=labelled, markup=frame.markup)
+    for pair, ids in zip(pairs, ids_of_pairs, strict=True):
         with bad.counted(pair.place):
             for side, found, text in (("source", ids.source, pair.source), ("target", ids.target, pair.target)):
                 if found == []:
@@ -120,10 +124,12 @@ def _check_room(frame: Frame, max_source_tokens: int, max_target_tokens: int) ->
         check(limit > around, f"task.max_{side}_tokens", limit, rule)
 
 
-def _ids(pairs: Sequence[Pair], tokenizer: Tokenizer, *, labelled: bool, markup: bool) -> Iterator[_Ids]:
+def _ids(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, of_targets: Tokenizer, *, labelled: bool, markup: bool
+) -> Iterator[_Ids]:
     sources = encodings(tokenizer, [pair.source for pair in pairs], special_tokens=False)
-    targets = encodings(tokenizer, [pair.target for pair in pairs] if labelled else [], special_tokens=False)
-    with _reading_markup(tokenizer, markup=markup):
+    targets = encodings(of_targets, [pair.target for pair in pairs] if labelled else [], special_tokens=False)
+    with _reading_markup(tokenizer, markup=markup), _reading_markup(of_targets, markup=markup):
         for source in sources:
             yield _Ids(source.ids, next(targets).ids if labelled else None)
 
@@ -144,7 +150,7 @@ def _around_source(frame: Frame, ids: list[int]) -> list[int]:
 
 
 def _around_target(frame: Frame, ids: list[int]) -> list[int]:
-    return ([] if frame.start is None else frame.prefix) + ids + frame.end
+    return frame.begin + ids + frame.end
 
 
 def _shortened(source: list[int], frame: Frame, limit: int) -> list[int]:

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from finetune.answering.base import Codec, Encoded
 from finetune.answering.by_writing import ByWriting
 from finetune.answering.frame import Frame, frame_of
+from finetune.answering.languages import with_languages
 from finetune.answering.written import GenerationConfig
 from finetune.data.records import DataSet
 from finetune.data.tables import Delimiter
@@ -67,7 +68,9 @@ class PairColumns:
 class Seq2SeqConfig:
     """A text that the model writes for each text: a translation, a summary, an answer."""
 
-    fixed: ClassVar[tuple[str, ...]] = ("train", "validation", "metric", "label_smoothing")
+    fixed: ClassVar[tuple[str, ...]] = (
+        *("train", "validation", "metric", "label_smoothing", "source_language", "target_language"),
+    )
     tuned_settings: ClassVar[tuple[str, ...]] = ()
 
     train: str = MISSING  # file (CSV, TSV, JSON lines, Parquet), SOURCES+TARGETS (text files), or org/name:split
@@ -76,6 +79,8 @@ class Seq2SeqConfig:
     header: list[str] = field(default_factory=list)  # columns of CSV and TSV files whose first line does not name them
     delimiter: Delimiter = Delimiter.auto  # between cells of CSV and TSV: auto, comma, semicolon, tab or pipe
     template: str = "{source}"  # what the model reads: the source, or columns in braces, with an instruction around it
+    source_language: str | None = None  # of mBART: en_XX and so on; null: that of the checkpoint's tokenizer
+    target_language: str | None = None  # of mBART; null: the one that the checkpoint writes, if it writes one alone
     chat_template: str | None = None  # file of the Jinja template of messages; null: the one of the model's tokenizer
     every_answer: bool = False  # whether each answer of a conversation is a target, not just the last
     max_source_tokens: int = 512  # of what the model reads; what is longer is cut
@@ -144,6 +149,13 @@ class Seq2SeqConfig:
         frame, template = frame_of(codec), self._template(codec)
         return frame if template is None else chat_frame(template, codec.tokenizer, frame)
 
+    def in_languages(self, codec: Codec) -> Codec:
+        """Return the codec of texts in the task's languages, if the model marks texts by theirs.
+
+        Raises `ConfigError` for languages that it does not have, or has no marks for.
+        """
+        return with_languages(codec, self.source_language, self.target_language)
+
     def with_chat_template(self, codec: Codec, folder: Path) -> Codec:
         """Return the codec with the template that messages are read by, if there are any.
 
@@ -180,6 +192,7 @@ class Seq2SeqConfig:
             max_target_tokens=self.max_target_tokens,
             labelled=labelled,
             max_faults=self.max_faults,
+            target_tokenizer=codec.target_tokenizer,
         )
         return Encoded(examples, kept)
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import check
+from pretrain.models.generation.rules import IMPOSSIBLE, NO_RULES, Rules
 from pretrain.models.generation.steps import Generator, going_on, room, steps_of
 
-IMPOSSIBLE = float("-inf")  # the log-probability of what may not be chosen
 _Candidate = tuple[float, int, int]  # log-probability of a text, the beam that it follows, its newest token
 
 
@@ -31,8 +31,6 @@ class BeamSearch:
     early_stopping: bool | Literal["never"] = False
     no_repeat_ngram: int = 0  # tokens; no text has so many tokens in a row twice, its prompt counted; 0: any may repeat
     min_tokens: int = 0  # before so many no text ends
-    forced_end: int | None = None  # the id that a text ends with where it has no room for more; None: any
-    banned: Collection[int] = ()  # ids that are never chosen
 
     def __post_init__(self) -> None:
         check(self.beams >= 1, "beams", self.beams, "must be at least 1")
@@ -103,6 +101,7 @@ def beam_search(
     max_tokens: int,
     stop_ids: Collection[int],
     sources: Sequence[Tensor] | None = None,
+    rules: Rules = NO_RULES,
 ) -> list[list[int]]:
     """Return the ids that continue each prompt best, the stop id included; prompts and errors are those of `generate`.
 
@@ -115,7 +114,7 @@ def beam_search(
     under_way, scores = found, torch.zeros(len(found), 1, device=logits.device)  # (S, B) log-probabilities of beams
     while True:
         log_probabilities = logits.log_softmax(dim=-1)
-        _restrict(log_probabilities, under_way, search, stop_ids)
+        _restrict(log_probabilities, under_way, search, stop_ids, rules)
         chosen = _advance(under_way, log_probabilities, scores, search, stop_ids)
         if all(texts.done for texts in under_way):
             return [texts.best for texts in found]
@@ -151,21 +150,18 @@ def _advance(
 
 
 def _restrict(
-    log_probabilities: Tensor, under_way: list[_Texts], search: BeamSearch, stop_ids: Collection[int]
+    log_probabilities: Tensor, under_way: list[_Texts], search: BeamSearch, stop_ids: Collection[int], rules: Rules
 ) -> None:
     """Make impossible, in place, what a search may not choose, in (S B, V) log-probabilities of the next token."""
     length = len(under_way[0].running[0])  # of all: they began together
-    log_probabilities[:, list(search.banned)] = IMPOSSIBLE
     if length < search.min_tokens:
         log_probabilities[:, list(stop_ids)] = IMPOSSIBLE
     beams = [(texts, ids) for texts in under_way for ids in texts.running]
     if search.no_repeat_ngram:
         for row, (texts, ids) in enumerate(beams):
             log_probabilities[row, _repeating(texts.prompt + ids, search.no_repeat_ngram)] = IMPOSSIBLE
-    if search.forced_end is not None:
-        last = [row for row, (texts, _) in enumerate(beams) if length + 1 == texts.room]
-        log_probabilities[last] = IMPOSSIBLE
-        log_probabilities[last, search.forced_end] = 0.0
+    full = [row for row, (texts, _) in enumerate(beams) if length + 1 == texts.room]
+    rules.restrict(log_probabilities, place=length, full=full)
 
 
 def _repeating(ids: list[int], size: int) -> list[int]:

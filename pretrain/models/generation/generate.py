@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.models.generation.rules import NO_RULES, Rules
 from pretrain.models.generation.sampling import Sampler
 from pretrain.models.generation.steps import Generator, going_on, room, steps_of
 
@@ -25,6 +26,7 @@ def generate(
     stop_ids: Collection[int] = (),
     streams: Sequence[int] | None = None,
     sources: Sequence[Tensor] | None = None,
+    rules: Rules = NO_RULES,
     stops: Callable[[int, list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Return the ids that continue each of S prompts of ids, each (T,) int64 of any length.
@@ -44,6 +46,8 @@ def generate(
     found: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     for place in range(max_tokens):
+        full = [row for row, text in enumerate(going) if place + 1 == rooms[text]]
+        rules.restrict(logits, place=place, full=full)
         drawn = sampler(logits, numbers[:, place])
         ended = []
         for row, (text, token) in enumerate(zip(going, drawn.tolist(), strict=True)):

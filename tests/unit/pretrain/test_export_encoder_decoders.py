@@ -1,6 +1,7 @@
 """Exports of encoder-decoders: transformers and we compute with them what their runs do, and know how texts begin."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -93,9 +94,11 @@ def test_an_export_says_which_tokens_end_texts_and_which_are_never_written(expor
 def test_a_release_that_does_not_say_how_targets_begin_is_refused_by_name(exported, tmp_path):
     _, directory = exported
     said = json.loads((directory / "config.json").read_text())
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(said | {"decoder_start_token_id": None}))
-    with pytest.raises(ConfigError, match=r"config\.json: no decoder_start_token_id, the id that"):
-        _ = open_source(str(tmp_path)).decoder_start
+    for file in directory.iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(said | {"decoder_start_token_id": None}))
+    (tmp_path / "generation_config.json").unlink()
+    with pytest.raises(ConfigError, match="no decoder_start_token_id, the id that the decoder sees first; write it"):
+        load(tmp_path).generate("time")
     (tmp_path / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 3}))
     assert open_source(str(tmp_path)).decoder_start == 3

@@ -1,6 +1,5 @@
 """Tokenizers made of SentencePiece's models give every text the ids that SentencePiece gives it."""
 
-import io
 import json
 import re
 
@@ -8,7 +7,9 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from marian_tokenizers import train_model, write_marian_tokenizers
 from tokenizers import Tokenizer
+from transformers import MarianTokenizer
 
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.spm_files import import_tokenizer, needs_tokenizer
@@ -20,11 +21,7 @@ T5_IDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 
 def train(vocab_size=150, **options):
     """Return the bytes of a small model."""
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_writer=written, vocab_size=vocab_size, minloglevel=9, **options
-    )
-    return written.getvalue()
+    return train_model(SENTENCES, vocab_size=vocab_size, **options)
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +68,45 @@ def test_a_marian_has_the_ids_of_its_vocabulary(tmp_path):
     for name in ("source.spm", "target.spm"):
         (tmp_path / name).write_bytes(model)
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
-    ours = Tokenizer.from_file(str(import_tokenizer(tmp_path)))
+    [file] = import_tokenizer(tmp_path)
+    ours = Tokenizer.from_file(str(file))
     for text in [*SENTENCES[:3], "tea for two 漢 "]:
         assert ours.encode(text).ids == [*(ids.get(piece, 1) for piece in theirs.encode(text, out_type=str)), 0]
     assert ours.encode(">>de<< tea").ids == [ids[">>de<<"], *ours.encode("tea").ids]
-    (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "target.spm").write_bytes(train(vocab_size=140))
-    with pytest.raises(ConfigError, match=r"cuts sources by source\.spm and targets by target\.spm, which one"):
-        import_tokenizer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The two tokenizers made of a Marian's two models, by transformers' names of the sides, and transformers' own."""
+    directory = tmp_path_factory.mktemp("pair")
+    write_marian_tokenizers(directory)
+    written = [directory / name for name in ("target_tokenizer.json", "tokenizer.json")]
+    assert import_tokenizer(directory) == written
+    target, source = (Tokenizer.from_file(str(file)) for file in written)
+    return {"text": source, "text_target": target}, MarianTokenizer.from_pretrained(directory)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("the world  timeмираßüприв漢字☃[]^\\-&.1%\t"), max_size=20))
+@example("one \N{SNOWMAN}\N{SNOWMAN} two")
+@example("при приве ве the приthe прИ")
+@example(">>de<< the time, людиtime")
+@example("")
+def test_each_side_of_a_marian_pair_has_the_ids_of_transformers(pair, text):
+    ours, theirs = pair
+    for side, tokenizer in ours.items():
+        tokenizer.encode_special_tokens = True
+        [ids] = theirs(**{side: [text]})["input_ids"]
+        assert tokenizer.encode(text).ids == ids
+        if theirs.unk_token_id not in ids:
+            assert tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_the_sides_of_a_pair_are_cut_apart_over_one_vocabulary(pair):
+    ours, _ = pair
+    source, target = (tokenizer.encode("the time of the year").ids for tokenizer in ours.values())
+    assert source != target
+    assert ours["text"].get_vocab() == ours["text_target"].get_vocab()
 
 
 @pytest.mark.parametrize(

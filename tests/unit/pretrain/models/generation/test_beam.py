@@ -6,6 +6,7 @@ from small_models import BART, VOCAB_SIZE, small_decoder, small_encoder_decoder
 
 from pretrain.models.generation.beam import BeamSearch, beam_search
 from pretrain.models.generation.generate import generate
+from pretrain.models.generation.rules import NO_RULES, Rules
 from pretrain.models.generation.sampling import Sampler
 
 
@@ -19,8 +20,9 @@ def model():
     return small_decoder(init_std=0.3).eval()
 
 
-def found(model, several, max_tokens=8, stop_ids=(3,), **settings):
-    return beam_search(model, several, BeamSearch(**settings), max_tokens=max_tokens, stop_ids=stop_ids)
+def found(model, several, max_tokens=8, stop_ids=(3,), rules=NO_RULES, **settings):
+    search = BeamSearch(**settings)
+    return beam_search(model, several, search, max_tokens=max_tokens, stop_ids=stop_ids, rules=rules)
 
 
 def log_probability(model, prompt, ids):
@@ -66,10 +68,11 @@ def test_ends_are_kept_back_and_forced(model):
     several = prompts(5, 2, 30)
     stop_ids = range(0, VOCAB_SIZE, 4)
     assert min(map(len, found(model, several[:2], stop_ids=[3, 8, 9], min_tokens=6))) >= 6
-    ids = found(model, several, stop_ids=[8], forced_end=8, banned=[8], max_tokens=6)
+    ids = found(model, several, stop_ids=[8], rules=Rules(last=8, banned=(8,)), max_tokens=6)
     assert [len(text) for text in ids] == [6, 6, 2]  # of 32 positions
     assert [text.index(8) for text in ids] == [5, 5, 1]
-    assert not {token for text in found(model, several[:2], banned=stop_ids) for token in text} & set(stop_ids)
+    without = found(model, several[:2], rules=Rules(banned=tuple(stop_ids)))
+    assert not {token for text in without for token in text} & set(stop_ids)
 
 
 def test_sources_of_uneven_lengths_are_as_if_each_were_alone():

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from pretrain.models.generation.beam import BeamSearch, beam_search
 from pretrain.models.generation.generate import generate
+from pretrain.models.generation.rules import Rules
 from pretrain.models.generation.sampling import Sampler
 
 TEXTS = int(os.environ.get("GENERATION_TEXTS", "24"))  # of each case; more of them are measured now and then
@@ -28,7 +29,7 @@ SEARCHES = [
     {},
     {"early_stopping": True, "length_penalty": 2.0},
     {"early_stopping": "never", "length_penalty": 0.6, "no_repeat_ngram": 2},
-    {"min_tokens": 5, "no_repeat_ngram": 3, "forced_end": 2, "banned": [7, PAD]},
+    {"min_tokens": 5, "no_repeat_ngram": 3, "ruled": True},
     {"early_stopping": "never", "length_penalty": -1.0, "beams": 3},
     {"beams": 1, "length_penalty": 0.0},
 ]
@@ -36,7 +37,6 @@ THEIRS = {
     "beams": "num_beams",
     "no_repeat_ngram": "no_repeat_ngram_size",
     "min_tokens": "min_new_tokens",
-    "forced_end": "forced_eos_token_id",
 }
 
 
@@ -68,13 +68,17 @@ def texts(how_many):
     return [torch.randint(3, 59, (length,), generator=generator) for length in lengths]
 
 
-def expected(theirs, reads, several, end, **settings):
+def rules_of(reads, end, ruled):
+    """Return rules such as releases have; a first token is theirs to force behind one token alone."""
+    return Rules(first=9 if reads else None, last=end, banned=(7, PAD)) if ruled else Rules()
+
+
+def expected(theirs, reads, several, end, rules, **settings):
     """Return what theirs generates after each of several texts, up to its end."""
     longest = max(map(len, several))
     padding = [torch.full((longest - len(text),), PAD) for text in several]
     sides = zip(several, padding, strict=True) if reads else zip(padding, several, strict=True)
     ids = torch.stack([torch.cat(side) for side in sides])
-    banned = settings.pop("banned", [])
     found = theirs.generate(
         ids,
         attention_mask=(ids != PAD).long(),
@@ -83,7 +87,9 @@ def expected(theirs, reads, several, end, **settings):
         pad_token_id=PAD,
         eos_token_id=end,
         **{"decoder_start_token_id": START} if reads else {},
-        bad_words_ids=[[token] for token in banned] or None,
+        bad_words_ids=[[token] for token in rules.banned] or None,
+        forced_bos_token_id=rules.first,
+        forced_eos_token_id=rules.last,
         **{THEIRS.get(name, name): value for name, value in settings.items()},
     )
     rows = found[:, 1 if reads else longest :].tolist()
@@ -94,11 +100,12 @@ def inputs(reads, several):
     return {"prompts": [torch.tensor([START])] * len(several), "sources": several} if reads else {"prompts": several}
 
 
-def test_the_likeliest_tokens_are_theirs(both):
+@pytest.mark.parametrize("ruled", [False, True])
+def test_the_likeliest_tokens_are_theirs(both, ruled):
     model, theirs, reads, end = both
-    several = texts(TEXTS * 5 // 2)
-    found = generate(model, **inputs(reads, several), sampler=GREEDILY, max_tokens=MORE, stop_ids=[end])
-    assert found == expected(theirs, reads, several, end)
+    several, rules = texts(TEXTS * 5 // 2), rules_of(reads, end, ruled)
+    found = generate(model, **inputs(reads, several), sampler=GREEDILY, max_tokens=MORE, stop_ids=[end], rules=rules)
+    assert found == expected(theirs, reads, several, end, rules)
     assert len(set(map(len, found))) > 2
 
 
@@ -108,7 +115,8 @@ def test_beams_are_theirs(both, settings):
     several = texts(TEXTS)
     if not reads and "no_repeat_ngram" in settings:
         several = [text for text in several if len(text) == len(several[0])]  # they count padding as repeated, too
-    settings = {"beams": 4} | settings | ({"forced_end": end} if "forced_end" in settings else {})
+    rules = rules_of(reads, end, settings.get("ruled"))
+    settings = {"beams": 4} | {key: value for key, value in settings.items() if key != "ruled"}
     search = BeamSearch(**settings)
-    found = beam_search(model, **inputs(reads, several), search=search, max_tokens=MORE, stop_ids=[end])
-    assert found == expected(theirs, reads, several, end, **settings)
+    found = beam_search(model, **inputs(reads, several), search=search, max_tokens=MORE, stop_ids=[end], rules=rules)
+    assert found == expected(theirs, reads, several, end, rules, **settings)
