@@ -51,9 +51,7 @@ def main():
         args.model, dropout=args.dropout, attention_dropout=args.attention_dropout, activation_dropout=0.0
     )
     for side in (model.model.encoder, model.model.decoder):
-        side.embed_positions.weight.requires_grad_(
-            False
-        )  # fixed, which loading forgets
+        side.embed_positions.weight.requires_grad_(False)  # fixed, which loading forgets
     bias = model.final_logits_bias.clone()
     del model.final_logits_bias  # a buffer of transformers; Marian and Headwater learn it
     model.final_logits_bias = torch.nn.Parameter(bias)
