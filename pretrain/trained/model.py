@@ -223,7 +223,7 @@ class LanguageModel:
         start = self._decoder_start if reads else None
         last = limit if reads or limit is None else limit - 1
         ids = [self._ids(prompt, number, last) for number, prompt in enumerate(prompts, 1)]
-        before = 1 if reads else max(map(len, ids), default=0)
+        before = 0 if reads else max(map(len, ids), default=0)
         if before + max_tokens > self.network.max_seq_len:
             known = f"{self.name} was made for texts of {self.network.max_seq_len:,} tokens"
             beyond = "it ends there" if limit else "what lies beyond may make no sense"

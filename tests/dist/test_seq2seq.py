@@ -65,7 +65,7 @@ def test_two_ranks_follow_one_process_and_write_the_same(place, one_rank, model,
 
 
 def test_killed_and_resumed_equals_never_interrupted(place):
-    settings = ["dropout=0.2", "eval.every=3", "checkpoint.keep=1"]
+    settings = ["dropout=0.2", "task.label_smoothing=0.1", "eval.every=3", "checkpoint.keep=1"]
     tune(*tuned("whole", *settings), cwd=place)
     killed = place / "runs" / "killed"
     reached = lambda: logged(killed) >= 10 and step_names(killed / "checkpoints")

@@ -77,9 +77,11 @@ def _corpus_metric(name: str) -> Any:
 
 def _rouge(predictions: Sequence[str], references: Sequence[str], names: list[str]) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
     if not any(_ROUGE_LETTER.search(text) for text in references):
         return no_value(*names, why="no reference has a letter a to z or a digit, all that ROUGE counts; use chrf")
-    scorer = RougeScorer(names, use_stemmer=True)
+    # Without a tokenizer it logs that it takes this one, and its log gives the root logger a handler of its own.
+    scorer = RougeScorer(names, tokenizer=DefaultTokenizer(use_stemmer=True))
     scores = [scorer.score(text, guess) for guess, text in zip(predictions, references, strict=True)]
     return {name: 100 * math.fsum(one[name].fmeasure for one in scores) / len(scores) for name in names}

@@ -132,6 +132,9 @@ def steps_of(model: Generator, prompts: Sequence[Tensor], sources: Sequence[Tens
 def room(model: Generator, prompts: Sequence[Tensor], sources: Sequence[Tensor] | None, max_tokens: int) -> list[int]:
     """Return how many tokens may follow each prompt: `max_tokens`, or what the model has positions for.
 
+    The last token of an encoder-decoder's text needs no position, as nothing reads it: so a text may be as long as the
+    targets that the model can learn. That of a decoder has one, as the text may be read again.
+
     Raises `ValueError` for a prompt or a source that is empty or too long, for sources of a decoder, and for an
     encoder-decoder without a source for each prompt or with prompts of uneven lengths.
     """
@@ -152,7 +155,8 @@ def room(model: Generator, prompts: Sequence[Tensor], sources: Sequence[Tensor] 
         check(len(source) >= 1, "source", number, "must hold at least one token")
         rule = f"its {len(source)} tokens are more than the model's {limit} positions; shorten it"
         check(limit is None or len(source) <= limit, "source", number, rule)
-    return [max_tokens if limit is None else min(max_tokens, limit - len(prompt)) for prompt in prompts]
+    unread = 1 if isinstance(model, EncoderDecoder) else 0
+    return [max_tokens if limit is None else min(max_tokens, limit - len(prompt) + unread) for prompt in prompts]
 
 
 def going_on(count: int, ended: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from pretrain.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.base import partition
 from pretrain.strategy.ddp import DDPConfig
-from pretrain.strategy.precision import FP32
+from pretrain.strategy.precision import BF16, FP32
 from pretrain.train.summary import ModelSize
 
 BART = small_models.BART | {"head_bias": True}
@@ -134,6 +134,33 @@ def test_decoding_token_by_token_equals_the_full_pass(fields):
     found = [steps.begin(), *(steps.step(tokens[:, at]) for at in range(2, 6))]
     expected = F.linear(full, model.head_weight(), model.head_bias())
     torch.testing.assert_close(torch.stack(found, dim=1), expected[:, 1:], atol=1e-5, rtol=1e-5)
+
+
+@every_kind
+def test_matrix_products_in_bf16_come_close(fields):
+    """Losses, gradients in fp32, and logits; those that caches give are those of the full pass."""
+    losses, gradients, logits = [], [], []
+    batch = ragged_pairs([9, 1, 5], [6, 6, 6])
+    for precision in (FP32(), BF16()):
+        objective = SequenceToSequenceConfig(label_smoothing=0.1).build(small_encoder_decoder(**fields))
+        model, tokens = objective.model, batch.tokens.view(3, 6)
+        with precision.autocast(torch.device("cpu")):
+            loss = objective(batch).total
+            with torch.no_grad():
+                full = F.linear(hidden(model, batch), model.head_weight(), model.head_bias()).view(3, 6, -1)
+                steps = steps_of(model.eval(), list(tokens[:, :5]), batch.source.tokens.split([9, 1, 5]))
+                cached = [steps.begin(), steps.step(tokens[:, 5])]
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([value.grad.flatten() for value in model.parameters()]))
+        logits += [full[:, 4:].float(), torch.stack(cached, dim=1)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-3, atol=0)
+    assert gradients[1].dtype == torch.float32
+    torch.testing.assert_close(gradients[1].norm(), gradients[0].norm(), rtol=0.02, atol=0)
+    assert F.cosine_similarity(*gradients, dim=0) > 0.99
+    close = 0.1 * logits[0].std().item()
+    torch.testing.assert_close(logits[3], logits[2], rtol=0, atol=close)
+    torch.testing.assert_close(logits[3], logits[0], rtol=0, atol=close)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Metrics are those of the packages that the field counts with, and small cases are those counted by hand."""
 
+import logging
 import math
 
 import pytest
@@ -41,6 +42,14 @@ def test_rouge_says_that_it_cannot_count_other_letters(caplog):
     found = text_metrics(["привет"], ["привет"], ["chrf", "rouge1"])
     assert found["chrf"] == 100 and math.isnan(found["rouge1"])
     assert "rouge1: no value: no reference has a letter a to z" in caplog.text
+
+
+def test_counting_leaves_the_root_logger_as_it_is(monkeypatch):
+    """One handler there, and every line of the run's log would be printed twice."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    text_metrics(WRITTEN, IN_DATA, TEXT_METRICS)
+    signatures(TEXT_METRICS)
+    assert logging.root.handlers == []
 
 
 def test_signatures_say_how_sacrebleu_counts():

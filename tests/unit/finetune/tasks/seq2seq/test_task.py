@@ -1,5 +1,6 @@
 """Runs of task=seq2seq: the loss beside a hand computation, what they write beside `transformers`, and refusals."""
 
+import itertools
 import json
 import random
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from finetuned_runs import write
 from run_directories import LLAMA_SETTINGS, TEXTS, make_run
+from small_models import BART, T5_GATED
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import finetune
 from finetune.config import FINETUNE
@@ -29,12 +31,12 @@ def pairs(number: int) -> list[dict]:
     return [{"source": word, "target": word[::-1]} for word in words]
 
 
-def source(folder, model: str, special: list[str] = SPECIAL):
+def source(folder, model: str, *settings: str, special: list[str] = SPECIAL):
     tokenizer = BpeTokenizer(vocab_size=267 + len(special), special_tokens=special).train(iter(TEXTS))
     about = {"tokenizer": tokenizer, "vocab_size": 270, "model": model}
     if model == "decoder":
         return make_run(folder / "source", *LLAMA_SETTINGS, **about)
-    return make_run(folder / "source", decoder_start=0, **about)
+    return make_run(folder / "source", *settings, decoder_start=0, **about)
 
 
 def tuned(folder, *settings: str):
@@ -98,6 +100,48 @@ def test_an_adapted_decoder_writes_what_transformers_does_with_its_export(tmp_pa
         assert one["prediction"] == opened.tokenizer.decode(ids[0, len(prompt) :].tolist())
     assert report([str(run)]) == 0
     assert "Examples" in (run / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("fields", [BART, T5_GATED], ids=["bart", "t5"])
+def test_a_tuned_encoder_decoder_is_in_transformers_what_it_is_here(tmp_path, fields):
+    """Its export has the same logits for batches, which are padded there, and writes the same texts."""
+    network = [f"model.{key}={getattr(value, 'value', value)}" for key, value in fields.items()]
+    started = source(tmp_path, "encoder_decoder", *network, "model.init=gpt2", "model.init_std=0.3")
+    opened = finetune.load(tuned(tmp_path, f"init_from={started}", "task.generate_examples=0", "optim.lr=1e-3"))
+    directory = opened.export()
+    theirs, encode = AutoModelForSeq2SeqLM.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
+    texts = [pair["source"] for pair in pairs(8)]
+    batch = encode(texts, padding=True, return_tensors="pt")
+    encoded = opened.encode(pairs(8), labelled=True).examples
+    ours, padded = encoded.batch(range(8)), batch["attention_mask"] == 0
+    assert ours.source.tokens.equal(batch["input_ids"][~padded]) and padded.any()
+    layout = Layout.of(ours.offsets, ours.max_len)
+    with torch.no_grad():
+        hidden = opened.module.model(ours.tokens, ours.positions, layout, ours.source)
+        logits = functional.linear(hidden, opened.module.model.head_weight(), opened.module.model.head_bias())
+    lengths = ours.offsets.diff()
+    rows = torch.nn.utils.rnn.pad_sequence(ours.tokens.split(lengths.tolist()), batch_first=True)
+    real = torch.arange(rows.shape[1]) < lengths[:, None]
+    torch.testing.assert_close(logits, theirs(**batch, decoder_input_ids=rows).logits[real], atol=1e-4, rtol=1e-5)
+    ids = theirs.generate(**batch, max_new_tokens=9, do_sample=False)[:, 1:9]  # BART's ninth must be the end
+    written = [one["prediction"] for one in opened.predict(texts)]
+    assert written == encode.batch_decode(ids, skip_special_tokens=True) and len(set(written)) > 2
+
+
+def test_a_tiny_encoder_decoder_learns_to_reverse_words_it_has_not_seen(tmp_path):
+    words = ["".join(letters) for size in range(1, 5) for letters in itertools.product("abcd", repeat=size)]
+    random.Random(1).shuffle(words)
+    parts = {"train": words[:300], "validation": words[-24:]}
+    for name, part in parts.items():
+        write(tmp_path / f"{name}.jsonl", [{"source": word, "target": word[::-1]} for word in part])
+    files = [f"task.{name}={tmp_path / name}.jsonl" for name in parts]
+    network = ["width=32", "layers=1", "heads=4", "max_seq_len=8", "order=pre", "positions=learned"]
+    learning = ["train.batch_size=32", "train.epochs=20", "eval.every=1000", "task.max_source_tokens=8", "dropout=0"]
+    more = [*(f"model.{each}" for each in network), *TOKENIZER, "task.metrics=[exact_match]"]
+    run = tuned(tmp_path, *files, "model=encoder_decoder", *more, *learning)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    [last] = [row for row in rows if row["split"] == "validation"]
+    assert last["exact_match"] == 1 and last["loss"] < 0.1
 
 
 NETWORK = ["model=encoder_decoder", "model.width=16", "model.layers=1", "model.heads=2", "model.max_seq_len=32"]

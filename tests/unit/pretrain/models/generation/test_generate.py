@@ -79,6 +79,13 @@ def test_a_text_ends_where_the_positions_do_and_others_go_on():
     assert [len(ids) for ids in found] == [27, 1, 29]
 
 
+def test_an_encoder_decoder_writes_as_long_a_text_as_it_can_learn():
+    """Of 32 positions the start token has the first, and the last token needs none."""
+    model = small_encoder_decoder(**BART).eval()
+    found = generate(model, prompts(1, 1), GREEDILY, max_tokens=40, sources=prompts(3, 32))
+    assert [len(ids) for ids in found] == [32, 32]
+
+
 def test_numbers_draw_tokens_as_often_as_they_are_likely():
     probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
     logits = probabilities.log().expand(10, 4)
