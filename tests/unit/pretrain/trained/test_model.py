@@ -97,7 +97,7 @@ def test_an_encoder_decoder_writes_of_its_sources_what_transformers_does(reader)
         found = model.generate(sources, max_tokens=9, **ours)
         for source, [text] in zip(sources, found, strict=True):
             ids = torch.tensor([tokenizer.encode(source).ids])
-            settings |= {"max_new_tokens": 9, "do_sample": False, "forced_eos_token_id": None}
+            settings |= {"max_new_tokens": 9, "do_sample": False}
             assert text == tokenizer.decode(theirs.generate(ids, **settings)[0, 1:].tolist())
         assert len({text for [text] in found}) > 1
 
