@@ -63,7 +63,7 @@ def test_whole_weights_write_what_shards_write(make, fields):
     one, other = (written(adapted, examples, prompts, whole=whole, max_tokens=longest) for whole in (True, False))
     assert one == other
     assert max(map(len, one)) == longest
-    assert len({token for ids in one for token in ids}) > 5 and adapted.training
+    assert len({token for ids in one for token in ids}) > 2 and adapted.training
 
 
 @pytest.mark.parametrize("whole", [True, False])
