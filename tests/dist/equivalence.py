@@ -190,12 +190,12 @@ def reference(
 
 
 def start(
-    world: World, cfg, precision: Precision | None = None, make=build
+    world: World, cfg, precision: Precision | None = None, make=build, compilation: CompileConfig | None = None
 ) -> tuple[Objective, torch.nn.Module, Strategy]:
     """Return a module under a strategy with its initial weights, and what the loop calls."""
     module = make()
     initial = InitialWeights(module, SEED)
-    strategy = cfg.build(world=world, precision=precision or FP32(), compilation=CompileConfig())
+    strategy = cfg.build(world=world, precision=precision or FP32(), compilation=compilation or CompileConfig())
     wrapped = strategy.setup(module, OPTIM.build)
     strategy.load_fragments(initial)
     return module, wrapped, strategy

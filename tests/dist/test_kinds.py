@@ -28,11 +28,12 @@ from ranks import on_ranks
 from pretrain.checkpoint.load import restore, shapes_of
 from pretrain.data.batch import Batch
 from pretrain.objectives.sentence_pairs import Sentences
+from pretrain.strategy.compile import CompileBlock
 from pretrain.strategy.precision import BF16
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 
-STEPS, MANY, EVALUATED_AFTER = 8, 20, 2
+STEPS, MANY, EVALUATED_AFTER, COMPILED = 8, 20, 2, 2
 ALL = [
     "ddp",
     "zero0",
@@ -111,6 +112,23 @@ def check_bf16(world, make, join, expected):
 @pytest.mark.parametrize("kind", ["encoder of pairs", "T5"])
 def test_every_strategy_follows_in_bf16(kind):
     on_ranks(2, check_bf16, *KINDS[kind], reference(STEPS, *KINDS[kind])[0])
+
+
+def check_compiled(world, make, join, expected):
+    """Blocks compiled for sequences of any lengths, by the tracer and the differentiation of the usual compiler."""
+    from torch._dynamo.utils import counters
+
+    torch.compile = partial(torch.compile, backend="aot_eager")  # without its C++, which takes minutes
+    _, wrapped, strategy = start(world, strategies(world.size)["fsdp2"], make=make, compilation=CompileBlock())
+    course = train(world, wrapped, strategy, range(COMPILED), 6, join=join)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert course.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert course.norms == pytest.approx(expected.norms, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_of_an_encoder_decoder_take_the_steps_of_plain_torch():
+    on_ranks(2, check_compiled, *KINDS["T5"], reference(COMPILED, *KINDS["T5"])[0])
 
 
 def write(world, folder, names, make, join):

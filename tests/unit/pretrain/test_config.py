@@ -32,6 +32,14 @@ FLASH = ["attention=flash", "precision=bf16"]
             r"eval\.choices=\['a\.jsonl'\]: model=encoder is bidirectional, and decoders alone are measured by them",
         ),
         (
+            ["model=encoder_decoder", "objective=span_corruption", "eval.choices=[a.jsonl]"],
+            r"eval\.choices=\['a\.jsonl'\]: model=encoder_decoder is encoder_decoder, and decoders alone are measured",
+        ),
+        (
+            ["model=encoder_decoder", "objective=span_corruption", "eval.samples=[a]"],
+            r"eval\.samples=\['a'\]: model=encoder_decoder is encoder_decoder and continues no text; leave them out",
+        ),
+        (
             ["tracker=wandb", "tracker.wandb_mode=offline", f"run.name={'n' * 129}"],
             r"run\.name='n+': has 129 characters",
         ),

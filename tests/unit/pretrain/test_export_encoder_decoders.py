@@ -102,3 +102,10 @@ def test_a_release_that_does_not_say_how_targets_begin_is_refused_by_name(export
         load(tmp_path).generate("time")
     (tmp_path / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 3}))
     assert open_source(str(tmp_path)).decoder_start == 3
+
+
+def test_choices_are_for_decoders(exported):
+    run, directory = exported
+    for source in (run, directory):
+        with pytest.raises(ConfigError, match=r"choices=\['a\.jsonl'\]: .* is encoder_decoder, and decoders alone"):
+            load(source).evaluate(choices=["a.jsonl"])
