@@ -1,12 +1,20 @@
 """Runs that several tests look at; and the modules beside the tests become importable."""
 
 import gc
+import os
 import random
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+# As many tests run at a time as there are cores: threads of theirs would wait for each other, on a busy machine for 30
+# times as long as they compute. Before torch, which reads it once; every process that a test starts gets it, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes import the product: its bytecode is kept, whatever the environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "dist", "slurm", "docs")]
 
@@ -20,6 +28,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()
+
+
+# Of a suite that runs several files at a time: a long one that began last would leave the other cores idle.
+LONGEST = ("docs/test_documentation", "slurm/test_launch", "dist/test_strategies", "dist/test_kinds", "dist/test_demo")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take minutes, each as a whole."""
+    begins = {Path(__file__).parent / f"{name}.py": at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begins.get(item.path, len(LONGEST)))
 
 
 WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state"]
@@ -44,5 +62,5 @@ def uninterrupted(place) -> Path:
 
 @pytest.fixture(scope="session")
 def one_process(place) -> Path:
-    run(*tiny("one", "train.steps=50", "checkpoint.every=50", *SAMPLED), cwd=place)
+    run(*tiny("one", *SAMPLED), cwd=place)
     return place / "runs" / "one"

@@ -30,7 +30,7 @@ from pretrain.strategy.precision import BF16, FP16, FP32
 # Widths of 6 over 4 ranks leave the last one without a row; no number of ranks divides a vocabulary of 61.
 TIED_GPT = {"width": 6, "heads": 2}
 GROUPED_LLAMA = {"width": 12, "heads": 6, "kv_heads": 2, "tie_embeddings": False, **LLAMA}
-STEPS, PER_STEP, CLIP = 3, 12, 0.5  # optimizer steps, micro-batches in each over all ranks, norm of the gradient
+STEPS, PER_STEP, CLIP = 3, 8, 0.5  # optimizer steps, micro-batches in each over all ranks, norm of the gradient
 LR_FACTORS = [0.5, 1.0, 0.75]
 ADAMW = AdamWConfig(lr=2e-3)
 
@@ -162,15 +162,19 @@ def check_broken_gradients(world):
 
 def check_half_precision(world):
     """Blocks compute in half precision, whatever the positions, and gradients are those of fp32 up to rounding."""
-    for positions in (Positions.learned, Positions.rotary, Positions.sinusoidal):
+    half = FP16(initial_scale=1024.0)
+    for positions, precision in (
+        (Positions.learned, BF16()),
+        (Positions.rotary, half),
+        (Positions.sinusoidal, BF16()),
+    ):
         fields = {**GROUPED_LLAMA, "positions": positions}
         norms, _ = reference(fields)
-        for precision in (BF16(), FP16(initial_scale=1024.0)):
-            strategy, wrapped = built(world, FSDP2Config(), fields, precision)
-            seen = []
-            wrapped.model.blocks[-1].register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
-            assert [take(strategy, wrapped, world, step) for step in range(STEPS)] == pytest.approx(norms, rel=0.05)
-            assert {output.dtype for output in seen} == {precision.dtype}
+        strategy, wrapped = built(world, FSDP2Config(), fields, precision)
+        seen = []
+        wrapped.model.blocks[-1].register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
+        assert [take(strategy, wrapped, world, step) for step in range(STEPS)] == pytest.approx(norms, rel=0.05)
+        assert {output.dtype for output in seen} == {precision.dtype}
 
 
 def check_four_ranks(world):
@@ -295,7 +299,7 @@ def test_a_run_moves_from_ddp_to_fsdp2_and_back(tmp_path):
 
 def test_a_whole_run_learns_what_one_process_learns(place, one_process):
     more = ["strategy=hsdp", "strategy.activation_checkpointing=full", "train.micro_batch_size=2", *SAMPLED]
-    run(*tiny("fsdp2", "train.steps=50", "checkpoint.every=50", *more), ranks=2, cwd=place)
+    run(*tiny("fsdp2", *more), ranks=2, cwd=place)
     assert_close_runs(one_process, place / "runs" / "fsdp2")
 
 

@@ -105,15 +105,15 @@ def test_a_sweep_over_seeds_that_is_stopped_starts_no_other_run_and_resumes(tmp_
     assert deviation == pytest.approx(abs(measured[0] - measured[1]) / math.sqrt(2), abs=1e-4)
 
 
-def test_four_ranks_make_one_run_directory_with_a_log_for_each(place):
-    done = launch("local", "nproc=4", "--", "pretrain", *tiny("four", *SHORT), cwd=place)
-    assert [path.name for path in (place / "runs").iterdir() if path.name.startswith("four")] == ["four"]
-    four = place / "runs" / "four"
-    assert [path.name for path in four.rglob("config.yaml")] == ["config.yaml"]
-    assert sorted(path.name for path in (four / "ranks").iterdir()) == [f"rank-{rank}.log" for rank in range(4)]
-    assert sorted(column(four, "loss")) == [1, 2, 3, 4, 5, 6]
-    assert "step 6/6" in done.stdout and "on each of 4 ranks" in done.stderr
-    assert "step 6/6" not in "".join(path.read_text() for path in (four / "ranks").glob("rank-[123].log"))
+def test_two_ranks_make_one_run_directory_with_a_log_for_each(place):
+    done = launch("local", "nproc=2", "--", "pretrain", *tiny("two", *SHORT), cwd=place)
+    assert [path.name for path in (place / "runs").iterdir() if path.name.startswith("two")] == ["two"]
+    two = place / "runs" / "two"
+    assert [path.name for path in two.rglob("config.yaml")] == ["config.yaml"]
+    assert sorted(path.name for path in (two / "ranks").iterdir()) == ["rank-0.log", "rank-1.log"]
+    assert sorted(column(two, "loss")) == [1, 2, 3, 4, 5, 6]
+    assert "step 6/6" in done.stdout and "on each of 2 ranks" in done.stderr
+    assert "step 6/6" not in (two / "ranks" / "rank-1.log").read_text()
 
 
 @pytest.mark.slow

@@ -128,12 +128,11 @@ def test_sigterm_before_the_first_step_exits_85_and_the_run_can_begin_again(plac
     run(*overrides, "run.fresh=true", cwd=place)
 
 
-@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (1, 1), (2, 4), (2, 2), (4, 2)])
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 1), (2, 2), (4, 2)])
 def test_ranks_and_micro_batches_do_not_change_the_run(place, one_process, ranks, micro):
     name = f"ranks-{ranks}-{micro}"
     go = run_fresh if (ranks, micro) == (2, 2) else run  # under torchrun, where strings hash differently on each rank
-    more = ["train.steps=50", "checkpoint.every=50", f"train.micro_batch_size={micro}", *SAMPLED]
-    go(*tiny(name, *more), ranks=ranks, cwd=place)
+    go(*tiny(name, f"train.micro_batch_size={micro}", *SAMPLED), ranks=ranks, cwd=place)
     assert_close_runs(one_process, place / "runs" / name)
     files = load_manifest(max((place / "runs" / name / "checkpoints").glob("step-*")))["files"]
     assert len(files) == ranks + 1
@@ -299,10 +298,10 @@ def test_what_the_machine_cannot_do_is_refused_before_anything_is_made(place, tm
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_as_single_does(place, one_process, precision):
-    run(*tiny(precision, "train.steps=50", "checkpoint.every=50", f"precision={precision}"), cwd=place)
+    run(*tiny(precision, f"precision={precision}"), cwd=place)
     single, half = column(one_process, "loss"), column(place / "runs" / precision, "loss")
-    assert abs(single[50] - half[50]) < 0.05
-    assert half[50] < half[1] - 1
+    assert abs(single[24] - half[24]) < 0.05
+    assert half[24] < half[1] - 0.5
 
 
 @pytest.mark.parametrize(
@@ -313,6 +312,5 @@ def test_half_precision_learns_as_single_does(place, one_process, precision):
 )
 def test_how_fast_does_not_change_what(place, one_process, override, ranks):
     name = f"{override.replace('=', '-')}-{ranks}"
-    more = ["train.steps=50", "checkpoint.every=50", "train.micro_batch_size=4", *SAMPLED, override]
-    run(*tiny(name, *more), ranks=ranks, cwd=place)
+    run(*tiny(name, "train.micro_batch_size=4", *SAMPLED, override), ranks=ranks, cwd=place)
     assert_close_runs(one_process, place / "runs" / name)

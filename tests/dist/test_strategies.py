@@ -35,6 +35,7 @@ def assert_weights(step, weights, tolerance):
         torch.testing.assert_close(tensors[f"weight {name}"], value, rtol=0, atol=tolerance)
 
 
+# To start ranks takes longer than their steps: those that are there are asked for more than one law.
 def check_steps(world, folder, name, steps, soon, expected, weights):
     share = SEQUENCES // world.size
     for micro in (share // 3,) if "+" in name else (share // 3, share):
@@ -45,11 +46,12 @@ def check_steps(world, folder, name, steps, soon, expected, weights):
         assert first.losses + then.losses == pytest.approx(expected.losses, abs=1e-5), micro
         assert first.norms + then.norms == pytest.approx(expected.norms, rel=1e-4), micro
     assert_weights(save(world, strategy, folder / "last", steps), weights, 1e-4)
+    check_bf16(world, name, expected)
 
 
 @with_ranks(2, slow=(1, 4))
 @every_strategy
-def test_every_strategy_takes_the_steps_of_plain_torch(tmp_path, name, ranks):
+def test_every_strategy_takes_the_steps_of_plain_torch_and_follows_in_bf16(tmp_path, name, ranks):
     steps = STEPS if ranks == 4 else SHORT
     on_ranks(ranks, check_steps, tmp_path, name, steps, reference(3)[1], *reference(steps))
 
@@ -101,30 +103,20 @@ def test_gradients_travel_in_the_dtype_of_the_setting(ranks):
 def check_bf16(world, name, expected):
     _, wrapped, strategy = start(world, strategies(world.size)[name], BF16())
     course = train(world, wrapped, strategy, range(SHORT), SEQUENCES // world.size // 2)
-    assert course.losses == pytest.approx(expected.losses, abs=0.05)
-    assert course.norms == pytest.approx(expected.norms, rel=0.05)
-
-
-@with_ranks(2, slow=(1, 4))
-@every_strategy
-def test_every_strategy_follows_in_bf16(name, ranks):
-    on_ranks(ranks, check_bf16, name, reference(SHORT)[0])
+    assert course.losses == pytest.approx(expected.losses[:SHORT], abs=0.05)
+    assert course.norms == pytest.approx(expected.norms[:SHORT], rel=0.05)
 
 
 def check_resume(world, folder, name):
     cfg = strategies(world.size)[name]
     _, wrapped, strategy = start(world, cfg)
     train(world, wrapped, strategy, range(2), 3)
-    step = save(world, strategy, folder, 2)
+    step = save(world, strategy, folder / "interrupted", 2)
     straight = train(world, wrapped, strategy, range(2, 5), 3)
     _, wrapped, strategy = start(world, cfg)
     restore(step, SHAPES, strategy)
     assert train(world, wrapped, strategy, range(2, 5), 3) == straight, "not bit for bit"
-
-
-@every_strategy
-def test_a_resumed_run_equals_one_never_interrupted_bit_for_bit(tmp_path, name):
-    on_ranks(2, check_resume, tmp_path, name)
+    check_skips(world, folder, name)
 
 
 def check_skips(world, folder, name):
@@ -141,8 +133,8 @@ def check_skips(world, folder, name):
 
 
 @every_strategy
-def test_a_step_with_a_broken_gradient_changes_nothing(tmp_path, name):
-    on_ranks(2, check_skips, tmp_path, name)
+def test_a_resumed_run_is_the_same_bit_for_bit_and_a_broken_gradient_changes_nothing(tmp_path, name):
+    on_ranks(2, check_resume, tmp_path, name)
 
 
 def moves() -> list[tuple[str, int, str, int]]:
