@@ -63,9 +63,10 @@ def test_refuses_by_name(fields, message):
 
 
 @every_kind
-def test_pairs_of_a_batch_are_strangers(fields):
+@pytest.mark.parametrize("attend", [eager, sdpa])
+def test_pairs_of_a_batch_are_strangers(fields, attend):
     """The law of isolation: a pair is as alone, and its loss has exactly no gradient into another pair's tokens."""
-    model, batch = small_encoder_decoder(**fields), ragged_pairs(SOURCES, TARGETS)
+    model, batch = small_encoder_decoder(attend=attend, **fields), ragged_pairs(SOURCES, TARGETS)
     embedded = []
     model.embedding.register_forward_hook(lambda *call: embedded.append(call[-1].detach().requires_grad_()))
     model.embedding.register_forward_hook(lambda *_: embedded[-1])
@@ -78,7 +79,9 @@ def test_pairs_of_a_batch_are_strangers(fields):
     assert len(source) == 47 and len(target) == 29
 
     stream = Stream(batch.source.tokens[THIRD_SOURCE], torch.arange(30), torch.tensor([0, 30], dtype=torch.int32), 30)
-    alone = small_encoder_decoder(**fields)(batch.tokens[THIRD_TARGET], torch.arange(1), layout([1]), stream)
+    alone = small_encoder_decoder(attend=attend, **fields)(
+        batch.tokens[THIRD_TARGET], torch.arange(1), layout([1]), stream
+    )
     torch.testing.assert_close(out[THIRD_TARGET], alone, atol=1e-5, rtol=1e-5)
 
 
