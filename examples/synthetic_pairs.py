@@ -3,14 +3,14 @@
     python examples/synthetic_pairs.py data/synthetic
 
 writes `pairs/`, with `train.jsonl` and `validation.jsonl`: pairs of `code`, an expression somewhere in the library, and
-of its `words`, such as `len(self.rows) >= 2` and "the length of rows of self is at least 2". Nobody wrote these
-sentences, and nobody talks so: they are made from the code by the rules below. That makes the task a fair one to see a
-model learn on, as each expression has one right translation, which takes new words and another order; a score on it
-says nothing of languages that people speak.
+of its `words`, such as `len ( self . rows ) >= 2` and "the length of rows of self is at least 2". The code has a
+space between its tokens, so that a name is the same word on both sides. Nobody wrote these sentences, and nobody talks
+so: they are made from the code by the rules below. That makes the task a fair one to see a model learn on, as each
+expression has one right translation, which takes new words and another order; a score on it says nothing of languages
+that people speak.
 
 Training and validation share no file and no expression, but they share their words: expressions with a name or a number
-that is rare in training are left out, so that a model can know each word, and has to put them together anew. A model
-pretrained with `data=stdlib` has read the code, without the words.
+that is rare in training are left out, so that a model can know each word, and has to put them together anew.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import io
 import json
 import re
 import sysconfig
@@ -30,10 +31,10 @@ from pretrain.data.sources.base import StdlibSource
 
 VALIDATION_EVERY = 8  # files; one of them is for validation
 NUM_VALIDATION = 1000  # expressions
-LONGEST = 120  # characters of an expression
+LONGEST = 40  # characters of an expression
 RAREST = 40  # expressions of the training set that have a word, at least
 
-SAID = ast.Compare | ast.BoolOp | ast.UnaryOp | ast.BinOp | ast.Subscript | ast.Call
+SAID = ast.Compare | ast.BoolOp | ast.UnaryOp | ast.BinOp | ast.Subscript | ast.Call | ast.Attribute
 
 COMPARED = {
     ast.Eq: "equals",
@@ -114,7 +115,7 @@ def _draw(text: str) -> bytes:
 
 
 def expressions(text: str) -> dict[str, str]:
-    """Return the words of the expressions of a file for which there are rules, by their code in one style."""
+    """Return the words of the expressions of a file for which there are rules, by their code, `spaced`."""
     return dict(_expressions(ast.parse(text)))
 
 
@@ -128,7 +129,13 @@ def _expressions(tree: ast.Module) -> Iterator[tuple[str, str]]:
         except NoWords:
             continue
         if words != code and len(code) <= LONGEST and code.isascii() and code.isprintable():
-            yield code, words
+            yield spaced(code), words
+
+
+def spaced(code: str) -> str:
+    """Return an expression with a space between its tokens."""
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    return " ".join(token.string for token in tokens if token.string.strip())
 
 
 def say(node: ast.expr) -> str:
