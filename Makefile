@@ -43,7 +43,7 @@ demo-pairs: setup  ## train a translator from nothing, from Python expressions t
 
 demo-long: LONG := _long
 demo-long: EPOCHS := train.epochs=6
-demo-long: demo-pairs demo  ## the same with larger models that train longer, and a translator: some twenty minutes on two cores
+demo-long: demo-pairs demo  ## a translator, and the same with larger models: over a quarter of an hour on two cores
 
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"

@@ -34,7 +34,7 @@ NUM_VALIDATION = 1000  # expressions
 LONGEST = 40  # characters of an expression
 RAREST = 40  # expressions of the training set that have a word, at least
 
-SAID = ast.Compare | ast.BoolOp | ast.UnaryOp | ast.BinOp | ast.Subscript | ast.Call | ast.Attribute
+SAID = ast.Compare | ast.BoolOp | ast.UnaryOp | ast.BinOp | ast.Subscript | ast.Call
 
 COMPARED = {
     ast.Eq: "equals",
