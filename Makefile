@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-pretrain demo-finetune demo-long test test-slow lint format clean
+.PHONY: help setup demo demo-pretrain demo-finetune demo-pairs demo-long test test-slow lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -35,9 +35,15 @@ demo-finetune: setup  ## pretrain a BERT on the same corpus, fine-tune it on two
 	head -n 1 data/synthetic/names/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_names$(LONG)
 	$(BIN)/python -m finetune.report runs/synthetic_names$(LONG)
 
+demo-pairs: setup  ## train a translator from nothing, from Python expressions to words, and ask it
+	$(BIN)/python examples/synthetic_pairs.py data/synthetic
+	$(LOCAL) finetune experiment=synthetic/pairs run.name=synthetic_pairs$(LONG)
+	head -n 1 data/synthetic/pairs/validation.jsonl | $(BIN)/python -m finetune.predict runs/synthetic_pairs$(LONG)
+	$(BIN)/python -m finetune.report runs/synthetic_pairs$(LONG)
+
 demo-long: LONG := _long
 demo-long: EPOCHS := train.epochs=6
-demo-long: demo  ## the same with larger models that train longer: a quarter of an hour on two cores
+demo-long: demo-pairs demo  ## a translator, and the same with larger models: over a quarter of an hour on two cores
 
 test: setup lint  ## the fast tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"

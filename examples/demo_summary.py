@@ -1,4 +1,4 @@
-"""One screen about the runs of `make demo`: what was trained, how good it is, and where to look next.
+"""One screen about the runs of `make demo` and `make demo-long`: what was trained, how good it is, where to look next.
 
     python examples/demo_summary.py [_long]
 
@@ -13,12 +13,14 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from finetune.tasks.seq2seq.metrics import text_metrics
 from pretrain.report.baselines import baselines
 from pretrain.report.history import History, load
 
 RUNS = Path("runs")
 TASKS = Path("data/synthetic")
 NAMES = ("demo", "demo_bert", "synthetic_packages", "synthetic_names")
+PAIRS = "synthetic_pairs"
 
 NEXT = """\
 Look at    {gpt}/report/report.html, and report/report.html of each run: curves, baselines, worst errors
@@ -45,7 +47,22 @@ def main() -> None:
         ("names", f"{last(names, 'accuracy'):.1%} of held-out words are given the kind of name that they are"),
         ("", f"(each word's most frequent tag: {most_frequent_tags():.1%})"),
     ]
+    if (RUNS / f"{PAIRS}{suffix}").is_dir():  # of make demo-pairs, which is in demo-long alone
+        lines += about_pairs(load(RUNS / f"{PAIRS}{suffix}"))
     print("", *(f"{name:<10} {text}" for name, text in lines), "", NEXT.format(gpt=gpt.path), sep="\n")
+
+
+def about_pairs(run: History) -> list[tuple[str, str]]:
+    """Return the lines about the translator."""
+    pairs = records("pairs", "validation")
+    copied = text_metrics([pair["code"] for pair in pairs], [pair["words"] for pair in pairs], ["bleu", "exact_match"])
+    return [
+        (
+            "pairs",
+            f"{last(run, 'exact_match'):.1%} of held-out expressions are said right, BLEU {last(run, 'bleu'):.1f}",
+        ),
+        ("", f"(copied as they are: {copied['exact_match']:.1%}, BLEU {copied['bleu']:.1f})"),
+    ]
 
 
 def size(run: History) -> str:

@@ -1,15 +1,16 @@
-"""A small translation made from the source code of Python's own standard library: conditions, and how one says them.
+"""A small translation made from the source code of Python's own standard library: expressions, and how one says them.
 
     python examples/synthetic_pairs.py data/synthetic
 
-writes `pairs/`, with `train.jsonl` and `validation.jsonl`: pairs of `code`, what stands behind an `if` somewhere in the
-library, and of its `words`, such as `len(self.rows) >= 2` and "the length of rows of self is at least 2". Nobody wrote
-these sentences, and nobody talks so: they are made from the code by the rules below. That makes the task a fair one to
-see a model learn on, as each condition has one right translation, which takes new words, another order, and names that
-were never seen; a score on it says nothing of languages that people speak.
+writes `pairs/`, with `train.jsonl` and `validation.jsonl`: pairs of `code`, an expression somewhere in the library, and
+of its `words`, such as `len ( self . rows ) >= 2` and "the length of rows of self is at least 2". The code has a
+space between its tokens, so that a name is the same word on both sides. Nobody wrote these sentences, and nobody talks
+so: they are made from the code by the rules below. That makes the task a fair one to see a model learn on, as each
+expression has one right translation, which takes new words and another order; a score on it says nothing of languages
+that people speak.
 
-Training and validation share no file and no condition. A model pretrained with `data=stdlib` has read the code, without
-the words.
+Training and validation share no file and no expression, but they share their words: expressions with a name or a number
+that is rare in training are left out, so that a model can know each word, and has to put them together anew.
 """
 
 from __future__ import annotations
@@ -17,17 +18,23 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import io
 import json
+import re
 import sysconfig
 import tokenize
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pretrain.data.sources.base import StdlibSource
 
 VALIDATION_EVERY = 8  # files; one of them is for validation
-NUM_VALIDATION = 1000  # conditions
-LONGEST = 120  # characters of a condition
+NUM_VALIDATION = 1000  # expressions
+LONGEST = 40  # characters of an expression
+RAREST = 40  # expressions of the training set that have a word, at least
+
+SAID = ast.Compare | ast.BoolOp | ast.UnaryOp | ast.BinOp | ast.Subscript | ast.Call
 
 COMPARED = {
     ast.Eq: "equals",
@@ -54,12 +61,12 @@ SIGNS = {ast.Not: "not", ast.USub: "minus"}
 
 
 class NoWords(Exception):
-    """There is no rule for some part of a condition."""
+    """There is no rule for some part of an expression."""
 
 
 def main() -> None:
     """Write the pairs into the folder that the command line names."""
-    parser = argparse.ArgumentParser(description="Make pairs of conditions and words from Python's standard library.")
+    parser = argparse.ArgumentParser(description="Make pairs of expressions and words from Python's standard library.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("data/synthetic"))
     folder = parser.parse_args().folder / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,14 +86,27 @@ def library() -> Iterator[tuple[str, str]]:
 
 
 def split(files: Iterable[tuple[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the words of each condition for training and of those for validation, in an order of their own."""
+    """Return the words of each expression for training and of those for validation, in an order of their own."""
     found: tuple[dict[str, str], dict[str, str]] = {}, {}
     for name, text in files:
         held_out = _draw(name)[0] % VALIDATION_EVERY == 0
-        found[held_out].update(conditions(text))
-    train, validation = ({code: pairs[code] for code in sorted(pairs, key=_draw)} for pairs in found)
+        found[held_out].update(expressions(text))
+    counts = Counter(word for code in found[0] for word in _words_of(code))
+    train, validation = (
+        {
+            code: pairs[code]
+            for code in sorted(pairs, key=_draw)
+            if all(counts[word] >= RAREST for word in _words_of(code))
+        }
+        for pairs in found
+    )
     validation = {code: words for code, words in validation.items() if code not in train}
     return train, dict([*validation.items()][:NUM_VALIDATION])
+
+
+def _words_of(code: str) -> set[str]:
+    """Return the names, numbers and words of texts in an expression."""
+    return {*re.findall(r"\w+", code)}
 
 
 def _draw(text: str) -> bytes:
@@ -94,22 +114,28 @@ def _draw(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def conditions(text: str) -> dict[str, str]:
-    """Return the words of the conditions of a file for which there are rules, by their code in one style."""
-    return dict(_conditions(ast.parse(text)))
+def expressions(text: str) -> dict[str, str]:
+    """Return the words of the expressions of a file for which there are rules, by their code, `spaced`."""
+    return dict(_expressions(ast.parse(text)))
 
 
-def _conditions(tree: ast.Module) -> Iterator[tuple[str, str]]:
+def _expressions(tree: ast.Module) -> Iterator[tuple[str, str]]:
     for node in ast.walk(tree):
-        if not isinstance(node, ast.If | ast.While | ast.IfExp | ast.Assert):
+        if not isinstance(node, SAID):
             continue
-        code = ast.unparse(node.test)
+        code = ast.unparse(node)
         try:
-            words = say(node.test)
+            words = say(node)
         except NoWords:
             continue
         if words != code and len(code) <= LONGEST and code.isascii() and code.isprintable():
-            yield code, words
+            yield spaced(code), words
+
+
+def spaced(code: str) -> str:
+    """Return an expression with a space between its tokens."""
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    return " ".join(token.string for token in tokens if token.string.strip())
 
 
 def say(node: ast.expr) -> str:

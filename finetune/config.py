@@ -51,6 +51,7 @@ class MeasureConfig:
     """How often the validation set is measured, and the step saved with it; when a run ends early."""
 
     every: int | None = None  # optimizer steps; null: once an epoch
+    at_start: bool = False  # measure before the first step, too: what the model could do untuned
     patience: int | None = None  # evaluations with a value, but no better one, that end the run; null: none does
 
     def __post_init__(self) -> None:

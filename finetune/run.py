@@ -148,7 +148,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         ),
     )
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
-    session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop)
+    session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop, evaluate_first=cfg.eval.at_start)
 
 
 def _recorded(codec: Codec) -> dict[str, Any]:

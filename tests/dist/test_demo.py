@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from ranks import column
 
+from examples.demo_summary import about_pairs
 from examples.synthetic_tasks import PACKAGES
+from pretrain.report.history import load
 
 ROOT = Path(__file__).parents[2]
 SHORTER = {
@@ -17,6 +19,7 @@ SHORTER = {
     "experiment=demo_bert": "train.steps=20 schedule.warmup_steps=5",
     "experiment=synthetic/packages": "train.epochs=0.2",
     "experiment=synthetic/names": "train.epochs=0.5",
+    "experiment=synthetic/pairs": "train.epochs=0.5 eval.at_start=true task.generate_examples=50",
 }
 
 
@@ -35,11 +38,26 @@ def output(command: str, cwd: Path) -> str:
 
 
 def test_the_long_demo_runs_the_same_commands():
-    short, long = commands("demo"), commands("demo-long")
-    assert len(short) == 12
+    short, pairs, long = commands("demo"), commands("demo-pairs"), commands("demo-long")
+    assert (len(short), len(pairs)) == (12, 4)
     assert [command.replace("_long", "").replace(" train.epochs=6", "").split() for command in long] == [
-        command.split() for command in short
+        command.split() for command in [*pairs, *short]
     ]
+
+
+@pytest.mark.slow
+def test_the_translator_of_the_long_demo_learns_and_answers(tmp_path, monkeypatch):
+    _, _, answered, _ = [output(command, tmp_path) for command in commands("demo-pairs")]
+    run = tmp_path / "runs" / "synthetic_pairs"
+    losses = column(run, "loss", "validation")
+    assert losses[max(losses)] < 0.5 * losses[0]
+    pairs = (tmp_path / "data" / "synthetic" / "pairs" / "validation.jsonl").read_text().splitlines()
+    assert json.loads(answered)["source"] == json.loads(pairs[0])["code"]
+    assert "Examples" in (run / "report" / "report.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    [(name, said), (_, copied)] = about_pairs(load(run))
+    assert name == "pairs" and said.endswith(f"BLEU {column(run, 'bleu', 'validation')[max(losses)]:.1f}")
+    assert copied.startswith("(copied as they are: 0.0%, BLEU ")
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Conditions become the words that the rules say, and validation holds none that training has."""
+"""Expressions become the words that the rules say; validation holds none that training has, but only words it knows."""
+
+import ast
 
 import pytest
 
@@ -14,34 +16,33 @@ SAID = {
 
 
 @pytest.mark.parametrize("code", SAID)
-def test_conditions_in_words(code):
-    [(found, words)] = synthetic_pairs.conditions(f"if {code}:\n    pass").items()
-    assert words == SAID[code]
-    assert found == code.replace('"', "'")
+def test_expressions_in_words(code):
+    assert synthetic_pairs.say(ast.parse(code, mode="eval").body) == SAID[code]
 
 
-def test_conditions_that_have_no_words_or_need_none_are_left_out():
-    unsaid = [
-        "x",
-        "x[1:2]",
-        "f(a=1)",
-        "f(*a)",
-        "1 < x < 3",
-        "lambda: x",
-        "x in ()",
-        "x == 'é'",
-        " and ".join(["not x"] * 40),
-    ]
-    text = "".join(f"while {code}:\n    assert True\n" for code in unsaid)
-    assert synthetic_pairs.conditions(text) == {}
-
-
-def test_training_and_validation_share_no_condition():
-    files = [(f"file_{number}.py", f"if a == {number % 50}: pass\nif b < {number}: pass\n") for number in range(90)]
-    train, validation = synthetic_pairs.split(files)
-    assert not train.keys() & validation.keys()
-    assert {*train, *validation} == {f"a == {number}" for number in range(50)} | {
-        f"b < {number}" for number in range(90)
+def test_expressions_are_found_with_their_parts_in_one_style():
+    assert synthetic_pairs.expressions('if a.b(c) == "d": e = -f') == {
+        "a . b ( c ) == 'd'": "what b of a makes of c equals 'd'",
+        "a . b ( c )": "what b of a makes of c",
+        "- f": "minus f",
     }
-    assert 3 <= len(validation) <= 30
-    assert synthetic_pairs.split(reversed(files)) == (train, validation)
+
+
+def test_expressions_that_have_no_words_or_need_none_are_left_out():
+    unsaid = ["x", "x.y", "x[1:2]", "f(a=1)", "f(*a)", "1 < x < 3", "lambda: x", "x in ()", "x == 'é'", "~x"]
+    text = "".join(f"while {code}:\n    assert True\n" for code in unsaid)
+    assert synthetic_pairs.expressions(text) == {}
+    assert synthetic_pairs.expressions(f"{'x' * 38} + 1") == {}
+
+
+def test_training_and_validation_share_words_but_no_expression(monkeypatch):
+    monkeypatch.setattr(synthetic_pairs, "RAREST", 3)
+    files = [
+        ("file_0.py", "name + word\nname - word\n"),
+        ("file_1.py", "name * word\nname + rare\nname + word\n"),
+        ("file_13.py", "name + word\nname % word\nname % new\nname % rare\n"),  # by its hash for validation
+    ]
+    train, validation = synthetic_pairs.split(files)
+    assert train.keys() == {"name + word", "name - word", "name * word"}
+    assert validation == {"name % word": "name modulo word"}
+    assert [*train] == [*synthetic_pairs.split(reversed(files))[0]]

@@ -20,6 +20,7 @@ from pretrain.errors import ConfigError
 from pretrain.models.base import Layout, Stream
 from pretrain.objectives.base import Objective
 from pretrain.tokenizer.bpe import BpeTokenizer
+from pretrain.trained.model import load
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 
@@ -87,6 +88,32 @@ def test_the_loss_is_of_targets_alone(tmp_path, model):
     assert [one.keys() for one in opened.predict(["abc"])] == [{"place", "source", "prediction"}]
     record = json.loads((opened.path / "run.json").read_text())
     assert record["decoder_start"] == (0 if model == "encoder_decoder" else None)
+
+
+def test_the_first_step_of_training_is_that_of_transformers_on_targets_alone(tmp_path):
+    run = source(tmp_path, "decoder")
+    tuned(
+        tmp_path,
+        *(f"init_from={run}", "dropout=0", "train.batch_size=24", "train.max_tokens=50", "log.every=1"),
+        *("task.generate_examples=0", "eval.at_start=true"),
+    )
+    untuned, first, tuned_once = map(json.loads, (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines())
+
+    opened = load(run, device="cpu")
+    theirs = AutoModelForCausalLM.from_pretrained(opened.export(), dtype=torch.float64)
+    ids = lambda text: opened.tokenizer.encode(text, add_special_tokens=False).ids
+    total, count = 0.0, 0
+    for pair in pairs(24):
+        read, written = [1, *ids(pair["source"])], [*ids(pair["target"]), 2]
+        logits = theirs(torch.tensor([read + written])).logits[0]
+        total += functional.cross_entropy(logits[len(read) - 1 : -1], torch.tensor(written), reduction="sum")
+        count += len(written)
+    loss = total / count
+    loss.backward()
+    norm = sum(weight.grad.square().sum() for weight in theirs.parameters()).sqrt()
+    assert (first["loss"], first["grad_norm"]) == pytest.approx((loss.item(), norm.item()), rel=1e-6)
+    assert (untuned["step"], untuned["loss"]) == (0, pytest.approx(loss.item(), rel=1e-6))
+    assert (tuned_once["step"], tuned_once["split"]) == (1, "validation")
 
 
 def test_an_adapted_decoder_writes_what_transformers_does_with_its_export(tmp_path):
