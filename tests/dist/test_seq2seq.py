@@ -64,13 +64,27 @@ def test_two_ranks_follow_one_process_and_write_the_same(place, one_rank, model,
         assert column(two, key, "validation") == pytest.approx(column(one, key, "validation"))
 
 
+def kill(place, name: str, *settings: str) -> None:
+    """Kill a run that has saved a step and gone on."""
+    run = place / "runs" / name
+    reached = lambda: logged(run) >= 10 and step_names(run / "checkpoints")
+    kill_when(reached, *tuned(name, *settings), cwd=place, program="finetune")
+
+
 def test_killed_and_resumed_equals_never_interrupted(place):
     settings = ["dropout=0.2", "task.label_smoothing=0.1", "eval.every=3", "checkpoint.keep=1"]
     tune(*tuned("whole", *settings), cwd=place)
     killed = place / "runs" / "killed"
-    reached = lambda: logged(killed) >= 10 and step_names(killed / "checkpoints")
-    kill_when(reached, *tuned("killed", *settings), cwd=place, program="finetune")
+    kill(place, "killed", *settings)
     tune(*tuned("killed", *settings), cwd=place)
     assert "resuming from" in (killed / "log.txt").read_text()
     assert_equal_runs(place / "runs" / "whole", killed)
     assert column(place / "runs" / "whole", "chrf", "validation") == column(killed, "chrf", "validation")
+
+
+def test_resumed_on_more_ranks_it_goes_on_as_one_process(place, one_rank):
+    kill(place, "moved", "train.max_tokens=512", "eval.every=3")
+    tune(*tuned("moved", "train.max_tokens=40", "eval.every=3", "strategy=zero3"), ranks=2, cwd=place)
+    moved = place / "runs" / "moved"
+    assert "resuming from" in (moved / "log.txt").read_text()
+    assert column(moved, "loss") == pytest.approx(column(one_rank / "one-pairs", "loss"), rel=1e-5)
