@@ -42,7 +42,12 @@ def sample(options: argparse.Namespace) -> None:
         how = BeamSearch(beams=options.beams, no_repeat_ngram=options.no_repeat_ngram)
     prompts = [*options.prompt, *(_prompts(options.prompts, options.field) if options.prompts else [])] or [""]
     model = load(options.run, step=options.step)
-    kind = {"max_tokens": options.max_tokens, "samples": options.samples, "stop": options.stop}
+    kind = {
+        "max_tokens": options.max_tokens,
+        "samples": options.samples,
+        "stop": options.stop,
+        "markup": options.markup,
+    }
     found = model.continued(prompts, how, **kind)
     continues = model.network.kind.generates  # else the prompt is a source, and no beginning
     encoding = sys.stdout.encoding or "utf-8"
@@ -115,6 +120,8 @@ def parser() -> CommandParser:
     parser.add_argument("--no-repeat-ngram", type=int, metavar="N", default=0, help=ngram)
     stop = "string that a text ends before; may be repeated"
     parser.add_argument("--stop", action="append", metavar="TEXT", default=[], help=stop)
+    marks = "read special tokens that are written in prompts, such as <extra_id_0>, and print those of the texts"
+    parser.add_argument("--markup", action="store_true", help=marks)
     parser.add_argument("--samples", type=int, default=1, help="continuations of each prompt (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed draws the same text (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each continuation, one a line")

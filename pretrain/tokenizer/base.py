@@ -11,6 +11,7 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -260,6 +261,17 @@ def check_enough_text(wanted: int, reached: int, what: str) -> None:
             f"tokenizer.vocab_size={wanted}: this corpus has {what} for {reached} tokens only; "
             f"choose tokenizer.vocab_size={reached} or less, or more text"
         )
+
+
+@contextmanager
+def reading_markup(tokenizer: Tokenizer, *, markup: bool) -> Iterator[None]:
+    """Let special tokens that are written in texts be tokens, or else characters like any other."""
+    usual = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = not markup
+    try:
+        yield
+    finally:
+        tokenizer.encode_special_tokens = usual
 
 
 def _for_documents(tokenizer: Tokenizer) -> Tokenizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,6 +58,7 @@ class Writer:
     stop_ids: list[int]  # end a text
     decoder_start: int | None  # the id that the decoder of an encoder-decoder begins with; None: a decoder
     rules: Rules = NO_RULES  # that texts keep to
+    markup: bool = False  # whether special tokens are kept in texts, but for the one that ends them
 
     def texts(
         self,
@@ -107,10 +109,12 @@ class Writer:
 
     def _text(self, prompt: list[int], drawn: list[int]) -> str:
         """Return the text of drawn ids; decoders of words put the space before one only behind another."""
+        decode = partial(self.tokenizer.decode, skip_special_tokens=not self.markup)
+        drawn = drawn[:-1] if drawn and drawn[-1] in self.stop_ids else drawn
         if self.decoder_start is not None:
-            return self.tokenizer.decode(drawn)
-        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode(prompt + drawn)
-        return whole.removeprefix(before) if whole.startswith(before) else self.tokenizer.decode(drawn)
+            return decode(drawn)
+        before, whole = decode(prompt), decode(prompt + drawn)
+        return whole.removeprefix(before) if whole.startswith(before) else decode(drawn)
 
 
 def batches(sizes: Sequence[int], texts: int) -> list[list[int]]:

@@ -36,6 +36,7 @@ from pretrain.models.generation.beam import BeamSearch
 from pretrain.models.generation.rules import NO_RULES
 from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.base import Objective
+from pretrain.tokenizer.base import reading_markup
 from pretrain.train.run_dir import check_written_by, read_config
 from pretrain.trained.generating import StopStrings, Writer
 from pretrain.trained.measuring import Progress, Text, measurement
@@ -179,6 +180,7 @@ class LanguageModel:
         beams: int | None = None,
         no_repeat_ngram: int = 0,
         stop: str | Sequence[str] = (),
+        markup: bool = False,
     ) -> list[list[str]]:
         """Return `samples` continuations of each prompt, without the prompt; an encoder-decoder reads it as its source.
 
@@ -186,8 +188,9 @@ class LanguageModel:
         positions of the model. It follows from its prompt, its number and the `seed`, and does not depend on the other
         prompts. An empty prompt begins a document. `temperature` 0 takes the likeliest token; `top_k`, `top_p` and
         `min_p` draw from the likeliest ones alone. With `beams` it is the likeliest text that beam search finds, where
-        no `no_repeat_ngram` tokens stand twice; nothing is drawn. Raises `ConfigError` for an encoder, and for a prompt
-        that leaves no room.
+        no `no_repeat_ngram` tokens stand twice; nothing is drawn. With `markup` special tokens that are written in
+        prompts are read as such, and those of a continuation are kept in it, such as the sentinels of T5. Raises
+        `ConfigError` for an encoder, and for a prompt that leaves no room.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         rule = "belongs to beam search; give beams, too"
@@ -195,7 +198,7 @@ class LanguageModel:
         how = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
         if beams is not None:
             how = BeamSearch(beams=beams, no_repeat_ngram=no_repeat_ngram)
-        return list(self.continued(prompts, how, max_tokens=max_tokens, samples=samples, stop=stop))
+        return list(self.continued(prompts, how, max_tokens=max_tokens, samples=samples, stop=stop, markup=markup))
 
     def continued(
         self,
@@ -205,6 +208,7 @@ class LanguageModel:
         max_tokens: int,
         samples: int = 1,
         stop: str | Sequence[str] = (),
+        markup: bool = False,
     ) -> Iterator[list[str]]:
         """Yield what `generate` returns, prompt after prompt. All prompts are checked before the first is continued."""
         kind, limit = self.network.kind, self.source.max_positions
@@ -222,7 +226,8 @@ class LanguageModel:
         reads = kind is ModelKind.encoder_decoder
         start = self._decoder_start if reads else None
         last = limit if reads or limit is None else limit - 1
-        ids = [self._ids(prompt, number, last) for number, prompt in enumerate(prompts, 1)]
+        with reading_markup(self.tokenizer, markup=markup):
+            ids = [self._ids(prompt, number, last) for number, prompt in enumerate(prompts, 1)]
         before = 0 if reads else max(map(len, ids), default=0)
         if before + max_tokens > self.network.max_seq_len:
             known = f"{self.name} was made for texts of {self.network.max_seq_len:,} tokens"
@@ -232,7 +237,14 @@ class LanguageModel:
         stop_ids = (suffix or prefix)[:1]  # none where nothing marks the ends of documents
         model: Any = self.module.model
         rules = self.source.rules or NO_RULES
-        writer = Writer(model=model, tokenizer=self.tokenizer, stop_ids=stop_ids, decoder_start=start, rules=rules)
+        writer = Writer(
+            model=model,
+            tokenizer=self.tokenizer,
+            stop_ids=stop_ids,
+            decoder_start=start,
+            rules=rules,
+            markup=markup,
+        )
         return writer.texts(ids, how, max_tokens=max_tokens, samples=samples, strings=strings)
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -20,6 +19,7 @@ from finetune.tasks.seq2seq.pairs import Pair
 from pretrain.data.batch import IGNORED
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import check
+from pretrain.tokenizer.base import reading_markup
 
 log = logging.getLogger(__name__)
 
@@ -129,20 +129,9 @@ def _ids(
 ) -> Iterator[_Ids]:
     sources = encodings(tokenizer, [pair.source for pair in pairs], special_tokens=False)
     targets = encodings(of_targets, [pair.target for pair in pairs] if labelled else [], special_tokens=False)
-    with _reading_markup(tokenizer, markup=markup), _reading_markup(of_targets, markup=markup):
+    with reading_markup(tokenizer, markup=markup), reading_markup(of_targets, markup=markup):
         for source in sources:
             yield _Ids(source.ids, next(targets).ids if labelled else None)
-
-
-@contextmanager
-def _reading_markup(tokenizer: Tokenizer, *, markup: bool) -> Iterator[None]:
-    """Let special tokens that are written in texts be tokens, or else characters like any other."""
-    usual = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = not markup
-    try:
-        yield
-    finally:
-        tokenizer.encode_special_tokens = usual
 
 
 def _around_source(frame: Frame, ids: list[int]) -> list[int]:

@@ -102,6 +102,22 @@ def test_an_encoder_decoder_writes_of_its_sources_what_transformers_does(reader)
         assert len({text for [text] in found}) > 1
 
 
+def test_special_tokens_are_read_and_written_on_request(reader):
+    model, theirs, tokenizer = reader
+    source, special = "the <s>time</s> and", [tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")]
+    [[text]] = model.generate(source, **GREEDILY, markup=True)
+    tokenizer.encode_special_tokens = False
+    ids = tokenizer.encode(source).ids
+    tokenizer.encode_special_tokens = True
+    assert set(special) <= set(ids[1:-1]), "the reference reads them"
+    [wanted] = theirs.generate(torch.tensor([ids]), max_new_tokens=9, do_sample=False).tolist()
+    ended = wanted[1:-1] if wanted[-1] == special[1] else wanted[1:]
+    assert text == tokenizer.decode(ended, skip_special_tokens=False)
+    drawn = {"temperature": 9.0, "top_p": None, "samples": 40, "max_tokens": 9}
+    [plain], [marked] = (model.generate(source, **drawn, markup=markup) for markup in (False, True))
+    assert "<s>" in "".join(marked) and "</s>" not in "".join(marked) and "<s>" not in "".join(plain)
+
+
 def test_the_targets_of_a_decoder_are_its_next_tokens(run):
     batch = load(run, device="cpu").encode(["the time", "way"])
     for ids, targets in zip(batch.tokens.split(batch.lengths), batch.targets.split(batch.lengths), strict=True):
