@@ -58,17 +58,12 @@ class ChatTemplate(NamedTuple):
             template = compiled(self.text)
         except (TemplateError, SyntaxError, RecursionError, MemoryError) as error:  # Python's, if it nests too deeply
             raise ConfigError(f"{self.name}: no template of jinja2 ({error}); correct it, or {_FIX}") from None
+        refusals = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError)
         try:
-            return template.render(messages=messages, add_generation_prompt=asks, **self.tokens)
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            RecursionError,
-            MemoryError,
-        ) as error:
+            text = template.render(messages=messages, add_generation_prompt=asks, **self.tokens)
+            text.encode()  # a ValueError for half a character, a surrogate of UTF-16
+            return text
+        except (TemplateError, *refusals) as error:
             raise BadRecordError("the chat template refuses messages", f"{error}" or type(error).__name__) from None
 
     def end(self, tokenizer: Tokenizer) -> str | None:

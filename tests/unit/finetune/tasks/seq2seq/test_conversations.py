@@ -134,6 +134,7 @@ def test_where_templates_are_found(tokenizer, tmp_path):
         "{{ 'x' * 10**10 }}",
         "{{ [1] * 99999999999 }}",
         "{{ 9 ** 9 ** 9 }}",
+        "{{ '\\ud800' }}",
     ],
 )
 def test_templates_reach_nothing(text):

@@ -171,7 +171,7 @@ def test_from_nothing_a_tokenizer_is_trained_and_the_run_resumes_with_it(tmp_pat
         ([*NETWORK, *TOKENIZER, "task.every_answer=true"], "task.every_answer=True: is for conversations"),
         ([*NETWORK, *TOKENIZER, "task.columns.messages=m", 'task.template="a {source}"'], "task.template='a {source}'"),
         ([*NETWORK, *TOKENIZER, "task.columns.messages=m", "task.columns.source=a"], "task.columns.source=a"),
-        ([*NETWORK, *TOKENIZER, "task.generate.beams=2", "task.generate.length_penalty=.inf"], "length_penalty=inf"),
+        ([*NETWORK, *TOKENIZER, "task.generate.beams=2", "task.generate.length_penalty=51"], "length_penalty=51"),
         ([*NETWORK, *TOKENIZER, "strategy=fsdp2", "task.generate.beams=2"], "task.generate.beams=2"),
         ([*NETWORK, *TOKENIZER, "tokenizer.prefix=[]"], "start|no token"),
     ],
