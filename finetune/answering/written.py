@@ -23,7 +23,7 @@ from finetune.data.examples import Example, Examples
 from pretrain.data.batch import Batch, Ragged
 from pretrain.errors import check
 from pretrain.models.base import EncoderDecoderModel
-from pretrain.models.generation.beam import BeamSearch, beam_search
+from pretrain.models.generation.beam import BeamSearch, beam_search, check_penalty
 from pretrain.models.generation.generate import generate
 from pretrain.models.generation.rules import NO_RULES
 from pretrain.models.generation.sampling import Sampler
@@ -41,6 +41,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         check(self.beams >= 1, "task.generate.beams", self.beams, "at least 1 hypothesis")
         check(self.no_repeat_ngram >= 0, "task.generate.no_repeat_ngram", self.no_repeat_ngram, "0 (off) or more")
+        check_penalty(self.length_penalty, "task.generate.length_penalty")
         for key, usual in (("length_penalty", 1.0), ("no_repeat_ngram", 0)):
             value, rule = getattr(self, key), "is for searches; set task.generate.beams above 1, or leave it out"
             check(self.beams > 1 or value == usual, f"task.generate.{key}", value, rule)

@@ -5,6 +5,7 @@ Holds the layer, its configuration, and the sum of both for who wants one matrix
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,8 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check(self.rank >= 1, "tuning.rank", self.rank, "must be at least 1; 8 and 16 are usual")
-        check(self.alpha > 0, "tuning.alpha", self.alpha, "must be above 0; one or two times the rank is usual")
+        rule = "must be above 0, and finite; one or two times the rank is usual"
+        check(0 < self.alpha < math.inf, "tuning.alpha", self.alpha, rule)
         check(0 <= self.dropout < 1, "tuning.dropout", self.dropout, "must lie in [0, 1)")
         check(self.layers != [], "tuning.layers", self.layers, "name one at least, or set tuning=frozen")
 

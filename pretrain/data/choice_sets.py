@@ -136,6 +136,8 @@ def _question(line: bytes, place: str) -> Question:
     if type(answer) is not int or not 0 <= answer < len(choices):
         rule = f"expected the number of the right choice, 0 to {len(choices) - 1}"
         raise _refusal(place, f"answer={answer!r:.40}, {rule}")
+    if again := [number for number, text in enumerate(choices) if text == choices[answer] and number != answer]:
+        raise _refusal(place, f"choice {again[0]} is the right one, {answer}, again, so that neither can win")
     return Question(context, choices, answer, place)
 
 

@@ -5,6 +5,7 @@ Holds the objective and its dataclass; the loss itself is in `cross_entropy`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class CausalLMConfig(ObjectiveConfig):
     chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
     def __post_init__(self) -> None:
-        check(self.z_loss >= 0, "objective.z_loss", self.z_loss, "must not be negative; 0 is off")
+        check(0 <= self.z_loss < math.inf, "objective.z_loss", self.z_loss, "not negative, and finite; 0 is off")
         smoothing, rule = self.label_smoothing, "must lie in [0, 1); 0 is off"
         check(0 <= smoothing < 1, "objective.label_smoothing", smoothing, rule)
         chunk = self.chunk_tokens

@@ -6,6 +6,7 @@ the loss itself in `cross_entropy`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -48,7 +49,8 @@ class MaskedLMConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         weight, chunk = self.sentence_weight, self.chunk_tokens
-        check(weight > 0, "objective.sentence_weight", weight, "above 0; objective.sentences=none turns pairs off")
+        rule = "finite and above 0; objective.sentences=none turns pairs off"
+        check(0 < weight < math.inf, "objective.sentence_weight", weight, rule)
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
     @property

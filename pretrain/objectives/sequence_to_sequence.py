@@ -6,6 +6,7 @@ loss itself is in `cross_entropy`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class SequenceToSequenceConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         smoothing, chunk = self.label_smoothing, self.chunk_tokens
         check(0 <= smoothing < 1, "objective.label_smoothing", smoothing, "must lie in [0, 1); 0 is off")
-        check(self.z_loss >= 0, "objective.z_loss", self.z_loss, "must not be negative; 0 is off")
+        check(0 <= self.z_loss < math.inf, "objective.z_loss", self.z_loss, "not negative, and finite; 0 is off")
         check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
     def check_tokenizer(self, tokenizer: TokenizerParts, seq_len: int) -> None:

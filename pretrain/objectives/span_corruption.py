@@ -20,6 +20,8 @@ from pretrain.objectives.ranges import Parts, Ranges, predicting, sequences_of, 
 from pretrain.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from pretrain.registry import register
 
+MAX_WEIGHT = 1e6  # shares of infinite weights would be no numbers
+
 
 @dataclass(kw_only=True)
 class Denoiser:
@@ -35,7 +37,8 @@ class Denoiser:
         check(0 < self.density < 1, f"{key}.density", self.density, "must lie between 0 and 1")
         rule = "must be at least 1; null drops one span, the end of the text"
         check(self.mean_span is None or self.mean_span >= 1, f"{key}.mean_span", self.mean_span, rule)
-        check(self.weight > 0, f"{key}.weight", self.weight, "must be above 0; leave the denoiser out instead")
+        rule = f"must be above 0, or leave the denoiser out, and at most {MAX_WEIGHT:g}"
+        check(0 < self.weight <= MAX_WEIGHT, f"{key}.weight", self.weight, rule)
 
     def amounts(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how many tokens are dropped of texts of so many, and in how many spans; of an empty one nothing."""

@@ -127,4 +127,4 @@ def check_fraction(key: str, value: float) -> None:
 
 def check_decay(value: float) -> None:
     """Refuse a negative weight decay."""
-    check(value >= 0, "optim.weight_decay", value, "must be 0 (no decay) or more")
+    check(0 <= value < math.inf, "optim.weight_decay", value, "must be 0 (no decay) or more, and finite")

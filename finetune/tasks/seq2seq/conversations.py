@@ -56,12 +56,15 @@ class ChatTemplate(NamedTuple):
 
         try:
             template = compiled(self.text)
-        except TemplateError as error:
+        except (TemplateError, SyntaxError, RecursionError, MemoryError) as error:  # Python's, if it nests too deeply
             raise ConfigError(f"{self.name}: no template of jinja2 ({error}); correct it, or {_FIX}") from None
+        refusals = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError)
         try:
-            return template.render(messages=messages, add_generation_prompt=asks, **self.tokens)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise BadRecordError("the chat template refuses messages", f"{error}") from None
+            text = template.render(messages=messages, add_generation_prompt=asks, **self.tokens)
+            text.encode()  # a ValueError for half a character, a surrogate of UTF-16
+            return text
+        except (TemplateError, *refusals) as error:
+            raise BadRecordError("the chat template refuses messages", f"{error}" or type(error).__name__) from None
 
     def end(self, tokenizer: Tokenizer) -> str | None:
         """Return the first token of the tokenizer's own that it writes after an answer, or None if there is none.
@@ -73,7 +76,10 @@ class ChatTemplate(NamedTuple):
         except BadRecordError as error:
             why = f"{error.reason}: {error}"
             raise ConfigError(f"{self.name}: it cannot write a question and its answer ({why}); {_FIX}") from None
-        after = rest.partition(_ANSWER)[2]
+        _, answer, after = rest.partition(_ANSWER)
+        if not answer:
+            rule = "of a question and its answer it does not write the answer as it is, which is what a model learns"
+            raise ConfigError(f"{self.name}: {rule}; {_FIX}")
         names = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.content in after]
         return min(names, key=after.index, default=None)
 
@@ -174,7 +180,11 @@ def _messages(value: Any) -> list[Message]:
     for number, message in enumerate(value):
         if not isinstance(message, dict):
             raise BadRecordError("no message", f"number {number} is {message!a:.80}")
-        plain = {str(key): entry for key, entry in json.loads(json.dumps(message)).items() if entry is not None}
+        try:
+            whole = json.loads(json.dumps(message))
+        except (TypeError, ValueError, RecursionError) as error:  # bytes, dates and the like of tables and of memory
+            raise BadRecordError("a message that is no JSON", f"number {number}: {error}") from None
+        plain = {str(key): entry for key, entry in whole.items() if entry is not None}
         if not (isinstance(plain.get("role"), str) and isinstance(plain.get("content"), str)):
             raise BadRecordError("a message without role and content", f"number {number} has {sorted(plain)}")
         messages.append(plain)
@@ -183,8 +193,18 @@ def _messages(value: Any) -> list[Message]:
 
 def _check_no_markup(messages: list[Message], forbidden: set[str]) -> None:
     for number, message in enumerate(messages):
-        if found := next((token for token in forbidden if token in message["content"]), None):
+        texts = [*_strings(message)]  # its role, too, and all else that a template may write
+        if found := next((token for token in forbidden if any(token in text for text in texts)), None):
             raise BadRecordError("a special token in a message", f"{found} in number {number}")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all strings in a value of JSON, keys of objects among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _strings(one)
 
 
 def _asked(messages: list[Message]) -> tuple[list[Message], str | None]:

@@ -182,8 +182,14 @@ def _lines(sources: str, targets: str | None = None) -> Iterator[Record]:
 
 
 def _lines_of(file: str) -> Iterator[str]:
-    """Yield the lines of a file of UTF-8, which LF and CR LF end; what is not UTF-8 in them is surrogates."""
+    """Yield the lines of a file of UTF-8, which LF and CR LF end; what is not UTF-8 in them is surrogates.
+
+    Raises `DataError` for a file whose lines CR alone ends: all of it would be one line.
+    """
+    count, line = 0, ""
     with open_bytes(file) as stream:
-        for number, data in enumerate(stream):
+        for count, data in enumerate(stream, 1):
             line = data.decode(errors="surrogateescape").rstrip("\r\n")
-            yield line if number else line.removeprefix("\ufeff")
+            yield line if count > 1 else line.removeprefix("\ufeff")
+    if count == 1 and "\r" in line:
+        raise DataError(f"{file}: CR alone ends its lines, expected LF or CR LF; convert it, tr '\\r' '\\n'")

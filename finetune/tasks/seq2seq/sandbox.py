@@ -15,8 +15,11 @@ from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+LARGEST = 1_000_000  # of a product in a template, a number or characters
 
 
 class _Generation(Extension):
@@ -42,6 +45,20 @@ class _PublicNamespace(Namespace):
         super().__setitem__(_public(name), value)
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """jinja2's, in which products and powers have a limit: one of them could fill the memory, or never end."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Return a product or a power. Raises `SecurityError` for one beyond `LARGEST`."""
+        size, times = (abs(side) if isinstance(side, int | float) else len(side) for side in (left, right))
+        largest = LARGEST if operator == "*" else LARGEST.bit_length()
+        if size * times > largest:
+            raise SecurityError(f"{operator} makes more than {largest:,}, as large as a template may")
+        return super().call_binop(context, operator, left, right)
+
+
 def _public(name: Any) -> Any:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a template may not set {name!r}")
@@ -60,7 +77,7 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, **optio
 @cache
 def compiled(text: str) -> Template:
     """Return a template ready to render. Raises `TemplateError` for one that cannot be read."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json

@@ -31,7 +31,7 @@ from finetune.tasks.seq2seq.conversations import (
 from finetune.tasks.seq2seq.encoding import encode_pairs
 from finetune.tasks.seq2seq.metrics import TEXT_METRICS, text_metrics
 from finetune.tasks.seq2seq.page import text_sections
-from finetune.tasks.seq2seq.pairs import Pair, PromptTemplate, read_pairs
+from finetune.tasks.seq2seq.pairs import SOURCE, TARGET, Pair, PromptTemplate, read_pairs
 from pretrain.errors import DataError, check
 from pretrain.registry import register
 from pretrain.report.page import Section
@@ -99,6 +99,7 @@ class Seq2SeqConfig:
         check(0 <= self.label_smoothing < 1, "task.label_smoothing", self.label_smoothing, "must be in [0, 1)")
         check(self.generate_examples >= 0, "task.generate_examples", self.generate_examples, "0 (none) or more")
         PromptTemplate(self.template)
+        self._check_form()
         for name in self.metrics:
             check(name in TEXT_METRICS, "task.metrics", name, f"must be one of {', '.join(TEXT_METRICS)}")
         of_texts = self.metric in TEXT_METRICS
@@ -107,6 +108,18 @@ class Seq2SeqConfig:
         )
         written = self.generate_examples > 0 and self.metric in self.metrics
         check(written or not of_texts, "task.metric", self.metric.value, rule)
+
+    def _check_form(self) -> None:
+        """Refuse settings of columns beside messages, and those of messages beside columns: nothing would read them."""
+        if self.columns.messages is None:
+            rule = "is for conversations; name their column in task.columns.messages, or leave it out"
+            check(self.chat_template is None, "task.chat_template", self.chat_template, rule)
+            check(not self.every_answer, "task.every_answer", self.every_answer, rule)
+            return
+        rule = f"task.columns.messages={self.columns.messages} is read by a chat template; leave one of them out"
+        check(self.template == "{source}", "task.template", repr(self.template), rule)
+        check(self.columns.source == SOURCE, "task.columns.source", self.columns.source, rule)
+        check(self.columns.target == TARGET, "task.columns.target", self.columns.target, rule)
 
     @property
     def answering(self) -> ByWriting:

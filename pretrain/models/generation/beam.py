@@ -17,6 +17,8 @@ from pretrain.errors import check
 from pretrain.models.generation.rules import IMPOSSIBLE, NO_RULES, Rules
 from pretrain.models.generation.steps import Generator, going_on, room, steps_of
 
+MAX_PENALTY = 50.0  # a million tokens to this power is a float yet
+
 _Candidate = tuple[float, int, int]  # log-probability of a text, the beam that it follows, its newest token
 
 
@@ -38,10 +40,16 @@ class BeamSearch:
         check(self.early_stopping in stops, "early_stopping", self.early_stopping, "must be True, False or 'never'")
         for name in ("no_repeat_ngram", "min_tokens"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative; 0 is off")
+        check_penalty(self.length_penalty, "length_penalty")
 
     def score(self, log_probability: float, tokens: int) -> float:
         """Return what a text of so many tokens after its prompt scores."""
         return log_probability / tokens**self.length_penalty
+
+
+def check_penalty(exponent: float, key: str) -> None:
+    """Raise `ConfigError` for an exponent of lengths by which scores would not be finite numbers."""
+    check(abs(exponent) <= MAX_PENALTY, key, exponent, f"must lie between {-MAX_PENALTY:g} and {MAX_PENALTY:g}")
 
 
 @dataclass

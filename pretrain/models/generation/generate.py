@@ -42,7 +42,7 @@ def generate(
     steps = steps_of(model, prompts, sources)
     logits = steps.begin()
     streams = range(len(prompts)) if streams is None else streams
-    numbers = torch.from_numpy(np.array([sampler.numbers(stream, max_tokens) for stream in streams])).to(logits.device)
+    numbers = torch.from_numpy(np.array([sampler.numbers(stream, max(rooms)) for stream in streams])).to(logits.device)
     found: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     for place in range(max_tokens):

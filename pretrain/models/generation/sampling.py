@@ -27,7 +27,8 @@ class Sampler:
     seed: int = 1  # the same seed draws the same tokens
 
     def __post_init__(self) -> None:
-        check(self.temperature >= 0, "temperature", self.temperature, "must not be negative; 0 is greedy")
+        rule = "must not be negative, and finite; 0 is greedy"
+        check(0 <= self.temperature < math.inf, "temperature", self.temperature, rule)
         check(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be at least 1")
         for name in ("top_p", "min_p"):
             share = getattr(self, name)
@@ -41,7 +42,8 @@ class Sampler:
         """Return one token id a row, (S,) int64, for logits (S, V) fp32, by numbers in [0, 1), (S,) fp64."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        logits = logits / self.temperature
+        # The likeliest becomes 0, so that no temperature makes it more than a float holds; fp32 has no 1e-50.
+        logits = ((logits - logits.amax(dim=-1, keepdim=True)).double() / self.temperature).float()
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], float("-inf"))
         if self.top_p is not None:

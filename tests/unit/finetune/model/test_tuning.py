@@ -232,6 +232,7 @@ def test_the_operations_of_two_sides_are_those_that_torch_counts(tuning, layers,
     [
         (lambda: FrozenConfig(blocks=-1), r"tuning\.blocks=-1: 0 \(none of the model\) or more"),
         (lambda: LoraConfig(rank=0), r"tuning\.rank=0: must be at least 1"),
+        (lambda: LoraConfig(alpha=float("inf")), r"tuning\.alpha=inf: must be above 0, and finite"),
         (lambda: LoraConfig(alpha=0), r"tuning\.alpha=0: must be above 0"),
         (lambda: LoraConfig(dropout=1), r"tuning\.dropout=1: must lie in \[0, 1\)"),
         (lambda: LoraConfig(layers=[]), r"tuning\.layers=\[\]: name one at least"),

@@ -50,6 +50,7 @@ def test_files_are_sets_by_their_bare_names(tmp_path):
         (GOOD | {"choices": ["a"]}, r"choices=\['a'\], expected a list of at least 2 texts"),
         (GOOD | {"choices": "ab"}, "choices='ab', expected a list"),
         (GOOD | {"choices": [" a", ""]}, "choice 1 is empty"),
+        (GOOD | {"choices": [" a", " b", " a"], "answer": 2}, "choice 0 is the right one, 2, again"),
         (GOOD | {"choices": [" a", 3]}, "choice 1 is 3, expected a text"),
         (GOOD | {"context": None}, "context is None, expected a text"),
         (GOOD | {"context": "\ud800"}, "context has half a character"),

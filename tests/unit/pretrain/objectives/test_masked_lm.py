@@ -196,7 +196,7 @@ def test_refuses_pairs_of_a_tokenizer_without_a_whole_frame(frame):
         MaskedLMConfig(sentences=Sentences.sop).examples(lambda: framed, seed=1, seq_len=64)
 
 
-@pytest.mark.parametrize("settings", [{"sentence_weight": 0.0}, {"chunk_tokens": 0}])
+@pytest.mark.parametrize("settings", [{"sentence_weight": 0.0}, {"sentence_weight": float("inf")}, {"chunk_tokens": 0}])
 def test_refuses_by_name(settings):
     with pytest.raises(ValueError, match=rf"objective\.{next(iter(settings))}="):
         MaskedLMConfig(**settings)

@@ -185,6 +185,8 @@ def test_tokenizers_and_lengths_that_do_not_fit_are_refused(settings, parts, seq
     [
         ({"density": 1.0}, r"objective\.density=1\.0"),
         ({"mean_span": 0.5}, r"objective\.mean_span=0\.5"),
+        ({"mixture": [Denoiser(), Denoiser(weight=math.inf)]}, r"objective\.mixture\[1\]\.weight=inf"),
+        ({"z_loss": math.inf}, r"objective\.z_loss=inf"),
         ({"mixture": [Denoiser(), Denoiser(weight=0.0)]}, r"objective\.mixture\[1\]\.weight=0\.0"),
     ],
 )

@@ -305,6 +305,7 @@ def test_guarded_step_of_adamw_reads_nothing_back():
         ("optim.beta1=1.0", partial(AdamWConfig, beta1=1.0)),
         ("optim.beta2=-0.1", partial(AdamWConfig, beta2=-0.1)),
         ("optim.eps=0", partial(AdamWConfig, eps=0.0)),
+        ("optim.weight_decay=inf", partial(AdamWConfig, weight_decay=float("inf"))),
         ("optim.weight_decay=-1", partial(AdamWConfig, weight_decay=-1.0)),
         ("optim.momentum=1.0", partial(MuonConfig, momentum=1.0)),
         ("optim.ns_steps=0", partial(MuonConfig, ns_steps=0)),

@@ -93,6 +93,8 @@ def test_columns_that_a_prompt_may_not_name(template, rule):
 def test_files_that_do_not_pair_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"part\.en has 3 lines, .*part\.de\.gz 2: line n of one belongs to line n"):
         read(two_files(tmp_path, b"a\nb\nc\n", b"x\ny"))
+    with pytest.raises(DataError, match=r"part\.en: CR alone ends its lines, expected LF or CR LF"):
+        read(two_files(tmp_path, b"a\rb\rc\r", b"x\ry\rz\r"))
     with pytest.raises(ConfigError, match=r"part\.en: a file of text has no targets; .*part\.en\+TARGETS"):
         read(tmp_path / "part.en")
     with pytest.raises(ConfigError, match=r"part\.fr: no such file; name two files of text, SOURCES\+TARGETS"):

@@ -1,5 +1,7 @@
 """Laws of beam search: a text alone, what it may not choose, where positions end, what is refused."""
 
+import math
+
 import pytest
 import torch
 from small_models import BART, VOCAB_SIZE, small_decoder, small_encoder_decoder
@@ -89,6 +91,10 @@ def test_sources_of_uneven_lengths_are_as_if_each_were_alone():
     [
         ({"beams": 0}, "beams=0: must be at least 1"),
         ({"early_stopping": "soon"}, "early_stopping=soon: must be True, False or 'never'"),
+        *(
+            ({"length_penalty": one}, "length_penalty=.*: must lie between -50 and 50")
+            for one in (51.0, -51.0, math.nan)
+        ),
         ({"no_repeat_ngram": -1}, "no_repeat_ngram=-1: must not be negative"),
         ({"beams": 31}, "beams=31: needs 62 candidates, more than the vocabulary of 61"),
     ],

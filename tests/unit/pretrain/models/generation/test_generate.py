@@ -1,5 +1,6 @@
 """Generation: the cache changes nothing, the filters keep what they say, limits are refused by name."""
 
+import math
 from functools import partial
 
 import pytest
@@ -132,6 +133,13 @@ def test_temperature_shapes_the_distribution():
         expected = (logits[0] / temperature).softmax(0)
         torch.testing.assert_close(drawn.bincount(minlength=3) / 40_000, expected, atol=0.01, rtol=0)
     assert GREEDILY(logits, torch.tensor([0.0])).tolist() == [2]
+    for temperature in (1e-38, 1e-45, 1e-320):  # the logits over it are beyond a float
+        assert Sampler(temperature=temperature)(logits, torch.tensor([0.9], dtype=torch.float64)).tolist() == [2]
+
+
+def test_a_bound_beyond_all_positions_takes_no_memory():
+    [ids] = generate(confident(), prompts(30), GREEDILY, max_tokens=10**12)
+    assert len(ids) == 2
 
 
 @pytest.mark.parametrize(
@@ -139,6 +147,7 @@ def test_temperature_shapes_the_distribution():
     [
         ({"max_tokens": 0}, "max_tokens=0: must be at least 1"),
         ({"temperature": -1.0}, r"temperature=-1\.0: must not be negative"),
+        ({"temperature": math.inf}, "temperature=inf: must not be negative, and finite"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"top_p": 0.0}, r"top_p=0\.0: must lie in"),
         ({"min_p": 1.5}, r"min_p=1\.5: must lie in"),
