@@ -123,7 +123,7 @@ def _rows(
     form = file_format(source)
     name, _, split = (source, "", "") if Path(source).is_dir() else source.partition(":")
     if source == STANDARD_INPUT:
-        return _json_lines(source, columns, bad)
+        return _json_lines(source, columns, bad, lambda line: _object_typed(line, columns))
     if is_file(source) and form in FORMATS:
         if form == ".parquet":
             return _parquet(source, columns, bad)
@@ -131,7 +131,7 @@ def _rows(
             return _json_lines(source, columns, bad)
         return _table(source, columns, bad, header, delimiter)
     repository, _, _ = _data_set(name)
-    if Path(repository).is_dir() or (form not in FORMATS and is_hub_name(repository)):
+    if Path(repository).is_dir() or (form not in FORMATS and not _is_file_name(source) and is_hub_name(repository)):
         return _hub(name, columns, split)
     what = "not of a format that is read" if is_file(source) else f"no such file{other_spelling(source)}"
     fix = f"name a file of {', '.join(FORMATS)}, or, as org/name:split, a data set on the hub"
@@ -168,10 +168,22 @@ def _table(file: str, columns: Columns, bad: BadRecords, header: Sequence[str], 
         log.warning("%s: a record of %d lines; if it should be shorter, look for a stray quote", *reversed(longest))
 
 
-def _json_lines(file: str, columns: Columns, bad: BadRecords) -> Iterator[Row]:
+def _json_lines(
+    file: str, columns: Columns, bad: BadRecords, fields_of: Callable[[str], dict[str, Any]] = json_object
+) -> Iterator[Row]:
     with _open_text(file, "\n", unlike_json_lines) as text:
         lines = ((f"{file}:{line}", data) for line, data in enumerate(text, 1) if not data.isspace())
-        yield from _objects(file, lines, json_object, columns, bad)
+        yield from _objects(file, lines, fields_of, columns, bad)
+
+
+def _object_typed(line: str, columns: Columns) -> dict[str, Any]:
+    """Return the object on a line of standard input. The refusal of anything else shows what a line has to be."""
+    try:
+        return json_object(line)
+    except BadRecordError as wrong:
+        example = ", ".join(f'"{column}": ...' for column in columns.required.values())
+        reason = f"{wrong.reason}, but standard input has to be lines like {{{example}}}"
+        raise BadRecordError(reason, str(wrong)) from None
 
 
 def _objects(
@@ -233,6 +245,14 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return [_decoded(one) for one in value]
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _is_file_name(source: str) -> bool:
+    """Return whether a name is more likely that of a file, such as `test.en`, than of a data set on the hub.
+
+    Old data sets, `squad` say, have no organisation. One with a dot in its name is asked for with its split.
+    """
+    return "." in source and not {"/", ":", "@"} & {*source}
 
 
 def _data_set(name: str) -> tuple[str, str, str]:

@@ -97,6 +97,15 @@ def test_standard_input_that_is_compressed_is_named(tmp_path, monkeypatch):
             values("-")
 
 
+def test_standard_input_of_plain_text_is_shown_the_lines_that_are_read(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a text\n")
+    with (tmp_path / "a.txt").open("rb") as stream:
+        monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": stream}))
+        bad = BadRecords("-", allowed=0.0)
+        assert not [*read_records("-", {"source": "en"}, bad)]
+    assert [*bad.counts] == ['not JSON, but standard input has to be lines like {"en": ...}']
+
+
 def test_questions_and_columns_of_words_in_other_encodings_are_named(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(json.dumps({"data": []}).encode("utf-16"))

@@ -207,8 +207,11 @@ def test_two_columns_of_one_name_and_a_file_without_any(tmp_path):
         read(file)
 
 
-@pytest.mark.parametrize("source", ["missing/train.csv", "train.csv", "data/train.jsonl.gz", "a b", "/nowhere/a.xml"])
+@pytest.mark.parametrize(
+    "source", ["missing/train.csv", "train.csv", "data/train.jsonl.gz", "a b", "/nowhere/a.xml", "a.en"]
+)
 def test_a_missing_file(source):
+    """The last of them could be on the hub, which is not asked."""
     with pytest.raises(ConfigError, match=f"{source}: no such file; name a file of .csv, .tsv, .*org/name:split"):
         read(source)
 
