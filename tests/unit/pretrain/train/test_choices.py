@@ -26,7 +26,7 @@ def questions(draw, count):
     """Yield questions of 1 to 12 words with 2 to 5 choices of 1 to 6 words."""
     for _ in range(count):
         choices = ["".join(f" {word}" for word in draw.choices(WORDS, k=draw.randint(1, 6))) for _ in range(5)]
-        choices = choices[: draw.randint(2, 5)]
+        choices = [*dict.fromkeys(choices)][: draw.randint(2, 5)]
         context = " ".join(draw.choices(WORDS, k=draw.randint(1, 12)))
         yield {"context": context, "choices": choices, "answer": draw.randrange(len(choices))}
 
