@@ -42,8 +42,8 @@ class Sampler:
         """Return one token id a row, (S,) int64, for logits (S, V) fp32, by numbers in [0, 1), (S,) fp64."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        # The likeliest becomes 0, so that no temperature makes it more than a float holds; fp32 has no 1e-50.
-        logits = ((logits - logits.amax(dim=-1, keepdim=True)).double() / self.temperature).float()
+        # The likeliest becomes 0, so that no temperature makes it more than a float holds; fp32 would take 1e-50 for 0.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(self.temperature, torch.finfo(torch.float32).tiny)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], float("-inf"))
         if self.top_p is not None:
