@@ -124,14 +124,17 @@ LAST_TOKEN = TaskHead(names={"classifier": "score"}, bias=False, pooling=Pooling
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families."""
+    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families.
+
+    None: `transformers` has no such class.
+    """
 
     sequence: TaskHead
-    span: TaskHead = SPANS
-    token: TaskHead = TOKENS
+    span: TaskHead | None = SPANS
+    token: TaskHead | None = TOKENS
 
-    def of(self, kind: HeadKind) -> TaskHead:
-        """Return the head of a kind."""
+    def of(self, kind: HeadKind) -> TaskHead | None:
+        """Return the head of a kind, None where there is none."""
         return getattr(self, kind)
 
 
@@ -153,8 +156,15 @@ class Family:
         FAMILIES[cls.model_type] = cls()
 
     def task_architecture(self, kind: HeadKind) -> str:
-        """Return the name of the class with a task's head."""
+        """Return the name that the class with a task's head has or would have."""
         return type(self).__name__ + _CLASSES[kind]
+
+    def head(self, kind: HeadKind) -> TaskHead:
+        """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""
+        if (found := self.heads.of(kind)) is None:
+            missing = self.task_architecture(kind)
+            raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
+        return found
 
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
@@ -283,12 +293,17 @@ def family_of(theirs: dict[str, Any]) -> Family:
     """Return the family of a Hugging Face `config.json`. Raises `ConfigError` for one that we do not have."""
     found = theirs.get("model_type")
     if not isinstance(found, str) or found not in FAMILIES:
+        text = theirs.get("text_config")
+        inner = text.get("model_type") if isinstance(text, dict) else None
+        if isinstance(inner, str) and inner in FAMILIES:
+            rule = f"reads more than text; save its {inner} alone, with text_config as its config.json"
+            raise ConfigError(f"model_type={shown(found)}: is not supported, for it {rule}")
         raise ConfigError(f"model_type={shown(found)}: is not supported; choose a model of {', '.join(FAMILIES)}")
     return FAMILIES[found]
 
 
 def head_for(config: Any, kind: HeadKind) -> TaskHead:
-    """Return the head that a model's family has; a model of no family has GPT-2's if it is causal, else BERT's.
+    """Return the head that a model's family has; without one it is GPT-2's if the model is causal, else BERT's.
 
     Raises `ConfigError` for an encoder-decoder, which has none.
     """
@@ -297,9 +312,9 @@ def head_for(config: Any, kind: HeadKind) -> TaskHead:
         fix = "choose task=seq2seq, or a decoder or an encoder for this task"
         raise ConfigError(f"model={choices()[type(config)][1]}: {rule}; {fix}")
     try:
-        return family_for(config).heads.of(kind)
+        return family_for(config).head(kind)
     except ConfigError:
-        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].heads.of(kind)
+        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].head(kind)
 
 
 def place_of(config: Any, module: str) -> tuple[str, str | None]:

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import (
     DISTILBERT,
+    GEMMA3,
     LLAMA,
     MODERNBERT,
+    OLMO2,
     ROBERTA,
     VOCAB_SIZE,
     ragged_batch,
@@ -26,6 +28,7 @@ from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import Layout
 from pretrain.models.layers import Activation
+from pretrain.models.rotary import RopeScaling, Scaling
 
 PAD = 1  # RoBERTa's; no document holds it
 GELUS = [Activation.gelu, Activation.gelu_tanh]
@@ -45,6 +48,18 @@ DECODERS = {
     },
 }
 DECODERS["mistral"] = DECODERS["llama"] | {"window": st.integers(1, 20)}
+DECODERS["olmo2"] = DECODERS["llama"] | {key: st.just(value) for key, value in OLMO2.items()}
+DECODERS["gemma3_text"] = {
+    **DECODERS["llama"],
+    **{key: st.just(value) for key, value in GEMMA3.items()},
+    "activation": st.sampled_from([Activation.geglu_tanh, Activation.geglu]),
+    "score_width": st.none() | st.integers(1, 40),
+    "window": st.none() | st.integers(1, 20),
+    "local_rope_theta": st.sampled_from([1e2, 1e4]),
+    "rope_scaling": st.sampled_from([RopeScaling(), RopeScaling(kind=Scaling.linear, factor=8.0)]),
+}
+GROUPED = ("llama", "mistral", "olmo2", "gemma3_text")
+WIDE_HEADS = ("olmo2", "gemma3_text")
 ENCODERS = {
     "bert": {"token_types": st.integers(1, 3), "activation": st.sampled_from(GELUS), "norm_eps": EPS},
     "roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"norm_eps": EPS},
@@ -72,14 +87,19 @@ def models(draw, name):
     fields = draw(st.fixed_dictionaries(SIZES | (DECODERS | ENCODERS)[name]))
     heads = draw(st.integers(1, 5))
     fields |= {"heads": heads, "width": heads * 2 * draw(st.integers(1, 4))}
-    if name in ("llama", "mistral"):
+    if name in GROUPED:
         fields["kv_heads"] = draw(st.sampled_from([count for count in range(1, heads + 1) if heads % count == 0]))
-    if name == "modernbert" and fields["window"] is not None:
+    if name in WIDE_HEADS:
+        fields["attention_width"] = draw(st.none() | st.just(heads * 2 * draw(st.integers(1, 6))))
+    if name in ("modernbert", "gemma3_text") and fields["window"] is not None:
         fields["global_every"] = draw(st.none() | st.integers(1, 4))
+    if name == "gemma3_text" and fields.get("global_every"):
+        fields["global_first"] = draw(st.integers(0, fields["global_every"] - 1))
     return fields
 
 
-lengths_of_documents = st.lists(st.integers(1, 16), min_size=1, max_size=5)
+short = st.lists(st.integers(1, 16), min_size=1, max_size=5)
+with_a_long_one = st.tuples(st.integers(1, 9), st.integers(100, 300)).map(list)  # for models of any length
 
 
 def transformers_model(config):
@@ -109,7 +129,7 @@ def padded(flat, lengths, value):
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 def test_equals_transformers(tmp_path, name):
     @settings(max_examples=12, deadline=None)
-    @given(models(name), lengths_of_documents)
+    @given(models(name), short | with_a_long_one if name in WIDE_HEADS else short)
     def check(fields, lengths):
         ours = small_decoder(**fields) if name in DECODERS else small_encoder(**fields)
         assert family_for(ours.config).model_type == name
