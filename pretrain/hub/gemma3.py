@@ -6,7 +6,6 @@ Holds names and configuration. Models that also see images have another `model_t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
@@ -79,14 +78,16 @@ class Gemma3Text(Family):
         },
         fixed={
             "positions": Positions.rotary,
-            "rotary_share": 1.0,
             "order": Order.sandwich,
             "norm": Norm.zero_centered_rmsnorm,
             "bias": False,
-            "qkv_bias": None,
             "qk_norm": QKNorm.head,
             "embedding_scale": True,
         },
+        translated=(
+            *("attention_width", "score_width", "window", "global_every", "global_first"),
+            *("rope_theta", "local_rope_theta", "rope_scaling"),
+        ),
         computes={
             "attention_bias": False,
             "attn_logit_softcapping": None,
@@ -112,13 +113,14 @@ class Gemma3Text(Family):
         yield from super().differences(config)
         if config.width % config.heads:
             yield self.lacks("heads", config.heads, f"where they divide model.width={config.width}")
-        if config.window and config.local_rope_theta is None and config.rope_scaling.kind is not Scaling.none:
+        local = config.local_rope_theta is None and LOCAL in layer_types(config)
+        if local and config.rope_scaling.kind is not Scaling.none:
             yield self.lacks("local_rope_theta", None, "which scales no frequencies of layers with a window")
 
     def to_hf(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
         everywhere, local = rope_parameters(config), config.local_rope_theta or config.rope_theta
         return {
-            **super().to_hf(replace(config, kv_heads=config.num_kv_heads), vocab_size),
+            **super().to_hf(config, vocab_size),
             "head_dim": config.head_width,
             "query_pre_attn_scalar": config.score_width or config.head_width,
             **({} if config.window is None else {"sliding_window": config.window}),
