@@ -167,9 +167,12 @@ class Attention(nn.Module):
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is."""
+    """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is.
+
+    Under autocast norms return fp32 on a GPU; attention needs queries and keys of one dtype with values.
+    """
     width = norm.get_parameter("weight").numel()
-    return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape)
+    return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape).to(x.dtype)
 
 
 class CrossAttention(nn.Module):
