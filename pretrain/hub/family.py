@@ -156,6 +156,11 @@ class Family:
         """Return the name of the class with a task's head."""
         return type(self).__name__ + _CLASSES[kind]
 
+    def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
+        """Return what the head of a config.json's class makes predictions for; None: it is no class for a task."""
+        named = theirs.get("architectures") or []
+        return next((kind for kind in HeadKind if self.task_architecture(kind) in named), None)
+
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
         known = {key: [value] for key, value in self.settings.fixed.items()}
