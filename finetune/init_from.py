@@ -18,7 +18,8 @@ from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.load import Shapes, check_architecture
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
-from pretrain.hub.family import HeadKind
+from pretrain.hub.config_json import shown
+from pretrain.hub.family import HeadKind, head_for
 from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weight_files import read_json
 from pretrain.init_from import InitialWeights, SourceWeights
@@ -124,6 +125,9 @@ def _head_goes_on(source: Source, names: list[str], kind: HeadKind | None, store
     theirs = _outputs(source, kind, stored)
     if theirs is None:
         return False
+    if other := _computes_otherwise(source, kind):
+        log.info("init_from: the head of %s has %s, ours has not, so its classifier does not go on", source.path, other)
+        return False
     if _same(theirs, names) or kind is HeadKind.span:
         log.info("init_from: the head of %s goes on, its outputs are the same: %s", source.path, shortlist(names))
         return True
@@ -144,6 +148,14 @@ def _outputs(source: Source, kind: HeadKind | None, stored: Shapes) -> list[str]
     named = read_json(source.path / "config.json").get("id2label")
     named = named if isinstance(named, dict) else {}
     return [str(named.get(str(row), f"LABEL_{row}")) for row in range(stored[f"{_CLASSIFIER}weight"][0])]
+
+
+def _computes_otherwise(source: Source, kind: HeadKind | None) -> str:
+    """Return the settings of a released head by which it computes what ours does not, "" for none."""
+    if kind is None or not isinstance(source, ReleasedSource):
+        return ""
+    theirs, ours = read_json(source.path / "config.json"), head_for(source.network, kind).computes
+    return ", ".join(f"{key}={shown(theirs[key])}" for key in ours if theirs.get(key, ours[key]) != ours[key])
 
 
 def _same(theirs: list[str], ours: list[str]) -> bool:

@@ -115,6 +115,7 @@ class TaskHead:
     bias: bool = True  # whether the classifier has one
     pooling: Pooling = Pooling.first  # of sequences
     prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
+    computes: dict[str, Any] = field(default_factory=dict)  # settings of theirs with the values that it has
 
 
 SPANS = TaskHead(names={"classifier": "qa_outputs"})

@@ -41,11 +41,11 @@ def everything_is_captured(caplog):
     caplog.set_level("INFO")
 
 
-def released(folder, name, make, names=()):
+def released(folder, name, make, names=(), **more):
     """Write a directory of a class of transformers, whose outputs have these names or none; return the model."""
     write_released(folder, MODELS[name], TEXTS)
     said = {"id2label": dict(enumerate(names)), "label2id": {name: row for row, name in enumerate(names)}}
-    config = AutoConfig.for_model(**(json_of(folder / "config.json") | (said if names else {"num_labels": 3})))
+    config = AutoConfig.for_model(**(json_of(folder / "config.json") | (said if names else {"num_labels": 3}) | more))
     model = make(config).eval()
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
@@ -129,6 +129,16 @@ def test_outputs_of_other_names_begin_anew_behind_the_same_layers(tmp_path, capl
     assert (f"init_from: the outputs of {place} are {listed}, not {', '.join(ours)}" in caplog.messages) != same
     fix = "init_from: with task.labels=[b,c,a] its classifier would go on"
     assert (fix in caplog.messages) == (outputs == "another order")
+
+
+def test_a_head_that_computes_what_ours_does_not_begins_anew(tmp_path, caplog):
+    place, sequence = tmp_path / "released", AutoModelForSequenceClassification.from_config
+    theirs = released(place, "modernbert", sequence, ["a", "b", "c"], classifier_pooling="mean")
+    module, _ = begin(place)
+    assert not torch.equal(module.get_parameter("head.classifier.weight"), theirs.classifier.weight)
+    assert said_to_be_new(caplog) == {"head.classifier.weight", "head.classifier.bias"}
+    said = f"the head of {place} has classifier_pooling=mean, ours has not, so its classifier does not go on"
+    assert f"init_from: {said}" in caplog.messages
 
 
 @pytest.mark.parametrize("task", [AutoModelForTokenClassification.from_config, BertForMultipleChoice])

@@ -100,7 +100,7 @@ def test_pairs_of_sentences_have_curves_and_rows_where_they_are_learnt(tmp_path)
     _, page = run_page.write_report(run)
     reached = table(page, "What was reached")
     assert reached["Training loss on sentences, last line"] == reached["Loss on sentences"] == ["0.4000"]
-    assert reached["Accuracy on sentences"] == ["75.0 %"]
+    assert reached["Accuracy on sentences"] == ["75.0%"]
 
 
 def test_the_figure_is_a_picture_with_curves_on_it(tmp_path):
