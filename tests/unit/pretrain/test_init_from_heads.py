@@ -23,7 +23,7 @@ from pretrain.export import main
 from pretrain.init_from import weights_from
 from pretrain.models.base import Layout
 from pretrain.models.encoder import EncoderConfig
-from pretrain.registry import plain
+from pretrain.registry import flattened, plain
 from pretrain.trained.source import open_source
 
 SMALL = {"max_seq_len": 32, "width": 24, "layers": 1, "heads": 4}
@@ -59,7 +59,9 @@ def bert(folder, kind=BertForPreTraining):
 def run_from(source, path, *settings):
     """Return a run that begins with the weights of a source, saved before its first step."""
     found = open_source(str(source))
-    model = [f"model.{key}={'null' if value is None else value}" for key, value in plain(found.network).items()]
+    model = [
+        f"model.{key}={'null' if value is None else value}" for key, value in flattened(plain(found.network)).items()
+    ]
     first = partial(weights_from, found, world=ALONE, tokenizer=source / "tokenizer.json")
     return make_run(
         path,
