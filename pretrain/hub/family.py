@@ -116,6 +116,7 @@ class TaskHead:
     bias: bool = True  # whether the classifier has one
     pooling: Pooling = Pooling.first  # of sequences
     prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
+    computes: dict[str, Any] = field(default_factory=dict)  # settings of theirs with the values that it has
 
 
 SPANS = TaskHead(names={"classifier": "qa_outputs"})
@@ -166,6 +167,11 @@ class Family:
             missing = self.task_architecture(kind)
             raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
         return found
+
+    def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
+        """Return what the head of a config.json's class makes predictions for; None: it is no class for a task."""
+        named = theirs.get("architectures") or []
+        return next((kind for kind in HeadKind if self.task_architecture(kind) in named), None)
 
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
