@@ -5,7 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_laws import offsets
-from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, ragged_batch, small_decoder, small_encoder
+from hugging_face_directories import rows_of_ours
+from small_models import (
+    DISTILBERT,
+    GPT_NEOX,
+    LLAMA,
+    MODERNBERT,
+    PHI3,
+    ROBERTA,
+    VOCAB_SIZE,
+    ragged_batch,
+    small_decoder,
+    small_encoder,
+)
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -17,7 +29,8 @@ from finetune.model.base import FineTuned
 from finetune.model.heads import hf_tensors, pooled
 from finetune.model.losses import AnswerSpans, CrossEntropy, MultiLabel, Regression
 from pretrain.data.batch import IGNORED
-from pretrain.hub.family import FAMILIES, HeadKind, Pooling, family_for, head_for
+from pretrain.errors import ConfigError
+from pretrain.hub.family import FAMILIES, SPANS, HeadKind, Pooling, family_for, head_for
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 
@@ -31,6 +44,8 @@ MODELS = {
     "gpt2": small_decoder,
     "llama": lambda: small_decoder(**LLAMA, tie_embeddings=False),
     "mistral": lambda: small_decoder(**LLAMA, window=4, kv_heads=2),
+    "gpt_neox": lambda: small_decoder(**GPT_NEOX, tie_embeddings=False),
+    "phi3": lambda: small_decoder(**PHI3, window=4, kv_heads=2),
 }
 CLASSES = {
     HeadKind.sequence: AutoModelForSequenceClassification,
@@ -63,7 +78,7 @@ def as_ours(ours, config, kind, theirs, read):
     pieces = {}
     for part in hf_tensors(config, kind, VOCAB_SIZE, shapes):
         tensor = read(theirs.get_parameter(part.theirs))
-        pieces.setdefault(part.ours, []).append(tensor.T if part.transposed else tensor)
+        pieces.setdefault(part.ours, []).append(rows_of_ours(part, tensor))
     assert pieces.keys() == shapes.keys(), "every tensor of ours has a name there"
     return {name: torch.cat(parts) for name, parts in pieces.items()}
 
@@ -132,7 +147,7 @@ def test_a_number_for_each_text(name):
     check(ours, theirs, config, HeadKind.sequence, batch_of(config, labels=labels), labels=labels)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if FAMILIES[name].heads.span])
 def test_a_span_of_each_text(name):
     """Theirs leaves padding in the softmax; ours has none, so texts are of one length here."""
     config = MODELS[name]().config
@@ -160,6 +175,13 @@ def test_a_span_of_each_text(name):
         torch.testing.assert_close(parameter.grad, theirs_by_ours[parameter_name], atol=3e-5, rtol=1e-4)
 
 
+def test_a_task_that_transformers_has_no_class_for_is_learned_and_not_exported():
+    config = MODELS["phi3"]().config
+    assert head_for(config, HeadKind.span) == SPANS
+    with pytest.raises(ConfigError, match=r"^Phi3ForQuestionAnswering: transformers has no such class: this model can"):
+        list(hf_tensors(config, HeadKind.span, VOCAB_SIZE, {}))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_label_for_each_token(name):
     config = MODELS[name]().config
@@ -174,7 +196,9 @@ def test_a_label_for_each_token(name):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        *((name, {"dropout": 0.2}) for name in ("bert", "roberta", "gpt2")),  # theirs spares a branch of DistilBERT
+        *(
+            (name, {"dropout": 0.2}) for name in ("bert", "roberta", "gpt2", "gpt_neox")
+        ),  # theirs spares a branch of DistilBERT
         *((name, {"attention_dropout": 0.2}) for name in MODELS if name != "modernbert"),
         ("modernbert", {"dropout": 0.1, "attention_dropout": 0.1}),  # theirs takes the second for a branch, too
     ],

@@ -5,11 +5,12 @@ from itertools import count
 import pytest
 import torch
 import torch.nn.functional as F
-from hugging_face_directories import write
+from hugging_face_directories import in_memory, rows_of_ours, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import (
     DISTILBERT,
+    GPT_NEOX,
     LLAMA,
     MODERNBERT,
     ROBERTA,
@@ -25,7 +26,8 @@ from pretrain.data.batch import IGNORED
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import Layout
-from pretrain.models.layers import Activation
+from pretrain.models.layers import Activation, Order
+from pretrain.models.rotary import NO_SCALING, RopeScaling, Scaling
 
 PAD = 1  # RoBERTa's; no document holds it
 GELUS = [Activation.gelu, Activation.gelu_tanh]
@@ -45,6 +47,16 @@ DECODERS = {
     },
 }
 DECODERS["mistral"] = DECODERS["llama"] | {"window": st.integers(1, 20)}
+DECODERS["gpt_neox"] = {
+    **{key: st.just(value) for key, value in GPT_NEOX.items()},
+    "order": st.sampled_from([Order.parallel, Order.pre]),
+    "activation": st.sampled_from(GELUS),
+    "norm_eps": EPS,
+    "tie_embeddings": st.booleans(),
+    "rope_theta": st.sampled_from([1e2, 1e4]),
+    "rope_scaling": st.sampled_from([NO_SCALING, RopeScaling(kind=Scaling.yarn, factor=4.0, original_length=8)]),
+}
+DECODERS["phi3"] = DECODERS["llama"] | {"window": st.none() | st.integers(1, 20)}
 ENCODERS = {
     "bert": {"token_types": st.integers(1, 3), "activation": st.sampled_from(GELUS), "norm_eps": EPS},
     "roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"norm_eps": EPS},
@@ -72,7 +84,11 @@ def models(draw, name):
     fields = draw(st.fixed_dictionaries(SIZES | (DECODERS | ENCODERS)[name]))
     heads = draw(st.integers(1, 5))
     fields |= {"heads": heads, "width": heads * 2 * draw(st.integers(1, 4))}
-    if name in ("llama", "mistral"):
+    if name in ("gpt_neox", "phi3"):  # shares of whole pairs, and less than a head, as others have it
+        fields["width"] += 2 * heads
+        pairs = fields["width"] // heads // 2
+        fields["rotary_share"] = draw(st.integers(1, pairs - 1)) / pairs
+    if name in ("llama", "mistral", "phi3"):
         fields["kv_heads"] = draw(st.sampled_from([count for count in range(1, heads + 1) if heads % count == 0]))
     if name == "modernbert" and fields["window"] is not None:
         fields["global_every"] = draw(st.none() | st.integers(1, 4))
@@ -96,8 +112,8 @@ def as_ours(config, theirs, read):
     """Return our names and layouts of what `read` gives for each parameter: itself or its gradient."""
     pieces = {}
     for part in family_for(config).model_tensors(config, VOCAB_SIZE):
-        tensor = read(theirs.get_parameter(part.theirs))
-        pieces.setdefault(part.ours, []).append(tensor.T if part.transposed else tensor)
+        tensor = read(in_memory(theirs, part))
+        pieces.setdefault(part.ours, []).append(rows_of_ours(part, tensor))
     return {name: torch.cat(parts) for name, parts in pieces.items()}
 
 
