@@ -12,7 +12,7 @@ from pretrain.hub.config_json import SIZES, Settings
 from pretrain.hub.family import LAST_TOKEN, Family, Heads, Tensors
 from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
+from pretrain.models.layers import Activation, Order, Positions
 from pretrain.models.rotary import Scaling
 
 _PARALLEL = {True: Order.parallel, False: Order.pre}  # orders by use_parallel_residual
@@ -64,17 +64,8 @@ class GPTNeoX(Family):
         training={"hidden_dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="hidden_act",
         activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
-        fixed={
-            "positions": Positions.rotary,
-            "norm": Norm.layernorm,
-            "bias": True,
-            "qkv_bias": None,
-            "qk_norm": QKNorm.none,
-            "attention_width": None,
-            "score_width": None,
-            "embedding_scale": False,
-            "window": None,
-        },
+        fixed={"positions": Positions.rotary},
+        translated=("order", "rope_theta", "rope_scaling", "rotary_share"),
         computes={"attention_bias": True},
         read={
             "use_parallel_residual": bool,
@@ -89,8 +80,6 @@ class GPTNeoX(Family):
 
     def differences(self, config: DecoderConfig) -> Iterator[str]:
         yield from super().differences(config)
-        if config.num_kv_heads != config.heads:
-            yield self.lacks("kv_heads", config.kv_heads, "where every head has its own keys and values")
         if config.order not in _PARALLEL.values():
             yield self.lacks("order", config.order, "which has parallel and pre only")
 

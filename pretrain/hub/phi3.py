@@ -13,8 +13,7 @@ from pretrain.hub.config_json import SIZES, Settings
 from pretrain.hub.family import LAST_TOKEN, TOKENS, Family, Heads, Tensors
 from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
-from pretrain.models.rotary import NO_SCALING
+from pretrain.models.layers import Activation, Norm, Positions
 
 
 class Phi3(Family):
@@ -68,19 +67,8 @@ class Phi3(Family):
         training={"embd_pdrop": "dropout", "resid_pdrop": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="hidden_act",
         activations={Activation.swiglu: "silu"},
-        fixed={
-            "positions": Positions.rotary,
-            "rope_scaling": NO_SCALING,
-            "order": Order.pre,
-            "norm": Norm.rmsnorm,
-            "bias": False,
-            "qkv_bias": None,
-            "qk_norm": QKNorm.none,
-            "attention_width": None,
-            "score_width": None,
-            "embedding_scale": False,
-            "global_every": None,
-        },
+        fixed={"positions": Positions.rotary, "norm": Norm.rmsnorm, "bias": False},
+        translated=("rope_theta", "rotary_share"),
         computes={},
         read={
             "rope_parameters": dict | None,
@@ -94,7 +82,7 @@ class Phi3(Family):
 
     def to_hf(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
-            **super().to_hf(replace(config, kv_heads=config.num_kv_heads), vocab_size),
+            **super().to_hf(config, vocab_size),
             "original_max_position_embeddings": config.max_seq_len,
             "rope_parameters": rope_parameters(config),
             # What readers older than transformers 5 look at:
