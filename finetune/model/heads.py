@@ -51,10 +51,10 @@ def hf_tensors(
 ) -> Iterator[HFTensor]:
     """Yield every tensor of a fine-tuned model, of such `shapes`, with its name in the family's class for the task.
 
-    Raises `ConfigError` for a model of no family, and for a task that transformers has no class of the family for.
+    Raises `ConfigError` for a model of no family, and of one without such a class.
     """
     family = family_for(config)
-    head, prefix = family.task_head(kind), family.tensors.prefix
+    head, prefix = family.head(kind), family.tensors.prefix
     for tensor in family.model_tensors(config, vocab_size, "model."):
         if tensor.theirs.startswith(prefix):  # else it belongs to the head that predicts tokens, which is left out
             yield tensor._replace(theirs=(head.prefix or prefix) + tensor.theirs.removeprefix(prefix))

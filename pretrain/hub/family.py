@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 class HFTensor(NamedTuple):
-    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed.
+    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed or reordered.
 
     Each element of ours lies in exactly one of them, so a list of these serves both directions.
     """
@@ -147,15 +147,15 @@ LAST_TOKEN = TaskHead(names={"classifier": "score"}, bias=False, pooling=Pooling
 class Heads:
     """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families.
 
-    None: transformers has no such class of this family.
+    None: `transformers` has no such class.
     """
 
-    sequence: TaskHead | None
+    sequence: TaskHead
     span: TaskHead | None = SPANS
     token: TaskHead | None = TOKENS
 
     def of(self, kind: HeadKind) -> TaskHead | None:
-        """Return the head of a kind."""
+        """Return the head of a kind, None where there is none."""
         return getattr(self, kind)
 
 
@@ -177,16 +177,15 @@ class Family:
         FAMILIES[cls.model_type] = cls()
 
     def task_architecture(self, kind: HeadKind) -> str:
-        """Return the name of the class with a task's head."""
+        """Return the name that the class with a task's head has or would have."""
         return type(self).__name__ + _CLASSES[kind]
 
-    def task_head(self, kind: HeadKind) -> TaskHead:
-        """Return the head of the class for a task. Raises `ConfigError` where transformers has no such class."""
-        head = self.heads.of(kind)
-        if head is None:
-            rule = "transformers has no such class: this model cannot be exported"
-            raise ConfigError(f"{self.task_architecture(kind)}: {rule}")
-        return head
+    def head(self, kind: HeadKind) -> TaskHead:
+        """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""
+        if (found := self.heads.of(kind)) is None:
+            missing = self.task_architecture(kind)
+            raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
+        return found
 
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
@@ -326,7 +325,7 @@ def family_of(theirs: dict[str, Any]) -> Family:
 
 
 def head_for(config: Any, kind: HeadKind) -> TaskHead:
-    """Return the head of a model's family; where it has none, or there is no family, GPT-2's or an encoder's BERT's.
+    """Return the head that a model's family has; without one it is GPT-2's if the model is causal, else BERT's.
 
     Raises `ConfigError` for an encoder-decoder, which has none.
     """
@@ -335,9 +334,9 @@ def head_for(config: Any, kind: HeadKind) -> TaskHead:
         fix = "choose task=seq2seq, or a decoder or an encoder for this task"
         raise ConfigError(f"model={choices()[type(config)][1]}: {rule}; {fix}")
     try:
-        return family_for(config).task_head(kind)
+        return family_for(config).head(kind)
     except ConfigError:
-        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].task_head(kind)
+        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].head(kind)
 
 
 def place_of(config: Any, module: str) -> tuple[str, str | None]:
