@@ -178,7 +178,7 @@ def test_a_span_of_each_text(name):
 def test_a_task_that_transformers_has_no_class_for_is_learned_and_not_exported():
     config = MODELS["phi3"]().config
     assert head_for(config, HeadKind.span) == SPANS
-    with pytest.raises(ConfigError, match="^task=span: transformers has no Phi3ForQuestionAnswering: this"):
+    with pytest.raises(ConfigError, match=r"^task=span: transformers has no Phi3ForQuestionAnswering: this"):
         list(hf_tensors(config, HeadKind.span, VOCAB_SIZE, {}))
 
 
