@@ -320,6 +320,11 @@ def family_of(theirs: dict[str, Any]) -> Family:
     """Return the family of a Hugging Face `config.json`. Raises `ConfigError` for one that we do not have."""
     found = theirs.get("model_type")
     if not isinstance(found, str) or found not in FAMILIES:
+        text = theirs.get("text_config")
+        inner = text.get("model_type") if isinstance(text, dict) else None
+        if isinstance(inner, str) and inner in FAMILIES:
+            rule = f"reads more than text; save its {inner} alone, with text_config as its config.json"
+            raise ConfigError(f"model_type={shown(found)}: is not supported, for it {rule}")
         raise ConfigError(f"model_type={shown(found)}: is not supported; choose a model of {', '.join(FAMILIES)}")
     return FAMILIES[found]
 

@@ -3,11 +3,13 @@
 from small_models import (
     BART,
     DISTILBERT,
+    GEMMA3,
     GPT_NEOX,
     LLAMA,
     MARIAN,
     MBART,
     MODERNBERT,
+    OLMO2,
     PHI3,
     ROBERTA,
     T5_GATED,
@@ -33,6 +35,15 @@ SHAPES = {
     },
     "phi3": {**PHI3, "kv_heads": 2, "rope_theta": 5e5},
     "phi3, untied": {**PHI3, "window": 3, "tie_embeddings": False, "mlp_width": 56},
+    "olmo2": {**OLMO2, "kv_heads": 2, "attention_width": 40},
+    "olmo2, tied": {**OLMO2, "rope_theta": 5e5, "tie_embeddings": True, "norm_eps": 1e-3},
+    "gemma3_text": {
+        **{**GEMMA3, "kv_heads": 2, "attention_width": 40, "score_width": 7, "layers": 5, "rope_theta": 1e6},
+        **{"window": 3, "global_every": 3, "global_first": 2, "local_rope_theta": 1e4},
+        "rope_scaling": RopeScaling(kind=Scaling.linear, factor=8.0),
+    },
+    "gemma3_text, everywhere": {**GEMMA3, "tie_embeddings": False, "activation": Activation.swiglu},
+    "gemma3_text, nowhere": {**GEMMA3, "window": 3, "local_rope_theta": 1e4, "mlp_width": 40},
     "bert": {},
     "bert, tanh": {"activation": Activation.gelu_tanh, "mlp_width": 40, "token_types": 3, "norm_eps": 1e-5},
     "roberta": ROBERTA,
@@ -51,6 +62,7 @@ SHAPES = {
 
 def small_model(name):
     """Return a model of a family."""
-    builders = dict.fromkeys(("gpt2", "llama", "mistral", "gpt_neox", "phi3"), small_decoder)
+    decoders = ("gpt2", "llama", "mistral", "gpt_neox", "phi3", "olmo2", "gemma3_text")
+    builders = dict.fromkeys(decoders, small_decoder)
     builders |= dict.fromkeys(("bart", "mbart", "marian", "t5"), small_encoder_decoder)
     return builders.get(name.partition(",")[0], small_encoder)(**SHAPES[name])

@@ -12,7 +12,7 @@ from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import draw
-from pretrain.models.layers import Activation, Norm, Order, Positions
+from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
 GPT_NEOX = {
@@ -22,6 +22,14 @@ GPT_NEOX = {
     "activation": Activation.gelu,
 }
 PHI3 = LLAMA | {"rotary_share": 2 / 3}
+OLMO2 = LLAMA | {"order": Order.output, "qk_norm": QKNorm.projection}
+GEMMA3 = LLAMA | {
+    "norm": Norm.zero_centered_rmsnorm,
+    "activation": Activation.geglu_tanh,
+    "order": Order.sandwich,
+    "qk_norm": QKNorm.head,
+    "embedding_scale": True,
+}
 ROBERTA = {"position_offset": 2, "token_types": 1, "norm_eps": 1e-5}
 DISTILBERT = {"token_types": 0}
 MODERNBERT = {

@@ -38,6 +38,12 @@ WRITTEN = {
         **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
         **{"global_attn_every_n_layers": 2, "global_rope_theta": 5e4, "local_rope_theta": 3e4},
     },
+    "olmo2": {"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
+    "gemma3_text": {
+        **{"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "hidden_activation": "gelu"},
+        **{"head_dim": 10, "query_pre_attn_scalar": 12, "sliding_window": 9, "sliding_window_pattern": 3},
+        **{"rope_theta": 5e5, "rope_local_base_freq": 3e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    },
     "t5": {
         **{"n_positions": 64, "d_ff": 40, "layer_norm_epsilon": 1e-3, "feed_forward_proj": "gated-gelu", "d_kv": 5},
         **{"num_decoder_layers": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
@@ -49,14 +55,14 @@ for name in ("bart", "mbart", "marian"):
         **{"max_position_embeddings": 64, "activation_function": "silu", "scale_embedding": True, "decoder_layers": 3},
         **{"d_model": 48, "encoder_layers": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40},
     }
-for name in ("llama", "mistral", "gpt_neox", "phi3", "bert", "roberta", "modernbert"):
+for name in ("llama", "mistral", "gpt_neox", "phi3", "olmo2", "gemma3_text", "bert", "roberta", "modernbert"):
     WRITTEN[name] |= SHAPED | {"intermediate_size": 40}
 BIASES = ("final_logits_bias",)
 for name, keys in WRITTEN.items():
     keys |= {
         "model_type": name,
         "vocab_size": 61,
-        "tie_word_embeddings": name not in ("gpt2", "distilbert", "modernbert", "t5"),
+        "tie_word_embeddings": name not in ("gpt2", "gemma3_text", "distilbert", "modernbert", "t5"),
     }
 
 
@@ -144,6 +150,10 @@ SPELLINGS = [
         {"rope_scaling": LINEAR},
     ),
     ("phi3", {"partial_rotary_factor": 0.5, "rope_scaling": None, "head_dim": None}, {"rope_parameters": HALF}),
+    ("olmo2", {"rope_scaling": None, "rope_theta": 5e5}, {"rope_parameters": DEFAULT_ROPE}),
+    ("gemma3_text", {"rope_theta": 5e5}, {"rope_parameters": {"full_attention": DEFAULT_ROPE}}),
+    ("gemma3_text", {"rope_local_base_freq": 5e5}, {"rope_parameters": {"sliding_attention": DEFAULT_ROPE}}),
+    ("gemma3_text", {"sliding_window_pattern": 1}, {"layer_types": ["full_attention"] * 26, "sliding_window": 9}),
     ("modernbert", {"rope_scaling": {"rope_type": "default"}, "layer_types": None}, {}),
     ("modernbert", {"rope_parameters": {"full_attention": DEFAULT_ROPE}}, {"global_rope_theta": 5e5}),
     ("bert", {"hidden_act": "gelu_python", "torch_dtype": "float16", "position_embedding_type": "absolute"}, {}),

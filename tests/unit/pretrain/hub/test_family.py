@@ -9,11 +9,13 @@ from family_shapes import SHAPES, small_model
 from hugging_face_directories import AUTO_CLASSES
 from small_models import (
     BART,
+    GEMMA3,
     GPT_NEOX,
     LLAMA,
     MARIAN,
     MBART,
     MODERNBERT,
+    OLMO2,
     ROBERTA,
     T5_GATED,
     T5_TIED,
@@ -24,6 +26,7 @@ from transformers import (
     BartConfig,
     BertConfig,
     DistilBertConfig,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -31,6 +34,7 @@ from transformers import (
     MBartConfig,
     MistralConfig,
     ModernBertConfig,
+    Olmo2Config,
     Phi3Config,
     RobertaConfig,
     T5Config,
@@ -144,6 +148,17 @@ def test_what_transformers_writes_is_understood():
         assert theirs["tie_word_embeddings"], "whatever it is"
         assert family_of(theirs).from_hf(theirs) == EncoderDecoderConfig(**ours, **same)
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
+    ours |= {"max_seq_len": 2048, "tie_embeddings": False}
+    olmo = Olmo2Config(**size).to_dict()
+    assert family_of(olmo).from_hf(olmo) == DecoderConfig(kv_heads=4, **ours, **OLMO2)
+    gemma = Gemma3TextConfig(**size, head_dim=8, query_pre_attn_scalar=168).to_dict()
+    windows = {"window": 4096, "rope_theta": 1e6, "local_rope_theta": 1e4}
+    ours |= {"max_seq_len": 131_072, "tie_embeddings": True, "norm_eps": 1e-6, "attention_width": 32}
+    expected = DecoderConfig(kv_heads=4, score_width=168, **windows, **ours, **GEMMA3)
+    assert family_of(gemma).from_hf(gemma) == expected
+    gemma = Gemma3TextConfig(**size | {"num_hidden_layers": 8}).to_dict()
+    assert family_of(gemma).from_hf(gemma).global_every == 6 == family_of(gemma).from_hf(gemma).global_first + 1
+    ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
     modern = ModernBertConfig(**size).to_dict()
     windows = {"window": 65, "global_every": 3}
     assert family_of(modern).from_hf(modern) == EncoderConfig(max_seq_len=8192, **ours, **MODERNBERT, **windows)
@@ -154,6 +169,11 @@ def test_configurations_of_older_versions_are_understood():
     del theirs["rope_parameters"], theirs["head_dim"]
     assert family_of(theirs).from_hf({**theirs, "rope_theta": 5e5, "rope_scaling": None}).rope_theta == 5e5
     assert family_of(theirs).from_hf(theirs).rope_theta == 10_000
+    theirs = {"model_type": "gemma3_text", "num_hidden_layers": 7, "rope_theta": 5e5, "rope_local_base_freq": 9e3}
+    theirs |= {"sliding_window_pattern": 2, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    ours = family_of(theirs).from_hf(theirs)
+    assert (ours.rope_theta, ours.local_rope_theta, ours.rope_scaling.factor) == (5e5, 9e3, 8.0)
+    assert [ours.layer_window(layer) for layer in range(4)] == [4096, None, 4096, None]
     theirs = {**ModernBertConfig(num_hidden_layers=7).to_dict(), "global_rope_theta": 5e4, "local_rope_theta": None}
     del theirs["rope_parameters"], theirs["layer_types"]
     ours = family_of(theirs).from_hf({**theirs, "global_attn_every_n_layers": 2})
@@ -166,7 +186,7 @@ def test_configurations_of_older_versions_are_understood():
 
 PHI3_128K = {"model_type": "phi3", "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
 LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
-BERT, MODERN = BertConfig().to_dict(), ModernBertConfig().to_dict()
+BERT, MODERN, GEMMA = BertConfig().to_dict(), ModernBertConfig().to_dict(), Gemma3TextConfig().to_dict()
 SUMMARISER, TRANSLATOR, TEXT_TO_TEXT = BartConfig().to_dict(), MarianConfig().to_dict(), T5Config().to_dict()
 
 
@@ -261,7 +281,32 @@ def rotary(layers, kind, **more):
         ({**TEXT_TO_TEXT, "feed_forward_proj": "gated-relu"}, "feed_forward_proj=gated-relu is not"),
         ({**TEXT_TO_TEXT, "d_kv": 1 << 23}, "d_kv * num_heads=67108864: must be a whole number from 1 to 16777216"),
         ({**TEXT_TO_TEXT, "is_decoder": True}, "is_decoder=True is not"),
-        ({**MODERN, "layer_types": ["sliding_attention"] * 21 + ["full_attention"]}, "layer_types=['sliding_att"),
+        ({**MODERN, "layer_types": ["full_attention"] * 21 + ["sliding_attention"]}, "layer_types=['full_att"),
+        (
+            {"model_type": "gemma3", "text_config": GEMMA},
+            "model_type=gemma3: is not supported, for it reads more than text; save its gemma3_text alone",
+        ),
+        ({**GEMMA, "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not supported by model=decoder"),
+        ({**GEMMA, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported by model=decoder"),
+        ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ({**GEMMA, "attention_bias": True}, "attention_bias=True is not supported"),
+        ({**GEMMA, "hidden_activation": "relu"}, "hidden_activation=relu is not supported by model=decoder (gelu_py"),
+        (
+            {**GEMMA, "layer_types": ["full_attention"] * 3 + ["sliding_attention"] * 23},
+            "one of sliding_attention for each layer, but full_attention for every n-th, is)",
+        ),
+        ({**GEMMA, "sliding_window": None}, "sliding_window=None: must be a whole number from 1"),
+        ({**GEMMA, "num_attention_heads": 7}, "num_attention_heads=7 is not supported"),
+        ({**GEMMA, "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.rope_theta=10000.0 is not"),
+        (
+            {**GEMMA, "rope_parameters": rotary("sliding_attention", "linear", factor=2.0)},
+            "rope_parameters.sliding_attention.rope_type=linear is not",
+        ),
+        (
+            {**GEMMA, "rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
+            "rope_scaling.rope_type=longrope is not",
+        ),
+        (Olmo2Config(attention_bias=True).to_dict(), "attention_bias=True is not supported"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
