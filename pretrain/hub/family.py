@@ -29,8 +29,16 @@ from pretrain.registry import choices
 Config = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 
 
+class Run(NamedTuple):
+    """Rows that follow each other in our tensor and in theirs."""
+
+    theirs: int  # the first of them there
+    ours: int  # the same here
+    rows: int
+
+
 class HFTensor(NamedTuple):
-    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed.
+    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed or reordered.
 
     Each element of ours lies in exactly one of them, so a list of these serves both directions.
     """
@@ -41,6 +49,7 @@ class HFTensor(NamedTuple):
     row: int = 0  # the first of them
     transposed: bool = False  # theirs has the rows as columns
     is_row: bool = False  # ours has one dimension, theirs is a matrix of one row
+    heads: int = 1  # theirs lists rows head by head: query, key, value; ours has all queries, all keys, all values
 
     @property
     def numel(self) -> int:
@@ -59,6 +68,16 @@ class HFTensor(NamedTuple):
             return (1, *self.shape)
         return self.shape[::-1] if self.transposed else self.shape
 
+    def runs(self) -> Iterator[Run]:
+        """Yield the rows in the order of theirs."""
+        if self.heads == 1:
+            yield Run(0, self.row, self.shape[0])
+            return
+        rows = self.shape[0] // (3 * self.heads)  # of the query, the key or the value of a head
+        for head in range(self.heads):
+            for part in range(3):
+                yield Run((3 * head + part) * rows, self.row + (part * self.heads + head) * rows, rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
@@ -67,6 +86,7 @@ class Tensors:
     names: dict[str, str | tuple[str, ...]]  # of our modules (see `place_of`) and theirs; several: rows in that order
     prefix: str  # of the body's names; checkpoints of the body alone lack it
     transposes_blocks: bool = False  # the matrices of its blocks have rows as columns
+    by_head: tuple[str, ...] = ()  # our names of fused projections whose rows lie there head by head
     derived: tuple[str, ...] = ()  # endings of stored tensors that follow from the configuration: masks, frequencies
     tied: dict[str, str] = field(default_factory=dict)  # names of the head's copies, and of which, in tied models
     copies: dict[str, str] = field(default_factory=dict)  # names of other copies, and of which, in all models
@@ -203,10 +223,12 @@ class Family:
             theirs = names[place]
             fused = [theirs] if isinstance(theirs, str) else theirs
             transposed = self.tensors.transposes_blocks and layer is not None and parameter.ndim == 2
+            heads = config.heads if place in self.tensors.by_head else 1
             row = 0
             for their, rows in zip(fused, _rows(len(fused), len(parameter), queries), strict=True):
                 shape = (rows, *parameter.shape[1:])
-                yield HFTensor(f"{their.replace('#', str(layer))}.{leaf}", prefix + name, shape, row, transposed)
+                named = f"{their.replace('#', str(layer))}.{leaf}"
+                yield HFTensor(named, prefix + name, shape, row, transposed, heads=heads)
                 row += rows
 
     def names(self, config: Any) -> Mapping[str, str | tuple[str, ...]]:

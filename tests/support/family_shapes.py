@@ -4,11 +4,13 @@ from small_models import (
     BART,
     DISTILBERT,
     GEMMA3,
+    GPT_NEOX,
     LLAMA,
     MARIAN,
     MBART,
     MODERNBERT,
     OLMO2,
+    PHI3,
     ROBERTA,
     T5_GATED,
     T5_TIED,
@@ -17,7 +19,7 @@ from small_models import (
     small_encoder_decoder,
 )
 
-from pretrain.models.layers import Activation
+from pretrain.models.layers import Activation, Order
 from pretrain.models.rotary import RopeScaling, Scaling
 
 SHAPES = {
@@ -26,6 +28,13 @@ SHAPES = {
     "llama": {**LLAMA, "kv_heads": 2, "rope_theta": 5e5},
     "llama, untied": {**LLAMA, "tie_embeddings": False, "mlp_width": 56},
     "mistral": {**LLAMA, "window": 3, "kv_heads": 1},
+    "gpt_neox": {**GPT_NEOX, "rope_theta": 5e5, "layers": 3},
+    "gpt_neox, sequential": {
+        **{**GPT_NEOX, "order": Order.pre, "tie_embeddings": False, "activation": Activation.gelu_tanh},
+        **{"rope_scaling": RopeScaling(kind=Scaling.yarn, factor=4.0, original_length=8), "mlp_width": 40},
+    },
+    "phi3": {**PHI3, "kv_heads": 2, "rope_theta": 5e5},
+    "phi3, untied": {**PHI3, "window": 3, "tie_embeddings": False, "mlp_width": 56},
     "olmo2": {**OLMO2, "kv_heads": 2, "attention_width": 40},
     "olmo2, tied": {**OLMO2, "rope_theta": 5e5, "tie_embeddings": True, "norm_eps": 1e-3},
     "gemma3_text": {
@@ -53,6 +62,7 @@ SHAPES = {
 
 def small_model(name):
     """Return a model of a family."""
-    builders = dict.fromkeys(("gpt2", "llama", "mistral", "olmo2", "gemma3_text"), small_decoder)
+    decoders = ("gpt2", "llama", "mistral", "gpt_neox", "phi3", "olmo2", "gemma3_text")
+    builders = dict.fromkeys(decoders, small_decoder)
     builders |= dict.fromkeys(("bart", "mbart", "marian", "t5"), small_encoder_decoder)
     return builders.get(name.partition(",")[0], small_encoder)(**SHAPES[name])

@@ -5,12 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_laws import offsets
+from hugging_face_directories import rows_of_ours
 from small_models import (
     DISTILBERT,
     GEMMA3,
+    GPT_NEOX,
     LLAMA,
     MODERNBERT,
     OLMO2,
+    PHI3,
     ROBERTA,
     VOCAB_SIZE,
     ragged_batch,
@@ -43,10 +46,13 @@ MODELS = {
     "gpt2": small_decoder,
     "llama": lambda: small_decoder(**LLAMA, tie_embeddings=False),
     "mistral": lambda: small_decoder(**LLAMA, window=4, kv_heads=2),
+    "gpt_neox": lambda: small_decoder(**GPT_NEOX, tie_embeddings=False),
+    "phi3": lambda: small_decoder(**PHI3, window=4, kv_heads=2),
     "olmo2": lambda: small_decoder(**OLMO2, kv_heads=2),
     "gemma3_text": lambda: small_decoder(**GEMMA3, window=4, global_every=2, global_first=1, local_rope_theta=1e4),
 }
-WITH_ALL_HEADS = [name for name in MODELS if None not in (FAMILIES[name].heads.span, FAMILIES[name].heads.token)]
+WITH_SPANS = [name for name in MODELS if FAMILIES[name].heads.span is not None]
+WITH_TOKENS = [name for name in MODELS if FAMILIES[name].heads.token is not None]
 CLASSES = {
     HeadKind.sequence: AutoModelForSequenceClassification,
     HeadKind.span: AutoModelForQuestionAnswering,
@@ -78,7 +84,7 @@ def as_ours(ours, config, kind, theirs, read):
     pieces = {}
     for part in hf_tensors(config, kind, VOCAB_SIZE, shapes):
         tensor = read(theirs.get_parameter(part.theirs))
-        pieces.setdefault(part.ours, []).append(tensor.T if part.transposed else tensor)
+        pieces.setdefault(part.ours, []).append(rows_of_ours(part, tensor))
     assert pieces.keys() == shapes.keys(), "every tensor of ours has a name there"
     return {name: torch.cat(parts) for name, parts in pieces.items()}
 
@@ -147,7 +153,7 @@ def test_a_number_for_each_text(name):
     check(ours, theirs, config, HeadKind.sequence, batch_of(config, labels=labels), labels=labels)
 
 
-@pytest.mark.parametrize("name", WITH_ALL_HEADS)
+@pytest.mark.parametrize("name", WITH_SPANS)
 def test_a_span_of_each_text(name):
     """Theirs leaves padding in the softmax; ours has none, so texts are of one length here."""
     config = MODELS[name]().config
@@ -175,7 +181,7 @@ def test_a_span_of_each_text(name):
         torch.testing.assert_close(parameter.grad, theirs_by_ours[parameter_name], atol=3e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", WITH_ALL_HEADS)
+@pytest.mark.parametrize("name", WITH_TOKENS)
 def test_a_label_for_each_token(name):
     config = MODELS[name]().config
     targets = torch.arange(sum(LENGTHS)) % 5
@@ -185,8 +191,9 @@ def test_a_label_for_each_token(name):
     check(ours, theirs, config, HeadKind.token, batch, labels=padded(targets, IGNORED))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in WITH_ALL_HEADS])
-@pytest.mark.parametrize("kind", [HeadKind.span, HeadKind.token])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in MODELS for kind in HeadKind if FAMILIES[name].heads.of(kind) is None]
+)
 def test_a_task_that_transformers_has_no_class_for_is_trained_and_not_exported(name, kind):
     config = MODELS[name]().config
     with pytest.raises(ValueError, match="Unrecognized configuration class"):
@@ -204,8 +211,9 @@ def test_a_task_that_transformers_has_no_class_for_is_trained_and_not_exported(n
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        *((name, {"dropout": 0.2}) for name in ("bert", "roberta", "gpt2")),  # theirs spares a branch of DistilBERT
-        *((name, {"attention_dropout": 0.2}) for name in WITH_ALL_HEADS if name != "modernbert"),
+        # theirs spares a branch of DistilBERT
+        *((name, {"dropout": 0.2}) for name in ("bert", "roberta", "gpt2", "gpt_neox")),
+        *((name, {"attention_dropout": 0.2}) for name in WITH_TOKENS if name != "modernbert"),
         ("modernbert", {"dropout": 0.1, "attention_dropout": 0.1}),  # theirs takes the second for a branch, too
     ],
 )

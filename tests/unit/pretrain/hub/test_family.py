@@ -10,6 +10,7 @@ from hugging_face_directories import AUTO_CLASSES
 from small_models import (
     BART,
     GEMMA3,
+    GPT_NEOX,
     LLAMA,
     MARIAN,
     MBART,
@@ -27,12 +28,14 @@ from transformers import (
     DistilBertConfig,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MarianConfig,
     MBartConfig,
     MistralConfig,
     ModernBertConfig,
     Olmo2Config,
+    Phi3Config,
     RobertaConfig,
     T5Config,
     XLMRobertaConfig,
@@ -43,10 +46,10 @@ from pretrain.hub.family import FAMILIES, HeadKind, family_for, family_of, head_
 from pretrain.hub.roberta import Roberta
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import Init
-from pretrain.models.layers import Activation
+from pretrain.models.layers import Activation, Order
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -70,6 +73,8 @@ def test_each_element_lies_in_one_part_and_every_tensor_of_theirs_is_one(name):
         shapes["final_logits_bias"] = (1, VOCAB_SIZE)
     if name == "t5, gated":  # which transformers ties until it reads another head
         shapes["lm_head.weight"] = shapes["shared.weight"]
+    if "embed_out.weight" in parts:  # its name in files
+        shapes["embed_out.weight"] = shapes.pop("lm_head.weight")
     assert shapes == {name: part.their_shape for name, part in parts.items()}
 
 
@@ -117,6 +122,12 @@ def test_what_transformers_writes_is_understood():
     assert family_of(llama).from_hf(llama) == DecoderConfig(max_seq_len=2048, kv_heads=4, rope_theta=5e5, **ours)
     mistral = MistralConfig(**size, num_key_value_heads=2, sliding_window=9).to_dict()
     assert family_of(mistral).from_hf(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
+    phi3 = Phi3Config(**size, sliding_window=9).to_dict()
+    ours |= {"kv_heads": 4, "window": 9, "norm_eps": 1e-5}
+    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, **ours)
+    neox = GPTNeoXConfig(**size | {"hidden_size": 32}).to_dict()
+    ours = {"width": 32, "mlp_width": 40, "heads": 4, "layers": 3, "tie_embeddings": False}
+    assert family_of(neox).from_hf(neox) == DecoderConfig(max_seq_len=2048, **ours, **GPT_NEOX | {"rotary_share": 0.25})
     bert = BertConfig(**size).to_dict()
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=512, **ours)
@@ -173,6 +184,8 @@ def test_configurations_of_older_versions_are_understood():
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=9, width=24, layers=1, heads=2, mlp_width=40)
 
 
+PHI3_128K = {"model_type": "phi3", "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
+LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
 BERT, MODERN, GEMMA = BertConfig().to_dict(), ModernBertConfig().to_dict(), Gemma3TextConfig().to_dict()
 SUMMARISER, TRANSLATOR, TEXT_TO_TEXT = BartConfig().to_dict(), MarianConfig().to_dict(), T5Config().to_dict()
 
@@ -213,6 +226,15 @@ def rotary(layers, kind, **more):
         (
             {**LlamaConfig().to_dict(), "rope_parameters": {"rope_type": "default", "factor": 4.0}},
             "rope_parameters.factor=4.0 is not",
+        ),
+        ({**PHI3_128K, "rope_scaling": LONGROPE | {"type": "su"}}, "rope_scaling.type=su is not supported"),
+        ({**PHI3_128K, "rope_scaling": LONGROPE | {"type": "yarn"}}, "rope_scaling.type=yarn is not supported"),
+        ({**PHI3_128K, "rope_parameters": LONGROPE | {"rope_type": "longrope"}}, "rope_type=longrope is not supported"),
+        ({**PHI3_128K, "head_dim": 96}, "head_dim=96 is not supported"),
+        ({**GPTNeoXConfig().to_dict(), "attention_bias": False}, "attention_bias=False is not supported"),
+        (
+            GPTNeoXConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}).to_dict(),
+            "rope_parameters.rope_type=dynamic is not supported",
         ),
         ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 is not"),
         ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling.factor=None is not supported"),

@@ -5,15 +5,17 @@ from itertools import count
 import pytest
 import torch
 import torch.nn.functional as F
-from hugging_face_directories import write
+from hugging_face_directories import in_memory, rows_of_ours, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import (
     DISTILBERT,
     GEMMA3,
+    GPT_NEOX,
     LLAMA,
     MODERNBERT,
     OLMO2,
+    PHI3,
     ROBERTA,
     VOCAB_SIZE,
     ragged_batch,
@@ -27,8 +29,8 @@ from pretrain.data.batch import IGNORED
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import Layout
-from pretrain.models.layers import Activation
-from pretrain.models.rotary import RopeScaling, Scaling
+from pretrain.models.layers import Activation, Order
+from pretrain.models.rotary import NO_SCALING, RopeScaling, Scaling
 
 PAD = 1  # RoBERTa's; no document holds it
 GELUS = [Activation.gelu, Activation.gelu_tanh]
@@ -48,6 +50,16 @@ DECODERS = {
     },
 }
 DECODERS["mistral"] = DECODERS["llama"] | {"window": st.integers(1, 20)}
+DECODERS["gpt_neox"] = {
+    **{key: st.just(value) for key, value in GPT_NEOX.items()},
+    "order": st.sampled_from([Order.parallel, Order.pre]),
+    "activation": st.sampled_from(GELUS),
+    "norm_eps": EPS,
+    "tie_embeddings": st.booleans(),
+    "rope_theta": st.sampled_from([1e2, 1e4]),
+    "rope_scaling": st.sampled_from([NO_SCALING, RopeScaling(kind=Scaling.yarn, factor=4.0, original_length=8)]),
+}
+DECODERS["phi3"] = DECODERS["llama"] | {"window": st.none() | st.integers(1, 20)}
 # Norms of what branches return make rounding as large as it is beside small values: no narrow branches, no tiny eps.
 DECODERS["olmo2"] = {
     **DECODERS["llama"],
@@ -64,9 +76,12 @@ DECODERS["gemma3_text"] = {
     "local_rope_theta": st.sampled_from([1e2, 1e4]),
     "rope_scaling": st.sampled_from([RopeScaling(), RopeScaling(kind=Scaling.linear, factor=8.0)]),
 }
-GROUPED = ("llama", "mistral", "olmo2", "gemma3_text")
+GROUPED = ("llama", "mistral", "phi3", "olmo2", "gemma3_text")
+PARTLY_ROTARY = ("gpt_neox", "phi3")
 BRANCH_NORMS = ("olmo2", "gemma3_text")
 LONG = {
+    "gpt_neox": GPT_NEOX,
+    "phi3": {**PHI3, "window": 50},
     "olmo2": {**OLMO2, "kv_heads": 2, "norm_eps": 1e-6},
     "gemma3_text": {
         **{**GEMMA3, "kv_heads": 2, "norm_eps": 1e-6, "attention_width": 40, "score_width": 8, "layers": 3},
@@ -101,6 +116,10 @@ def models(draw, name):
     fields = draw(st.fixed_dictionaries(SIZES | (DECODERS | ENCODERS)[name]))
     heads = draw(st.integers(1, 5))
     fields |= {"heads": heads, "width": heads * 2 * draw(st.integers(1, 4))}
+    if name in PARTLY_ROTARY:  # shares of whole pairs, and less than a head, as others have it
+        fields["width"] += 2 * heads
+        pairs = fields["width"] // heads // 2
+        fields["rotary_share"] = draw(st.integers(1, pairs - 1)) / pairs
     if name in GROUPED:
         fields["kv_heads"] = draw(st.sampled_from([count for count in range(1, heads + 1) if heads % count == 0]))
     if name in BRANCH_NORMS:
@@ -129,8 +148,8 @@ def as_ours(config, theirs, read):
     """Return our names and layouts of what `read` gives for each parameter: itself or its gradient."""
     pieces = {}
     for part in family_for(config).model_tensors(config, VOCAB_SIZE):
-        tensor = read(theirs.get_parameter(part.theirs))
-        pieces.setdefault(part.ours, []).append(tensor.T if part.transposed else tensor)
+        tensor = read(in_memory(theirs, part))
+        pieces.setdefault(part.ours, []).append(rows_of_ours(part, tensor))
     return {name: torch.cat(parts) for name, parts in pieces.items()}
 
 
