@@ -148,6 +148,8 @@ class HuggingFaceWeights:
             current = name
             for old, new in _OLD_NAMES.items():
                 current = current.removesuffix(old) + new if current.endswith(old) else current
+            for other, own in tensors.other_names.items():
+                current = own + current.removeprefix(other) if current.startswith(other) else current
             if body_alone and current not in outside and not current.startswith(heads):
                 current = tensors.prefix + current
             if (other := stored.setdefault(current, name)) != name:

@@ -33,8 +33,9 @@ class DecoderConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "belongs to encoder-decoders; choose learned, sinusoidal or rotary"
-        check(self.positions is not Positions.relative, "model.positions", self.positions.value, rule)
+        rule = "is not for decoders; choose learned, sinusoidal or rotary"
+        allowed = self.positions not in (Positions.relative, Positions.disentangled)
+        check(allowed, "model.positions", self.positions.value, rule)
         check(self.kv_heads is None or self.kv_heads >= 1, "model.kv_heads", self.kv_heads, "must be at least 1")
         check(self.heads % self.num_kv_heads == 0, "model.kv_heads", self.kv_heads, f"must divide {self.heads} heads")
 

@@ -1,4 +1,4 @@
-"""The bidirectional encoder: BERT, RoBERTa, DistilBERT, ModernBERT and what lies between them.
+"""The bidirectional encoder: BERT, RoBERTa, DistilBERT, ModernBERT, DeBERTa and what lies between them.
 
 Holds the architecture, its dataclass and the layers of its heads; shared settings and blocks are in `network`, kernels
 in `attention/`. Letters of shapes: `models/base.py`.
@@ -7,16 +7,30 @@ in `attention/`. Letters of shapes: `models/base.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import check
+from pretrain.models.attention.disentangled import DistanceVectors, LogBuckets
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
+from pretrain.models.disentangled_attention import DisentangledAttention
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import Activation, Block, Order, Positions, PostNormBlock, Rotary, activate, rotary
-from pretrain.models.network import NetworkConfig
+from pretrain.models.layers import (
+    Activation,
+    Attention,
+    Block,
+    Order,
+    Positions,
+    PostNormBlock,
+    Rotary,
+    activate,
+    rotary,
+)
+from pretrain.models.network import NetworkConfig, embeddings_learn, learns
 from pretrain.registry import register
 
 
@@ -29,7 +43,7 @@ class EncoderConfig(NetworkConfig):
 
     norm_eps: float = 1e-12
     activation: Activation = Activation.gelu
-    positions: Positions = Positions.learned  # how it knows where a token stands: learned or rotary
+    positions: Positions = Positions.learned  # how it knows where a token stands: learned, rotary or disentangled
     rope_theta: float = 160_000.0  # base of the rotary frequencies where a layer sees all keys
     bias: bool = True  # biases in projections and layer norms; the one on the logits is always there
     window: int | None = None  # keys a query sees up to itself, and as many after it, in tokens; null: all
@@ -39,17 +53,64 @@ class EncoderConfig(NetworkConfig):
     position_offset: int = 0  # row of the first position's vector; RoBERTa's is 2
     local_rope_theta: float = 10_000.0  # base of the rotary frequencies under a window
     token_types: int = 2  # kinds of segments, each with a vector of its own; 0: none
+    # With positions=disentangled (DeBERTa, He et al. 2021; the values are those of v3, He et al. 2023):
+    buckets: int | None = 256  # of distances on either side, each with a vector of its own; null: one a distance
+    max_distance: int = 512  # tokens; from there on all distances on one side share a vector
+    content_to_position: bool = True  # whether scores have a term of the query's token and the distance
+    position_to_content: bool = True  # whether scores have a term of the key's token and the distance
+    shared_projections: bool = True  # distances pass through the projections of tokens; false: through their own
+    distance_norm: bool = True  # normalises the vectors of distances
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("position_offset", "token_types"):
             check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must not be negative")
-        rule = "is not for encoders; choose learned or rotary"
-        allowed = self.positions in (Positions.learned, Positions.rotary)
+        rule = "is not for encoders; choose learned, rotary or disentangled"
+        allowed = self.positions not in (Positions.sinusoidal, Positions.relative)
         check(allowed, "model.positions", self.positions.value, rule)
         offset, learned = self.position_offset, self.positions is Positions.learned
         check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
         check(self.local_rope_theta > 0, "model.local_rope_theta", self.local_rope_theta, "must be positive")
+        if self.disentangled:
+            self._check_distances()
+
+    def _check_distances(self) -> None:
+        """Check the settings of disentangled positions."""
+        buckets = self.buckets
+        even = buckets is None or (buckets >= 2 and buckets % 2 == 0)
+        check(even, "model.buckets", buckets, "must be even: half of them have one distance each, the others more")
+        rule = f"must be above {1 if buckets is None else buckets // 2 + 1}, where model.buckets={buckets} begin to share"
+        check(self.max_distance > (buckets or 0) // 2 + 1, "model.max_distance", self.max_distance, rule)
+        rule = "scores need a term with distances; set it, or model.content_to_position, to true"
+        terms = self.content_to_position or self.position_to_content
+        check(terms, "model.position_to_content", self.position_to_content, rule)
+
+    @property
+    def disentangled(self) -> bool:
+        """Whether tokens and distances are vectors apart, and scores have terms of both."""
+        return self.positions is Positions.disentangled
+
+    @property
+    def distances(self) -> LogBuckets:
+        """How distances share vectors, with disentangled positions."""
+        return LogBuckets(self.buckets, self.max_distance)
+
+    @property
+    def score_bias(self) -> str | None:
+        """The setting by which attention adds a bias to scores (see `ModelConfig`)."""
+        return "model.positions=disentangled" if self.disentangled else None
+
+    def make_attention(self, **parts: Any) -> Attention:
+        """Return the attention of a layer, of these arguments."""
+        if not self.disentangled:
+            return super().make_attention(**parts)
+        return DisentangledAttention(
+            content_to_position=self.content_to_position,
+            position_to_content=self.position_to_content,
+            shared=self.shared_projections,
+            position_dropout=self.dropout,
+            **parts,
+        )
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Encoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
@@ -68,6 +129,9 @@ class Encoder(EncoderModel):
             self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, width)
         if config.token_types:
             self.type_embedding = nn.Embedding(config.token_types, width)
+        if config.disentangled:
+            self.distance_embedding = nn.Embedding(2 * config.distances.side, width)
+            self.distance_embedding_norm = config.make_norm() if config.distance_norm else nn.Identity()
         self.embedding_norm = config.make_norm()
         block = PostNormBlock if config.order is Order.post else Block
         self.blocks = nn.ModuleList(config.make_block(layer, attend, block) for layer in range(config.layers))
@@ -87,10 +151,17 @@ class Encoder(EncoderModel):
         if config.token_types:
             x = x + self.type_embedding(torch.zeros_like(tokens) if segments is None else segments)
         x = F.dropout(self.embedding_norm(x), config.dropout, self.training)
-        tables = self._tables(positions)
+        tables, relative = self._tables(positions), self._distances(layout)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layout, tables[config.layer_window(layer) is None])
+            x = block(x, layout, tables[config.layer_window(layer) is None], relative=relative)
         return self.final_norm(x)
+
+    def _distances(self, layout: Layout) -> DistanceVectors | None:
+        """Return the vectors of the distances there are, which all layers share; they are no wider than the table."""
+        if not self.config.disentangled:
+            return None
+        found = DistanceVectors.of(self.distance_embedding.weight, self.config.distances, layout.max_q)
+        return found._replace(vectors=self.distance_embedding_norm(found.vectors))
 
     def _tables(self, positions: Tensor) -> tuple[Rotary | None, Rotary | None]:
         """Return the rotations of layers that see a window, and of those that see all keys."""
@@ -121,10 +192,20 @@ class Encoder(EncoderModel):
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the operations of one token (see `NetworkConfig`).
 
-        `head_share` is the share of tokens that pass through the head's transform and the vocabulary projection.
+        `head_share` is the share of tokens that pass through the head's transform and the vocabulary projection. What
+        distances pass through is left out: it is as much for a pass of any number of tokens.
         """
         head = [self.transform.dense.weight, self.head_weight()] if head_share else []
-        return self.config.flops_per_token(self, head, head_share, seq_len)
+        total = self.config.flops_per_token(self, head, head_share, seq_len)
+        return total + self._position_flops(ceil(seq_len)) if self.config.disentangled else total
+
+    def _position_flops(self, length: int) -> float:
+        """Return the operations of one token's products with distances, in a sequence of `length` tokens."""
+        rows, reached, total = len(self.config.distances.reached(length)), embeddings_learn(self), 0.0
+        for block in self.blocks:
+            reached = reached or learns(block.parameters())
+            total += block.attention.position_flops(rows, reached=reached)
+        return total
 
 
 class Transform(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ class NetworkConfig(ModelConfig):
         rule = f"must divide {whole}={self.all_heads_width}"
         check(self.all_heads_width % self.heads == 0, "model.heads", self.heads, rule)
         paired = self.head_width if self.positions is Positions.rotary else self.width
-        even = self.positions in (Positions.learned, Positions.relative) or paired % 2 == 0
+        even = self.positions not in (Positions.sinusoidal, Positions.rotary) or paired % 2 == 0
         rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
         check(even, "model.positions", self.positions.value, rule)
         for key in ("norm_eps", "rope_theta", "init_std"):
@@ -88,9 +89,13 @@ class NetworkConfig(ModelConfig):
         """Return a normalisation layer over the width."""
         return make_norm(Norm.layernorm, self.width, self.norm_eps, self.bias)
 
+    def make_attention(self, **parts: Any) -> Attention:
+        """Return the attention of a layer, of these arguments."""
+        return Attention(**parts)
+
     def make_block(self, layer: int, attend: Attend, block: type[Block] = Block) -> Block:
         """Return the block of a layer, counted from 0."""
-        attention = Attention(
+        attention = self.make_attention(
             width=self.width,
             heads=self.heads,
             kv_heads=self.num_kv_heads,
