@@ -126,7 +126,7 @@ class DebertaV2(Family):
         terms, norm = theirs["pos_att_type"] or [], theirs["norm_rel_ebd"]
         if isinstance(terms, str):
             terms = [term.strip() for term in terms.lower().split("|")]
-        if not terms or not all(term in _TERMS for term in terms):
+        if not terms or not all(term in list(_TERMS) for term in terms):  # a file may hold lists of lists
             raise self.refusal("pos_att_type", theirs["pos_att_type"], f"{' and '.join(_TERMS)} are, or either")
         if norm not in _NORMS:
             raise self.refusal("norm_rel_ebd", norm, f"{' and '.join(_NORMS)} are")

@@ -34,8 +34,10 @@ class DisentangledAttention(Attention):
         position_dropout: float,  # probability, of the vectors of distances
         **parts: Any,  # of `Attention`
     ) -> None:
-        self.terms = content_to_position + position_to_content
-        super().__init__(**parts | {"scale": (parts["head_width"] * (1 + self.terms)) ** -0.5})
+        terms = content_to_position + position_to_content
+        scale = (parts["head_width"] * (1 + terms)) ** -0.5
+        super().__init__(**parts | {"scale": scale})
+        self.terms, self.position_scale = terms, scale
         self.content_to_position, self.position_to_content = content_to_position, position_to_content
         self.shared, self.position_dropout = shared, position_dropout
 
@@ -65,7 +67,7 @@ class DisentangledAttention(Attention):
 
     def _products(self, tokens: Tensor, distances: Tensor) -> Tensor:
         """Return the scaled products of tokens (N, H, E) and distances (P, H E), (N, H, P)."""
-        return torch.einsum("nhe,phe->nhp", tokens, distances.unflatten(-1, tokens.shape[1:]) * self.scale)
+        return torch.einsum("nhe,phe->nhp", tokens, distances.unflatten(-1, tokens.shape[1:]) * self.position_scale)
 
     def position_flops(self, rows: int, *, reached: bool) -> float:
         """Return the operations of one token's products with `rows` distances (see `NetworkConfig.flops_per_token`).

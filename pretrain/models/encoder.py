@@ -79,8 +79,8 @@ class EncoderConfig(NetworkConfig):
         buckets = self.buckets
         even = buckets is None or (buckets >= 2 and buckets % 2 == 0)
         check(even, "model.buckets", buckets, "must be even: half of them have one distance each, the others more")
-        rule = f"must be above {1 if buckets is None else buckets // 2 + 1}, where model.buckets={buckets} begin to share"
-        check(self.max_distance > (buckets or 0) // 2 + 1, "model.max_distance", self.max_distance, rule)
+        least = (buckets or 0) // 2 + 2  # from there on buckets have several distances
+        check(self.max_distance >= least, "model.max_distance", self.max_distance, f"must be at least {least}")
         rule = "scores need a term with distances; set it, or model.content_to_position, to true"
         terms = self.content_to_position or self.position_to_content
         check(terms, "model.position_to_content", self.position_to_content, rule)
@@ -204,7 +204,9 @@ class Encoder(EncoderModel):
         rows, reached, total = len(self.config.distances.reached(length)), embeddings_learn(self), 0.0
         for block in self.blocks:
             reached = reached or learns(block.parameters())
-            total += block.attention.position_flops(rows, reached=reached)
+            attention = block.attention
+            assert isinstance(attention, DisentangledAttention)
+            total += attention.position_flops(rows, reached=reached)
         return total
 
 

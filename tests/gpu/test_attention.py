@@ -19,8 +19,8 @@ from pretrain.errors import ConfigError
 from pretrain.models.attention.auto import AutoConfig
 from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.flex import FlexConfig
-from pretrain.models.attention.sdpa import SdpaConfig
 from pretrain.models.attention.relative import RelativeBias
+from pretrain.models.attention.sdpa import SdpaConfig
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Norm, Positions
 

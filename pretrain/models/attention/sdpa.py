@@ -50,6 +50,6 @@ def sdpa(
         if window is not None or distances is not None or (causal and layout.max_q != layout.max_k):
             key, one = ("sdpa uniform", causal, window, distances), ([layout.max_q], [layout.max_k])
             mask = layout.plan(key, lambda: mask_of(*one, causal, window, distances, q.device))
-        return attend_dense(q, k, v, bias, num_sequences, mask, dropout, scale)
+        return attend_dense(q, k, v, num_sequences, mask, bias, dropout, scale)
     ragged = sdpa_ragged.attend_ragged_uncompiled if torch.compiler.is_compiling() else attend_ragged
     return ragged(q, k, v, layout, causal, window, dropout, scale, bias)

@@ -39,8 +39,9 @@ def attend_ragged(
     key = ("sdpa ragged", causal, window, distances)
     plan: _Plan = layout.plan(key, lambda: _plan(layout, causal, window, distances, q.device))
     biases = repeat(None) if bias is None else bias.cut(plan.queries, plan.keys)
-    calls = zip(plan.queries(q), plan.keys(k), plan.keys(v), biases, plan.counts, plan.masks, strict=False)
-    out = torch.cat([attend_dense(*call, dropout, scale) for call in calls])
+    inputs = zip(plan.queries(q), plan.keys(k), plan.keys(v), strict=True)
+    calls = zip(inputs, plan.counts, plan.masks, biases, strict=False)
+    out = torch.cat([attend_dense(*qkv, count, mask, part, dropout, scale) for qkv, count, mask, part in calls])
     return out if plan.q_copy is None else out.index_select(0, plan.q_copy.back)
 
 
@@ -100,9 +101,9 @@ def attend_dense(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias: Bias | None,  # of these queries and keys
     count: int,
     mask: Mask,
+    bias: Bias | None,  # of these queries and keys
     dropout: float,
     scale: float | None,
 ) -> Tensor:
@@ -175,9 +176,7 @@ class _Plan(NamedTuple):
         return (x if self.k_copy is None else x.index_select(0, self.k_copy.rows)).split(self.k_rows)
 
 
-def _plan(
-    layout: Layout, causal: bool, window: int | None, distances: Distances | None, device: torch.device
-) -> _Plan:
+def _plan(layout: Layout, causal: bool, window: int | None, distances: Distances | None, device: torch.device) -> _Plan:
     """Cut the stream into runs of equal length where these are long, into padded buckets where they are short."""
     q_lengths, k_lengths = lengths(layout)
     owners = [s for s, pair in enumerate(zip(q_lengths, k_lengths, strict=True)) if pair != (0, 0)]

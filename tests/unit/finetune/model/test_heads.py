@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_laws import offsets
-from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, ragged_batch, small_decoder, small_encoder
+from small_models import (
+    DEBERTA,
+    DISTILBERT,
+    LLAMA,
+    MODERNBERT,
+    ROBERTA,
+    VOCAB_SIZE,
+    ragged_batch,
+    small_decoder,
+    small_encoder,
+)
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -26,6 +36,7 @@ LENGTHS = [7, 2, 11, 5, 1]
 MODELS = {
     "bert": small_encoder,
     "roberta": lambda: small_encoder(**ROBERTA),
+    "deberta-v2": lambda: small_encoder(**DEBERTA),
     "distilbert": lambda: small_encoder(**DISTILBERT),
     "modernbert": lambda: small_encoder(**MODERNBERT, window=3, global_every=2),
     "gpt2": small_decoder,

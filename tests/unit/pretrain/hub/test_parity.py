@@ -9,6 +9,7 @@ from hugging_face_directories import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import (
+    DEBERTA,
     DISTILBERT,
     LLAMA,
     MODERNBERT,
@@ -53,6 +54,16 @@ ENCODERS = {
         "activation": st.sampled_from(GELUS),
         "tie_embeddings": st.booleans(),
     },
+    "deberta-v2": {
+        **{key: st.just(value) for key, value in DEBERTA.items()},
+        "activation": st.sampled_from(GELUS),
+        "token_types": st.integers(0, 2),
+        "buckets": st.sampled_from([None, 4, 10]),
+        "max_distance": st.integers(7, 40),
+        "shared_projections": st.booleans(),
+        "distance_norm": st.booleans(),
+        "norm_eps": EPS,
+    },
     "modernbert": {
         **{key: st.just(value) for key, value in MODERNBERT.items()},
         "activation": st.sampled_from([Activation.geglu, Activation.swiglu]),
@@ -74,6 +85,9 @@ def models(draw, name):
     fields |= {"heads": heads, "width": heads * 2 * draw(st.integers(1, 4))}
     if name in ("llama", "mistral"):
         fields["kv_heads"] = draw(st.sampled_from([count for count in range(1, heads + 1) if heads % count == 0]))
+    if name == "deberta-v2":
+        terms = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
+        fields |= dict(zip(("content_to_position", "position_to_content"), terms, strict=True))
     if name == "modernbert" and fields["window"] is not None:
         fields["global_every"] = draw(st.none() | st.integers(1, 4))
     return fields
@@ -106,6 +120,12 @@ def padded(flat, lengths, value):
     return torch.nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True, padding_value=value)
 
 
+def loaded(ours, theirs):
+    """Return our model with the weights of theirs."""
+    ours.load_state_dict(as_ours(ours.config, theirs, lambda parameter: parameter.detach()))
+    return ours
+
+
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 def test_equals_transformers(tmp_path, name):
     @settings(max_examples=12, deadline=None)
@@ -114,12 +134,17 @@ def test_equals_transformers(tmp_path, name):
         ours = small_decoder(**fields) if name in DECODERS else small_encoder(**fields)
         assert family_for(ours.config).model_type == name
         theirs = transformers_model(ours.config)
-        ours.load_state_dict(as_ours(ours.config, theirs, lambda parameter: parameter.detach()))
-        check_parity(ours, theirs, lengths)
+        check_parity(loaded(ours, theirs), theirs, lengths)
         check_identity(ours, tmp_path / str(next(number)))
 
     number = count()
     check()
+
+
+def test_deberta_equals_transformers_beyond_its_last_distance():
+    ours = small_encoder(**DEBERTA)
+    theirs = transformers_model(ours.config)
+    check_parity(loaded(ours, theirs), theirs, [300, 1, 17, 128])
 
 
 def check_identity(ours, directory):

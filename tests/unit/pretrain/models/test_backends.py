@@ -17,7 +17,6 @@ from attention_laws import (
     layout,
     random_bias,
     random_qkv,
-    random_table,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,10 +25,9 @@ from pretrain.errors import ConfigError
 from pretrain.models.attention.auto import AutoConfig
 from pretrain.models.attention.eager import EagerConfig, eager
 from pretrain.models.attention.flash import FlashConfig, kernel_window, make_flash
-from pretrain.models.attention.flex import FlexConfig, document_mask, make_flex, biased_score
+from pretrain.models.attention.flex import FlexConfig, biased_score, document_mask, make_flex
 from pretrain.models.attention.masks import visible
 from pretrain.models.attention.sdpa import SdpaConfig, sdpa
-from pretrain.models.attention.relative import RelativeBias
 
 SOME = list(product(CASES, MASKS, HEADS))[::5]  # each mask with each number of heads, each case with each of these
 RELATIVE = "model.positions=relative"
@@ -91,7 +89,10 @@ def test_a_scale_and_a_bias_are_kept_by_the_code_that_drops_weights(case, biased
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(st.integers(1, 90), min_size=1, max_size=20), st.sampled_from(MASKS), st.sampled_from(HEADS), st.sampled_from([None, *BIASES])
+    st.lists(st.integers(1, 90), min_size=1, max_size=20),
+    st.sampled_from(MASKS),
+    st.sampled_from(HEADS),
+    st.sampled_from([None, *BIASES]),
 )
 def test_sdpa_agrees_with_eager_on_any_lengths(lengths, mask, heads, biased):
     check_agrees_with_eager(sdpa, (lengths, None), mask, heads, biased=biased)
