@@ -19,17 +19,7 @@ from pretrain.models.attention.disentangled import DistanceVectors, LogBuckets
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
 from pretrain.models.disentangled_attention import DisentangledAttention
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import (
-    Activation,
-    Attention,
-    Block,
-    Order,
-    Positions,
-    PostNormBlock,
-    Rotary,
-    activate,
-    rotary,
-)
+from pretrain.models.layers import Activation, Attention, Order, Positions, activate
 from pretrain.models.network import NetworkConfig, embeddings_learn, learns
 from pretrain.registry import register
 
@@ -46,20 +36,19 @@ class EncoderConfig(NetworkConfig):
     positions: Positions = Positions.learned  # how it knows where a token stands: learned, rotary or disentangled
     rope_theta: float = 160_000.0  # base of the rotary frequencies where a layer sees all keys
     bias: bool = True  # biases in projections and layer norms; the one on the logits is always there
+    local_rope_theta: float | None = 10_000.0  # the same in layers with a window, never scaled; null: as all others
+    order: Order = Order.post  # what a block normalises: post or pre
     window: int | None = None  # keys a query sees up to itself, and as many after it, in tokens; null: all
     init: Init = Init.bert
 
-    order: Order = Order.post  # where a block normalises: post or pre
     position_offset: int = 0  # row of the first position's vector; RoBERTa's is 2
-    local_rope_theta: float = 10_000.0  # base of the rotary frequencies under a window
     token_types: int = 2  # kinds of segments, each with a vector of its own; 0: none
-    # With positions=disentangled (DeBERTa, He et al. 2021; the values are those of v3, He et al. 2023):
-    buckets: int | None = 256  # of distances on either side, each with a vector of its own; null: one a distance
-    max_distance: int = 512  # tokens; from there on all distances on one side share a vector
-    content_to_position: bool = True  # whether scores have a term of the query's token and the distance
-    position_to_content: bool = True  # whether scores have a term of the key's token and the distance
-    shared_projections: bool = True  # distances pass through the projections of tokens; false: through their own
-    distance_norm: bool = True  # normalises the vectors of distances
+    buckets: int | None = 256  # of distances on either side, with positions=disentangled; null: one for each distance
+    max_distance: int = 512  # tokens, with positions=disentangled; from there on all on one side share a bucket
+    content_to_position: bool = True  # scores have a term of the query and the distance (DeBERTa, He et al. 2021)
+    position_to_content: bool = True  # scores have a term of the key and the distance (DeBERTa, He et al. 2021)
+    shared_projections: bool = True  # of tokens and of distances (DeBERTa v3, He et al. 2023); false: each its own
+    distance_norm: bool = True  # normalises the vectors of distances (DeBERTa v3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +59,8 @@ class EncoderConfig(NetworkConfig):
         check(allowed, "model.positions", self.positions.value, rule)
         offset, learned = self.position_offset, self.positions is Positions.learned
         check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
-        check(self.local_rope_theta > 0, "model.local_rope_theta", self.local_rope_theta, "must be positive")
+        orders = (Order.post, Order.pre)
+        check(self.order in orders, "model.order", self.order.value, "is not for encoders; choose post or pre")
         if self.disentangled:
             self._check_distances()
 
@@ -133,8 +123,7 @@ class Encoder(EncoderModel):
             self.distance_embedding = nn.Embedding(2 * config.distances.side, width)
             self.distance_embedding_norm = config.make_norm() if config.distance_norm else nn.Identity()
         self.embedding_norm = config.make_norm()
-        block = PostNormBlock if config.order is Order.post else Block
-        self.blocks = nn.ModuleList(config.make_block(layer, attend, block) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(config.make_block(layer, attend) for layer in range(config.layers))
         if config.order is Order.pre:  # the norm of the embeddings is the first branch's norm already
             self.blocks[0].attention_norm = nn.Identity()
         self.final_norm = config.make_norm() if config.order is Order.pre else nn.Identity()
@@ -151,27 +140,15 @@ class Encoder(EncoderModel):
         if config.token_types:
             x = x + self.type_embedding(torch.zeros_like(tokens) if segments is None else segments)
         x = F.dropout(self.embedding_norm(x), config.dropout, self.training)
-        tables, relative = self._tables(positions), self._distances(layout)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layout, tables[config.layer_window(layer) is None], relative=relative)
+        relative = self._distances(layout) if config.disentangled else None
+        for block, tables in zip(self.blocks, config.rotations(positions), strict=True):
+            x = block(x, layout, tables, relative=relative)
         return self.final_norm(x)
 
-    def _distances(self, layout: Layout) -> DistanceVectors | None:
-        """Return the vectors of the distances there are, which all layers share; they are no wider than the table."""
-        if not self.config.disentangled:
-            return None
+    def _distances(self, layout: Layout) -> DistanceVectors:
+        """Return the vectors of the distances that there are, which all layers share."""
         found = DistanceVectors.of(self.distance_embedding.weight, self.config.distances, layout.max_q)
         return found._replace(vectors=self.distance_embedding_norm(found.vectors))
-
-    def _tables(self, positions: Tensor) -> tuple[Rotary | None, Rotary | None]:
-        """Return the rotations of layers that see a window, and of those that see all keys."""
-        config = self.config
-        if config.positions is not Positions.rotary:
-            return None, None
-        everywhere = rotary(positions, config.head_width, config.rope_theta)
-        if config.window is None:
-            return None, everywhere
-        return rotary(positions, config.head_width, config.local_rope_theta), everywhere
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """Return the transformed hidden states (M, D)."""
