@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.bert import POST_NORM, Bert, body_names
+from pretrain.hub.bert import Bert, body_names
 from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Positions
@@ -73,7 +73,8 @@ class DebertaV2(Family):
             "norm_rel_ebd": "none",
             **dict.fromkeys(("attention_head_size", "embedding_size", "pooler_hidden_size")),
         },
-        fixed=POST_NORM | {"positions": Positions.disentangled, "position_offset": 0, "tie_embeddings": True},
+        fixed={"positions": Positions.disentangled},
+        translated=(*_TERMS.values(), "token_types", "max_distance", "buckets", "shared_projections", "distance_norm"),
         computes={
             "relative_attention": True,
             "position_biased_input": False,  # no learned positions beside

@@ -23,6 +23,12 @@ from pretrain.models.layers import Activation, Attention, Order, Positions, acti
 from pretrain.models.network import NetworkConfig, embeddings_learn, learns
 from pretrain.registry import register
 
+# Settings that disentangled positions alone have.
+_OF_DISTANCES = {
+    *("buckets", "max_distance", "content_to_position"),
+    *("position_to_content", "shared_projections", "distance_norm"),
+}
+
 
 @register("model", "encoder")
 @dataclass(kw_only=True)
@@ -74,6 +80,10 @@ class EncoderConfig(NetworkConfig):
         rule = "scores need a term with distances; set it, or model.content_to_position, to true"
         terms = self.content_to_position or self.position_to_content
         check(terms, "model.position_to_content", self.position_to_content, rule)
+
+    def idle(self) -> set[str]:
+        """Return the names of settings that have no effect beside the others."""
+        return super().idle() | (set() if self.disentangled else _OF_DISTANCES)
 
     @property
     def disentangled(self) -> bool:
