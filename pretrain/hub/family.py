@@ -93,6 +93,7 @@ class Tensors:
     rows: tuple[str, ...] = ()  # parameters of ours that are matrices of one row there
     beside: dict[str, str] = field(default_factory=dict)  # modules of objectives, and theirs: its files may hold them
     unused: tuple[str, ...] = ()  # beginnings of the body's tensors that our models do not have
+    other_names: dict[str, str] = field(default_factory=dict)  # beginnings of names in some files, and these here
 
 
 class HeadKind(StrEnum):
@@ -123,6 +124,7 @@ class HeadLayer(StrEnum):
     pooler = "pooler"  # BERT's, which pretraining may have trained
     tanh = "tanh"  # a projection as wide as the model, and its tanh
     relu = "relu"  # the same with relu
+    gelu = "gelu"  # the same with gelu
     transform = "transform"  # the layers before the vocabulary projection, trained with it
     dropout = "dropout"
 

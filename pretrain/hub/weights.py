@@ -160,6 +160,8 @@ class HuggingFaceWeights:
             current = name
             for old, new in _OLD_NAMES.items():
                 current = current.removesuffix(old) + new if current.endswith(old) else current
+            for other, own in tensors.other_names.items():
+                current = own + current.removeprefix(other) if current.startswith(other) else current
             if prefix and current.startswith(prefix):
                 current = tensors.prefix + current.removeprefix(prefix)
             if body_alone and current not in outside and not current.startswith(heads):

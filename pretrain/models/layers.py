@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.base import Attend, Layout, RelativeBias
+from pretrain.models.attention.disentangled import DistanceVectors
+from pretrain.models.base import Attend, Bias, Layout
 from pretrain.models.generation.cache import KeyValueCache, SourceCache
 from pretrain.models.rotary import Rotary, frequencies, rotate
+
+Relative = Bias | DistanceVectors  # what layers share of relative positions: the bias itself, or what each makes it of
 
 
 class Norm(StrEnum):
@@ -50,6 +53,7 @@ class Positions(StrEnum):
     sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); not for encoders
     rotary = "rotary"  # queries and keys rotated (Llama, ModernBERT)
     relative = "relative"  # a learned value for each distance, added to the scores (T5); encoder-decoders only
+    disentangled = "disentangled"  # a learned vector for each distance, which tokens meet (DeBERTa); encoders only
 
 
 class QKNorm(StrEnum):
@@ -139,7 +143,7 @@ class Attention(nn.Module):
         layout: Layout,
         tables: Rotary | None,
         cache: KeyValueCache | None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """Map x (N, D) to (N, D). With a cache the queries see its keys too; the layout counts the new ones alone."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (N, H + 2K, E)
@@ -161,9 +165,14 @@ class Attention(nn.Module):
             window=self.window,
             dropout=dropout,
             scale=self.scale,
-            bias=relative,
+            bias=self.bias(q, k, relative),
         )
         return self.out(mixed.flatten(1))
+
+    def bias(self, q: Tensor, k: Tensor, relative: Relative | None) -> Bias | None:
+        """Return what is added to the scores of queries (N, H, E) and keys (N, K, E): here, what all layers share."""
+        assert not isinstance(relative, DistanceVectors), "vectors of distances are for `DisentangledAttention`"
+        return relative
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
@@ -249,7 +258,7 @@ class Block(nn.Module):
         layout: Layout,
         tables: Rotary | None = None,
         cache: KeyValueCache | None = None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """Map the residual stream (N, D) to the next one."""
         x = self.add(x, self.attention_norm, self.attention, layout, tables, cache, relative)
@@ -298,7 +307,7 @@ class ParallelBlock(Block):
         layout: Layout,
         tables: Rotary | None = None,
         cache: KeyValueCache | None = None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """Map the residual stream (N, D) to the next one."""
         attended = self.attention(self.attention_norm(x), layout, tables, cache, relative)
@@ -335,7 +344,7 @@ class CrossBlock(Block):
         layout: Layout,
         tables: Rotary | None = None,
         cache: KeyValueCache | None = None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
         seen: SeenSource | None = None,
     ) -> Tensor:
         """Map the residual stream of the target (N, D) to the next one."""

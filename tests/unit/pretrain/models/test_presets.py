@@ -48,6 +48,11 @@ ENCODERS = {
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
     },
+    "deberta_v3_base": {
+        **{"model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+        **{"intermediate_size": 3072, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
+        **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "position_biased_input": False},
+    },
     "modernbert_base": {"model_type": "modernbert"},
     "modernbert_large": {"model_type": "modernbert", **LARGE, "num_hidden_layers": 28, "intermediate_size": 2624},
 }
