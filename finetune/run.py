@@ -19,7 +19,8 @@ from finetune.config import FinetuneConfig
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
 from finetune.from_nothing import Nothing, begin
-from finetune.init_from import codec_of, own_source, weights_from
+from finetune.init_from import base_of, codec_of, own_source, weights_from
+from finetune.model.lora import adapters_of
 from finetune.tasks.base import LOWER_IS_BETTER, TaskConfig, shortlist
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
@@ -36,7 +37,8 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
-from pretrain.trained.source import Source, find_source, shared_source
+from pretrain.trained.base import Source
+from pretrain.trained.source import find_source, shared_source
 
 READING = {"train", "validation", "columns", "header", "delimiter", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide which files are read and how: what they yield must stay the same, not the settings."""
@@ -102,12 +104,14 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
     module = build_module(cfg, network, source.vocab_size, data.names, data.train)
     size = ModelSize.of(module, data.train.examples.context)
-    initial = InitialWeights(module, cfg.seed)
+    initial, adapters = InitialWeights(module, cfg.seed), adapters_of(module.model)
     trainee = session.build(
         module,
-        _fingerprints(cfg, network, data, written, beside),
+        _fingerprints(cfg, network, data, written, beside) | ({"adapters": "one a projection"} if adapters else {}),
         shapes=initial.shapes,
-        first_weights=lambda: weights_from(source, initial, world, names=data.names, scratch=cfg.scratch),
+        first_weights=lambda: weights_from(
+            source, initial, world, names=data.names, adapters=adapters, scratch=cfg.scratch
+        ),
         num_steps=steps.total,
     )
     session.begin(
@@ -120,6 +124,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         **_recorded(codec),
         mask=source.mask,
         names=data.names,
+        base=base_of(source, adapters, run=cfg.run.directory, scratch=cfg.scratch),
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
     )
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)

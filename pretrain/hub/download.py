@@ -18,7 +18,8 @@ _FACTS = [
     *("config.json", "generation_config.json", "tokenizer.json", *PAIR_FILES, *_CHATS, "adapter_config.json"),
     "README.md",  # whose card names the licence
 ]
-_FILES = [*_FACTS, "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]  # pickles stay there
+_FILES = [*_FACTS, *_WEIGHTS]
 
 
 def is_hub_name(text: str) -> bool:

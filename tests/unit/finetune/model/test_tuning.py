@@ -6,15 +6,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from peft import LoraConfig as TheirConfig
-from peft import inject_adapter_in_model
 from small_models import VOCAB_SIZE, ragged_pairs
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.model.base import FineTuned
 from finetune.model.frozen import FrozenConfig, FullConfig
 from finetune.model.language import AdaptedEncoderDecoder
-from finetune.model.lora import LoraConfig, Merged
+from finetune.model.lora import LoraConfig, LoraLinear, is_adapter
 from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
