@@ -20,7 +20,7 @@ from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
 from finetune.from_nothing import Nothing, begin
 from finetune.init_from import base_of, codec_of, own_source, weights_from
-from finetune.model.lora import adapters_of
+from finetune.model.lora import LoraConfig, adapters_of
 from finetune.tasks.base import LOWER_IS_BETTER, TaskConfig, shortlist
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
@@ -107,7 +107,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     initial, adapters = InitialWeights(module, cfg.seed), adapters_of(module.model)
     trainee = session.build(
         module,
-        _fingerprints(cfg, network, data, written, beside) | ({"adapters": "one a projection"} if adapters else {}),
+        _fingerprints(cfg, network, data, written, beside),
         shapes=initial.shapes,
         first_weights=lambda: weights_from(
             source, initial, world, names=data.names, adapters=adapters, scratch=cfg.scratch
@@ -121,8 +121,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         tokenizer=written.encode(),
         beside=beside,
         vocab_size=source.vocab_size,
-        **_recorded(codec),
-        mask=source.mask,
+        **_recorded(codec, source.mask),
         names=data.names,
         base=base_of(source, adapters, run=cfg.run.directory, scratch=cfg.scratch),
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
@@ -156,9 +155,10 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop, evaluate_first=cfg.eval.at_start)
 
 
-def _recorded(codec: Codec) -> dict[str, Any]:
+def _recorded(codec: Codec, mask: int | None) -> dict[str, Any]:
     """Return what run.json says of how texts become ids and back."""
     return {
+        "mask": mask,
         "document_frame": codec.frame,
         "decoder_start": codec.start,
         "chat_template": codec.chat_template,
@@ -220,6 +220,7 @@ def _fingerprints(
         **{f"task.{key}": value for key, value in plain(cfg.task).items() if key not in READING},
         "names": data.names,
         "tuning": {"choice": choices()[type(cfg.tuning)][1], **plain(cfg.tuning)},
+        **({"adapters": "one a projection"} if isinstance(cfg.tuning, LoraConfig) else {}),  # once: one a matrix
         "seed": cfg.seed,
         "train.epochs": cfg.train.epochs,
         "train.batch_size": cfg.train.batch_size,

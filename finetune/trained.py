@@ -37,6 +37,7 @@ from pretrain.errors import ConfigError, check
 from pretrain.hub.adapter_config import BASE, task_type
 from pretrain.hub.download import is_hub_name
 from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.family import family_for
 from pretrain.hub.generation_config import rules_of
 from pretrain.hub.model_card import Origin
 from pretrain.hub.spm_files import pair_files
@@ -165,6 +166,10 @@ class FineTunedModel:
             log.warning(
                 "%s is a run: to use the adapters with peft, export it, and name the export as their base", base
             )
+        prefix = family_for(self.network).tensors.prefix
+        if any(each.ours.startswith("model.") and not each.theirs.startswith(prefix) for each in export.tensors):
+            rule = "calls its body by another name: transformers loads a base that AutoModel loaded and saved, no other"
+            log.warning("%s %s", export.config["architectures"][0], rule)
         name, _, revision = base.partition("@") if is_hub_name(base) else (base, "", "")
         fragments = fragments_of(self.checkpoint)
         adapter = exported(tuning, differences_of(adapters_of(self.module.model), fragments), export.tensors)

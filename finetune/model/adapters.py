@@ -80,18 +80,19 @@ def _adapters(
     """Yield each tensor that has an adapter with what is added to all of its rows."""
     for tensor in tensors:
         end = tensor.row + tensor.shape[0]
-        own = [each for each in differences.get(tensor.ours, ()) if tensor.row <= each.row and each.end <= end]
+        own = [each for each in differences.get(tensor.ours, ()) if tensor.row < each.end and each.row < end]
         if own:
-            yield tensor, _side_by_side(own, tensor)
+            yield tensor, _side_by_side(own, tensor.row, end)
 
 
-def _side_by_side(own: list[LowRank], tensor: HFTensor) -> LowRank:
-    """Return the differences of some rows of a tensor as one of all of them: each in its own columns of B."""
+def _side_by_side(own: list[LowRank], row: int, end: int) -> LowRank:
+    """Return what differences add to rows [row, end) as one: each in its own columns of B, which is 0 elsewhere."""
     rank = len(own[0].down)
-    up = torch.zeros(tensor.shape[0], len(own) * rank)
+    up = torch.zeros(end - row, len(own) * rank)
     for number, each in enumerate(own):
-        up[each.row - tensor.row : each.end - tensor.row, number * rank : (number + 1) * rank] = each.up
-    return LowRank(tensor.row, up, torch.cat([each.down for each in own]), own[0].scale)
+        low, high = max(row, each.row), min(end, each.end)
+        up[low - row : high - row, number * rank : (number + 1) * rank] = each.up[low - each.row : high - each.row]
+    return LowRank(row, up, torch.cat([each.down for each in own]), own[0].scale)
 
 
 def taken_over(
