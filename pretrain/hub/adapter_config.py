@@ -67,15 +67,19 @@ class AdapterConfig:
         return self.task in _OF_HEADS
 
     def check_targets(self, known: Iterable[str], kind: str) -> None:
-        """Raise `ConfigError` for a target that none of the modules `known` is, those of a model of such a `kind`."""
+        """Raise `ConfigError` for a target that is none of the modules `known`, named below the body's name.
+
+        They are those of a model of such a `kind`.
+        """
         if isinstance(self.targets, str):
             return
         modules = [f".{name}" for name in known]
-        for target in self.targets:
-            if not any(name.endswith(f".{target}") for name in modules):
+        for target in (f".{target}" for target in self.targets):
+            # Whole names begin as they do in some class of the family.
+            if not any(name.endswith(target) or target.endswith(name) for name in modules):
                 ends = sorted({re.sub(r".*\.\d+\.", "", name[1:]) for name in modules})
                 rule = f"no layer of {kind} whose adapters are read, which are {', '.join(ends)}"
-                raise ConfigError(f"target_modules={shown(target)}: {rule}; {_MERGE}")
+                raise ConfigError(f"target_modules={shown(target[1:])}: {rule}; {_MERGE}")
 
 
 def task_type(architecture: str) -> str:

@@ -59,8 +59,8 @@ class Places:
 
     @property
     def modules(self) -> list[str]:
-        """The names of the modules that may have an adapter."""
-        return [*self._linear, *self._beside]
+        """The names of the modules that may have an adapter, without that of the body."""
+        return [name.removeprefix(self.family.tensors.prefix) for name in (*self._linear, *self._beside)]
 
     def linear(self, module: str, shape: tuple[int, int]) -> HFTensor | None:
         """Return the matrix of a module; None where it is none of ours, or of another `shape` than (rows, columns)."""

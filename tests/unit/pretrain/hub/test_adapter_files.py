@@ -111,6 +111,16 @@ def test_tensors_without_a_place_are_refused_by_name(adapter, message, tensors):
         find_source(str(adapter), first=True)
 
 
+@pytest.mark.parametrize("body", ["", "transformer.", "model."])
+def test_classes_call_the_body_in_different_ways(adapter, body):
+    """Alone it has no name, and Llama's for question answering calls it `transformer`."""
+    tensors = {name.replace("base_model.model.model.", f"base_model.model.{body}"): tensor for name, tensor in TENSORS.items()}
+    shutil.rmtree(adapter)
+    write_adapter(adapter, {**CONFIG, "target_modules": [f"{body}layers.0.self_attn.q_proj"]}, tensors)
+    [difference] = find_source(str(adapter), first=True).adapter.differences.values()
+    assert torch.equal(difference[0].up, torch.full((24, 2), 0.5))
+
+
 def test_heads_of_tasks_are_left_alone_and_a_pooler_comes_along(tmp_path, caplog):
     caplog.set_level("INFO")
     write(tmp_path / "base", small_encoder(layers=1))
