@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretrain.errors import check
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import Activation, Block, Order, Positions, PostNormBlock, Rotary, activate, rotary
+from pretrain.models.layers import Activation, Order, Positions, activate
 from pretrain.models.network import NetworkConfig
 from pretrain.registry import register
 
@@ -32,12 +32,12 @@ class EncoderConfig(NetworkConfig):
     positions: Positions = Positions.learned  # how it knows where a token stands: learned or rotary
     rope_theta: float = 160_000.0  # base of the rotary frequencies where a layer sees all keys
     bias: bool = True  # biases in projections and layer norms; the one on the logits is always there
+    local_rope_theta: float | None = 10_000.0  # the same in layers with a window, never scaled; null: as all others
+    order: Order = Order.post  # what a block normalises: post or pre
     window: int | None = None  # keys a query sees up to itself, and as many after it, in tokens; null: all
     init: Init = Init.bert
 
-    order: Order = Order.post  # where a block normalises: post or pre
     position_offset: int = 0  # row of the first position's vector; RoBERTa's is 2
-    local_rope_theta: float = 10_000.0  # base of the rotary frequencies under a window
     token_types: int = 2  # kinds of segments, each with a vector of its own; 0: none
 
     def __post_init__(self) -> None:
@@ -49,7 +49,8 @@ class EncoderConfig(NetworkConfig):
         check(allowed, "model.positions", self.positions.value, rule)
         offset, learned = self.position_offset, self.positions is Positions.learned
         check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
-        check(self.local_rope_theta > 0, "model.local_rope_theta", self.local_rope_theta, "must be positive")
+        orders = (Order.post, Order.pre)
+        check(self.order in orders, "model.order", self.order.value, "is not for encoders; choose post or pre")
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Encoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
@@ -69,8 +70,7 @@ class Encoder(EncoderModel):
         if config.token_types:
             self.type_embedding = nn.Embedding(config.token_types, width)
         self.embedding_norm = config.make_norm()
-        block = PostNormBlock if config.order is Order.post else Block
-        self.blocks = nn.ModuleList(config.make_block(layer, attend, block) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(config.make_block(layer, attend) for layer in range(config.layers))
         if config.order is Order.pre:  # the norm of the embeddings is the first branch's norm already
             self.blocks[0].attention_norm = nn.Identity()
         self.final_norm = config.make_norm() if config.order is Order.pre else nn.Identity()
@@ -87,20 +87,9 @@ class Encoder(EncoderModel):
         if config.token_types:
             x = x + self.type_embedding(torch.zeros_like(tokens) if segments is None else segments)
         x = F.dropout(self.embedding_norm(x), config.dropout, self.training)
-        tables = self._tables(positions)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layout, tables[config.layer_window(layer) is None])
+        for block, tables in zip(self.blocks, config.rotations(positions), strict=True):
+            x = block(x, layout, tables)
         return self.final_norm(x)
-
-    def _tables(self, positions: Tensor) -> tuple[Rotary | None, Rotary | None]:
-        """Return the rotations of layers that see a window, and of those that see all keys."""
-        config = self.config
-        if config.positions is not Positions.rotary:
-            return None, None
-        everywhere = rotary(positions, config.head_width, config.rope_theta)
-        if config.window is None:
-            return None, everywhere
-        return rotary(positions, config.head_width, config.local_rope_theta), everywhere
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """Return the transformed hidden states (M, D)."""
