@@ -106,7 +106,7 @@ def read_adapter(directory: Path, config: AdapterConfig, places: Places) -> Adap
         down, up = stored.pop(name), stored.pop(_up_of(name))
         module = name.removeprefix(PREFIX).removesuffix(DOWN)
         part = places.linear(module, (len(up), down.shape[-1])) if down.ndim == up.ndim == 2 else None
-        if part is None or len(down) != up.shape[1]:
+        if part is None or not len(down) or len(down) != up.shape[1]:
             unknown.append(f"{name} {tuple(down.shape)} with B {tuple(up.shape)}")
             continue
         difference = LowRank(part.row, up, down, config.scale(module, len(down)))

@@ -8,12 +8,16 @@ import pytest
 import torch
 from corpora import edit_json
 from hugging_face_directories import write
+from run_directories import LLAMA_SETTINGS, load_run, make_run, settings_of
 from safetensors.torch import save_file
 from small_models import LLAMA, small_decoder, small_encoder
+from toys import ALONE
 
 from pretrain.checkpoint.base import WEIGHT
+from pretrain.checkpoint.load import fill
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.adapter_files import ends_of
+from pretrain.init_from import InitialWeights, settings_from, weights_from
 from pretrain.trained.adapted import AdaptedSource
 from pretrain.trained.model import load
 from pretrain.trained.source import find_source
@@ -114,7 +118,9 @@ def test_tensors_without_a_place_are_refused_by_name(adapter, message, tensors):
 @pytest.mark.parametrize("body", ["", "transformer.", "model."])
 def test_classes_call_the_body_in_different_ways(adapter, body):
     """Alone it has no name, and Llama's for question answering calls it `transformer`."""
-    tensors = {name.replace("base_model.model.model.", f"base_model.model.{body}"): tensor for name, tensor in TENSORS.items()}
+    tensors = {
+        name.replace("base_model.model.model.", f"base_model.model.{body}"): tensor for name, tensor in TENSORS.items()
+    }
     shutil.rmtree(adapter)
     write_adapter(adapter, {**CONFIG, "target_modules": [f"{body}layers.0.self_attn.q_proj"]}, tensors)
     [difference] = find_source(str(adapter), first=True).adapter.differences.values()
@@ -168,6 +174,21 @@ def test_an_adapter_on_the_hub_brings_a_base_that_is_there_too(adapter, tmp_path
         added = source.weights(None)("model.blocks.0.attention.qkv.weight", WEIGHT, 24 * 10 + 5, 24)
         plain = source.base.weights(None)("model.blocks.0.attention.qkv.weight", WEIGHT, 24 * 10 + 5, 24)
         torch.testing.assert_close(added - plain, torch.full((24,), 2.0))  # alpha / r * 2 * 0.5
+
+
+def test_pretraining_goes_on_from_an_adapter_over_a_run_of_ours(tmp_path, caplog):
+    caplog.set_level("INFO")
+    run = make_run(tmp_path / "run", *LLAMA_SETTINGS)
+    adapter = str(write_adapter(tmp_path / "adapter", base="run"))
+    taken, module = settings_from(adapter), load_run(run)
+    assert taken["model"] == load(run, device="cpu").network and taken["tokenizer"].path == str(run / "tokenizer.json")
+    source, initial = find_source(adapter, first=True), InitialWeights(module, 5)
+    fill(module, weights_from(source, initial, settings_of(run), ALONE, tokenizer=run / "tokenizer.json"))
+    name = "blocks.0.attention.qkv.weight"
+    changed = module.model.get_parameter(name) - load_run(run).model.get_parameter(name)
+    torch.testing.assert_close(changed, torch.cat([torch.full((24, 24), 2.0), torch.zeros(48, 24)]))  # 4 / 2 * 2 * 0.5
+    assert load(adapter, device="cpu").step is None
+    assert len(load(adapter, device="cpu").generate("the", max_tokens=3)) == 1
 
 
 def test_a_directory_with_whole_weights_beside_an_adapter_has_two_meanings(adapter):
