@@ -44,11 +44,14 @@ def fetch(name: str, typed: str, *, weights: bool = True) -> str:
 
 
 def cached(name: str, typed: str) -> Path:
-    """Return the directory of a downloaded checkpoint. Raises `ConfigError` where the cache does not have it."""
-    return _snapshot(name, typed, only_cached=True)
+    """Return the directory of a downloaded checkpoint, perhaps without weights.
+
+    Raises `ConfigError` where the cache does not have it.
+    """
+    return _snapshot(name, typed, only_cached=True, files=_FACTS)
 
 
-def _snapshot(name: str, typed: str, *, only_cached: bool, files: list[str] = _FILES) -> Path:
+def _snapshot(name: str, typed: str, *, only_cached: bool, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
