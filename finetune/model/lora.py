@@ -87,9 +87,7 @@ class LoraConfig:
     rank: int = 8  # of the difference that a matrix learns
     alpha: float = 16.0  # the difference is multiplied by alpha / rank
     dropout: float = 0.0  # probability, of what an adapter reads
-    layers: list[str] | None = (
-        None  # that get adapters: q, k, v (qkv is all three), out, gate, up, down; null: all in blocks
-    )
+    layers: list[str] | None = None  # that get adapters: q, k, v (qkv: all three), out, gate, up, down; null: all
 
     def __post_init__(self) -> None:
         check(self.rank >= 1, "tuning.rank", self.rank, "must be at least 1; 8 and 16 are usual")
