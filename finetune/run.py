@@ -20,8 +20,9 @@ from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
 from finetune.from_nothing import Nothing, begin
 from finetune.init_from import base_of, codec_of, own_source, weights_from
-from finetune.model.lora import LoraConfig, adapters_of
+from finetune.model.lora import LoraConfig, LoraLinear, adapters_of
 from finetune.tasks.base import LOWER_IS_BETTER, TaskConfig, shortlist
+from pretrain.checkpoint.base import Reader
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
@@ -109,9 +110,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         module,
         _fingerprints(cfg, network, data, written, beside),
         shapes=initial.shapes,
-        first_weights=lambda: weights_from(
-            source, initial, world, names=data.names, adapters=adapters, scratch=cfg.scratch
-        ),
+        first_weights=lambda: _first_weights(cfg, source, initial, adapters, world, names=data.names),
         num_steps=steps.total,
     )
     session.begin(
@@ -153,6 +152,20 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     )
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
     session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop, evaluate_first=cfg.eval.at_start)
+
+
+def _first_weights(
+    cfg: FinetuneConfig,
+    source: Source | Nothing,
+    initial: InitialWeights,
+    adapters: Mapping[str, LoraLinear],
+    world: World,
+    *,
+    names: list[str],
+) -> Reader:
+    """Return what the module begins with. A collective."""
+    kind = cfg.task.answering.kind
+    return weights_from(source, initial, world, names=names, kind=kind, adapters=adapters, scratch=cfg.scratch)
 
 
 def _recorded(codec: Codec, mask: int | None) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def begun(folder, name, **tuning):
     source = find_source(str(folder / "adapter"), first=True)
     initial = InitialWeights(module, 1)
     adapters = adapters_of(module.model)
-    fill(module, weights_from(source, initial, ALONE, names=[], adapters=adapters))
+    fill(module, weights_from(source, initial, ALONE, names=[], kind=None, adapters=adapters))
     return module, base_of(source, adapters, run=folder / "run", scratch=False)
 
 
