@@ -127,13 +127,20 @@ def _read(source: Source, world: World, adapters: Mapping[str, LoraLinear]) -> W
 
 def _with_adapter(source: AdaptedSource, base: Weights, adapters: Mapping[str, LoraLinear]) -> Summed:
     """Return the weights of a base with an adapter, which is one of their tensors or added to the others."""
-    adapter = source.adapter
-    tensors = taken_over(adapters, adapter.differences) if adapters else "tuning is not lora"
+    differences, stored = source.adapter.differences, base.weight_shapes()
+    own = {_name_in_head(name, stored): tensor for name, tensor in source.adapter.own.items()}
+    tensors = taken_over(adapters, differences) if adapters else "tuning is not lora"
     if isinstance(tensors, dict):
         log.info("the adapters go on from those of %s", source.name)
-        return Summed(base, {}, adapter.own | tensors)
+        return Summed(base, {}, own | tensors)
     log.info("the adapter %s is added to the weights of %s, as %s", source.name, source.base.name, tensors)
-    return Summed(base, adapter.differences, adapter.own)
+    return Summed(base, {_name_in_head(name, stored): each for name, each in differences.items()}, own)
+
+
+def _name_in_head(name: str, stored: Shapes) -> str:
+    """Return what a tensor is called in a source that may have it in the head of a task."""
+    in_head = f"head.{name.removeprefix('model.')}"
+    return in_head if in_head in stored else name
 
 
 def base_of(source: Source | Nothing, adapters: Mapping[str, LoraLinear], *, run: Path, scratch: bool) -> str | None:

@@ -25,6 +25,7 @@ from small_models import (
 )
 from toys import ALONE
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -293,6 +294,24 @@ def test_other_adapters_are_added_and_new_ones_begin(tmp_path, caplog, settings,
     assert not any(layer.lora_b.any() for layer in adapters_of(module.model).values())
     batch = batch_of(MODELS["llama"].config)
     torch.testing.assert_close(our_rows(module, batch), their_rows(theirs, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pooler_that_peft_saved_stands_over_that_of_a_classifier(tmp_path):
+    config = family_for(MODELS["bert"].config).to_hf(MODELS["bert"].config, VOCAB_SIZE)
+    classifier = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config))
+    classifier.save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    about = {"r": 4, "target_modules": ["value"], "modules_to_save": ["pooler"], "task_type": "SEQ_CLS"}
+    theirs = get_peft_model(base, TheirConfig(**about))
+    saved = theirs.base_model.model.bert.pooler.modules_to_save.default.dense.weight
+    saved.data.fill_(0.5)
+    theirs.save_pretrained(tmp_path / "adapter")
+    module = adapted(MODELS["bert"], LoraConfig(rank=4, layers=["v"]), HeadKind.sequence)
+    source, initial = find_source(str(tmp_path / "adapter"), first=True), InitialWeights(module, 1)
+    names = ["LABEL_0", "LABEL_1", "LABEL_2"]
+    fill(module, weights_from(source, initial, ALONE, names=names, kind=HeadKind.sequence))
+    assert torch.equal(module.head.pooler.dense.weight, saved)
+    assert torch.equal(module.model.embedding.weight, classifier.bert.embeddings.word_embeddings.weight)
 
 
 def test_what_was_put_side_by_side_comes_apart_again(tmp_path):
