@@ -31,15 +31,17 @@ _FLOATS = {"F64", "F32", "BF16", "F16"}  # types that weights have unless they a
 log = logging.getLogger(__name__)
 
 
-def write_weights(directory: Path, parts: list[HFTensor], read: Reader, *, dtype: torch.dtype, max_bytes: int) -> None:
-    """Write the tensors of a reader durably into one safetensors file or several.
+def write_weights(
+    directory: Path, parts: list[HFTensor], read: Reader, *, dtype: torch.dtype, max_bytes: int, whole: str = WHOLE
+) -> None:
+    """Write the tensors of a reader durably into one safetensors file, called `whole`, or several.
 
     A file holds at most `max_bytes`, unless one tensor alone has more. Held in memory at a time are some chunks of a
     tensor, or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
     """
     groups = _split(parts, max_bytes // dtype.itemsize)
     files = {
-        WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
+        whole if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
         for number, group in enumerate(groups, start=1)
     }
     for name, group in files.items():
