@@ -7,6 +7,8 @@ from small_models import (
     MARIAN,
     MBART,
     MODERNBERT,
+    QWEN2,
+    QWEN3,
     ROBERTA,
     T5_GATED,
     T5_TIED,
@@ -16,13 +18,25 @@ from small_models import (
 )
 
 from pretrain.models.layers import Activation
+from pretrain.models.rotary import RopeScaling, Scaling
 
+SCALINGS = {
+    "linear": RopeScaling(kind=Scaling.linear, factor=3.0),
+    "llama3": RopeScaling(kind=Scaling.llama3, factor=3.0, original_length=9, slow_turns=0.5, fast_turns=2.0),
+    "yarn": RopeScaling(kind=Scaling.yarn, factor=3.0, original_length=9, fast_turns=2.0, truncate=False),
+}
 SHAPES = {
     "gpt2": {},
     "gpt2, untied": {"tie_embeddings": False, "mlp_width": 40, "activation": Activation.gelu, "norm_eps": 1e-3},
     "llama": {**LLAMA, "kv_heads": 2, "rope_theta": 5e5},
     "llama, untied": {**LLAMA, "tie_embeddings": False, "mlp_width": 56},
-    "mistral": {**LLAMA, "window": 3, "kv_heads": 1},
+    "llama, wide heads": {**LLAMA, "attention_width": 40, "rope_scaling": SCALINGS["llama3"]},
+    "mistral": {**LLAMA, "window": 3, "kv_heads": 1, "rope_scaling": SCALINGS["yarn"]},
+    "mistral, wide heads": {**LLAMA, "width": 26, "attention_width": 32, "rope_scaling": SCALINGS["linear"]},
+    "qwen2": {**QWEN2, "kv_heads": 2, "tie_embeddings": False},
+    "qwen2, windows": {**QWEN2, "window": 3, "attention_width": 32, "rope_scaling": SCALINGS["yarn"]},
+    "qwen3": {**QWEN3, "width": 26, "attention_width": 32, "kv_heads": 2},
+    "qwen3, windows": {**QWEN3, "window": 5},
     "bert": {},
     "bert, tanh": {"activation": Activation.gelu_tanh, "mlp_width": 40, "token_types": 3, "norm_eps": 1e-5},
     "roberta": ROBERTA,
@@ -41,6 +55,6 @@ SHAPES = {
 
 def small_model(name):
     """Return a model of a family."""
-    builders = {"gpt2": small_decoder, "llama": small_decoder, "mistral": small_decoder}
+    builders = dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), small_decoder)
     builders |= dict.fromkeys(("bart", "mbart", "marian", "t5"), small_encoder_decoder)
     return builders.get(name.partition(",")[0], small_encoder)(**SHAPES[name])

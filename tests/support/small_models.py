@@ -12,9 +12,11 @@ from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import draw
-from pretrain.models.layers import Activation, Norm, Positions
+from pretrain.models.layers import Activation, Norm, Positions, QKNorm
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
+QWEN2 = LLAMA | {"qkv_bias": True}
+QWEN3 = LLAMA | {"qk_norm": QKNorm.head}
 ROBERTA = {"position_offset": 2, "token_types": 1, "norm_eps": 1e-5}
 DISTILBERT = {"token_types": 0}
 MODERNBERT = {

@@ -5,7 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_laws import offsets
-from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, ragged_batch, small_decoder, small_encoder
+from small_models import (
+    DISTILBERT,
+    LLAMA,
+    MODERNBERT,
+    QWEN2,
+    QWEN3,
+    ROBERTA,
+    VOCAB_SIZE,
+    ragged_batch,
+    small_decoder,
+    small_encoder,
+)
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -31,6 +42,8 @@ MODELS = {
     "gpt2": small_decoder,
     "llama": lambda: small_decoder(**LLAMA, tie_embeddings=False),
     "mistral": lambda: small_decoder(**LLAMA, window=4, kv_heads=2),
+    "qwen2": lambda: small_decoder(**QWEN2, kv_heads=2),
+    "qwen3": lambda: small_decoder(**QWEN3, attention_width=32),
 }
 CLASSES = {
     HeadKind.sequence: AutoModelForSequenceClassification,

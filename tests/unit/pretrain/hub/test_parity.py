@@ -25,16 +25,31 @@ from pretrain.data.batch import IGNORED
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import Layout
-from pretrain.models.layers import Activation
+from pretrain.models.layers import Activation, QKNorm
+from pretrain.models.rotary import RopeScaling, Scaling
 
 PAD = 1  # RoBERTa's; no document holds it
 GELUS = [Activation.gelu, Activation.gelu_tanh]
 SIZES = {
     "layers": st.integers(1, 4),
     "mlp_width": st.none() | st.integers(1, 50),
-    "max_seq_len": st.just(16),
+    "max_seq_len": st.just(300),
 }
 EPS = st.sampled_from([1e-12, 1e-5, 1e-3])
+FACTORED = {"factor": st.sampled_from([1.0, 2.0, 8.0])}
+TURNS = {
+    "original_length": st.integers(8, 64),
+    "slow_turns": st.sampled_from([0.5, 1.0]),
+    "fast_turns": st.sampled_from([None, 2.0, 8.0]),
+    **FACTORED,
+}
+FACTORS = {"truncate": st.booleans(), "attention_factor": st.sampled_from([None, 0.7, 1.3])}
+SCALINGS = (
+    st.builds(RopeScaling)
+    | st.builds(RopeScaling, kind=st.just(Scaling.linear), **FACTORED)
+    | st.builds(RopeScaling, kind=st.just(Scaling.llama3), **TURNS)
+    | st.builds(RopeScaling, kind=st.just(Scaling.yarn), **TURNS, **FACTORS)
+)
 DECODERS = {
     "gpt2": {"activation": st.sampled_from(GELUS), "norm_eps": EPS, "tie_embeddings": st.booleans()},
     "llama": {
@@ -42,9 +57,12 @@ DECODERS = {
         "norm_eps": EPS,
         "tie_embeddings": st.booleans(),
         "rope_theta": st.sampled_from([1e2, 1e4, 5e5]),
+        "rope_scaling": SCALINGS,
     },
 }
 DECODERS["mistral"] = DECODERS["llama"] | {"window": st.integers(1, 20)}
+DECODERS["qwen2"] = DECODERS["llama"] | {"qkv_bias": st.just(True), "window": st.none() | st.integers(1, 20)}
+DECODERS["qwen3"] = DECODERS["llama"] | {"qk_norm": st.just(QKNorm.head), "window": st.none() | st.integers(1, 20)}
 ENCODERS = {
     "bert": {"token_types": st.integers(1, 3), "activation": st.sampled_from(GELUS), "norm_eps": EPS},
     "roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"norm_eps": EPS},
@@ -72,14 +90,17 @@ def models(draw, name):
     fields = draw(st.fixed_dictionaries(SIZES | (DECODERS | ENCODERS)[name]))
     heads = draw(st.integers(1, 5))
     fields |= {"heads": heads, "width": heads * 2 * draw(st.integers(1, 4))}
-    if name in ("llama", "mistral"):
+    if name in ("llama", "mistral", "qwen2", "qwen3"):
+        fields["attention_width"] = draw(st.none() | st.integers(1, 4).map(lambda half: heads * 2 * half))
         fields["kv_heads"] = draw(st.sampled_from([count for count in range(1, heads + 1) if heads % count == 0]))
     if name == "modernbert" and fields["window"] is not None:
         fields["global_every"] = draw(st.none() | st.integers(1, 4))
     return fields
 
 
-lengths_of_documents = st.lists(st.integers(1, 16), min_size=1, max_size=5)
+lengths_of_documents = st.lists(st.integers(1, 16), min_size=1, max_size=4).flatmap(
+    lambda lengths: st.integers(1, 300).map(lambda last: [*lengths, last])
+)
 
 
 def transformers_model(config):
