@@ -97,7 +97,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def rules(self) -> Rules | None:
-        """The rules that the texts of an encoder-decoder keep to; None: nothing says any."""
+        """The rules that the texts of a model that writes keep to; None: nothing says any."""
 
     @property
     def max_positions(self) -> int | None:
@@ -222,8 +222,8 @@ class ReleasedSource(Source):
 
     @property
     def rules(self) -> Rules | None:
-        reads = self.network.kind is ModelKind.encoder_decoder
-        return read_rules(self.path, self.vocab_size) if reads else None
+        writes = self.network.kind is not ModelKind.bidirectional
+        return read_rules(self.path, self.vocab_size) if writes else None
 
     def check(self) -> None:
         """Refuse also damaged weights and unknown architectures."""
