@@ -13,7 +13,13 @@ from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.layers import Activation, Positions
 
 # What BERT, RoBERTa and DistilBERT have in common.
-POST_NORM = {"positions": Positions.learned, "order": Order.post, "bias": True, "window": None}
+POST_NORM = {
+    "positions": Positions.learned,
+    "order": Order.post,
+    "bias": True,
+    "window": None,
+    "embedding_width": None,
+}
 
 
 def body_names(prefix: str) -> dict[str, str | tuple[str, ...]]:

@@ -74,7 +74,13 @@ class ModernBert(Family):
         training={"embedding_dropout": "dropout", "mlp_dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="hidden_activation",
         activations={Activation.geglu: "gelu", Activation.swiglu: "silu"},
-        fixed={"positions": Positions.rotary, "order": Order.pre, "token_types": 0, "position_offset": 0},
+        fixed={
+            "positions": Positions.rotary,
+            "order": Order.pre,
+            "token_types": 0,
+            "position_offset": 0,
+            "embedding_width": None,
+        },
         computes={"classifier_activation": "gelu", "decoder_bias": True},
         read={
             **dict.fromkeys(_BIASES, bool),
