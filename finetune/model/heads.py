@@ -31,8 +31,8 @@ def _layer(layer: HeadLayer, config: Config, dropout: float) -> nn.Module:
     match layer:
         case HeadLayer.pooler:
             return Pooler(config.width)
-        case HeadLayer.tanh | HeadLayer.relu:
-            activation = nn.Tanh() if layer is HeadLayer.tanh else nn.ReLU()
+        case HeadLayer.tanh | HeadLayer.relu | HeadLayer.gelu:
+            activation = {HeadLayer.tanh: nn.Tanh, HeadLayer.relu: nn.ReLU, HeadLayer.gelu: nn.GELU}[layer]()
             return nn.Sequential(OrderedDict(dense=nn.Linear(config.width, config.width), activation=activation))
         case HeadLayer.transform:
             assert isinstance(config, EncoderConfig), "decoders have none"

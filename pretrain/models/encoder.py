@@ -51,6 +51,7 @@ class EncoderConfig(NetworkConfig):
     local_rope_theta: float = 10_000.0  # base of the rotary frequencies under a window
     token_types: int = 2  # kinds of segments, each with a vector of its own; 0: none
     embedding_width: int | None = None  # of embeddings, which a projection widens (Clark et al. 2020); null: width
+    family: str | None = None  # whose heads and export it has where several compute it, by model_type; null: the first
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ from pretrain.models.layers import Activation, Norm, Positions
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
 ROBERTA = {"position_offset": 2, "token_types": 1, "norm_eps": 1e-5}
 DISTILBERT = {"token_types": 0}
+ELECTRA = {"embedding_width": 10, "norm_eps": 1e-12}
 MODERNBERT = {
     "order": Order.pre,
     "activation": Activation.geglu,

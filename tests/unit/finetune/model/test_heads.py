@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_laws import offsets
-from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, ragged_batch, small_decoder, small_encoder
+from small_models import (
+    DISTILBERT,
+    ELECTRA,
+    LLAMA,
+    MODERNBERT,
+    ROBERTA,
+    VOCAB_SIZE,
+    ragged_batch,
+    small_decoder,
+    small_encoder,
+)
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -26,6 +36,8 @@ LENGTHS = [7, 2, 11, 5, 1]
 MODELS = {
     "bert": small_encoder,
     "roberta": lambda: small_encoder(**ROBERTA),
+    "xlm-roberta": lambda: small_encoder(**ROBERTA, family="xlm-roberta"),
+    "electra": lambda: small_encoder(**ELECTRA),
     "distilbert": lambda: small_encoder(**DISTILBERT),
     "modernbert": lambda: small_encoder(**MODERNBERT, window=3, global_every=2),
     "gpt2": small_decoder,
@@ -186,7 +198,7 @@ def test_dropout_acts_where_theirs_does(name, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "distilbert", "modernbert"])
 def test_dropout_of_heads_acts_where_theirs_does(name):
     config = MODELS[name]().config
     ours, theirs = pair(config, HeadKind.sequence, None, 3, dropout=0.2)

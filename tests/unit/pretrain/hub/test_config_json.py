@@ -24,6 +24,8 @@ WRITTEN = {
     "mistral": {"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "sliding_window": 9},
     "bert": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new"},
     "roberta": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "pad_token_id": 4},
+    "xlm-roberta": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "pad_token_id": 4},
+    "electra": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "embedding_size": 10},
     "distilbert": {"max_position_embeddings": 64, "hidden_dim": 40, "activation": "gelu_new", **SHAPED},
     "modernbert": {
         **{"max_position_embeddings": 64, "norm_eps": 1e-3, "hidden_activation": "silu", "local_attention": 10},
@@ -41,14 +43,14 @@ for name in ("bart", "mbart", "marian"):
         **{"max_position_embeddings": 64, "activation_function": "silu", "scale_embedding": True, "decoder_layers": 3},
         **{"d_model": 48, "encoder_layers": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40},
     }
-for name in ("llama", "mistral", "bert", "roberta", "modernbert"):
+for name in ("llama", "mistral", "bert", "roberta", "xlm-roberta", "electra", "modernbert"):
     WRITTEN[name] |= SHAPED | {"intermediate_size": 40}
 BIASES = ("final_logits_bias",)
 for name, keys in WRITTEN.items():
     keys |= {
         "model_type": name,
         "vocab_size": 61,
-        "tie_word_embeddings": name in ("bert", "roberta", "llama", "mistral", "bart", "mbart", "marian"),
+        "tie_word_embeddings": name not in ("gpt2", "distilbert", "modernbert", "t5"),
     }
 
 
@@ -84,10 +86,12 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_file_that_names_its_family_alone_describes_the_network_that_transformers_builds(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
-    _, config, parts = read_network(tmp_path / "config.json")
+    family, config, parts = read_network(tmp_path / "config.json")
     with torch.device("meta"):
         theirs = AUTO_CLASSES[config.kind].from_config(AutoConfig.for_model(name))
     trained = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
+    if config.tie_embeddings:  # the copy comes first in XLM-RoBERTa
+        trained = {family.tensors.tied.get(name, name): shape for name, shape in trained.items()}
     trained |= {name: tuple(each.shape) for name, each in theirs.named_buffers() if name in BIASES and config.head_bias}
     assert {part.theirs: part.their_shape for part in parts} == trained
 

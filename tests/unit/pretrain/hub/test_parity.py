@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import (
     DISTILBERT,
+    ELECTRA,
     LLAMA,
     MODERNBERT,
     ROBERTA,
@@ -48,6 +49,13 @@ DECODERS["mistral"] = DECODERS["llama"] | {"window": st.integers(1, 20)}
 ENCODERS = {
     "bert": {"token_types": st.integers(1, 3), "activation": st.sampled_from(GELUS), "norm_eps": EPS},
     "roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"norm_eps": EPS},
+    "xlm-roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"family": st.just("xlm-roberta")},
+    "electra": {
+        "family": st.just("electra"),
+        "token_types": st.integers(1, 3),
+        "norm_eps": EPS,
+        "embedding_width": st.none() | st.integers(1, 9).map(lambda half: 2 * half + 1),  # no width of blocks
+    },
     "distilbert": {
         **{key: st.just(value) for key, value in DISTILBERT.items()},
         "activation": st.sampled_from(GELUS),
@@ -120,6 +128,15 @@ def test_equals_transformers(tmp_path, name):
 
     number = count()
     check()
+
+
+@pytest.mark.parametrize("name", ["xlm-roberta", "electra"])
+def test_equals_transformers_in_long_texts(name):
+    fields = {"xlm-roberta": {**ROBERTA, "family": name}, "electra": ELECTRA}[name]
+    ours = small_encoder(**fields, max_seq_len=300, layers=3)
+    theirs = transformers_model(ours.config)
+    ours.load_state_dict(as_ours(ours.config, theirs, lambda parameter: parameter.detach()))
+    check_parity(ours, theirs, [300, 1, 257, 64])
 
 
 def check_identity(ours, directory):
