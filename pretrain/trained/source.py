@@ -24,7 +24,7 @@ from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.export_dir import DECODER_START
 from pretrain.hub.family import Family, HeadKind
 from pretrain.hub.generation_config import read_rules, rules_of
-from pretrain.hub.spm_files import ONE_MODEL
+from pretrain.hub.spm_files import MODEL_FILES
 from pretrain.hub.weight_files import read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import ModelKind
@@ -35,7 +35,6 @@ from pretrain.registry import choices, discover, plain
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import (
     FOR_TARGETS,
-    OF_SOURCES,
     TokenizerConfig,
     describe,
     find_mask,
@@ -127,7 +126,7 @@ class Source(ABC):
         file = self.path / "tokenizer.json"
         if not file.is_file():
             fix = "name a directory with one beside its weights (save_pretrained of transformers' AutoTokenizer)"
-            if old := next((name for name in (ONE_MODEL, OF_SOURCES) if (self.path / name).is_file()), None):
+            if old := next((name for name in MODEL_FILES if (self.path / name).is_file()), None):
                 fix = f"write it from {old} (python -m pretrain.import_bin {self.path})"
             raise ConfigError(f"{self.typed}: no tokenizer.json, which says what the ids stand for; {fix}")
         return file

@@ -33,15 +33,12 @@ LLAMA = {
 }
 DEMOS = ["demo", "demo_bert", "demo_seq2seq"]
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16}
+ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 ENCODERS = {
     "bert_base": {"model_type": "bert"},
     "bert_large": {"model_type": "bert", **LARGE, "num_hidden_layers": 24, "intermediate_size": 4096},
-    "roberta_base": {
-        "model_type": "roberta",
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
-    },
+    "roberta_base": {"model_type": "roberta", **ROBERTA},
+    "xlm_roberta_base": {"model_type": "xlm-roberta", "vocab_size": 250_002, **ROBERTA},
     "modernbert_base": {"model_type": "modernbert"},
     "modernbert_large": {"model_type": "modernbert", **LARGE, "num_hidden_layers": 28, "intermediate_size": 2624},
 }
