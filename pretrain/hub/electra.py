@@ -21,6 +21,7 @@ class Electra(Bert):
     model_type = "electra"
     architecture = "ElectraForMaskedLM"
     pretraining = "ElectraForPreTraining"
+    objective = "replaced_tokens"
 
     tensors = replace(
         Bert.tensors,

@@ -146,12 +146,18 @@ class Family:
     model_type: ClassVar[str]  # in config.json
     architecture: ClassVar[str]  # the class in transformers
     pretraining: ClassVar[str] = ""  # the class that also has the tensors `beside` the model, if there is one
+    objective: ClassVar[str] = ""  # that trains the class `pretraining`; "": the usual one of such networks
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
     heads: ClassVar[Heads]
 
     def __init_subclass__(cls) -> None:
         FAMILIES[cls.model_type] = cls()
+
+    @property
+    def body_architecture(self) -> str:
+        """The name of the class without any head."""
+        return f"{type(self).__name__}Model"
 
     def task_architecture(self, kind: HeadKind) -> str:
         """Return the name of the class with a task's head."""
