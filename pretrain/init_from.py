@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pretrain.hub.download import fetch, is_hub_name
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
+from pretrain.models.rotary import RopeScaling
 from pretrain.objectives.base import Objective
 from pretrain.tokenizer.base import load_tokenizer, num_ids
 from pretrain.trained.source import EMBEDDING, Source, objective_for, open_source
@@ -36,11 +38,15 @@ _NETWORK = tuple(
     f"model.{key}"
     for key in (
         *("heads", "norm", "order", "activation", "positions", "position_offset", "max_distance", "token_types"),
-        *("attention_scale", "embedding_scale", "head_scale"),
+        *("attention_scale", "embedding_scale", "head_scale", "rotary_share", "qk_norm", "score_width"),
     )
 )
 _TUNABLE = (
-    *(f"model.{key}" for key in ("norm_eps", "rope_theta", "local_rope_theta", "window", "global_every")),
+    *(
+        f"model.{key}"
+        for key in ("norm_eps", "rope_theta", "local_rope_theta", "window", "global_every", "global_first")
+    ),
+    *(f"model.rope_scaling.{key.name}" for key in fields(RopeScaling)),
     "tokenizer",
 )
 _MODEL = "model."  # prefix of the model's tensors; those of an objective come and go with it

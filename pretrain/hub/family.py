@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum, StrEnum
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from pretrain.errors import ConfigError, check
-from pretrain.hub.config_json import Settings, check_value, shown
+from pretrain.hub.config_json import Settings, shown
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import ModelKind
@@ -269,16 +269,6 @@ class Family:
         group, name = choices()[self.config_type]
         return ConfigError(f"{key}={shown(found)} is not supported by {group}={name} ({rule})")
 
-    def rope_theta(self, key: str, rope: dict[str, Any], default: float) -> float:
-        """Return the base of the rotary frequencies that a key says. Raises `ConfigError` for scaled ones."""
-        self.expect(rope, rope_type="default", type="default", partial_rotary_factor=1.0)  # `type` in older files
-        for name in sorted(rope.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}):
-            if rope[name]:
-                raise self.refusal(f"{key}.{name}", rope[name], "frequencies are not scaled")
-        theta = rope.get("rope_theta", default)
-        check_value(f"{key}.rope_theta", theta, float)
-        return float(theta)
-
 
 FAMILIES: dict[str, Family] = {}
 """Every family by its `model_type`; importing `pretrain.hub` fills it."""
@@ -364,4 +354,6 @@ def _rows(fused: int, rows: int, queries: int) -> list[int]:
 
 def _shown(value: Any) -> str:
     """Return a setting as it is written in YAML."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{{{', '.join(f'{key}: {_shown(own)}' for key, own in vars(value).items())}}}"
     return json.dumps(value.value if isinstance(value, Enum) else value).strip('"')

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pretrain.hub.config_json import Settings
 from pretrain.hub.family import LAST_TOKEN, Family, Heads, Tensors
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.layers import Activation, Norm, Positions
+from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
 
 
 class GPT2(Family):
@@ -62,7 +62,18 @@ class GPT2(Family):
         training={"embd_pdrop": "dropout", "resid_pdrop": "dropout", "attn_pdrop": "attention_dropout"},
         activation_key="activation_function",
         activations={Activation.gelu_tanh: "gelu_new", Activation.gelu: "gelu"},
-        fixed={"positions": Positions.learned, "norm": Norm.layernorm, "bias": True, "window": None},
+        fixed={
+            "positions": Positions.learned,
+            "order": Order.pre,
+            "norm": Norm.layernorm,
+            "bias": True,
+            "qkv_bias": None,
+            "qk_norm": QKNorm.none,
+            "attention_width": None,
+            "score_width": None,
+            "embedding_scale": False,
+            "window": None,
+        },
         computes={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         silent=("summary_", "n_ctx", "reorder_and_upcast_attn"),
         other_names={

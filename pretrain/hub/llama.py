@@ -5,13 +5,16 @@ Holds names and configuration. Rotary pairs are (i, i + E/2) there as here, so q
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings
 from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Tensors
+from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.layers import Activation, Norm, Positions
+from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
+from pretrain.models.rotary import Scaling
 
 
 class Llama(Family):
@@ -61,8 +64,14 @@ class Llama(Family):
         activations={Activation.swiglu: "silu"},
         fixed={
             "positions": Positions.rotary,
+            "rotary_share": 1.0,
+            "order": Order.pre,
             "norm": Norm.rmsnorm,
             "bias": False,
+            "qkv_bias": None,
+            "qk_norm": QKNorm.none,
+            "score_width": None,
+            "embedding_scale": False,
             "window": None,
             "global_every": None,
         },
@@ -86,21 +95,36 @@ class Llama(Family):
         token=replace(TOKENS, names={"classifier": "score"}),
     )
 
+    def differences(self, config: DecoderConfig) -> Iterator[str]:
+        yield from super().differences(config)
+        if config.width % config.heads:
+            yield self.lacks("heads", config.heads, f"where they divide model.width={config.width}")
+
     def to_hf(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
             **super().to_hf(replace(config, kv_heads=config.num_kv_heads), vocab_size),
             "head_dim": config.head_width,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-            "rope_theta": config.rope_theta,  # what readers older than transformers 5 look at
+            "rope_parameters": rope_parameters(config),
+            # What readers older than transformers 5 look at:
+            "rope_theta": config.rope_theta,
+            "rope_scaling": None if config.rope_scaling.kind is Scaling.none else rope_parameters(config),
         }
 
-    def network(self, theirs: dict[str, Any]) -> DecoderConfig:
-        same = super().network(theirs)
-        if theirs["head_dim"] is not None:
-            self.expect(theirs, head_dim=same.head_width)
+    def derived(self, theirs: dict[str, Any]) -> dict[str, Any]:
+        heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
+        if width % heads:
+            raise self.refusal("num_attention_heads", heads, f"it divides hidden_size={width}")
         key = "rope_scaling" if theirs["rope_scaling"] else "rope_parameters"  # the first wins in transformers, too
-        same.rope_theta = self.rope_theta(key, theirs[key] or {}, theirs["rope_theta"])
-        return same
+        length, theta = theirs["max_position_embeddings"], theirs["rope_theta"]
+        rope = rope_fields(self, key, theirs[key] or {}, theta=theta, length=length)
+        self.expect({f"{key}.partial_rotary_factor": rope.pop("rotary_share")}, **{f"{key}.partial_rotary_factor": 1.0})
+        return {**rope, "attention_width": attention_width(theirs, theirs["head_dim"])}
+
+
+def attention_width(theirs: dict[str, Any], head_dim: int | None) -> int | None:
+    """Return the width of all heads of such a width; None for that of the model."""
+    width = theirs["num_attention_heads"] * (head_dim or 0)
+    return width if head_dim is not None and width != theirs["hidden_size"] else None
 
 
 class Mistral(Llama):

@@ -10,8 +10,10 @@ from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
 from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
-from pretrain.models.encoder import EncoderConfig, Order
-from pretrain.models.layers import Activation, Positions
+from pretrain.hub.rope import rope_theta
+from pretrain.models.encoder import EncoderConfig
+from pretrain.models.layers import Activation, Order, Positions
+from pretrain.models.rotary import NO_SCALING
 
 _BIASES = ("attention_bias", "mlp_bias", "classifier_bias")  # beside that of the norms; ours are all there or none
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -76,6 +78,8 @@ class ModernBert(Family):
         activations={Activation.geglu: "gelu", Activation.swiglu: "silu"},
         fixed={
             "positions": Positions.rotary,
+            "rotary_share": 1.0,
+            "rope_scaling": NO_SCALING,
             "order": Order.pre,
             "token_types": 0,
             "position_offset": 0,
@@ -101,7 +105,7 @@ class ModernBert(Family):
     heads = Heads(sequence=_HEAD, span=_HEAD, token=_HEAD)
 
     def to_hf(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
-        local = config.rope_theta if config.window is None else config.local_rope_theta
+        local = config.local_rope_theta if config.window is not None else None
         return {
             **super().to_hf(config, vocab_size),
             **dict.fromkeys(_BIASES, config.bias),
@@ -109,7 +113,7 @@ class ModernBert(Family):
             "layer_types": _layer_types(1 if config.window is None else config.global_every, config.layers),
             "rope_parameters": {
                 _GLOBAL: {"rope_type": "default", "rope_theta": config.rope_theta},
-                _LOCAL: {"rope_type": "default", "rope_theta": local},
+                _LOCAL: {"rope_type": "default", "rope_theta": local or config.rope_theta},
             },
             # Where nothing is said, these are ids of the released tokenizer.
             **dict.fromkeys(f"{role}_token_id" for role in ("pad", "bos", "eos", "cls", "sep")),
@@ -136,7 +140,7 @@ class ModernBert(Family):
             raise self.refusal(f"rope_parameters.{key}", rope[key], f"there are {_GLOBAL} and {_LOCAL}")
         key = f"rope_parameters.{kind}"
         check_value(key, rope.get(kind), dict | None)
-        return self.rope_theta(key, {**(rope.get(kind) or {}), **(theirs["rope_scaling"] or {})}, default)
+        return rope_theta(self, key, {**(rope.get(kind) or {}), **(theirs["rope_scaling"] or {})}, default)
 
     def _global_every(self, theirs: dict[str, Any], layers: int) -> int | None:
         """Return n where layers 0, n, 2n, ... see all keys, None where none does."""

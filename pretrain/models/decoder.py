@@ -16,7 +16,7 @@ from pretrain.errors import check
 from pretrain.models.base import Attend, Layout, Model, ModelKind
 from pretrain.models.generation.cache import KeyValueCache
 from pretrain.models.init import Initial
-from pretrain.models.layers import Norm, Positions, make_norm, rotary, sinusoids
+from pretrain.models.layers import Norm, Order, Positions, QKNorm, make_norm, sinusoids
 from pretrain.models.network import NetworkConfig
 from pretrain.registry import register
 
@@ -29,13 +29,22 @@ class DecoderConfig(NetworkConfig):
     kind = ModelKind.causal
 
     kv_heads: int | None = None  # key-value heads, K; null: as many as heads
-    norm: Norm = Norm.layernorm  # before each branch and after the last block: layernorm or rmsnorm
+    attention_width: int | None = None  # of all query heads together; null: width
+    qkv_bias: bool | None = None  # biases of queries, keys and values; null: as bias says (Qwen 2 has these alone)
+    qk_norm: QKNorm = QKNorm.none  # of queries and keys: none, head or projection
+    score_width: int | None = None  # scores are divided by its root; null: the width of a head (Gemma 3 27B: 168)
+    norm: Norm = Norm.layernorm  # layernorm, rmsnorm or zero_centered_rmsnorm
+    embedding_scale: bool = False  # multiplies token vectors by the root of the width (Gemma)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = "belongs to encoder-decoders; choose learned, sinusoidal or rotary"
         check(self.positions is not Positions.relative, "model.positions", self.positions.value, rule)
-        check(self.kv_heads is None or self.kv_heads >= 1, "model.kv_heads", self.kv_heads, "must be at least 1")
+        rule = "is not for decoders; choose pre, output, sandwich or parallel"
+        check(self.order is not Order.post, "model.order", self.order.value, rule)
+        for key in ("kv_heads", "attention_width", "score_width"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
         check(self.heads % self.num_kv_heads == 0, "model.kv_heads", self.kv_heads, f"must divide {self.heads} heads")
 
     @property
@@ -43,9 +52,37 @@ class DecoderConfig(NetworkConfig):
         """Key-value heads, K."""
         return self.heads if self.kv_heads is None else self.kv_heads
 
-    def make_norm(self) -> nn.Module:
-        """Return a normalisation layer over the width."""
-        return make_norm(self.norm, self.width, self.norm_eps, self.bias)
+    @property
+    def all_heads_width(self) -> int:
+        """Width of all query heads together, H E."""
+        return self.width if self.attention_width is None else self.attention_width
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether projections to queries, keys and values have a bias."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def score_scale(self) -> float | None:
+        """What attention multiplies scores by; None: 1 / sqrt(E)."""
+        return None if self.score_width is None else self.score_width**-0.5
+
+    def make_norm(self, width: int | None = None) -> nn.Module:
+        """Return a normalisation layer over a width, by default the model's."""
+        return make_norm(self.norm, width or self.width, self.norm_eps, self.bias)
+
+    def make_qk_norms(self) -> tuple[nn.Module, nn.Module] | None:
+        """Return the norms of the queries and the keys of a layer, None for none."""
+        if self.qk_norm is QKNorm.none:
+            return None
+        heads = (1, 1) if self.qk_norm is QKNorm.head else (self.heads, self.num_kv_heads)
+        q_norm, k_norm = (self.make_norm(count * self.head_width) for count in heads)
+        return q_norm, k_norm
+
+    def initial(self, name: str, ndim: int) -> Initial:
+        """Return the distribution of a parameter of this name and number of dimensions, by the scheme `init`."""
+        zero = ndim == 1 and self.norm is Norm.zero_centered_rmsnorm
+        return Initial() if zero else super().initial(name, ndim)
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Decoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
@@ -76,15 +113,16 @@ class Decoder(Model):
         """
         config = self.config
         x = self.embedding(tokens)
+        if config.embedding_scale or config.positions is Positions.sinusoidal:
+            x = x * config.width**0.5
         if config.positions is Positions.learned:
             x = x + self.position_embedding(positions)
         elif config.positions is Positions.sinusoidal:
-            x = x * config.width**0.5 + sinusoids(positions, config.width).to(x.dtype)
+            x = x + sinusoids(positions, config.width).to(x.dtype)
         x = F.dropout(x, config.dropout, self.training)
-        rotated = config.positions is Positions.rotary
-        tables = rotary(positions, config.head_width, config.rope_theta) if rotated else None
+        rotations = config.rotations(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layout, tables, caches[layer] if caches else None)
+            x = block(x, layout, rotations[layer], caches[layer] if caches else None)
         return self.final_norm(x)
 
     @property

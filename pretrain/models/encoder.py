@@ -15,18 +15,7 @@ from torch import Tensor, nn
 from pretrain.errors import check
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import (
-    Activation,
-    Block,
-    Norm,
-    Order,
-    Positions,
-    PostNormBlock,
-    Rotary,
-    activate,
-    make_norm,
-    rotary,
-)
+from pretrain.models.layers import Activation, Norm, Order, Positions, activate, make_norm
 from pretrain.models.network import NetworkConfig, embeddings_learn, matrix_flops
 from pretrain.registry import register
 
@@ -43,12 +32,12 @@ class EncoderConfig(NetworkConfig):
     positions: Positions = Positions.learned  # how it knows where a token stands: learned or rotary
     rope_theta: float = 160_000.0  # base of the rotary frequencies where a layer sees all keys
     bias: bool = True  # biases in projections and layer norms; the one on the logits is always there
+    local_rope_theta: float | None = 10_000.0  # the same in layers with a window, never scaled; null: as all others
+    order: Order = Order.post  # what a block normalises: post or pre
     window: int | None = None  # keys a query sees up to itself, and as many after it, in tokens; null: all
     init: Init = Init.bert
 
-    order: Order = Order.post  # where a block normalises: post or pre
     position_offset: int = 0  # row of the first position's vector; RoBERTa's is 2
-    local_rope_theta: float = 10_000.0  # base of the rotary frequencies under a window
     token_types: int = 2  # kinds of segments, each with a vector of its own; 0: none
     embedding_width: int | None = None  # of embeddings, which a projection widens (Clark et al. 2020); null: width
     family: str | None = None  # whose heads and export it has where several compute it, by model_type; null: the first
@@ -66,7 +55,8 @@ class EncoderConfig(NetworkConfig):
         check(allowed, "model.positions", self.positions.value, rule)
         offset, learned = self.position_offset, self.positions is Positions.learned
         check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
-        check(self.local_rope_theta > 0, "model.local_rope_theta", self.local_rope_theta, "must be positive")
+        orders = (Order.post, Order.pre)
+        check(self.order in orders, "model.order", self.order.value, "is not for encoders; choose post or pre")
 
     @property
     def embedded_width(self) -> int:
@@ -102,8 +92,7 @@ class Encoder(EncoderModel):
         self.embedding_norm = config.make_embedding_norm()
         if config.embedding_width is not None:
             self.embedding_projection = nn.Linear(width, config.width, bias=config.bias)
-        block = PostNormBlock if config.order is Order.post else Block
-        self.blocks = nn.ModuleList(config.make_block(layer, attend, block) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(config.make_block(layer, attend) for layer in range(config.layers))
         if config.order is Order.pre:  # the norm of the embeddings is the first branch's norm already
             self.blocks[0].attention_norm = nn.Identity()
         self.final_norm = config.make_norm() if config.order is Order.pre else nn.Identity()
@@ -122,20 +111,9 @@ class Encoder(EncoderModel):
         x = F.dropout(self.embedding_norm(x), config.dropout, self.training)
         if config.embedding_width is not None:
             x = self.embedding_projection(x)
-        tables = self._tables(positions)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layout, tables[config.layer_window(layer) is None])
+        for block, tables in zip(self.blocks, config.rotations(positions), strict=True):
+            x = block(x, layout, tables)
         return self.final_norm(x)
-
-    def _tables(self, positions: Tensor) -> tuple[Rotary | None, Rotary | None]:
-        """Return the rotations of layers that see a window, and of those that see all keys."""
-        config = self.config
-        if config.positions is not Positions.rotary:
-            return None, None
-        everywhere = rotary(positions, config.head_width, config.rope_theta)
-        if config.window is None:
-            return None, everywhere
-        return rotary(positions, config.head_width, config.local_rope_theta), everywhere
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """Return the transformed hidden states (M, D), or (M, `embedding_width`)."""

@@ -51,13 +51,13 @@ class EncoderDecoderConfig(NetworkConfig):
     heads: int = 8  # heads of every attention, H
     activation: Activation = Activation.relu
     positions: Positions = Positions.sinusoidal  # how it knows where a token stands: sinusoidal, learned or relative
+    order: Order = Order.post  # what a block normalises: post or pre
     init: Init = Init.transformer
 
     decoder_layers: int | None = None  # blocks of the decoder; null: as many as the encoder's
     attention_width: int | None = None  # of all heads of one attention together; null: width
     attention_scale: bool = True  # scores are divided by the root of the width of a head; T5's are not
     norm: Norm = Norm.layernorm  # layernorm or rmsnorm
-    order: Order = Order.post  # where a block normalises: post or pre
     embedding_norm: bool = False  # a norm of the embeddings on either side (BART)
     embedding_scale: bool = True  # multiplies token vectors by the root of the width
     position_offset: int = 0  # row of the first position's vector; BART's is 2
@@ -72,6 +72,10 @@ class EncoderDecoderConfig(NetworkConfig):
         rule = "is not for encoder-decoders; choose sinusoidal, learned or relative"
         check(self.positions is not Positions.rotary, "model.positions", self.positions.value, rule)
         check(self.window is None, "model.window", self.window, "encoder-decoders see whole texts; set null")
+        rule = "is not for encoder-decoders; choose post or pre"
+        check(self.order in (Order.post, Order.pre), "model.order", self.order.value, rule)
+        rule = "is not for encoder-decoders; choose layernorm or rmsnorm"
+        check(self.norm in (Norm.layernorm, Norm.rmsnorm), "model.norm", self.norm.value, rule)
         for key in ("decoder_layers", "attention_width", "buckets", "max_distance"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
@@ -99,9 +103,9 @@ class EncoderDecoderConfig(NetworkConfig):
         """Blocks of the decoder."""
         return self.layers if self.decoder_layers is None else self.decoder_layers
 
-    def make_norm(self) -> nn.Module:
-        """Return a normalisation layer over the width."""
-        return make_norm(self.norm, self.width, self.norm_eps, self.bias)
+    def make_norm(self, width: int | None = None) -> nn.Module:
+        """Return a normalisation layer over a width, by default the model's."""
+        return make_norm(self.norm, width or self.width, self.norm_eps, self.bias)
 
     def encoder_block(self, attend: Attend) -> Block:
         """Return a block of the encoder."""
@@ -115,14 +119,15 @@ class EncoderDecoderConfig(NetworkConfig):
             head_width=self.head_width,
             bias=self.bias,
             dropout=self.attention_dropout,
-            scale=self._attention_scale,
+            scale=self.score_scale,
             attend=attend,
         )
         block = CrossBlock if self.order is Order.pre else PostNormCrossBlock
         return block(cross_norm=self.make_norm(), cross=cross, **self._parts(attend, causal=True))
 
     @property
-    def _attention_scale(self) -> float | None:
+    def score_scale(self) -> float | None:
+        """What attention multiplies scores by; None: 1 / sqrt(E)."""
         return None if self.attention_scale else 1.0
 
     def _parts(self, attend: Attend, *, causal: bool) -> dict[str, Any]:
@@ -133,10 +138,12 @@ class EncoderDecoderConfig(NetworkConfig):
             kv_heads=self.heads,
             head_width=self.head_width,
             bias=self.bias,
+            qkv_bias=self.bias,
+            qk_norms=None,
             dropout=self.attention_dropout,
             causal=causal,
             window=None,
-            scale=self._attention_scale,
+            scale=self.score_scale,
             attend=attend,
         )
         mlp = MLP(

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.models.base import Attend, Layout, RelativeBias
 from pretrain.models.generation.cache import KeyValueCache, SourceCache
-
-Rotary = tuple[Tensor, Tensor]  # cosines and sines of the rotation angles, (N, 1, E/2) fp32 each
+from pretrain.models.rotary import Rotary, frequencies, rotate
 
 
 class Norm(StrEnum):
@@ -24,6 +23,7 @@ class Norm(StrEnum):
 
     layernorm = "layernorm"  # Ba et al. 2016
     rmsnorm = "rmsnorm"  # Zhang and Sennrich 2019
+    zero_centered_rmsnorm = "zero_centered_rmsnorm"  # the same, its scale kept as a difference from 1 (Gemma)
 
 
 class Activation(StrEnum):
@@ -52,11 +52,22 @@ class Positions(StrEnum):
     relative = "relative"  # a learned value for each distance, added to the scores (T5); encoder-decoders only
 
 
+class QKNorm(StrEnum):
+    """Normalisation of queries and keys before they meet (Henry et al. 2020)."""
+
+    none = "none"
+    head = "head"  # over the width of each head, with one scale for all heads (Qwen 3, Gemma 3)
+    projection = "projection"  # over all heads together (OLMo 2)
+
+
 class Order(StrEnum):
-    """Where a block normalises."""
+    """What a block normalises; all but post normalise once more after the last block."""
 
     post = "post"  # the sum of the residual stream and a branch (Vaswani et al. 2017, BERT)
-    pre = "pre"  # the input of a branch, and once more after the last block (GPT-2, ModernBERT, T5)
+    pre = "pre"  # what a branch reads (GPT-2, Llama, ModernBERT, T5)
+    output = "output"  # what a branch returns (Swin v2, Liu et al. 2022; OLMo 2)
+    sandwich = "sandwich"  # both (CogView, Ding et al. 2021; Gemma 3)
+    parallel = "parallel"  # pre, and both branches read the same stream (GPT-J, Wang and Komatsuzaki 2021; GPT-NeoX)
 
 
 def activate(kind: Activation, x: Tensor) -> Tensor:
@@ -73,37 +84,29 @@ def make_norm(kind: Norm, width: int, eps: float, bias: bool) -> nn.Module:
     """Return the normalisation layer; RMSNorm has no bias."""
     if kind is Norm.layernorm:
         return nn.LayerNorm(width, eps=eps, bias=bias)
-    return nn.RMSNorm(width, eps=eps)
+    return (nn.RMSNorm if kind is Norm.rmsnorm else ZeroCenteredRMSNorm)(width, eps=eps)
+
+
+class ZeroCenteredRMSNorm(nn.RMSNorm):
+    """RMSNorm that multiplies by 1 + weight, in fp32 (Gemma): weight decay then pulls scales to 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        wide = F.rms_norm(x.float(), self.normalized_shape, eps=self.eps)
+        return (wide * (1.0 + self.weight.float())).to(x.dtype)
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """Return fixed position vectors (N, D): sines, then cosines, of geometric frequencies (Vaswani et al. 2017)."""
-    angles = positions[:, None] * _frequencies(width, 10_000.0, positions.device)
+    angles = positions[:, None] * frequencies(width, 10_000.0, positions.device)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def rotary(positions: Tensor, head_width: int, theta: float) -> Rotary:
-    """Return cosines and sines of the rotation at each position, (N, 1, E/2) (RoPE, Su et al. 2021)."""
-    angles = positions[:, None, None] * _frequencies(head_width, theta, positions.device)
-    return angles.cos(), angles.sin()
-
-
-def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:
-    """Return theta^(-2i / width) for i < width / 2, in fp32; no buffer, which casting the model would round."""
-    return theta ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
-
-
-def rotate(x: Tensor, tables: Rotary) -> Tensor:
-    """Rotate the pairs (i, i + E/2) of x (N, heads, E) by their position's angle, in fp32; Llama's pairing."""
-    cos, sin = tables
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
     """Self-attention with one fused projection to queries, keys and values, heads in that order.
 
-    Fewer key-value heads than heads is grouped-query attention (Ainslie et al. 2023).
+    Fewer key-value heads than heads is grouped-query attention (Ainslie et al. 2023). `qk_norms` are those of queries
+    and of keys, over the width of a head or of all of them.
     """
 
     def __init__(
@@ -114,6 +117,8 @@ class Attention(nn.Module):
         kv_heads: int,
         head_width: int,
         bias: bool,
+        qkv_bias: bool,
+        qk_norms: tuple[nn.Module, nn.Module] | None,
         dropout: float,  # of attention weights
         causal: bool,
         window: int | None,  # in tokens, see `Attend`
@@ -124,7 +129,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
         self.dropout, self.causal, self.window = dropout, causal, window
         self.scale, self.attend = scale, attend
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=bias)
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=qkv_bias)
+        self.q_norm, self.k_norm = qk_norms or (None, None)
         self.out = nn.Linear(heads * self.head_width, width, bias=bias)
 
     def forward(
@@ -137,11 +143,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Map x (N, D) to (N, D). With a cache the queries see its keys too; the layout counts the new ones alone."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (N, H + 2K, E)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split([self.heads, self.kv_heads], dim=1)
+            qk = torch.cat([_normed(self.q_norm, q), _normed(self.k_norm, k)], dim=1)
         if tables is not None:
-            qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-            q, k = rotate(qk, tables).split([self.heads, self.kv_heads], dim=1)
-        else:
-            q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+            qk = rotate(qk, tables)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
         attend = self.attend if cache is None else cache
         dropout = self.dropout if self.training else 0.0
         mixed = attend(
@@ -156,6 +164,12 @@ class Attention(nn.Module):
             bias=relative,
         )
         return self.out(mixed.flatten(1))
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is."""
+    width = norm.get_parameter("weight").numel()
+    return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape)
 
 
 class CrossAttention(nn.Module):
@@ -249,6 +263,53 @@ class PostNormBlock(Block):
     def add(self, x: Tensor, norm: nn.Module, branch: nn.Module, *inputs: Any) -> Tensor:
         """Return the residual stream after a branch."""
         return norm(x + F.dropout(branch(x, *inputs), self.dropout, self.training))
+
+
+class OutputNormBlock(Block):
+    """One layer that normalises what branches return: x + norm(attention(x)), then x + norm(mlp(x)) (OLMo 2)."""
+
+    def add(self, x: Tensor, norm: nn.Module, branch: nn.Module, *inputs: Any) -> Tensor:
+        """Return the residual stream after a branch."""
+        return x + F.dropout(norm(branch(x, *inputs)), self.dropout, self.training)
+
+
+class SandwichBlock(Block):
+    """One pre-norm layer that also normalises what branches return: x + norm(attention(norm(x))), then the MLP."""
+
+    def __init__(self, *, attention_output_norm: nn.Module, mlp_output_norm: nn.Module, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.attention_output_norm, self.mlp_output_norm = attention_output_norm, mlp_output_norm
+
+    def add(self, x: Tensor, norm: nn.Module, branch: nn.Module, *inputs: Any) -> Tensor:
+        """Return the residual stream after a branch."""
+        output_norm = self.attention_output_norm if branch is self.attention else self.mlp_output_norm
+        return x + F.dropout(output_norm(branch(norm(x), *inputs)), self.dropout, self.training)
+
+
+class ParallelBlock(Block):
+    """One pre-norm layer whose branches read the same stream: x + attention(norm(x)) + mlp(norm(x)) (GPT-NeoX)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        tables: Rotary | None = None,
+        cache: KeyValueCache | None = None,
+        relative: RelativeBias | None = None,
+    ) -> Tensor:
+        """Map the residual stream (N, D) to the next one."""
+        attended = self.attention(self.attention_norm(x), layout, tables, cache, relative)
+        added = self.mlp(self.mlp_norm(x))
+        return x + F.dropout(attended, self.dropout, self.training) + F.dropout(added, self.dropout, self.training)
+
+
+BLOCKS: dict[Order, type[Block]] = {
+    Order.post: PostNormBlock,
+    Order.pre: Block,
+    Order.output: OutputNormBlock,
+    Order.sandwich: SandwichBlock,
+    Order.parallel: ParallelBlock,
+}
 
 
 class SeenSource(NamedTuple):

@@ -7,14 +7,15 @@ layers in `layers`. Letters of shapes: `models/base.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Attend, Model, ModelConfig, ModelKind
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import MLP, Activation, Attention, Block, Norm, Positions, make_norm
+from pretrain.models.layers import BLOCKS, MLP, Activation, Attention, Block, Norm, Order, Positions, make_norm
+from pretrain.models.rotary import RopeScaling, Rotary, Scaling, rotary
 
 # Projections into the residual stream, and the head's transform, which ModernBERT initialises like them.
 _RESIDUAL = ("attention.out.weight", "cross.out.weight", "mlp.down.weight", "transform.dense.weight")
@@ -33,10 +34,15 @@ class NetworkConfig(ModelConfig):
     activation: Activation = Activation.gelu_tanh  # of the MLP: gelu, gelu_tanh, relu, silu, swiglu, geglu, geglu_tanh
     positions: Positions = Positions.learned  # how it knows where a token stands: learned, sinusoidal or rotary
     rope_theta: float = 10_000.0  # base of the rotary frequencies
+    local_rope_theta: float | None = None  # the same in layers with a window, never scaled; null: as all others
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)  # of the rotary frequencies, for longer texts
+    rotary_share: float = 1.0  # of a head's coordinates that are rotated, the first ones (GPT-NeoX)
+    order: Order = Order.pre  # what a block normalises: pre, post, output, sandwich or parallel
     bias: bool = True  # biases in projections and layer norms
     tie_embeddings: bool = True  # the head is the embedding
     window: int | None = None  # keys a query sees up to itself, in tokens; null: all
-    global_every: int | None = None  # with a window, layers 0, n, 2n, ... see all keys; null: none does
+    global_every: int | None = None  # with a window, every n-th layer sees all keys; null: none does
+    global_first: int = 0  # the first of them, counted from 0
     dropout: float = 0.0  # probability, of embeddings and residual branches
     attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
     init: Init = Init.gpt2  # scheme of the initial weights: gpt2, olmo2, bert or modernbert
@@ -49,16 +55,33 @@ class NetworkConfig(ModelConfig):
         whole = "model.width" if self.all_heads_width == self.width else "model.attention_width"
         rule = f"must divide {whole}={self.all_heads_width}"
         check(self.all_heads_width % self.heads == 0, "model.heads", self.heads, rule)
-        paired = self.head_width if self.positions is Positions.rotary else self.width
-        even = self.positions in (Positions.learned, Positions.relative) or paired % 2 == 0
-        rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
-        check(even, "model.positions", self.positions.value, rule)
-        for key in ("norm_eps", "rope_theta", "init_std"):
+        self._check_positions()
+        for key in ("norm_eps", "init_std"):
             check(getattr(self, key) > 0, f"model.{key}", getattr(self, key), "must be positive")
         for key in ("dropout", "attention_dropout"):
             check(0 <= getattr(self, key) < 1, f"model.{key}", getattr(self, key), "must lie in [0, 1)")
         rule = "means something only beside model.window; set it or leave this null"
         check(self.global_every is None or self.window is not None, "model.global_every", self.global_every, rule)
+        rule = f"must lie in [0, model.global_every={self.global_every or 1})"
+        check(0 <= self.global_first < (self.global_every or 1), "model.global_first", self.global_first, rule)
+
+    def _check_positions(self) -> None:
+        """Raise `ConfigError` for positions that the width cannot encode, and for settings of other positions."""
+        is_rotary = self.positions is Positions.rotary
+        rule = "belongs to rotary positions and lies in (0, 1]; set 1"
+        share = self.rotary_share
+        check(0 < share <= 1 and (is_rotary or share == 1), "model.rotary_share", share, rule)
+        paired = self.rotary_width if is_rotary else self.width
+        even = self.positions in (Positions.learned, Positions.relative) or (paired % 2 == 0 and paired > 0)
+        rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
+        check(even, "model.positions", self.positions.value, rule)
+        for key in ("rope_theta", "local_rope_theta"):
+            value = getattr(self, key)
+            check(value is None or value > 0, f"model.{key}", value, "must be positive")
+        kind, rule = self.rope_scaling.kind, "belongs to rotary positions; set none"
+        check(is_rotary or kind is Scaling.none, "model.rope_scaling.kind", kind.value, rule)
+        rule = "YaRN needs a base above 1"
+        check(kind is not Scaling.yarn or self.rope_theta > 1, "model.rope_theta", self.rope_theta, rule)
 
     @property
     def all_heads_width(self) -> int:
@@ -71,6 +94,11 @@ class NetworkConfig(ModelConfig):
         return self.all_heads_width // self.heads
 
     @property
+    def rotary_width(self) -> int:
+        """Coordinates of a head that are rotated, R."""
+        return int(self.head_width * self.rotary_share)
+
+    @property
     def num_kv_heads(self) -> int:
         """Key-value heads, K."""
         return self.heads
@@ -80,15 +108,39 @@ class NetworkConfig(ModelConfig):
         """Hidden width of the MLP; a gated one has two projections of it."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
+    @property
+    def score_scale(self) -> float | None:
+        """What attention multiplies scores by; None: 1 / sqrt(E)."""
+        return None
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether projections to queries, keys and values have a bias."""
+        return self.bias
+
     def layer_window(self, layer: int) -> int | None:
         """Return the window of a layer in tokens, None where it sees all keys."""
-        return None if self.global_every is not None and layer % self.global_every == 0 else self.window
+        sees_all = self.global_every is not None and layer % self.global_every == self.global_first
+        return None if sees_all else self.window
 
-    def make_norm(self) -> nn.Module:
-        """Return a normalisation layer over the width."""
-        return make_norm(Norm.layernorm, self.width, self.norm_eps, self.bias)
+    def rotations(self, positions: Tensor) -> list[Rotary | None]:
+        """Return the rotation of each layer at positions (N,), None where positions are not rotary."""
+        if self.positions is not Positions.rotary:
+            return [None] * self.layers
+        everywhere = local = rotary(positions, self.rotary_width, self.rope_theta, self.rope_scaling)
+        if self.window is not None and self.local_rope_theta is not None:
+            local = rotary(positions, self.rotary_width, self.local_rope_theta)
+        return [everywhere if self.layer_window(layer) is None else local for layer in range(self.layers)]
 
-    def make_block(self, layer: int, attend: Attend, block: type[Block] = Block) -> Block:
+    def make_norm(self, width: int | None = None) -> nn.Module:
+        """Return a normalisation layer over a width, by default the model's."""
+        return make_norm(Norm.layernorm, width or self.width, self.norm_eps, self.bias)
+
+    def make_qk_norms(self) -> tuple[nn.Module, nn.Module] | None:
+        """Return the norms of the queries and the keys of a layer, None for none."""
+        return None
+
+    def make_block(self, layer: int, attend: Attend) -> Block:
         """Return the block of a layer, counted from 0."""
         attention = Attention(
             width=self.width,
@@ -96,15 +148,20 @@ class NetworkConfig(ModelConfig):
             kv_heads=self.num_kv_heads,
             head_width=self.head_width,
             bias=self.bias,
+            qkv_bias=self.has_qkv_bias,
+            qk_norms=self.make_qk_norms(),
             dropout=self.attention_dropout,
             causal=self.kind is ModelKind.causal,
             window=self.layer_window(layer),
-            scale=None,
+            scale=self.score_scale,
             attend=attend,
         )
         mlp = MLP(width=self.width, hidden=self.hidden_width, activation=self.activation, bias=self.bias)
-        norms = {"attention_norm": self.make_norm(), "mlp_norm": self.make_norm()}
-        return block(attention=attention, mlp=mlp, dropout=self.dropout, **norms)
+        names = ["attention_norm", "mlp_norm"]
+        if self.order is Order.sandwich:
+            names += ["attention_output_norm", "mlp_output_norm"]
+        norms = {name: self.make_norm() for name in names}
+        return BLOCKS[self.order](attention=attention, mlp=mlp, dropout=self.dropout, **norms)
 
     def initial(self, name: str, ndim: int) -> Initial:
         """Return the distribution of a parameter of this name and number of dimensions, by the scheme `init`."""
@@ -129,7 +186,7 @@ class NetworkConfig(ModelConfig):
             window = self.layer_window(layer)
             reach = seq_len if window is None else min(2 * window - 1 if both_sides else window, seq_len)
             total += matrix_flops(block.parameters(), reached=reached)
-            total += 4.0 * self.width * reach * (3 if reached else 1)
+            total += 4.0 * self.all_heads_width * reach * (3 if reached else 1)
         return total + head_share * matrix_flops(head, reached=reached)
 
 

@@ -223,9 +223,10 @@ BERT, MODERN = BertConfig().to_dict(), ModernBertConfig().to_dict()
 SUMMARISER, TRANSLATOR, TEXT_TO_TEXT = BartConfig().to_dict(), MarianConfig().to_dict(), T5Config().to_dict()
 
 
-def rotary(kind, **more):
+def rotary(layers, kind, **more):
     default = {"rope_type": "default", "rope_theta": 1e4}
-    return {**dict.fromkeys(("full_attention", "sliding_attention"), default), kind: default | more}
+    changed = {**default, **more, "rope_type": kind}
+    return {**dict.fromkeys(("full_attention", "sliding_attention"), default), layers: changed}
 
 
 @pytest.mark.parametrize(
@@ -246,21 +247,21 @@ def rotary(kind, **more):
         ({**BERT, "is_encoder_decoder": True}, "is_encoder_decoder=True is not"),
         ({**MODERN, "embedding_size": 128}, "embedding_size=128 is not"),
         (LlamaConfig(hidden_act="gelu").to_dict(), "hidden_act=gelu is not supported"),
-        (LlamaConfig(head_dim=64).to_dict(), "head_dim=64 is not supported"),
+        ({**LlamaConfig().to_dict(), "num_attention_heads": 24}, "num_attention_heads=24 is not supported"),
         (
-            LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}).to_dict(),
-            "rope_type=linear is not supported",
+            LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}).to_dict(),
+            "rope_type=dynamic is not supported",
         ),
         (
-            {**LlamaConfig().to_dict(), "rope_parameters": {"type": "linear", "factor": 4.0, "rope_theta": 1e4}},
-            "type=linear is not",
+            {**LlamaConfig().to_dict(), "rope_parameters": {"type": "longrope", "factor": 4.0, "rope_theta": 1e4}},
+            "type=longrope is not",
         ),
         (
             {**LlamaConfig().to_dict(), "rope_parameters": {"rope_type": "default", "factor": 4.0}},
             "rope_parameters.factor=4.0 is not",
         ),
         ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 is not"),
-        ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "type=linear is not supported"),
+        ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling.factor=None is not supported"),
         ({**MODERN, "rope_scaling": {"rope_type": "default", "factor": 2.0}}, "full_attention.factor=2.0 is not"),
         (
             {**BERT, "position_embedding_type": "relative_key"},
@@ -286,8 +287,14 @@ def rotary(kind, **more):
         ({**MODERN, "classifier_bias": True}, "classifier_bias=True is not"),
         ({**MODERN, "decoder_bias": False}, "decoder_bias=False is not"),
         ({**MODERN, "classifier_activation": "relu"}, "classifier_activation=relu is not"),
-        ({**MODERN, "rope_parameters": rotary("full_attention", rope_type="yarn")}, "rope_type=yarn is not"),
-        ({**MODERN, "rope_parameters": rotary("sliding_attention", rope_type="linear")}, "rope_type=linear is not"),
+        (
+            {**MODERN, "rope_parameters": rotary("full_attention", "yarn", factor=2.0)},
+            "rope_type=yarn is not",
+        ),
+        (
+            {**MODERN, "rope_parameters": rotary("sliding_attention", "linear", factor=2.0)},
+            "rope_type=linear is not",
+        ),
         ({**MODERN, "layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 20}, "layer_types=['full_att"),
         (
             {**SUMMARISER, "decoder_attention_heads": 8},

@@ -269,8 +269,11 @@ def test_a_damaged_directory_of_several_files_is_refused_by_name(llama, problem)
     [
         ({"model_type": "bloom"}, "model_type=bloom: is not supported"),
         ({"qk_norm": True}, "qk_norm=True is not supported by model=decoder"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type=yarn is not supported"),
-        ({"num_attention_heads": 5}, "model.heads=5: "),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters.rope_type=dynamic is not"),
+        (
+            {"num_attention_heads": 5},
+            "num_attention_heads=5 is not supported by model=decoder (it divides",
+        ),
         ({"model_type": ["llama"]}, "model_type=['llama']: is not supported"),
         ({"hidden_size": "24"}, "hidden_size='24': must be a whole number from 1 to 16777216"),
         ({"vocab_size": -1}, "vocab_size=-1: must be a whole number from 1 to 16777216"),

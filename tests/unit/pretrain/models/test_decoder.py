@@ -12,7 +12,8 @@ from pretrain.models.attention.eager import eager
 from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.init import CHUNK, Init, Initial, draw
-from pretrain.models.layers import Positions, rotary, rotate, sinusoids
+from pretrain.models.layers import Positions, sinusoids
+from pretrain.models.rotary import rotary, rotate
 from pretrain.objectives.causal_lm import CausalLMConfig
 
 

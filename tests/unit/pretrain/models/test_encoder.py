@@ -146,7 +146,7 @@ def test_segments_default_to_the_first_type():
 
 
 @pytest.mark.parametrize("field", ["dropout", "attention_dropout"])
-@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("order", [Order.post, Order.pre])
 def test_dropout_acts_in_training_only(field, order):
     model, batch = small_encoder(order=order, **{field: 0.5}), ragged_batch([9, 4])
     exact = hidden(small_encoder(order=order), batch)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from pretrain.models.layers import MLP, Activation, Norm, activate, make_norm, rotary, rotate
+from pretrain.models.layers import MLP, Activation, Norm, activate, make_norm
+from pretrain.models.rotary import rotary, rotate
 
 FORMULAS = {
     Activation.gelu: lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
