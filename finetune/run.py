@@ -107,7 +107,9 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         module,
         _fingerprints(cfg, network, data, written, beside),
         shapes=initial.shapes,
-        first_weights=lambda: weights_from(source, initial, world, names=data.names, scratch=cfg.scratch),
+        first_weights=lambda: weights_from(
+            source, initial, world, names=data.names, kind=task.answering.kind, scratch=cfg.scratch
+        ),
         num_steps=steps.total,
     )
     session.begin(

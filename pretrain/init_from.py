@@ -164,7 +164,7 @@ def weights_from(
     if new:
         log.info("init_from: %s has no %s; they get initial values", source.path, ", ".join(new))
     if left := stored.keys() - held.keys():
-        log.info("init_from: this run has no %s of %s", ", ".join(sorted(left)), source.path)
+        log.info("init_from: left behind of %s, so not in exports either: %s", source.path, ", ".join(sorted(left)))
     return SourceWeights(reader, held, initial)
 
 

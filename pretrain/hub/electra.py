@@ -50,7 +50,7 @@ class Electra(Bert):
         },
         read={"embedding_size": int},
         activations={Activation.gelu: "gelu"},  # those of the heads are always this one
-        fixed={key: value for key, value in Bert.settings.fixed.items() if key != "embedding_width"},
+        translated=("embedding_width",),
         silent=("classifier_dropout", "summary_"),
     )
 

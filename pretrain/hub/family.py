@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum, StrEnum
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -23,6 +23,7 @@ from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.network import TRAINING, default_of
 from pretrain.registry import choices
 
 Config = DecoderConfig | EncoderConfig | EncoderDecoderConfig
@@ -116,6 +117,7 @@ class TaskHead:
     bias: bool = True  # whether the classifier has one
     pooling: Pooling = Pooling.first  # of sequences
     prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
+    computes: dict[str, Any] = field(default_factory=dict)  # settings of theirs with the values that it has
 
 
 SPANS = TaskHead(names={"classifier": "qa_outputs"})
@@ -163,12 +165,21 @@ class Family:
         """Return the name of the class with a task's head."""
         return type(self).__name__ + _CLASSES[kind]
 
+    def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
+        """Return what the head of a config.json's class makes predictions for; None: it is no class for a task."""
+        named = theirs.get("architectures") or []
+        return next((kind for kind in HeadKind if self.task_architecture(kind) in named), None)
+
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
-        known = {key: [value] for key, value in self.settings.fixed.items()}
-        known["activation"] = list(self.settings.activations)
+        plain, settings = config.plain(), self.settings
+        written = {*settings.same.values(), *settings.translated, *TRAINING, "family"}
+        # What no key of theirs says is in all of its models as `network` makes it.
+        known = {key.name: [default_of(key)] for key in fields(config) if key.name not in written}
+        known |= {key: [value] for key, value in settings.fixed.items()}
+        known["activation"] = list(settings.activations)
         for key, values in known.items():
-            if (found := getattr(config, key)) not in values:
+            if (found := getattr(plain, key)) not in values:
                 yield self.lacks(key, found, f"which has {' and '.join(map(_shown, values))} only")
 
     def lacks(self, key: str, found: Any, rule: str) -> str:
@@ -208,8 +219,8 @@ class Family:
 
     def to_hf(self, config: Any, vocab_size: int) -> dict[str, Any]:
         """Return what `config.json` says of the network; ids of special tokens only where the network needs them."""
-        config = replace(config, mlp_width=config.hidden_width)
-        settings = self.settings
+        plain, settings = config.plain(), self.settings
+        config = replace(plain, **{key: value for key, value in plain.nulls().items() if getattr(plain, key) is None})
         return {
             "architectures": [self.architecture],
             "model_type": self.model_type,

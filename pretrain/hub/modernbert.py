@@ -13,7 +13,6 @@ from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
 from pretrain.hub.rope import rope_theta
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation, Order, Positions
-from pretrain.models.rotary import NO_SCALING
 
 _BIASES = ("attention_bias", "mlp_bias", "classifier_bias")  # beside that of the norms; ours are all there or none
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -76,15 +75,8 @@ class ModernBert(Family):
         training={"embedding_dropout": "dropout", "mlp_dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="hidden_activation",
         activations={Activation.geglu: "gelu", Activation.swiglu: "silu"},
-        fixed={
-            "positions": Positions.rotary,
-            "rotary_share": 1.0,
-            "rope_scaling": NO_SCALING,
-            "order": Order.pre,
-            "token_types": 0,
-            "position_offset": 0,
-            "embedding_width": None,
-        },
+        fixed={"positions": Positions.rotary, "order": Order.pre, "token_types": 0},
+        translated=("window", "global_every", "rope_theta", "local_rope_theta"),
         computes={"classifier_activation": "gelu", "decoder_bias": True},
         read={
             **dict.fromkeys(_BIASES, bool),
@@ -102,7 +94,7 @@ class ModernBert(Family):
             "position_embedding_type",  # the released file has BERT's, which its code does not read
         ),
     )
-    heads = Heads(sequence=_HEAD, span=_HEAD, token=_HEAD)
+    heads = Heads(sequence=replace(_HEAD, computes={"classifier_pooling": "cls"}), span=_HEAD, token=_HEAD)
 
     def to_hf(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
         local = config.local_rope_theta if config.window is not None else None

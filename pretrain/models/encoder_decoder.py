@@ -88,6 +88,14 @@ class EncoderDecoderConfig(NetworkConfig):
         check(self.max_distance > self.buckets // 2, "model.max_distance", self.max_distance, rule)
         check(0 <= self.mlp_dropout < 1, "model.mlp_dropout", self.mlp_dropout, "must lie in [0, 1)")
 
+    def nulls(self) -> dict[str, Any]:
+        """Return what settings stand for where they are null, by their names."""
+        return {**super().nulls(), "attention_width": self.width, "decoder_layers": self.layers}
+
+    def idle(self) -> set[str]:
+        """Return the names of settings that have no effect beside the others."""
+        return super().idle() | (set() if self.positions is Positions.relative else {"buckets", "max_distance"})
+
     @property
     def score_bias(self) -> str | None:
         """The setting by which self-attention adds a bias to scores (see `ModelConfig`)."""

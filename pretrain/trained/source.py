@@ -181,8 +181,12 @@ class ReleasedSource(Source):
 
     @property
     def is_fine_tuned(self) -> bool:
-        named = read_json(self.path / "config.json").get("architectures")
-        return any(self._described[0].task_architecture(kind) in (named or []) for kind in HeadKind)
+        return self.task is not None
+
+    @property
+    def task(self) -> HeadKind | None:
+        """What the head of its class makes predictions for; None: it is no class for a task."""
+        return self._described[0].task_of(read_json(self.path / "config.json"))
 
     @property
     def objective(self) -> ObjectiveConfig:

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     LlamaConfig,
@@ -165,16 +166,21 @@ def test_what_objectives_have_beside_the_model_is_read_too(tmp_path, caplog, pre
         assert torch.equal(read(name, WEIGHT, 0, theirs.numel()), theirs.reshape(-1))
 
 
-@pytest.mark.parametrize("task", [BertForSequenceClassification, BertForQuestionAnswering])
-def test_heads_of_other_tasks_are_named_and_left_alone(tmp_path, caplog, task):
+@pytest.mark.parametrize("task", [BertForSequenceClassification, BertForQuestionAnswering, BertForMultipleChoice])
+def test_heads_of_tasks_are_read_or_named_and_left_alone(tmp_path, caplog, task):
+    """Those that fine-tuning has are `head.*`; what is none of them is another task's."""
     model = small_encoder()
     theirs = task(BertConfig(**family_for(model.config).to_hf(model.config, VOCAB_SIZE)))
     theirs.save_pretrained(tmp_path)
     with caplog.at_level("INFO"):
         read = HuggingFaceWeights(tmp_path)
-    head = "qa_outputs" if task is BertForQuestionAnswering else "classifier"
-    [said] = [record.getMessage() for record in caplog.records]
-    assert said.endswith(f"left alone: {head}.bias, {head}.weight")
+    if task is BertForMultipleChoice:
+        [said] = caplog.messages
+        assert said.endswith("left alone: classifier.bias, classifier.weight")
+    else:
+        assert not caplog.messages
+        head = theirs.qa_outputs if task is BertForQuestionAnswering else theirs.classifier
+        assert torch.equal(read("head.classifier.weight", WEIGHT, 0, 48), head.weight.detach().reshape(-1))
     assert {name.split(".")[1] for name in read.absent} == {"transform", "head"}
     expected = theirs.get_parameter("bert.embeddings.word_embeddings.weight").detach()
     assert torch.equal(read("model.embedding.weight", WEIGHT, 0, expected.numel()), expected.reshape(-1))
