@@ -31,15 +31,17 @@ _FLOATS = {"F64", "F32", "BF16", "F16"}  # types that weights have unless they a
 log = logging.getLogger(__name__)
 
 
-def write_weights(directory: Path, parts: list[HFTensor], read: Reader, *, dtype: torch.dtype, max_bytes: int) -> None:
-    """Write the tensors of a reader durably into one safetensors file or several.
+def write_weights(
+    directory: Path, parts: list[HFTensor], read: Reader, *, dtype: torch.dtype, max_bytes: int, whole: str = WHOLE
+) -> None:
+    """Write the tensors of a reader durably into one safetensors file, called `whole`, or several.
 
     A file holds at most `max_bytes`, unless one tensor alone has more. Held in memory at a time are some chunks of a
     tensor, or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
     """
     groups = _split(parts, max_bytes // dtype.itemsize)
     files = {
-        WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
+        whole if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
         for number, group in enumerate(groups, start=1)
     }
     for name, group in files.items():
@@ -72,8 +74,11 @@ def _chunks(part: HFTensor, read: Reader) -> Iterator[Tensor]:
     if part.transposed:
         yield read(part.ours, WEIGHT, part.start, part.numel).reshape(part.shape).T
         return
-    for begin in range(part.start, part.start + part.numel, _CHUNK):
-        yield read(part.ours, WEIGHT, begin, min(_CHUNK, part.start + part.numel - begin))
+    columns = math.prod(part.shape[1:])
+    for run in part.runs():
+        end = (run.ours + run.rows) * columns
+        for begin in range(run.ours * columns, end, _CHUNK):
+            yield read(part.ours, WEIGHT, begin, min(_CHUNK, end - begin))
 
 
 def _buffer(part: HFTensor, chunk: Tensor, dtype: torch.dtype) -> memoryview:
@@ -127,19 +132,24 @@ class HuggingFaceWeights:
     def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
         out = torch.empty(numel, dtype=torch.float32)
         for part in self._parts[name]:
-            low, high = max(start, part.start), min(start + numel, part.start + part.numel)
-            if low >= high:
-                continue
             columns = math.prod(part.shape[1:])
-            first, last = (low - part.start) // columns, -((part.start - high) // columns)
-            stored = self._slice(part.theirs)
-            if part.is_row:
-                out[low - start : high - start] = stored[0, first:last]
-                continue
-            rows = (stored[:, first:last].T if part.transposed else stored[first:last]).reshape(-1)
-            skipped = low - part.start - first * columns
-            out[low - start : high - start] = rows[skipped : skipped + high - low]
+            for run in part.runs():
+                begin = run.ours * columns
+                low, high = max(start, begin), min(start + numel, begin + run.rows * columns)
+                if low >= high:
+                    continue
+                first, last = (low - begin) // columns, -((begin - high) // columns)
+                rows = self._rows(part, run.theirs + first, run.theirs + last).reshape(-1)
+                skipped = low - begin - first * columns
+                out[low - start : high - start] = rows[skipped : skipped + high - low]
         return out
+
+    def _rows(self, part: HFTensor, first: int, last: int) -> Tensor:
+        """Read rows [first, last) of a tensor of theirs, as ours lie."""
+        stored = self._slice(part.theirs)
+        if part.is_row:
+            return stored[0, first:last]
+        return stored[:, first:last].T if part.transposed else stored[first:last]
 
     def _by_current_names(self, parts: list[HFTensor], tensors: Tensors, prefix: str) -> dict[str, str]:
         """Return the name of every tensor in the files, where `prefix` may begin the body's, by its current name."""
@@ -180,7 +190,7 @@ class HuggingFaceWeights:
         for copy, name in copies:
             if equal(self._open(copy), self._slice(name)):
                 continue
-            if copy in tensors.tied:
+            if tensors.tied.get(copy) == name:
                 rule = f"{copy} and {name} differ, which config.json says are tied"
                 fix = "leave out the one that is not meant, or untie them there (tie_word_embeddings) if both are"
             else:

@@ -106,6 +106,15 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+class Fused(nn.Linear):
+    """Several projections of one input as one matrix, whose rows are theirs, one after another."""
+
+    def __init__(self, width: int, parts: dict[str, int], *, bias: bool) -> None:
+        """`parts` are the projections' names, and how many outputs each has."""
+        super().__init__(width, sum(parts.values()), bias=bias)
+        self.parts = parts
+
+
 class Attention(nn.Module):
     """Self-attention with one fused projection to queries, keys and values, heads in that order.
 
@@ -133,7 +142,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
         self.dropout, self.causal, self.window = dropout, causal, window
         self.scale, self.attend = scale, attend
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=qkv_bias)
+        keys = kv_heads * head_width
+        self.qkv = Fused(width, {"q": heads * head_width, "k": keys, "v": keys}, bias=qkv_bias)
         self.q_norm, self.k_norm = qk_norms or (None, None)
         self.out = nn.Linear(heads * self.head_width, width, bias=bias)
 
@@ -176,9 +186,12 @@ class Attention(nn.Module):
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is."""
+    """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is.
+
+    Under autocast norms return fp32 on a GPU; attention needs queries and keys of one dtype with values.
+    """
     width = norm.get_parameter("weight").numel()
-    return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape)
+    return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape).to(x.dtype)
 
 
 class CrossAttention(nn.Module):
@@ -199,7 +212,7 @@ class CrossAttention(nn.Module):
         self.heads, self.head_width = heads, head_width
         self.dropout, self.scale, self.attend = dropout, scale, attend
         self.q = nn.Linear(width, heads * head_width, bias=bias)
-        self.kv = nn.Linear(width, 2 * heads * head_width, bias=bias)
+        self.kv = Fused(width, {"k": heads * head_width, "v": heads * head_width}, bias=bias)
         self.out = nn.Linear(heads * head_width, width, bias=bias)
 
     def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +237,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = activation
         self.dropout = dropout  # probability, of what the nonlinearity returns
-        self.up = nn.Linear(width, 2 * hidden if activation.gated else hidden, bias=bias)
+        self.up = Fused(width, {"gate": hidden, "up": hidden} if activation.gated else {"up": hidden}, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

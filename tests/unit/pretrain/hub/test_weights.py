@@ -6,13 +6,14 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from hugging_face_directories import InMemory, write
+from hugging_face_directories import InMemory, in_memory, rows_of_ours, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_models import (
     DEBERTA,
     DISTILBERT,
+    GPT_NEOX,
     LLAMA,
     MODERNBERT,
     ROBERTA,
@@ -44,6 +45,7 @@ FIELDS = {
     "gpt2, untied": {"layers": 1, "tie_embeddings": False, "mlp_width": 40},
     "llama": {**LLAMA, "layers": 1, "kv_heads": 2},
     "llama, untied": {**LLAMA, "layers": 1, "kv_heads": 1, "tie_embeddings": False, "mlp_width": 56},
+    "gpt_neox": {**GPT_NEOX, "layers": 1, "tie_embeddings": False},
     "bert": {"layers": 2},
     "roberta": {**ROBERTA, "layers": 1},
     "distilbert": {**DISTILBERT, "layers": 1},
@@ -54,7 +56,7 @@ FIELDS = {
 
 
 def small_model(name):
-    build = small_decoder if name.startswith(("gpt2", "llama")) else small_encoder
+    build = small_decoder if name.startswith(("gpt", "llama")) else small_encoder
     return build(**FIELDS[name])
 
 
@@ -107,8 +109,8 @@ def test_what_transformers_writes_is_read(tmp_path, name, form):
     for part in parts:
         if body and part in head:
             continue
-        tensor = theirs.get_parameter(part.theirs).detach().float()
-        expected = (tensor.T if part.transposed else tensor).reshape(-1)
+        tensor = in_memory(theirs, part).detach().float()
+        expected = rows_of_ours(part, tensor).reshape(-1)
         assert torch.equal(read(f"model.{part.ours}", WEIGHT, part.start, part.numel), expected)
 
 
