@@ -7,6 +7,7 @@ import pytest
 import torch
 from family_shapes import SHAPES, small_model
 from hugging_face_directories import AUTO_CLASSES
+from published import DEBERTA_V3
 from small_models import (
     BART,
     ELECTRA,
@@ -220,14 +221,6 @@ def test_configurations_of_older_versions_are_understood():
 PHI3_128K = {"model_type": "phi3", "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
 LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
 BERT, MODERN, GEMMA = BertConfig().to_dict(), ModernBertConfig().to_dict(), Gemma3TextConfig().to_dict()
-# As Microsoft released deberta-v3-base.
-DEBERTA_V3 = {
-    **{"model_type": "deberta-v2", "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768},
-    **{"hidden_dropout_prob": 0.1, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-7},
-    **{"max_position_embeddings": 512, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
-    **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "vocab_size": 128100},
-    **{"position_biased_input": False, "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 0},
-}
 
 
 def test_the_released_deberta_is_understood():
@@ -370,7 +363,7 @@ def rotary(layers, kind, **more):
         ({**DEBERTA_V3, "position_biased_input": True}, "position_biased_input=True is not"),
         ({**DEBERTA_V3, "conv_kernel_size": 3}, "conv_kernel_size=3 is not supported by model=encoder (0 is)"),
         ({**DEBERTA_V3, "pos_att_type": "c2p|p2p"}, "pos_att_type=c2p|p2p is not"),
-        ({**DEBERTA_V3, "pos_att_type": []}, "pos_att_type=[] is not supported by model=encoder (c2p and p2c are, or"),
+        ({**DEBERTA_V3, "pos_att_type": []}, "pos_att_type=[] is not supported by model=encoder (p2c and c2p are, or"),
         ({**DEBERTA_V3, "norm_rel_ebd": "rms_norm"}, "norm_rel_ebd=rms_norm is not"),
         ({**DEBERTA_V3, "embedding_size": 128}, "embedding_size=128 is not supported by model=encoder (768 is)"),
         ({**DEBERTA_V3, "attention_head_size": 32}, "attention_head_size=32 is not supported by model=encoder (64"),
