@@ -93,6 +93,7 @@ class Tensors:
     rows: tuple[str, ...] = ()  # parameters of ours that are matrices of one row there
     beside: dict[str, str] = field(default_factory=dict)  # modules of objectives, and theirs: its files may hold them
     unused: tuple[str, ...] = ()  # beginnings of the body's tensors that our models do not have
+    other_names: dict[str, str] = field(default_factory=dict)  # beginnings of names in some files, and these here
 
 
 class HeadKind(StrEnum):
@@ -123,6 +124,7 @@ class HeadLayer(StrEnum):
     pooler = "pooler"  # BERT's, which pretraining may have trained
     tanh = "tanh"  # a projection as wide as the model, and its tanh
     relu = "relu"  # the same with relu
+    gelu = "gelu"  # the same with gelu
     transform = "transform"  # the layers before the vocabulary projection, trained with it
     dropout = "dropout"
 
@@ -136,6 +138,7 @@ class TaskHead:
     bias: bool = True  # whether the classifier has one
     pooling: Pooling = Pooling.first  # of sequences
     prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
+    computes: dict[str, Any] = field(default_factory=dict)  # settings of theirs with the values that it has
 
 
 SPANS = TaskHead(names={"classifier": "qa_outputs"})
@@ -186,6 +189,11 @@ class Family:
             missing = self.task_architecture(kind)
             raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
         return found
+
+    def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
+        """Return what the head of a config.json's class makes predictions for; None: it is no class for a task."""
+        named = theirs.get("architectures") or []
+        return next((kind for kind in HeadKind if self.task_architecture(kind) in named), None)
 
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""

@@ -94,7 +94,7 @@ class ModernBert(Family):
             "position_embedding_type",  # the released file has BERT's, which its code does not read
         ),
     )
-    heads = Heads(sequence=_HEAD, span=_HEAD, token=_HEAD)
+    heads = Heads(sequence=replace(_HEAD, computes={"classifier_pooling": "cls"}), span=_HEAD, token=_HEAD)
 
     def to_hf(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
         local = config.local_rope_theta if config.window is not None else None

@@ -76,7 +76,7 @@ class NetworkConfig(ModelConfig):
         share = self.rotary_share
         check(0 < share <= 1 and (is_rotary or share == 1), "model.rotary_share", share, rule)
         paired = self.rotary_width if is_rotary else self.width
-        even = self.positions in (Positions.learned, Positions.relative) or (paired % 2 == 0 and paired > 0)
+        even = self.positions not in (Positions.sinusoidal, Positions.rotary) or (paired % 2 == 0 and paired > 0)
         rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
         check(even, "model.positions", self.positions.value, rule)
         for key in ("rope_theta", "local_rope_theta"):
@@ -168,9 +168,13 @@ class NetworkConfig(ModelConfig):
         """Return the norms of the queries and the keys of a layer, None for none."""
         return None
 
+    def make_attention(self, **parts: Any) -> Attention:
+        """Return the attention of a layer, of these arguments."""
+        return Attention(**parts)
+
     def make_block(self, layer: int, attend: Attend) -> Block:
         """Return the block of a layer, counted from 0."""
-        attention = Attention(
+        attention = self.make_attention(
             width=self.width,
             heads=self.heads,
             kv_heads=self.num_kv_heads,

@@ -2,6 +2,7 @@
 
 from small_models import (
     BART,
+    DEBERTA,
     DISTILBERT,
     GEMMA3,
     GPT_NEOX,
@@ -49,6 +50,9 @@ SHAPES = {
     "roberta": ROBERTA,
     "distilbert": DISTILBERT,
     "distilbert, untied": {**DISTILBERT, "tie_embeddings": False, "mlp_width": 40},
+    "deberta-v2": DEBERTA,
+    "deberta-v2, apart": {**DEBERTA, "token_types": 2, "shared_projections": False, "distance_norm": False},
+    "deberta-v2, content to position": {**DEBERTA, "buckets": None, "position_to_content": False},
     "modernbert": {**MODERNBERT, "window": 3, "global_every": 2, "layers": 5},
     "modernbert, everywhere": {**MODERNBERT, "rope_theta": 1e4},
     "bart": {**BART, "decoder_layers": 3, "activation": Activation.relu},

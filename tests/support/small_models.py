@@ -40,6 +40,13 @@ MODERNBERT = {
     "bias": False,
     "norm_eps": 1e-5,
 }
+DEBERTA = {
+    "positions": Positions.disentangled,
+    "buckets": 8,
+    "max_distance": 16,
+    "token_types": 0,
+    "norm_eps": 1e-7,
+}
 BART = {
     "positions": Positions.learned,
     "position_offset": 2,

@@ -7,6 +7,7 @@ import torch
 from attention_laws import offsets
 from hugging_face_directories import rows_of_ours
 from small_models import (
+    DEBERTA,
     DISTILBERT,
     GEMMA3,
     GPT_NEOX,
@@ -41,6 +42,7 @@ LENGTHS = [7, 2, 11, 5, 1]
 MODELS = {
     "bert": small_encoder,
     "roberta": lambda: small_encoder(**ROBERTA),
+    "deberta-v2": lambda: small_encoder(**DEBERTA),
     "distilbert": lambda: small_encoder(**DISTILBERT),
     "modernbert": lambda: small_encoder(**MODERNBERT, window=3, global_every=2),
     "gpt2": small_decoder,

@@ -25,6 +25,7 @@ from transformers import (
     AutoConfig,
     BartConfig,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     Gemma3TextConfig,
     GPT2Config,
@@ -49,7 +50,7 @@ from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import Init
-from pretrain.models.layers import Activation, Order
+from pretrain.models.layers import Activation, Order, Positions
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -187,6 +188,25 @@ def test_configurations_of_older_versions_are_understood():
 PHI3_128K = {"model_type": "phi3", "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
 LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
 BERT, MODERN, GEMMA = BertConfig().to_dict(), ModernBertConfig().to_dict(), Gemma3TextConfig().to_dict()
+# As Microsoft released deberta-v3-base.
+DEBERTA_V3 = {
+    **{"model_type": "deberta-v2", "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768},
+    **{"hidden_dropout_prob": 0.1, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-7},
+    **{"max_position_embeddings": 512, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
+    **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "vocab_size": 128100},
+    **{"position_biased_input": False, "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 0},
+}
+
+
+def test_the_released_deberta_is_understood():
+    ours = EncoderConfig(
+        max_seq_len=512, mlp_width=3072, norm_eps=1e-7, token_types=0, positions=Positions.disentangled
+    )
+    assert family_of(DEBERTA_V3).from_hf(DEBERTA_V3) == ours, "of which the rest are defaults"
+    fine_tuned = {**DebertaV2Config(**DEBERTA_V3).to_dict(), "summary_type": "first", "cls_dropout": 0.15}
+    assert family_of(fine_tuned).from_hf(fine_tuned) == ours
+
+
 SUMMARISER, TRANSLATOR, TEXT_TO_TEXT = BartConfig().to_dict(), MarianConfig().to_dict(), T5Config().to_dict()
 
 
@@ -199,7 +219,10 @@ def rotary(layers, kind, **more):
 @pytest.mark.parametrize(
     ("theirs", "refusal"),
     [
-        ({"model_type": "bloom"}, "model_type=bloom: is not supported; choose a model of bart, mbart, bert, dist"),
+        (
+            {"model_type": "bloom"},
+            "model_type=bloom: is not supported; choose a model of bart, mbart, bert, deberta-v2, dist",
+        ),
         (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx=True is not"),
         (
             GPT2Config(activation_function="relu").to_dict(),
@@ -307,6 +330,17 @@ def rotary(layers, kind, **more):
             "rope_scaling.rope_type=longrope is not",
         ),
         (Olmo2Config(attention_bias=True).to_dict(), "attention_bias=True is not supported"),
+        ({**DEBERTA_V3, "relative_attention": False}, "relative_attention=False is not supported by model=encoder"),
+        ({**DEBERTA_V3, "position_biased_input": True}, "position_biased_input=True is not"),
+        ({**DEBERTA_V3, "conv_kernel_size": 3}, "conv_kernel_size=3 is not supported by model=encoder (0 is)"),
+        ({**DEBERTA_V3, "pos_att_type": "c2p|p2p"}, "pos_att_type=c2p|p2p is not"),
+        ({**DEBERTA_V3, "pos_att_type": []}, "pos_att_type=[] is not supported by model=encoder (c2p and p2c are, or"),
+        ({**DEBERTA_V3, "norm_rel_ebd": "rms_norm"}, "norm_rel_ebd=rms_norm is not"),
+        ({**DEBERTA_V3, "embedding_size": 128}, "embedding_size=128 is not supported by model=encoder (768 is)"),
+        ({**DEBERTA_V3, "attention_head_size": 32}, "attention_head_size=32 is not supported by model=encoder (64"),
+        ({**DEBERTA_V3, "pooler_hidden_act": "tanh"}, "pooler_hidden_act=tanh is not"),
+        ({**DEBERTA_V3, "position_buckets": 255}, "model.buckets=255: must be even"),
+        ({**MODERN, "layer_types": ["sliding_attention"] * 21 + ["full_attention"]}, "layer_types=['sliding_att"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
@@ -378,6 +412,10 @@ RELEASED = [
     },
     {**TEXT_TO_TEXT, "output_past": True, "task_specific_params": {"a": 1}, "n_positions": 512, "use_cache": True},
     {**DistilBertConfig().to_dict(), "tie_weights_": True},
+    {
+        **{"model_type": "deberta-v2", "relative_attention": True, "position_biased_input": False},
+        **{"pos_att_type": ["c2p"], "position_buckets": -1, "norm_rel_ebd": "none", "summary_type": "first"},
+    },
     {**MODERN, "position_embedding_type": "absolute", "reference_compile": True, "gradient_checkpointing": False},
 ]
 

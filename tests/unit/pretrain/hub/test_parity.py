@@ -9,6 +9,7 @@ from hugging_face_directories import in_memory, rows_of_ours, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import (
+    DEBERTA,
     DISTILBERT,
     GEMMA3,
     GPT_NEOX,
@@ -80,6 +81,7 @@ GROUPED = ("llama", "mistral", "phi3", "olmo2", "gemma3_text")
 PARTLY_ROTARY = ("gpt_neox", "phi3")
 BRANCH_NORMS = ("olmo2", "gemma3_text")
 LONG = {
+    "deberta-v2": DEBERTA,
     "gpt_neox": GPT_NEOX,
     "phi3": {**PHI3, "window": 50},
     "olmo2": {**OLMO2, "kv_heads": 2, "norm_eps": 1e-6},
@@ -96,6 +98,16 @@ ENCODERS = {
         **{key: st.just(value) for key, value in DISTILBERT.items()},
         "activation": st.sampled_from(GELUS),
         "tie_embeddings": st.booleans(),
+    },
+    "deberta-v2": {
+        **{key: st.just(value) for key, value in DEBERTA.items()},
+        "activation": st.sampled_from(GELUS),
+        "token_types": st.integers(0, 2),
+        "buckets": st.sampled_from([None, 4, 10]),
+        "max_distance": st.integers(7, 40),
+        "shared_projections": st.booleans(),
+        "distance_norm": st.booleans(),
+        "norm_eps": EPS,
     },
     "modernbert": {
         **{key: st.just(value) for key, value in MODERNBERT.items()},
@@ -125,6 +137,9 @@ def models(draw, name):
     if name in BRANCH_NORMS:
         fields["width"] = heads * 2 * draw(st.integers(6, 8))
         fields["attention_width"] = draw(st.none() | st.integers(4, 6).map(lambda pairs: heads * 2 * pairs))
+    if name == "deberta-v2":
+        terms = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
+        fields |= dict(zip(("content_to_position", "position_to_content"), terms, strict=True))
     if name in ("modernbert", "gemma3_text") and fields["window"] is not None:
         every = fields["global_every"] = draw(st.none() | st.integers(1, 4))
         fields["global_first"] = draw(st.integers(0, (every or 1) - 1))
@@ -175,8 +190,8 @@ def test_equals_transformers(tmp_path, name):
 @pytest.mark.parametrize("name", LONG)
 def test_long_texts_equal_too(name):
     """Longer than windows and than any that other configurations see here."""
-    ours = small_decoder(**LONG[name])
-    check_parity(ours, filled_as(ours), [5, 287])
+    ours = (small_decoder if name in DECODERS else small_encoder)(**LONG[name])
+    check_parity(ours, filled_as(ours), [5, 1, 300])
 
 
 def filled_as(ours):
