@@ -35,7 +35,9 @@ def exported(tuning: LoraConfig, differences: Mapping[str, Sequence[LowRank]], t
 
     Those of a head of ours are saved whole.
     """
-    adapted = {_module(tensor): each for tensor, each in _adapters(differences, tensors)}
+    adapted = {
+        _module(tensor): each._replace(up=each.up[tensor.order()]) for tensor, each in _adapters(differences, tensors)
+    }
     heads = [tensor for tensor in tensors if tensor.ours.startswith(HEAD)]
     matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
     ends = ends_of({_module(tensor): _module(tensor) in adapted for tensor in matrices})

@@ -44,7 +44,7 @@ class Places:
 
     def __init__(self, family: Family, config: Any, vocab_size: int) -> None:
         self.family = family
-        heads = [family.heads.of(kind) for kind in HeadKind] if hasattr(family, "heads") else []
+        heads = [head for kind in HeadKind if (head := family.heads.of(kind))] if hasattr(family, "heads") else []
         self._prefixes = [family.tensors.prefix, *(head.prefix for head in heads if head.prefix), ""]
         self._heads = {name.partition(".")[0] for head in heads for name in head.names.values()}
         self._heads -= {family.tensors.prefix.partition(".")[0]}
@@ -109,7 +109,7 @@ def read_adapter(directory: Path, config: AdapterConfig, places: Places) -> Adap
         if part is None or not len(down) or len(down) != up.shape[1]:
             unknown.append(f"{name} {tuple(down.shape)} with B {tuple(up.shape)}")
             continue
-        difference = LowRank(part.row, up, down, config.scale(module, len(down)))
+        difference = LowRank(part.row, up[part.order().argsort()], down, config.scale(module, len(down)))
         adapter.differences.setdefault(part.ours, []).append(difference)
     for name, tensor in stored.items():
         if ours := places.of_head(name.removeprefix(PREFIX), tuple(tensor.shape)):
