@@ -14,7 +14,6 @@ from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
 
 from pretrain.errors import ConfigError
 from pretrain.hub.config_json import Settings, shown
@@ -78,10 +77,6 @@ class HFTensor(NamedTuple):
         for head in range(self.heads):
             for part in range(3):
                 yield Run((3 * head + part) * rows, self.row + (part * self.heads + head) * rows, rows)
-
-    def order(self) -> Tensor:
-        """Return which of our rows each row of theirs is, counted from the first."""
-        return torch.cat([torch.arange(run.ours, run.ours + run.rows) for run in self.runs()]) - self.row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def rules(self) -> Rules | None:
-        """The rules that the texts of an encoder-decoder keep to; None: nothing says any."""
+        """The rules that the texts of a model that writes keep to; None: nothing says any."""
 
     @property
     def family(self) -> Family:

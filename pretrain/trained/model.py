@@ -237,9 +237,9 @@ class LanguageModel:
             beyond = "it ends there" if limit else "what lies beyond may make no sense"
             log.warning("%s, and the longest may get %s: %s", known, f"{before + max_tokens:,}", beyond)
         prefix, suffix = self.source.template or ([], [])
-        stop_ids = (suffix or prefix)[:1]  # none where nothing marks the ends of documents
         model: Any = self.module.model
         rules = self.source.rules or NO_RULES
+        stop_ids = [*(suffix or prefix)[:1], *rules.ends]  # none where nothing marks the ends of documents
         writer = Writer(
             model=model,
             tokenizer=self.tokenizer,

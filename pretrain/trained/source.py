@@ -113,8 +113,8 @@ class ReleasedSource(Source):
 
     @property
     def rules(self) -> Rules | None:
-        reads = self.network.kind is ModelKind.encoder_decoder
-        return read_rules(self.path, self.vocab_size) if reads else None
+        writes = self.network.kind is not ModelKind.bidirectional
+        return read_rules(self.path, self.vocab_size) if writes else None
 
     def check(self) -> None:
         """Refuse also damaged weights and unknown architectures."""

@@ -15,6 +15,8 @@ from small_models import (
     MODERNBERT,
     OLMO2,
     PHI3,
+    QWEN2,
+    QWEN3,
     ROBERTA,
     VOCAB_SIZE,
     ragged_batch,
@@ -52,6 +54,8 @@ MODELS = {
     "phi3": lambda: small_decoder(**PHI3, window=4, kv_heads=2),
     "olmo2": lambda: small_decoder(**OLMO2, kv_heads=2),
     "gemma3_text": lambda: small_decoder(**GEMMA3, window=4, global_every=2, global_first=1, local_rope_theta=1e4),
+    "qwen2": lambda: small_decoder(**QWEN2, kv_heads=2),
+    "qwen3": lambda: small_decoder(**QWEN3, attention_width=32),
 }
 WITH_SPANS = [name for name in MODELS if FAMILIES[name].heads.span is not None]
 WITH_TOKENS = [name for name in MODELS if FAMILIES[name].heads.token is not None]

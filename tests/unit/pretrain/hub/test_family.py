@@ -340,7 +340,6 @@ def rotary(layers, kind, **more):
         ({**DEBERTA_V3, "attention_head_size": 32}, "attention_head_size=32 is not supported by model=encoder (64"),
         ({**DEBERTA_V3, "pooler_hidden_act": "tanh"}, "pooler_hidden_act=tanh is not"),
         ({**DEBERTA_V3, "position_buckets": 255}, "model.buckets=255: must be even"),
-        ({**MODERN, "layer_types": ["sliding_attention"] * 21 + ["full_attention"]}, "layer_types=['sliding_att"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):

@@ -36,7 +36,7 @@ def hidden(model, batch):
             {"width": 5, "heads": 1, "positions": Positions.sinusoidal},
             "model.positions=sinusoidal: needs pairs of coordinates",
         ),
-        ({"positions": Positions.relative}, "model.positions=relative: belongs to encoder-decoders"),
+        ({"positions": Positions.relative}, "model.positions=relative: is not for decoders"),
         ({"dropout": 1.0}, r"model.dropout=1.0: must lie in \[0, 1\)"),
         ({"attention_dropout": -0.1}, "model.attention_dropout=-0.1"),
         ({"window": 0}, "model.window=0"),
