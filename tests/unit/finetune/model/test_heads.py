@@ -9,6 +9,7 @@ from hugging_face_directories import rows_of_ours
 from small_models import (
     DEBERTA,
     DISTILBERT,
+    ELECTRA,
     GEMMA3,
     GPT_NEOX,
     LLAMA,
@@ -45,6 +46,8 @@ MODELS = {
     "bert": small_encoder,
     "roberta": lambda: small_encoder(**ROBERTA),
     "deberta-v2": lambda: small_encoder(**DEBERTA),
+    "xlm-roberta": lambda: small_encoder(**ROBERTA, family="xlm-roberta"),
+    "electra": lambda: small_encoder(**ELECTRA),
     "distilbert": lambda: small_encoder(**DISTILBERT),
     "modernbert": lambda: small_encoder(**MODERNBERT, window=3, global_every=2),
     "gpt2": small_decoder,
@@ -230,7 +233,7 @@ def test_dropout_acts_where_theirs_does(name, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "distilbert", "modernbert"])
 def test_dropout_of_heads_acts_where_theirs_does(name):
     config = MODELS[name]().config
     ours, theirs = pair(config, HeadKind.sequence, None, 3, dropout=0.2)

@@ -40,6 +40,8 @@ WRITTEN = {
     },
     "bert": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new"},
     "roberta": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "pad_token_id": 4},
+    "xlm-roberta": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "pad_token_id": 4},
+    "electra": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "embedding_size": 10},
     "distilbert": {"max_position_embeddings": 64, "hidden_dim": 40, "activation": "gelu_new", **SHAPED},
     "deberta-v2": {
         **{"max_position_embeddings": 64, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new", "type_vocab_size": 2},
@@ -114,10 +116,12 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_file_that_names_its_family_alone_describes_the_network_that_transformers_builds(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name} | SAID.get(name, {})))
-    _, config, parts = read_network(tmp_path / "config.json")
+    family, config, parts = read_network(tmp_path / "config.json")
     with torch.device("meta"):
         theirs = AUTO_CLASSES[config.kind].from_config(AutoConfig.for_model(name, **SAID.get(name, {})))
     trained = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
+    if config.tie_embeddings:  # the copy comes first in XLM-RoBERTa
+        trained = {family.tensors.tied.get(name, name): shape for name, shape in trained.items()}
     trained |= {name: tuple(each.shape) for name, each in theirs.named_buffers() if name in BIASES and config.head_bias}
     if name == "gpt_neox":
         trained["embed_out.weight"] = trained.pop("lm_head.weight")

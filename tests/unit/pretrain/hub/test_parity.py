@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_models import (
     DEBERTA,
     DISTILBERT,
+    ELECTRA,
     GEMMA3,
     GPT_NEOX,
     LLAMA,
@@ -98,6 +99,8 @@ GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "gemma3_text")
 PARTLY_ROTARY = ("gpt_neox", "phi3")
 BRANCH_NORMS = ("olmo2", "gemma3_text")
 LONG = {
+    "xlm-roberta": {**ROBERTA, "family": "xlm-roberta", "max_seq_len": 300},
+    "electra": {**ELECTRA, "max_seq_len": 300},
     "deberta-v2": DEBERTA,
     "gpt_neox": GPT_NEOX,
     "phi3": {**PHI3, "window": 50},
@@ -111,6 +114,13 @@ LONG = {
 ENCODERS = {
     "bert": {"token_types": st.integers(1, 3), "activation": st.sampled_from(GELUS), "norm_eps": EPS},
     "roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"norm_eps": EPS},
+    "xlm-roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"family": st.just("xlm-roberta")},
+    "electra": {
+        "family": st.just("electra"),
+        "token_types": st.integers(1, 3),
+        "norm_eps": EPS,
+        "embedding_width": st.none() | st.integers(1, 9).map(lambda half: 2 * half + 1),  # no width of blocks
+    },
     "distilbert": {
         **{key: st.just(value) for key, value in DISTILBERT.items()},
         "activation": st.sampled_from(GELUS),
