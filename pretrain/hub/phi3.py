@@ -89,6 +89,8 @@ class Phi3(Family):
             "rope_theta": config.rope_theta,
             "partial_rotary_factor": config.rotary_share,
             "rope_scaling": None,
+            # Where nothing is said, it is that of the released tokenizer, which small vocabularies do not have.
+            "pad_token_id": None,
         }
 
     def derived(self, theirs: dict[str, Any]) -> dict[str, Any]:
