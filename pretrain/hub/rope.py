@@ -65,7 +65,8 @@ def rope_fields(
     for unknown in sorted(rope.keys() - known):
         if rope[unknown]:
             raise family.refusal(f"{key}.{unknown}", rope[unknown], f"{name} frequencies have none")
-    numbers = {"rope_theta": theta, "partial_rotary_factor": share, **({_LENGTH: length} if _LENGTH in keys else {})}
+    numbers: dict[str, Any] = {"rope_theta": theta, "partial_rotary_factor": share}
+    numbers |= {_LENGTH: length} if _LENGTH in keys else {}
     for needed in [their for their in keys if their in _NEEDED and rope.get(their) is None]:
         raise family.refusal(f"{key}.{needed}", None, f"rope_type={name} needs one")
     read = {*numbers, *keys}
