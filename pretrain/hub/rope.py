@@ -72,10 +72,12 @@ def rope_fields(
     read = {*numbers, *keys}
     given = {their: value for their, value in rope.items() if their in read}
     # A null is what is left out where numbers may be; transformers would take a null `truncate` for false.
-    values = numbers | {their: value for their, value in given.items() if value is not None or their in _KINDS}
+    values: dict[str, Any] = numbers | {
+        their: value for their, value in given.items() if value is not None or their in _KINDS
+    }
     for their, value in values.items():
         check_value(f"{key}.{their}", value, _KINDS.get(their, float))
-    scaling = {ours: values[their] for their, ours in keys.items() if their in values}
+    scaling: dict[str, Any] = {ours: values[their] for their, ours in keys.items() if their in values}
     return {
         "rope_theta": float(values["rope_theta"]),
         "rotary_share": float(values["partial_rotary_factor"]),
