@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,15 @@ from pretrain.checkpoint.load import Shapes, check_architecture
 from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
-from pretrain.hub.download import fetch, is_hub_name
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
 from pretrain.models.rotary import RopeScaling
 from pretrain.objectives.base import Objective
 from pretrain.tokenizer.base import load_tokenizer, num_ids
-from pretrain.trained.source import EMBEDDING, Source, objective_for, open_source
+from pretrain.trained.adapted import below
+from pretrain.trained.base import EMBEDDING, Source
+from pretrain.trained.source import described_source, objective_for
 
 # Settings that change what the same weights compute. A difference in the first group makes them another network; with
 # the second a trained network may sensibly continue (a longer context wants another rope_theta), so a difference is
@@ -39,6 +40,7 @@ _NETWORK = tuple(
     for key in (
         *("heads", "norm", "order", "activation", "positions", "position_offset", "max_distance", "token_types"),
         *("attention_scale", "embedding_scale", "head_scale", "rotary_share", "qk_norm", "score_width"),
+        *("buckets", "content_to_position", "position_to_content"),
     )
 )
 _TUNABLE = (
@@ -50,6 +52,7 @@ _TUNABLE = (
     "tokenizer",
 )
 _MODEL = "model."  # prefix of the model's tensors; those of an objective come and go with it
+_TRANSFORM, _HEAD = "model.transform.", "model.head."  # what only predicts tokens in an encoder
 _VOCABULARY = (EMBEDDING, "model.head.weight", "model.head.bias", "model.logit_bias")  # one row per token
 
 FOREIGN = 0.01  # share of the ids that may stand for other tokens: a few special ones are often renamed
@@ -61,18 +64,21 @@ def settings_from(init_from: str) -> dict[str, Any]:
     """Return what a pretraining run takes over from a source besides its weights, by the dotted keys of its settings.
 
     `model`, `tokenizer` and `objective` are configurations, the others single values. Reads no weights. Raises what
-    `open_source` raises.
+    `described_source` raises.
     """
-    if is_hub_name(init_from):
-        init_from = fetch(init_from, f"init_from={init_from}", weights=False)
-    source = open_source(init_from)
+    source = described_source(init_from)
     return {
         "model": source.network,
         "tokenizer": source.tokenizer_config(),
-        "objective": objective_for(source.network),
+        "objective": source.objective if _detects(source) else objective_for(source.network),
         **({} if source.network.kind.generates else {"data.packing": Packing.windows}),
         "data.seq_len": source.network.max_seq_len,
     }
+
+
+def _detects(source: Source) -> bool:
+    """Return whether a source was trained without a head that predicts tokens, which it had to learn first."""
+    return not source.is_fine_tuned and not source.objective.predicts_tokens
 
 
 class InitialWeights:
@@ -139,22 +145,35 @@ def weights_from(
     """
     reader = source.weights(world)
     theirs = source.settings(reader)
-    headless = reader.absent if isinstance(reader, HuggingFaceWeights) else []
+    base = below(reader)
     wanted, stored = initial.shapes, reader.weight_shapes()
-    held = {name: shape for name, shape in stored.items() if name.startswith(_MODEL) or wanted.get(name) == shape}
-    new = [name for name in wanted if name not in held and (name in headless or not name.startswith(_MODEL))]
+    missing = {*base.absent} if isinstance(base, HuggingFaceWeights) else _head_beside(wanted, stored)
+    surplus = _head_beside(stored, wanted)
+    held = {
+        name: shape
+        for name, shape in stored.items()
+        if wanted.get(name) == shape or (name.startswith(_MODEL) and name not in surplus)
+    }
+    new = [name for name in wanted if name not in held and (name in missing or not name.startswith(_MODEL))]
     adapted = {name: wanted[name] for name in new} | _resized(source.path, wanted, held)
     check_architecture(source.path, wanted, {**held, **adapted})
     _check_settings(source.path, theirs, settings)
     if theirs.get("tokenizer") != settings.get("tokenizer"):
         _check_ids(source.path, tokenizer)
-    step = f", {reader.step.name}" if isinstance(reader, FragmentReader) else ""
+    step = f", {base.step.name}" if isinstance(base, FragmentReader) else ""
     log.info("starting from the weights of %s%s", source.name, step)
     if new:
         log.info("init_from: %s has no %s; they get initial values", source.path, ", ".join(new))
     if left := stored.keys() - held.keys():
-        log.info("init_from: this run has no %s of %s", ", ".join(sorted(left)), source.path)
+        log.info("init_from: left behind of %s, so not in exports either: %s", source.path, ", ".join(sorted(left)))
     return SourceWeights(reader, held, initial)
+
+
+def _head_beside(names: Collection[str], others: Collection[str]) -> set[str]:
+    """Return the tensors by which an encoder of these names predicts tokens, if one of the other names does not."""
+    if not any(name.startswith(_TRANSFORM) for name in names) or any(name.startswith(_TRANSFORM) for name in others):
+        return set()
+    return {name for name in names if name.startswith((_TRANSFORM, _HEAD))}
 
 
 def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:

@@ -39,7 +39,8 @@ from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, summary
-from pretrain.trained.source import Source, find_source, shared_source
+from pretrain.trained.base import Source
+from pretrain.trained.source import find_source, shared_source
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,9 @@ def prepare_corpora(cfg: PretrainConfig) -> dict[str, Path]:
 
 def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
     """Return the model inside its objective, on the meta device: shapes without memory."""
+    attend, head = cfg.attention.build(), cfg.objective.predicts_tokens
     with torch.device("meta"):
-        return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
+        return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=attend, head=head))
 
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:

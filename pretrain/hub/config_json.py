@@ -107,7 +107,7 @@ class Settings:
 
     def activation(self, name: str) -> Activation | None:
         """Return our activation of a name, None for one that we do not have."""
-        named = {their: own for own, their in self.activations.items()}
+        named = {_SAME_FUNCTION.get(their, their): own for own, their in self.activations.items()}
         return named.get(_SAME_FUNCTION.get(name, name))
 
     def refused(self, theirs: dict[str, Any]) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, check
 from pretrain.hub.config_json import Settings, shown
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
@@ -29,8 +29,16 @@ from pretrain.registry import choices
 Config = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 
 
+class Run(NamedTuple):
+    """Rows that follow each other in our tensor and in theirs."""
+
+    theirs: int  # the first of them there
+    ours: int  # the same here
+    rows: int
+
+
 class HFTensor(NamedTuple):
-    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed.
+    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed or reordered.
 
     Each element of ours lies in exactly one of them, so a list of these serves both directions.
     """
@@ -41,6 +49,7 @@ class HFTensor(NamedTuple):
     row: int = 0  # the first of them
     transposed: bool = False  # theirs has the rows as columns
     is_row: bool = False  # ours has one dimension, theirs is a matrix of one row
+    heads: int = 1  # theirs lists rows head by head: query, key, value; ours has all queries, all keys, all values
 
     @property
     def numel(self) -> int:
@@ -59,6 +68,16 @@ class HFTensor(NamedTuple):
             return (1, *self.shape)
         return self.shape[::-1] if self.transposed else self.shape
 
+    def runs(self) -> Iterator[Run]:
+        """Yield the rows in the order of theirs."""
+        if self.heads == 1:
+            yield Run(0, self.row, self.shape[0])
+            return
+        rows = self.shape[0] // (3 * self.heads)  # of the query, the key or the value of a head
+        for head in range(self.heads):
+            for part in range(3):
+                yield Run((3 * head + part) * rows, self.row + (part * self.heads + head) * rows, rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
@@ -67,12 +86,14 @@ class Tensors:
     names: dict[str, str | tuple[str, ...]]  # of our modules (see `place_of`) and theirs; several: rows in that order
     prefix: str  # of the body's names; checkpoints of the body alone lack it
     transposes_blocks: bool = False  # the matrices of its blocks have rows as columns
+    by_head: tuple[str, ...] = ()  # our names of fused projections whose rows lie there head by head
     derived: tuple[str, ...] = ()  # endings of stored tensors that follow from the configuration: masks, frequencies
     tied: dict[str, str] = field(default_factory=dict)  # names of the head's copies, and of which, in tied models
     copies: dict[str, str] = field(default_factory=dict)  # names of other copies, and of which, in all models
     rows: tuple[str, ...] = ()  # parameters of ours that are matrices of one row there
     beside: dict[str, str] = field(default_factory=dict)  # modules of objectives, and theirs: its files may hold them
     unused: tuple[str, ...] = ()  # beginnings of the body's tensors that our models do not have
+    other_names: dict[str, str] = field(default_factory=dict)  # beginnings of names in some files, and these here
 
 
 class HeadKind(StrEnum):
@@ -103,6 +124,7 @@ class HeadLayer(StrEnum):
     pooler = "pooler"  # BERT's, which pretraining may have trained
     tanh = "tanh"  # a projection as wide as the model, and its tanh
     relu = "relu"  # the same with relu
+    gelu = "gelu"  # the same with gelu
     transform = "transform"  # the layers before the vocabulary projection, trained with it
     dropout = "dropout"
 
@@ -116,6 +138,7 @@ class TaskHead:
     bias: bool = True  # whether the classifier has one
     pooling: Pooling = Pooling.first  # of sequences
     prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
+    computes: dict[str, Any] = field(default_factory=dict)  # settings of theirs with the values that it has
 
 
 SPANS = TaskHead(names={"classifier": "qa_outputs"})
@@ -125,14 +148,17 @@ LAST_TOKEN = TaskHead(names={"classifier": "score"}, bias=False, pooling=Pooling
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families."""
+    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families.
+
+    None: `transformers` has no such class.
+    """
 
     sequence: TaskHead
-    span: TaskHead = SPANS
-    token: TaskHead = TOKENS
+    span: TaskHead | None = SPANS
+    token: TaskHead | None = TOKENS
 
-    def of(self, kind: HeadKind) -> TaskHead:
-        """Return the head of a kind."""
+    def of(self, kind: HeadKind) -> TaskHead | None:
+        """Return the head of a kind, None where there is none."""
         return getattr(self, kind)
 
 
@@ -146,6 +172,7 @@ class Family:
     model_type: ClassVar[str]  # in config.json
     architecture: ClassVar[str]  # the class in transformers
     pretraining: ClassVar[str] = ""  # the class that also has the tensors `beside` the model, if there is one
+    objective: ClassVar[str] = ""  # that trains the class `pretraining`; "": the usual one of such networks
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
     heads: ClassVar[Heads]
@@ -153,14 +180,31 @@ class Family:
     def __init_subclass__(cls) -> None:
         FAMILIES[cls.model_type] = cls()
 
+    @property
+    def body_architecture(self) -> str:
+        """The name of the class without any head."""
+        return f"{type(self).__name__}Model"
+
     def task_architecture(self, kind: HeadKind) -> str:
-        """Return the name of the class with a task's head."""
+        """Return the name that the class with a task's head has or would have."""
         return type(self).__name__ + _CLASSES[kind]
+
+    def head(self, kind: HeadKind) -> TaskHead:
+        """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""
+        if (found := self.heads.of(kind)) is None:
+            missing = self.task_architecture(kind)
+            raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
+        return found
+
+    def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
+        """Return what the head of a config.json's class makes predictions for; None: it is no class for a task."""
+        named = theirs.get("architectures") or []
+        return next((kind for kind in HeadKind if self.task_architecture(kind) in named), None)
 
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
         plain, settings = config.plain(), self.settings
-        written = {*settings.same.values(), *settings.translated, *TRAINING}
+        written = {*settings.same.values(), *settings.translated, *TRAINING, "family"}
         # What no key of theirs says is in all of its models as `network` makes it.
         known = {key.name: [default_of(key)] for key in fields(config) if key.name not in written}
         known |= {key: [value] for key, value in settings.fixed.items()}
@@ -187,10 +231,12 @@ class Family:
             theirs = names[place]
             fused = [theirs] if isinstance(theirs, str) else theirs
             transposed = self.tensors.transposes_blocks and layer is not None and parameter.ndim == 2
+            heads = config.heads if place in self.tensors.by_head else 1
             row = 0
             for their, rows in zip(fused, _rows(len(fused), len(parameter), queries), strict=True):
                 shape = (rows, *parameter.shape[1:])
-                yield HFTensor(f"{their.replace('#', str(layer))}.{leaf}", prefix + name, shape, row, transposed)
+                named = f"{their.replace('#', str(layer))}.{leaf}"
+                yield HFTensor(named, prefix + name, shape, row, transposed, heads=heads)
                 row += rows
 
     def names(self, config: Any) -> Mapping[str, str | tuple[str, ...]]:
@@ -226,7 +272,10 @@ class Family:
         if refused := settings.refused(theirs):
             key, rule = refused
             raise self.refusal(key, theirs[key], rule)
-        return self.network(theirs)
+        config = self.network(theirs)
+        if _nearest(config)[0] is not self:
+            return replace(config, family=self.model_type)
+        return config
 
     def network(self, theirs: dict[str, Any]) -> Any:
         """Return our configuration of a complete config.json whose keys and types are checked."""
@@ -272,39 +321,62 @@ FAMILIES: dict[str, Family] = {}
 def family_for(config: Any) -> Family:
     """Return the family whose models compute what a model of this configuration computes, setting for setting.
 
-    Raises `ConfigError` for a model of no family; it names the settings that the closest family does not support.
+    The one that it names, if it names one, else the first. Raises `ConfigError` for a model of no family; it names the
+    settings that the closest family does not support.
     """
-    of_its_type = [family for family in FAMILIES.values() if isinstance(config, family.config_type)]
-    if not of_its_type:
-        raise ConfigError(f"{type(config).__name__}: is none of {', '.join(FAMILIES)}: this model cannot be exported")
-    differences = {family: list(family.differences(config)) for family in of_its_type}
-    nearest = min(differences, key=lambda family: len(differences[family]))
-    if differences[nearest]:
-        raise ConfigError(f"{'; '.join(differences[nearest])}: this model cannot be exported")
+    nearest, differences = _nearest(config)
+    if differences:
+        raise ConfigError(f"{'; '.join(differences)}: this model cannot be exported")
     return nearest
+
+
+def _nearest(config: Any) -> tuple[Family, list[str]]:
+    """Return the closest family, and why its architecture cannot express a configuration, if it cannot."""
+    named = config.family
+    possible = {kind: each for kind, each in FAMILIES.items() if isinstance(config, each.config_type)}
+    if not possible:
+        raise ConfigError(f"{type(config).__name__}: is none of {', '.join(FAMILIES)}: this model cannot be exported")
+    if named is not None:
+        check(named in possible, "model.family", named, f"must be one of {', '.join(possible)}, or null")
+        possible = {named: possible[named]}
+    differences = {family: list(family.differences(config)) for family in possible.values()}
+    nearest = min(differences, key=lambda family: len(differences[family]))
+    return nearest, differences[nearest]
+
+
+def check_family(config: Any) -> None:
+    """Raise `ConfigError` for a network that names a family that is none, or that does not compute it."""
+    if config.family is not None:
+        family_for(config)
 
 
 def family_of(theirs: dict[str, Any]) -> Family:
     """Return the family of a Hugging Face `config.json`. Raises `ConfigError` for one that we do not have."""
     found = theirs.get("model_type")
     if not isinstance(found, str) or found not in FAMILIES:
+        text = theirs.get("text_config")
+        inner = text.get("model_type") if isinstance(text, dict) else None
+        if isinstance(inner, str) and inner in FAMILIES:
+            rule = f"reads more than text; save its {inner} alone, with text_config as its config.json"
+            raise ConfigError(f"model_type={shown(found)}: is not supported, for it {rule}")
         raise ConfigError(f"model_type={shown(found)}: is not supported; choose a model of {', '.join(FAMILIES)}")
     return FAMILIES[found]
 
 
 def head_for(config: Any, kind: HeadKind) -> TaskHead:
-    """Return the head that a model's family has; a model of no family has GPT-2's if it is causal, else BERT's.
+    """Return the head that a model's family has; without one it is GPT-2's if the model is causal, else BERT's.
 
-    Raises `ConfigError` for an encoder-decoder, which has none.
+    Raises `ConfigError` for an encoder-decoder, which has none, and what `check_family` raises.
     """
+    check_family(config)
     if config.kind is ModelKind.encoder_decoder:
         rule = f"an encoder-decoder writes its answers and has no head for a {kind.value}"
         fix = "choose task=seq2seq, or a decoder or an encoder for this task"
         raise ConfigError(f"model={choices()[type(config)][1]}: {rule}; {fix}")
     try:
-        return family_for(config).heads.of(kind)
+        return family_for(config).head(kind)
     except ConfigError:
-        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].heads.of(kind)
+        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].head(kind)
 
 
 def place_of(config: Any, module: str) -> tuple[str, str | None]:

@@ -66,18 +66,18 @@ def rope_fields(
         if rope[unknown]:
             raise family.refusal(f"{key}.{unknown}", rope[unknown], f"{name} frequencies have none")
     numbers: dict[str, Any] = {"rope_theta": theta, "partial_rotary_factor": share}
-    numbers |= {_LENGTH: length} if _LENGTH in keys else {}
+    if _LENGTH in keys:
+        numbers[_LENGTH] = length
     for needed in [their for their in keys if their in _NEEDED and rope.get(their) is None]:
         raise family.refusal(f"{key}.{needed}", None, f"rope_type={name} needs one")
     read = {*numbers, *keys}
     given = {their: value for their, value in rope.items() if their in read}
     # A null is what is left out where numbers may be; transformers would take a null `truncate` for false.
-    values: dict[str, Any] = numbers | {
-        their: value for their, value in given.items() if value is not None or their in _KINDS
-    }
+    given = {their: value for their, value in given.items() if value is not None or their in _KINDS}
+    values: dict[str, Any] = {**numbers, **given}
     for their, value in values.items():
         check_value(f"{key}.{their}", value, _KINDS.get(their, float))
-    scaling: dict[str, Any] = {ours: values[their] for their, ours in keys.items() if their in values}
+    scaling = {ours: values[their] for their, ours in keys.items() if their in values}
     return {
         "rope_theta": float(values["rope_theta"]),
         "rotary_share": float(values["partial_rotary_factor"]),
@@ -85,13 +85,20 @@ def rope_fields(
     }
 
 
+def whole_rope_fields(family: Family, key: str, rope: dict[str, Any], *, theta: float, length: int) -> dict[str, Any]:
+    """Return the same without `rotary_share`. Raises `ConfigError` also where not whole heads are rotated."""
+    found = rope_fields(family, key, rope, theta=theta, length=length)
+    share = f"{key}.partial_rotary_factor"
+    family.expect({share: found.pop("rotary_share")}, **{share: 1.0})
+    return found
+
+
 def rope_theta(family: Family, key: str, rope: dict[str, Any], theta: float) -> float:
     """Return the base of rotary parameters whose frequencies are not scaled and that rotate whole heads.
 
     It is `theta` where they leave it out. Raises `ConfigError` for others.
     """
-    found = rope_fields(family, key, rope, theta=theta, length=1)
+    found = whole_rope_fields(family, key, rope, theta=theta, length=1)
     if (kind := found["rope_scaling"].kind) is not Scaling.none:
         raise family.refusal(f"{key}.rope_type", kind.value, "default is")
-    family.expect({f"{key}.partial_rotary_factor": found["rotary_share"]}, **{f"{key}.partial_rotary_factor": 1.0})
     return found["rope_theta"]

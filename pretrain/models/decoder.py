@@ -39,8 +39,9 @@ class DecoderConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "belongs to encoder-decoders; choose learned, sinusoidal or rotary"
-        check(self.positions is not Positions.relative, "model.positions", self.positions.value, rule)
+        rule = "is not for decoders; choose learned, sinusoidal or rotary"
+        allowed = self.positions not in (Positions.relative, Positions.disentangled)
+        check(allowed, "model.positions", self.positions.value, rule)
         rule = "is not for decoders; choose pre, output, sandwich or parallel"
         check(self.order is not Order.post, "model.order", self.order.value, rule)
         for key in ("kv_heads", "attention_width", "score_width"):

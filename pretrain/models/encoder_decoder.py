@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import check
-from pretrain.models.base import Attend, EncoderDecoderModel, Layout, ModelKind, RelativeBias, Stream
+from pretrain.models.attention.relative import RelativeBias
+from pretrain.models.base import Attend, EncoderDecoderModel, Layout, ModelKind, Stream
 from pretrain.models.generation.cache import KeyValueCache, SourceCache
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import (
@@ -70,7 +71,8 @@ class EncoderDecoderConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = "is not for encoder-decoders; choose sinusoidal, learned or relative"
-        check(self.positions is not Positions.rotary, "model.positions", self.positions.value, rule)
+        allowed = self.positions not in (Positions.rotary, Positions.disentangled)
+        check(allowed, "model.positions", self.positions.value, rule)
         check(self.window is None, "model.window", self.window, "encoder-decoders see whole texts; set null")
         rule = "is not for encoder-decoders; choose post or pre"
         check(self.order in (Order.post, Order.pre), "model.order", self.order.value, rule)

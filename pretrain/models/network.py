@@ -51,6 +51,7 @@ class NetworkConfig(ModelConfig):
     attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
     init: Init = Init.gpt2  # scheme of the initial weights: gpt2, olmo2, bert or modernbert
     init_std: float = 0.02  # standard deviation of initial matrices
+    family: str | None = None  # whose heads and export it has where several compute it, by model_type; null: the first
 
     def __post_init__(self) -> None:
         for key in ("max_seq_len", "width", "layers", "heads", "mlp_width", "window", "global_every"):
@@ -76,7 +77,7 @@ class NetworkConfig(ModelConfig):
         share = self.rotary_share
         check(0 < share <= 1 and (is_rotary or share == 1), "model.rotary_share", share, rule)
         paired = self.rotary_width if is_rotary else self.width
-        even = self.positions in (Positions.learned, Positions.relative) or (paired % 2 == 0 and paired > 0)
+        even = self.positions not in (Positions.sinusoidal, Positions.rotary) or (paired % 2 == 0 and paired > 0)
         rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
         check(even, "model.positions", self.positions.value, rule)
         for key in ("rope_theta", "local_rope_theta"):
@@ -168,9 +169,13 @@ class NetworkConfig(ModelConfig):
         """Return the norms of the queries and the keys of a layer, None for none."""
         return None
 
+    def make_attention(self, **parts: Any) -> Attention:
+        """Return the attention of a layer, of these arguments."""
+        return Attention(**parts)
+
     def make_block(self, layer: int, attend: Attend) -> Block:
         """Return the block of a layer, counted from 0."""
-        attention = Attention(
+        attention = self.make_attention(
             width=self.width,
             heads=self.heads,
             kv_heads=self.num_kv_heads,

@@ -9,10 +9,14 @@ from family_shapes import SHAPES, small_model
 from hugging_face_directories import AUTO_CLASSES
 from small_models import (
     BART,
+    ELECTRA,
+    GEMMA3,
+    GPT_NEOX,
     LLAMA,
     MARIAN,
     MBART,
     MODERNBERT,
+    OLMO2,
     ROBERTA,
     T5_GATED,
     T5_TIED,
@@ -22,27 +26,34 @@ from transformers import (
     AutoConfig,
     BartConfig,
     BertConfig,
+    CamembertConfig,
+    DebertaV2Config,
     DistilBertConfig,
+    ElectraConfig,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MarianConfig,
     MBartConfig,
     MistralConfig,
     ModernBertConfig,
+    Olmo2Config,
+    Phi3Config,
     RobertaConfig,
     T5Config,
     XLMRobertaConfig,
 )
 
 from pretrain.errors import ConfigError
-from pretrain.hub.family import FAMILIES, HeadKind, family_for, family_of, head_for
+from pretrain.hub.family import FAMILIES, HeadKind, HeadLayer, check_family, family_for, family_of, head_for
 from pretrain.hub.roberta import Roberta
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import Init
-from pretrain.models.layers import Activation
+from pretrain.models.layers import Activation, Order, Positions
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -62,10 +73,14 @@ def test_each_element_lies_in_one_part_and_every_tensor_of_theirs_is_one(name):
         theirs = AUTO_CLASSES[model.config.kind].from_config(config)
     assert type(theirs).__name__ == family.architecture
     shapes = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
+    if model.config.tie_embeddings:  # the copy comes first in XLM-RoBERTa
+        shapes = {family.tensors.tied.get(name, name): shape for name, shape in shapes.items()}
     if getattr(model.config, "head_bias", False):
         shapes["final_logits_bias"] = (1, VOCAB_SIZE)
     if name == "t5, gated":  # which transformers ties until it reads another head
         shapes["lm_head.weight"] = shapes["shared.weight"]
+    if "embed_out.weight" in parts:  # its name in files
+        shapes["embed_out.weight"] = shapes.pop("lm_head.weight")
     assert shapes == {name: part.their_shape for name, part in parts.items()}
 
 
@@ -93,15 +108,35 @@ def test_defining_a_family_adds_it_and_every_family_is_tested(monkeypatch):
     assert {name.partition(",")[0] for name in SHAPES} == FAMILIES.keys()
     monkeypatch.setattr("pretrain.hub.family.FAMILIES", FAMILIES.copy())
 
-    class XLMRoberta(Roberta):
-        model_type = "xlm-roberta"
-        architecture = "XLMRobertaForMaskedLM"
+    class Camembert(Roberta):
+        model_type = "camembert"
+        architecture = "CamembertForMaskedLM"
 
-    theirs = XLMRobertaConfig(type_vocab_size=1).to_dict()
-    assert isinstance(family_of(theirs), XLMRoberta)
-    assert family_of(theirs).from_hf(theirs).position_offset == 2
-    assert family_for(family_of(theirs).from_hf(theirs)).model_type == "roberta", "of equals the first"
-    assert "xlm-roberta" not in FAMILIES
+    theirs = CamembertConfig(type_vocab_size=1).to_dict()
+    assert isinstance(family_of(theirs), Camembert)
+    ours = family_of(theirs).from_hf(theirs)
+    assert ours.position_offset == 2
+    assert isinstance(family_for(ours), Camembert), "it is named where another one computes the same"
+    assert family_for(replace(ours, family=None)).model_type == "roberta", "of equals the first"
+    assert "camembert" not in FAMILIES
+
+
+def test_a_family_that_is_named_must_exist_and_compute_the_same():
+    for family in (None, "bert", "electra"):
+        config = EncoderConfig(max_seq_len=32, family=family)
+        check_family(config)
+        assert family_for(config).model_type == (family or "bert")
+    head = head_for(EncoderConfig(max_seq_len=32, family="electra"), HeadKind.sequence)
+    assert HeadLayer.gelu in head.layers and HeadLayer.pooler not in head.layers
+    for family, refusal in (
+        ("elektra", "model.family=elektra: must be one of bert, distilbert, electra,"),
+        ("gpt2", "model.family=gpt2: must be one of bert, "),
+        ("roberta", "model.position_offset=0: is not supported by RobertaForMaskedLM"),
+    ):
+        config = EncoderConfig(max_seq_len=32, family=family)
+        for refuse in (check_family, family_for, lambda config: head_for(config, HeadKind.token)):
+            with pytest.raises(ValueError, match=refusal):
+                refuse(config)
 
 
 def test_what_transformers_writes_is_understood():
@@ -113,11 +148,24 @@ def test_what_transformers_writes_is_understood():
     assert family_of(llama).from_hf(llama) == DecoderConfig(max_seq_len=2048, kv_heads=4, rope_theta=5e5, **ours)
     mistral = MistralConfig(**size, num_key_value_heads=2, sliding_window=9).to_dict()
     assert family_of(mistral).from_hf(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
+    phi3 = Phi3Config(**size, sliding_window=9).to_dict()
+    ours |= {"kv_heads": 4, "window": 9, "norm_eps": 1e-5}
+    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, **ours)
+    neox = GPTNeoXConfig(**size | {"hidden_size": 32}).to_dict()
+    ours = {"width": 32, "mlp_width": 40, "heads": 4, "layers": 3, "tie_embeddings": False}
+    assert family_of(neox).from_hf(neox) == DecoderConfig(max_seq_len=2048, **ours, **GPT_NEOX | {"rotary_share": 0.25})
     bert = BertConfig(**size).to_dict()
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=512, **ours)
     roberta = RobertaConfig(**size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5).to_dict()
     assert family_of(roberta).from_hf(roberta) == EncoderConfig(max_seq_len=512, **ours, **ROBERTA)
+    xlm = XLMRobertaConfig(**size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5).to_dict()
+    named = EncoderConfig(max_seq_len=512, **ours, **ROBERTA, family="xlm-roberta")
+    assert family_of(xlm).from_hf(xlm) == named
+    electra = ElectraConfig(**size, embedding_size=10).to_dict()
+    assert family_of(electra).from_hf(electra) == EncoderConfig(max_seq_len=512, **ours, **ELECTRA)
+    electra = ElectraConfig(**size, embedding_size=24).to_dict()
+    assert family_of(electra).from_hf(electra) == EncoderConfig(max_seq_len=512, **ours, family="electra")
     bart = BartConfig(d_model=24, encoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4).to_dict()
     ours = {"width": 24, "mlp_width": 4096, "heads": 4, "layers": 3, "decoder_layers": 12, "max_seq_len": 1024}
     assert family_of(bart).from_hf(bart) == EncoderDecoderConfig(**ours, **BART)
@@ -133,6 +181,17 @@ def test_what_transformers_writes_is_understood():
         assert theirs["tie_word_embeddings"], "whatever it is"
         assert family_of(theirs).from_hf(theirs) == EncoderDecoderConfig(**ours, **same)
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
+    ours |= {"max_seq_len": 2048, "tie_embeddings": False}
+    olmo = Olmo2Config(**size).to_dict()
+    assert family_of(olmo).from_hf(olmo) == DecoderConfig(kv_heads=4, **ours, **OLMO2)
+    gemma = Gemma3TextConfig(**size, head_dim=8, query_pre_attn_scalar=168).to_dict()
+    windows = {"window": 4096, "rope_theta": 1e6, "local_rope_theta": 1e4}
+    ours |= {"max_seq_len": 131_072, "tie_embeddings": True, "norm_eps": 1e-6, "attention_width": 32}
+    expected = DecoderConfig(kv_heads=4, score_width=168, **windows, **ours, **GEMMA3)
+    assert family_of(gemma).from_hf(gemma) == expected
+    gemma = Gemma3TextConfig(**size | {"num_hidden_layers": 8}).to_dict()
+    assert family_of(gemma).from_hf(gemma).global_every == 6 == family_of(gemma).from_hf(gemma).global_first + 1
+    ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
     modern = ModernBertConfig(**size).to_dict()
     windows = {"window": 65, "global_every": 3}
     assert family_of(modern).from_hf(modern) == EncoderConfig(max_seq_len=8192, **ours, **MODERNBERT, **windows)
@@ -143,6 +202,11 @@ def test_configurations_of_older_versions_are_understood():
     del theirs["rope_parameters"], theirs["head_dim"]
     assert family_of(theirs).from_hf({**theirs, "rope_theta": 5e5, "rope_scaling": None}).rope_theta == 5e5
     assert family_of(theirs).from_hf(theirs).rope_theta == 10_000
+    theirs = {"model_type": "gemma3_text", "num_hidden_layers": 7, "rope_theta": 5e5, "rope_local_base_freq": 9e3}
+    theirs |= {"sliding_window_pattern": 2, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    ours = family_of(theirs).from_hf(theirs)
+    assert (ours.rope_theta, ours.local_rope_theta, ours.rope_scaling.factor) == (5e5, 9e3, 8.0)
+    assert [ours.layer_window(layer) for layer in range(4)] == [4096, None, 4096, None]
     theirs = {**ModernBertConfig(num_hidden_layers=7).to_dict(), "global_rope_theta": 5e4, "local_rope_theta": None}
     del theirs["rope_parameters"], theirs["layer_types"]
     ours = family_of(theirs).from_hf({**theirs, "global_attn_every_n_layers": 2})
@@ -153,7 +217,28 @@ def test_configurations_of_older_versions_are_understood():
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=9, width=24, layers=1, heads=2, mlp_width=40)
 
 
-BERT, MODERN = BertConfig().to_dict(), ModernBertConfig().to_dict()
+PHI3_128K = {"model_type": "phi3", "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
+LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
+BERT, MODERN, GEMMA = BertConfig().to_dict(), ModernBertConfig().to_dict(), Gemma3TextConfig().to_dict()
+# As Microsoft released deberta-v3-base.
+DEBERTA_V3 = {
+    **{"model_type": "deberta-v2", "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768},
+    **{"hidden_dropout_prob": 0.1, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-7},
+    **{"max_position_embeddings": 512, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
+    **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "vocab_size": 128100},
+    **{"position_biased_input": False, "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 0},
+}
+
+
+def test_the_released_deberta_is_understood():
+    ours = EncoderConfig(
+        max_seq_len=512, mlp_width=3072, norm_eps=1e-7, token_types=0, positions=Positions.disentangled
+    )
+    assert family_of(DEBERTA_V3).from_hf(DEBERTA_V3) == ours, "of which the rest are defaults"
+    fine_tuned = {**DebertaV2Config(**DEBERTA_V3).to_dict(), "summary_type": "first", "cls_dropout": 0.15}
+    assert family_of(fine_tuned).from_hf(fine_tuned) == ours
+
+
 SUMMARISER, TRANSLATOR, TEXT_TO_TEXT = BartConfig().to_dict(), MarianConfig().to_dict(), T5Config().to_dict()
 
 
@@ -166,7 +251,10 @@ def rotary(layers, kind, **more):
 @pytest.mark.parametrize(
     ("theirs", "refusal"),
     [
-        ({"model_type": "bloom"}, "model_type=bloom: is not supported; choose a model of bart, mbart, bert, dist"),
+        (
+            {"model_type": "bloom"},
+            "model_type=bloom: is not supported; choose a model of bart, mbart, bert, deberta-v2, dist",
+        ),
         (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx=True is not"),
         (
             GPT2Config(activation_function="relu").to_dict(),
@@ -194,6 +282,15 @@ def rotary(layers, kind, **more):
             {**LlamaConfig().to_dict(), "rope_parameters": {"rope_type": "default", "factor": 4.0}},
             "rope_parameters.factor=4.0 is not",
         ),
+        ({**PHI3_128K, "rope_scaling": LONGROPE | {"type": "su"}}, "rope_scaling.type=su is not supported"),
+        ({**PHI3_128K, "rope_scaling": LONGROPE | {"type": "yarn"}}, "rope_scaling.type=yarn is not supported"),
+        ({**PHI3_128K, "rope_parameters": LONGROPE | {"rope_type": "longrope"}}, "rope_type=longrope is not supported"),
+        ({**PHI3_128K, "head_dim": 96}, "head_dim=96 is not supported"),
+        ({**GPTNeoXConfig().to_dict(), "attention_bias": False}, "attention_bias=False is not supported"),
+        (
+            GPTNeoXConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}).to_dict(),
+            "rope_parameters.rope_type=dynamic is not supported",
+        ),
         ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 is not"),
         ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling.factor=None is not supported"),
         ({**MODERN, "rope_scaling": {"rope_type": "default", "factor": 2.0}}, "full_attention.factor=2.0 is not"),
@@ -212,6 +309,10 @@ def rotary(layers, kind, **more):
         (RobertaConfig(hidden_act="gelu_new").to_dict(), "hidden_act=gelu_new is not"),
         (DistilBertConfig(sinusoidal_pos_embds=True).to_dict(), "sinusoidal_pos_embds=True is not"),
         (DistilBertConfig(activation="relu").to_dict(), "activation=relu is not"),
+        (ElectraConfig(hidden_act="gelu_new").to_dict(), "hidden_act=gelu_new is not supported by model=encoder (gelu"),
+        (ElectraConfig(is_decoder=True).to_dict(), "is_decoder=True is not"),
+        ({**ElectraConfig().to_dict(), "embedding_size": 0.5}, "embedding_size=0.5: must be a whole number"),
+        (XLMRobertaConfig(add_cross_attention=True).to_dict(), "add_cross_attention=True is not"),
         ({**MODERN, "mlp_bias": True}, "mlp_bias=True is not"),
         ({**MODERN, "norm_bias": True}, "attention_bias=False is not"),
         ({**MODERN, "classifier_bias": True}, "classifier_bias=True is not"),
@@ -239,7 +340,42 @@ def rotary(layers, kind, **more):
         ({**TEXT_TO_TEXT, "feed_forward_proj": "gated-relu"}, "feed_forward_proj=gated-relu is not"),
         ({**TEXT_TO_TEXT, "d_kv": 1 << 23}, "d_kv * num_heads=67108864: must be a whole number from 1 to 16777216"),
         ({**TEXT_TO_TEXT, "is_decoder": True}, "is_decoder=True is not"),
-        ({**MODERN, "layer_types": ["sliding_attention"] * 21 + ["full_attention"]}, "layer_types=['sliding_att"),
+        ({**MODERN, "layer_types": ["full_attention"] * 21 + ["sliding_attention"]}, "layer_types=['full_att"),
+        (
+            {"model_type": "gemma3", "text_config": GEMMA},
+            "model_type=gemma3: is not supported, for it reads more than text; save its gemma3_text alone",
+        ),
+        ({**GEMMA, "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not supported by model=decoder"),
+        ({**GEMMA, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported by model=decoder"),
+        ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ({**GEMMA, "attention_bias": True}, "attention_bias=True is not supported"),
+        ({**GEMMA, "hidden_activation": "relu"}, "hidden_activation=relu is not supported by model=decoder (gelu_py"),
+        (
+            {**GEMMA, "layer_types": ["full_attention"] * 3 + ["sliding_attention"] * 23},
+            "one of sliding_attention for each layer, but full_attention for every n-th, is)",
+        ),
+        ({**GEMMA, "sliding_window": None}, "sliding_window=None: must be a whole number from 1"),
+        ({**GEMMA, "num_attention_heads": 7}, "num_attention_heads=7 is not supported"),
+        ({**GEMMA, "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.rope_theta=10000.0 is not"),
+        (
+            {**GEMMA, "rope_parameters": rotary("sliding_attention", "linear", factor=2.0)},
+            "rope_parameters.sliding_attention.rope_type=linear is not",
+        ),
+        (
+            {**GEMMA, "rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
+            "rope_scaling.rope_type=longrope is not",
+        ),
+        (Olmo2Config(attention_bias=True).to_dict(), "attention_bias=True is not supported"),
+        ({**DEBERTA_V3, "relative_attention": False}, "relative_attention=False is not supported by model=encoder"),
+        ({**DEBERTA_V3, "position_biased_input": True}, "position_biased_input=True is not"),
+        ({**DEBERTA_V3, "conv_kernel_size": 3}, "conv_kernel_size=3 is not supported by model=encoder (0 is)"),
+        ({**DEBERTA_V3, "pos_att_type": "c2p|p2p"}, "pos_att_type=c2p|p2p is not"),
+        ({**DEBERTA_V3, "pos_att_type": []}, "pos_att_type=[] is not supported by model=encoder (c2p and p2c are, or"),
+        ({**DEBERTA_V3, "norm_rel_ebd": "rms_norm"}, "norm_rel_ebd=rms_norm is not"),
+        ({**DEBERTA_V3, "embedding_size": 128}, "embedding_size=128 is not supported by model=encoder (768 is)"),
+        ({**DEBERTA_V3, "attention_head_size": 32}, "attention_head_size=32 is not supported by model=encoder (64"),
+        ({**DEBERTA_V3, "pooler_hidden_act": "tanh"}, "pooler_hidden_act=tanh is not"),
+        ({**DEBERTA_V3, "position_buckets": 255}, "model.buckets=255: must be even"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
@@ -266,6 +402,9 @@ def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
         ({**ROBERTA, "token_types": 0}, "model.token_types=0: is not supported by RobertaForMaskedLM"),
         ({**MODERNBERT, "activation": Activation.gelu}, "model.activation=gelu: is not supported by ModernBertFor"),
         ({**MODERNBERT, "token_types": 2}, "model.token_types=2: is not supported by ModernBertForMaskedLM"),
+        ({**ELECTRA, "activation": Activation.relu}, "model.activation=relu: is not supported by ElectraForMaskedLM"),
+        ({"embedding_width": 9, "family": "bert"}, "model.embedding_width=9: is not supported by BertForMaskedLM"),
+        ({**ELECTRA, "position_offset": 2}, "model.position_offset=2: is not supported by ElectraForMaskedLM, which"),
     ],
 )
 def test_encoders_of_no_family_are_refused_by_name(fields, refusal):
@@ -299,6 +438,8 @@ RELEASED = [
     {**LlamaConfig().to_dict(), "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}},
     {**BERT, "gradient_checkpointing": False, "position_embedding_type": "absolute", "pooler_fc_size": 768},
     {**RobertaConfig().to_dict(), "position_embedding_type": "absolute"},
+    {**XLMRobertaConfig().to_dict(), "output_past": True},
+    {**ElectraConfig().to_dict(), "position_embedding_type": "absolute", "summary_first_dropout": 0.1},
     {
         **{**SUMMARISER, "add_bias_logits": False, "add_final_layer_norm": False, "classif_dropout": 0.1},
         **{"normalize_before": False, "normalize_embedding": True, "num_hidden_layers": 12, "forced_bos_token_id": 0},
@@ -311,6 +452,10 @@ RELEASED = [
     },
     {**TEXT_TO_TEXT, "output_past": True, "task_specific_params": {"a": 1}, "n_positions": 512, "use_cache": True},
     {**DistilBertConfig().to_dict(), "tie_weights_": True},
+    {
+        **{"model_type": "deberta-v2", "relative_attention": True, "position_biased_input": False},
+        **{"pos_att_type": ["c2p"], "position_buckets": -1, "norm_rel_ebd": "none", "summary_type": "first"},
+    },
     {**MODERN, "position_embedding_type": "absolute", "reference_compile": True, "gradient_checkpointing": False},
 ]
 

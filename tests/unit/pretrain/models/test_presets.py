@@ -50,17 +50,23 @@ RELEASED = {  # decoders, and what their config.json says of their networks
         **{"num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 1e5, "tie_word_embeddings": True},
         **{"rms_norm_eps": 1e-5, "vocab_size": 49152},
     },
+    "gemma_3_1b": {
+        **{"model_type": "gemma3_text", "vocab_size": 262_144, "max_position_embeddings": 32_768, "hidden_size": 1152},
+        **{"num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 6912, "sliding_window": 512},
+    },
 }
 DEMOS = ["demo", "demo_bert", "demo_seq2seq"]
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16}
+ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 ENCODERS = {
     "bert_base": {"model_type": "bert"},
     "bert_large": {"model_type": "bert", **LARGE, "num_hidden_layers": 24, "intermediate_size": 4096},
-    "roberta_base": {
-        "model_type": "roberta",
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
+    "roberta_base": {"model_type": "roberta", **ROBERTA},
+    "xlm_roberta_base": {"model_type": "xlm-roberta", "vocab_size": 250_002, **ROBERTA},
+    "deberta_v3_base": {
+        **{"model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+        **{"intermediate_size": 3072, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
+        **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "position_biased_input": False},
     },
     "modernbert_base": {"model_type": "modernbert"},
     "modernbert_large": {"model_type": "modernbert", **LARGE, "num_hidden_layers": 28, "intermediate_size": 2624},

@@ -8,7 +8,8 @@ from family_shapes import SCALINGS
 from small_models import LLAMA, VOCAB_SIZE, small_decoder
 
 from pretrain.models.attention.eager import eager
-from pretrain.models.base import Layout, RelativeBias
+from pretrain.models.attention.relative import RelativeBias
+from pretrain.models.base import Layout
 from pretrain.models.generation import cache as caches
 from pretrain.models.generation.cache import Columns, KeyValueCache, SourceCache
 from pretrain.models.generation.steps import DecoderSteps, going_on
