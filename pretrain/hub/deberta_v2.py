@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.bert import Bert, body_names
-from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead
+from pretrain.hub.family import Family
+from pretrain.hub.heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Positions
 

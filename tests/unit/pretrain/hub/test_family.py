@@ -47,7 +47,8 @@ from transformers import (
 )
 
 from pretrain.errors import ConfigError
-from pretrain.hub.family import FAMILIES, HeadKind, HeadLayer, check_family, family_for, family_of, head_for
+from pretrain.hub.family import FAMILIES, check_family, family_for, family_of, head_for
+from pretrain.hub.heads import HeadKind, HeadLayer
 from pretrain.hub.roberta import Roberta
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
@@ -130,7 +131,7 @@ def test_a_family_that_is_named_must_exist_and_compute_the_same():
     head = head_for(EncoderConfig(max_seq_len=32, family="electra"), HeadKind.sequence)
     assert HeadLayer.gelu in head.layers and HeadLayer.pooler not in head.layers
     for family, refusal in (
-        ("elektra", "model.family=elektra: must be one of bert, distilbert, electra,"),
+        ("elektra", "model.family=elektra: must be one of bert, deberta-v2, distilbert, electra,"),
         ("gpt2", "model.family=gpt2: must be one of bert, "),
         ("roberta", "model.position_offset=0: is not supported by RobertaForMaskedLM"),
     ):
@@ -151,7 +152,7 @@ def test_what_transformers_writes_is_understood():
     assert family_of(mistral).from_hf(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
     phi3 = Phi3Config(**size, sliding_window=9).to_dict()
     ours |= {"kv_heads": 4, "window": 9, "norm_eps": 1e-5}
-    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, **ours)
+    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, family="phi3", **ours)
     neox = GPTNeoXConfig(**size | {"hidden_size": 32}).to_dict()
     ours = {"width": 32, "mlp_width": 40, "heads": 4, "layers": 3, "tie_embeddings": False}
     assert family_of(neox).from_hf(neox) == DecoderConfig(max_seq_len=2048, **ours, **GPT_NEOX | {"rotary_share": 0.25})
