@@ -24,8 +24,8 @@ from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.hub.config_json import shown
 from pretrain.hub.family import head_for
-from pretrain.hub.heads import HeadKind
 from pretrain.hub.special_tokens import set_template
+from pretrain.hub.task_heads import HeadKind
 from pretrain.hub.weight_files import read_json
 from pretrain.init_from import InitialWeights, SourceWeights
 from pretrain.train.run_dir import choice_of

@@ -12,7 +12,7 @@ from finetune.model.lora import initial_of_adapter
 from finetune.model.losses import TaskLoss
 from pretrain.data.batch import Batch
 from pretrain.hub.family import Config
-from pretrain.hub.heads import HeadKind, TaskHead
+from pretrain.hub.task_heads import HeadKind, TaskHead
 from pretrain.models.base import Layout, Model
 from pretrain.models.init import Initial
 from pretrain.objectives.base import Loss, Objective

@@ -21,7 +21,7 @@ from pretrain.checkpoint.low_rank import LowRank
 from pretrain.errors import CheckpointError
 from pretrain.hub.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from pretrain.hub.family import Family, HFTensor
-from pretrain.hub.heads import HeadKind
+from pretrain.hub.task_heads import HeadKind
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # begins every name there

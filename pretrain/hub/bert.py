@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pretrain.hub.config_json import SIZES, Settings
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.heads import HeadLayer, Heads, TaskHead
+from pretrain.hub.task_heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 

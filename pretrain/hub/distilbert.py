@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pretrain.hub.config_json import Settings
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.heads import SPANS, HeadLayer, Heads, TaskHead
+from pretrain.hub.task_heads import SPANS, HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 

@@ -17,7 +17,7 @@ import torch
 
 from pretrain.errors import ConfigError, check
 from pretrain.hub.config_json import Settings, shown
-from pretrain.hub.heads import HeadKind, Heads, TaskHead
+from pretrain.hub.task_heads import HeadKind, Heads, TaskHead
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import ModelKind

@@ -10,10 +10,10 @@ from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.heads import LAST_TOKEN, Heads
 from pretrain.hub.layer_types import GLOBAL, LOCAL, global_layers, layer_types, rope_of
 from pretrain.hub.llama import attention_width
 from pretrain.hub.rope import rope_parameters, rope_theta, whole_rope_fields
+from pretrain.hub.task_heads import LAST_TOKEN, Heads
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
 from pretrain.models.rotary import Scaling

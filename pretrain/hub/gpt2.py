@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pretrain.hub.config_json import Settings
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.heads import LAST_TOKEN, Heads
+from pretrain.hub.task_heads import LAST_TOKEN, Heads
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.heads import LAST_TOKEN, Heads
 from pretrain.hub.rope import rope_fields, rope_parameters
+from pretrain.hub.task_heads import LAST_TOKEN, Heads
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Order, Positions
 from pretrain.models.rotary import Scaling

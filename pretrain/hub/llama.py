@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.heads import LAST_TOKEN, SPANS, TOKENS, Heads
 from pretrain.hub.rope import rope_fields, rope_parameters
+from pretrain.hub.task_heads import LAST_TOKEN, SPANS, TOKENS, Heads
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
 from pretrain.models.rotary import Scaling

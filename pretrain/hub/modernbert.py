@@ -10,9 +10,9 @@ from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.heads import HeadLayer, Heads, TaskHead
 from pretrain.hub.layer_types import GLOBAL, LOCAL, global_layers, layer_types, rope_of
 from pretrain.hub.rope import rope_theta
+from pretrain.hub.task_heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation, Order, Positions
 

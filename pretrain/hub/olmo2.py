@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretrain.hub.heads import LAST_TOKEN, Heads
 from pretrain.hub.llama import Llama
+from pretrain.hub.task_heads import LAST_TOKEN, Heads
 from pretrain.models.layers import Order, QKNorm
 
 

@@ -37,7 +37,7 @@ from finetune.model.losses import AnswerSpans, CrossEntropy, MultiLabel, Regress
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError
 from pretrain.hub.family import FAMILIES, family_for, head_for
-from pretrain.hub.heads import HeadKind, Pooling
+from pretrain.hub.task_heads import HeadKind, Pooling
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 

@@ -18,7 +18,7 @@ from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.family import head_for
-from pretrain.hub.heads import HeadKind
+from pretrain.hub.task_heads import HeadKind
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa

@@ -48,8 +48,8 @@ from transformers import (
 
 from pretrain.errors import ConfigError
 from pretrain.hub.family import FAMILIES, check_family, family_for, family_of, head_for
-from pretrain.hub.heads import HeadKind, HeadLayer
 from pretrain.hub.roberta import Roberta
+from pretrain.hub.task_heads import HeadKind, HeadLayer
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig

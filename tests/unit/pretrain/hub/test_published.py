@@ -15,8 +15,9 @@ from pretrain.hub.family import family_for
 from pretrain.hub.weights import read_network
 from pretrain.models.attention.sdpa import sdpa
 
-# Those of our own training, and a function with several names: its network is read again below.
-SAID_OTHERWISE = {"initializer_range", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob"}
+# Those of our own training, a function with several names, and what the tokenizer of a run says.
+SAID_OTHERWISE = {"initializer_range", "hidden_dropout_prob", "attention_probs_dropout_prob"}
+SAID_OTHERWISE |= {"hidden_act", "pad_token_id"}
 
 
 def num_parameters(model):
