@@ -27,7 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> CommandParser:
     """Return the options of the command."""
     description = "Write the best step of a run as a directory that Hugging Face transformers loads."
-    return export_parser("python -m finetune.export", description, default_step="the best")
+    parser = export_parser("python -m finetune.export", description, default_step="the best")
+    parser.add_argument(
+        "--adapters",
+        action="store_true",
+        help="write what tuning=lora has learnt alone, for `peft`, without the weights below (to RUN/adapters)",
+    )
+    return parser
 
 
 def export_run(options: argparse.Namespace) -> Path:
@@ -35,7 +41,13 @@ def export_run(options: argparse.Namespace) -> Path:
     from finetune.trained import load  # it imports torch, which --help and a refusal do without
 
     model = load(options.run, step=options.step)
-    return model.export(options.out, dtype=options.dtype, shard_mb=options.shard_mb, overwrite=options.overwrite)
+    return model.export(
+        options.out,
+        dtype=options.dtype,
+        shard_mb=options.shard_mb,
+        overwrite=options.overwrite,
+        adapters=options.adapters,
+    )
 
 
 if __name__ == "__main__":

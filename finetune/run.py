@@ -19,8 +19,10 @@ from finetune.config import FinetuneConfig
 from finetune.data.batches import TrainingSteps
 from finetune.data.records import STANDARD_INPUT
 from finetune.from_nothing import Nothing, begin
-from finetune.init_from import codec_of, own_source, weights_from
+from finetune.init_from import base_of, codec_of, own_source, weights_from
+from finetune.model.lora import LoraConfig, LoraLinear, adapters_of
 from finetune.tasks.base import LOWER_IS_BETTER, TaskConfig, shortlist
+from pretrain.checkpoint.base import Reader
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
@@ -36,7 +38,8 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
-from pretrain.trained.source import Source, find_source, shared_source
+from pretrain.trained.base import Source
+from pretrain.trained.source import find_source, shared_source
 
 READING = {"train", "validation", "columns", "header", "delimiter", "word_column", "tag_column", "max_faults"}
 """Settings of tasks that decide which files are read and how: what they yield must stay the same, not the settings."""
@@ -102,12 +105,12 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
     module = build_module(cfg, network, source.vocab_size, data.names, data.train)
     size = ModelSize.of(module, data.train.examples.context)
-    initial = InitialWeights(module, cfg.seed)
+    initial, adapters = InitialWeights(module, cfg.seed), adapters_of(module.model)
     trainee = session.build(
         module,
         _fingerprints(cfg, network, data, written, beside),
         shapes=initial.shapes,
-        first_weights=lambda: weights_from(source, initial, world, names=data.names, scratch=cfg.scratch),
+        first_weights=lambda: _first_weights(cfg, source, initial, adapters, world, names=data.names),
         num_steps=steps.total,
     )
     session.begin(
@@ -117,9 +120,9 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         tokenizer=written.encode(),
         beside=beside,
         vocab_size=source.vocab_size,
-        **_recorded(codec),
-        mask=source.mask,
+        **_recorded(codec, source.mask),
         names=data.names,
+        base=base_of(source, adapters, run=cfg.run.directory, scratch=cfg.scratch),
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
     )
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
@@ -151,9 +154,24 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop, evaluate_first=cfg.eval.at_start)
 
 
-def _recorded(codec: Codec) -> dict[str, Any]:
+def _first_weights(
+    cfg: FinetuneConfig,
+    source: Source | Nothing,
+    initial: InitialWeights,
+    adapters: Mapping[str, LoraLinear],
+    world: World,
+    *,
+    names: list[str],
+) -> Reader:
+    """Return what the module begins with. A collective."""
+    kind = cfg.task.answering.kind
+    return weights_from(source, initial, world, names=names, kind=kind, adapters=adapters, scratch=cfg.scratch)
+
+
+def _recorded(codec: Codec, mask: int | None) -> dict[str, Any]:
     """Return what run.json says of how texts become ids and back."""
     return {
+        "mask": mask,
         "document_frame": codec.frame,
         "decoder_start": codec.start,
         "chat_template": codec.chat_template,
@@ -215,6 +233,7 @@ def _fingerprints(
         **{f"task.{key}": value for key, value in plain(cfg.task).items() if key not in READING},
         "names": data.names,
         "tuning": {"choice": choices()[type(cfg.tuning)][1], **plain(cfg.tuning)},
+        **({"adapters": "one a projection"} if isinstance(cfg.tuning, LoraConfig) else {}),  # once: one a matrix
         "seed": cfg.seed,
         "train.epochs": cfg.train.epochs,
         "train.batch_size": cfg.train.batch_size,

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,23 @@ from tokenizers import Tokenizer
 from finetune.answering.base import Answers, Codec, Encoded, Engine
 from finetune.config import FINETUNE, FinetuneConfig
 from finetune.data.records import DataSet, name_of
+from finetune.model.adapters import exported
+from finetune.model.lora import LoraConfig, adapters_of, check_adapters, differences_of
 from finetune.options import MAX_TOKENS
 from finetune.report.model_page import page_of
 from finetune.run import build_module
 from finetune.tasks.base import TaskConfig
 from pretrain.checkpoint.commit import step_number
 from pretrain.checkpoint.load import fragments_of, restore_weights, shapes_of
+from pretrain.checkpoint.low_rank import Summed
 from pretrain.compose import compose_run
 from pretrain.data.sources.locations import is_file, typed_name
 from pretrain.distributed.world import World, device_of
 from pretrain.errors import ConfigError, check
+from pretrain.hub.adapter_config import BASE, task_type
+from pretrain.hub.download import is_hub_name
 from pretrain.hub.export_dir import Export, hf_model, write_export
+from pretrain.hub.family import family_for
 from pretrain.hub.generation_config import rules_of
 from pretrain.hub.model_card import Origin
 from pretrain.hub.spm_files import pair_files
@@ -40,8 +46,8 @@ from pretrain.report.history import load as load_history
 from pretrain.report.history import page_folder
 from pretrain.report.writing import write_page
 from pretrain.train.run_dir import RECORD_FILE, read_config, read_record
+from pretrain.trained.base import fitting
 from pretrain.trained.run_files import network_of, step_of, target_tokenizer_of, tokenizer_of
-from pretrain.trained.source import fitting
 
 Data = str | Path | Sequence[Any]
 """A file, a name on the hub, or a list of records: texts, tuples of the columns' values, or dictionaries by column."""
@@ -111,12 +117,20 @@ class FineTunedModel:
         return write_page(page, page_folder(self.path, Path(out) if out else None))
 
     def export(
-        self, out: str | Path | None = None, *, dtype: str = "fp32", shard_mb: int = 5000, overwrite: bool = False
+        self,
+        out: str | Path | None = None,
+        *,
+        dtype: str = "fp32",
+        shard_mb: int = 5000,
+        overwrite: bool = False,
+        adapters: bool = False,
     ) -> Path:
         """Write a directory that `transformers` and its pipelines load, and return it; by default `export/` in the run.
 
         `dtype` is fp32, bf16 or fp16, and a weight file has at most `shard_mb` MB. An export of another run or step is
-        replaced only by `overwrite`, and nothing else ever is. Raises `ConfigError` for a model of no family.
+        replaced only by `overwrite`, and nothing else ever is. With `adapters` it is what tuning=lora has learnt alone,
+        which `peft` puts over the weights that the run began from; by default in `adapters/` of the run. Raises
+        `ConfigError` for a model of no family, and for a run whose adapters have no such weights.
         """
         _, config, special_tokens, generation = hf_model(self.network, self.record, self.codec.tokenizer)
         shapes = shapes_of(self.module)
@@ -124,7 +138,7 @@ class FineTunedModel:
         export = Export(
             model=self.network,
             tensors=own.tensors,
-            read=self.cfg.tuning.merged(fragments_of(self.checkpoint)),
+            read=self.cfg.tuning.merged(fragments_of(self.checkpoint), self.network),
             tokenizer=own.tokenizer,
             config=config | own.config,
             special_tokens=special_tokens | own.special_tokens,
@@ -135,8 +149,34 @@ class FineTunedModel:
             tokenizer_settings=own.tokenizer_settings,
             beside=pair_files(self.path),
         )
-        place = Path(out or self.path / "export")
+        if adapters:
+            export = self._adapters(export)
+        place = Path(out or self.path / ("adapters" if adapters else "export"))
         return write_export(export, place, dtype=dtype, shard_mb=shard_mb, overwrite=overwrite)
+
+    def _adapters(self, export: Export) -> Export:
+        """Return the part of an export that peft puts over a base. Raises `ConfigError` for a run without such."""
+        tuning, base = self.cfg.tuning, self.record.get("base")
+        if not isinstance(tuning, LoraConfig):
+            raise ConfigError("--adapters: the run has none, only tuning=lora learns some; leave it out")
+        if base is None:
+            rule = "the weights below the adapters lie in this run alone"
+            raise ConfigError(f"--adapters: {rule} ({self.path}); leave it out, to export their sum")
+        if (Path(base) / RECORD_FILE).is_file():
+            log.warning(
+                "%s is a run: to use the adapters with peft, export it, and name the export as their base", base
+            )
+        prefix = family_for(self.network).tensors.prefix
+        if any(each.ours.startswith("model.") and not each.theirs.startswith(prefix) for each in export.tensors):
+            rule = "calls its body by another name: transformers loads a base that AutoModel loaded and saved, no other"
+            log.warning("%s %s", export.config["architectures"][0], rule)
+        name, _, revision = base.partition("@") if is_hub_name(base) else (base, "", "")
+        fragments = fragments_of(self.checkpoint)
+        adapter = exported(tuning, differences_of(adapters_of(self.module.model), fragments), export.tensors)
+        about = {BASE: name, "revision": revision or None, "task_type": task_type(export.config["architectures"][0])}
+        config = {"peft_type": "LORA", **about, "bias": "none", "inference_mode": True, **adapter.config}
+        read = Summed(fragments, {}, adapter.own)
+        return replace(export, tensors=adapter.tensors, read=read, adapter=config)
 
     def encode(self, source: DataSet, *, labelled: bool) -> Encoded:
         """Encode a data set, in memory or by a name from `typed_name`, as training did. Raises what the task raises."""
@@ -179,6 +219,7 @@ def load(
     network = network_of(run)
     cfg.task.answering.check_model(network, str(run))
     module = build_module(cfg, network, record["vocab_size"], record["names"])
+    check_adapters(fragments_of(checkpoint).weight_shapes(), adapters_of(module.model), str(checkpoint))
     restore_weights(checkpoint, module)
     place, kept = device_of(device), record.get("generation")
     return FineTunedModel(

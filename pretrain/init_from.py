@@ -22,14 +22,15 @@ from pretrain.checkpoint.load import Shapes, check_architecture
 from pretrain.data.packing import Packing
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
-from pretrain.hub.download import fetch, is_hub_name
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
 from pretrain.models.rotary import RopeScaling
 from pretrain.objectives.base import Objective
 from pretrain.tokenizer.base import load_tokenizer, num_ids
-from pretrain.trained.source import EMBEDDING, Source, objective_for, open_source
+from pretrain.trained.adapted import below
+from pretrain.trained.base import EMBEDDING, Source
+from pretrain.trained.source import described_source, objective_for
 
 # Settings that change what the same weights compute. A difference in the first group makes them another network; with
 # the second a trained network may sensibly continue (a longer context wants another rope_theta), so a difference is
@@ -39,6 +40,7 @@ _NETWORK = tuple(
     for key in (
         *("heads", "norm", "order", "activation", "positions", "position_offset", "max_distance", "token_types"),
         *("attention_scale", "embedding_scale", "head_scale", "rotary_share", "qk_norm", "score_width"),
+        *("buckets", "content_to_position", "position_to_content"),
     )
 )
 _TUNABLE = (
@@ -61,11 +63,9 @@ def settings_from(init_from: str) -> dict[str, Any]:
     """Return what a pretraining run takes over from a source besides its weights, by the dotted keys of its settings.
 
     `model`, `tokenizer` and `objective` are configurations, the others single values. Reads no weights. Raises what
-    `open_source` raises.
+    `described_source` raises.
     """
-    if is_hub_name(init_from):
-        init_from = fetch(init_from, f"init_from={init_from}", weights=False)
-    source = open_source(init_from)
+    source = described_source(init_from)
     return {
         "model": source.network,
         "tokenizer": source.tokenizer_config(),
@@ -139,7 +139,8 @@ def weights_from(
     """
     reader = source.weights(world)
     theirs = source.settings(reader)
-    headless = reader.absent if isinstance(reader, HuggingFaceWeights) else []
+    base = below(reader)
+    headless = base.absent if isinstance(base, HuggingFaceWeights) else []
     wanted, stored = initial.shapes, reader.weight_shapes()
     held = {name: shape for name, shape in stored.items() if name.startswith(_MODEL) or wanted.get(name) == shape}
     new = [name for name in wanted if name not in held and (name in headless or not name.startswith(_MODEL))]
@@ -148,12 +149,12 @@ def weights_from(
     _check_settings(source.path, theirs, settings)
     if theirs.get("tokenizer") != settings.get("tokenizer"):
         _check_ids(source.path, tokenizer)
-    step = f", {reader.step.name}" if isinstance(reader, FragmentReader) else ""
+    step = f", {base.step.name}" if isinstance(base, FragmentReader) else ""
     log.info("starting from the weights of %s%s", source.name, step)
     if new:
         log.info("init_from: %s has no %s; they get initial values", source.path, ", ".join(new))
     if left := stored.keys() - held.keys():
-        log.info("init_from: this run has no %s of %s", ", ".join(sorted(left)), source.path)
+        log.info("init_from: left behind of %s, so not in exports either: %s", source.path, ", ".join(sorted(left)))
     return SourceWeights(reader, held, initial)
 
 

@@ -39,7 +39,8 @@ from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, summary
-from pretrain.trained.source import Source, find_source, shared_source
+from pretrain.trained.base import Source
+from pretrain.trained.source import find_source, shared_source
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import nn
 from finetune.data.examples import Examples
 from pretrain.checkpoint.load import Shapes
 from pretrain.distributed.world import World
-from pretrain.hub.family import HFTensor
+from pretrain.hub.family import HeadKind, HFTensor
 from pretrain.models.base import Model, ModelKind
 from pretrain.models.generation.rules import Rules
 from pretrain.objectives.base import Objective
@@ -81,6 +81,11 @@ class Answering(Protocol):
     """All that depends on how a task's model answers: by a head of the task, or by writing with its own vocabulary."""
 
     writes: ClassVar[bool]  # whether the model keeps its vocabulary head, the task having none
+
+    @property
+    def kind(self) -> HeadKind | None:
+        """What the task's head makes predictions for; None where the task has none."""
+        ...
 
     @property
     def longest(self) -> tuple[str, int]:

@@ -54,6 +54,10 @@ class ByHead:
     task: HeadTask
 
     @property
+    def kind(self) -> HeadKind:
+        return self.task.kind
+
+    @property
     def longest(self) -> tuple[str, int]:
         return "task.max_tokens", self.task.max_tokens
 

@@ -67,6 +67,10 @@ class ByWriting:
     task: WritingTask
 
     @property
+    def kind(self) -> None:
+        return None
+
+    @property
     def longest(self) -> tuple[str, int]:
         both = self.task.max_source_tokens + self.task.max_target_tokens
         return "task.max_source_tokens + task.max_target_tokens", both

@@ -6,6 +6,7 @@ Holds what is frozen; adapters are in `lora`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.errors import check
@@ -21,7 +22,7 @@ class FullConfig:
     def prepare(self, model: Model) -> None:
         """See `TuningConfig`: nothing is frozen."""
 
-    def merged(self, weights: FragmentReader) -> FragmentReader:
+    def merged(self, weights: FragmentReader, network: Any) -> FragmentReader:
         """See `TuningConfig`: nothing was added."""
         return weights
 

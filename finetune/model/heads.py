@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pretrain.hub.family import Config, HeadKind, HeadLayer, HFTensor, Pooling, TaskHead, family_for
 from pretrain.models.encoder import EncoderConfig, Pooler, Transform
 
-_HEAD = "head."  # begins the names of a head's tensors in `FineTuned`
+HEAD = "head."  # begins the names of a head's tensors in `FineTuned`
 
 
 def build_head(head: TaskHead, config: Config, *, outputs: int, dropout: float) -> nn.Sequential:
@@ -31,8 +31,8 @@ def _layer(layer: HeadLayer, config: Config, dropout: float) -> nn.Module:
     match layer:
         case HeadLayer.pooler:
             return Pooler(config.width)
-        case HeadLayer.tanh | HeadLayer.relu:
-            activation = nn.Tanh() if layer is HeadLayer.tanh else nn.ReLU()
+        case HeadLayer.tanh | HeadLayer.relu | HeadLayer.gelu:
+            activation = {HeadLayer.tanh: nn.Tanh, HeadLayer.relu: nn.ReLU, HeadLayer.gelu: nn.GELU}[layer]()
             return nn.Sequential(OrderedDict(dense=nn.Linear(config.width, config.width), activation=activation))
         case HeadLayer.transform:
             assert isinstance(config, EncoderConfig), "decoders have none"
@@ -51,14 +51,14 @@ def hf_tensors(
 ) -> Iterator[HFTensor]:
     """Yield every tensor of a fine-tuned model, of such `shapes`, with its name in the family's class for the task.
 
-    Raises `ConfigError` for a model of no family.
+    Raises `ConfigError` for a model of no family, and of one without such a class.
     """
     family = family_for(config)
-    head, prefix = family.heads.of(kind), family.tensors.prefix
+    head, prefix = family.head(kind), family.tensors.prefix
     for tensor in family.model_tensors(config, vocab_size, "model."):
         if tensor.theirs.startswith(prefix):  # else it belongs to the head that predicts tokens, which is left out
             yield tensor._replace(theirs=(head.prefix or prefix) + tensor.theirs.removeprefix(prefix))
     for name, shape in shapes.items():
-        if name.startswith(_HEAD):
-            module, _, leaf = name.removeprefix(_HEAD).rpartition(".")
+        if name.startswith(HEAD):
+            module, _, leaf = name.removeprefix(HEAD).rpartition(".")
             yield HFTensor(f"{head.names[module]}.{leaf}", name, tuple(shape))

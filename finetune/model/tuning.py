@@ -5,10 +5,10 @@ Holds the protocol; each way has its own file.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from finetune.model.lora import Merged
 from pretrain.checkpoint.fragments import FragmentReader
+from pretrain.checkpoint.low_rank import Summed
 from pretrain.models.base import Model
 
 
@@ -19,6 +19,6 @@ class TuningConfig(Protocol):
         """Say which of the model's parameters learn, and add what learns in their place; on the meta device."""
         ...
 
-    def merged(self, weights: FragmentReader) -> FragmentReader | Merged:
-        """Return a trained step's weights as those of a model to which nothing was added."""
+    def merged(self, weights: FragmentReader, network: Any) -> FragmentReader | Summed:
+        """Return a trained step's weights as those of a model of such a network to which nothing was added."""
         ...

@@ -13,7 +13,7 @@ from pretrain.hub.config_json import Settings
 from pretrain.hub.family import Family, Tensors
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
-from pretrain.models.layers import Activation, Norm, Order, Positions
+from pretrain.models.layers import Activation, Order, Positions
 
 LOGIT_BIAS = "final_logits_bias"  # their name of what is added to the logits
 EMBEDDING_NORMS = {f"{side}_embedding_norm": f"model.{side}.layernorm_embedding" for side in ("encoder", "decoder")}
@@ -95,21 +95,8 @@ class Bart(Family):
             Activation.relu: "relu",
             Activation.silu: "silu",
         },
-        fixed={
-            "positions": Positions.learned,
-            "position_offset": 2,
-            "order": Order.post,
-            "embedding_norm": True,
-            "norm": Norm.layernorm,
-            "norm_eps": 1e-5,
-            "bias": True,
-            "attention_width": None,
-            "attention_scale": True,
-            "head_scale": False,
-            "tie_embeddings": True,
-            "window": None,
-            "global_every": None,
-        },
+        fixed={"positions": Positions.learned, "position_offset": 2, "embedding_norm": True},
+        translated=("head_bias",),
         computes={
             "is_encoder_decoder": True,
             "is_decoder": False,
@@ -135,7 +122,7 @@ class Bart(Family):
 
     def to_hf(self, config: EncoderDecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
-            **super().to_hf(replace(config, decoder_layers=config.num_decoder_layers), vocab_size),
+            **super().to_hf(config, vocab_size),
             "decoder_attention_heads": config.heads,
             "decoder_ffn_dim": config.hidden_width,
             "is_encoder_decoder": True,

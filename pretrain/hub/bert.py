@@ -9,11 +9,8 @@ from collections.abc import Iterator
 
 from pretrain.hub.config_json import SIZES, Settings
 from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
-from pretrain.models.encoder import EncoderConfig, Order
-from pretrain.models.layers import Activation, Positions
-
-# What BERT, RoBERTa and DistilBERT have in common.
-POST_NORM = {"positions": Positions.learned, "order": Order.post, "bias": True, "window": None}
+from pretrain.models.encoder import EncoderConfig
+from pretrain.models.layers import Activation
 
 
 def body_names(prefix: str) -> dict[str, str | tuple[str, ...]]:
@@ -73,7 +70,6 @@ class Bert(Family):
         training={"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout"},
         activation_key="hidden_act",
         activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
-        fixed=POST_NORM | {"position_offset": 0, "tie_embeddings": True},
         computes={
             "tie_word_embeddings": True,
             "position_embedding_type": "absolute",

@@ -74,8 +74,10 @@ class Settings:
     training: dict[str, str]  # as `same`, for settings that act in training alone: written, not read
     activation_key: str
     activations: dict[Activation, str]
-    fixed: dict[str, Any]  # ours, with the one value that they have in all of its models
     computes: dict[str, Any]  # keys of config.json, with the one value that they have in ours; the default there
+    # Ours that are in all of its models, where they are not our defaults; what no table names has its default in all:
+    fixed: dict[str, Any] = field(default_factory=dict)
+    translated: tuple[str, ...] = ()  # ours that methods of the family read and write
     read: dict[str, Any] = field(default_factory=dict)  # keys that a family looks at beyond these tables; their types
     silent: tuple[str, ...] = ()  # keys, or their beginnings, of heads that we do not have and of how to compute
     other_names: dict[str, str] = field(default_factory=dict)  # of keys, which transformers reads as well
@@ -105,7 +107,7 @@ class Settings:
 
     def activation(self, name: str) -> Activation | None:
         """Return our activation of a name, None for one that we do not have."""
-        named = {their: own for own, their in self.activations.items()}
+        named = {_SAME_FUNCTION.get(their, their): own for own, their in self.activations.items()}
         return named.get(_SAME_FUNCTION.get(name, name))
 
     def refused(self, theirs: dict[str, Any]) -> tuple[str, str] | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretrain.hub.bert import POST_NORM
 from pretrain.hub.config_json import Settings
 from pretrain.hub.family import SPANS, Family, HeadLayer, Heads, TaskHead, Tensors
 from pretrain.models.encoder import EncoderConfig
@@ -62,7 +61,7 @@ class DistilBert(Family):
         training={"dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="activation",
         activations={Activation.gelu: "gelu", Activation.gelu_tanh: "gelu_new"},
-        fixed=POST_NORM | {"position_offset": 0, "token_types": 0, "norm_eps": 1e-12},
+        fixed={"token_types": 0},
         computes={"sinusoidal_pos_embds": False, "pruned_heads": {}},  # sinusoidal ones are not trained, ours are
         silent=("qa_dropout", "seq_classif_dropout", "tie_weights_"),
         other_names={"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},

@@ -18,7 +18,8 @@ _FACTS = [
     *("config.json", "generation_config.json", "tokenizer.json", *PAIR_FILES, *_CHATS, "adapter_config.json"),
     "README.md",  # whose card names the licence
 ]
-_FILES = [*_FACTS, "model*.safetensors", "model.safetensors.index.json"]  # pickles stay there
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]  # pickles stay there
+_FILES = [*_FACTS, *_WEIGHTS]
 
 
 def is_hub_name(text: str) -> bool:
@@ -43,11 +44,14 @@ def fetch(name: str, typed: str, *, weights: bool = True) -> str:
 
 
 def cached(name: str, typed: str) -> Path:
-    """Return the directory of a downloaded checkpoint. Raises `ConfigError` where the cache does not have it."""
-    return _snapshot(name, typed, only_cached=True)
+    """Return the directory of a downloaded checkpoint, perhaps without weights.
+
+    Raises `ConfigError` where the cache does not have it.
+    """
+    return _snapshot(name, typed, only_cached=True, files=_FACTS)
 
 
-def _snapshot(name: str, typed: str, *, only_cached: bool, files: list[str] = _FILES) -> Path:
+def _snapshot(name: str, typed: str, *, only_cached: bool, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")

@@ -22,6 +22,8 @@ from tokenizers import Tokenizer
 from pretrain.checkpoint.base import Reader
 from pretrain.errors import ConfigError, ResourceError, check
 from pretrain.files import fsync_path, hash_file, read_json, write_hashed
+from pretrain.hub.adapter_config import ADAPTER_CONFIG, BASE
+from pretrain.hub.adapter_files import ADAPTER_WEIGHTS
 from pretrain.hub.family import Family, HFTensor, family_for
 from pretrain.hub.model_card import CARD_FILE, LICENCE_FILE, Origin, licence_of, model_card
 from pretrain.hub.special_tokens import special_token_ids
@@ -88,6 +90,7 @@ class Export:
     origin: Origin  # what the model card says of it
     tokenizer_settings: dict[str, Any] = field(default_factory=dict)  # of tokenizer_config.json, over the defaults
     beside: dict[str, bytes] = field(default_factory=dict)  # files of a pair of tokenizers by name; see `pair_files`
+    adapter: dict[str, Any] | None = None  # of adapter_config.json: its tensors are all there is; None: whole weights
 
 
 def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwrite: bool) -> Path:
@@ -100,30 +103,41 @@ def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwr
     check(shard_mb >= 1, "--shard-mb", shard_mb, "at least 1 MB")
     _check_place(out, export, overwrite)
     with _replacing(out) as directory:
-        max_bytes = shard_mb * 1_000_000
-        write_weights(directory, export.tensors, export.read, dtype=getattr(torch, DTYPES[dtype]), max_bytes=max_bytes)
+        _write_weights(directory, export, dtype=getattr(torch, DTYPES[dtype]), max_bytes=shard_mb * 1_000_000)
         write_hashed(directory / "tokenizer.json", export.tokenizer.to_str(pretty=True).encode())
         ids = {f"{role}_token_id": token for role, token in export.special_tokens.items()}
         config = export.config | ids | {"dtype": DTYPES[dtype]}
-        _write_json(directory / "config.json", config)
+        if export.adapter is None:
+            _write_json(directory / "config.json", config)
+        else:
+            _write_json(directory / ADAPTER_CONFIG, export.adapter)
         for name, content in export.beside.items():
             write_hashed(directory / name, content)
-        if export.generation is not None:
+        if export.generation is not None and export.adapter is None:
             start = {DECODER_START: config[DECODER_START]} if DECODER_START in config else {}
             _write_json(directory / "generation_config.json", ids | start | export.generation)
         _write_json(directory / "tokenizer_config.json", _tokenizer_config(export) | export.tokenizer_settings)
-        card = _write_card(directory, export.origin, config, replaced=out)
+        card = _write_card(directory, export, config, replaced=out)
         record = {"run": export.run, "step": export.step, "dtype": dtype, "card": card}
         _write_json(directory / EXPORT_RECORD, record)
     return out
 
 
-def _write_card(directory: Path, origin: Origin, config: dict[str, Any], replaced: Path) -> str:
+def _write_weights(directory: Path, export: Export, *, dtype: torch.dtype, max_bytes: int) -> None:
+    """Write the weights, or those of an adapter, which `peft` reads from one file alone."""
+    if export.adapter is None:
+        write_weights(directory, export.tensors, export.read, dtype=dtype, max_bytes=max_bytes)
+        return
+    size = dtype.itemsize * sum(tensor.numel for tensor in export.tensors)
+    write_weights(directory, export.tensors, export.read, dtype=dtype, max_bytes=size, whole=ADAPTER_WEIGHTS)
+
+
+def _write_card(directory: Path, export: Export, config: dict[str, Any], replaced: Path) -> str:
     """Write the model card, and the licence of its source, and return the SHA-256 of the card.
 
     A card in the directory that is being replaced stays if it is not as it was written; the new one lies beside it.
     """
-    licence = licence_of(origin.started_from)
+    licence = licence_of(export.origin.started_from)
     if licence.file:
         write_hashed(directory / LICENCE_FILE, licence.file.read_bytes())
     theirs, name = replaced / CARD_FILE, CARD_FILE
@@ -131,7 +145,8 @@ def _write_card(directory: Path, origin: Origin, config: dict[str, Any], replace
         write_hashed(directory / CARD_FILE, theirs.read_bytes())
         name = "README.new.md"
         log.warning("%s was edited and stays as it is; what it would say now is in %s", theirs, name)
-    return write_hashed(directory / name, model_card(origin, config, licence).encode())
+    base = None if export.adapter is None else export.adapter[BASE]
+    return write_hashed(directory / name, model_card(export.origin, config, licence, base).encode())
 
 
 def _check_place(out: Path, export: Export, overwrite: bool) -> None:

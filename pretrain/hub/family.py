@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum, StrEnum
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -23,13 +23,22 @@ from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.models.network import TRAINING, default_of
 from pretrain.registry import choices
 
 Config = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 
 
+class Run(NamedTuple):
+    """Rows that follow each other in our tensor and in theirs."""
+
+    theirs: int  # the first of them there
+    ours: int  # the same here
+    rows: int
+
+
 class HFTensor(NamedTuple):
-    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed.
+    """One tensor of a Hugging Face checkpoint: whole rows of one of our tensors, perhaps transposed or reordered.
 
     Each element of ours lies in exactly one of them, so a list of these serves both directions.
     """
@@ -40,6 +49,7 @@ class HFTensor(NamedTuple):
     row: int = 0  # the first of them
     transposed: bool = False  # theirs has the rows as columns
     is_row: bool = False  # ours has one dimension, theirs is a matrix of one row
+    heads: int = 1  # theirs lists rows head by head: query, key, value; ours has all queries, all keys, all values
 
     @property
     def numel(self) -> int:
@@ -58,6 +68,16 @@ class HFTensor(NamedTuple):
             return (1, *self.shape)
         return self.shape[::-1] if self.transposed else self.shape
 
+    def runs(self) -> Iterator[Run]:
+        """Yield the rows in the order of theirs."""
+        if self.heads == 1:
+            yield Run(0, self.row, self.shape[0])
+            return
+        rows = self.shape[0] // (3 * self.heads)  # of the query, the key or the value of a head
+        for head in range(self.heads):
+            for part in range(3):
+                yield Run((3 * head + part) * rows, self.row + (part * self.heads + head) * rows, rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
@@ -66,12 +86,14 @@ class Tensors:
     names: dict[str, str | tuple[str, ...]]  # of our modules (see `place_of`) and theirs; several: rows in that order
     prefix: str  # of the body's names; checkpoints of the body alone lack it
     transposes_blocks: bool = False  # the matrices of its blocks have rows as columns
+    by_head: tuple[str, ...] = ()  # our names of fused projections whose rows lie there head by head
     derived: tuple[str, ...] = ()  # endings of stored tensors that follow from the configuration: masks, frequencies
     tied: dict[str, str] = field(default_factory=dict)  # names of the head's copies, and of which, in tied models
     copies: dict[str, str] = field(default_factory=dict)  # names of other copies, and of which, in all models
     rows: tuple[str, ...] = ()  # parameters of ours that are matrices of one row there
     beside: dict[str, str] = field(default_factory=dict)  # modules of objectives, and theirs: its files may hold them
     unused: tuple[str, ...] = ()  # beginnings of the body's tensors that our models do not have
+    other_names: dict[str, str] = field(default_factory=dict)  # beginnings of names in some files, and these here
 
 
 class HeadKind(StrEnum):
@@ -102,6 +124,7 @@ class HeadLayer(StrEnum):
     pooler = "pooler"  # BERT's, which pretraining may have trained
     tanh = "tanh"  # a projection as wide as the model, and its tanh
     relu = "relu"  # the same with relu
+    gelu = "gelu"  # the same with gelu
     transform = "transform"  # the layers before the vocabulary projection, trained with it
     dropout = "dropout"
 
@@ -115,6 +138,7 @@ class TaskHead:
     bias: bool = True  # whether the classifier has one
     pooling: Pooling = Pooling.first  # of sequences
     prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
+    computes: dict[str, Any] = field(default_factory=dict)  # settings of theirs with the values that it has
 
 
 SPANS = TaskHead(names={"classifier": "qa_outputs"})
@@ -124,14 +148,17 @@ LAST_TOKEN = TaskHead(names={"classifier": "score"}, bias=False, pooling=Pooling
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families."""
+    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families.
+
+    None: `transformers` has no such class.
+    """
 
     sequence: TaskHead
-    span: TaskHead = SPANS
-    token: TaskHead = TOKENS
+    span: TaskHead | None = SPANS
+    token: TaskHead | None = TOKENS
 
-    def of(self, kind: HeadKind) -> TaskHead:
-        """Return the head of a kind."""
+    def of(self, kind: HeadKind) -> TaskHead | None:
+        """Return the head of a kind, None where there is none."""
         return getattr(self, kind)
 
 
@@ -153,15 +180,31 @@ class Family:
         FAMILIES[cls.model_type] = cls()
 
     def task_architecture(self, kind: HeadKind) -> str:
-        """Return the name of the class with a task's head."""
+        """Return the name that the class with a task's head has or would have."""
         return type(self).__name__ + _CLASSES[kind]
+
+    def head(self, kind: HeadKind) -> TaskHead:
+        """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""
+        if (found := self.heads.of(kind)) is None:
+            missing = self.task_architecture(kind)
+            raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
+        return found
+
+    def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
+        """Return what the head of a config.json's class makes predictions for; None: it is no class for a task."""
+        named = theirs.get("architectures") or []
+        return next((kind for kind in HeadKind if self.task_architecture(kind) in named), None)
 
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
-        known = {key: [value] for key, value in self.settings.fixed.items()}
-        known["activation"] = list(self.settings.activations)
+        plain, settings = config.plain(), self.settings
+        written = {*settings.same.values(), *settings.translated, *TRAINING}
+        # What no key of theirs says is in all of its models as `network` makes it.
+        known = {key.name: [default_of(key)] for key in fields(config) if key.name not in written}
+        known |= {key: [value] for key, value in settings.fixed.items()}
+        known["activation"] = list(settings.activations)
         for key, values in known.items():
-            if (found := getattr(config, key)) not in values:
+            if (found := getattr(plain, key)) not in values:
                 yield self.lacks(key, found, f"which has {' and '.join(map(_shown, values))} only")
 
     def lacks(self, key: str, found: Any, rule: str) -> str:
@@ -182,10 +225,12 @@ class Family:
             theirs = names[place]
             fused = [theirs] if isinstance(theirs, str) else theirs
             transposed = self.tensors.transposes_blocks and layer is not None and parameter.ndim == 2
+            heads = config.heads if place in self.tensors.by_head else 1
             row = 0
             for their, rows in zip(fused, _rows(len(fused), len(parameter), queries), strict=True):
                 shape = (rows, *parameter.shape[1:])
-                yield HFTensor(f"{their.replace('#', str(layer))}.{leaf}", prefix + name, shape, row, transposed)
+                named = f"{their.replace('#', str(layer))}.{leaf}"
+                yield HFTensor(named, prefix + name, shape, row, transposed, heads=heads)
                 row += rows
 
     def names(self, config: Any) -> Mapping[str, str | tuple[str, ...]]:
@@ -201,8 +246,8 @@ class Family:
 
     def to_hf(self, config: Any, vocab_size: int) -> dict[str, Any]:
         """Return what `config.json` says of the network; ids of special tokens only where the network needs them."""
-        config = replace(config, mlp_width=config.hidden_width)
-        settings = self.settings
+        plain, settings = config.plain(), self.settings
+        config = replace(plain, **{key: value for key, value in plain.nulls().items() if getattr(plain, key) is None})
         return {
             "architectures": [self.architecture],
             "model_type": self.model_type,
@@ -283,12 +328,17 @@ def family_of(theirs: dict[str, Any]) -> Family:
     """Return the family of a Hugging Face `config.json`. Raises `ConfigError` for one that we do not have."""
     found = theirs.get("model_type")
     if not isinstance(found, str) or found not in FAMILIES:
+        text = theirs.get("text_config")
+        inner = text.get("model_type") if isinstance(text, dict) else None
+        if isinstance(inner, str) and inner in FAMILIES:
+            rule = f"reads more than text; save its {inner} alone, with text_config as its config.json"
+            raise ConfigError(f"model_type={shown(found)}: is not supported, for it {rule}")
         raise ConfigError(f"model_type={shown(found)}: is not supported; choose a model of {', '.join(FAMILIES)}")
     return FAMILIES[found]
 
 
 def head_for(config: Any, kind: HeadKind) -> TaskHead:
-    """Return the head that a model's family has; a model of no family has GPT-2's if it is causal, else BERT's.
+    """Return the head that a model's family has; without one it is GPT-2's if the model is causal, else BERT's.
 
     Raises `ConfigError` for an encoder-decoder, which has none.
     """
@@ -297,9 +347,9 @@ def head_for(config: Any, kind: HeadKind) -> TaskHead:
         fix = "choose task=seq2seq, or a decoder or an encoder for this task"
         raise ConfigError(f"model={choices()[type(config)][1]}: {rule}; {fix}")
     try:
-        return family_for(config).heads.of(kind)
+        return family_for(config).head(kind)
     except ConfigError:
-        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].heads.of(kind)
+        return FAMILIES["gpt2" if config.kind is ModelKind.causal else "bert"].head(kind)
 
 
 def place_of(config: Any, module: str) -> tuple[str, str | None]:

@@ -5,12 +5,10 @@ Holds names and configuration; its projections are `Conv1D`, which keeps weights
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pretrain.hub.config_json import Settings
 from pretrain.hub.family import LAST_TOKEN, Family, Heads, Tensors
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
+from pretrain.models.layers import Activation
 
 
 class GPT2(Family):
@@ -62,18 +60,6 @@ class GPT2(Family):
         training={"embd_pdrop": "dropout", "resid_pdrop": "dropout", "attn_pdrop": "attention_dropout"},
         activation_key="activation_function",
         activations={Activation.gelu_tanh: "gelu_new", Activation.gelu: "gelu"},
-        fixed={
-            "positions": Positions.learned,
-            "order": Order.pre,
-            "norm": Norm.layernorm,
-            "bias": True,
-            "qkv_bias": None,
-            "qk_norm": QKNorm.none,
-            "attention_width": None,
-            "score_width": None,
-            "embedding_scale": False,
-            "window": None,
-        },
         computes={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         silent=("summary_", "n_ctx", "reorder_and_upcast_attn"),
         other_names={
@@ -84,8 +70,3 @@ class GPT2(Family):
         },
     )
     heads = Heads(sequence=LAST_TOKEN)
-
-    def differences(self, config: DecoderConfig) -> Iterator[str]:
-        yield from super().differences(config)
-        if config.num_kv_heads != config.heads:
-            yield self.lacks("kv_heads", config.kv_heads, "where every head has its own keys and values")

@@ -13,7 +13,7 @@ from pretrain.hub.config_json import SIZES, Settings
 from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Tensors
 from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
+from pretrain.models.layers import Activation, Norm, Positions
 from pretrain.models.rotary import Scaling
 
 
@@ -62,19 +62,8 @@ class Llama(Family):
         training={"attention_dropout": "attention_dropout"},
         activation_key="hidden_act",
         activations={Activation.swiglu: "silu"},
-        fixed={
-            "positions": Positions.rotary,
-            "rotary_share": 1.0,
-            "order": Order.pre,
-            "norm": Norm.rmsnorm,
-            "bias": False,
-            "qkv_bias": None,
-            "qk_norm": QKNorm.none,
-            "score_width": None,
-            "embedding_scale": False,
-            "window": None,
-            "global_every": None,
-        },
+        fixed={"positions": Positions.rotary, "norm": Norm.rmsnorm, "bias": False},
+        translated=("attention_width", "rope_theta", "rope_scaling"),
         computes={
             "attention_bias": False,
             "mlp_bias": False,
@@ -102,7 +91,7 @@ class Llama(Family):
 
     def to_hf(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
-            **super().to_hf(replace(config, kv_heads=config.num_kv_heads), vocab_size),
+            **super().to_hf(config, vocab_size),
             "head_dim": config.head_width,
             "rope_parameters": rope_parameters(config),
             # What readers older than transformers 5 look at:
@@ -143,7 +132,6 @@ class Mistral(Llama):
             "intermediate_size": 14336,
             "sliding_window": 4096,
         },
-        fixed={key: value for key, value in Llama.settings.fixed.items() if key != "window"},
         computes=Llama.settings.computes | {"layer_types": None},
     )
     heads = replace(Llama.heads, span=SPANS)

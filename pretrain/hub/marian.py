@@ -12,7 +12,6 @@ from typing import Any
 from pretrain.hub.bart import BLOCKS, LOGIT_BIAS, Bart
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
-from pretrain.models.layers import Positions
 
 
 class Marian(Bart):
@@ -29,7 +28,7 @@ class Marian(Bart):
     settings = replace(
         Bart.settings,
         defaults=Bart.settings.defaults | {"vocab_size": 58101, "decoder_vocab_size": None},
-        fixed=Bart.settings.fixed | {"positions": Positions.sinusoidal, "position_offset": 0, "embedding_norm": False},
+        fixed={},
         computes=Bart.settings.computes
         | {
             "share_encoder_decoder_embeddings": True,

@@ -93,6 +93,13 @@ from transformers import pipeline
 model = pipeline("{task}", model=".")  # this directory, or its name on the hub
 print(model("A text."))
 """
+ADAPTED = """\
+from peft import PeftModel
+from transformers import {architecture}
+
+base = {architecture}.from_pretrained("{base}"{outputs})
+model = PeftModel.from_pretrained(base, ".")  # this directory, or its name on the hub
+"""
 DATA_COLUMNS = ("data", "split", "documents or records", "tokens", "SHA-256 of the manifest's hashes")
 
 
@@ -143,8 +150,8 @@ def licence_of(source: str | None) -> Licence:
     return Licence()
 
 
-def model_card(origin: Origin, config: Mapping[str, Any], licence: Licence) -> str:
-    """Return the card of an export whose config.json is `config`."""
+def model_card(origin: Origin, config: Mapping[str, Any], licence: Licence, base: str | None = None) -> str:
+    """Return the card of an export whose config.json is `config`; of an adapter for the weights `base` if it is one."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     task = next((TASKS[end] for end in TASKS if config["architectures"][0].endswith(end)), "text-generation")
@@ -166,7 +173,7 @@ def model_card(origin: Origin, config: Mapping[str, Any], licence: Licence) -> s
     if licence.file:
         terms = {"license": "other", "license_name": "of-the-base-model", "license_link": LICENCE_FILE}
     front = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if base else "transformers",
         pipeline_tag=task,
         base_model=licence.base_model,
         datasets=_hub_data_sets(origin) or None,
@@ -179,7 +186,7 @@ def model_card(origin: Origin, config: Mapping[str, Any], licence: Licence) -> s
     parts = [
         f"# {name}",
         _about(origin, config),
-        f"## Use\n\n```python\n{SNIPPETS.get(task, PIPELINE.format(task=task))}```",
+        f"## Use\n\n```python\n{_use(task, config, base)}```",
         "## Data\n\n" + (_table(DATA_COLUMNS, data) or "Not recorded."),
         f"## Results\n\nHeld out, at step {step_number(origin.step):,}.\n\n"
         + _table(("metric", "value"), [(metric, f"{value:.4f}") for metric, value in measured.items()])
@@ -190,6 +197,14 @@ def model_card(origin: Origin, config: Mapping[str, Any], licence: Licence) -> s
     ]
     body = "\n\n".join(parts)
     return str(ModelCard(f"---\n{front.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _use(task: str, config: Mapping[str, Any], base: str | None) -> str:
+    """Return the code that loads the model."""
+    if base is None:
+        return SNIPPETS.get(task, PIPELINE.format(task=task))
+    outputs = f", num_labels={len(config['id2label'])}" if "id2label" in config else ""
+    return ADAPTED.format(architecture=config["architectures"][0], base=base, outputs=outputs)
 
 
 def _about(origin: Origin, config: Mapping[str, Any]) -> str:

@@ -10,13 +10,12 @@ from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
 from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
+from pretrain.hub.layer_types import GLOBAL, LOCAL, global_layers, layer_types, rope_of
 from pretrain.hub.rope import rope_theta
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation, Order, Positions
-from pretrain.models.rotary import NO_SCALING
 
 _BIASES = ("attention_bias", "mlp_bias", "classifier_bias")  # beside that of the norms; ours are all there or none
-_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 # All of its heads begin with the transform that masked language modelling trained.
 _HEAD = TaskHead(
     names={"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"},
@@ -76,14 +75,8 @@ class ModernBert(Family):
         training={"embedding_dropout": "dropout", "mlp_dropout": "dropout", "attention_dropout": "attention_dropout"},
         activation_key="hidden_activation",
         activations={Activation.geglu: "gelu", Activation.swiglu: "silu"},
-        fixed={
-            "positions": Positions.rotary,
-            "rotary_share": 1.0,
-            "rope_scaling": NO_SCALING,
-            "order": Order.pre,
-            "token_types": 0,
-            "position_offset": 0,
-        },
+        fixed={"positions": Positions.rotary, "order": Order.pre, "token_types": 0},
+        translated=("window", "global_every", "global_first", "rope_theta", "local_rope_theta"),
         computes={"classifier_activation": "gelu", "decoder_bias": True},
         read={
             **dict.fromkeys(_BIASES, bool),
@@ -101,7 +94,7 @@ class ModernBert(Family):
             "position_embedding_type",  # the released file has BERT's, which its code does not read
         ),
     )
-    heads = Heads(sequence=_HEAD, span=_HEAD, token=_HEAD)
+    heads = Heads(sequence=replace(_HEAD, computes={"classifier_pooling": "cls"}), span=_HEAD, token=_HEAD)
 
     def to_hf(self, config: EncoderConfig, vocab_size: int) -> dict[str, Any]:
         local = config.local_rope_theta if config.window is not None else None
@@ -109,10 +102,10 @@ class ModernBert(Family):
             **super().to_hf(config, vocab_size),
             **dict.fromkeys(_BIASES, config.bias),
             **({} if config.window is None else {"local_attention": 2 * (config.window - 1)}),
-            "layer_types": _layer_types(1 if config.window is None else config.global_every, config.layers),
+            "layer_types": layer_types(config),
             "rope_parameters": {
-                _GLOBAL: {"rope_type": "default", "rope_theta": config.rope_theta},
-                _LOCAL: {"rope_type": "default", "rope_theta": local or config.rope_theta},
+                GLOBAL: {"rope_type": "default", "rope_theta": config.rope_theta},
+                LOCAL: {"rope_type": "default", "rope_theta": local or config.rope_theta},
             },
             # Where nothing is said, these are ids of the released tokenizer.
             **dict.fromkeys(f"{role}_token_id" for role in ("pad", "bos", "eos", "cls", "sep")),
@@ -121,37 +114,27 @@ class ModernBert(Family):
     def network(self, theirs: dict[str, Any]) -> EncoderConfig:
         same = super().network(theirs)
         self.expect(theirs, **dict.fromkeys(_BIASES, same.bias))
-        every = self._global_every(theirs, same.layers)
-        everywhere = self._rope_theta(theirs, _GLOBAL, theirs["global_rope_theta"])
+        every, first = self._global_layers(theirs, same.layers)
+        everywhere = self._rope_theta(theirs, GLOBAL, theirs["global_rope_theta"])
         local = theirs["local_rope_theta"] or everywhere
         return replace(
             same,
             window=None if every == 1 else theirs["local_attention"] // 2 + 1,  # theirs counts both sides
             global_every=None if every == 1 else every,
+            global_first=first,
             rope_theta=everywhere,
-            local_rope_theta=self._rope_theta(theirs, _LOCAL, local),
+            local_rope_theta=self._rope_theta(theirs, LOCAL, local),
         )
 
     def _rope_theta(self, theirs: dict[str, Any], kind: str, default: float) -> float:
         """Return the base of the rotary frequencies of a kind of layers."""
-        rope = theirs["rope_parameters"] or {}
-        for key in sorted(rope.keys() - {_GLOBAL, _LOCAL}):
-            raise self.refusal(f"rope_parameters.{key}", rope[key], f"there are {_GLOBAL} and {_LOCAL}")
-        key = f"rope_parameters.{kind}"
-        check_value(key, rope.get(kind), dict | None)
-        return rope_theta(self, key, {**(rope.get(kind) or {}), **(theirs["rope_scaling"] or {})}, default)
+        key, rope = rope_of(self, theirs, kind)
+        return rope_theta(self, key, {**rope, **(theirs["rope_scaling"] or {})}, default)
 
-    def _global_every(self, theirs: dict[str, Any], layers: int) -> int | None:
-        """Return n where layers 0, n, 2n, ... see all keys, None where none does."""
-        check_value("global_attn_every_n_layers", theirs["global_attn_every_n_layers"], int, least=1)
-        types = theirs["layer_types"]
+    def _global_layers(self, theirs: dict[str, Any], layers: int) -> tuple[int | None, int]:
+        """Return `global_every`, 1 where all layers see all keys, and `global_first`."""
+        every, types = theirs["global_attn_every_n_layers"], theirs["layer_types"]
+        check_value("global_attn_every_n_layers", every, int, least=1)
         if types is None:
-            types = _layer_types(theirs["global_attn_every_n_layers"], layers)
-        every = next((layer for layer, kind in enumerate(types) if layer and kind == _GLOBAL), layers)
-        every = every if _GLOBAL in types else None
-        self.expect({"layer_types": types}, layer_types=_layer_types(every, layers))
-        return every
-
-
-def _layer_types(every: int | None, layers: int) -> list[str]:
-    return [_LOCAL if every is None or layer % every else _GLOBAL for layer in range(layers)]
+            types = [LOCAL if layer % every else GLOBAL for layer in range(layers)]
+        return global_layers(self, types, layers)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.bert import POST_NORM, Bert, body_names
+from pretrain.hub.bert import Bert, body_names
 from pretrain.hub.family import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
@@ -43,7 +43,7 @@ class Roberta(Bert):
         defaults=Bert.settings.defaults | {"vocab_size": 50265, "pad_token_id": 1},
         read={"pad_token_id": int},
         activations={Activation.gelu: "gelu"},  # the head's is always this one
-        fixed=POST_NORM | {"tie_embeddings": True},
+        translated=("position_offset",),
     )
 
     heads = Heads(

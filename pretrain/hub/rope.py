@@ -80,13 +80,20 @@ def rope_fields(
     }
 
 
+def whole_rope_fields(family: Family, key: str, rope: dict[str, Any], *, theta: float, length: int) -> dict[str, Any]:
+    """Return the same without `rotary_share`. Raises `ConfigError` also where not whole heads are rotated."""
+    found = rope_fields(family, key, rope, theta=theta, length=length)
+    share = f"{key}.partial_rotary_factor"
+    family.expect({share: found.pop("rotary_share")}, **{share: 1.0})
+    return found
+
+
 def rope_theta(family: Family, key: str, rope: dict[str, Any], theta: float) -> float:
     """Return the base of rotary parameters whose frequencies are not scaled and that rotate whole heads.
 
     It is `theta` where they leave it out. Raises `ConfigError` for others.
     """
-    found = rope_fields(family, key, rope, theta=theta, length=1)
+    found = whole_rope_fields(family, key, rope, theta=theta, length=1)
     if (kind := found["rope_scaling"].kind) is not Scaling.none:
         raise family.refusal(f"{key}.rope_type", kind.value, "default is")
-    family.expect({f"{key}.partial_rotary_factor": found["rotary_share"]}, **{f"{key}.partial_rotary_factor": 1.0})
     return found["rope_theta"]

@@ -95,17 +95,13 @@ class T5(Family):
         },
         fixed={
             "positions": Positions.relative,
-            "position_offset": 0,
             "order": Order.pre,
-            "embedding_norm": False,
             "embedding_scale": False,
             "norm": Norm.rmsnorm,
             "bias": False,
             "attention_scale": False,
-            "head_bias": False,
-            "window": None,
-            "global_every": None,
         },
+        translated=("attention_width", "tie_embeddings", "head_scale"),
         computes={"is_encoder_decoder": True, "is_decoder": False},
         read={"d_kv": int, "tie_word_embeddings": bool, "scale_decoder_outputs": bool | None},
         silent=("classifier_dropout", "dense_act_fn", "is_gated_act"),
@@ -126,7 +122,7 @@ class T5(Family):
 
     def to_hf(self, config: EncoderDecoderConfig, vocab_size: int) -> dict[str, Any]:
         return {
-            **super().to_hf(replace(config, decoder_layers=config.num_decoder_layers), vocab_size),
+            **super().to_hf(config, vocab_size),
             "d_kv": config.head_width,
             "is_encoder_decoder": True,
             # transformers 5 reads the second, and ties where no other head is stored; older ones read the first.

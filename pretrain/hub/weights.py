@@ -20,7 +20,7 @@ from pretrain.checkpoint.fragments import OpenFiles, bytes_of, header
 from pretrain.checkpoint.load import check_architecture, first_few
 from pretrain.errors import CheckpointError, ConfigError, NumericalError
 from pretrain.files import write_hashed
-from pretrain.hub.family import Family, HFTensor, Tensors, family_of
+from pretrain.hub.family import Family, HeadKind, HFTensor, TaskHead, Tensors, family_of
 from pretrain.hub.weight_files import INDEX, WHOLE, StoredTensors, equal, locate, read_json
 
 _CHUNK = 1 << 20  # elements read and written at a time
@@ -31,15 +31,17 @@ _FLOATS = {"F64", "F32", "BF16", "F16"}  # types that weights have unless they a
 log = logging.getLogger(__name__)
 
 
-def write_weights(directory: Path, parts: list[HFTensor], read: Reader, *, dtype: torch.dtype, max_bytes: int) -> None:
-    """Write the tensors of a reader durably into one safetensors file or several.
+def write_weights(
+    directory: Path, parts: list[HFTensor], read: Reader, *, dtype: torch.dtype, max_bytes: int, whole: str = WHOLE
+) -> None:
+    """Write the tensors of a reader durably into one safetensors file, called `whole`, or several.
 
     A file holds at most `max_bytes`, unless one tensor alone has more. Held in memory at a time are some chunks of a
     tensor, or a whole one where it is transposed. Raises `NumericalError` for weights outside the range of fp16.
     """
     groups = _split(parts, max_bytes // dtype.itemsize)
     files = {
-        WHOLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
+        whole if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
         for number, group in enumerate(groups, start=1)
     }
     for name, group in files.items():
@@ -72,8 +74,11 @@ def _chunks(part: HFTensor, read: Reader) -> Iterator[Tensor]:
     if part.transposed:
         yield read(part.ours, WEIGHT, part.start, part.numel).reshape(part.shape).T
         return
-    for begin in range(part.start, part.start + part.numel, _CHUNK):
-        yield read(part.ours, WEIGHT, begin, min(_CHUNK, part.start + part.numel - begin))
+    columns = math.prod(part.shape[1:])
+    for run in part.runs():
+        end = (run.ours + run.rows) * columns
+        for begin in range(run.ours * columns, end, _CHUNK):
+            yield read(part.ours, WEIGHT, begin, min(_CHUNK, end - begin))
 
 
 def _buffer(part: HFTensor, chunk: Tensor, dtype: torch.dtype) -> memoryview:
@@ -87,6 +92,7 @@ class HuggingFaceWeights:
     """The weights of a Hugging Face directory under our names, read by slices; see `Reader` in `checkpoint.base`."""
 
     config: Any  # our model's, of the network whose weights these are
+    task: HeadKind | None  # what its class has a head for, whose tensors are `head.*`; None: no task
     absent: list[str]  # names of heads' tensors that the checkpoint does not have
 
     def __init__(self, directory: Path, prefix: str = "model.") -> None:
@@ -97,14 +103,17 @@ class HuggingFaceWeights:
         self.directory = directory
         family, self.config, parts = read_network(directory / "config.json", prefix)
         tensors = family.tensors
+        self.task = family.task_of(read_json(directory / "config.json"))
+        heads = getattr(family, "heads", None)  # encoder-decoders have none
+        head = heads.of(self.task) if heads and self.task else None
         self._files = OpenFiles(directory)
         self._file_of = locate(directory, self._files)
-        self._stored = self._by_current_names(parts, tensors)
+        self._stored = self._by_current_names(parts, tensors, (head and head.prefix) or tensors.prefix)
         copies = self._without_copies(tensors.copies | (tensors.tied if self.config.tie_embeddings else {}))
         absent = _absent(parts, tensors.prefix, self._stored)
         self.absent = sorted({part.ours for part in absent})
         self._parts: dict[str, list[HFTensor]] = {}
-        for part in [*parts, *self._parts_beside(tensors)]:
+        for part in [*parts, *self._parts_beside(parts, tensors, head)]:
             if part not in absent:
                 self._parts.setdefault(part.ours, []).append(part)
         self._check(tensors)
@@ -123,24 +132,29 @@ class HuggingFaceWeights:
     def __call__(self, name: str, kind: str, start: int, numel: int) -> Tensor:
         out = torch.empty(numel, dtype=torch.float32)
         for part in self._parts[name]:
-            low, high = max(start, part.start), min(start + numel, part.start + part.numel)
-            if low >= high:
-                continue
             columns = math.prod(part.shape[1:])
-            first, last = (low - part.start) // columns, -((part.start - high) // columns)
-            stored = self._slice(part.theirs)
-            if part.is_row:
-                out[low - start : high - start] = stored[0, first:last]
-                continue
-            rows = (stored[:, first:last].T if part.transposed else stored[first:last]).reshape(-1)
-            skipped = low - part.start - first * columns
-            out[low - start : high - start] = rows[skipped : skipped + high - low]
+            for run in part.runs():
+                begin = run.ours * columns
+                low, high = max(start, begin), min(start + numel, begin + run.rows * columns)
+                if low >= high:
+                    continue
+                first, last = (low - begin) // columns, -((begin - high) // columns)
+                rows = self._rows(part, run.theirs + first, run.theirs + last).reshape(-1)
+                skipped = low - begin - first * columns
+                out[low - start : high - start] = rows[skipped : skipped + high - low]
         return out
 
-    def _by_current_names(self, parts: list[HFTensor], tensors: Tensors) -> dict[str, str]:
-        """Return the name of every tensor in the files by its current name in the family."""
+    def _rows(self, part: HFTensor, first: int, last: int) -> Tensor:
+        """Read rows [first, last) of a tensor of theirs, as ours lie."""
+        stored = self._slice(part.theirs)
+        if part.is_row:
+            return stored[0, first:last]
+        return stored[:, first:last].T if part.transposed else stored[first:last]
+
+    def _by_current_names(self, parts: list[HFTensor], tensors: Tensors, prefix: str) -> dict[str, str]:
+        """Return the name of every tensor in the files, where `prefix` may begin the body's, by its current name."""
         names = self._file_of
-        body_alone = not any(name.startswith(tensors.prefix) for name in names)
+        body_alone = not any(name.startswith((prefix, tensors.prefix)) for name in names)
         outside = {part.theirs for part in parts} | tensors.tied.keys()
         heads = tuple(theirs for theirs in tensors.beside.values() if not theirs.startswith(tensors.prefix))
         stored: dict[str, str] = {}
@@ -148,6 +162,10 @@ class HuggingFaceWeights:
             current = name
             for old, new in _OLD_NAMES.items():
                 current = current.removesuffix(old) + new if current.endswith(old) else current
+            for other, own in tensors.other_names.items():
+                current = own + current.removeprefix(other) if current.startswith(other) else current
+            if prefix and current.startswith(prefix):
+                current = tensors.prefix + current.removeprefix(prefix)
             if body_alone and current not in outside and not current.startswith(heads):
                 current = tensors.prefix + current
             if (other := stored.setdefault(current, name)) != name:
@@ -172,7 +190,7 @@ class HuggingFaceWeights:
         for copy, name in copies:
             if equal(self._open(copy), self._slice(name)):
                 continue
-            if copy in tensors.tied:
+            if tensors.tied.get(copy) == name:
                 rule = f"{copy} and {name} differ, which config.json says are tied"
                 fix = "leave out the one that is not meant, or untie them there (tie_word_embeddings) if both are"
             else:
@@ -180,12 +198,14 @@ class HuggingFaceWeights:
                 fix = "leave out the one that is not meant, or name another model if both are"
             raise CheckpointError(f"{self.directory}: {rule}; {fix}")
 
-    def _parts_beside(self, tensors: Tensors) -> Iterator[HFTensor]:
-        """Yield the stored tensors that belong to objectives."""
-        ours = {theirs: name for name, theirs in tensors.beside.items()}
+    def _parts_beside(self, parts: list[HFTensor], tensors: Tensors, head: TaskHead | None) -> Iterator[HFTensor]:
+        """Yield the stored tensors beside `parts`: those that belong to objectives, and those of a task's head."""
+        ours = {theirs: f"head.{name}" for name, theirs in head.names.items()} if head else {}
+        ours |= {theirs: name for name, theirs in tensors.beside.items()}
+        known = {part.theirs for part in parts}
         for name in self._stored:
             module, _, leaf = name.rpartition(".")
-            if module in ours:
+            if module in ours and name not in known:
                 yield HFTensor(name, f"{ours[module]}.{leaf}", self._shape(name))
 
     def _check(self, tensors: Tensors) -> None:

@@ -8,15 +8,18 @@ K key-value heads, E width of one head, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.models.init import Initial
+
+Cut = Callable[[Tensor], Sequence[Tensor]]
+"""Cuts the rows of a stream, (N, ...), into parts."""
 
 
 class ModelKind(StrEnum):
@@ -65,15 +68,52 @@ class Layout:
         return self._plans[key]
 
 
-class RelativeBias(NamedTuple):
-    """What is added to the score of a query and a key: a learned function of how far apart they are (T5).
+class Distances(Protocol):
+    """How the distances between tokens share the rows of a table. Hashable: plans may be keyed by it."""
+
+    @property
+    def farthest(self) -> int:
+        """Positions; from there on all distances on one side share a row."""
+        ...
+
+    def rows(self, relative: Tensor) -> Tensor:
+        """Return the row of each position of a key minus that of its query, int64 of the same shape, on the CPU."""
+        ...
+
+
+class Bias(Protocol):
+    """What is added to the score of a query and a key, by how far apart they are.
 
     It is the function, never its values for all pairs: backends look up what they need.
     """
 
-    table: Tensor  # (buckets, H), a value for each bucket of distances and each head
-    bidirectional: bool  # whether keys after the query have half of the buckets; else they share the first
-    max_distance: int  # positions; from there on all share the last bucket
+    @property
+    def distances(self) -> Distances:
+        """How distances share the rows of its tables."""
+        ...
+
+    def at(self, head: Tensor, q: Tensor, k: Tensor, row: Tensor) -> Tensor:
+        """Return what it adds for a head, a row of the stream of queries, one of keys, and one of `distances`.
+
+        All are int64 and broadcast against each other.
+        """
+        ...
+
+    def dense(self, rows: Tensor, num_q: int, *, causal: bool) -> Tensor:
+        """Return what it adds in sequences of `num_q` queries that lie end to end, (B or 1, H, num_q, num_k).
+
+        `rows` (B or 1, num_q + num_k - 1) are those that `relative.rows_between` returned. `causal`: what it adds to
+        keys after the query is -inf; for sequences without a cache.
+        """
+        ...
+
+    def cut(self, queries: Cut, keys: Cut) -> Iterable[Bias]:
+        """Return the bias of each of the parts that the streams of queries and of keys are cut into."""
+        ...
+
+    def single(self) -> Bias:
+        """Return it in single precision or better, in which its gradients are to be added up."""
+        ...
 
 
 @dataclass
@@ -106,7 +146,7 @@ class Attend(Protocol):
         window: int | None = None,  # a query sees at most `window` keys up to itself (and as many after, if not causal)
         dropout: float = 0.0,  # probability that an attention weight is dropped
         scale: float | None = None,  # multiplies the scores; None: 1 / sqrt(E)
-        bias: RelativeBias | None = None,  # added to the scaled scores
+        bias: Bias | None = None,  # added to the scaled scores
     ) -> Tensor:  # (Nq, H, E)
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,14 +39,25 @@ class DecoderConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "belongs to encoder-decoders; choose learned, sinusoidal or rotary"
-        check(self.positions is not Positions.relative, "model.positions", self.positions.value, rule)
+        rule = "is not for decoders; choose learned, sinusoidal or rotary"
+        allowed = self.positions not in (Positions.relative, Positions.disentangled)
+        check(allowed, "model.positions", self.positions.value, rule)
         rule = "is not for decoders; choose pre, output, sandwich or parallel"
         check(self.order is not Order.post, "model.order", self.order.value, rule)
         for key in ("kv_heads", "attention_width", "score_width"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
         check(self.heads % self.num_kv_heads == 0, "model.kv_heads", self.kv_heads, f"must divide {self.heads} heads")
+
+    def nulls(self) -> dict[str, Any]:
+        """Return what settings stand for where they are null, by their names."""
+        widths = {"attention_width": self.width, "score_width": self.head_width}
+        return {**super().nulls(), **widths, "kv_heads": self.heads, "qkv_bias": self.bias}
+
+    def idle(self) -> set[str]:
+        """Return the names of settings that have no effect beside the others."""
+        scaled = self.positions is Positions.sinusoidal  # in any case
+        return super().idle() | ({"embedding_scale"} if scaled else set())
 
     @property
     def num_kv_heads(self) -> int:

@@ -1,4 +1,4 @@
-"""The bidirectional encoder: BERT, RoBERTa, DistilBERT, ModernBERT and what lies between them.
+"""The bidirectional encoder: BERT, RoBERTa, DistilBERT, ModernBERT, DeBERTa and what lies between them.
 
 Holds the architecture, its dataclass and the layers of its heads; shared settings and blocks are in `network`, kernels
 in `attention/`. Letters of shapes: `models/base.py`.
@@ -7,17 +7,27 @@ in `attention/`. Letters of shapes: `models/base.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import check
+from pretrain.models.attention.disentangled import DistanceVectors, LogBuckets
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
+from pretrain.models.disentangled_attention import DisentangledAttention
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import Activation, Order, Positions, activate
-from pretrain.models.network import NetworkConfig
+from pretrain.models.layers import Activation, Attention, Order, Positions, activate
+from pretrain.models.network import NetworkConfig, embeddings_learn, learns
 from pretrain.registry import register
+
+# Settings that disentangled positions alone have.
+_OF_DISTANCES = {
+    *("buckets", "max_distance", "content_to_position"),
+    *("position_to_content", "shared_projections", "distance_norm"),
+}
 
 
 @register("model", "encoder")
@@ -29,7 +39,7 @@ class EncoderConfig(NetworkConfig):
 
     norm_eps: float = 1e-12
     activation: Activation = Activation.gelu
-    positions: Positions = Positions.learned  # how it knows where a token stands: learned or rotary
+    positions: Positions = Positions.learned  # how it knows where a token stands: learned, rotary or disentangled
     rope_theta: float = 160_000.0  # base of the rotary frequencies where a layer sees all keys
     bias: bool = True  # biases in projections and layer norms; the one on the logits is always there
     local_rope_theta: float | None = 10_000.0  # the same in layers with a window, never scaled; null: as all others
@@ -39,18 +49,68 @@ class EncoderConfig(NetworkConfig):
 
     position_offset: int = 0  # row of the first position's vector; RoBERTa's is 2
     token_types: int = 2  # kinds of segments, each with a vector of its own; 0: none
+    buckets: int | None = 256  # of distances on either side, with positions=disentangled; null: one for each distance
+    max_distance: int = 512  # tokens, with positions=disentangled; from there on all on one side share a bucket
+    content_to_position: bool = True  # scores have a term of the query and the distance (DeBERTa, He et al. 2021)
+    position_to_content: bool = True  # scores have a term of the key and the distance (DeBERTa, He et al. 2021)
+    shared_projections: bool = True  # of tokens and of distances (DeBERTa v3, He et al. 2023); false: each its own
+    distance_norm: bool = True  # normalises the vectors of distances (DeBERTa v3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("position_offset", "token_types"):
             check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must not be negative")
-        rule = "is not for encoders; choose learned or rotary"
-        allowed = self.positions in (Positions.learned, Positions.rotary)
+        rule = "is not for encoders; choose learned, rotary or disentangled"
+        allowed = self.positions not in (Positions.sinusoidal, Positions.relative)
         check(allowed, "model.positions", self.positions.value, rule)
         offset, learned = self.position_offset, self.positions is Positions.learned
         check(learned or offset == 0, "model.position_offset", offset, "belongs to learned positions; set 0")
         orders = (Order.post, Order.pre)
         check(self.order in orders, "model.order", self.order.value, "is not for encoders; choose post or pre")
+        if self.disentangled:
+            self._check_distances()
+
+    def _check_distances(self) -> None:
+        """Check the settings of disentangled positions."""
+        buckets = self.buckets
+        even = buckets is None or (buckets >= 2 and buckets % 2 == 0)
+        check(even, "model.buckets", buckets, "must be even: half of them have one distance each, the others more")
+        least = (buckets or 0) // 2 + 2  # from there on buckets have several distances
+        check(self.max_distance >= least, "model.max_distance", self.max_distance, f"must be at least {least}")
+        rule = "scores need a term with distances; set it, or model.content_to_position, to true"
+        terms = self.content_to_position or self.position_to_content
+        check(terms, "model.position_to_content", self.position_to_content, rule)
+
+    def idle(self) -> set[str]:
+        """Return the names of settings that have no effect beside the others."""
+        return super().idle() | (set() if self.disentangled else _OF_DISTANCES)
+
+    @property
+    def disentangled(self) -> bool:
+        """Whether tokens and distances are vectors apart, and scores have terms of both."""
+        return self.positions is Positions.disentangled
+
+    @property
+    def distances(self) -> LogBuckets:
+        """How distances share vectors, with disentangled positions."""
+        return LogBuckets(self.buckets, self.max_distance)
+
+    @property
+    def score_bias(self) -> str | None:
+        """The setting by which attention adds a bias to scores (see `ModelConfig`)."""
+        return "model.positions=disentangled" if self.disentangled else None
+
+    def make_attention(self, **parts: Any) -> Attention:
+        """Return the attention of a layer, of these arguments."""
+        if not self.disentangled:
+            return super().make_attention(**parts)
+        return DisentangledAttention(
+            content_to_position=self.content_to_position,
+            position_to_content=self.position_to_content,
+            shared=self.shared_projections,
+            position_dropout=self.dropout,
+            **parts,
+        )
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Encoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
@@ -69,6 +129,9 @@ class Encoder(EncoderModel):
             self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, width)
         if config.token_types:
             self.type_embedding = nn.Embedding(config.token_types, width)
+        if config.disentangled:
+            self.distance_embedding = nn.Embedding(2 * config.distances.side, width)
+            self.distance_embedding_norm = config.make_norm() if config.distance_norm else nn.Identity()
         self.embedding_norm = config.make_norm()
         self.blocks = nn.ModuleList(config.make_block(layer, attend) for layer in range(config.layers))
         if config.order is Order.pre:  # the norm of the embeddings is the first branch's norm already
@@ -87,9 +150,15 @@ class Encoder(EncoderModel):
         if config.token_types:
             x = x + self.type_embedding(torch.zeros_like(tokens) if segments is None else segments)
         x = F.dropout(self.embedding_norm(x), config.dropout, self.training)
+        relative = self._distances(layout) if config.disentangled else None
         for block, tables in zip(self.blocks, config.rotations(positions), strict=True):
-            x = block(x, layout, tables)
+            x = block(x, layout, tables, relative=relative)
         return self.final_norm(x)
+
+    def _distances(self, layout: Layout) -> DistanceVectors:
+        """Return the vectors of the distances that there are, which all layers share."""
+        found = DistanceVectors.of(self.distance_embedding.weight, self.config.distances, layout.max_q)
+        return found._replace(vectors=self.distance_embedding_norm(found.vectors))
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """Return the transformed hidden states (M, D)."""
@@ -110,10 +179,22 @@ class Encoder(EncoderModel):
     def flops_per_token(self, seq_len: float, head_share: float = 1.0) -> float:
         """Return the operations of one token (see `NetworkConfig`).
 
-        `head_share` is the share of tokens that pass through the head's transform and the vocabulary projection.
+        `head_share` is the share of tokens that pass through the head's transform and the vocabulary projection. What
+        distances pass through is left out: it is as much for a pass of any number of tokens.
         """
         head = [self.transform.dense.weight, self.head_weight()] if head_share else []
-        return self.config.flops_per_token(self, head, head_share, seq_len)
+        total = self.config.flops_per_token(self, head, head_share, seq_len)
+        return total + self._position_flops(ceil(seq_len)) if self.config.disentangled else total
+
+    def _position_flops(self, length: int) -> float:
+        """Return the operations of one token's products with distances, in a sequence of `length` tokens."""
+        rows, reached, total = len(self.config.distances.reached(length)), embeddings_learn(self), 0.0
+        for block in self.blocks:
+            reached = reached or learns(block.parameters())
+            attention = block.attention
+            assert isinstance(attention, DisentangledAttention)
+            total += attention.position_flops(rows, reached=reached)
+        return total
 
 
 class Transform(nn.Module):

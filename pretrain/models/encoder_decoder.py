@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.errors import check
-from pretrain.models.base import Attend, EncoderDecoderModel, Layout, ModelKind, RelativeBias, Stream
+from pretrain.models.attention.relative import RelativeBias
+from pretrain.models.base import Attend, EncoderDecoderModel, Layout, ModelKind, Stream
 from pretrain.models.generation.cache import KeyValueCache, SourceCache
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import (
@@ -70,7 +71,8 @@ class EncoderDecoderConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = "is not for encoder-decoders; choose sinusoidal, learned or relative"
-        check(self.positions is not Positions.rotary, "model.positions", self.positions.value, rule)
+        allowed = self.positions not in (Positions.rotary, Positions.disentangled)
+        check(allowed, "model.positions", self.positions.value, rule)
         check(self.window is None, "model.window", self.window, "encoder-decoders see whole texts; set null")
         rule = "is not for encoder-decoders; choose post or pre"
         check(self.order in (Order.post, Order.pre), "model.order", self.order.value, rule)
@@ -87,6 +89,14 @@ class EncoderDecoderConfig(NetworkConfig):
         rule = f"must be above half of model.buckets={self.buckets}, the distances that have a bucket of their own"
         check(self.max_distance > self.buckets // 2, "model.max_distance", self.max_distance, rule)
         check(0 <= self.mlp_dropout < 1, "model.mlp_dropout", self.mlp_dropout, "must lie in [0, 1)")
+
+    def nulls(self) -> dict[str, Any]:
+        """Return what settings stand for where they are null, by their names."""
+        return {**super().nulls(), "attention_width": self.width, "decoder_layers": self.layers}
+
+    def idle(self) -> set[str]:
+        """Return the names of settings that have no effect beside the others."""
+        return super().idle() | (set() if self.positions is Positions.relative else {"buckets", "max_distance"})
 
     @property
     def score_bias(self) -> str | None:

@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.base import Attend, Layout, RelativeBias
+from pretrain.models.attention.disentangled import DistanceVectors
+from pretrain.models.base import Attend, Bias, Layout
 from pretrain.models.generation.cache import KeyValueCache, SourceCache
 from pretrain.models.rotary import Rotary, frequencies, rotate
+
+Relative = Bias | DistanceVectors  # what layers share of relative positions: the bias itself, or what each makes it of
 
 
 class Norm(StrEnum):
@@ -50,6 +53,7 @@ class Positions(StrEnum):
     sinusoidal = "sinusoidal"  # fixed vectors, added to the scaled embedding (Vaswani et al. 2017); not for encoders
     rotary = "rotary"  # queries and keys rotated (Llama, ModernBERT)
     relative = "relative"  # a learned value for each distance, added to the scores (T5); encoder-decoders only
+    disentangled = "disentangled"  # a learned vector for each distance, which tokens meet (DeBERTa); encoders only
 
 
 class QKNorm(StrEnum):
@@ -102,6 +106,15 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+class Fused(nn.Linear):
+    """Several projections of one input as one matrix, whose rows are theirs, one after another."""
+
+    def __init__(self, width: int, parts: dict[str, int], *, bias: bool) -> None:
+        """`parts` are the projections' names, and how many outputs each has."""
+        super().__init__(width, sum(parts.values()), bias=bias)
+        self.parts = parts
+
+
 class Attention(nn.Module):
     """Self-attention with one fused projection to queries, keys and values, heads in that order.
 
@@ -129,7 +142,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
         self.dropout, self.causal, self.window = dropout, causal, window
         self.scale, self.attend = scale, attend
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=qkv_bias)
+        keys = kv_heads * head_width
+        self.qkv = Fused(width, {"q": heads * head_width, "k": keys, "v": keys}, bias=qkv_bias)
         self.q_norm, self.k_norm = qk_norms or (None, None)
         self.out = nn.Linear(heads * self.head_width, width, bias=bias)
 
@@ -139,7 +153,7 @@ class Attention(nn.Module):
         layout: Layout,
         tables: Rotary | None,
         cache: KeyValueCache | None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """Map x (N, D) to (N, D). With a cache the queries see its keys too; the layout counts the new ones alone."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # (N, H + 2K, E)
@@ -161,15 +175,23 @@ class Attention(nn.Module):
             window=self.window,
             dropout=dropout,
             scale=self.scale,
-            bias=relative,
+            bias=self.bias(q, k, relative),
         )
         return self.out(mixed.flatten(1))
 
+    def bias(self, q: Tensor, k: Tensor, relative: Relative | None) -> Bias | None:
+        """Return what is added to the scores of queries (N, H, E) and keys (N, K, E): here, what all layers share."""
+        assert not isinstance(relative, DistanceVectors), "vectors of distances are for `DisentangledAttention`"
+        return relative
+
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is."""
+    """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is.
+
+    Under autocast norms return fp32 on a GPU; attention needs queries and keys of one dtype with values.
+    """
     width = norm.get_parameter("weight").numel()
-    return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape)
+    return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape).to(x.dtype)
 
 
 class CrossAttention(nn.Module):
@@ -190,7 +212,7 @@ class CrossAttention(nn.Module):
         self.heads, self.head_width = heads, head_width
         self.dropout, self.scale, self.attend = dropout, scale, attend
         self.q = nn.Linear(width, heads * head_width, bias=bias)
-        self.kv = nn.Linear(width, 2 * heads * head_width, bias=bias)
+        self.kv = Fused(width, {"k": heads * head_width, "v": heads * head_width}, bias=bias)
         self.out = nn.Linear(heads * head_width, width, bias=bias)
 
     def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +237,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = activation
         self.dropout = dropout  # probability, of what the nonlinearity returns
-        self.up = nn.Linear(width, 2 * hidden if activation.gated else hidden, bias=bias)
+        self.up = Fused(width, {"gate": hidden, "up": hidden} if activation.gated else {"up": hidden}, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -246,7 +268,7 @@ class Block(nn.Module):
         layout: Layout,
         tables: Rotary | None = None,
         cache: KeyValueCache | None = None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """Map the residual stream (N, D) to the next one."""
         x = self.add(x, self.attention_norm, self.attention, layout, tables, cache, relative)
@@ -295,7 +317,7 @@ class ParallelBlock(Block):
         layout: Layout,
         tables: Rotary | None = None,
         cache: KeyValueCache | None = None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """Map the residual stream (N, D) to the next one."""
         attended = self.attention(self.attention_norm(x), layout, tables, cache, relative)
@@ -332,7 +354,7 @@ class CrossBlock(Block):
         layout: Layout,
         tables: Rotary | None = None,
         cache: KeyValueCache | None = None,
-        relative: RelativeBias | None = None,
+        relative: Relative | None = None,
         seen: SeenSource | None = None,
     ) -> Tensor:
         """Map the residual stream of the target (N, D) to the next one."""

@@ -7,7 +7,8 @@ layers in `layers`. Letters of shapes: `models/base.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -19,6 +20,9 @@ from pretrain.models.rotary import RopeScaling, Rotary, Scaling, rotary
 
 # Projections into the residual stream, and the head's transform, which ModernBERT initialises like them.
 _RESIDUAL = ("attention.out.weight", "cross.out.weight", "mlp.down.weight", "transform.dense.weight")
+
+# Settings that change nothing of what a trained network computes.
+TRAINING = ("dropout", "attention_dropout", "mlp_dropout", "init", "init_std")
 
 
 @dataclass(kw_only=True)
@@ -72,7 +76,7 @@ class NetworkConfig(ModelConfig):
         share = self.rotary_share
         check(0 < share <= 1 and (is_rotary or share == 1), "model.rotary_share", share, rule)
         paired = self.rotary_width if is_rotary else self.width
-        even = self.positions in (Positions.learned, Positions.relative) or (paired % 2 == 0 and paired > 0)
+        even = self.positions not in (Positions.sinusoidal, Positions.rotary) or (paired % 2 == 0 and paired > 0)
         rule = f"needs pairs of coordinates, not {paired}; change model.width or model.heads"
         check(even, "model.positions", self.positions.value, rule)
         for key in ("rope_theta", "local_rope_theta"):
@@ -82,6 +86,30 @@ class NetworkConfig(ModelConfig):
         check(is_rotary or kind is Scaling.none, "model.rope_scaling.kind", kind.value, rule)
         rule = "YaRN needs a base above 1"
         check(kind is not Scaling.yarn or self.rope_theta > 1, "model.rope_theta", self.rope_theta, rule)
+
+    def plain(self) -> Self:
+        """Return the same network in the fewest settings.
+
+        What has no effect, or says what its default would say, has its default.
+        """
+        same = {key: None for key, value in self.nulls().items() if getattr(self, key) == value}
+        idle = {key.name: default_of(key) for key in fields(self) if key.name in self.idle()}
+        return replace(self, **{"rope_scaling": self.rope_scaling.short(), **same, **idle})
+
+    def nulls(self) -> dict[str, Any]:
+        """Return what settings stand for where they are null, by their names."""
+        unscaled = self.rope_scaling.short().kind is Scaling.none
+        return {"mlp_width": 4 * self.width, **({"local_rope_theta": self.rope_theta} if unscaled else {})}
+
+    def idle(self) -> set[str]:
+        """Return the names of settings that have no effect beside the others."""
+        windows = {self.layer_window(layer) for layer in range(self.layers)}
+        names = set() if self.positions is Positions.rotary else {"rope_theta", "local_rope_theta"}
+        if windows == {None}:
+            names |= {"window", "local_rope_theta"}
+        if len(windows) == 1:
+            names |= {"global_every", "global_first"}
+        return names
 
     @property
     def all_heads_width(self) -> int:
@@ -140,9 +168,13 @@ class NetworkConfig(ModelConfig):
         """Return the norms of the queries and the keys of a layer, None for none."""
         return None
 
+    def make_attention(self, **parts: Any) -> Attention:
+        """Return the attention of a layer, of these arguments."""
+        return Attention(**parts)
+
     def make_block(self, layer: int, attend: Attend) -> Block:
         """Return the block of a layer, counted from 0."""
-        attention = Attention(
+        attention = self.make_attention(
             width=self.width,
             heads=self.heads,
             kv_heads=self.num_kv_heads,
@@ -188,6 +220,11 @@ class NetworkConfig(ModelConfig):
             total += matrix_flops(block.parameters(), reached=reached)
             total += 4.0 * self.all_heads_width * reach * (3 if reached else 1)
         return total + head_share * matrix_flops(head, reached=reached)
+
+
+def default_of(key: Field[Any]) -> Any:
+    """Return the default of a setting."""
+    return key.default if key.default_factory is MISSING else key.default_factory()
 
 
 def matrix_flops(parameters: Iterable[Tensor], *, reached: bool) -> float:

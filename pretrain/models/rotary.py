@@ -57,8 +57,13 @@ class RopeScaling:
         check(grown is None or 0 < grown < math.inf, f"{key}.attention_factor", grown, "must be positive, and finite")
 
     def short(self) -> RopeScaling:
-        """Return the same scaling with what is the default of its kind left to it."""
-        return replace(self, fast_turns=None) if self.fast_turns == _FAST_TURNS.get(self.kind) else self
+        """Return the same scaling with what it does not use, and what is the default of its kind, left to it."""
+        if self.kind not in _FAST_TURNS:
+            return RopeScaling(kind=self.kind, factor=1.0 if self.kind is Scaling.none else self.factor)
+        own = {"fast_turns": None if self.fast_turns == _FAST_TURNS[self.kind] else self.fast_turns}
+        if self.kind is not Scaling.yarn or self.magnitude == replace(self, attention_factor=None).magnitude:
+            own["attention_factor"] = None
+        return replace(self, **own, truncate=self.truncate or self.kind is not Scaling.yarn)
 
     @property
     def turns(self) -> tuple[float, float]:

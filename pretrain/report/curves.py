@@ -27,7 +27,10 @@ SMOOTHING = 40  # a point of the smoothed line stands for 1/40 of the raw ones
 
 
 def training_charts(runs: Sequence[History]) -> Charts:
-    """Return loss, learning rate, gradient norm and throughput of one or more runs of pretraining."""
+    """Return loss, learning rate, gradient norm and throughput of one or more runs of pretraining.
+
+    Where one learns to tell pairs of sentences apart, also its loss and accuracy on these.
+    """
     alone = len(runs) == 1
 
     def curves(key: str, *, smooth: bool = True) -> list[Curve]:
@@ -42,24 +45,33 @@ def training_charts(runs: Sequence[History]) -> Charts:
             for number, run in enumerate(runs)
         ]
 
-    held_out = [
-        curve(
-            *(run, run.evaluation, "loss"),
-            name="held out" if alone else f"{run.name}, held out",
-            group="held out" if alone else run.name,
-            look=1 if alone else number,
-            line=False,
-            label=True,
-            ring=run.facts.get("best_step") if alone else None,
-        )
-        for number, run in enumerate(runs)
-    ]
+    def with_held_out(key: str) -> list[Curve]:
+        """Return the curves of training, and dots of what was held out."""
+        dots = [
+            curve(
+                *(run, run.evaluation, key),
+                name="held out" if alone else f"{run.name}, held out",
+                group="held out" if alone else run.name,
+                look=1 if alone else number,
+                line=False,
+                label=True,
+                ring=run.facts.get("best_step") if alone and key == "loss" else None,
+            )
+            for number, run in enumerate(runs)
+        ]
+        return [*curves(key), *dots]
+
     charts = [
-        Chart("Loss, nats per target (line: training, dots: held out)", [*curves("loss"), *held_out], logarithmic=True),
+        Chart("Loss, nats per target (line: training, dots: held out)", with_held_out("loss"), logarithmic=True),
         Chart("Learning rate", curves("lr", smooth=False), from_zero=True),
         Chart("Gradient norm before clipping", curves("grad_norm"), logarithmic=True),
         Chart("Tokens per second", curves("tokens_per_s"), from_zero=True),
     ]
+    if any("sentence_loss" in row for run in runs for row in (*run.train, *run.evaluation)):
+        charts += [
+            Chart("Loss on sentences, nats per pair", with_held_out("sentence_loss")),
+            Chart("Share of pairs told right", with_held_out("sentence_accuracy")),
+        ]
     return Charts("curves", charts, shared_axis(runs))
 
 

@@ -118,6 +118,7 @@ def _reached(run: History) -> dict[str, Cell]:
         "Best held-out loss": _best(run),
         "Perplexity": number(held_out.get("perplexity"), digits=2),
         "Accuracy": percent(held_out.get("accuracy")),
+        "Training loss on sentences, last line": number(last.get("sentence_loss")),
         "Loss on sentences": number(held_out.get("sentence_loss")),
         "Accuracy on sentences": percent(held_out.get("sentence_accuracy")),
         "Bits per byte": number(held_out.get("bits_per_byte")),

@@ -24,12 +24,14 @@ PROMPT_CHARACTERS, SAMPLE_CHARACTERS = 24, 72  # of a sample that are shown
 # record key, how its value reads
 _TRAIN = (
     ("loss", "loss {:.4f}"),
+    ("sentence_accuracy", "of sentences {:.1%}"),
     ("lr", "lr {:.2e}"),
     ("grad_norm", "grad norm {:.3g}"),
     ("tokens_per_s", "{:,.0f} tokens/s"),
     ("mfu", "MFU {:.1%}"),
 )
-_BAR = tuple(entry for entry in _TRAIN if entry[0] not in ("lr", "grad_norm"))  # a bar has room for less
+_NO_ROOM = {"sentence_accuracy", "lr", "grad_norm"}  # beside a bar
+_BAR = tuple(entry for entry in _TRAIN if entry[0] not in _NO_ROOM)
 
 # Labels and formats of the metrics of evaluations, in the order that they are shown in. A metric that is in neither of
 # these two is shown behind the others by its own name, unless it is of a part (f1/PER): a new one needs no line here.

@@ -21,7 +21,7 @@ from pretrain.errors import DataError, check
 from pretrain.models.base import ModelKind
 from pretrain.objectives.base import ObjectiveConfig
 from pretrain.tracking.no_value import no_value
-from pretrain.train.metrics import bits_per_byte, perplexity
+from pretrain.train.metrics import SENTENCES, bits_per_byte, perplexity
 
 
 @dataclass(kw_only=True)
@@ -122,7 +122,7 @@ class Evaluator:
         loss = nll / targets
         found = {"loss": loss, "perplexity": perplexity(loss), "accuracy": correct / targets}
         if labels:
-            found |= {"sentence_loss": label_nll / labels, "sentence_accuracy": labels_right / labels}
+            found |= dict(zip(SENTENCES, (label_nll / labels, labels_right / labels), strict=True))
         if self.bytes_per_target is not None:
             found["bits_per_byte"] = bits_per_byte(loss, num_targets=1, text_bytes=self.bytes_per_target)
         if undefined := [name for name, value in found.items() if not math.isfinite(value)]:

@@ -61,6 +61,7 @@ class RunHooks:
             "step": state.step,
             "split": "train",
             "loss": reading.loss,
+            **reading.sentences,
             "tokens": state.tokens,
             **learning_rates(self.strategy.optimizer),
             "grad_norm": reading.grad_norm,

@@ -104,7 +104,7 @@ def train(
             with strategy.micro_step(last=number == len(micro_batches)):
                 loss = module(batch.to(world.device))
                 strategy.backward(loss.total * (world.size / max(targets, 1)))
-            hooks.meter.add(loss.nll)
+            hooks.meter.add(loss.nll, loss.labels)
         norm = strategy.step(schedule(state.step), cfg.clip_norm)
         state.step += 1
         state.tokens += tokens

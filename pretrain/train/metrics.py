@@ -22,10 +22,14 @@ MFU_CONVENTION = (
 )
 
 
+SENTENCES = ("sentence_loss", "sentence_accuracy")  # of labels of sequences: nats a label, and the share told right
+
+
 class Reading(NamedTuple):
     """What `StepMeter.read` brings to the host, in one transfer."""
 
     loss: float | None  # nats per target of the newest step, over the whole global batch; None: it had no target
+    sentences: dict[str, float | None]  # SENTENCES of the newest step, None: it had no label; empty: no step has any
     grad_norm: float  # global gradient norm of the newest step, before clipping
     skipped: int  # updates skipped since the previous reading (their gradient norm was not finite)
     skipped_in_a_row: int  # skipped updates up to the newest step without a good one between, over all readings
@@ -38,36 +42,50 @@ class StepMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sum = torch.zeros((), dtype=torch.float64, device=device)  # nll of the step under way, in nats
+        # Of the step under way: nll of targets in nats; nll of labels, how many are right, how many there are.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._has_labels = False
         self._skipped = torch.zeros((), dtype=torch.float64, device=device)
         self._in_a_row = torch.zeros((), dtype=torch.float64, device=device)
-        self._nll = self._sum  # nll of the newest whole step, in nats
-        self._grad_norm = self._sum
+        self._newest = self._sums  # the same of the newest whole step
+        self._grad_norm = self._skipped
 
-    def add(self, nll: Tensor) -> None:
-        """Add the negative log-likelihood () of one micro-batch, in nats, summed over this rank's targets."""
-        self._sum = self._sum + nll.detach()
+    def add(self, nll: Tensor, labels: Tensor | None = None) -> None:
+        """Add the sums of one micro-batch over this rank's targets, `Loss.nll` () and `Loss.labels` (3,).
+
+        An objective gives labels with every micro-batch, on every rank, or with none.
+        """
+        self._has_labels = labels is not None
+        sums = [nll.reshape(1), nll.new_zeros(3) if labels is None else labels]
+        self._sums = self._sums + torch.cat(sums).detach()
 
     def end_step(self, grad_norm: Tensor) -> None:
         """Close the step with its global gradient norm (); a non-finite one counts as a skipped update."""
         skipped = (~torch.isfinite(grad_norm)).to(self._skipped)
         self._skipped = self._skipped + skipped
         self._in_a_row = (self._in_a_row + 1) * skipped
-        self._nll, self._sum = self._sum, torch.zeros_like(self._sum)
+        self._newest, self._sums = self._sums, torch.zeros_like(self._sums)
         self._grad_norm = grad_norm.detach()
 
     def read(self, num_targets: int, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> Reading:
         """Return the newest step's values and restart the count of skipped updates.
 
         `num_targets` is the number of targets in the step's global batch; 0 is possible where they are drawn.
-        `sum_over_ranks` maps a () tensor to its sum over data-parallel ranks; with more than one rank every rank calls
-        `read`, because it is a collective.
+        `sum_over_ranks` maps a (4,) tensor to its sum over data-parallel ranks; with more than one rank every rank
+        calls `read`, because it is a collective.
         """
-        nll = sum_over_ranks(self._nll)
-        values = torch.stack([value.double() for value in (nll, self._grad_norm, self._skipped, self._in_a_row)])
-        total, grad_norm, skipped, in_a_row = values.tolist()
+        others = torch.stack([value.double() for value in (self._grad_norm, self._skipped, self._in_a_row)])
+        values = torch.cat([sum_over_ranks(self._newest), others]).tolist()
+        nll, label_nll, right, labels, grad_norm, skipped, in_a_row = values
         self._skipped = torch.zeros_like(self._skipped)
-        return Reading(total / num_targets if num_targets else None, grad_norm, int(skipped), int(in_a_row))
+        means = (label_nll / labels, right / labels) if labels else (None, None)
+        return Reading(
+            loss=nll / num_targets if num_targets else None,
+            sentences=dict(zip(SENTENCES, means, strict=True)) if self._has_labels else {},
+            grad_norm=grad_norm,
+            skipped=int(skipped),
+            skipped_in_a_row=int(in_a_row),
+        )
 
 
 class Throughput:

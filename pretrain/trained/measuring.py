@@ -44,8 +44,9 @@ from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.evaluator import EvalConfig, held_out_evaluator
 from pretrain.train.loop import TrainConfig
 from pretrain.train.run_dir import CONFIG_FILE, choice_of, read_config, read_record
+from pretrain.trained.base import Source
 from pretrain.trained.run_files import state_of
-from pretrain.trained.source import RunSource, Source
+from pretrain.trained.source import RunSource
 from pretrain.trained.texts import sources_of
 
 LONGEST = 4096  # tokens of a slot, unless a run or a setting says it: some models can see far more

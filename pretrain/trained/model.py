@@ -38,9 +38,11 @@ from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.base import Objective
 from pretrain.tokenizer.base import reading_markup
 from pretrain.train.run_dir import check_written_by, read_config
+from pretrain.trained.adapted import below
+from pretrain.trained.base import Source, Weights
 from pretrain.trained.generating import StopStrings, Writer
 from pretrain.trained.measuring import Progress, Text, measurement
-from pretrain.trained.source import RunSource, Source, find_source
+from pretrain.trained.source import RunSource, find_source
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def load(name: str | Path, *, step: int | None = None, device: torch.device | st
 class LanguageModel:
     """A pretrained decoder or encoder, its tokenizer, and where it computes."""
 
-    def __init__(self, source: Source, weights: FragmentReader | HuggingFaceWeights, device: torch.device) -> None:
+    def __init__(self, source: Source, weights: Weights, device: torch.device) -> None:
         """Check that the `weights` are those of the source's network. Use `load`."""
         self.source = source
         self.weights = weights
@@ -80,9 +82,10 @@ class LanguageModel:
             model = source.network.build(vocab_size=source.vocab_size, attend=attend)
             self._module = source.objective.build(model)
         stored, wanted = weights.weight_shapes(), shapes_of(self._module)
-        if isinstance(weights, HuggingFaceWeights):
-            if weights.absent:
-                rule = f"has no head that predicts tokens ({', '.join(weights.absent)})"
+        base = below(weights)
+        if isinstance(base, HuggingFaceWeights):
+            if absent := [name for name in base.absent if name not in stored]:
+                rule = f"has no head that predicts tokens ({', '.join(absent)})"
                 raise ConfigError(f"{self.name}: {rule}; init_from takes its other weights, to train one")
             stored = {name: shape for name, shape in stored.items() if name in wanted}  # not those of objectives
         check_architecture(source.path, wanted, stored)

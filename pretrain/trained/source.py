@@ -1,4 +1,4 @@
-"""Where a trained model comes from: another run, an export, a released checkpoint.
+"""Where a trained model comes from: another run, an export, a released checkpoint, an adapter over one of these.
 
 Holds how such a source is found and read, once; what of it fits a new module is in `init_from`, its use in `model`.
 """
@@ -6,7 +6,6 @@ Holds how such a source is found and read, once; what of it fits a new module is
 from __future__ import annotations
 
 import difflib
-from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import fragments_of, load_state
 from pretrain.distributed.world import World
-from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.hub.adapter_config import ADAPTER_CONFIG, BASE, read_adapter_config
 from pretrain.hub.config_json import check_value
 from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.export_dir import DECODER_START
 from pretrain.hub.family import Family, HeadKind
 from pretrain.hub.generation_config import read_rules, rules_of
-from pretrain.hub.spm_files import ONE_MODEL
-from pretrain.hub.weight_files import read_json
+from pretrain.hub.weight_files import INDEX, WHOLE, read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import ModelKind
 from pretrain.models.generation.rules import Rules
@@ -34,133 +33,17 @@ from pretrain.objectives.base import ObjectiveConfig
 from pretrain.registry import choices, discover, plain
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import (
-    FOR_TARGETS,
-    OF_SOURCES,
     TokenizerConfig,
     describe,
-    find_mask,
     load_tokenizer,
-    num_ids,
     tokenizer_sha256,
 )
-from pretrain.tokenizer.file import TokenizerFile
 from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, choice_of, read_record
-from pretrain.trained.run_files import network_of, step_of, target_tokenizer_of, tokenizer_of
+from pretrain.trained.adapted import AdaptedSource
+from pretrain.trained.base import EMBEDDING, Source, typed_as
+from pretrain.trained.run_files import network_of, step_of
 
-EMBEDDING = "model.embedding.weight"  # one row per token
 MISSPELT = 0.85  # likeness from which a name that is not there is taken for that of a run
-
-
-class Source(ABC):
-    """A trained model that can be used, or that a run can start from. It is read on demand, and nothing twice."""
-
-    def __init__(self, name: str, path: Path, key: str = "init_from") -> None:
-        self.name = name  # what a run records: a path, or `org/name@commit`
-        self.path = path  # directory of the run, or of the Hugging Face checkpoint
-        self.typed = _typed(name, key)  # how refusals call it
-
-    @property
-    @abstractmethod
-    def network(self) -> Any:
-        """Our configuration of the network: a registered dataclass such as `DecoderConfig`."""
-
-    @property
-    @abstractmethod
-    def is_fine_tuned(self) -> bool:
-        """Whether it makes predictions of a task, by a head of its own."""
-
-    @property
-    @abstractmethod
-    def objective(self) -> ObjectiveConfig:
-        """What it was trained to predict, as far as that is known."""
-
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """The rows of the embedding: the ids of the tokenizer, and maybe padding for the hardware."""
-
-    @property
-    @abstractmethod
-    def template(self) -> tuple[list[int], list[int]] | None:
-        """The ids before and after a document; None: the tokenizer does not say."""
-
-    @property
-    @abstractmethod
-    def mask(self) -> int | None:
-        """The id of the mask token; None: the tokenizer has none."""
-
-    @property
-    @abstractmethod
-    def decoder_start(self) -> int | None:
-        """The id that a decoder sees before the first one of a target; None: no encoder-decoder, or nothing says it."""
-
-    @property
-    @abstractmethod
-    def rules(self) -> Rules | None:
-        """The rules that the texts of an encoder-decoder keep to; None: nothing says any."""
-
-    @property
-    def max_positions(self) -> int | None:
-        """The tokens of a sequence that the network has positions for; None where it computes positions."""
-        return self.network.max_seq_len if self.network.positions is Positions.learned else None
-
-    def check(self) -> None:
-        """Raise `CheckpointError` or `ConfigError` for a source that no run could start from; milliseconds."""
-        file = self.path / "tokenizer.json"
-        if file.is_file():  # with a tokenizer of its own a run needs none here
-            try:
-                tokenizer_of(self.path)
-            except DataError as error:  # what is damaged is no corpus
-                raise CheckpointError(str(error)) from None
-
-    @abstractmethod
-    def weights(self, world: World, step: int | None = None) -> HuggingFaceWeights | FragmentReader:
-        """Return the reader of the weights: of a run, at `step` or the newest that verifies. A collective."""
-
-    @abstractmethod
-    def settings(self, weights: Any) -> dict[str, Any]:
-        """Return the settings that these `weights` were trained with: `model.*` and the hash of the `tokenizer`."""
-
-    @cached_property
-    def tokenizer(self) -> Path:
-        """The tokenizer.json. Raises `ConfigError` if there is none."""
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            fix = "name a directory with one beside its weights (save_pretrained of transformers' AutoTokenizer)"
-            if old := next((name for name in (ONE_MODEL, OF_SOURCES) if (self.path / name).is_file()), None):
-                fix = f"write it from {old} (python -m pretrain.import_bin {self.path})"
-            raise ConfigError(f"{self.typed}: no tokenizer.json, which says what the ids stand for; {fix}")
-        return file
-
-    def load_tokenizer(self) -> Tokenizer:
-        """Load the tokenizer. Raises `ConfigError` if there is none, or one of another vocabulary."""
-        return fitting(tokenizer_of(self.tokenizer.parent), self.vocab_size, self.tokenizer)
-
-    def load_target_tokenizer(self) -> Tokenizer | None:
-        """Load the tokenizer of targets; None: that of sources cuts them, too. Raises `ConfigError` for other ids."""
-        found = target_tokenizer_of(self.path)
-        if found is not None and found.get_vocab() != self.load_tokenizer().get_vocab():
-            fix = "write both anew from the models of the release"
-            raise ConfigError(f"{self.path / FOR_TARGETS}: its tokens have other ids than in tokenizer.json; {fix}")
-        return found
-
-    def tokenizer_config(self) -> TokenizerFile:
-        """Return the settings that encode text as the model has seen it.
-
-        Raises `ConfigError` without a tokenizer, and for one of sources beside another of targets.
-        """
-        if (self.path / FOR_TARGETS).is_file():
-            rule = f"cuts sources by tokenizer.json and targets by {FOR_TARGETS}, so that no single text suits it"
-            raise ConfigError(f"{self.typed}: {rule}; fine-tune it on pairs (python -m finetune task=seq2seq)")
-        name_of: Any = load_tokenizer(self.tokenizer).id_to_token
-        prefix, suffix = ([name_of(token) for token in ids] for ids in self.template) if self.template else (None, None)
-        mask = None if self.mask is None else name_of(self.mask)
-        return TokenizerFile(path=str(self.tokenizer.absolute()), prefix=prefix, suffix=suffix, mask=mask)
-
-    @cached_property
-    def _default_mask(self) -> int | None:
-        ids = load_tokenizer(self.tokenizer).get_vocab(with_added_tokens=True)
-        return ids.get(find_mask(ids) or "")
 
 
 class ReleasedSource(Source):
@@ -177,13 +60,21 @@ class ReleasedSource(Source):
         return family, network, next(part.shape[0] for part in parts if part.ours == EMBEDDING)
 
     @property
+    def family(self) -> Family:
+        return self._described[0]
+
+    @property
     def network(self) -> Any:
         return self._described[1]
 
     @property
     def is_fine_tuned(self) -> bool:
-        named = read_json(self.path / "config.json").get("architectures")
-        return any(self._described[0].task_architecture(kind) in (named or []) for kind in HeadKind)
+        return self.task is not None
+
+    @property
+    def task(self) -> HeadKind | None:
+        """What the head of its class makes predictions for; None: it is no class for a task."""
+        return self._described[0].task_of(read_json(self.path / "config.json"))
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -305,18 +196,36 @@ def find_source(name: str, *, first: bool, key: str = "init_from") -> Source | N
     """Return the source of a name, checked; None on the ranks that wait while the `first` one fetches from the hub.
 
     `key` is the setting that it was typed as, if it was one. No collective, and milliseconds but for the fetching: it
-    comes before hours of preparation. Raises `ConfigError` for what is no source and for a network that our models are
-    not, `CheckpointError` for damaged files and for a run without a saved step.
+    comes before hours of preparation, and what our models are not is refused before any weights are fetched. Raises
+    `ConfigError` for what is no source and for a network that our models are not, `CheckpointError` for damaged files
+    and for a run without a saved step.
     """
-    if is_hub_name(name):
-        if not first:
-            return None
-        if meant := _meant(name):  # to ask a hub that cannot be reached takes a minute
-            raise ConfigError(f"{_typed(name, key)}: no such directory; {meant}")
-        name = fetch(name, _typed(name, key))
-    source = open_source(name, key)
+    if not first and is_hub_name(name):
+        return None
+    if not first and (base := _base_of(name, key)) and is_hub_name(base):
+        return None
+    source = described_source(name, key)
+    parts = (source, source.base) if isinstance(source, AdaptedSource) else (source,)
+    if of_hub := [each for each in parts if is_hub_name(each.name)]:
+        _ = source.network
+        for each in of_hub:
+            fetch(each.name, each.typed)
+        source = open_source(source.name, key)
     source.check()
     return source
+
+
+def described_source(name: str, key: str = "init_from") -> Source:
+    """Return the source of a name with its configuration and tokenizer, and perhaps without weights: from the hub only
+    the former are fetched. Raises `ConfigError` for what is no source.
+    """
+    if is_hub_name(name):
+        if meant := _meant(name):  # to ask a hub that cannot be reached takes a minute
+            raise ConfigError(f"{typed_as(name, key)}: no such directory; {meant}")
+        name = fetch(name, typed_as(name, key), weights=False)
+    if (base := _base_of(name, key)) and is_hub_name(base):
+        fetch(base, typed_as(base, BASE), weights=False)
+    return open_source(name, key)
 
 
 def shared_source(source: Source | None, world: World) -> Source | None:
@@ -330,17 +239,38 @@ def shared_source(source: Source | None, world: World) -> Source | None:
 
 def open_source(name: str, key: str = "init_from") -> Source:
     """Return the source at a path, or at a name on the hub whose files are in its cache. Raises `ConfigError`."""
-    typed = _typed(name, key)
-    path = cached(name, typed) if is_hub_name(name) else Path(expanded(name, key))
+    path = _directory(name, key)
     if not path.exists():
         rule = "name a run, a Hugging Face directory or, as org/name@main, a checkpoint on the hub"
-        raise ConfigError(f"{typed}: no such directory; {_meant(name) or rule}")
+        raise ConfigError(f"{typed_as(name, key)}: no such directory; {_meant(name) or rule}")
+    if _holds_adapter(path):
+        config = read_adapter_config(path)
+        if _base_of(config.base, BASE):
+            rule = "is an adapter itself, and only one is added to a model; merge that one, and name the result"
+            raise ConfigError(f"{path / ADAPTER_CONFIG}: {typed_as(config.base, BASE)}: {rule}")
+        return AdaptedSource(name, path, key, config, open_source(config.base, BASE))
     if (path / "config.json").is_file():
         return ReleasedSource(name, path, key)
     if not (path / CHECKPOINTS).is_dir() and not (path / RECORD_FILE).is_file():
         rule = "neither config.json (Hugging Face) nor checkpoints (a run) in it"
-        raise ConfigError(f"{_typed(str(path), key)}: {rule}; name such a directory (merge an adapter first)")
+        raise ConfigError(f"{typed_as(str(path), key)}: {rule}; name such a directory (merge an adapter first)")
     return RunSource(name, path, key)
+
+
+def _directory(name: str, key: str) -> Path:
+    """Return the directory of a path, or of a name on the hub in its cache."""
+    return cached(name, typed_as(name, key)) if is_hub_name(name) else Path(expanded(name, key))
+
+
+def _base_of(name: str, key: str) -> str | None:
+    """Return the name of the base of an adapter whose files are here; None for another source."""
+    path = _directory(name, key)
+    return read_adapter_config(path).base if _holds_adapter(path) else None
+
+
+def _holds_adapter(path: Path) -> bool:
+    """Return whether a directory is that of an adapter; beside whole weights it has two meanings, see `locate`."""
+    return (path / ADAPTER_CONFIG).is_file() and not any((path / name).is_file() for name in (WHOLE, INDEX))
 
 
 def _meant(name: str) -> str:
@@ -370,18 +300,3 @@ def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:
     if not text or not places or whole == text:
         return None
     return whole[: places[0]], whole[places[0] + len(text) :]
-
-
-def fitting(tokenizer: Tokenizer, vocab_size: int, file: Path) -> Tokenizer:
-    """Return the tokenizer. Raises `ConfigError` if the model's `vocab_size` has no row for one of its ids."""
-    if (size := num_ids(tokenizer)) > vocab_size:
-        rule = f"it has ids up to {size - 1}, but the model's embedding {vocab_size} rows"
-        raise ConfigError(
-            f"{file}: of another vocabulary: {rule}; put the tokenizer that the model was trained with there"
-        )
-    return tokenizer
-
-
-def _typed(name: str, key: str) -> str:
-    """Return a name as the user typed it: as a setting, or by itself."""
-    return f"{key}={name}" if key else name

@@ -57,9 +57,12 @@ def build_wide() -> Objective:
         return CausalLMConfig().build(config.build(vocab_size=6_843, attend=sdpa))
 
 
-def build_masked(sentences: Sentences = Sentences.nsp) -> Objective:
+DEBERTA = {"positions": Positions.disentangled, "buckets": 6, "max_distance": 9, "token_types": 0}
+
+
+def build_masked(sentences: Sentences = Sentences.nsp, **fields: Any) -> Objective:
     """Return an encoder like BERT on the meta device: tied, with a bias on the logits, perhaps telling pairs apart."""
-    config = EncoderConfig(max_seq_len=13, width=20, layers=3, heads=4, mlp_width=47)
+    config = EncoderConfig(max_seq_len=13, width=20, layers=3, heads=4, mlp_width=47, **fields)
     with torch.device("meta"):
         return MaskedLMConfig(sentences=sentences).build(config.build(vocab_size=VOCABULARY, attend=sdpa))
 

@@ -1,7 +1,7 @@
 """Every strategy trains encoders and encoder-decoders as plain torch does.
 
-Encoders have a tied embedding, a bias on the logits and a sentence head; encoder-decoders a table of tokens on both
-sides, tables of positions or distances, and two streams.
+Encoders have a tied embedding, a bias on the logits and a sentence head, or a table of distances; encoder-decoders a
+table of tokens on both sides, tables of positions or distances, and two streams.
 """
 
 from functools import partial
@@ -10,6 +10,7 @@ import pytest
 import torch
 from equivalence import (
     BART,
+    DEBERTA,
     T5,
     build_masked,
     build_pairs,
@@ -51,6 +52,7 @@ FEW = ["ddp", "zero2", "zero3", "fsdp2"]
 KINDS = {
     "encoder": (partial(build_masked, Sentences.none), pack_masked),
     "encoder of pairs": (partial(build_masked, Sentences.nsp), pack_masked),
+    "DeBERTa": (partial(build_masked, Sentences.none, **DEBERTA), pack_masked),
     "T5": (partial(build_pairs, T5), pack_pairs),
     "BART": (partial(build_pairs, BART), pack_pairs),
 }
@@ -92,6 +94,7 @@ def check_steps(world, folder, names, micros, kind, steps, expected, weights):
         pytest.param(3, ALL, [3], "encoder of pairs", STEPS, marks=pytest.mark.slow),
         pytest.param(2, ALL, [4], "T5", MANY, marks=pytest.mark.slow),
         pytest.param(3, FEW, [3], "BART", MANY, marks=pytest.mark.slow),
+        pytest.param(2, ALL, [3], "DeBERTa", STEPS, marks=pytest.mark.slow),
     ],
 )
 def test_every_strategy_takes_the_steps_of_plain_torch(tmp_path, ranks, names, micros, kind, steps):
@@ -127,8 +130,9 @@ def check_compiled(world, make, join, expected):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_of_an_encoder_decoder_take_the_steps_of_plain_torch():
-    on_ranks(2, check_compiled, *KINDS["T5"], reference(COMPILED, *KINDS["T5"])[0])
+@pytest.mark.parametrize("kind", ["T5", "DeBERTa"])
+def test_compiled_blocks_take_the_steps_of_plain_torch(kind):
+    on_ranks(2, check_compiled, *KINDS[kind], reference(COMPILED, *KINDS[kind])[0])
 
 
 def write(world, folder, names, make, join):

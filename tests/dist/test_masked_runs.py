@@ -47,6 +47,8 @@ def test_a_masked_run_learns_and_says_what_it_can(uninterrupted):
     losses, accuracy = (column(uninterrupted, key, "validation") for key in ("loss", "accuracy"))
     assert sorted(losses) == [0, 8, 16, 24]
     assert losses[24] < losses[0] - 0.5 and accuracy[24] > accuracy[0]
+    told = [share for share in column(uninterrupted, "sentence_accuracy").values() if share is not None]
+    assert len({*told}) > 1 and all(0 <= share <= 1 for share in told), "a step may have no pair"
     rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     assert not [row for row in rows if "bits_per_byte" in row]
     assert rows[-1]["tokens"] == rows[-2]["tokens"] > 24 * 8 * 25, "tokens that went through the model, not targets"
@@ -102,6 +104,9 @@ def test_ranks_micro_batches_and_strategies_do_not_change_the_run(place, sentenc
         name = f"{sentences}-{strategy}"
         run(*masked(name, *more, f"train.micro_batch_size={micro}", f"strategy={strategy}"), ranks=ranks, cwd=place)
         assert_close_runs(place / "runs" / f"one-{sentences}", place / "runs" / name)
+        for key in ("sentence_loss", "sentence_accuracy") if sentences == "sop" else ():
+            alone, together = (column(place / "runs" / each, key) for each in (f"one-{sentences}", name))
+            assert together == pytest.approx(alone, rel=1e-4)
 
 
 def test_refusals_say_what_to_do(place, uninterrupted):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attention_laws import (
+    BIASES,
     CASES,
     HEADS,
     MASKS,
@@ -18,8 +19,8 @@ from pretrain.errors import ConfigError
 from pretrain.models.attention.auto import AutoConfig
 from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.flex import FlexConfig
+from pretrain.models.attention.relative import RelativeBias
 from pretrain.models.attention.sdpa import SdpaConfig
-from pretrain.models.base import RelativeBias
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Norm, Positions
 
@@ -56,18 +57,20 @@ def test_flash_takes_a_scale(case, mask):
     check_agrees_with_eager(FlashConfig().build(), case, mask, (4, 2), scale=1.0, **BF16)
 
 
+@pytest.mark.parametrize("biased", BIASES)
 @pytest.mark.parametrize("scale", [None, 1.0])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("case", CASES)
-def test_sdpa_adds_a_bias(case, mask, scale):
-    check_agrees_with_eager(SdpaConfig().build(), case, mask, (4, 2), scale=scale, biased=True, **FP32)
+def test_sdpa_adds_a_bias(case, mask, scale, biased):
+    check_agrees_with_eager(SdpaConfig().build(), case, mask, (4, 2), scale=scale, biased=biased, **FP32)
 
 
+@pytest.mark.parametrize("biased", BIASES)
 @pytest.mark.parametrize("scale", [None, 1.0])
 @pytest.mark.parametrize("mask", [(True, None), (True, 3), (False, None)])
 @pytest.mark.parametrize("case", NONEMPTY[2:4])
-def test_flex_adds_a_bias(case, mask, scale):
-    options = {"scale": scale, "biased": True, "device": "cuda", "tolerance": 1e-2}
+def test_flex_adds_a_bias(case, mask, scale, biased):
+    options = {"scale": scale, "biased": biased, "device": "cuda", "tolerance": 1e-2}
     check_agrees_with_eager(FlexConfig().build(), case, mask, (4, 4), **options)
 
 
@@ -91,8 +94,9 @@ def test_a_bias_in_half_precision_follows_the_reference_in_fp32(config, causal):
         assert torch.nn.functional.cosine_similarity(found.flatten().float(), exact.flatten().float(), dim=0) > 0.999
 
 
-def test_auto_takes_a_bias_in_single_precision():
-    check_agrees_with_eager(AutoConfig().build(), CASES[3], (True, None), (4, 2), biased=True, **FP32)
+@pytest.mark.parametrize("biased", BIASES)
+def test_auto_takes_a_bias_in_single_precision(biased):
+    check_agrees_with_eager(AutoConfig().build(), CASES[3], (True, None), (4, 2), biased=biased, **FP32)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -101,7 +105,7 @@ def test_flash_isolates_sequences(config, mask):
     check_isolates_sequences(config().build(), mask, **BF16)
 
 
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("biased", [None, *BIASES])
 @pytest.mark.parametrize("mask", [(True, None), (False, 3)])
 def test_flex_isolates_sequences(mask, biased):
     check_isolates_sequences(FlexConfig().build(), mask, device="cuda", tolerance=1e-2, biased=biased)
@@ -116,7 +120,7 @@ def test_flash_refuses_what_it_cannot_do():
     with pytest.raises(ConfigError, match=r"attention_dropout=0.1: attention=flash"):
         attend(*half, layout([4], device="cuda"), causal=True, dropout=0.1)
     bias = RelativeBias(random_table(4, "cuda"), bidirectional=False, max_distance=20)
-    with pytest.raises(ConfigError, match=r"model.positions=relative: attention=flash adds no bias"):
+    with pytest.raises(ConfigError, match=r"model.positions: attention=flash adds no bias"):
         attend(*half, layout([4], device="cuda"), causal=True, bias=bias)
 
 

@@ -1,14 +1,16 @@
 """The laws that every attention backend keeps, for any device and precision; used by tests/unit and tests/gpu."""
 
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 
 import pytest
 import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError
+from pretrain.models.attention.disentangled import DisentangledBias, LogBuckets
 from pretrain.models.attention.eager import eager
-from pretrain.models.base import Attend, Layout, RelativeBias
+from pretrain.models.attention.relative import RelativeBias
+from pretrain.models.base import Attend, Bias, Layout
 
 # (query lengths, key lengths or None for self-attention)
 CASES = [
@@ -24,6 +26,7 @@ CASES = [
 ]
 MASKS = [(True, None), (True, 3), (True, 1), (True, 1000), (False, None), (False, 3)]  # (causal, window)
 HEADS = [(4, 4), (4, 2), (4, 1)]  # (query heads, key-value heads)
+BIASES = ["relative", "disentangled"]  # see `random_bias`
 
 
 def offsets(lengths: list[int], device: str = "cpu") -> Tensor:
@@ -49,6 +52,19 @@ def random_table(heads: int, device: str = "cpu") -> Tensor:
     return drawn.to(device).requires_grad_()
 
 
+def random_bias(
+    kind: str, q_tokens: int, k_tokens: int, heads: int, *, causal: bool, device: str = "cpu"
+) -> tuple[Bias, list[Tensor]]:
+    """Return a bias, whose buckets short sequences reach, and the tensors that it is made of."""
+    if kind == "relative":
+        table = random_table(heads, device)
+        return RelativeBias(table, bidirectional=not causal, max_distance=20), [table]
+    generator = torch.Generator().manual_seed(heads)
+    drawn = (torch.randn((count, heads, 8), generator=generator).to(device) for count in (q_tokens, k_tokens))
+    terms = [x.requires_grad_() for x in drawn]
+    return DisentangledBias(LogBuckets(buckets=4, max_distance=20), *terms), terms
+
+
 def check_agrees_with_eager(
     attend: Attend,
     case: tuple[list[int], list[int] | None],
@@ -59,30 +75,28 @@ def check_agrees_with_eager(
     dtype: torch.dtype = torch.float32,
     tolerance: float = 1e-5,
     scale: float | None = None,
-    biased: bool = False,
+    biased: str | None = None,
 ) -> None:
-    """Values and gradients equal those of the reference, which refuses the same.
-
-    `biased`: with a bias of relative positions, whose buckets are of both sides where the mask is.
-    """
+    """Values and gradients equal those of the reference, which refuses the same; `biased` is a kind of bias."""
     (q_lengths, k_lengths), (causal, window) = case, mask
     inputs = random_qkv(sum(q_lengths), sum(k_lengths or q_lengths), heads, device, dtype)
-    table = random_table(heads[0], device)
-    bias = RelativeBias(table, bidirectional=not causal, max_distance=20) if biased else None
+    bias, terms = None, []
+    if biased:
+        bias, terms = random_bias(biased, len(inputs[0]), len(inputs[1]), heads[0], causal=causal, device=device)
     options = {"causal": causal, "window": window, "scale": scale, "bias": bias}
     if window is not None and not causal and k_lengths is not None:
         for backend in (eager, attend):
             with pytest.raises(ConfigError, match=f"model.window={window}: a window on both sides"):
                 backend(*inputs, layout(q_lengths, k_lengths, device), **options)
         return
-    inputs = [*inputs, table] if biased else inputs
+    inputs = [*inputs, *terms]
     results = []
     for backend in (eager, attend):
         out = backend(*inputs[:3], layout(q_lengths, k_lengths, device), **options)
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
         results.append((out, *torch.autograd.grad(out, inputs, upstream)))
     for index, (expected, found) in enumerate(zip(*results, strict=True)):
-        allowed = tolerance * (10 if index == 4 else 1)  # the table's gradient is a sum over all pairs
+        allowed = tolerance * (10 if index >= 4 else 1)  # a bias's gradient is a sum over pairs
         torch.testing.assert_close(found, expected, atol=allowed, rtol=allowed)
 
 
@@ -93,20 +107,23 @@ def check_isolates_sequences(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     tolerance: float = 1e-5,
-    biased: bool = False,
+    biased: str | None = None,
 ) -> None:
     """A sequence in a pack gets what it gets alone, and passes exactly no gradient to its neighbours."""
     lengths, (causal, window) = [9, 1, 40, 7, 7, 130], mask
     q, k, v = random_qkv(sum(lengths), sum(lengths), (4, 2), device, dtype)
-    bias = RelativeBias(random_table(4, device), bidirectional=not causal, max_distance=20) if biased else None
-    options = {"causal": causal, "window": window, "bias": bias}
-    packed = attend(q, k, v, layout(lengths, device=device), **options)
+    bias, terms, options = None, [], {"causal": causal, "window": window}
+    if biased:
+        bias, terms = random_bias(biased, len(q), len(k), 4, causal=causal, device=device)
+    packed = attend(q, k, v, layout(lengths, device=device), bias=bias, **options)
+    of_tokens = [q, k, v, *(term for term in terms if len(term) == len(q))]
     ends = offsets(lengths).tolist()
-    for start, end in pairwise(ends):
+    own_bias = repeat(None) if bias is None else bias.cut(*[lambda x: x.split(lengths)] * 2)
+    for (start, end), part in zip(pairwise(ends), own_bias, strict=False):
         own = slice(start, end)
-        alone = attend(q[own], k[own], v[own], layout([end - start], device=device), **options)
+        alone = attend(q[own], k[own], v[own], layout([end - start], device=device), bias=part, **options)
         torch.testing.assert_close(packed[own], alone, atol=tolerance, rtol=tolerance)
-        gradients = torch.autograd.grad(packed[own].float().square().sum(), (q, k, v), retain_graph=True)
+        gradients = torch.autograd.grad(packed[own].float().square().sum(), of_tokens, retain_graph=True)
         assert gradients[2][own].any()
         for gradient in gradients:
             assert not gradient[:start].any()

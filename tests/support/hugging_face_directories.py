@@ -39,6 +39,18 @@ class InMemory:
         return self.tensors[name].reshape(-1)[start : start + numel]
 
 
+def in_memory(theirs, part):
+    """Return a parameter of a model of transformers by its name in files."""
+    return theirs.get_parameter("lm_head.weight" if part.theirs == "embed_out.weight" else part.theirs)
+
+
+def rows_of_ours(part, tensor):
+    """Return the rows of ours that a tensor of theirs holds."""
+    if part.heads > 1:
+        return tensor.unflatten(0, (part.heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return tensor.T if part.transposed else tensor
+
+
 def write(directory, model, max_bytes=10**9, dtype=torch.float32):
     directory.mkdir()
     family = family_for(model.config)

@@ -1,11 +1,14 @@
 """Run directories as `pretrain` leaves them, made in a moment: an untrained model, saved as one step."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from small_models import LLAMA, MODERNBERT
 from toys import ALONE
 
+from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.load import load_state
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.compose import compose
@@ -46,8 +49,12 @@ def make_run(
     model: str = "decoder",
     tokenizer: str | None = None,
     decoder_start: int | None = None,
+    weights: Callable[[InitialWeights, dict[str, Any]], Reader] | None = None,
 ) -> Path:
-    """Return a run directory with weights drawn wide (`model.init_std`), so that logits say something."""
+    """Return a run directory with weights drawn wide (`model.init_std`), so that logits say something.
+
+    Or with those that `weights` makes of them and of what the run is recognised by.
+    """
     objectives = {"encoder": "masked_lm", "encoder_decoder": "denoising"}
     cfg = compose(
         [
@@ -83,10 +90,10 @@ def make_run(
     initial = InitialWeights(module, cfg.seed)
     strategy = cfg.strategy.build(world=ALONE, precision=cfg.precision, compilation=cfg.compile)
     strategy.setup(module, cfg.optim.build)
-    strategy.load_fragments(initial)
     known = {f"model.{key}": value for key, value in plain(cfg.model).items()} | {
         "tokenizer": facts.tokenizer_sha256[:16]
     }
+    strategy.load_fragments(weights(initial, known) if weights else initial)
     checkpoints = Checkpoints(path / "checkpoints", CheckpointConfig(), ALONE)
     checkpoints.save(step, strategy, {"tokens": 0, "resume": known}, required=True)
     return path

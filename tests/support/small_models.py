@@ -9,12 +9,27 @@ from pretrain.data.batch import IGNORED, Batch
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Stream
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import draw
-from pretrain.models.layers import Activation, Norm, Positions
+from pretrain.models.layers import Activation, Norm, Order, Positions, QKNorm
 
 LLAMA = {"norm": Norm.rmsnorm, "activation": Activation.swiglu, "positions": Positions.rotary, "bias": False}
+GPT_NEOX = {
+    "positions": Positions.rotary,
+    "rotary_share": 1 / 3,
+    "order": Order.parallel,
+    "activation": Activation.gelu,
+}
+PHI3 = LLAMA | {"rotary_share": 2 / 3}
+OLMO2 = LLAMA | {"order": Order.output, "qk_norm": QKNorm.projection}
+GEMMA3 = LLAMA | {
+    "norm": Norm.zero_centered_rmsnorm,
+    "activation": Activation.geglu_tanh,
+    "order": Order.sandwich,
+    "qk_norm": QKNorm.head,
+    "embedding_scale": True,
+}
 ROBERTA = {"position_offset": 2, "token_types": 1, "norm_eps": 1e-5}
 DISTILBERT = {"token_types": 0}
 MODERNBERT = {
@@ -24,6 +39,13 @@ MODERNBERT = {
     "token_types": 0,
     "bias": False,
     "norm_eps": 1e-5,
+}
+DEBERTA = {
+    "positions": Positions.disentangled,
+    "buckets": 8,
+    "max_distance": 16,
+    "token_types": 0,
+    "norm_eps": 1e-7,
 }
 BART = {
     "positions": Positions.learned,

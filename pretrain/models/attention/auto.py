@@ -12,7 +12,7 @@ from torch import Tensor
 from pretrain.models.attention.flash import HALF, available, make_flash
 from pretrain.models.attention.flex import make_flex
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
+from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
 from pretrain.registry import register
 
 
@@ -40,7 +40,7 @@ def make_auto() -> Attend:
         window: int | None = None,
         dropout: float = 0,
         scale: float | None = None,
-        bias: RelativeBias | None = None,
+        bias: Bias | None = None,
     ) -> Tensor:
         # FlashAttention-2 takes heads of multiples of 8, up to 256 wide.
         fits = q.is_cuda and q.dtype in HALF and dropout == 0.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256

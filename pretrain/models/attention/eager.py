@@ -5,15 +5,16 @@ Not for training: it stores all attention weights and loops over sequences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.attention.masks import check_window, lengths, visible
-from pretrain.models.attention.relative import Buckets
-from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
+from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
 from pretrain.registry import register
 
 
@@ -37,12 +38,12 @@ def eager(
     window: int | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
-    bias: RelativeBias | None = None,
+    bias: Bias | None = None,
 ) -> Tensor:
     """Return softmax(scale q kᵀ + bias) v of each sequence, (Nq, H, E), computed in fp32 or better (see `Attend`)."""
     check_window(layout, causal, window)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
         """Return the attention of one sequence."""
         dtype = torch.promote_types(q.dtype, torch.float32)
         group = q.shape[1] // k.shape[1]  # query heads that share one key-value head
@@ -50,19 +51,26 @@ def eager(
         query, key, value = (x.to(dtype).transpose(0, 1) for x in heads_first)
         scores = query @ key.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
         if bias is not None:
-            scores = scores + _values(bias, len(q), len(k)).to(dtype)
+            scores = scores + _values(bias, q, k).to(dtype)
         q_length, k_length = (torch.tensor([len(x)], device=q.device) for x in (q, k))
         hidden = ~visible(q_length, k_length, len(q), len(k), causal, window)
         weights = F.dropout(scores.masked_fill(hidden, float("-inf")).softmax(dim=-1), dropout)
         return (weights @ value).transpose(0, 1).to(q.dtype)
 
     q_lengths, k_lengths = lengths(layout)
-    return torch.cat(list(map(attend, q.split(q_lengths), k.split(k_lengths), v.split(k_lengths))))
+
+    def queries(x: Tensor) -> Sequence[Tensor]:
+        return x.split(q_lengths)
+
+    def keys(x: Tensor) -> Sequence[Tensor]:
+        return x.split(k_lengths)
+
+    biases = repeat(None) if bias is None else bias.cut(queries, keys)
+    return torch.cat([attend(*one) for one in zip(queries(q), keys(k), keys(v), biases, strict=False)])
 
 
-def _values(bias: RelativeBias, num_q: int, num_k: int) -> Tensor:
-    """Return what the bias adds to the score of each query and key of one sequence, (H, num_q, num_k)."""
-    buckets = Buckets.of(bias)
-    assert buckets is not None
-    relative = torch.arange(num_k) - (torch.arange(num_q)[:, None] + num_k - num_q)
-    return bias.table[buckets.rows(relative).to(bias.table.device)].permute(2, 0, 1)
+def _values(bias: Bias, q: Tensor, k: Tensor) -> Tensor:
+    """Return what the bias adds to the score of each query and key of one sequence, (H, Tq, Tk)."""
+    head, query, key = torch.arange(q.shape[1])[:, None, None], torch.arange(len(q))[:, None], torch.arange(len(k))
+    row = bias.distances.rows(key - (query + len(k) - len(q)))
+    return bias.at(*(index.to(q.device) for index in (head, query, key, row)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretrain.errors import ConfigError, check
 from pretrain.models.attention.masks import check_window
-from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
+from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
 from pretrain.registry import register
 
 HALF = (torch.bfloat16, torch.float16)
@@ -68,13 +68,14 @@ def make_flash() -> Attend:
         window: int | None = None,
         dropout: float = 0,
         scale: float | None = None,
-        bias: RelativeBias | None = None,
+        bias: Bias | None = None,
     ) -> Tensor:
         if not q.is_cuda or q.dtype not in HALF:
             found = f"{q.dtype} on {q.device}"
             raise ConfigError(f"attention=flash: computes in bf16 or fp16 on CUDA, not {found}; use attention=sdpa")
         check(dropout == 0, "attention_dropout", dropout, NO_DROPOUT)
-        check(bias is None, "model.positions", "relative", NO_BIAS)
+        if bias is not None:
+            raise ConfigError(f"model.positions: {NO_BIAS}")
         check_window(layout, causal, window)
         out = varlen_attn(
             q,

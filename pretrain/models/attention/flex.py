@@ -15,8 +15,7 @@ from torch import Tensor
 
 from pretrain.errors import ConfigError, check
 from pretrain.models.attention.masks import check_window
-from pretrain.models.attention.relative import Buckets
-from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
+from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
 from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
@@ -64,7 +63,7 @@ def make_flex() -> Attend:
         window: int | None = None,
         dropout: float = 0,
         scale: float | None = None,
-        bias: RelativeBias | None = None,
+        bias: Bias | None = None,
     ) -> Tensor:
         if not q.is_cuda:
             raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")
@@ -81,7 +80,7 @@ def make_flex() -> Attend:
             query,
             key,
             value,
-            score_mod=None if bias is None else relative_score(layout, len(q), len(k), bias),
+            score_mod=None if bias is None else biased_score(layout, len(q), len(k), bias),
             block_mask=block_mask,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
@@ -108,23 +107,22 @@ def document_mask(layout: Layout, num_q: int, num_k: int, causal: bool, window: 
     return seen
 
 
-def relative_score(layout: Layout, num_q: int, num_k: int, bias: RelativeBias) -> Scored:
+def biased_score(layout: Layout, num_q: int, num_k: int, bias: Bias) -> Scored:
     """Return flex_attention's score function over the same streams, which adds a bias to scores that are scaled."""
-    buckets, farthest = Buckets.of(bias), bias.max_distance  # from there on, all share a bucket
-    assert buckets is not None
+    distances, farthest = bias.distances, bias.distances.farthest
 
     def places() -> tuple[Tensor, Tensor, Tensor]:
         _, q_position = _owner_and_position(layout.q_offsets, num_q)
         _, k_position = _owner_and_position(layout.k_offsets, num_k)
-        rows = buckets.rows(torch.arange(-farthest, farthest + 1))
+        rows = distances.rows(torch.arange(-farthest, farthest + 1))
         return q_position, k_position, rows.to(q_position.device, non_blocking=True)
 
-    q_position, k_position, rows = layout.plan(("flex places", buckets), places)
-    table = bias.table.float()  # its gradient is added up in this precision
+    q_position, k_position, rows = layout.plan(("flex places", distances), places)
+    single = bias.single()  # its gradients are added up in this precision
 
     def scored(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         relative = (k_position[k] - q_position[q]).clamp(-farthest, farthest)
-        return score + table[rows[relative + farthest], head]
+        return score + single.at(head, q, k, rows[relative + farthest])
 
     return scored
 

@@ -7,26 +7,28 @@ squared.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.base import RelativeBias
+from pretrain.models.base import Cut, Distances
 
 
 class Buckets(NamedTuple):
-    """How distances share the rows of a table: a `RelativeBias` without its tensor, which plans may be keyed by."""
+    """How distances share the rows of a table of T5; see `Distances`."""
 
     num_buckets: int  # rows of the table
     bidirectional: bool  # see `RelativeBias`
     max_distance: int
 
-    @classmethod
-    def of(cls, bias: RelativeBias | None) -> Buckets | None:
-        """Return the buckets of a bias; None for none."""
-        return None if bias is None else cls(bias.table.shape[0], bias.bidirectional, bias.max_distance)
+    @property
+    def farthest(self) -> int:
+        """Positions; from there on all distances on one side share a row."""
+        return self.max_distance
 
     def rows(self, relative: Tensor) -> Tensor:
         """Return the bucket of each position of a key minus that of its query, int64 of the same shape.
@@ -43,23 +45,57 @@ class Buckets(NamedTuple):
         row = torch.where(distance < exact, distance, shared)
         return row + count * (relative > 0) if self.bidirectional else row
 
-    def between(self, num_q: int, num_k: int, behind: list[int]) -> Tensor:
-        """Return the buckets of all that keys minus queries may be, (B, num_q + num_k - 1) int64, ascending.
 
-        The first query of sequence b stands at key `behind[b]`: 0 without a cache.
+class RelativeBias(NamedTuple):
+    """A learned value for each head and each bucket of distances, the same for all tokens (T5); see `Bias`."""
+
+    table: Tensor  # (buckets, H)
+    bidirectional: bool  # whether keys after the query have half of the buckets; else they share the first
+    max_distance: int  # positions; from there on all share the last bucket
+
+    @property
+    def distances(self) -> Buckets:
+        """How distances share the rows of the table."""
+        return Buckets(self.table.shape[0], self.bidirectional, self.max_distance)
+
+    def at(self, head: Tensor, q: Tensor, k: Tensor, row: Tensor) -> Tensor:
+        """Return the values of heads and rows of the table, whatever the tokens."""
+        return self.table[row, head]
+
+    def dense(self, rows: Tensor, num_q: int, *, causal: bool) -> Tensor:
+        """Return the values in sequences that lie end to end, (B or 1, H, num_q, num_k); see `Bias`.
+
+        They depend on the difference alone: each query's are those of the query before, shifted by one.
         """
-        relative = torch.arange(1 - num_q, num_k)
-        return self.rows(relative - torch.tensor(behind)[:, None])
+        values = F.embedding(rows, self.table).transpose(1, 2).contiguous()  # (B, H, num_q + num_k - 1)
+        if causal:
+            values = values.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= num_q, float("-inf"))
+        return pairs(values, num_q)
+
+    def cut(self, queries: Cut, keys: Cut) -> Iterable[RelativeBias]:
+        """Return itself for each part: it does not depend on the tokens."""
+        return repeat(self)
+
+    def single(self) -> RelativeBias:
+        """Return it with the table in single precision or better."""
+        return self._replace(table=single(self.table))
 
 
-def values_between(table: Tensor, rows: Tensor, num_q: int, *, causal: bool) -> Tensor:
-    """Return the table's value for each query and key, (B, H, num_q, num_k), from the `rows` that `between` returned.
+def rows_between(distances: Distances, num_q: int, num_k: int, behind: list[int]) -> Tensor:
+    """Return the rows of all that keys minus queries may be, (B, num_q + num_k - 1) int64, ascending.
 
-    They depend on the difference alone: each query's are those of the query before, shifted by one. `causal`: those of
-    keys after the query are -inf; for sequences without a cache.
+    The first query of sequence b stands at key `behind[b]`: 0 without a cache.
     """
-    values = F.embedding(rows, table).transpose(1, 2).contiguous()  # (B, H, num_q + num_k - 1)
-    if causal:
-        values = values.masked_fill(torch.arange(rows.shape[1], device=rows.device) >= num_q, float("-inf"))
-    num_k = rows.shape[1] - num_q + 1
-    return values.unfold(-1, num_k, 1).flip(-2)
+    relative = torch.arange(1 - num_q, num_k)
+    return distances.rows(relative - torch.tensor(behind)[:, None])
+
+
+def pairs(between: Tensor, num_q: int) -> Tensor:
+    """Return what is known of differences (..., num_q + num_k - 1) for each query and key, (..., num_q, num_k)."""
+    num_k = between.shape[-1] - num_q + 1
+    return between.unfold(-1, num_k, 1).flip(-2)
+
+
+def single(x: Tensor) -> Tensor:
+    """Return it in single precision or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from pretrain.models.attention import sdpa_ragged
 from pretrain.models.attention.masks import check_window
-from pretrain.models.attention.relative import Buckets
 from pretrain.models.attention.sdpa_ragged import Mask, attend_dense, attend_ragged, mask_of
-from pretrain.models.base import Attend, AttentionConfig, Layout, RelativeBias
+from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
 from pretrain.registry import register
 
 
@@ -38,7 +37,7 @@ def sdpa(
     window: int | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
-    bias: RelativeBias | None = None,
+    bias: Bias | None = None,
 ) -> Tensor:
     """Return the attention of each sequence over its own keys, (Nq, H, E) (see `Attend`)."""
     check_window(layout, causal, window)
@@ -47,11 +46,10 @@ def sdpa(
     num_sequences = layout.q_offsets.shape[0] - 1
     # No length exceeds its maximum, so all are equal if they add up to S times it: known without reading the device.
     if q.shape[0] == num_sequences * layout.max_q and k.shape[0] == num_sequences * layout.max_k:
-        mask, buckets = Mask(None, causal), Buckets.of(bias)
-        if window is not None or buckets is not None or (causal and layout.max_q != layout.max_k):
-            key, one = ("sdpa uniform", causal, window, buckets), ([layout.max_q], [layout.max_k])
-            mask = layout.plan(key, lambda: mask_of(*one, causal, window, buckets, q.device))
-        table = None if bias is None else bias.table
-        return attend_dense(q, k, v, num_sequences, mask, dropout, scale, table)
+        mask, distances = Mask(None, causal), None if bias is None else bias.distances
+        if window is not None or distances is not None or (causal and layout.max_q != layout.max_k):
+            key, one = ("sdpa uniform", causal, window, distances), ([layout.max_q], [layout.max_k])
+            mask = layout.plan(key, lambda: mask_of(*one, causal, window, distances, q.device))
+        return attend_dense(q, k, v, num_sequences, mask, bias, dropout, scale)
     ragged = sdpa_ragged.attend_ragged_uncompiled if torch.compiler.is_compiling() else attend_ragged
     return ragged(q, k, v, layout, causal, window, dropout, scale, bias)

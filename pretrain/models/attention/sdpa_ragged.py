@@ -7,7 +7,8 @@ layers.
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import groupby, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.models.attention.masks import lengths, visible
-from pretrain.models.attention.relative import Buckets, values_between
-from pretrain.models.base import Layout, RelativeBias
+from pretrain.models.attention.relative import rows_between
+from pretrain.models.base import Bias, Distances, Layout
 
 LONG_RUN_TOKENS = 32  # mean tokens of a call from which calls straight from the stream beat copies into buckets
 BUCKET_SLACK = 0.25  # share of a bucket's longest sequence that padding may add to a shorter one
@@ -31,17 +32,16 @@ def attend_ragged(
     window: int | None,
     dropout: float,
     scale: float | None,
-    bias: RelativeBias | None,
+    bias: Bias | None,
 ) -> Tensor:
     """Return the attention within sequences of uneven lengths, (Nq, H, E) (see `Attend`)."""
-    buckets, table = Buckets.of(bias), None if bias is None else bias.table
-    key = ("sdpa ragged", causal, window, buckets)
-    plan: _Plan = layout.plan(key, lambda: _plan(layout, causal, window, buckets, q.device))
-    if plan.q_copy is not None and plan.k_copy is not None:
-        q, k, v = (x.index_select(0, copy.rows) for x, copy in ((q, plan.q_copy), (k, plan.k_copy), (v, plan.k_copy)))
-    splits = q.split(plan.q_rows), k.split(plan.k_rows), v.split(plan.k_rows)
-    calls = zip(*splits, plan.counts, plan.masks, strict=True)
-    out = torch.cat([attend_dense(*call, dropout, scale, table) for call in calls])
+    distances = None if bias is None else bias.distances
+    key = ("sdpa ragged", causal, window, distances)
+    plan: _Plan = layout.plan(key, lambda: _plan(layout, causal, window, distances, q.device))
+    biases = repeat(None) if bias is None else bias.cut(plan.queries, plan.keys)
+    inputs = zip(plan.queries(q), plan.keys(k), plan.keys(v), strict=True)
+    calls = zip(inputs, plan.counts, plan.masks, biases, strict=False)
+    out = torch.cat([attend_dense(*qkv, count, mask, part, dropout, scale) for qkv, count, mask, part in calls])
     return out if plan.q_copy is None else out.index_select(0, plan.q_copy.back)
 
 
@@ -58,14 +58,13 @@ class Mask(NamedTuple):
 
     tensor: Tensor | None  # (B or 1, 1 or H, Tq, Tk), bool: whether the query sees the key; or added to the scores
     causal: bool
-    rows: Tensor | None = None  # (B or 1, Tq + Tk - 1) of a bias that is still to be added, see `Buckets.between`
+    rows: Tensor | None = None  # (B or 1, Tq + Tk - 1) of a bias that is still to be added, see `rows_between`
 
-    def biased(self, table: Tensor, num_q: int, dtype: torch.dtype) -> Mask:
-        """Return the mask with the values of the bias in it, of this type, looked up in its table (buckets, H)."""
+    def biased(self, bias: Bias, num_q: int, dtype: torch.dtype) -> Mask:
+        """Return the mask with the values of the bias in it, of this type."""
         assert self.rows is not None
-        # Half precision comes last, so that the gradient of the table is added up in single precision or better.
-        full = table.to(torch.promote_types(table.dtype, torch.float32))
-        added = values_between(full, self.rows, num_q, causal=self.causal).to(dtype)
+        # Half precision comes last, so that gradients of tables are added up in single precision or better.
+        added = bias.single().dense(self.rows, num_q, causal=self.causal).to(dtype)
         return Mask(added if self.tensor is None else added.masked_fill(~self.tensor, float("-inf")), False)
 
 
@@ -74,19 +73,19 @@ def mask_of(
     k_lengths: list[int],
     causal: bool,
     window: int | None,
-    buckets: Buckets | None,
+    distances: Distances | None,
     device: torch.device,
 ) -> Mask:
     """Return the cheapest correct mask for B right-padded sequences of these lengths.
 
-    Of a bias it holds no values, only their rows in its table: blocks share the mask, but may have casts of their own,
+    Of a bias it holds no values, only their rows in its tables: blocks share the mask, but may have casts of their own,
     and values have a graph, which recomputation could not follow.
     """
     rows = None
-    if buckets is not None:
+    if distances is not None:
         behind = [k - q for q, k in zip(q_lengths, k_lengths, strict=True)]
         same = len(set(behind)) == 1
-        rows = buckets.between(max(q_lengths), max(k_lengths), behind[:1] if same else behind)
+        rows = rows_between(distances, max(q_lengths), max(k_lengths), behind[:1] if same else behind)
         rows = rows.to(device, non_blocking=True)
     if window is None:
         # Padding stands behind every real query, so that the causal rule hides it.
@@ -104,14 +103,14 @@ def attend_dense(
     v: Tensor,
     count: int,
     mask: Mask,
+    bias: Bias | None,  # of these queries and keys
     dropout: float,
     scale: float | None,
-    table: Tensor | None,  # (buckets, H) of a bias
 ) -> Tensor:
     """Return the attention within `count` sequences of equal length that lie end to end, in the shape of q."""
     query, key, value = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
-    if table is not None:
-        mask = mask.biased(table, query.shape[2], q.dtype)
+    if bias is not None:
+        mask = mask.biased(bias, query.shape[2], q.dtype)
     trained = mask.tensor is not None and mask.tensor.requires_grad
     if (dropout or trained) and q.device.type == "cpu" and q.dtype == torch.float32:
         out = _written_out(query, key, value, mask, dropout, scale)
@@ -168,8 +167,16 @@ class _Plan(NamedTuple):
     q_copy: _Copy | None  # None: calls read the flat stream as it is
     k_copy: _Copy | None
 
+    def queries(self, x: Tensor) -> Sequence[Tensor]:
+        """Cut the stream of queries, (Nq, ...), into those of each call."""
+        return (x if self.q_copy is None else x.index_select(0, self.q_copy.rows)).split(self.q_rows)
 
-def _plan(layout: Layout, causal: bool, window: int | None, buckets: Buckets | None, device: torch.device) -> _Plan:
+    def keys(self, x: Tensor) -> Sequence[Tensor]:
+        """Cut the stream of keys, (Nk, ...), into those of each call."""
+        return (x if self.k_copy is None else x.index_select(0, self.k_copy.rows)).split(self.k_rows)
+
+
+def _plan(layout: Layout, causal: bool, window: int | None, distances: Distances | None, device: torch.device) -> _Plan:
     """Cut the stream into runs of equal length where these are long, into padded buckets where they are short."""
     q_lengths, k_lengths = lengths(layout)
     owners = [s for s, pair in enumerate(zip(q_lengths, k_lengths, strict=True)) if pair != (0, 0)]
@@ -183,7 +190,7 @@ def _plan(layout: Layout, causal: bool, window: int | None, buckets: Buckets | N
         q_rows=[len(group) * max(group) for group in q_groups],
         k_rows=[len(group) * max(group) for group in k_groups],
         counts=[len(group) for group in groups],
-        masks=[mask_of(q, k, causal, window, buckets, device) for q, k in zip(q_groups, k_groups, strict=True)],
+        masks=[mask_of(q, k, causal, window, distances, device) for q, k in zip(q_groups, k_groups, strict=True)],
         q_copy=_copy(groups, q_lengths, device) if copied else None,
         k_copy=_copy(groups, k_lengths, device) if copied else None,
     )

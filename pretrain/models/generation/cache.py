@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.models.attention.relative import Buckets, values_between
-from pretrain.models.base import Attend, Layout, RelativeBias
+from pretrain.models.attention.relative import rows_between
+from pretrain.models.base import Attend, Bias, Layout
 
 ROOM = 64  # columns for new tokens at first; when they are full, all columns double
 
@@ -90,7 +90,7 @@ class KeyValueCache:
         window: int | None = None,
         dropout: float = 0.0,
         scale: float | None = None,
-        bias: RelativeBias | None = None,
+        bias: Bias | None = None,
     ) -> Tensor:
         """Return the attention of the new queries over all keys so far, (Nq, H, E) (see `Attend`)."""
         if self._keys is None or self._values is None:
@@ -107,15 +107,14 @@ class KeyValueCache:
         mask = layout.plan(("cached", first, bias is not None), lambda: self._mask(first, query, bias))
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale).flatten(1, 2)
 
-    def _mask(self, first: int, query: Tensor, bias: RelativeBias | None) -> Tensor | None:
+    def _mask(self, first: int, query: Tensor, bias: Bias | None) -> Tensor | None:
         """Return what is added to the scores, (S or 1, K, G, columns) or what broadcasts to it; None: nothing."""
         mask = self._columns.mask(first, query.dtype)
         if bias is None:
             return mask
-        buckets, num_k = Buckets.of(bias), self._columns.end - first
-        assert buckets is not None
-        rows = buckets.between(1, num_k, [num_k - 1]).to(query.device, non_blocking=True)  # of the newest query
-        values = values_between(bias.table, rows, 1, causal=False).to(query.dtype)  # (1, H, 1, columns)
+        num_k = self._columns.end - first
+        rows = rows_between(bias.distances, 1, num_k, [num_k - 1]).to(query.device, non_blocking=True)  # of the newest
+        values = bias.dense(rows, 1, causal=False).to(query.dtype)  # (1, H, 1, columns)
         values = values.squeeze(2).unflatten(1, query.shape[1:3])
         return values if mask is None else mask + values
 

@@ -5,22 +5,17 @@ import json
 import pytest
 import torch
 from corpora import edit_json
+from first_weights import begin, said_to_be_new
 from hugging_face_directories import write_released
 from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, MODERNBERT_SETTINGS, TEXTS, load_run, make_run, word_pieces
 from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA
-from toys import ALONE
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from finetune.init_from import own_source, tokenizer_of, weights_from
-from finetune.model.base import FineTuned
-from finetune.model.losses import CrossEntropy
+from finetune.init_from import own_source, tokenizer_of
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.export import main
-from pretrain.hub.family import HeadKind, head_for
-from pretrain.init_from import InitialWeights
-from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
@@ -28,31 +23,10 @@ from pretrain.registry import plain
 from pretrain.tokenizer.bpe import BpeTokenizer
 from pretrain.trained.source import open_source
 
-SEED = 5  # of fine-tuning; the source's is 1
-
 
 @pytest.fixture(autouse=True)
 def everything_is_captured(caplog):
     caplog.set_level("INFO")
-
-
-def begin(place, kind=HeadKind.sequence, scratch=False):
-    """Return the module filled with what it begins with, and its initial weights."""
-    source = open_source(str(place))
-    style = head_for(source.network, kind)
-    with torch.device("meta"):
-        model = source.network.build(vocab_size=source.vocab_size, attend=sdpa, head=False)
-        module = FineTuned(model, source.network, style, kind, CrossEntropy(), outputs=3, dropout=0.1)
-    initial = InitialWeights(module, SEED)
-    read = weights_from(source, initial, ALONE, names=["a", "b", "c"], scratch=scratch)
-    filled(module.to_empty(device="cpu"), read)
-    return module.eval(), initial
-
-
-def filled(module, read):
-    for name, parameter in module.named_parameters():
-        assert read.kinds(name).keys() == {WEIGHT}, "no moments"
-        parameter.data.copy_(read(name, WEIGHT, 0, parameter.numel()).reshape(parameter.shape))
 
 
 def assert_begun(module, initial, theirs, taken):
@@ -74,11 +48,6 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_by_both_sizes(tmp_path):
         (place / "tokenizer.json").write_text(BpeTokenizer(vocab_size=270).train(iter(TEXTS)))
         with pytest.raises(kind, match=f"{place}/tokenizer.json: {told}"):
             tokenizer_of(open_source(str(place)))
-
-
-def said_to_be_new(caplog):
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().endswith("get initial values")]
-    return {name for line in lines for name in line.removesuffix(" get initial values").split(", ")}
 
 
 CLASSIFIER = {"head.classifier.weight", "head.classifier.bias"}

@@ -10,9 +10,10 @@ import pytest
 import torch
 from corpora import edit_json
 from finetuned_runs import SOURCES, WORDS, texts, trained, write
+from peft import PeftModel
 from run_directories import TEXTS, json_of
 from tokenizers import processors
-from transformers import AutoModelForQuestionAnswering, pipeline
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from finetune.config import FINETUNE
 from finetune.evaluate import main as evaluate
@@ -22,6 +23,7 @@ from finetune.run import finetune
 from finetune.trained import load
 from pretrain.compose import compose
 from pretrain.errors import DataError, NumericalError
+from pretrain.export import main as pretrain_export
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.tokenizer.bpe import BpeTokenizer
 
@@ -187,6 +189,45 @@ def test_a_run_starts_from_the_best_step_of_another(tmp_path, capsys, caplog, sa
             assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
     else:
         assert said == ["head.classifier.weight, head.classifier.bias get initial values"]
+
+
+def test_adapters_are_exported_for_peft_and_learn_on(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    records = [{"text": text, "label": word} for text, word in texts(23)]
+    lora = ["tuning=lora", "tuning.rank=3", "tuning.layers=[q,v,down]"]
+    run, data = trained(tmp_path, "bert", "classification", records, *lora, "optim.lr=0.05")
+    assert export([str(run)]) == export([str(run), "--adapters"]) == pretrain_export([str(tmp_path / "source")]) == 0
+    assert f"{tmp_path / 'source'} is a run: to use the adapters with peft, export it" in caplog.text
+    merged = AutoModelForSequenceClassification.from_pretrained(run / "export")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "source" / "export", num_labels=8)
+    theirs = PeftModel.from_pretrained(base, run / "adapters").eval()
+    inputs = AutoTokenizer.from_pretrained(run / "adapters")(["the time", "way"], padding=True, return_tensors="pt")
+    torch.testing.assert_close(theirs(**inputs).logits, merged(**inputs).logits, rtol=1e-5, atol=1e-5)
+    card = (run / "adapters" / "README.md").read_text()
+    assert "library_name: peft" in card and "import BertForSequenceClassification" in card and "num_labels=8" in card
+
+    again = [f"init_from={run / 'adapters'}", f"task.train={data}", f"task.validation={data}", "task.max_tokens=32"]
+    still = ["optim.lr=1e-30", "run.name=again", f"run.root={tmp_path}", "tracker.progress=false", "train.epochs=0.1"]
+    finetune(compose(["task=classification", *again, *still, *lora], root=FINETUNE))
+    assert "the adapters go on from those of" in caplog.text
+    first, second = (dict(load(place).module.named_parameters()) for place in (run, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first if "classifier" not in name)
+    assert json_of(tmp_path / "again" / "run.json")["base"] == str(tmp_path / "source")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ([], "--adapters: the run has none, only tuning=lora learns some; leave it out"),
+        (["tuning=lora", "scratch=true"], "--adapters: the weights below the adapters lie in this run alone"),
+    ],
+)
+def test_adapters_that_no_base_knows_are_not_exported(tmp_path, capsys, settings, rule):
+    records = [{"text": text, "label": word} for text, word in texts(23)]
+    run, _ = trained(tmp_path, "gpt2", "classification", records, *settings)
+    assert export([str(run), "--adapters"]) == 2
+    assert rule in capsys.readouterr().err
+    assert not (run / "adapters").exists()
 
 
 def test_standard_input_and_refusals(tmp_path, capsys, monkeypatch):

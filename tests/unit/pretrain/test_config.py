@@ -25,6 +25,10 @@ FLASH = ["attention=flash", "precision=bf16"]
             ["model=encoder_decoder", "model.positions=relative", "objective=span_corruption", *FLASH],
             r"model\.positions=relative: attention=flash adds no bias to scores; use attention=auto, flex or sdpa",
         ),
+        (
+            ["model=encoder", "model.positions=disentangled", "objective=masked_lm", *FLASH],
+            r"model\.positions=disentangled: attention=flash adds no bias to scores; use attention=auto, flex or sdpa",
+        ),
         (["attention=flex", "model.attention_dropout=0.1"], r"model\.attention_dropout=0\.1: .* no dropout of weights"),
         (["eval.choices=[a.jsonl]", "eval.every=0"], r"eval\.every=0: eval\.choices needs evaluations; set it"),
         (

@@ -25,6 +25,7 @@ OURS = {
     "llama": [*LLAMA_SETTINGS, "model.kv_heads=2"],
     "llama, untied": [*LLAMA_SETTINGS, "model.kv_heads=1", "model.tie_embeddings=false", "model.rope_theta=5e5"],
     "llama, wide": [*LLAMA_SETTINGS, "model.mlp_width=56", "model.norm_eps=1e-6", "model.layers=3"],
+    "gpt_neox": [*GPT2_SETTINGS, "model.order=parallel", "model.positions=rotary", "model.rotary_share=0.34"],
     "mistral": [*LLAMA_SETTINGS, "model.kv_heads=2", "model.window=5"],
 }
 

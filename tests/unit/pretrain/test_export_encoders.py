@@ -19,6 +19,10 @@ OURS = {
     "bert": ["model.init_std=0.3", "model.norm_eps=1e-12"],
     "roberta": ["model.init_std=0.3", "model.position_offset=2", "model.token_types=1"],
     "distilbert": ["model.init_std=0.3", "model.token_types=0"],
+    "deberta-v2": [
+        *("model.init_std=0.3", "model.token_types=0", "model.positions=disentangled"),
+        *("model.buckets=4", "model.max_distance=7", "model.shared_projections=false"),
+    ],
     "modernbert": [*MODERNBERT_SETTINGS, "model.window=3", "model.global_every=2", "model.layers=3"],
 }
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, load_run, make_run, settings_of
+from run_directories import GPT2_SETTINGS, LLAMA_SETTINGS, TEXTS, load_run, make_run, settings_of, word_pieces
 from toys import ALONE, take_step, toy_strategy
 
 from pretrain.checkpoint.base import WEIGHT
@@ -79,6 +79,14 @@ def test_gelus_are_told_apart(tmp_path):
     run = make_run(tmp_path / "run", *GPT2_SETTINGS)
     settings = settings_of(run) | {"model.activation": "gelu"}
     with pytest.raises(CheckpointError, match=r"model.activation is gelu, that of .* gelu_tanh"):
+        begin(run, load_run(run), settings)
+
+
+def test_terms_of_scores_are_told_apart(tmp_path):
+    """With shared projections the same weights serve any of them."""
+    run = make_run(tmp_path / "run", "model.positions=disentangled", model="encoder", tokenizer=word_pieces())
+    settings = settings_of(run) | {"model.position_to_content": False}
+    with pytest.raises(CheckpointError, match=r"model.position_to_content is False, that of .* True"):
         begin(run, load_run(run), settings)
 
 

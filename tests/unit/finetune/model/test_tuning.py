@@ -1,4 +1,4 @@
-"""What learns and what stays: adapters compute what peft's do, an export adds them up, and freezing freezes."""
+"""What learns and what stays: adapters begin at nothing, an export adds them up, and freezing freezes."""
 
 import itertools
 from math import prod
@@ -6,19 +6,17 @@ from typing import Any, cast
 
 import pytest
 import torch
-from peft import LoraConfig as TheirConfig
-from peft import inject_adapter_in_model
 from small_models import VOCAB_SIZE, ragged_pairs
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.model.base import FineTuned
 from finetune.model.frozen import FrozenConfig, FullConfig
 from finetune.model.language import AdaptedEncoderDecoder
-from finetune.model.lora import LoraConfig, Merged
+from finetune.model.lora import LoraConfig, adapters_of
 from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
-from pretrain.errors import ConfigError
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.family import HeadKind, head_for
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.eager import eager
@@ -26,13 +24,13 @@ from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
-from pretrain.models.layers import Order
+from pretrain.models.layers import Activation, Order
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.muon import MuonConfig
 
 ENCODER = EncoderConfig(max_seq_len=12, width=20, layers=3, heads=4, mlp_width=44, init_std=0.3)
 LLAMA_LIKE = {"max_seq_len": 12, "width": 20, "layers": 2, "heads": 4, "kv_heads": 2, "mlp_width": 44, "init_std": 0.3}
-DECODER = DecoderConfig(**LLAMA_LIKE, bias=False)
+DECODER = DecoderConfig(**LLAMA_LIKE, bias=False, activation=Activation.swiglu)
 ENCODER_DECODER = EncoderDecoderConfig(max_seq_len=12, width=20, layers=2, heads=4, decoder_layers=3, order=Order.pre)
 LENGTHS = [5, 1, 9]
 BATCH = Batch(
@@ -75,32 +73,6 @@ def drawn(module, seed=3):
     return module, {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-@pytest.mark.parametrize("config", [ENCODER, DECODER], ids=["encoder", "decoder"])
-@pytest.mark.parametrize("layers", [["qkv", "out", "up", "down"], ["qkv", "down"]])
-def test_adapters_compute_and_learn_what_those_of_peft_do(config, layers):
-    tuning = LoraConfig(rank=3, alpha=7.5, layers=layers)
-    ours, values = drawn(built(config, tuning))
-    theirs = built(config, device="cpu")
-    their_config = TheirConfig(r=3, lora_alpha=cast(int, 7.5), lora_dropout=0.0, target_modules=layers)
-    inject_adapter_in_model(their_config, theirs.model)
-    learnt = {}
-    for name, parameter in theirs.named_parameters():
-        stem = name.replace(".base_layer", "").replace("lora_A.default.weight", "lora_a")
-        learnt[stem.replace("lora_B.default.weight", "lora_b")] = parameter
-    assert learnt.keys() == values.keys()
-    for name, parameter in learnt.items():
-        parameter.data.copy_(values[name])
-    first, second = ours(BATCH), theirs(BATCH)
-    torch.testing.assert_close(first.logits, second.logits, rtol=1e-6, atol=1e-6)
-    first.total.backward()
-    second.total.backward()
-    for name, parameter in ours.named_parameters():
-        assert parameter.requires_grad == learnt[name].requires_grad == ("lora_" in name or name.startswith("head."))
-        assert (parameter.grad is None) == (not parameter.requires_grad)
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, learnt[name].grad, rtol=1e-5, atol=1e-6)
-
-
 def test_adapters_change_nothing_until_they_learn_and_drop_only_what_they_read():
     tuning = LoraConfig(rank=2, dropout=0.5)
     adapted = built(ENCODER, tuning)
@@ -121,6 +93,8 @@ def test_adapters_change_nothing_until_they_learn_and_drop_only_what_they_read()
 class Stored:
     """Weights as a committed step gives them."""
 
+    step = "step"
+
     def __init__(self, values):
         self.values = values
 
@@ -132,22 +106,54 @@ class Stored:
         return self.values[name].reshape(-1)[start : start + numel].clone()
 
 
-def test_merged_weights_are_read_in_any_runs_and_compute_the_same():
-    tuning = LoraConfig(rank=3, alpha=7.5, layers=["qkv", "up"])
-    module, values = drawn(built(ENCODER, tuning))
-    merged = tuning.merged(cast(Any, Stored(values)))
-    assert isinstance(merged, Merged)
-    plain = built(ENCODER, device="cpu")
+@pytest.mark.parametrize("layers", [["qkv", "up"], ["v", "gate", "q"]])
+def test_merged_weights_are_read_in_any_runs_and_compute_the_same(layers):
+    tuning = LoraConfig(rank=3, alpha=7.5, layers=layers)
+    module, values = drawn(built(DECODER, tuning))
+    merged = tuning.merged(cast(Any, Stored(values)), DECODER)
+    plain = built(DECODER, device="cpu")
+    assert merged.weight_shapes() == {name: parameter.shape for name, parameter in plain.named_parameters()}
     for name, parameter in plain.named_parameters():
         expected = values[name].double()
         if (stem := name.removesuffix("weight")) + "lora_a" in values:
-            expected = expected + 2.5 * values[stem + "lora_b"].double() @ values[stem + "lora_a"].double()
+            layer = module.get_submodule(stem[:-1])
+            downs, ups = values[stem + "lora_a"].double().split(3), values[stem + "lora_b"].double()
+            for part, down in zip(layer.adapted, downs, strict=True):
+                up, ups = ups[: part.rows], ups[part.rows :]
+                expected[part.row : part.end] += 2.5 * up @ down
         runs = itertools.pairwise([*range(0, parameter.numel(), 77), parameter.numel()])
         found = torch.cat([merged(name, WEIGHT, start, end - start) for start, end in runs]).view(parameter.shape)
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
         assert merged.kinds(name) == {WEIGHT: parameter.shape}
         parameter.data.copy_(found)
     torch.testing.assert_close(plain(BATCH).logits, module(BATCH).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "rows"),
+    [
+        (None, {"qkv": 20 + 2 * 10, "out": 20, "up": 2 * 44, "down": 20}),
+        (["k", "up"], {"qkv": 10, "up": 44}),  # what a layer and a part of it are both called is the part
+        (["qkv", "gate"], {"qkv": 20 + 2 * 10, "up": 44}),
+    ],
+)
+def test_a_part_of_a_fused_projection_has_an_adapter_of_its_own(layers, rows):
+    module = built(DECODER, LoraConfig(rank=3, layers=layers))
+    adapters = {name.split(".")[-2]: layer for name, layer in adapters_of(module.model).items() if ".0." in name}
+    assert {name: len(layer.lora_b) for name, layer in adapters.items()} == rows
+    assert all(len(layer.lora_a) == 3 * len(layer.adapted) for layer in adapters.values())
+
+
+def test_adapters_of_fused_projections_that_were_one_are_refused():
+    tuning = LoraConfig(rank=3, layers=["qkv"])
+    _, values = drawn(built(DECODER, tuning))
+    for name in values:
+        values[name] = values[name][:3] if name.endswith("lora_a") else values[name]
+    rule = (
+        r"step: model\.blocks\.0\.attention\.qkv\.lora_a is one adapter for q, k, v, .*init_from\), or train it again"
+    )
+    with pytest.raises(CheckpointError, match=rule):
+        tuning.merged(cast(Any, Stored(values)), DECODER)
 
 
 def test_adapters_are_in_cross_attention_too_unless_layers_are_named():

@@ -22,13 +22,32 @@ WRITTEN = {
     "gpt2": {"n_positions": 64, "n_inner": 40, "layer_norm_epsilon": 1e-3, "activation_function": "gelu", **SHAPED},
     "llama": {"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
     "mistral": {"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "sliding_window": 9},
+    "gpt_neox": {
+        **{"max_position_embeddings": 64, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new", "rotary_pct": 0.5},
+        **{"rotary_emb_base": 5e5, "use_parallel_residual": False},
+    },
+    "phi3": {
+        **{"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
+        **{"partial_rotary_factor": 0.5, "sliding_window": 9},
+    },
     "bert": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new"},
     "roberta": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "pad_token_id": 4},
     "distilbert": {"max_position_embeddings": 64, "hidden_dim": 40, "activation": "gelu_new", **SHAPED},
+    "deberta-v2": {
+        **{"max_position_embeddings": 64, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new", "type_vocab_size": 2},
+        **{"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p"], "share_att_key": True},
+        **{"norm_rel_ebd": "layer_norm", "position_buckets": 8, "max_relative_positions": 20},
+    },
     "modernbert": {
         **{"max_position_embeddings": 64, "norm_eps": 1e-3, "hidden_activation": "silu", "local_attention": 10},
         **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
         **{"global_attn_every_n_layers": 2, "global_rope_theta": 5e4, "local_rope_theta": 3e4},
+    },
+    "olmo2": {"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
+    "gemma3_text": {
+        **{"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "hidden_activation": "gelu"},
+        **{"head_dim": 10, "query_pre_attn_scalar": 12, "sliding_window": 9, "sliding_window_pattern": 3},
+        **{"rope_theta": 5e5, "rope_local_base_freq": 3e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     },
     "t5": {
         **{"n_positions": 64, "d_ff": 40, "layer_norm_epsilon": 1e-3, "feed_forward_proj": "gated-gelu", "d_kv": 5},
@@ -41,14 +60,16 @@ for name in ("bart", "mbart", "marian"):
         **{"max_position_embeddings": 64, "activation_function": "silu", "scale_embedding": True, "decoder_layers": 3},
         **{"d_model": 48, "encoder_layers": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40},
     }
-for name in ("llama", "mistral", "bert", "roberta", "modernbert"):
+for name in FAMILIES.keys() - {"gpt2", "distilbert", "bart", "mbart", "marian", "t5"}:
     WRITTEN[name] |= SHAPED | {"intermediate_size": 40}
 BIASES = ("final_logits_bias",)
+# Of which transformers builds another network than its checkpoints are, where a file says nothing.
+SAID = {"deberta-v2": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c"]}}
 for name, keys in WRITTEN.items():
     keys |= {
         "model_type": name,
         "vocab_size": 61,
-        "tie_word_embeddings": name in ("bert", "roberta", "llama", "mistral", "bart", "mbart", "marian"),
+        "tie_word_embeddings": name not in ("gpt2", "gemma3_text", "distilbert", "modernbert", "t5"),
     }
 
 
@@ -83,12 +104,14 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_file_that_names_its_family_alone_describes_the_network_that_transformers_builds(name, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name} | SAID.get(name, {})))
     _, config, parts = read_network(tmp_path / "config.json")
     with torch.device("meta"):
-        theirs = AUTO_CLASSES[config.kind].from_config(AutoConfig.for_model(name))
+        theirs = AUTO_CLASSES[config.kind].from_config(AutoConfig.for_model(name, **SAID.get(name, {})))
     trained = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
     trained |= {name: tuple(each.shape) for name, each in theirs.named_buffers() if name in BIASES and config.head_bias}
+    if name == "gpt_neox":
+        trained["embed_out.weight"] = trained.pop("lm_head.weight")
     assert {part.theirs: part.their_shape for part in parts} == trained
 
 
@@ -116,6 +139,8 @@ def test_two_names_of_a_key_that_contradict_each_other_are_refused(name, key):
 
 # Spellings of versions between 2 and 5 of transformers, each with what it means today.
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 5e5}
+HALF = {"rope_type": "default", "partial_rotary_factor": 0.5}
+LINEAR = {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25, "rope_theta": 10_000}
 SPELLINGS = [
     ("llama", {"rope_scaling": {"rope_type": "default"}}, {}),
     ("llama", {"rope_scaling": None, "rope_theta": 5e5}, {"rope_parameters": DEFAULT_ROPE}),
@@ -125,6 +150,17 @@ SPELLINGS = [
     ("llama", {"hidden_act": "swish"}, {"hidden_act": "silu"}),
     ("llama", {"head_dim": None, "num_key_value_heads": None, "rope_parameters": None}, {}),
     ("mistral", {"sliding_window": None, "rope_theta": 5e5}, {"sliding_window": None, "rope_parameters": DEFAULT_ROPE}),
+    ("gpt_neox", {"rotary_pct": 0.5, "hidden_act": "gelu_fast"}, {"rope_parameters": HALF, "hidden_act": "gelu_new"}),
+    (
+        "gpt_neox",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "hidden_dropout_prob": 0},
+        {"rope_scaling": LINEAR},
+    ),
+    ("phi3", {"partial_rotary_factor": 0.5, "rope_scaling": None, "head_dim": None}, {"rope_parameters": HALF}),
+    ("olmo2", {"rope_scaling": None, "rope_theta": 5e5}, {"rope_parameters": DEFAULT_ROPE}),
+    ("gemma3_text", {"rope_theta": 5e5}, {"rope_parameters": {"full_attention": DEFAULT_ROPE}}),
+    ("gemma3_text", {"rope_local_base_freq": 5e5}, {"rope_parameters": {"sliding_attention": DEFAULT_ROPE}}),
+    ("gemma3_text", {"sliding_window_pattern": 1}, {"layer_types": ["full_attention"] * 26, "sliding_window": 9}),
     ("modernbert", {"rope_scaling": {"rope_type": "default"}, "layer_types": None}, {}),
     ("modernbert", {"rope_parameters": {"full_attention": DEFAULT_ROPE}}, {"global_rope_theta": 5e5}),
     ("bert", {"hidden_act": "gelu_python", "torch_dtype": "float16", "position_embedding_type": "absolute"}, {}),
@@ -188,7 +224,7 @@ def test_absurd_values_are_refused_in_words_before_anything_is_built(name, tmp_p
                 passed.setdefault(key, []).append(value)
                 assert config.layers <= 48 and config.width <= 48
     numbers = {key for key, value in settings.defaults.items() if type(value) is float}
-    unset = (None, False, True, "", [], {})
+    unset = (None, False, True, "", [], {}, *([-1] if name == "deberta-v2" else []))
     assert not {key for key in passed.keys() - numbers if any(value not in unset for value in passed[key])}
 
 

@@ -12,7 +12,9 @@ from urllib.parse import unquote
 
 import pytest
 
+from pretrain.errors import ConfigError
 from pretrain.hub.download import is_hub_name
+from pretrain.trained.source import find_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = {
@@ -191,3 +193,17 @@ def test_paths_are_told_from_names(tmp_path, monkeypatch):
         "org/\u00e4",
     ]
     assert not [path for path in there + not_there + elsewhere if is_hub_name(path)]
+
+
+def test_a_network_that_is_not_ours_is_refused_before_its_weights_are_fetched(hub, tmp_path, monkeypatch):
+    url, asked = hub
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for place, rule in (("adapter", "peft_type=None: only LORA is read"), ("network", "model_type=None: is not supp")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / place))
+        with pytest.raises(ConfigError, match=f"config.json: {rule}"):
+            find_source("org/name", first=True)
+        monkeypatch.delitem(REPOSITORY, "adapter_config.json", raising=False)
+    assert any(path.endswith("/config.json") for path in asked)
+    assert not any(path.endswith((".safetensors", ".index.json")) for path in asked)

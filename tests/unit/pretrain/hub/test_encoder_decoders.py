@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_models import BART, MARIAN, MBART, T5, T5_GATED, T5_TIED, VOCAB_SIZE
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, BartConfig, BartForSequenceClassification
 
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError
@@ -227,6 +227,17 @@ def test_heads_are_tied_and_scaled_as_in_transformers_whatever_the_flag_says(tmp
     read, theirs = HuggingFaceWeights(tmp_path).config, AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert read.tie_embeddings == (theirs.lm_head.weight is theirs.shared.weight)
     assert read.head_scale == theirs.config.scale_decoder_outputs == scaled
+
+
+def test_a_classifier_of_an_encoder_decoder_is_read_without_its_head(tmp_path, caplog):
+    """For which there is no place: such models write their answers."""
+    described = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    described |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": VOCAB_SIZE}
+    BartForSequenceClassification(BartConfig(**described)).save_pretrained(tmp_path)
+    with caplog.at_level("INFO"):
+        read = HuggingFaceWeights(tmp_path)
+    [said] = caplog.messages
+    assert "left alone: classification_head.dense.bias" in said and not read.absent
 
 
 def test_what_older_files_store_twice_is_read_once(tmp_path):

@@ -5,33 +5,38 @@ from dataclasses import replace
 
 import pytest
 import torch
+from family_shapes import SHAPES, small_model
 from hugging_face_directories import AUTO_CLASSES
 from small_models import (
     BART,
-    DISTILBERT,
+    GEMMA3,
+    GPT_NEOX,
     LLAMA,
     MARIAN,
     MBART,
     MODERNBERT,
+    OLMO2,
     ROBERTA,
     T5_GATED,
     T5_TIED,
     VOCAB_SIZE,
-    small_decoder,
-    small_encoder,
-    small_encoder_decoder,
 )
 from transformers import (
     AutoConfig,
     BartConfig,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MarianConfig,
     MBartConfig,
     MistralConfig,
     ModernBertConfig,
+    Olmo2Config,
+    Phi3Config,
     RobertaConfig,
     T5Config,
     XLMRobertaConfig,
@@ -42,38 +47,10 @@ from pretrain.hub.family import FAMILIES, HeadKind, family_for, family_of, head_
 from pretrain.hub.roberta import Roberta
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
-from pretrain.models.encoder import EncoderConfig, Order
+from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.init import Init
-from pretrain.models.layers import Activation
-
-SHAPES = {
-    "gpt2": {},
-    "gpt2, untied": {"tie_embeddings": False, "mlp_width": 40, "activation": Activation.gelu, "norm_eps": 1e-3},
-    "llama": {**LLAMA, "kv_heads": 2, "rope_theta": 5e5},
-    "llama, untied": {**LLAMA, "tie_embeddings": False, "mlp_width": 56},
-    "mistral": {**LLAMA, "window": 3, "kv_heads": 1},
-    "bert": {},
-    "bert, tanh": {"activation": Activation.gelu_tanh, "mlp_width": 40, "token_types": 3, "norm_eps": 1e-5},
-    "roberta": ROBERTA,
-    "distilbert": DISTILBERT,
-    "distilbert, untied": {**DISTILBERT, "tie_embeddings": False, "mlp_width": 40},
-    "modernbert": {**MODERNBERT, "window": 3, "global_every": 2, "layers": 5},
-    "modernbert, everywhere": {**MODERNBERT, "rope_theta": 1e4},
-    "bart": {**BART, "decoder_layers": 3, "activation": Activation.relu},
-    "mbart": {**MBART, "embedding_scale": True},
-    "marian": {**MARIAN, "mlp_width": 40},
-    "t5": {**T5_TIED, "attention_width": 20, "buckets": 16, "max_distance": 40},
-    "t5, gated": {**T5_GATED, "width": 26, "attention_width": 32, "decoder_layers": 1},
-    "modernbert, untied": {**MODERNBERT, "window": 9, "bias": True, "tie_embeddings": False, "local_rope_theta": 2e4},
-}
-
-
-def small_model(name):
-    """Return a model of a family."""
-    builders = {"gpt2": small_decoder, "llama": small_decoder, "mistral": small_decoder}
-    builders |= dict.fromkeys(("bart", "mbart", "marian", "t5"), small_encoder_decoder)
-    return builders.get(name.partition(",")[0], small_encoder)(**SHAPES[name])
+from pretrain.models.layers import Activation, Order, Positions
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -97,6 +74,8 @@ def test_each_element_lies_in_one_part_and_every_tensor_of_theirs_is_one(name):
         shapes["final_logits_bias"] = (1, VOCAB_SIZE)
     if name == "t5, gated":  # which transformers ties until it reads another head
         shapes["lm_head.weight"] = shapes["shared.weight"]
+    if "embed_out.weight" in parts:  # its name in files
+        shapes["embed_out.weight"] = shapes.pop("lm_head.weight")
     assert shapes == {name: part.their_shape for name, part in parts.items()}
 
 
@@ -144,6 +123,12 @@ def test_what_transformers_writes_is_understood():
     assert family_of(llama).from_hf(llama) == DecoderConfig(max_seq_len=2048, kv_heads=4, rope_theta=5e5, **ours)
     mistral = MistralConfig(**size, num_key_value_heads=2, sliding_window=9).to_dict()
     assert family_of(mistral).from_hf(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
+    phi3 = Phi3Config(**size, sliding_window=9).to_dict()
+    ours |= {"kv_heads": 4, "window": 9, "norm_eps": 1e-5}
+    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, **ours)
+    neox = GPTNeoXConfig(**size | {"hidden_size": 32}).to_dict()
+    ours = {"width": 32, "mlp_width": 40, "heads": 4, "layers": 3, "tie_embeddings": False}
+    assert family_of(neox).from_hf(neox) == DecoderConfig(max_seq_len=2048, **ours, **GPT_NEOX | {"rotary_share": 0.25})
     bert = BertConfig(**size).to_dict()
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=512, **ours)
@@ -164,6 +149,17 @@ def test_what_transformers_writes_is_understood():
         assert theirs["tie_word_embeddings"], "whatever it is"
         assert family_of(theirs).from_hf(theirs) == EncoderDecoderConfig(**ours, **same)
     ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
+    ours |= {"max_seq_len": 2048, "tie_embeddings": False}
+    olmo = Olmo2Config(**size).to_dict()
+    assert family_of(olmo).from_hf(olmo) == DecoderConfig(kv_heads=4, **ours, **OLMO2)
+    gemma = Gemma3TextConfig(**size, head_dim=8, query_pre_attn_scalar=168).to_dict()
+    windows = {"window": 4096, "rope_theta": 1e6, "local_rope_theta": 1e4}
+    ours |= {"max_seq_len": 131_072, "tie_embeddings": True, "norm_eps": 1e-6, "attention_width": 32}
+    expected = DecoderConfig(kv_heads=4, score_width=168, **windows, **ours, **GEMMA3)
+    assert family_of(gemma).from_hf(gemma) == expected
+    gemma = Gemma3TextConfig(**size | {"num_hidden_layers": 8}).to_dict()
+    assert family_of(gemma).from_hf(gemma).global_every == 6 == family_of(gemma).from_hf(gemma).global_first + 1
+    ours = {"width": 24, "mlp_width": 40, "heads": 4, "layers": 3}
     modern = ModernBertConfig(**size).to_dict()
     windows = {"window": 65, "global_every": 3}
     assert family_of(modern).from_hf(modern) == EncoderConfig(max_seq_len=8192, **ours, **MODERNBERT, **windows)
@@ -174,6 +170,11 @@ def test_configurations_of_older_versions_are_understood():
     del theirs["rope_parameters"], theirs["head_dim"]
     assert family_of(theirs).from_hf({**theirs, "rope_theta": 5e5, "rope_scaling": None}).rope_theta == 5e5
     assert family_of(theirs).from_hf(theirs).rope_theta == 10_000
+    theirs = {"model_type": "gemma3_text", "num_hidden_layers": 7, "rope_theta": 5e5, "rope_local_base_freq": 9e3}
+    theirs |= {"sliding_window_pattern": 2, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    ours = family_of(theirs).from_hf(theirs)
+    assert (ours.rope_theta, ours.local_rope_theta, ours.rope_scaling.factor) == (5e5, 9e3, 8.0)
+    assert [ours.layer_window(layer) for layer in range(4)] == [4096, None, 4096, None]
     theirs = {**ModernBertConfig(num_hidden_layers=7).to_dict(), "global_rope_theta": 5e4, "local_rope_theta": None}
     del theirs["rope_parameters"], theirs["layer_types"]
     ours = family_of(theirs).from_hf({**theirs, "global_attn_every_n_layers": 2})
@@ -184,7 +185,28 @@ def test_configurations_of_older_versions_are_understood():
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=9, width=24, layers=1, heads=2, mlp_width=40)
 
 
-BERT, MODERN = BertConfig().to_dict(), ModernBertConfig().to_dict()
+PHI3_128K = {"model_type": "phi3", "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
+LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
+BERT, MODERN, GEMMA = BertConfig().to_dict(), ModernBertConfig().to_dict(), Gemma3TextConfig().to_dict()
+# As Microsoft released deberta-v3-base.
+DEBERTA_V3 = {
+    **{"model_type": "deberta-v2", "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768},
+    **{"hidden_dropout_prob": 0.1, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-7},
+    **{"max_position_embeddings": 512, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
+    **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "vocab_size": 128100},
+    **{"position_biased_input": False, "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 0},
+}
+
+
+def test_the_released_deberta_is_understood():
+    ours = EncoderConfig(
+        max_seq_len=512, mlp_width=3072, norm_eps=1e-7, token_types=0, positions=Positions.disentangled
+    )
+    assert family_of(DEBERTA_V3).from_hf(DEBERTA_V3) == ours, "of which the rest are defaults"
+    fine_tuned = {**DebertaV2Config(**DEBERTA_V3).to_dict(), "summary_type": "first", "cls_dropout": 0.15}
+    assert family_of(fine_tuned).from_hf(fine_tuned) == ours
+
+
 SUMMARISER, TRANSLATOR, TEXT_TO_TEXT = BartConfig().to_dict(), MarianConfig().to_dict(), T5Config().to_dict()
 
 
@@ -197,7 +219,10 @@ def rotary(layers, kind, **more):
 @pytest.mark.parametrize(
     ("theirs", "refusal"),
     [
-        ({"model_type": "bloom"}, "model_type=bloom: is not supported; choose a model of bart, mbart, bert, dist"),
+        (
+            {"model_type": "bloom"},
+            "model_type=bloom: is not supported; choose a model of bart, mbart, bert, deberta-v2, dist",
+        ),
         (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx=True is not"),
         (
             GPT2Config(activation_function="relu").to_dict(),
@@ -224,6 +249,15 @@ def rotary(layers, kind, **more):
         (
             {**LlamaConfig().to_dict(), "rope_parameters": {"rope_type": "default", "factor": 4.0}},
             "rope_parameters.factor=4.0 is not",
+        ),
+        ({**PHI3_128K, "rope_scaling": LONGROPE | {"type": "su"}}, "rope_scaling.type=su is not supported"),
+        ({**PHI3_128K, "rope_scaling": LONGROPE | {"type": "yarn"}}, "rope_scaling.type=yarn is not supported"),
+        ({**PHI3_128K, "rope_parameters": LONGROPE | {"rope_type": "longrope"}}, "rope_type=longrope is not supported"),
+        ({**PHI3_128K, "head_dim": 96}, "head_dim=96 is not supported"),
+        ({**GPTNeoXConfig().to_dict(), "attention_bias": False}, "attention_bias=False is not supported"),
+        (
+            GPTNeoXConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}).to_dict(),
+            "rope_parameters.rope_type=dynamic is not supported",
         ),
         ({**MODERN, "rope_parameters": {"rope_theta": 5e4}}, "rope_parameters.rope_theta=50000.0 is not"),
         ({**LlamaConfig().to_dict(), "rope_scaling": {"type": "linear"}}, "rope_scaling.factor=None is not supported"),
@@ -270,7 +304,42 @@ def rotary(layers, kind, **more):
         ({**TEXT_TO_TEXT, "feed_forward_proj": "gated-relu"}, "feed_forward_proj=gated-relu is not"),
         ({**TEXT_TO_TEXT, "d_kv": 1 << 23}, "d_kv * num_heads=67108864: must be a whole number from 1 to 16777216"),
         ({**TEXT_TO_TEXT, "is_decoder": True}, "is_decoder=True is not"),
-        ({**MODERN, "layer_types": ["sliding_attention"] * 21 + ["full_attention"]}, "layer_types=['sliding_att"),
+        ({**MODERN, "layer_types": ["full_attention"] * 21 + ["sliding_attention"]}, "layer_types=['full_att"),
+        (
+            {"model_type": "gemma3", "text_config": GEMMA},
+            "model_type=gemma3: is not supported, for it reads more than text; save its gemma3_text alone",
+        ),
+        ({**GEMMA, "final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not supported by model=decoder"),
+        ({**GEMMA, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported by model=decoder"),
+        ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ({**GEMMA, "attention_bias": True}, "attention_bias=True is not supported"),
+        ({**GEMMA, "hidden_activation": "relu"}, "hidden_activation=relu is not supported by model=decoder (gelu_py"),
+        (
+            {**GEMMA, "layer_types": ["full_attention"] * 3 + ["sliding_attention"] * 23},
+            "one of sliding_attention for each layer, but full_attention for every n-th, is)",
+        ),
+        ({**GEMMA, "sliding_window": None}, "sliding_window=None: must be a whole number from 1"),
+        ({**GEMMA, "num_attention_heads": 7}, "num_attention_heads=7 is not supported"),
+        ({**GEMMA, "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.rope_theta=10000.0 is not"),
+        (
+            {**GEMMA, "rope_parameters": rotary("sliding_attention", "linear", factor=2.0)},
+            "rope_parameters.sliding_attention.rope_type=linear is not",
+        ),
+        (
+            {**GEMMA, "rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
+            "rope_scaling.rope_type=longrope is not",
+        ),
+        (Olmo2Config(attention_bias=True).to_dict(), "attention_bias=True is not supported"),
+        ({**DEBERTA_V3, "relative_attention": False}, "relative_attention=False is not supported by model=encoder"),
+        ({**DEBERTA_V3, "position_biased_input": True}, "position_biased_input=True is not"),
+        ({**DEBERTA_V3, "conv_kernel_size": 3}, "conv_kernel_size=3 is not supported by model=encoder (0 is)"),
+        ({**DEBERTA_V3, "pos_att_type": "c2p|p2p"}, "pos_att_type=c2p|p2p is not"),
+        ({**DEBERTA_V3, "pos_att_type": []}, "pos_att_type=[] is not supported by model=encoder (c2p and p2c are, or"),
+        ({**DEBERTA_V3, "norm_rel_ebd": "rms_norm"}, "norm_rel_ebd=rms_norm is not"),
+        ({**DEBERTA_V3, "embedding_size": 128}, "embedding_size=128 is not supported by model=encoder (768 is)"),
+        ({**DEBERTA_V3, "attention_head_size": 32}, "attention_head_size=32 is not supported by model=encoder (64"),
+        ({**DEBERTA_V3, "pooler_hidden_act": "tanh"}, "pooler_hidden_act=tanh is not"),
+        ({**DEBERTA_V3, "position_buckets": 255}, "model.buckets=255: must be even"),
     ],
 )
 def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
@@ -342,6 +411,10 @@ RELEASED = [
     },
     {**TEXT_TO_TEXT, "output_past": True, "task_specific_params": {"a": 1}, "n_positions": 512, "use_cache": True},
     {**DistilBertConfig().to_dict(), "tie_weights_": True},
+    {
+        **{"model_type": "deberta-v2", "relative_attention": True, "position_biased_input": False},
+        **{"pos_att_type": ["c2p"], "position_buckets": -1, "norm_rel_ebd": "none", "summary_type": "first"},
+    },
     {**MODERN, "position_embedding_type": "absolute", "reference_compile": True, "gradient_checkpointing": False},
 ]
 

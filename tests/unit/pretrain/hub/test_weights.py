@@ -5,16 +5,29 @@ import re
 
 import pytest
 import torch
-from hugging_face_directories import InMemory, write
+import torch.nn.functional as F
+from hugging_face_directories import InMemory, in_memory, rows_of_ours, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small_models import DISTILBERT, LLAMA, MODERNBERT, ROBERTA, VOCAB_SIZE, small_decoder, small_encoder
+from small_models import (
+    DEBERTA,
+    DISTILBERT,
+    GPT_NEOX,
+    LLAMA,
+    MODERNBERT,
+    ROBERTA,
+    VOCAB_SIZE,
+    ragged_batch,
+    small_decoder,
+    small_encoder,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     LlamaConfig,
@@ -25,22 +38,25 @@ from pretrain.checkpoint.base import WEIGHT
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
+from pretrain.models.base import Layout
 
 FIELDS = {
     "gpt2": {"layers": 1},
     "gpt2, untied": {"layers": 1, "tie_embeddings": False, "mlp_width": 40},
     "llama": {**LLAMA, "layers": 1, "kv_heads": 2},
     "llama, untied": {**LLAMA, "layers": 1, "kv_heads": 1, "tie_embeddings": False, "mlp_width": 56},
+    "gpt_neox": {**GPT_NEOX, "layers": 1, "tie_embeddings": False},
     "bert": {"layers": 2},
     "roberta": {**ROBERTA, "layers": 1},
     "distilbert": {**DISTILBERT, "layers": 1},
+    "deberta": {**DEBERTA, "layers": 1, "shared_projections": False},
     "modernbert": {**MODERNBERT, "layers": 2, "window": 3, "global_every": 2},
     "modernbert, untied": {**MODERNBERT, "layers": 1, "bias": True, "tie_embeddings": False},
 }
 
 
 def small_model(name):
-    build = small_decoder if name.startswith(("gpt2", "llama")) else small_encoder
+    build = small_decoder if name.startswith(("gpt", "llama")) else small_encoder
     return build(**FIELDS[name])
 
 
@@ -93,9 +109,36 @@ def test_what_transformers_writes_is_read(tmp_path, name, form):
     for part in parts:
         if body and part in head:
             continue
-        tensor = theirs.get_parameter(part.theirs).detach().float()
-        expected = (tensor.T if part.transposed else tensor).reshape(-1)
+        tensor = in_memory(theirs, part).detach().float()
+        expected = rows_of_ours(part, tensor).reshape(-1)
         assert torch.equal(read(f"model.{part.ours}", WEIGHT, part.start, part.numel), expected)
+
+
+def test_both_heads_of_deberta_are_read(tmp_path, caplog):
+    """`legacy` says under which names the head for tokens lies; released files hold other heads beside it."""
+    config = small_encoder(**DEBERTA).config
+    theirs = AutoModelForMaskedLM.from_config(
+        AutoConfig.for_model(**family_for(config).to_hf(config, VOCAB_SIZE), legacy=False)
+    )
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    more = {
+        "mask_predictions.dense.weight": torch.ones(2, 2),
+        "deberta.embeddings.position_embeddings.weight": torch.ones(3, 2),
+    }
+    rewrite(tmp_path, lambda tensors: tensors.update(more))
+    with caplog.at_level("INFO"):
+        ours, read = small_encoder(**DEBERTA), HuggingFaceWeights(tmp_path)
+    assert read.absent == []
+    for name, parameter in ours.named_parameters():
+        parameter.data.copy_(read(f"model.{name}", WEIGHT, 0, parameter.numel()).view_as(parameter))
+    batch = ragged_batch([9])
+    hidden = ours(batch.tokens, batch.positions, Layout.of(batch.offsets, 9))
+    logits = F.linear(ours.head_input(hidden), ours.head_weight(), ours.head_bias())
+    torch.testing.assert_close(logits, theirs.eval()(batch.tokens[None]).logits[0], atol=1e-5, rtol=1e-5)
+    for name in more:
+        assert name in caplog.text, "said"
 
 
 def rewrite(directory, change):
@@ -165,16 +208,21 @@ def test_what_objectives_have_beside_the_model_is_read_too(tmp_path, caplog, pre
         assert torch.equal(read(name, WEIGHT, 0, theirs.numel()), theirs.reshape(-1))
 
 
-@pytest.mark.parametrize("task", [BertForSequenceClassification, BertForQuestionAnswering])
-def test_heads_of_other_tasks_are_named_and_left_alone(tmp_path, caplog, task):
+@pytest.mark.parametrize("task", [BertForSequenceClassification, BertForQuestionAnswering, BertForMultipleChoice])
+def test_heads_of_tasks_are_read_or_named_and_left_alone(tmp_path, caplog, task):
+    """Those that fine-tuning has are `head.*`; what is none of them is another task's."""
     model = small_encoder()
     theirs = task(BertConfig(**family_for(model.config).to_hf(model.config, VOCAB_SIZE)))
     theirs.save_pretrained(tmp_path)
     with caplog.at_level("INFO"):
         read = HuggingFaceWeights(tmp_path)
-    head = "qa_outputs" if task is BertForQuestionAnswering else "classifier"
-    [said] = [record.getMessage() for record in caplog.records]
-    assert said.endswith(f"left alone: {head}.bias, {head}.weight")
+    if task is BertForMultipleChoice:
+        [said] = caplog.messages
+        assert said.endswith("left alone: classifier.bias, classifier.weight")
+    else:
+        assert not caplog.messages
+        head = theirs.qa_outputs if task is BertForQuestionAnswering else theirs.classifier
+        assert torch.equal(read("head.classifier.weight", WEIGHT, 0, 48), head.weight.detach().reshape(-1))
     assert {name.split(".")[1] for name in read.absent} == {"transform", "head"}
     expected = theirs.get_parameter("bert.embeddings.word_embeddings.weight").detach()
     assert torch.equal(read("model.embedding.weight", WEIGHT, 0, expected.numel()), expected.reshape(-1))

@@ -8,14 +8,15 @@ from itertools import product
 import pytest
 import torch
 from attention_laws import (
+    BIASES,
     CASES,
     HEADS,
     MASKS,
     check_agrees_with_eager,
     check_isolates_sequences,
     layout,
+    random_bias,
     random_qkv,
-    random_table,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,13 +25,13 @@ from pretrain.errors import ConfigError
 from pretrain.models.attention.auto import AutoConfig
 from pretrain.models.attention.eager import EagerConfig, eager
 from pretrain.models.attention.flash import FlashConfig, kernel_window, make_flash
-from pretrain.models.attention.flex import FlexConfig, document_mask, make_flex, relative_score
+from pretrain.models.attention.flex import FlexConfig, biased_score, document_mask, make_flex
 from pretrain.models.attention.masks import visible
 from pretrain.models.attention.sdpa import SdpaConfig, sdpa
-from pretrain.models.base import RelativeBias
 
 SOME = list(product(CASES, MASKS, HEADS))[::5]  # each mask with each number of heads, each case with each of these
 RELATIVE = "model.positions=relative"
+SCALED = [{"scale": 1.0}, *({"biased": kind, **scale} for kind in BIASES for scale in ({}, {"scale": 0.3}))]
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="tests the refusal where there is no CUDA device")
 
 
@@ -64,7 +65,7 @@ def test_sdpa_agrees_with_eager(case, mask, heads):
 
 
 @pytest.mark.parametrize(("case", "mask", "heads"), SOME)
-@pytest.mark.parametrize("options", [{"scale": 1.0}, {"biased": True}, {"biased": True, "scale": 0.3}], ids=str)
+@pytest.mark.parametrize("options", SCALED, ids=str)
 def test_sdpa_agrees_with_eager_with_a_scale_and_a_bias(case, mask, heads, options):
     check_agrees_with_eager(sdpa, case, mask, heads, **options)
 
@@ -78,7 +79,7 @@ def test_sdpa_agrees_with_eager_in_the_code_that_drops_weights(case, mask, heads
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("biased", [None, *BIASES])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 def test_a_scale_and_a_bias_are_kept_by_the_code_that_drops_weights(case, biased, dtype, tolerance):
     attend = partial(sdpa, dropout=1e-12)
@@ -88,13 +89,16 @@ def test_a_scale_and_a_bias_are_kept_by_the_code_that_drops_weights(case, biased
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(st.integers(1, 90), min_size=1, max_size=20), st.sampled_from(MASKS), st.sampled_from(HEADS), st.booleans()
+    st.lists(st.integers(1, 90), min_size=1, max_size=20),
+    st.sampled_from(MASKS),
+    st.sampled_from(HEADS),
+    st.sampled_from([None, *BIASES]),
 )
 def test_sdpa_agrees_with_eager_on_any_lengths(lengths, mask, heads, biased):
     check_agrees_with_eager(sdpa, (lengths, None), mask, heads, biased=biased)
 
 
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("biased", [None, *BIASES])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("attend", [eager, sdpa])
 def test_sequences_are_isolated(attend, mask, biased):
@@ -108,11 +112,12 @@ def test_an_upper_bound_serves_as_max_len():
     torch.testing.assert_close(sdpa(q, k, v, bound, causal=True), sdpa(q, k, v, exact, causal=True))
 
 
-@pytest.mark.parametrize("bias", [None, RelativeBias(random_table(4), False, 20)])
+@pytest.mark.parametrize("biased", [None, *BIASES])
 @pytest.mark.parametrize("window", [None, 2])
-def test_sequences_of_one_length_never_read_the_offsets(window, bias):
+def test_sequences_of_one_length_never_read_the_offsets(window, biased):
     """Offsets on the meta device cannot be read: on a GPU reading them would wait for the device."""
     q, k, v = random_qkv(12, 12, (4, 4), "cpu", torch.float32)
+    bias = random_bias(biased, 12, 12, 4, causal=True)[0] if biased else None
     uniform = layout([4, 4, 4])
     expected = sdpa(q, k, v, uniform, causal=True, window=window, bias=bias)
     uniform.q_offsets = uniform.k_offsets = uniform.q_offsets.to("meta")
@@ -134,20 +139,22 @@ def test_compiled_code_serves_all_ragged_batches():
     assert compiled[-1] == compiled[1] > 0, "once for the first shape, once for all others"
 
 
+@pytest.mark.parametrize("biased", BIASES)
 @pytest.mark.parametrize(("causal", "lengths"), [(True, [9, 2, 14]), (False, [9, 2, 14]), (True, [8, 8])])
-def test_compiled_code_keeps_the_window_and_the_bias(causal, lengths):
+def test_compiled_code_keeps_the_window_and_the_bias(causal, lengths, biased):
     from torch._dynamo import reset
 
     reset()
-    inputs = [*random_qkv(sum(lengths), sum(lengths), (4, 2), "cpu", torch.float32), random_table(4)]
+    bias, terms = random_bias(biased, sum(lengths), sum(lengths), 4, causal=causal)
+    qkv = random_qkv(sum(lengths), sum(lengths), (4, 2), "cpu", torch.float32)
+    inputs = [*qkv, *terms]
 
-    def attend(backend, q, k, v, table, packed, window):
-        bias = RelativeBias(table, bidirectional=not causal, max_distance=20)
+    def attend(backend, q, k, v, bias, packed, window):
         return backend(q, k, v, packed, causal=causal, window=window, bias=bias)
 
     compiled = torch.compile(partial(attend, sdpa), backend="aot_eager")
-    found, expected = compiled(*inputs, layout(lengths), 3), attend(eager, *inputs, layout(lengths), 3)
-    everywhere = attend(eager, *inputs, layout(lengths), None)
+    found, expected = (f(*qkv, bias, layout(lengths), 3) for f in (compiled, partial(attend, eager)))
+    everywhere = attend(eager, *qkv, bias, layout(lengths), None)
     assert not torch.allclose(expected, everywhere, atol=1e-2), "a window that hides something"
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -181,24 +188,24 @@ def test_flex_masks_what_the_others_mask():
             torch.testing.assert_close(seen(torch.tensor(0), torch.tensor(0), q, k), torch.block_diag(*blocks).bool())
 
 
-@pytest.mark.parametrize("bidirectional", [True, False])
-def test_flex_adds_to_scores_what_the_others_add(bidirectional):
+@pytest.mark.parametrize("biased", BIASES)
+@pytest.mark.parametrize("causal", [True, False])
+def test_flex_adds_to_scores_what_the_others_add(causal, biased):
     """Keys and values of one-hot vectors show scores: eager's softmax is undone by its logarithm, up to a constant."""
-    table = random_table(4)
-    bias = RelativeBias(table, bidirectional, max_distance=20)
     for q_lengths, k_lengths in CASES:
         if 0 in q_lengths:
             continue
         num_q, num_k, ragged = sum(q_lengths), sum(k_lengths or q_lengths), layout(q_lengths, k_lengths)
+        bias, terms = random_bias(biased, num_q, num_k, 4, causal=causal)
         nothing, identity = torch.zeros(num_q, 4, 8), torch.eye(num_k)[:, None].expand(-1, 4, -1)
         weights = eager(nothing, torch.zeros(num_k, 4, 8), identity, ragged, causal=False, bias=bias)
         seen = weights > 0
         heads, q, k = torch.arange(4)[None, :, None], torch.arange(num_q)[:, None, None], torch.arange(num_k)
-        found = relative_score(ragged, num_q, num_k, bias)(torch.zeros(()), torch.tensor(0), heads, q, k)
+        found = biased_score(ragged, num_q, num_k, bias)(torch.zeros(()), torch.tensor(0), heads, q, k)
         rebuilt = found.masked_fill(~seen, float("-inf")).softmax(-1)
         upstream = torch.randn(weights.shape, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(rebuilt, weights)
-        gradients = (torch.autograd.grad(x, table, upstream) for x in (rebuilt, weights))
+        gradients = (torch.autograd.grad(x, terms, upstream) for x in (rebuilt, weights))
         torch.testing.assert_close(*gradients)
 
 

@@ -5,14 +5,15 @@ import math
 import pytest
 import torch
 from attention_laws import layout
-from small_models import LLAMA, VOCAB_SIZE, ragged_batch, small_decoder
+from small_models import GEMMA3, LLAMA, OLMO2, VOCAB_SIZE, ragged_batch, small_decoder
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.attention.eager import eager
+from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.init import CHUNK, Init, Initial, draw
-from pretrain.models.layers import Positions, sinusoids
+from pretrain.models.layers import Norm, Positions, sinusoids
 from pretrain.models.rotary import rotary, rotate
 from pretrain.objectives.causal_lm import CausalLMConfig
 
@@ -35,7 +36,7 @@ def hidden(model, batch):
             {"width": 5, "heads": 1, "positions": Positions.sinusoidal},
             "model.positions=sinusoidal: needs pairs of coordinates",
         ),
-        ({"positions": Positions.relative}, "model.positions=relative: belongs to encoder-decoders"),
+        ({"positions": Positions.relative}, "model.positions=relative: is not for decoders"),
         ({"dropout": 1.0}, r"model.dropout=1.0: must lie in \[0, 1\)"),
         ({"attention_dropout": -0.1}, "model.attention_dropout=-0.1"),
         ({"window": 0}, "model.window=0"),
@@ -62,6 +63,17 @@ def test_initial_weights_follow_the_scheme(scheme, shrink):
             assert abs(parameter.mean().item()) < 0.002
 
 
+@pytest.mark.parametrize("norm", Norm)
+def test_norms_multiply_by_one_at_first(norm):
+    model = small_decoder(**{**GEMMA3, "norm": norm, "layers": 1})
+    norms = [module for name, module in model.named_modules() if name.endswith("norm")]
+    assert len(norms) == 7
+    for module in norms:
+        x = torch.randn(5, module.normalized_shape[0])
+        x = x - x.mean(1, keepdim=True)
+        torch.testing.assert_close(module(x), x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt())
+
+
 def test_initial_weights_depend_on_seed_and_name_alone():
     """A third block changes nothing in the first two, drawing another generator neither, and no two tensors agree."""
     first = dict(small_decoder(init=Init.olmo2).named_parameters())
@@ -85,7 +97,16 @@ def test_a_part_of_a_tensor_has_the_values_of_the_whole():
         assert torch.equal(part, whole[start : start + numel])
 
 
-@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False}, {**LLAMA, "kv_heads": 2, "mlp_width": 40}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_embeddings": False},
+        {**LLAMA, "kv_heads": 2, "mlp_width": 40},
+        {**OLMO2, "kv_heads": 2, "attention_width": 40},
+        {**GEMMA3, "attention_width": 16, "score_width": 9},
+    ],
+)
 def test_flops_are_those_that_torch_counts(fields):
     """Eager attention is plain matrix products, so that torch counts every one, masked or not, as PaLM does."""
     model, length = small_decoder(attend=eager, **fields), 32
@@ -200,7 +221,23 @@ def test_documents_of_a_pack_are_strangers(fields):
     torch.testing.assert_close(out[10:42], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{}, {**LLAMA, "kv_heads": 2}])
+def test_queries_keys_and_values_meet_in_one_dtype():
+    """Also where norms return fp32 whatever they read, as torch's RMSNorm does under autocast on a GPU."""
+    dtypes = set()
+
+    def attend(q, k, v, *args, **settings):
+        dtypes.update(x.dtype for x in (q, k, v))
+        return sdpa(q, k, v, *args, **settings)
+
+    model = small_decoder(attend=attend, layers=1, **OLMO2)
+    for norm in (model.blocks[0].attention.q_norm, model.blocks[0].attention.k_norm):
+        norm.register_forward_hook(lambda module, inputs, out: out.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden(model, ragged_batch([5, 3]))
+    assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("fields", [{}, {**GEMMA3, "kv_heads": 2, "window": 5, "global_every": 2}])
 def test_compiles_without_a_break_on_sequences_of_one_length(fields):
     model, batch = small_decoder(**fields), ragged_batch([16, 16, 16])
     plain = CausalLMConfig().build(model)

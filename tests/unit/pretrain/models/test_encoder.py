@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from attention_laws import layout
-from small_models import MODERNBERT, VOCAB_SIZE, ragged_batch, small_encoder
+from small_models import DEBERTA, MODERNBERT, ROBERTA, VOCAB_SIZE, ragged_batch, small_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.attention.eager import eager
@@ -14,7 +14,7 @@ from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.init import Init
 from pretrain.models.layers import Positions
 
-KINDS = [{}, {"position_offset": 2, "token_types": 1}, MODERNBERT, {**MODERNBERT, "window": 4, "global_every": 2}]
+KINDS = [{}, ROBERTA, DEBERTA, MODERNBERT, {**MODERNBERT, "window": 4, "global_every": 2}]
 
 
 def hidden(model, batch, segments=None):

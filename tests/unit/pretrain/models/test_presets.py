@@ -31,6 +31,12 @@ LLAMA = {
     "llama_1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
     "llama_8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
+DECODERS = {
+    "gemma_3_1b": {
+        **{"model_type": "gemma3_text", "vocab_size": 262_144, "max_position_embeddings": 32_768, "hidden_size": 1152},
+        **{"num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 6912, "sliding_window": 512},
+    },
+}
 DEMOS = ["demo", "demo_bert", "demo_seq2seq"]
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16}
 ENCODERS = {
@@ -41,6 +47,11 @@ ENCODERS = {
         "max_position_embeddings": 514,
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
+    },
+    "deberta_v3_base": {
+        **{"model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+        **{"intermediate_size": 3072, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
+        **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "position_biased_input": False},
     },
     "modernbert_base": {"model_type": "modernbert"},
     "modernbert_large": {"model_type": "modernbert", **LARGE, "num_hidden_layers": 28, "intermediate_size": 2624},
@@ -90,6 +101,15 @@ def test_llama_presets_have_the_released_sizes(name):
     ours = num_parameters(build(name, 128_256, 8192))
     assert ours == num_parameters(released)
     assert f" {ours:,} parameters" in (PRESETS / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_presets_are_the_released_networks(name):
+    theirs = AutoConfig.for_model(**DECODERS[name]).to_dict()
+    published = family_of(theirs).from_hf(theirs)
+    model = build(name, theirs["vocab_size"], published.max_seq_len)
+    assert f" {num_parameters(model):,} parameters" in (PRESETS / f"{name}.yaml").read_text()
+    assert replace(model.config, init=published.init) == published
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -142,5 +162,5 @@ def test_the_demos_are_small():
 
 
 def test_every_preset_is_tested():
-    tested = {*DEMOS, *GPT2, *LLAMA, *ENCODERS, *ENCODER_DECODERS, *PAIRS_ONLY}
+    tested = {*DEMOS, *GPT2, *LLAMA, *DECODERS, *ENCODERS, *ENCODER_DECODERS, *PAIRS_ONLY}
     assert {path.stem for path in PRESETS.glob("*.yaml")} == {"default", *tested}

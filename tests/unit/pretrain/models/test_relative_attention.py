@@ -7,9 +7,8 @@ import torch
 from attention_laws import layout, random_qkv
 
 from pretrain.models.attention.eager import eager
-from pretrain.models.attention.relative import Buckets
+from pretrain.models.attention.relative import Buckets, RelativeBias
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import RelativeBias
 
 # Lengths whose buckets reach the logarithmic ones and the last: (query lengths, key lengths or None)
 CASES = {

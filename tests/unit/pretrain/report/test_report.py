@@ -12,7 +12,7 @@ from html_pages import Parsed
 from pretrain.errors import ConfigError
 from pretrain.report import run_page
 from pretrain.report.__main__ import main
-from pretrain.report.curves import MANY_POINTS, choice_charts, shared_axis, smoothed
+from pretrain.report.curves import MANY_POINTS, choice_charts, shared_axis, smoothed, training_charts
 from pretrain.report.history import load
 from pretrain.report.run_sections import SAMPLED_STEPS
 
@@ -83,6 +83,24 @@ def test_one_run(tmp_path):
         "Training time": ["0:00:20"],
     }
     assert "configurations differ" not in page.read_text()
+
+
+def test_pairs_of_sentences_have_curves_and_rows_where_they_are_learnt(tmp_path):
+    run = make_run(tmp_path / "pairs")
+    assert len(training_charts([load(run)]).charts) == 4
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"sentence_loss": line["step"] / 100, "sentence_accuracy": None if line["step"] == 10 else 0.75}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    *_, loss, right = training_charts([load(run)]).charts
+    assert (loss.title, right.title) == ("Loss on sentences, nats per pair", "Share of pairs told right")
+    training, held_out = loss.curves
+    assert training.y.tolist() == [0.1, 0.2, 0.3, 0.4] and held_out.y.tolist() == [0, 0.1, 0.2, 0.3, 0.4]
+    assert len(right.curves[0].y) == 3, "a step without a pair is none of the curve"
+    _, page = run_page.write_report(run)
+    reached = table(page, "What was reached")
+    assert reached["Training loss on sentences, last line"] == reached["Loss on sentences"] == ["0.4000"]
+    assert reached["Accuracy on sentences"] == ["75.0%"]
 
 
 def test_the_figure_is_a_picture_with_curves_on_it(tmp_path):

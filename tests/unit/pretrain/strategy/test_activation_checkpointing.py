@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from small_models import LLAMA, ragged_batch, small_decoder, small_model
+from small_models import GEMMA3, ragged_batch, small_decoder, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.errors import ConfigError
@@ -43,7 +43,7 @@ def backward(cfg, **fields):
     return {name: parameter.grad for name, parameter in module.named_parameters()}, counting.times
 
 
-@pytest.mark.parametrize("fields", [{}, LLAMA | {"kv_heads": 2}, {"dropout": 0.3}], ids=["gpt", "llama", "dropout"])
+@pytest.mark.parametrize("fields", [{}, GEMMA3 | {"kv_heads": 2}, {"dropout": 0.3}], ids=["gpt", "gemma", "dropout"])
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("choice", [Recompute.full, Recompute.selective])
 def test_gradients_stay_bit_for_bit(choice, every, fields):

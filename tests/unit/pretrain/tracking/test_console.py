@@ -39,6 +39,7 @@ def test_plain_lines_with_time_left():
     sink.log({"step": 130, **TRAIN, "mfu": 0.4123, "skipped": 2})
     clock.now = 130
     sink.log({"step": 140, **TRAIN, "loss": None, "skipped": 1})
+    sink.log({"step": 140, **TRAIN, "sentence_loss": 0.69, "sentence_accuracy": 0.5})
     sink.log(
         {"step": 140, "split": "validation", "loss": 3.0, "perplexity": 20.0855, "bits_per_byte": 1.44, "tokens": 9}
     )
@@ -51,6 +52,7 @@ def test_plain_lines_with_time_left():
         "step  110/1000  loss 3.2146  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  2:28:20 left",
         "step  130/1000  loss 3.2146  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  MFU 41.2%  2 skipped  0:14:30 left",
         "step  140/1000  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  no target  1 skipped  0:14:20 left",
+        "step  140/1000  loss 3.2146  of sentences 50.0%  lr 3.00e-04  grad norm 1.23  12,346 tokens/s  0:14:20 left",
         "step  140/1000  validation:  loss 3.0000  perplexity 20.09  1.4400 bits per byte",
         "step  140/1000  validation:  loss 0.5000  F1 80.1%  Matthews 0.250",
         "step  140/1000  validation:  loss 0.5000  accuracy 50.0%  quiz{} 25.0%",

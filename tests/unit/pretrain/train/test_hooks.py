@@ -8,6 +8,7 @@ import torch
 from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
 from pretrain.strategy.base import Memory
+from pretrain.tracking.base import scalars
 from pretrain.train import hooks as module
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
@@ -85,6 +86,18 @@ def test_a_training_record_is_of_the_steps_since_the_last_one():
         "mfu": pytest.approx(6 * 3 / 60),
         "skipped": 1,
     }
+
+
+def test_a_training_record_has_the_figures_of_sentences_where_sequences_have_labels():
+    run = Run()
+    for labels in ((0.5, 1, 2), (2.0, 1, 3)):
+        run.meter.add(torch.tensor(3.0), torch.tensor(labels))
+    run.meter.end_step(torch.tensor(1.0))
+    run.hooks.log(TrainState(step=5, tokens=160, step_targets=4))
+    [record] = run.written
+    assert (record["loss"], record["sentence_loss"], record["sentence_accuracy"]) == (1.5, 0.5, 0.4)
+    names = {"train/loss", "train/sentence_loss", "train/sentence_accuracy"}
+    assert scalars(record).keys() >= names
 
 
 def test_evaluations_and_saves_are_no_time_of_training():

@@ -79,7 +79,7 @@ class Recording:
     def __init__(self):
         self.asked = []
         self.meter = SimpleNamespace(
-            add=lambda nll: self.asked.append(("add", nll.item())),
+            add=lambda nll, labels: self.asked.append(("add", nll.item())),
             end_step=lambda norm: self.asked.append(("end", norm.item())),
         )
 

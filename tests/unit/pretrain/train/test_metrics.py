@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_threads import on_threads
 
 from pretrain.train.metrics import StepMeter, Throughput, bits_per_byte, memory, perplexity
 from pretrain.train.peaks import peak_flops
@@ -77,6 +78,34 @@ def test_step_meter_sums_the_loss_over_ranks_and_nothing_else():
     reading = meter.read(10, sum_over_ranks=lambda local: local * 4)
     assert reading.loss == pytest.approx(1.2)
     assert reading.grad_norm == 2.0
+
+
+def test_labels_of_sequences_count_alike_on_whatever_rank_and_in_whatever_micro_batch_they_are():
+    """Uneven shares, one of none: counts are summed first and divided once, and each step begins anew."""
+    steps = [
+        [[(2.0, 1, 2), (0.5, 1, 1)], [(4.5, 0, 3), (0.0, 0, 0)]],  # nll, right and all labels; by rank and micro-batch
+        [[(3.0, 3, 4)], [(1.0, 0, 1)]],
+        [[(0.0, 0, 0)], [(0.0, 0, 0)]],
+    ]
+
+    def body(world):
+        meter, readings = StepMeter(CPU), []
+        for step in steps:
+            for sums in step[world.rank]:
+                meter.add(torch.tensor(2.0, requires_grad=True), torch.tensor(sums))
+            meter.end_step(torch.tensor(1.0))
+            readings.append(meter.read(4, world.sum_tensor))
+        return [(reading.loss, *reading.sentences.values()) for reading in readings], readings[0].sentences.keys()
+
+    expected = [(8 / 4, 7.0 / 6, 2 / 6), (4 / 4, 4.0 / 5, 3 / 5), (4 / 4, None, None)]
+    assert on_threads(2, body) == [(expected, {"sentence_loss", "sentence_accuracy"})] * 2
+
+
+def test_sequences_without_labels_have_no_figures_of_sentences():
+    meter = StepMeter(CPU)
+    meter.add(torch.tensor(3.0))
+    meter.end_step(torch.tensor(2.0))
+    assert meter.read(1).sentences == {}
 
 
 def test_throughput_counts_a_resumed_run_from_where_it_resumes_and_leaves_pauses_out():

@@ -5,7 +5,8 @@ import torch
 from attention_laws import layout
 
 from pretrain.models.attention.eager import eager
-from pretrain.models.base import Layout, RelativeBias
+from pretrain.models.attention.relative import RelativeBias
+from pretrain.models.base import Layout
 from pretrain.models.generation import cache as caches
 from pretrain.models.generation.cache import Columns, KeyValueCache, SourceCache
 from pretrain.models.generation.steps import going_on

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from attention_laws import layout
-from small_models import BART, LLAMA, T5_GATED, VOCAB_SIZE, small_decoder, small_encoder_decoder
+from small_models import BART, GEMMA3, LLAMA, OLMO2, T5_GATED, VOCAB_SIZE, small_decoder, small_encoder_decoder
 
 from pretrain.errors import NumericalError
 from pretrain.models.attention.eager import eager
@@ -22,8 +22,11 @@ SEEDED = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
 MODELS = [
     {},
     {"positions": Positions.sinusoidal},
-    {**LLAMA, "kv_heads": 2},
-    {**LLAMA, "window": 4, "global_every": 2, "attend": eager},
+    {**OLMO2, "kv_heads": 2},
+    {
+        **{**GEMMA3, "attention_width": 40, "score_width": 5, "local_rope_theta": 1e2, "attend": eager},
+        **{"window": 4, "global_every": 2, "global_first": 1},
+    },
 ]
 
 
