@@ -19,6 +19,7 @@ from pretrain.data.loader import DataConfig, micro_batches_per_step
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
+from pretrain.hub.family import check_family
 from pretrain.models.base import ModelKind
 from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import choices, discover, plain
@@ -103,6 +104,7 @@ class PretrainConfig:
         """
         micro_batches_per_step(self.train.batch_size, self.train.micro_batch_size, ranks)
         self.schedule.build(self.train.steps)
+        check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
         hook_configs(self.hooks)
         self.data.prepare.check_whole()

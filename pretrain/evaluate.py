@@ -32,6 +32,7 @@ ROWS = {
     "accuracy": ("accuracy", "{:.2%}"),
     "sentence_loss": ("loss of sentences", "{:.4f}"),
     "sentence_accuracy": ("accuracy of sentences", "{:.2%}"),
+    "replaced_accuracy": ("accuracy of replaced tokens", "{:.2%}"),
     "documents": ("documents", "{:,}"),
     "text_bytes": ("bytes of text", "{:,}"),
     "tokens": ("tokens", "{:,}"),

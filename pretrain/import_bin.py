@@ -28,7 +28,7 @@ def parser() -> CommandParser:
     parser = CommandParser(
         prog="python -m pretrain.import_bin",
         description="Write the weights of an old pytorch_model.bin as safetensors beside it, and models of "
-        "SentencePiece (spiece.model, source.spm and target.spm) as tokenizer.json.",
+        "SentencePiece (spiece.model, sentencepiece.bpe.model, source.spm and target.spm) as tokenizer.json.",
         example="python -m pretrain.import_bin downloads/bert --model-type bert",
     )
     parser.add_argument("directory", type=Path, help="a Hugging Face directory: config.json and pytorch_model.bin")

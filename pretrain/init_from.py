@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ _TUNABLE = (
     "tokenizer",
 )
 _MODEL = "model."  # prefix of the model's tensors; those of an objective come and go with it
+_TRANSFORM, _HEAD = "model.transform.", "model.head."  # what only predicts tokens in an encoder
 _VOCABULARY = (EMBEDDING, "model.head.weight", "model.head.bias", "model.logit_bias")  # one row per token
 
 FOREIGN = 0.01  # share of the ids that may stand for other tokens: a few special ones are often renamed
@@ -69,10 +70,15 @@ def settings_from(init_from: str) -> dict[str, Any]:
     return {
         "model": source.network,
         "tokenizer": source.tokenizer_config(),
-        "objective": objective_for(source.network),
+        "objective": source.objective if _detects(source) else objective_for(source.network),
         **({} if source.network.kind.generates else {"data.packing": Packing.windows}),
         "data.seq_len": source.network.max_seq_len,
     }
+
+
+def _detects(source: Source) -> bool:
+    """Return whether a source was trained without a head that predicts tokens, which it had to learn first."""
+    return not source.is_fine_tuned and not source.objective.predicts_tokens
 
 
 class InitialWeights:
@@ -140,10 +146,15 @@ def weights_from(
     reader = source.weights(world)
     theirs = source.settings(reader)
     base = below(reader)
-    headless = base.absent if isinstance(base, HuggingFaceWeights) else []
     wanted, stored = initial.shapes, reader.weight_shapes()
-    held = {name: shape for name, shape in stored.items() if name.startswith(_MODEL) or wanted.get(name) == shape}
-    new = [name for name in wanted if name not in held and (name in headless or not name.startswith(_MODEL))]
+    missing = {*base.absent} if isinstance(base, HuggingFaceWeights) else _head_beside(wanted, stored)
+    surplus = _head_beside(stored, wanted)
+    held = {
+        name: shape
+        for name, shape in stored.items()
+        if wanted.get(name) == shape or (name.startswith(_MODEL) and name not in surplus)
+    }
+    new = [name for name in wanted if name not in held and (name in missing or not name.startswith(_MODEL))]
     adapted = {name: wanted[name] for name in new} | _resized(source.path, wanted, held)
     check_architecture(source.path, wanted, {**held, **adapted})
     _check_settings(source.path, theirs, settings)
@@ -156,6 +167,13 @@ def weights_from(
     if left := stored.keys() - held.keys():
         log.info("init_from: left behind of %s, so not in exports either: %s", source.path, ", ".join(sorted(left)))
     return SourceWeights(reader, held, initial)
+
+
+def _head_beside(names: Collection[str], others: Collection[str]) -> set[str]:
+    """Return the tensors by which an encoder of these names predicts tokens, if one of the other names does not."""
+    if not any(name.startswith(_TRANSFORM) for name in names) or any(name.startswith(_TRANSFORM) for name in others):
+        return set()
+    return {name for name in names if name.startswith((_TRANSFORM, _HEAD))}
 
 
 def _resized(source: Path, wanted: Shapes, stored: Shapes) -> Shapes:

@@ -80,8 +80,9 @@ def prepare_corpora(cfg: PretrainConfig) -> dict[str, Path]:
 
 def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
     """Return the model inside its objective, on the meta device: shapes without memory."""
+    attend, head = cfg.attention.build(), cfg.objective.predicts_tokens
     with torch.device("meta"):
-        return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=cfg.attention.build()))
+        return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=attend, head=head))
 
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:

@@ -7,7 +7,7 @@ Holds how the ranks share the work. A rank that holds all weights generates by i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,16 +62,16 @@ def write_all(
     max_tokens: int,
     end: int,
 ) -> list[list[int]]:
-    """Return the ids that the model writes after the prompt of each of E examples, without the `end` that stops it.
+    """Return the ids that the model writes after the prompt of each of E examples, without the id that stops it.
 
-    At most `max_tokens`. A collective; what one rank would return.
+    That is `end`, or another one by the model's rules. At most `max_tokens`. A collective; what one rank would return.
     """
-    world = engine.world
+    world, ends = engine.world, {end, *(engine.codec.rules or NO_RULES).ends}
     sizes = np.array([len(prompt) + max_tokens for prompt in prompts], dtype=np.int64)
     if examples.source is not None:
         sizes += np.diff(examples.source.offsets)
     parts = under_budget(np.argsort(-sizes, kind="stable"), sizes, engine.max_tokens)
-    write = partial(_generated if engine.whole else _by_passes, engine, search=search, max_tokens=max_tokens, end=end)
+    write = partial(_generated if engine.whole else _by_passes, engine, search=search, max_tokens=max_tokens, ends=ends)
     trains = engine.module.training
     engine.module.eval()
     found: list[tuple[int, list[int]]] = []
@@ -82,7 +82,7 @@ def write_all(
     engine.module.train(trains)
     rows: list[list[int]] = [[] for _ in prompts]
     for one, ids in itertools.chain(*world.gather(found)):
-        rows[one] = ids[: ids.index(end)] if end in ids else ids
+        rows[one] = list(itertools.takewhile(lambda token: token not in ends, ids))
     return rows
 
 
@@ -93,14 +93,14 @@ def _generated(
     *,
     search: GenerationConfig,
     max_tokens: int,
-    end: int,
+    ends: Collection[int],
 ) -> list[list[int]]:
     """Return the ids after each of this rank's prompts, by the model inside of the engine; no collective."""
     if not prompts:
         return []
     model: Any = engine.objective.model
     rules = engine.codec.rules or NO_RULES
-    options: dict[str, Any] = {"max_tokens": max_tokens, "stop_ids": [end], "rules": rules}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "stop_ids": ends, "rules": rules}
     if sources is not None:
         options["sources"] = [torch.tensor(source) for source in sources]
     begun = [torch.tensor(prompt) for prompt in prompts]
@@ -121,7 +121,7 @@ def _by_passes(
     *,
     search: GenerationConfig,
     max_tokens: int,
-    end: int,
+    ends: Collection[int],
 ) -> list[list[int]]:
     """Return the likeliest ids after each of this rank's prompts, by passes over whole sequences. A collective."""
     model, rules = engine.objective.model, engine.codec.rules or NO_RULES
@@ -152,5 +152,5 @@ def _by_passes(
             engine.module(batch)
             for row, token in zip(going, chosen.tolist()[: len(going)], strict=True):
                 written[row].append(token)
-            going = [row for row in going if written[row][-1] != end]
+            going = [row for row in going if written[row][-1] not in ends]
     return written

@@ -77,12 +77,14 @@ def _saved(module: str, bodies: set[str]) -> str:
 def _adapters(
     differences: Mapping[str, Sequence[LowRank]], tensors: Sequence[HFTensor]
 ) -> Iterator[tuple[HFTensor, LowRank]]:
-    """Yield each tensor that has an adapter with what is added to all of its rows."""
+    """Yield each tensor that has an adapter with what is added to all of its rows, which B has in their order."""
     for tensor in tensors:
         end = tensor.row + tensor.shape[0]
         own = [each for each in differences.get(tensor.ours, ()) if tensor.row < each.end and each.row < end]
         if own:
-            yield tensor, _side_by_side(own, tensor.row, end)
+            each = _side_by_side(own, tensor.row, end)
+            rows = [each.up[run.ours - tensor.row :][: run.rows] for run in tensor.runs()]
+            yield tensor, each._replace(up=torch.cat(rows))
 
 
 def _side_by_side(own: list[LowRank], row: int, end: int) -> LowRank:

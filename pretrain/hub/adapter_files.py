@@ -109,7 +109,10 @@ def read_adapter(directory: Path, config: AdapterConfig, places: Places) -> Adap
         if part is None or not len(down) or len(down) != up.shape[1]:
             unknown.append(f"{name} {tuple(down.shape)} with B {tuple(up.shape)}")
             continue
-        difference = LowRank(part.row, up, down, config.scale(module, len(down)))
+        rows = torch.empty_like(up)
+        for run in part.runs():
+            rows[run.ours - part.row :][: run.rows] = up[run.theirs :][: run.rows]
+        difference = LowRank(part.row, rows, down, config.scale(module, len(down)))
         adapter.differences.setdefault(part.ours, []).append(difference)
     for name, tensor in stored.items():
         if ours := places.of_head(name.removeprefix(PREFIX), tuple(tensor.shape)):

@@ -25,6 +25,7 @@ from pretrain.files import fsync_path, hash_file, read_json, write_hashed
 from pretrain.hub.adapter_config import ADAPTER_CONFIG, BASE
 from pretrain.hub.adapter_files import ADAPTER_WEIGHTS
 from pretrain.hub.family import Family, HFTensor, family_for
+from pretrain.hub.generation_config import ENDS, with_end
 from pretrain.hub.model_card import CARD_FILE, LICENCE_FILE, Origin, licence_of, model_card
 from pretrain.hub.special_tokens import special_token_ids
 from pretrain.hub.weights import write_weights
@@ -44,7 +45,7 @@ class HFModel(NamedTuple):
     family: Family
     config: dict[str, Any]  # what config.json says of the network
     special_tokens: dict[str, int | None]  # ids by their roles in `transformers`
-    generation: dict[str, Any]  # what generation_config.json says of its texts, beside special tokens
+    generation: dict[str, Any]  # what generation_config.json says of its texts, and what ends them
 
 
 def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFModel:
@@ -56,6 +57,7 @@ def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFMode
     config = family.to_hf(model, record["vocab_size"])
     special_tokens = special_token_ids(tokenizer, record, model.kind)
     generation = record.get("generation") or family.generation(special_tokens)
+    generation = with_end(generation, special_tokens["eos"])
     if model.kind is ModelKind.encoder_decoder:
         config[DECODER_START] = record.get("decoder_start")
         config |= {key: own for key, own in generation.items() if key.endswith("_token_id")}
@@ -106,6 +108,8 @@ def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwr
         _write_weights(directory, export, dtype=getattr(torch, DTYPES[dtype]), max_bytes=shard_mb * 1_000_000)
         write_hashed(directory / "tokenizer.json", export.tokenizer.to_str(pretty=True).encode())
         ids = {f"{role}_token_id": token for role, token in export.special_tokens.items()}
+        if export.generation and ENDS in export.generation:
+            ids[ENDS] = export.generation[ENDS]
         config = export.config | ids | {"dtype": DTYPES[dtype]}
         if export.adapter is None:
             _write_json(directory / "config.json", config)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, check
 from pretrain.hub.config_json import Settings, shown
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
@@ -172,12 +172,18 @@ class Family:
     model_type: ClassVar[str]  # in config.json
     architecture: ClassVar[str]  # the class in transformers
     pretraining: ClassVar[str] = ""  # the class that also has the tensors `beside` the model, if there is one
+    objective: ClassVar[str] = ""  # that trains the class `pretraining`; "": the usual one of such networks
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
     heads: ClassVar[Heads]
 
     def __init_subclass__(cls) -> None:
         FAMILIES[cls.model_type] = cls()
+
+    @property
+    def body_architecture(self) -> str:
+        """The name of the class without any head."""
+        return f"{type(self).__name__}Model"
 
     def task_architecture(self, kind: HeadKind) -> str:
         """Return the name that the class with a task's head has or would have."""
@@ -198,7 +204,7 @@ class Family:
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
         plain, settings = config.plain(), self.settings
-        written = {*settings.same.values(), *settings.translated, *TRAINING}
+        written = {*settings.same.values(), *settings.translated, *TRAINING, "family"}
         # What no key of theirs says is in all of its models as `network` makes it.
         known = {key.name: [default_of(key)] for key in fields(config) if key.name not in written}
         known |= {key: [value] for key, value in settings.fixed.items()}
@@ -266,7 +272,10 @@ class Family:
         if refused := settings.refused(theirs):
             key, rule = refused
             raise self.refusal(key, theirs[key], rule)
-        return self.network(theirs)
+        config = self.network(theirs)
+        if _nearest(config)[0] is not self:
+            return replace(config, family=self.model_type)
+        return config
 
     def network(self, theirs: dict[str, Any]) -> Any:
         """Return our configuration of a complete config.json whose keys and types are checked."""
@@ -312,16 +321,33 @@ FAMILIES: dict[str, Family] = {}
 def family_for(config: Any) -> Family:
     """Return the family whose models compute what a model of this configuration computes, setting for setting.
 
-    Raises `ConfigError` for a model of no family; it names the settings that the closest family does not support.
+    The one that it names, if it names one, else the first. Raises `ConfigError` for a model of no family; it names the
+    settings that the closest family does not support.
     """
-    of_its_type = [family for family in FAMILIES.values() if isinstance(config, family.config_type)]
-    if not of_its_type:
-        raise ConfigError(f"{type(config).__name__}: is none of {', '.join(FAMILIES)}: this model cannot be exported")
-    differences = {family: list(family.differences(config)) for family in of_its_type}
-    nearest = min(differences, key=lambda family: len(differences[family]))
-    if differences[nearest]:
-        raise ConfigError(f"{'; '.join(differences[nearest])}: this model cannot be exported")
+    nearest, differences = _nearest(config)
+    if differences:
+        raise ConfigError(f"{'; '.join(differences)}: this model cannot be exported")
     return nearest
+
+
+def _nearest(config: Any) -> tuple[Family, list[str]]:
+    """Return the closest family, and why its architecture cannot express a configuration, if it cannot."""
+    named = config.family
+    possible = {kind: each for kind, each in FAMILIES.items() if isinstance(config, each.config_type)}
+    if not possible:
+        raise ConfigError(f"{type(config).__name__}: is none of {', '.join(FAMILIES)}: this model cannot be exported")
+    if named is not None:
+        check(named in possible, "model.family", named, f"must be one of {', '.join(possible)}, or null")
+        possible = {named: possible[named]}
+    differences = {family: list(family.differences(config)) for family in possible.values()}
+    nearest = min(differences, key=lambda family: len(differences[family]))
+    return nearest, differences[nearest]
+
+
+def check_family(config: Any) -> None:
+    """Raise `ConfigError` for a network that names a family that is none, or that does not compute it."""
+    if config.family is not None:
+        family_for(config)
 
 
 def family_of(theirs: dict[str, Any]) -> Family:
@@ -340,8 +366,9 @@ def family_of(theirs: dict[str, Any]) -> Family:
 def head_for(config: Any, kind: HeadKind) -> TaskHead:
     """Return the head that a model's family has; without one it is GPT-2's if the model is causal, else BERT's.
 
-    Raises `ConfigError` for an encoder-decoder, which has none.
+    Raises `ConfigError` for an encoder-decoder, which has none, and what `check_family` raises.
     """
+    check_family(config)
     if config.kind is ModelKind.encoder_decoder:
         rule = f"an encoder-decoder writes its answers and has no head for a {kind.value}"
         fix = "choose task=seq2seq, or a decoder or an encoder for this task"

@@ -15,6 +15,7 @@ from pretrain.hub.config_json import check_value, shown
 from pretrain.hub.weight_files import read_json
 from pretrain.models.generation.rules import Rules
 
+ENDS = "eos_token_id"  # one id, or several
 FIRST, LAST = "forced_bos_token_id", "forced_eos_token_id"
 BANNED, BANNED_TOO = "bad_words_ids", "suppress_tokens"  # sequences of ids, and ids
 _FILES = ("generation_config.json", "config.json")  # the first that is there says it, as transformers decides
@@ -34,19 +35,26 @@ def read_rules(directory: Path, vocab_size: int) -> Rules:
 def generation_settings(rules: Rules) -> dict[str, Any]:
     """Return what generation_config.json says of rules."""
     banned = {BANNED: [[token] for token in rules.banned]} if rules.banned else {}
-    return {FIRST: rules.first, LAST: rules.last, **banned}
+    ends = {ENDS: list(rules.ends)} if rules.ends else {}
+    return {FIRST: rules.first, LAST: rules.last, **banned, **ends}
 
 
 def rules_of(settings: dict[str, Any], vocab_size: int, file: Path) -> Rules:
     """Return the rules that settings say, which a `file` holds. Raises `ConfigError` for what are no ids."""
-    ends = _ids("eos_token_id", settings.get("eos_token_id"), vocab_size)
+    ends = _ids(ENDS, settings.get(ENDS), vocab_size)
     words = [_ids(BANNED, word, vocab_size) for word in _list(BANNED, settings.get(BANNED))]
     if several := [word for word in words if len(word) > 1]:
         log.warning("%s: %s: %d of several ids each may be written here", file, BANNED, len(several))
     banned = [word[0] for word in words if len(word) == 1 and word[0] not in ends]
     banned += _ids(BANNED_TOO, settings.get(BANNED_TOO), vocab_size)
     first, last = (_one(key, settings.get(key), vocab_size) for key in (FIRST, LAST))
-    return Rules(first=first, last=last, banned=tuple(dict.fromkeys(banned)))
+    return Rules(first=first, last=last, banned=tuple(dict.fromkeys(banned)), ends=tuple(dict.fromkeys(ends)))
+
+
+def with_end(settings: dict[str, Any], end: int | None) -> dict[str, Any]:
+    """Return settings in which a text also ends with the id `end`, which comes first; None: nothing is added."""
+    ends = list(dict.fromkeys(token for token in (end, *settings.get(ENDS, [])) if token is not None))
+    return settings | ({ENDS: ends[0] if len(ends) == 1 else ends} if ends else {})
 
 
 def _one(key: str, value: Any, vocab_size: int) -> int | None:

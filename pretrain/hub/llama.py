@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
-from pretrain.hub.config_json import SIZES, Settings
+from pretrain.hub.config_json import SIZES, Settings, check_value
 from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Tensors
 from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
@@ -23,6 +23,7 @@ class Llama(Family):
     config_type = DecoderConfig
     model_type = "llama"
     architecture = "LlamaForCausalLM"
+    whole_heads: ClassVar[bool] = True  # the width is a multiple of the heads, whatever the width of a head is
 
     tensors = Tensors(
         names={
@@ -74,7 +75,7 @@ class Llama(Family):
             "head_dim": int | None,
             "rope_parameters": dict | None,
             "rope_scaling": dict | None,
-            "rope_theta": float,
+            "rope_theta": float | None,
         },
         silent=("pretraining_tp", "max_sequence_length", "is_llama_config"),
     )
@@ -86,7 +87,7 @@ class Llama(Family):
 
     def differences(self, config: DecoderConfig) -> Iterator[str]:
         yield from super().differences(config)
-        if config.width % config.heads:
+        if self.whole_heads and config.width % config.heads:
             yield self.lacks("heads", config.heads, f"where they divide model.width={config.width}")
 
     def to_hf(self, config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Llama(Family):
 
     def derived(self, theirs: dict[str, Any]) -> dict[str, Any]:
         heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
-        if width % heads:
+        if width % heads and (self.whole_heads or theirs["head_dim"] is None):
             raise self.refusal("num_attention_heads", heads, f"it divides hidden_size={width}")
         key = "rope_scaling" if theirs["rope_scaling"] else "rope_parameters"  # the first wins in transformers, too
         length, theta = theirs["max_position_embeddings"], theirs["rope_theta"]
@@ -112,8 +113,11 @@ class Llama(Family):
 
 def attention_width(theirs: dict[str, Any], head_dim: int | None) -> int | None:
     """Return the width of all heads of such a width; None for that of the model."""
-    width = theirs["num_attention_heads"] * (head_dim or 0)
-    return width if head_dim is not None and width != theirs["hidden_size"] else None
+    if head_dim is None:
+        return None
+    width = theirs["num_attention_heads"] * head_dim
+    check_value("head_dim * num_attention_heads", width, int, least=1)
+    return None if width == theirs["hidden_size"] else width
 
 
 class Mistral(Llama):
@@ -121,6 +125,7 @@ class Mistral(Llama):
 
     model_type = "mistral"
     architecture = "MistralForCausalLM"
+    whole_heads = False
 
     settings = replace(
         Llama.settings,

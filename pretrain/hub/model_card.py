@@ -36,9 +36,12 @@ TASKS = {
     "TokenClassification": "token-classification",
     "QuestionAnswering": "question-answering",
     "MaskedLM": "fill-mask",
+    "ElectraForPreTraining": "feature-extraction",
     "PreTraining": "fill-mask",
     "ForConditionalGeneration": "text2text-generation",
     "MTModel": "text2text-generation",
+    "LMHeadModel": "text-generation",
+    "Model": "feature-extraction",  # without any head
 }
 METRICS = {  # ours -> the hub's, where they differ
     "f1_macro": "f1",

@@ -47,7 +47,7 @@ def rope_parameters(config: NetworkConfig) -> dict[str, Any]:
 
 
 def rope_fields(
-    family: Family, key: str, rope: dict[str, Any], *, theta: float, length: int, share: float = 1.0
+    family: Family, key: str, rope: dict[str, Any], *, theta: float | None, length: int, share: float = 1.0
 ) -> dict[str, Any]:
     """Return `rope_theta`, `rope_scaling` and `rotary_share` of the rotary parameters that a key of config.json holds.
 
@@ -65,11 +65,16 @@ def rope_fields(
     for unknown in sorted(rope.keys() - known):
         if rope[unknown]:
             raise family.refusal(f"{key}.{unknown}", rope[unknown], f"{name} frequencies have none")
-    numbers = {"rope_theta": theta, "partial_rotary_factor": share, **({_LENGTH: length} if _LENGTH in keys else {})}
+    numbers: dict[str, Any] = {"rope_theta": theta, "partial_rotary_factor": share}
+    if _LENGTH in keys:
+        numbers[_LENGTH] = length
     for needed in [their for their in keys if their in _NEEDED and rope.get(their) is None]:
         raise family.refusal(f"{key}.{needed}", None, f"rope_type={name} needs one")
     read = {*numbers, *keys}
-    values = numbers | {their: value for their, value in rope.items() if their in read and value is not None}
+    given = {their: value for their, value in rope.items() if their in read}
+    # A null is what is left out where numbers may be; transformers would take a null `truncate` for false.
+    given = {their: value for their, value in given.items() if value is not None or their in _KINDS}
+    values: dict[str, Any] = {**numbers, **given}
     for their, value in values.items():
         check_value(f"{key}.{their}", value, _KINDS.get(their, float))
     scaling = {ours: values[their] for their, ours in keys.items() if their in values}

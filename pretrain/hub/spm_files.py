@@ -1,4 +1,4 @@
-"""Models of SentencePiece, which older T5 and Marian directories have, written anew as `tokenizer.json`.
+"""Models of SentencePiece, which older T5, XLM-R and Marian directories have, written anew as `tokenizer.json`.
 
 Holds the reading of such a file, a message of protobuf, and what it means to the `tokenizers` library. Unigram models
 alone are read; each text gets the ids that SentencePiece gives it. A Marian cuts sources and targets by two models,
@@ -21,7 +21,9 @@ from pretrain.hub.weight_files import read_json
 from pretrain.tokenizer.base import FOR_TARGETS, IDS, OF_SOURCES, OF_TARGETS, PAIR_FILES
 
 ONE_MODEL = "spiece.model"  # T5's
-END = "</s>"
+OF_FAIRSEQ = "sentencepiece.bpe.model"  # XLM-RoBERTa's, no BPE whatever its name; mBART's and CamemBERT's, too
+MODEL_FILES = (ONE_MODEL, OF_FAIRSEQ, OF_SOURCES)
+BEGIN, END = "<s>", "</s>"
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in pieces
 _NORMAL = 1  # kind of a piece that text is cut into
 _UNUSED = 5  # kind of a piece that no text is cut into
@@ -52,7 +54,7 @@ class SpmModel(NamedTuple):
 
 def needs_tokenizer(directory: Path) -> bool:
     """Whether a directory has models of SentencePiece, and no tokenizer.json."""
-    models = any((directory / name).is_file() for name in (ONE_MODEL, OF_SOURCES))
+    models = any((directory / name).is_file() for name in MODEL_FILES)
     return models and not (directory / "tokenizer.json").exists()
 
 
@@ -64,6 +66,8 @@ def import_tokenizer(directory: Path) -> list[Path]:
     """
     if (directory / ONE_MODEL).is_file():
         made = {"tokenizer.json": _t5(directory)}
+    elif (directory / OF_FAIRSEQ).is_file():
+        made = {"tokenizer.json": _xlm_roberta(directory)}
     else:
         source, target = directory / OF_SOURCES, directory / OF_TARGETS
         one = target.is_file() and source.read_bytes() == target.read_bytes()
@@ -91,6 +95,29 @@ def _t5(directory: Path) -> Tokenizer:
     names = [f"<extra_id_{number}>" for number in reversed(range(sentinels))]
     pieces = [*model.pieces, *(Piece(name, 0.0, 0) for name in names)]
     return _tokenizer(model, pieces, model.unknown)
+
+
+def _xlm_roberta(directory: Path) -> Tokenizer:
+    """Return the tokenizer of an XLM-RoBERTa: fairseq's special tokens, then the model's other pieces, then the mask.
+
+    Other families have the same file, and number its pieces in other ways: these are refused.
+    """
+    file, config = directory / OF_FAIRSEQ, directory / "config.json"
+    found = read_json(config).get("model_type") if config.is_file() else None
+    if found != "xlm-roberta":
+        rule = f"says nothing of the ids of its pieces, and those of model_type={found} are not known"
+        raise ConfigError(f"{file}: {rule}; save transformers' AutoTokenizer of it there, which writes tokenizer.json")
+    model, special = read_spm(file), [BEGIN, "<pad>", END, "<unk>"]
+    others = [piece for piece in model.pieces if piece.text not in special]
+    pieces = [*(Piece(name, 0.0, 0) for name in special), *others, Piece("<mask>", 0.0, 0)]
+    tokenizer = _tokenizer(model, pieces, special.index("<unk>"))
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}",
+        pair=f"{BEGIN} $A {END} {END} $B {END}",
+        special_tokens=[(name, special.index(name)) for name in (BEGIN, END)],
+    )
+    return tokenizer
 
 
 def _marian(file: Path) -> Tokenizer:

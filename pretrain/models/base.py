@@ -220,6 +220,11 @@ class EncoderModel(Model):
         """Return what the vocabulary projection multiplies, (M, D), for the hidden states of chosen tokens (M, D)."""
         raise NotImplementedError
 
+    @property
+    def width(self) -> int:
+        """Width of the hidden states, D; this default is for models whose vocabulary projection is as wide."""
+        return self.head_weight().shape[1]
+
     def head_bias(self) -> Tensor:
         """Return what is added to the logits, (V,)."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The bidirectional encoder: BERT, RoBERTa, DistilBERT, ModernBERT, DeBERTa and what lies between them.
+"""The bidirectional encoder: BERT, RoBERTa, DistilBERT, ELECTRA, DeBERTa, ModernBERT and what lies between them.
 
 Holds the architecture, its dataclass and the layers of its heads; shared settings and blocks are in `network`, kernels
 in `attention/`. Letters of shapes: `models/base.py`.
@@ -19,8 +19,8 @@ from pretrain.models.attention.disentangled import DistanceVectors, LogBuckets
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
 from pretrain.models.disentangled_attention import DisentangledAttention
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import Activation, Attention, Order, Positions, activate
-from pretrain.models.network import NetworkConfig, embeddings_learn, learns
+from pretrain.models.layers import Activation, Attention, Norm, Order, Positions, activate, make_norm
+from pretrain.models.network import NetworkConfig, embeddings_learn, learns, matrix_flops
 from pretrain.registry import register
 
 # Settings that disentangled positions alone have.
@@ -55,9 +55,14 @@ class EncoderConfig(NetworkConfig):
     position_to_content: bool = True  # scores have a term of the key and the distance (DeBERTa, He et al. 2021)
     shared_projections: bool = True  # of tokens and of distances (DeBERTa v3, He et al. 2023); false: each its own
     distance_norm: bool = True  # normalises the vectors of distances (DeBERTa v3)
+    embedding_width: int | None = None  # of embeddings, which a projection widens (Clark et al. 2020); null: width
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        own, rule = self.embedding_width, f"at least 1 and other than model.width={self.width}; null is that one"
+        check(own is None or 1 <= own != self.width, "model.embedding_width", own, rule)
+        rule = "a projection between the embeddings' norm and the blocks needs model.order=post; leave it null"
+        check(own is None or self.order is Order.post, "model.embedding_width", own, rule)
         for key in ("position_offset", "token_types"):
             check(getattr(self, key) >= 0, f"model.{key}", getattr(self, key), "must not be negative")
         rule = "is not for encoders; choose learned, rotary or disentangled"
@@ -112,27 +117,43 @@ class EncoderConfig(NetworkConfig):
             **parts,
         )
 
+    @property
+    def embedded_width(self) -> int:
+        """Width of the embeddings, and of what the vocabulary projection multiplies."""
+        return self.width if self.embedding_width is None else self.embedding_width
+
+    def make_embedding_norm(self) -> nn.Module:
+        """Return a normalisation layer over the width of the embeddings."""
+        return make_norm(Norm.layernorm, self.embedded_width, self.norm_eps, self.bias)
+
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Encoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
         return Encoder(self, vocab_size=vocab_size, attend=attend, head=head)
 
 
 class Encoder(EncoderModel):
-    """Embeddings with their norm, blocks, a last norm where blocks do not end in one, and the head's transform."""
+    """Embeddings with their norm, blocks, a last norm where blocks do not end in one, and the head's transform.
+
+    Embeddings may be narrower than the blocks, which saves parameters where there are many tokens (ALBERT, Lan et al.
+    2020, section 3.1; ELECTRA, Clark et al. 2020, appendix A): a projection leads from them to the blocks, and the
+    transform back, so that the vocabulary projection can be the embedding.
+    """
 
     def __init__(self, config: EncoderConfig, *, vocab_size: int, attend: Attend, head: bool = True) -> None:
         super().__init__()
         self.config = config
-        width = config.width
+        width = config.embedded_width
         self.embedding = nn.Embedding(vocab_size, width)
         if config.positions is Positions.learned:
             self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, width)
         if config.token_types:
             self.type_embedding = nn.Embedding(config.token_types, width)
         if config.disentangled:
-            self.distance_embedding = nn.Embedding(2 * config.distances.side, width)
+            self.distance_embedding = nn.Embedding(2 * config.distances.side, config.width)
             self.distance_embedding_norm = config.make_norm() if config.distance_norm else nn.Identity()
-        self.embedding_norm = config.make_norm()
+        self.embedding_norm = config.make_embedding_norm()
+        if config.embedding_width is not None:
+            self.embedding_projection = nn.Linear(width, config.width, bias=config.bias)
         self.blocks = nn.ModuleList(config.make_block(layer, attend) for layer in range(config.layers))
         if config.order is Order.pre:  # the norm of the embeddings is the first branch's norm already
             self.blocks[0].attention_norm = nn.Identity()
@@ -150,6 +171,8 @@ class Encoder(EncoderModel):
         if config.token_types:
             x = x + self.type_embedding(torch.zeros_like(tokens) if segments is None else segments)
         x = F.dropout(self.embedding_norm(x), config.dropout, self.training)
+        if config.embedding_width is not None:
+            x = self.embedding_projection(x)
         relative = self._distances(layout) if config.disentangled else None
         for block, tables in zip(self.blocks, config.rotations(positions), strict=True):
             x = block(x, layout, tables, relative=relative)
@@ -161,16 +184,20 @@ class Encoder(EncoderModel):
         return found._replace(vectors=self.distance_embedding_norm(found.vectors))
 
     def head_input(self, hidden: Tensor) -> Tensor:
-        """Return the transformed hidden states (M, D)."""
+        """Return the transformed hidden states (M, D), or (M, `embedding_width`)."""
         return self.transform(hidden)
 
     def head_weight(self) -> Tensor:
-        """Return the vocabulary projection (V, D): the embedding itself where tied."""
+        """Return the vocabulary projection (V, D), or (V, `embedding_width`): the embedding itself where tied."""
         return self.embedding.weight if self.config.tie_embeddings else self.head.weight
 
     def head_bias(self) -> Tensor:
         """Return what is added to the logits, (V,)."""
         return self.head.bias
+
+    @property
+    def width(self) -> int:
+        return self.config.width
 
     def initial(self, name: str) -> Initial:
         """Return the distribution of a parameter by the configured scheme (see `Init`); there are no buffers."""
@@ -184,6 +211,8 @@ class Encoder(EncoderModel):
         """
         head = [self.transform.dense.weight, self.head_weight()] if head_share else []
         total = self.config.flops_per_token(self, head, head_share, seq_len)
+        if self.config.embedding_width is not None:
+            total += matrix_flops([self.embedding_projection.weight], reached=embeddings_learn(self))
         return total + self._position_flops(ceil(seq_len)) if self.config.disentangled else total
 
     def _position_flops(self, length: int) -> float:
@@ -202,12 +231,12 @@ class Transform(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width, bias=config.bias)
+        self.dense = nn.Linear(config.width, config.embedded_width, bias=config.bias)
         self.activation = Activation.gelu if config.activation.gated else config.activation
-        self.norm = config.make_norm()
+        self.norm = config.make_embedding_norm()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map (M, D) to (M, D)."""
+        """Map (M, D) to (M, D), or to (M, `embedding_width`)."""
         return self.norm(activate(self.activation, self.dense(hidden)))
 
 

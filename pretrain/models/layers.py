@@ -84,7 +84,7 @@ def activate(kind: Activation, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh" if approximate else "none")
 
 
-def make_norm(kind: Norm, width: int, eps: float, bias: bool) -> nn.Module:
+def make_norm(kind: Norm, width: int, eps: float, bias: bool) -> nn.LayerNorm | nn.RMSNorm:
     """Return the normalisation layer; RMSNorm has no bias."""
     if kind is Norm.layernorm:
         return nn.LayerNorm(width, eps=eps, bias=bias)
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         head_width: int,
         bias: bool,
         qkv_bias: bool,
-        qk_norms: tuple[nn.Module, nn.Module] | None,
+        qk_norms: tuple[nn.LayerNorm | nn.RMSNorm, nn.LayerNorm | nn.RMSNorm] | None,
         dropout: float,  # of attention weights
         causal: bool,
         window: int | None,  # in tokens, see `Attend`
@@ -185,12 +185,12 @@ class Attention(nn.Module):
         return relative
 
 
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+def _normed(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
     """Return x (N, heads, E), normalised over E or over all heads, as wide as the norm's scale is.
 
     Under autocast norms return fp32 on a GPU; attention needs queries and keys of one dtype with values.
     """
-    width = norm.get_parameter("weight").numel()
+    [width] = norm.normalized_shape  # the scale itself may be elsewhere, sharded
     return norm(x.flatten(1).unflatten(1, (-1, width))).reshape(x.shape).to(x.dtype)
 
 

@@ -51,6 +51,7 @@ class NetworkConfig(ModelConfig):
     attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
     init: Init = Init.gpt2  # scheme of the initial weights: gpt2, olmo2, bert or modernbert
     init_std: float = 0.02  # standard deviation of initial matrices
+    family: str | None = None  # whose heads and export it has where several compute it, by model_type; null: the first
 
     def __post_init__(self) -> None:
         for key in ("max_seq_len", "width", "layers", "heads", "mlp_width", "window", "global_every"):

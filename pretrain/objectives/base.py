@@ -22,6 +22,7 @@ class Loss(NamedTuple):
     nll: Tensor  # () fp32, negative log-likelihood in nats alone, summed over targets, detached
     correct: Tensor  # () targets whose own logit is the largest, detached
     labels: Tensor | None = None  # (3,) the same of labels of sequences, detached: nll, how many are right, how many
+    replaced: Tensor | None = None  # (2,) of replaced tokens, detached: how many were told, how many there are
     logits: Tensor | None = None  # (S, C) or (N, C) fp32, detached: of a task's head, for its predictions
 
 
@@ -49,6 +50,7 @@ class ObjectiveConfig:
     covers_text: ClassVar[bool] = False  # every token of the text is a target once: the loss is bits per byte, too
     wants_special_tokens: ClassVar[bool] = False  # at both ends of every sequence: [CLS], [SEP]
     rewrites_documents: ClassVar[bool] = False  # each by itself: a sequence must not hold several
+    predicts_tokens: ClassVar[bool] = True  # by the model's own head; else models are built without one
 
     @property
     def pairs(self) -> bool:

@@ -22,6 +22,7 @@ class Use(IntEnum):
     sentences = 5
     prefixes = 6
     middles = 7
+    replacements = 8
 
 
 def uniform(seed: int, use: Use, keys: np.ndarray, counts: np.ndarray, columns: int) -> np.ndarray:

@@ -103,9 +103,8 @@ class MaskedLM(Objective):
         self.config = config
         self.model = model
         if config.pairs:
-            width = model.head_weight().shape[1]
-            self.pooler = Pooler(width)
-            self.sentence_classifier = nn.Linear(width, 2)
+            self.pooler = Pooler(model.width)
+            self.sentence_classifier = nn.Linear(model.width, 2)
 
     @property
     def encoder(self) -> EncoderModel:

@@ -121,6 +121,7 @@ def _reached(run: History) -> dict[str, Cell]:
         "Training loss on sentences, last line": number(last.get("sentence_loss")),
         "Loss on sentences": number(held_out.get("sentence_loss")),
         "Accuracy on sentences": percent(held_out.get("sentence_accuracy")),
+        "Accuracy on replaced tokens": percent(held_out.get("replaced_accuracy")),
         "Bits per byte": number(held_out.get("bits_per_byte")),
         "Bits per byte, first evaluation": number(run.evaluation[0].get("bits_per_byte") if held_out else None),
         **{f"Bits per byte, {name}": number(value) for name, value in compressors.items()},

@@ -41,6 +41,7 @@ EVALUATION = {
     "perplexity": "perplexity {:.2f}",
     "accuracy": "accuracy {:.1%}",
     "sentence_accuracy": "of sentences {:.1%}",
+    "replaced_accuracy": "of replaced tokens {:.1%}",
     "exact_match": "exact match {:.1%}",
     "f1": "F1 {:.1%}",
     "f1_macro": "macro F1 {:.1%}",

@@ -100,16 +100,19 @@ class Evaluator:
 
         A batch without targets counts nothing; raises `DataError` if no batch has any. Accuracy is the share of targets
         that the model holds likeliest. Bits per byte are exact when the whole split is evaluated. Where sequences have
-        labels, `sentence_loss` in nats a label and `sentence_accuracy` measure these.
+        labels, `sentence_loss` in nats a label and `sentence_accuracy` measure these. Where tokens are replaced,
+        `replaced_accuracy` is the share of those that the model told from the others.
         """
         self.module.eval()
-        sums = torch.zeros(5, dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(7, dtype=torch.float64, device=self.world.device)
         targets = 0
         for batch in self.batches():
             measured = self.module(batch.to(self.world.device))
             sums[:2] += torch.stack([measured.nll, measured.correct])
             if measured.labels is not None:
-                sums[2:] += measured.labels
+                sums[2:5] += measured.labels
+            if measured.replaced is not None:
+                sums[5:] += measured.replaced
             targets += batch.num_targets
         self.module.train()
         [targets] = self.world.sum_ints(targets)
@@ -118,11 +121,13 @@ class Evaluator:
                 "data.prepare.held_out: nothing in the held-out text is a target, so that its loss is no number; "
                 "hold out more text, or set eval.every=0"
             )
-        nll, correct, label_nll, labels_right, labels = self.world.sum_tensor(sums).tolist()
+        nll, correct, label_nll, labels_right, labels, told, replaced = self.world.sum_tensor(sums).tolist()
         loss = nll / targets
         found = {"loss": loss, "perplexity": perplexity(loss), "accuracy": correct / targets}
         if labels:
             found |= dict(zip(SENTENCES, (label_nll / labels, labels_right / labels), strict=True))
+        if replaced:
+            found["replaced_accuracy"] = told / replaced
         if self.bytes_per_target is not None:
             found["bits_per_byte"] = bits_per_byte(loss, num_targets=1, text_bytes=self.bytes_per_target)
         if undefined := [name for name, value in found.items() if not math.isfinite(value)]:

@@ -365,6 +365,10 @@ def change_of_rate(run: Path, now: LearningRate, step: int) -> str | None:
 
 
 def network_fingerprints(network: Any, optim: Any) -> Fingerprints:
-    """Return what a resumed run must find unchanged of its network and of its optimizer's moments."""
-    settings = {f"model.{key}": value for key, value in plain(network).items() if "dropout" not in key}
+    """Return what a resumed run must find unchanged of its network and of its optimizer's moments.
+
+    Not the name of its family, which says what an export is and changes no weight.
+    """
+    fixed = {key: value for key, value in plain(network).items() if "dropout" not in key and key != "family"}
+    settings = {f"model.{key}": value for key, value in fixed.items()}
     return {**settings, "optim": type(optim).__name__}

@@ -17,12 +17,12 @@ from pretrain.checkpoint.low_rank import Summed
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.hub.family import Family, family_for
-from pretrain.hub.spm_files import ONE_MODEL
+from pretrain.hub.spm_files import MODEL_FILES
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.generation.rules import Rules
 from pretrain.models.layers import Positions
 from pretrain.objectives.base import ObjectiveConfig
-from pretrain.tokenizer.base import FOR_TARGETS, OF_SOURCES, find_mask, load_tokenizer, num_ids
+from pretrain.tokenizer.base import FOR_TARGETS, find_mask, load_tokenizer, num_ids
 from pretrain.tokenizer.file import TokenizerFile
 from pretrain.trained.run_files import target_tokenizer_of, tokenizer_of
 
@@ -77,7 +77,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def rules(self) -> Rules | None:
-        """The rules that the texts of an encoder-decoder keep to; None: nothing says any."""
+        """The rules that the texts of a model that writes keep to; None: nothing says any."""
 
     @property
     def family(self) -> Family:
@@ -112,7 +112,7 @@ class Source(ABC):
         file = self.path / "tokenizer.json"
         if not file.is_file():
             fix = "name a directory with one beside its weights (save_pretrained of transformers' AutoTokenizer)"
-            if old := next((name for name in (ONE_MODEL, OF_SOURCES) if (self.path / name).is_file()), None):
+            if old := next((name for name in MODEL_FILES if (self.path / name).is_file()), None):
                 fix = f"write it from {old} (python -m pretrain.import_bin {self.path})"
             raise ConfigError(f"{self.typed}: no tokenizer.json, which says what the ids stand for; {fix}")
         return file

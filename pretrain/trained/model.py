@@ -36,6 +36,7 @@ from pretrain.models.generation.beam import BeamSearch
 from pretrain.models.generation.rules import NO_RULES
 from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.base import Objective
+from pretrain.registry import choices
 from pretrain.tokenizer.base import reading_markup
 from pretrain.train.run_dir import check_written_by, read_config
 from pretrain.trained.adapted import below
@@ -78,13 +79,16 @@ class LanguageModel:
         self.weights = weights
         self.device = device
         attend = AutoConfig().build()
+        objective = source.objective
         with torch.device("meta"):
-            model = source.network.build(vocab_size=source.vocab_size, attend=attend)
-            self._module = source.objective.build(model)
+            head = objective.predicts_tokens
+            model = source.network.build(vocab_size=source.vocab_size, attend=attend, head=head)
+            self._module = objective.build(model)
         stored, wanted = weights.weight_shapes(), shapes_of(self._module)
         base = below(weights)
         if isinstance(base, HuggingFaceWeights):
-            if absent := [name for name in base.absent if name not in stored]:
+            absent = [name for name in base.absent if name not in stored]
+            if absent and head:
                 rule = f"has no head that predicts tokens ({', '.join(absent)})"
                 raise ConfigError(f"{self.name}: {rule}; init_from takes its other weights, to train one")
             stored = {name: shape for name, shape in stored.items() if name in wanted}  # not those of objectives
@@ -157,7 +161,14 @@ class LanguageModel:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """Return what the model holds of the token that follows each, or of encoders stands at each, (N, V) fp32."""
+        """Return what the model holds of the token that follows each, or of encoders stands at each, (N, V) fp32.
+
+        Raises `ConfigError` for a model without a head that predicts tokens, which was trained to do something else.
+        """
+        if not self.source.objective.predicts_tokens:
+            objective = choices()[type(self.source.objective)][1]
+            rule = "whose models have no head that predicts tokens"
+            raise ConfigError(f"{self.name}: was trained with objective={objective}, {rule}")
         model = self.module.model
         batch = batch.to(self.device)
         layout = Layout.of(batch.offsets, batch.max_len, batch.lengths)
@@ -237,9 +248,9 @@ class LanguageModel:
             beyond = "it ends there" if limit else "what lies beyond may make no sense"
             log.warning("%s, and the longest may get %s: %s", known, f"{before + max_tokens:,}", beyond)
         prefix, suffix = self.source.template or ([], [])
-        stop_ids = (suffix or prefix)[:1]  # none where nothing marks the ends of documents
         model: Any = self.module.model
         rules = self.source.rules or NO_RULES
+        stop_ids = [*(suffix or prefix)[:1], *rules.ends]  # none where nothing marks the ends of documents
         writer = Writer(
             model=model,
             tokenizer=self.tokenizer,
@@ -299,9 +310,11 @@ class LanguageModel:
         family, config, special_tokens, generation = hf_model(network, record, tokenizer)
         shapes = shapes_of(self._module)
         beside = list(family.objective_tensors(shapes))
-        tensors = [*family.model_tensors(network, record["vocab_size"], "model."), *beside]
+        body = family.model_tensors(network, record["vocab_size"], "model.")
+        tensors = [*(tensor for tensor in body if tensor.ours in shapes), *beside]
+        architecture = family.architecture if self.source.objective.predicts_tokens else family.body_architecture
         if left_out := sorted(shapes.keys() - {tensor.ours for tensor in tensors}):
-            log.warning("left out, as %s has no place for them: %s", family.architecture, ", ".join(left_out))
+            log.warning("left out, as %s has no place for them: %s", architecture, ", ".join(left_out))
         if self.source.objective.wants_special_tokens:
             set_template(tokenizer, record["document_frame"], getattr(network, "token_types", 0))
         assert isinstance(self.weights, FragmentReader)
@@ -310,7 +323,7 @@ class LanguageModel:
             tensors=tensors,
             read=self.weights,
             tokenizer=tokenizer,
-            config=config | ({"architectures": [family.pretraining]} if beside else {}),
+            config=config | {"architectures": [family.pretraining if beside else architecture]},
             special_tokens=special_tokens,
             generation=None if network.kind is ModelKind.bidirectional else generation,
             run=record["name"],

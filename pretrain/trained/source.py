@@ -78,7 +78,9 @@ class ReleasedSource(Source):
 
     @property
     def objective(self) -> ObjectiveConfig:
-        return objective_for(self.network)
+        family, network, _ = self._described
+        named = read_json(self.path / "config.json").get("architectures") or []
+        return objective_for(network, family.objective if family.pretraining in named else "")
 
     @property
     def vocab_size(self) -> int:
@@ -113,8 +115,8 @@ class ReleasedSource(Source):
 
     @property
     def rules(self) -> Rules | None:
-        reads = self.network.kind is ModelKind.encoder_decoder
-        return read_rules(self.path, self.vocab_size) if reads else None
+        writes = self.network.kind is not ModelKind.bidirectional
+        return read_rules(self.path, self.vocab_size) if writes else None
 
     def check(self) -> None:
         """Refuse also damaged weights and unknown architectures."""
@@ -280,8 +282,8 @@ def _meant(name: str) -> str:
     return f"did you mean {found[0]}?" if found else ""
 
 
-def objective_for(network: Any) -> ObjectiveConfig:
-    """Return the objective that trains such a network, with its own defaults."""
+def objective_for(network: Any, name: str = "") -> ObjectiveConfig:
+    """Return the objective of a name, or else the usual one of such a network, with its own defaults."""
     discover(objectives)
     by_name = {name: kind for kind, (group, name) in choices().items() if group == "objective"}
     corruption = "span_corruption" if network.positions is Positions.relative else "denoising"  # T5's and BART's
@@ -290,7 +292,7 @@ def objective_for(network: Any) -> ObjectiveConfig:
         ModelKind.bidirectional: "masked_lm",
         ModelKind.encoder_decoder: corruption,
     }
-    return by_name[names[network.kind]]()  # pyright: ignore[reportReturnType]
+    return by_name[name or names[network.kind]]()  # pyright: ignore[reportReturnType]
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]] | None:

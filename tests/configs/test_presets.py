@@ -16,6 +16,7 @@ CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 # Parameters as published: GPT-2's four sizes (Radford et al. 2019, as released), Llama 3.2 1B and Llama 3.1 8B,
+# Qwen3-0.6B and SmolLM2 135M,
 # BERT, RoBERTa and ModernBERT with their heads for masked tokens, T5 and BART as released.
 PUBLISHED = {
     "gpt2_124m": 124_439_808,
@@ -24,6 +25,8 @@ PUBLISHED = {
     "gpt2_1558m": 1_557_611_200,
     "llama_1b": 1_235_814_400,
     "llama_8b": 8_030_261_248,
+    "qwen3_0_6b": 596_049_920,
+    "smollm2_135m": 134_515_008,
     "bert_base": 109_514_298,
     "bert_large": 335_174_458,
     "roberta_base": 124_697_433,

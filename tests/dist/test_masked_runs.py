@@ -109,6 +109,20 @@ def test_ranks_micro_batches_and_strategies_do_not_change_the_run(place, sentenc
             assert together == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_replaced_tokens_are_the_same_on_any_ranks_and_are_found(place):
+    """A model without the head that predicts tokens, with narrow embeddings."""
+    more = ["objective=replaced_tokens", "model.embedding_width=20", "train.batch_size=12"]
+    run(*masked("one-replaced", *more, "train.micro_batch_size=12"), cwd=place)
+    one = place / "runs" / "one-replaced"
+    losses, found = (column(one, key, "validation") for key in ("loss", "replaced_accuracy"))
+    assert losses[24] < losses[0] - 0.2 and 0 <= found[24] <= 1
+    for ranks, micro, strategy in ((2, 1, "zero3"), (2, 2, "fsdp2"), (2, 3, "ddp")):
+        name = f"replaced-{strategy}"
+        run(*masked(name, *more, f"train.micro_batch_size={micro}", f"strategy={strategy}"), ranks=ranks, cwd=place)
+        assert_close_runs(one, place / "runs" / name)
+
+
 def test_refusals_say_what_to_do(place, uninterrupted):
     overrides = [one for one in masked("refused") if not one.startswith("tokenizer")]
     done = run(*overrides, "tokenizer=bpe", "tokenizer.vocab_size=300", code=2, cwd=place)

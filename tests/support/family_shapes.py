@@ -4,6 +4,7 @@ from small_models import (
     BART,
     DEBERTA,
     DISTILBERT,
+    ELECTRA,
     GEMMA3,
     GPT_NEOX,
     LLAMA,
@@ -12,6 +13,8 @@ from small_models import (
     MODERNBERT,
     OLMO2,
     PHI3,
+    QWEN2,
+    QWEN3,
     ROBERTA,
     T5_GATED,
     T5_TIED,
@@ -20,15 +23,23 @@ from small_models import (
     small_encoder_decoder,
 )
 
+from pretrain.hub.family import FAMILIES
+from pretrain.models.decoder import DecoderConfig
+from pretrain.models.encoder import EncoderConfig
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.layers import Activation, Order
 from pretrain.models.rotary import RopeScaling, Scaling
 
+SCALINGS = {
+    "linear": RopeScaling(kind=Scaling.linear, factor=3.0),
+    "llama3": RopeScaling(kind=Scaling.llama3, factor=3.0, original_length=9, slow_turns=0.5, fast_turns=2.0),
+    "yarn": RopeScaling(kind=Scaling.yarn, factor=3.0, original_length=9, fast_turns=2.0, truncate=False),
+}
 SHAPES = {
     "gpt2": {},
     "gpt2, untied": {"tie_embeddings": False, "mlp_width": 40, "activation": Activation.gelu, "norm_eps": 1e-3},
     "llama": {**LLAMA, "kv_heads": 2, "rope_theta": 5e5},
     "llama, untied": {**LLAMA, "tie_embeddings": False, "mlp_width": 56},
-    "mistral": {**LLAMA, "window": 3, "kv_heads": 1},
     "gpt_neox": {**GPT_NEOX, "rope_theta": 5e5, "layers": 3},
     "gpt_neox, sequential": {
         **{**GPT_NEOX, "order": Order.pre, "tie_embeddings": False, "activation": Activation.gelu_tanh},
@@ -45,9 +56,19 @@ SHAPES = {
     },
     "gemma3_text, everywhere": {**GEMMA3, "tie_embeddings": False, "activation": Activation.swiglu},
     "gemma3_text, nowhere": {**GEMMA3, "window": 3, "local_rope_theta": 1e4, "mlp_width": 40},
+    "llama, wide heads": {**LLAMA, "attention_width": 40, "rope_scaling": SCALINGS["llama3"]},
+    "mistral": {**LLAMA, "window": 3, "kv_heads": 1, "rope_scaling": SCALINGS["yarn"]},
+    "mistral, wide heads": {**LLAMA, "width": 26, "attention_width": 32, "rope_scaling": SCALINGS["linear"]},
+    "qwen2": {**QWEN2, "kv_heads": 2, "tie_embeddings": False},
+    "qwen2, windows": {**QWEN2, "window": 3, "attention_width": 32, "rope_scaling": SCALINGS["yarn"]},
+    "qwen3": {**QWEN3, "width": 26, "attention_width": 32, "kv_heads": 2},
+    "qwen3, windows": {**QWEN3, "window": 5},
     "bert": {},
     "bert, tanh": {"activation": Activation.gelu_tanh, "mlp_width": 40, "token_types": 3, "norm_eps": 1e-5},
     "roberta": ROBERTA,
+    "xlm-roberta": {**ROBERTA, "family": "xlm-roberta"},
+    "electra": {**ELECTRA, "mlp_width": 40, "token_types": 3},
+    "electra, as wide": {"family": "electra"},
     "distilbert": DISTILBERT,
     "distilbert, untied": {**DISTILBERT, "tie_embeddings": False, "mlp_width": 40},
     "deberta-v2": DEBERTA,
@@ -66,7 +87,9 @@ SHAPES = {
 
 def small_model(name):
     """Return a model of a family."""
-    decoders = ("gpt2", "llama", "mistral", "gpt_neox", "phi3", "olmo2", "gemma3_text")
-    builders = dict.fromkeys(decoders, small_decoder)
-    builders |= dict.fromkeys(("bart", "mbart", "marian", "t5"), small_encoder_decoder)
-    return builders.get(name.partition(",")[0], small_encoder)(**SHAPES[name])
+    builders = {
+        DecoderConfig: small_decoder,
+        EncoderConfig: small_encoder,
+        EncoderDecoderConfig: small_encoder_decoder,
+    }
+    return builders[FAMILIES[name.partition(",")[0]].config_type](**SHAPES[name])

@@ -30,8 +30,11 @@ GEMMA3 = LLAMA | {
     "qk_norm": QKNorm.head,
     "embedding_scale": True,
 }
+QWEN2 = LLAMA | {"qkv_bias": True}
+QWEN3 = LLAMA | {"qk_norm": QKNorm.head}
 ROBERTA = {"position_offset": 2, "token_types": 1, "norm_eps": 1e-5}
 DISTILBERT = {"token_types": 0}
+ELECTRA = {"embedding_width": 10, "norm_eps": 1e-12}
 MODERNBERT = {
     "order": Order.pre,
     "activation": Activation.geglu,

@@ -20,6 +20,7 @@ class Rules:
     first: int | None = None  # the id that every text begins with; None: any
     last: int | None = None  # the id that a text ends with where it has no room for more; None: any
     banned: tuple[int, ...] = ()  # ids that are chosen only where they must be
+    ends: tuple[int, ...] = ()  # ids that end a text, beside what its tokenizer puts behind one; who writes stops there
 
     def restrict(self, scores: Tensor, *, place: int, full: Sequence[int] = ()) -> None:
         """Make impossible, in place, what may not stand at a `place` of texts, counted from 0 behind their prompts.

@@ -83,3 +83,14 @@ def test_texts_keep_to_the_rules_however_they_are_written(whole):
     assert [ids[0] for ids in found] == [9, 9, 9] and [len(ids) for ids in found] == [tokens - 1] * 3
     assert not {token for ids in found for token in ids[1:]} & set(banned) and max(map(max, found)) < VOCAB_SIZE
     assert found == texts(rules, whole=not whole)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_any_id_that_ends_a_text_by_the_rules_ends_it(whole):
+    adapted = AdaptedDecoder(small_decoder(init_std=0.9), label_smoothing=0.0, target_share=0.5)
+    prompts = [[5, 9, 20], [11], [8, 30]]
+    examples = Examples.of(Example(prompt, [0] * len(prompt)) for prompt in prompts)
+    free = written(adapted, examples, prompts, whole=whole, max_tokens=9)
+    end = free[0][2]
+    ended = written(adapted, examples, prompts, whole=whole, max_tokens=9, rules=Rules(ends=(end,)))
+    assert ended == [ids[: ids.index(end)] if end in ids else ids for ids in free] != free

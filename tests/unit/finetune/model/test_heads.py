@@ -9,12 +9,15 @@ from hugging_face_directories import rows_of_ours
 from small_models import (
     DEBERTA,
     DISTILBERT,
+    ELECTRA,
     GEMMA3,
     GPT_NEOX,
     LLAMA,
     MODERNBERT,
     OLMO2,
     PHI3,
+    QWEN2,
+    QWEN3,
     ROBERTA,
     VOCAB_SIZE,
     ragged_batch,
@@ -43,6 +46,8 @@ MODELS = {
     "bert": small_encoder,
     "roberta": lambda: small_encoder(**ROBERTA),
     "deberta-v2": lambda: small_encoder(**DEBERTA),
+    "xlm-roberta": lambda: small_encoder(**ROBERTA, family="xlm-roberta"),
+    "electra": lambda: small_encoder(**ELECTRA),
     "distilbert": lambda: small_encoder(**DISTILBERT),
     "modernbert": lambda: small_encoder(**MODERNBERT, window=3, global_every=2),
     "gpt2": small_decoder,
@@ -52,6 +57,8 @@ MODELS = {
     "phi3": lambda: small_decoder(**PHI3, window=4, kv_heads=2),
     "olmo2": lambda: small_decoder(**OLMO2, kv_heads=2),
     "gemma3_text": lambda: small_decoder(**GEMMA3, window=4, global_every=2, global_first=1, local_rope_theta=1e4),
+    "qwen2": lambda: small_decoder(**QWEN2, kv_heads=2),
+    "qwen3": lambda: small_decoder(**QWEN3, attention_width=32),
 }
 WITH_SPANS = [name for name in MODELS if FAMILIES[name].heads.span is not None]
 WITH_TOKENS = [name for name in MODELS if FAMILIES[name].heads.token is not None]
@@ -226,7 +233,7 @@ def test_dropout_acts_where_theirs_does(name, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "distilbert", "modernbert"])
 def test_dropout_of_heads_acts_where_theirs_does(name):
     config = MODELS[name]().config
     ours, theirs = pair(config, HeadKind.sequence, None, 3, dropout=0.2)

@@ -18,6 +18,7 @@ from pretrain.objectives.fill_in_the_middle import FillInTheMiddleConfig
 from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.objectives.masking import MaskingConfig, Unit
 from pretrain.objectives.prefix_lm import PrefixLMConfig
+from pretrain.objectives.replaced_tokens import ReplacedTokensConfig, Replacements
 from pretrain.objectives.sentence_pairs import Sentences
 from pretrain.objectives.span_corruption import Denoiser, SpanCorruptionConfig
 
@@ -31,6 +32,8 @@ CHOICES = [
     DenoisingConfig(permute_sentences=True),
     FillInTheMiddleConfig(),
     PrefixLMConfig(),
+    ReplacedTokensConfig(),
+    ReplacedTokensConfig(replacements=Replacements.uniform),
 ]
 
 

@@ -20,7 +20,10 @@ SHAPED = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 6}
 # Files of which every key says something else than the default.
 WRITTEN = {
     "gpt2": {"n_positions": 64, "n_inner": 40, "layer_norm_epsilon": 1e-3, "activation_function": "gelu", **SHAPED},
-    "llama": {"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
+    "llama": {
+        **{"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
+        **{"head_dim": 10, "rope_parameters": {"type": "linear", "factor": 2.0}},
+    },
     "mistral": {"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "sliding_window": 9},
     "gpt_neox": {
         **{"max_position_embeddings": 64, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new", "rotary_pct": 0.5},
@@ -30,8 +33,15 @@ WRITTEN = {
         **{"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
         **{"partial_rotary_factor": 0.5, "sliding_window": 9},
     },
+    "qwen2": {
+        **{"max_position_embeddings": 64, "num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 5e5},
+        **{"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0, "head_dim": 10},
+        "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0},
+    },
     "bert": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new"},
     "roberta": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "pad_token_id": 4},
+    "xlm-roberta": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "pad_token_id": 4},
+    "electra": {"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "embedding_size": 10},
     "distilbert": {"max_position_embeddings": 64, "hidden_dim": 40, "activation": "gelu_new", **SHAPED},
     "deberta-v2": {
         **{"max_position_embeddings": 64, "layer_norm_eps": 1e-3, "hidden_act": "gelu_new", "type_vocab_size": 2},
@@ -60,6 +70,7 @@ for name in ("bart", "mbart", "marian"):
         **{"max_position_embeddings": 64, "activation_function": "silu", "scale_embedding": True, "decoder_layers": 3},
         **{"d_model": 48, "encoder_layers": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40},
     }
+WRITTEN["qwen3"] = WRITTEN["qwen2"] | {"layer_types": ["sliding_attention"] * 4}
 for name in FAMILIES.keys() - {"gpt2", "distilbert", "bart", "mbart", "marian", "t5"}:
     WRITTEN[name] |= SHAPED | {"intermediate_size": 40}
 BIASES = ("final_logits_bias",)
@@ -105,10 +116,12 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_file_that_names_its_family_alone_describes_the_network_that_transformers_builds(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name} | SAID.get(name, {})))
-    _, config, parts = read_network(tmp_path / "config.json")
+    family, config, parts = read_network(tmp_path / "config.json")
     with torch.device("meta"):
         theirs = AUTO_CLASSES[config.kind].from_config(AutoConfig.for_model(name, **SAID.get(name, {})))
     trained = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
+    if config.tie_embeddings:  # the copy comes first in XLM-RoBERTa
+        trained = {family.tensors.tied.get(name, name): shape for name, shape in trained.items()}
     trained |= {name: tuple(each.shape) for name, each in theirs.named_buffers() if name in BIASES and config.head_bias}
     if name == "gpt_neox":
         trained["embed_out.weight"] = trained.pop("lm_head.weight")
@@ -141,6 +154,9 @@ def test_two_names_of_a_key_that_contradict_each_other_are_refused(name, key):
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 5e5}
 HALF = {"rope_type": "default", "partial_rotary_factor": 0.5}
 LINEAR = {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25, "rope_theta": 10_000}
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 8192}
+FOURFOLD = {"rope_type": "linear", "factor": 4.0}
 SPELLINGS = [
     ("llama", {"rope_scaling": {"rope_type": "default"}}, {}),
     ("llama", {"rope_scaling": None, "rope_theta": 5e5}, {"rope_parameters": DEFAULT_ROPE}),
@@ -148,6 +164,28 @@ SPELLINGS = [
     ("llama", {"rope_scaling": DEFAULT_ROPE, "rope_parameters": {"rope_theta": 7.0}, "rope_theta": 9}, DEFAULT_ROPE),
     ("llama", {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5}, {"rope_parameters": DEFAULT_ROPE}),
     ("llama", {"hidden_act": "swish"}, {"hidden_act": "silu"}),
+    ("llama", {"rope_scaling": LLAMA3, "rope_theta": 5e5}, {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_parameters": {**FOURFOLD, "factor": 2.0}}),
+    ("llama", {"rope_theta": None, "rope_parameters": DEFAULT_ROPE}, {"rope_theta": 5e5}),
+    ("llama", {"rope_scaling": {}, "rope_parameters": DEFAULT_ROPE}, {"rope_theta": 5e5}),
+    (
+        "llama",
+        {"rope_scaling": FOURFOLD | {"type": "yarn", "original_max_position_embeddings": 9}},
+        {"rope_parameters": FOURFOLD},
+    ),
+    ("mistral", {"head_dim": 128, "num_attention_heads": 24}, {"head_dim": 128, "num_attention_heads": 24}),
+    (
+        "qwen2",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, "rope_theta": 1e6},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "beta_fast": 32, "beta_slow": 1}},
+    ),
+    ("qwen2", {"use_mrope": False, "sliding_window": 9, "use_sliding_window": False, "max_window_layers": 21}, {}),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0},
+        {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["sliding_attention"] * 32},
+    ),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 32}, {"sliding_window": None}),
     ("llama", {"head_dim": None, "num_key_value_heads": None, "rope_parameters": None}, {}),
     ("mistral", {"sliding_window": None, "rope_theta": 5e5}, {"sliding_window": None, "rope_parameters": DEFAULT_ROPE}),
     ("gpt_neox", {"rotary_pct": 0.5, "hidden_act": "gelu_fast"}, {"rope_parameters": HALF, "hidden_act": "gelu_new"}),

@@ -1,5 +1,7 @@
 """What a run says of its export when it starts is what its export says."""
 
+import json
+
 import pytest
 from run_directories import GPT2_SETTINGS, TEXTS, json_of, make_run, word_pieces
 
@@ -32,3 +34,14 @@ def test_a_run_warns_of_what_its_export_refuses(tmp_path, caplog, capsys, model,
     expected = [f"python -m pretrain.export will refuse this run: {capsys.readouterr().err.strip()}"] if refusal else []
     assert [record.getMessage() for record in caplog.records] == expected
     assert not refusal or refusal in expected[0]
+
+
+def test_all_that_ends_the_texts_of_a_run_is_in_both_files(tmp_path):
+    run = make_run(tmp_path / "run", *GPT2_SETTINGS)
+    record = json_of(run / "run.json")
+    del record["sha256"]
+    (run / "run.json").write_text(json.dumps(record | {"generation": {"eos_token_id": [3, 9]}}))
+    assert main([str(run)]) == 0
+    own = next(iter(record["document_frame"][1] or record["document_frame"][0]))
+    for name in ("config.json", "generation_config.json"):
+        assert json_of(run / "export" / name)["eos_token_id"] == [own, 3, 9]

@@ -9,6 +9,7 @@ from family_shapes import SHAPES, small_model
 from hugging_face_directories import AUTO_CLASSES
 from small_models import (
     BART,
+    ELECTRA,
     GEMMA3,
     GPT_NEOX,
     LLAMA,
@@ -25,8 +26,10 @@ from transformers import (
     AutoConfig,
     BartConfig,
     BertConfig,
+    CamembertConfig,
     DebertaV2Config,
     DistilBertConfig,
+    ElectraConfig,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -43,7 +46,7 @@ from transformers import (
 )
 
 from pretrain.errors import ConfigError
-from pretrain.hub.family import FAMILIES, HeadKind, family_for, family_of, head_for
+from pretrain.hub.family import FAMILIES, HeadKind, HeadLayer, check_family, family_for, family_of, head_for
 from pretrain.hub.roberta import Roberta
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
@@ -70,6 +73,8 @@ def test_each_element_lies_in_one_part_and_every_tensor_of_theirs_is_one(name):
         theirs = AUTO_CLASSES[model.config.kind].from_config(config)
     assert type(theirs).__name__ == family.architecture
     shapes = {name: tuple(each.shape) for name, each in theirs.named_parameters() if each.requires_grad}
+    if model.config.tie_embeddings:  # the copy comes first in XLM-RoBERTa
+        shapes = {family.tensors.tied.get(name, name): shape for name, shape in shapes.items()}
     if getattr(model.config, "head_bias", False):
         shapes["final_logits_bias"] = (1, VOCAB_SIZE)
     if name == "t5, gated":  # which transformers ties until it reads another head
@@ -103,15 +108,35 @@ def test_defining_a_family_adds_it_and_every_family_is_tested(monkeypatch):
     assert {name.partition(",")[0] for name in SHAPES} == FAMILIES.keys()
     monkeypatch.setattr("pretrain.hub.family.FAMILIES", FAMILIES.copy())
 
-    class XLMRoberta(Roberta):
-        model_type = "xlm-roberta"
-        architecture = "XLMRobertaForMaskedLM"
+    class Camembert(Roberta):
+        model_type = "camembert"
+        architecture = "CamembertForMaskedLM"
 
-    theirs = XLMRobertaConfig(type_vocab_size=1).to_dict()
-    assert isinstance(family_of(theirs), XLMRoberta)
-    assert family_of(theirs).from_hf(theirs).position_offset == 2
-    assert family_for(family_of(theirs).from_hf(theirs)).model_type == "roberta", "of equals the first"
-    assert "xlm-roberta" not in FAMILIES
+    theirs = CamembertConfig(type_vocab_size=1).to_dict()
+    assert isinstance(family_of(theirs), Camembert)
+    ours = family_of(theirs).from_hf(theirs)
+    assert ours.position_offset == 2
+    assert isinstance(family_for(ours), Camembert), "it is named where another one computes the same"
+    assert family_for(replace(ours, family=None)).model_type == "roberta", "of equals the first"
+    assert "camembert" not in FAMILIES
+
+
+def test_a_family_that_is_named_must_exist_and_compute_the_same():
+    for family in (None, "bert", "electra"):
+        config = EncoderConfig(max_seq_len=32, family=family)
+        check_family(config)
+        assert family_for(config).model_type == (family or "bert")
+    head = head_for(EncoderConfig(max_seq_len=32, family="electra"), HeadKind.sequence)
+    assert HeadLayer.gelu in head.layers and HeadLayer.pooler not in head.layers
+    for family, refusal in (
+        ("elektra", "model.family=elektra: must be one of bert, distilbert, electra,"),
+        ("gpt2", "model.family=gpt2: must be one of bert, "),
+        ("roberta", "model.position_offset=0: is not supported by RobertaForMaskedLM"),
+    ):
+        config = EncoderConfig(max_seq_len=32, family=family)
+        for refuse in (check_family, family_for, lambda config: head_for(config, HeadKind.token)):
+            with pytest.raises(ValueError, match=refusal):
+                refuse(config)
 
 
 def test_what_transformers_writes_is_understood():
@@ -134,6 +159,13 @@ def test_what_transformers_writes_is_understood():
     assert family_of(bert).from_hf(bert) == EncoderConfig(max_seq_len=512, **ours)
     roberta = RobertaConfig(**size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5).to_dict()
     assert family_of(roberta).from_hf(roberta) == EncoderConfig(max_seq_len=512, **ours, **ROBERTA)
+    xlm = XLMRobertaConfig(**size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5).to_dict()
+    named = EncoderConfig(max_seq_len=512, **ours, **ROBERTA, family="xlm-roberta")
+    assert family_of(xlm).from_hf(xlm) == named
+    electra = ElectraConfig(**size, embedding_size=10).to_dict()
+    assert family_of(electra).from_hf(electra) == EncoderConfig(max_seq_len=512, **ours, **ELECTRA)
+    electra = ElectraConfig(**size, embedding_size=24).to_dict()
+    assert family_of(electra).from_hf(electra) == EncoderConfig(max_seq_len=512, **ours, family="electra")
     bart = BartConfig(d_model=24, encoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4).to_dict()
     ours = {"width": 24, "mlp_width": 4096, "heads": 4, "layers": 3, "decoder_layers": 12, "max_seq_len": 1024}
     assert family_of(bart).from_hf(bart) == EncoderDecoderConfig(**ours, **BART)
@@ -277,6 +309,10 @@ def rotary(layers, kind, **more):
         (RobertaConfig(hidden_act="gelu_new").to_dict(), "hidden_act=gelu_new is not"),
         (DistilBertConfig(sinusoidal_pos_embds=True).to_dict(), "sinusoidal_pos_embds=True is not"),
         (DistilBertConfig(activation="relu").to_dict(), "activation=relu is not"),
+        (ElectraConfig(hidden_act="gelu_new").to_dict(), "hidden_act=gelu_new is not supported by model=encoder (gelu"),
+        (ElectraConfig(is_decoder=True).to_dict(), "is_decoder=True is not"),
+        ({**ElectraConfig().to_dict(), "embedding_size": 0.5}, "embedding_size=0.5: must be a whole number"),
+        (XLMRobertaConfig(add_cross_attention=True).to_dict(), "add_cross_attention=True is not"),
         ({**MODERN, "mlp_bias": True}, "mlp_bias=True is not"),
         ({**MODERN, "norm_bias": True}, "attention_bias=False is not"),
         ({**MODERN, "classifier_bias": True}, "classifier_bias=True is not"),
@@ -366,6 +402,9 @@ def test_what_we_do_not_have_is_refused_by_name(theirs, refusal):
         ({**ROBERTA, "token_types": 0}, "model.token_types=0: is not supported by RobertaForMaskedLM"),
         ({**MODERNBERT, "activation": Activation.gelu}, "model.activation=gelu: is not supported by ModernBertFor"),
         ({**MODERNBERT, "token_types": 2}, "model.token_types=2: is not supported by ModernBertForMaskedLM"),
+        ({**ELECTRA, "activation": Activation.relu}, "model.activation=relu: is not supported by ElectraForMaskedLM"),
+        ({"embedding_width": 9, "family": "bert"}, "model.embedding_width=9: is not supported by BertForMaskedLM"),
+        ({**ELECTRA, "position_offset": 2}, "model.position_offset=2: is not supported by ElectraForMaskedLM, which"),
     ],
 )
 def test_encoders_of_no_family_are_refused_by_name(fields, refusal):
@@ -399,6 +438,8 @@ RELEASED = [
     {**LlamaConfig().to_dict(), "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}},
     {**BERT, "gradient_checkpointing": False, "position_embedding_type": "absolute", "pooler_fc_size": 768},
     {**RobertaConfig().to_dict(), "position_embedding_type": "absolute"},
+    {**XLMRobertaConfig().to_dict(), "output_past": True},
+    {**ElectraConfig().to_dict(), "position_embedding_type": "absolute", "summary_first_dropout": 0.1},
     {
         **{**SUMMARISER, "add_bias_logits": False, "add_final_layer_norm": False, "classif_dropout": 0.1},
         **{"normalize_before": False, "normalize_embedding": True, "num_hidden_layers": 12, "forced_bos_token_id": 0},

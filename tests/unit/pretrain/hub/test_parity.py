@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_models import (
     DEBERTA,
     DISTILBERT,
+    ELECTRA,
     GEMMA3,
     GPT_NEOX,
     LLAMA,
@@ -30,7 +31,7 @@ from pretrain.data.batch import IGNORED
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import Layout
-from pretrain.models.layers import Activation, Order
+from pretrain.models.layers import Activation, Order, QKNorm
 from pretrain.models.rotary import NO_SCALING, RopeScaling, Scaling
 
 PAD = 1  # RoBERTa's; no document holds it
@@ -38,9 +39,23 @@ GELUS = [Activation.gelu, Activation.gelu_tanh]
 SIZES = {
     "layers": st.integers(1, 4),
     "mlp_width": st.none() | st.integers(1, 50),
-    "max_seq_len": st.just(16),
+    "max_seq_len": st.just(300),
 }
 EPS = st.sampled_from([1e-12, 1e-5, 1e-3])
+FACTORED = {"factor": st.sampled_from([1.0, 2.0, 8.0])}
+TURNS = {
+    "original_length": st.integers(8, 64),
+    "slow_turns": st.sampled_from([0.5, 1.0]),
+    "fast_turns": st.sampled_from([None, 2.0, 8.0]),
+    **FACTORED,
+}
+FACTORS = {"truncate": st.booleans(), "attention_factor": st.sampled_from([None, 0.7, 1.3])}
+SCALINGS = (
+    st.builds(RopeScaling)
+    | st.builds(RopeScaling, kind=st.just(Scaling.linear), **FACTORED)
+    | st.builds(RopeScaling, kind=st.just(Scaling.llama3), **TURNS)
+    | st.builds(RopeScaling, kind=st.just(Scaling.yarn), **TURNS, **FACTORS)
+)
 DECODERS = {
     "gpt2": {"activation": st.sampled_from(GELUS), "norm_eps": EPS, "tie_embeddings": st.booleans()},
     "llama": {
@@ -48,9 +63,12 @@ DECODERS = {
         "norm_eps": EPS,
         "tie_embeddings": st.booleans(),
         "rope_theta": st.sampled_from([1e2, 1e4, 5e5]),
+        "rope_scaling": SCALINGS,
     },
 }
 DECODERS["mistral"] = DECODERS["llama"] | {"window": st.integers(1, 20)}
+DECODERS["qwen2"] = DECODERS["llama"] | {"qkv_bias": st.just(True), "window": st.none() | st.integers(1, 20)}
+DECODERS["qwen3"] = DECODERS["llama"] | {"qk_norm": st.just(QKNorm.head), "window": st.none() | st.integers(1, 20)}
 DECODERS["gpt_neox"] = {
     **{key: st.just(value) for key, value in GPT_NEOX.items()},
     "order": st.sampled_from([Order.parallel, Order.pre]),
@@ -60,7 +78,7 @@ DECODERS["gpt_neox"] = {
     "rope_theta": st.sampled_from([1e2, 1e4]),
     "rope_scaling": st.sampled_from([NO_SCALING, RopeScaling(kind=Scaling.yarn, factor=4.0, original_length=8)]),
 }
-DECODERS["phi3"] = DECODERS["llama"] | {"window": st.none() | st.integers(1, 20)}
+DECODERS["phi3"] = DECODERS["llama"] | {"window": st.none() | st.integers(1, 20), "rope_scaling": st.just(NO_SCALING)}
 # Norms of what branches return make rounding as large as it is beside small values: no narrow branches, no tiny eps.
 DECODERS["olmo2"] = {
     **DECODERS["llama"],
@@ -77,10 +95,12 @@ DECODERS["gemma3_text"] = {
     "local_rope_theta": st.sampled_from([1e2, 1e4]),
     "rope_scaling": st.sampled_from([RopeScaling(), RopeScaling(kind=Scaling.linear, factor=8.0)]),
 }
-GROUPED = ("llama", "mistral", "phi3", "olmo2", "gemma3_text")
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2", "gemma3_text")
 PARTLY_ROTARY = ("gpt_neox", "phi3")
 BRANCH_NORMS = ("olmo2", "gemma3_text")
 LONG = {
+    "xlm-roberta": {**ROBERTA, "family": "xlm-roberta", "max_seq_len": 300},
+    "electra": {**ELECTRA, "max_seq_len": 300},
     "deberta-v2": DEBERTA,
     "gpt_neox": GPT_NEOX,
     "phi3": {**PHI3, "window": 50},
@@ -94,6 +114,13 @@ LONG = {
 ENCODERS = {
     "bert": {"token_types": st.integers(1, 3), "activation": st.sampled_from(GELUS), "norm_eps": EPS},
     "roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"norm_eps": EPS},
+    "xlm-roberta": {key: st.just(value) for key, value in ROBERTA.items()} | {"family": st.just("xlm-roberta")},
+    "electra": {
+        "family": st.just("electra"),
+        "token_types": st.integers(1, 3),
+        "norm_eps": EPS,
+        "embedding_width": st.none() | st.integers(1, 9).map(lambda half: 2 * half + 1),  # no width of blocks
+    },
     "distilbert": {
         **{key: st.just(value) for key, value in DISTILBERT.items()},
         "activation": st.sampled_from(GELUS),
@@ -132,6 +159,8 @@ def models(draw, name):
         fields["width"] += 2 * heads
         pairs = fields["width"] // heads // 2
         fields["rotary_share"] = draw(st.integers(1, pairs - 1)) / pairs
+    if name in ("llama", "mistral", "qwen2", "qwen3"):
+        fields["attention_width"] = draw(st.none() | st.integers(1, 4).map(lambda half: heads * 2 * half))
     if name in GROUPED:
         fields["kv_heads"] = draw(st.sampled_from([count for count in range(1, heads + 1) if heads % count == 0]))
     if name in BRANCH_NORMS:
@@ -146,7 +175,9 @@ def models(draw, name):
     return fields
 
 
-lengths_of_documents = st.lists(st.integers(1, 16), min_size=1, max_size=5)
+lengths_of_documents = st.lists(st.integers(1, 16), min_size=1, max_size=4).flatmap(
+    lambda lengths: st.integers(1, 300).map(lambda last: [*lengths, last])
+)
 
 
 def transformers_model(config):

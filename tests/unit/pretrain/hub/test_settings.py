@@ -26,6 +26,8 @@ def others(field, value):
     """Return other values of a setting that has a value."""
     if isinstance(value, Enum):
         return list(type(value))
+    if field.name == "family":
+        return FAMILIES
     if field.name == "rope_scaling":
         return SCALINGS
     if "bool" in field.type:
@@ -44,7 +46,8 @@ def variants(config):
 def effect(config):
     """Return what a configuration computes: itself, and the windows of its layers in place of how they are counted."""
     windows = [config.layer_window(layer) for layer in range(config.layers)]
-    return replace(config.plain(), global_every=None, global_first=0), windows
+    named = {"family": None} if hasattr(config, "family") else {}
+    return replace(config.plain(), global_every=None, global_first=0, **named), windows
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -14,7 +14,8 @@ from pretrain.models.encoder import EncoderConfig, Order
 from pretrain.models.init import Init
 from pretrain.models.layers import Positions
 
-KINDS = [{}, ROBERTA, DEBERTA, MODERNBERT, {**MODERNBERT, "window": 4, "global_every": 2}]
+NARROW = {"embedding_width": 10}
+KINDS = [{}, ROBERTA, NARROW, DEBERTA, MODERNBERT, {**MODERNBERT, "window": 4, "global_every": 2}]
 
 
 def hidden(model, batch, segments=None):
@@ -40,6 +41,9 @@ def hidden(model, batch, segments=None):
         ({"dropout": 1.0}, r"model.dropout=1.0: must lie in \[0, 1\)"),
         ({"global_every": 2}, "model.global_every=2: means something only beside model.window"),
         ({"norm_eps": 0.0}, "model.norm_eps=0.0: must be positive"),
+        ({"embedding_width": 0}, "model.embedding_width=0: at least 1 and other than model.width=768"),
+        ({"embedding_width": 768}, "model.embedding_width=768: at least 1 and other than model.width=768; null is"),
+        ({"embedding_width": 10, "order": Order.pre}, "model.embedding_width=10: .* needs model.order=post"),
     ],
 )
 def test_refuses_by_name(fields, message):
@@ -64,7 +68,7 @@ def test_initial_weights_follow_the_scheme(scheme, shrink):
                 assert parameter.std().item() == pytest.approx(0.8796 * std, rel=0.05)
 
 
-@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "token_types": 0}, MODERNBERT])
+@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "token_types": 0}, NARROW, MODERNBERT])
 def test_flops_are_those_that_torch_counts(fields):
     model, length = small_encoder(attend=eager, **fields), 32
     batch = ragged_batch([length])
@@ -149,3 +153,29 @@ def test_a_head_of_its_own_where_the_embedding_is_not_tied():
     assert tied.head_weight() is tied.embedding.weight
     assert untied.head_weight() is untied.head.weight and untied.head.weight.shape == (VOCAB_SIZE, 24)
     assert tied.head_bias().shape == (VOCAB_SIZE,)
+
+
+def test_narrow_embeddings_are_widened_before_the_blocks_and_narrowed_before_the_logits():
+    """Everything but blocks and the projections has the embeddings' width, and lies before or after all blocks."""
+    model = small_encoder(width=64, embedding_width=48, init_std=0.02)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if "blocks" not in name}
+    assert shapes == {
+        "embedding.weight": (VOCAB_SIZE, 48),
+        "position_embedding.weight": (32, 48),
+        "type_embedding.weight": (2, 48),
+        "embedding_norm.weight": (48,),
+        "embedding_norm.bias": (48,),
+        "embedding_projection.weight": (64, 48),
+        "embedding_projection.bias": (64,),
+        "transform.dense.weight": (48, 64),
+        "transform.dense.bias": (48,),
+        "transform.norm.weight": (48,),
+        "transform.norm.bias": (48,),
+        "head.bias": (VOCAB_SIZE,),
+    }
+    assert {model.depth(name) for name in shapes if "embedding" in name} == {0}
+    assert model.embedding_projection.weight.std().item() == pytest.approx(0.8796 * 0.02, rel=0.05)
+    assert not model.embedding_projection.bias.any()
+    assert hidden(model, ragged_batch([5])).shape == (5, model.width) == (5, 64)
+    untied = small_encoder(width=64, embedding_width=48, tie_embeddings=False)
+    assert untied.head_weight().shape == (VOCAB_SIZE, 48)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     GPT2Config,
@@ -31,7 +32,24 @@ LLAMA = {
     "llama_1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
     "llama_8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
-DECODERS = {
+RELEASED = {  # decoders, and what their config.json says of their networks
+    "llama_3_2_1b": {
+        **{"model_type": "llama", **LLAMA["llama_1b"], "num_key_value_heads": 8, "rms_norm_eps": 1e-5},
+        **{"vocab_size": 128_256, "rope_theta": 5e5, "max_position_embeddings": 131072},
+        "rope_scaling": {
+            **{"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "qwen3_0_6b": {
+        **{"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28},
+        **{"num_attention_heads": 16, "num_key_value_heads": 8, "rope_theta": 1e6, "tie_word_embeddings": True},
+    },
+    "smollm2_135m": {
+        **{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+        **{"num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 1e5, "tie_word_embeddings": True},
+        **{"rms_norm_eps": 1e-5, "vocab_size": 49152},
+    },
     "gemma_3_1b": {
         **{"model_type": "gemma3_text", "vocab_size": 262_144, "max_position_embeddings": 32_768, "hidden_size": 1152},
         **{"num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 6912, "sliding_window": 512},
@@ -39,15 +57,12 @@ DECODERS = {
 }
 DEMOS = ["demo", "demo_bert", "demo_seq2seq"]
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16}
+ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 ENCODERS = {
     "bert_base": {"model_type": "bert"},
     "bert_large": {"model_type": "bert", **LARGE, "num_hidden_layers": 24, "intermediate_size": 4096},
-    "roberta_base": {
-        "model_type": "roberta",
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
-    },
+    "roberta_base": {"model_type": "roberta", **ROBERTA},
+    "xlm_roberta_base": {"model_type": "xlm-roberta", "vocab_size": 250_002, **ROBERTA},
     "deberta_v3_base": {
         **{"model_type": "deberta-v2", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
         **{"intermediate_size": 3072, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
@@ -103,13 +118,17 @@ def test_llama_presets_have_the_released_sizes(name):
     assert f" {ours:,} parameters" in (PRESETS / f"{name}.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", RELEASED)
 def test_decoder_presets_are_the_released_networks(name):
-    theirs = AutoConfig.for_model(**DECODERS[name]).to_dict()
-    published = family_of(theirs).from_hf(theirs)
-    model = build(name, theirs["vocab_size"], published.max_seq_len)
+    config = AutoConfig.for_model(**RELEASED[name])
+    with torch.device("meta"):
+        released = AutoModelForCausalLM.from_config(config)
+    theirs = config.to_dict()
+    published = family_of(theirs).from_hf(theirs).plain()
+    model = build(name, config.vocab_size, published.max_seq_len)
+    assert num_parameters(model) == num_parameters(released)
     assert f" {num_parameters(model):,} parameters" in (PRESETS / f"{name}.yaml").read_text()
-    assert replace(model.config, init=published.init) == published
+    assert replace(model.config.plain(), init=published.init, init_std=published.init_std) == published
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -162,5 +181,5 @@ def test_the_demos_are_small():
 
 
 def test_every_preset_is_tested():
-    tested = {*DEMOS, *GPT2, *LLAMA, *DECODERS, *ENCODERS, *ENCODER_DECODERS, *PAIRS_ONLY}
+    tested = {*DEMOS, *GPT2, *LLAMA, *RELEASED, *ENCODERS, *ENCODER_DECODERS, *PAIRS_ONLY}
     assert {path.stem for path in PRESETS.glob("*.yaml")} == {"default", *tested}

@@ -67,7 +67,7 @@ def reference(module, batch):
     return total, nll, (logits.argmax(1) == batch.targets).sum(), [sum(paid), right, len(paid)]
 
 
-@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False}, MODERN])
+@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False}, {"embedding_width": 10}, MODERN])
 @pytest.mark.parametrize("settings", [{}, {"sentences": Sentences.sop, "sentence_weight": 0.7}])
 def test_loss_and_gradients_are_those_of_whole_logits(fields, settings):
     model = small_encoder(**fields).double()

@@ -1,5 +1,8 @@
 """Resuming: what is compared with the run that was saved, and who is refused by which name."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 from toys import ALONE, assert_same, state_of, take_step, toy_strategy
 
@@ -7,9 +10,11 @@ from pretrain.checkpoint.load import shapes_of
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.compose import compose
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.models.encoder import EncoderConfig
+from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.schedule import CosineSchedule, LearningRate
 from pretrain.train.run_dir import RunDirectory
-from pretrain.train.session import change_of_rate, resume
+from pretrain.train.session import change_of_rate, network_fingerprints, resume
 
 FINGERPRINTS = {"model.width": 5, "optim": "adamw", "data.seq_len": 16}
 
@@ -85,3 +90,10 @@ def test_the_learning_rate_is_compared_with_that_of_the_last_start(tmp_path):
     assert "rises from 1.01e-04 to 5.50e-04 at step 51" in change_of_rate(run.path, longer, 50)
     (run.path / "config.yaml").unlink()
     assert "is not known" in change_of_rate(run.path, longer, 50)
+
+
+def test_a_resumed_run_may_name_another_family_and_have_another_dropout_but_no_other_network():
+    of = partial(network_fingerprints, optim=AdamWConfig())
+    network = EncoderConfig(max_seq_len=32)
+    assert of(replace(network, family="electra", dropout=0.1)) == of(network)
+    assert of(replace(network, embedding_width=9)) != of(network)

@@ -1,5 +1,6 @@
 """A model that is opened to be used: encoded, continued, refused, against transformers where that can say."""
 
+import json
 import logging
 import shutil
 
@@ -54,6 +55,22 @@ def test_logits_of_ragged_texts_are_those_of_transformers(tmp_path, config):
             expected = theirs(torch.tensor([ids])).logits[0]
         torch.testing.assert_close(logits, expected.float(), atol=1e-5, rtol=1e-4)
     assert batch.num_targets == (sum(batch.lengths) - 3 if config.kind.generates else 0)
+
+
+def test_each_of_several_ends_ends_a_text_of_a_decoder(tmp_path):
+    """As Llama 3.1 says it, whose tokenizer puts nothing behind a text."""
+    folder = tmp_path / "model"
+    tokenizer = write_released(folder, small_decoder(**LLAMA, init_std=0.9).config, WORDS * 9)
+    ids = torch.tensor([[tokenizer.token_to_id("<s>"), *tokenizer.encode("the time", add_special_tokens=False).ids]])
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    free = theirs.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=None)[0, ids.shape[1] :].tolist()
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, free[4], free[7]]}))
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    wanted = theirs.generate(ids, max_new_tokens=9, do_sample=False)[0, ids.shape[1] :].tolist()
+    [[text]] = load(folder, device="cpu").generate("the time", **GREEDILY)
+    assert len(wanted) < len(free)
+    assert text == tokenizer.decode([*ids[0].tolist(), *wanted[:-1]]).removeprefix(tokenizer.decode(ids[0].tolist()))
 
 
 @pytest.fixture(scope="module", params=[BART, T5_TIED], ids=["bart", "t5"])

@@ -1,15 +1,19 @@
-"""Keys and values that are kept: attention over them equals attention over whole texts, whatever leaves or moves."""
+"""Keys and values that are kept: what is computed of them equals passes over whole texts, whatever leaves or moves."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from attention_laws import layout
+from family_shapes import SCALINGS
+from small_models import LLAMA, VOCAB_SIZE, small_decoder
 
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.relative import RelativeBias
 from pretrain.models.base import Layout
 from pretrain.models.generation import cache as caches
 from pretrain.models.generation.cache import Columns, KeyValueCache, SourceCache
-from pretrain.models.generation.steps import going_on
+from pretrain.models.generation.steps import DecoderSteps, going_on
+from pretrain.models.layers import Activation, Norm, Order, QKNorm
 
 PROMPTS = [5, 1, 9, 3]
 CPU = torch.device("cpu")
@@ -60,6 +64,40 @@ def test_a_new_token_sees_what_it_would_see_in_its_whole_text(heads, mask, monke
         found = cache(*newest(lambda length: 1), Layout.of(torch.arange(len(rows) + 1), 1), **mask)
         expected = [whole(text, length)[-1:] for text, length in zip(texts, lengths, strict=True)]
         torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-5)
+
+
+NETWORKS = {
+    "llama 3": {"rope_scaling": SCALINGS["llama3"], "attention_width": 40, "kv_heads": 2},
+    "qwen 2": {"qkv_bias": True, "rope_scaling": SCALINGS["yarn"], "window": 3},
+    "qwen 3, half rotated": {"qk_norm": QKNorm.head, "rotary_share": 0.5, "attention_width": 32},
+    "gemma 3": {
+        **{"qk_norm": QKNorm.head, "order": Order.sandwich, "norm": Norm.zero_centered_rmsnorm, "score_width": 9},
+        **{"window": 3, "global_every": 2, "global_first": 1, "local_rope_theta": 50.0, "embedding_scale": True},
+        "rope_scaling": SCALINGS["linear"],
+    },
+    "olmo 2": {"qk_norm": QKNorm.projection, "order": Order.output, "kv_heads": 2},
+    "gpt-neox": {"order": Order.parallel, "norm": Norm.layernorm, "bias": True, "activation": Activation.gelu},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_compute_what_a_pass_over_the_whole_text_does(name):
+    model = small_decoder(**LLAMA | NETWORKS[name], init_std=0.3).eval()
+    texts = torch.randint(VOCAB_SIZE, (len(PROMPTS), max(PROMPTS) + 4), generator=torch.Generator().manual_seed(1))
+
+    def whole(lengths):
+        tokens = torch.cat([text[:length] for text, length in zip(texts, lengths, strict=True)])
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        return F.linear(model(tokens, positions, layout(lengths))[ends], model.head_weight())
+
+    with torch.no_grad():
+        steps, lengths = DecoderSteps(model, [text[:n] for text, n in zip(texts, PROMPTS, strict=True)]), PROMPTS
+        found = steps.begin()
+        for _ in range(4):
+            torch.testing.assert_close(found, whole(lengths), atol=2e-5, rtol=1e-5)
+            found = steps.step(texts[range(len(texts)), lengths])
+            lengths = [length + 1 for length in lengths]
 
 
 def test_texts_of_a_source_see_all_of_it_and_no_other():
