@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest, shapes_of
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
@@ -193,11 +194,16 @@ def reference(
 
 
 def start(
-    world: World, cfg, precision: Precision | None = None, make=build, compilation: CompileConfig | None = None
+    world: World,
+    cfg,
+    precision: Precision | None = None,
+    make=build,
+    compilation: CompileConfig | None = None,
+    initial: Reader | None = None,
 ) -> tuple[Objective, torch.nn.Module, Strategy]:
-    """Return a module under a strategy with its initial weights, and what the loop calls."""
+    """Return a module under a strategy with its initial weights, drawn if none are given, and what the loop calls."""
     module = make()
-    initial = InitialWeights(module, SEED)
+    initial = initial or InitialWeights(module, SEED)
     strategy = cfg.build(world=world, precision=precision or FP32(), compilation=compilation or CompileConfig())
     wrapped = strategy.setup(module, OPTIM.build)
     strategy.load_fragments(initial)
