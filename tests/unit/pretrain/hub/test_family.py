@@ -150,7 +150,7 @@ def test_what_transformers_writes_is_understood():
     assert family_of(mistral).from_hf(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
     phi3 = Phi3Config(**size, sliding_window=9).to_dict()
     ours |= {"kv_heads": 4, "window": 9, "norm_eps": 1e-5}
-    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, **ours)
+    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, **ours, family="phi3")
     neox = GPTNeoXConfig(**size | {"hidden_size": 32}).to_dict()
     ours = {"width": 32, "mlp_width": 40, "heads": 4, "layers": 3, "tie_embeddings": False}
     assert family_of(neox).from_hf(neox) == DecoderConfig(max_seq_len=2048, **ours, **GPT_NEOX | {"rotary_share": 0.25})

@@ -15,8 +15,8 @@ from pretrain.hub.family import family_for
 from pretrain.hub.weights import read_network
 from pretrain.models.attention.sdpa import sdpa
 
-# That of our own training, and a function with several names: its network is read again below.
-SAID_OTHERWISE = {"initializer_range", "hidden_act"}
+# Of our own training, a function with several names (its network is read again below), and of the tokenizer.
+SAID_OTHERWISE = {"initializer_range", "hidden_act", "pad_token_id"}
 
 
 def num_parameters(model):
