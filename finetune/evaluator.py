@@ -20,7 +20,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.corpus import concatenated_ranges
 from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
-from pretrain.hub.family import HeadKind
+from pretrain.hub.heads import HeadKind
 from pretrain.objectives.base import Loss
 from pretrain.tracking.no_value import no_value
 from pretrain.train.metrics import perplexity

@@ -23,7 +23,8 @@ from pretrain.checkpoint.low_rank import Summed
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.hub.config_json import shown
-from pretrain.hub.family import HeadKind, head_for
+from pretrain.hub.family import head_for
+from pretrain.hub.heads import HeadKind
 from pretrain.hub.special_tokens import set_template
 from pretrain.hub.weight_files import read_json
 from pretrain.init_from import InitialWeights, SourceWeights

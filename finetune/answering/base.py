@@ -17,7 +17,8 @@ from torch import nn
 from finetune.data.examples import Examples
 from pretrain.checkpoint.load import Shapes
 from pretrain.distributed.world import World
-from pretrain.hub.family import HeadKind, HFTensor
+from pretrain.hub.family import HFTensor
+from pretrain.hub.heads import HeadKind
 from pretrain.models.base import Model, ModelKind
 from pretrain.models.generation.rules import Rules
 from pretrain.objectives.base import Objective

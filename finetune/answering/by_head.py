@@ -21,7 +21,8 @@ from finetune.model.heads import hf_tensors
 from finetune.model.losses import TaskLoss
 from pretrain.checkpoint.load import Shapes
 from pretrain.errors import ConfigError, check
-from pretrain.hub.family import HeadKind, family_for, head_for
+from pretrain.hub.family import family_for, head_for
+from pretrain.hub.heads import HeadKind
 from pretrain.models.base import Model, ModelKind
 from pretrain.strategy.base import StrategyConfig
 from pretrain.tracking.no_value import no_value

@@ -11,7 +11,8 @@ from finetune.model.heads import build_head, pooled
 from finetune.model.lora import initial_of_adapter
 from finetune.model.losses import TaskLoss
 from pretrain.data.batch import Batch
-from pretrain.hub.family import Config, HeadKind, TaskHead
+from pretrain.hub.family import Config
+from pretrain.hub.heads import HeadKind, TaskHead
 from pretrain.models.base import Layout, Model
 from pretrain.models.init import Initial
 from pretrain.objectives.base import Loss, Objective

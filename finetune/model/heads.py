@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from pretrain.hub.family import Config, HeadKind, HeadLayer, HFTensor, Pooling, TaskHead, family_for
+from pretrain.hub.family import Config, HFTensor, family_for
+from pretrain.hub.heads import HeadKind, HeadLayer, Pooling, TaskHead
 from pretrain.models.encoder import EncoderConfig, Pooler, Transform
 
 HEAD = "head."  # begins the names of a head's tensors in `FineTuned`

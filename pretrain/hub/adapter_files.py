@@ -20,7 +20,8 @@ from pretrain.checkpoint.load import first_few
 from pretrain.checkpoint.low_rank import LowRank
 from pretrain.errors import CheckpointError
 from pretrain.hub.adapter_config import ADAPTER_CONFIG, AdapterConfig
-from pretrain.hub.family import Family, HeadKind, HFTensor
+from pretrain.hub.family import Family, HFTensor
+from pretrain.hub.heads import HeadKind
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # begins every name there

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pretrain.hub.config_json import SIZES, Settings
-from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.bert import Bert, body_names
-from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead
+from pretrain.hub.family import Family
+from pretrain.hub.heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Positions
 
 _LAYER = "deberta.encoder.layer.#.attention.self"
-_TERMS = {"c2p": "content_to_position", "p2c": "position_to_content"}
+_TERMS = {"p2c": "position_to_content", "c2p": "content_to_position"}
 _NORMS = {"layer_norm": True, "none": False}
 
 
@@ -106,7 +107,7 @@ class DebertaV2(Family):
             "type_vocab_size": config.token_types,
             "relative_attention": True,
             "position_biased_input": False,
-            "max_relative_positions": config.max_distance,
+            "max_relative_positions": -1 if config.max_distance == config.max_seq_len else config.max_distance,
             "position_buckets": -1 if config.buckets is None else config.buckets,
             "pos_att_type": [theirs for theirs, own in _TERMS.items() if getattr(config, own)],
             "share_att_key": config.shared_projections,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pretrain.hub.config_json import Settings
-from pretrain.hub.family import SPANS, Family, HeadLayer, Heads, TaskHead, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import SPANS, HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 

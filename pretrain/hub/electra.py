@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.bert import Bert, body_names
-from pretrain.hub.family import HeadLayer, Heads, TaskHead
+from pretrain.hub.heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from enum import Enum, StrEnum
+from enum import Enum
 from math import prod
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 
 from pretrain.errors import ConfigError, check
 from pretrain.hub.config_json import Settings, shown
+from pretrain.hub.heads import HeadKind, Heads, TaskHead
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import ModelKind
@@ -96,72 +97,6 @@ class Tensors:
     other_names: dict[str, str] = field(default_factory=dict)  # beginnings of names in some files, and these here
 
 
-class HeadKind(StrEnum):
-    """What a task's head makes predictions for."""
-
-    sequence = "sequence"  # each sequence, from the hidden state of one token
-    span = "span"  # each token: whether an answer begins there, and whether one ends there
-    token = "token"  # each token
-
-
-_CLASSES = {
-    HeadKind.sequence: "ForSequenceClassification",
-    HeadKind.span: "ForQuestionAnswering",
-    HeadKind.token: "ForTokenClassification",
-}
-
-
-class Pooling(StrEnum):
-    """Which hidden state represents a sequence."""
-
-    first = "first"  # that of its first token
-    last = "last"  # that of its last token
-
-
-class HeadLayer(StrEnum):
-    """A layer before a head's classifier."""
-
-    pooler = "pooler"  # BERT's, which pretraining may have trained
-    tanh = "tanh"  # a projection as wide as the model, and its tanh
-    relu = "relu"  # the same with relu
-    gelu = "gelu"  # the same with gelu
-    transform = "transform"  # the layers before the vocabulary projection, trained with it
-    dropout = "dropout"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskHead:
-    """The head of one of a family's classes for tasks, as fine-tuning builds it and as `transformers` names it."""
-
-    names: dict[str, str] = field(default_factory=lambda: {"classifier": "classifier"})  # below our head, and theirs
-    layers: tuple[HeadLayer, ...] = ()  # before the classifier
-    bias: bool = True  # whether the classifier has one
-    pooling: Pooling = Pooling.first  # of sequences
-    prefix: str | None = None  # begins the names of the body; None: as in the family's own checkpoints
-    computes: dict[str, Any] = field(default_factory=dict)  # settings of theirs with the values that it has
-
-
-SPANS = TaskHead(names={"classifier": "qa_outputs"})
-TOKENS = TaskHead(layers=(HeadLayer.dropout,))
-LAST_TOKEN = TaskHead(names={"classifier": "score"}, bias=False, pooling=Pooling.last)  # it has seen the whole text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heads:
-    """The heads of a family's classes for tasks, one a `HeadKind`; the defaults are those of most families.
-
-    None: `transformers` has no such class.
-    """
-
-    sequence: TaskHead
-    span: TaskHead | None = SPANS
-    token: TaskHead | None = TOKENS
-
-    def of(self, kind: HeadKind) -> TaskHead | None:
-        """Return the head of a kind, None where there is none."""
-        return getattr(self, kind)
-
-
 class Family:
     """A Hugging Face architecture that some of our models are: three tables, and overrides where tables do not suffice.
 
@@ -187,7 +122,7 @@ class Family:
 
     def task_architecture(self, kind: HeadKind) -> str:
         """Return the name that the class with a task's head has or would have."""
-        return type(self).__name__ + _CLASSES[kind]
+        return type(self).__name__ + kind.ending
 
     def head(self, kind: HeadKind) -> TaskHead:
         """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
-from pretrain.hub.family import LAST_TOKEN, Family, Heads, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import LAST_TOKEN, Heads
 from pretrain.hub.layer_types import GLOBAL, LOCAL, global_layers, layer_types, rope_of
 from pretrain.hub.llama import attention_width
 from pretrain.hub.rope import rope_parameters, rope_theta, whole_rope_fields

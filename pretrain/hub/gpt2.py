@@ -6,7 +6,8 @@ Holds names and configuration; its projections are `Conv1D`, which keeps weights
 from __future__ import annotations
 
 from pretrain.hub.config_json import Settings
-from pretrain.hub.family import LAST_TOKEN, Family, Heads, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import LAST_TOKEN, Heads
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation
 

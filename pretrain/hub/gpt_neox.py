@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings
-from pretrain.hub.family import LAST_TOKEN, Family, Heads, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import LAST_TOKEN, Heads
 from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Order, Positions

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
-from pretrain.hub.family import LAST_TOKEN, SPANS, TOKENS, Family, Heads, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import LAST_TOKEN, SPANS, TOKENS, Heads
 from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
-from pretrain.hub.family import Family, HeadLayer, Heads, TaskHead, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import HeadLayer, Heads, TaskHead
 from pretrain.hub.layer_types import GLOBAL, LOCAL, global_layers, layer_types, rope_of
 from pretrain.hub.rope import rope_theta
 from pretrain.models.encoder import EncoderConfig

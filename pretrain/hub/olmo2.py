@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretrain.hub.family import LAST_TOKEN, Heads
+from pretrain.hub.heads import LAST_TOKEN, Heads
 from pretrain.hub.llama import Llama
 from pretrain.models.layers import Order, QKNorm
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings
-from pretrain.hub.family import LAST_TOKEN, TOKENS, Family, Heads, Tensors
+from pretrain.hub.family import Family, Tensors
+from pretrain.hub.heads import LAST_TOKEN, TOKENS, Heads
 from pretrain.hub.rope import rope_fields, rope_parameters
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions

@@ -20,7 +20,8 @@ from pretrain.checkpoint.fragments import OpenFiles, bytes_of, header
 from pretrain.checkpoint.load import check_architecture, first_few
 from pretrain.errors import CheckpointError, ConfigError, NumericalError
 from pretrain.files import write_hashed
-from pretrain.hub.family import Family, HeadKind, HFTensor, TaskHead, Tensors, family_of
+from pretrain.hub.family import Family, HFTensor, Tensors, family_of
+from pretrain.hub.heads import HeadKind, TaskHead
 from pretrain.hub.weight_files import INDEX, WHOLE, StoredTensors, equal, locate, read_json
 
 _CHUNK = 1 << 20  # elements read and written at a time

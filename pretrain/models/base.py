@@ -108,7 +108,7 @@ class Bias(Protocol):
         ...
 
     def cut(self, queries: Cut, keys: Cut) -> Iterable[Bias]:
-        """Return the bias of each of the parts that the streams of queries and of keys are cut into."""
+        """Return the bias of each of the parts that the streams of queries and of keys are cut into, or of more."""
         ...
 
     def single(self) -> Bias:

@@ -92,7 +92,7 @@ def make_norm(kind: Norm, width: int, eps: float, bias: bool) -> nn.LayerNorm | 
 
 
 class ZeroCenteredRMSNorm(nn.RMSNorm):
-    """RMSNorm that multiplies by 1 + weight, in fp32 (Gemma): weight decay then pulls scales to 1."""
+    """RMSNorm that multiplies by 1 + weight, in fp32 (Gemma); weights begin at 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""

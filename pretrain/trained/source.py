@@ -22,8 +22,9 @@ from pretrain.hub.adapter_config import ADAPTER_CONFIG, BASE, read_adapter_confi
 from pretrain.hub.config_json import check_value
 from pretrain.hub.download import cached, fetch, is_hub_name
 from pretrain.hub.export_dir import DECODER_START
-from pretrain.hub.family import Family, HeadKind
+from pretrain.hub.family import Family
 from pretrain.hub.generation_config import read_rules, rules_of
+from pretrain.hub.heads import HeadKind
 from pretrain.hub.weight_files import INDEX, WHOLE, read_json
 from pretrain.hub.weights import HuggingFaceWeights, read_network
 from pretrain.models.base import ModelKind

@@ -22,7 +22,8 @@ from pretrain.checkpoint.commit import step_names
 from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import load_manifest
 from pretrain.data.batch import IGNORED
-from pretrain.hub.family import HeadKind, head_for
+from pretrain.hub.family import head_for
+from pretrain.hub.heads import HeadKind
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder import EncoderConfig

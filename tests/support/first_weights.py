@@ -7,7 +7,8 @@ from finetune.init_from import weights_from
 from finetune.model.base import FineTuned
 from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
-from pretrain.hub.family import HeadKind, head_for
+from pretrain.hub.family import head_for
+from pretrain.hub.heads import HeadKind
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.trained.source import open_source

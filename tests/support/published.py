@@ -54,6 +54,13 @@ PHI3 = {
     **{"tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.40.2", "use_cache": True},
     "vocab_size": 32064,
 }
+DEBERTA_V3 = {
+    **{"model_type": "deberta-v2", "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768},
+    **{"hidden_dropout_prob": 0.1, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-7},
+    **{"max_position_embeddings": 512, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
+    **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "vocab_size": 128100},
+    **{"position_biased_input": False, "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 0},
+}
 PUBLISHED = {  # the files, and the parameters of the networks that they describe
     "meta-llama/Llama-3.1-8B": (
         LLAMA_3
@@ -174,10 +181,17 @@ PUBLISHED = {  # the files, and the parameters of the networks that they describ
         20_554_567_680,
     ),
     "microsoft/Phi-3-mini-4k-instruct": (PHI3, 3_821_079_552),
+    "microsoft/deberta-v3-base": (DEBERTA_V3 | {"architectures": ["DebertaV2ForMaskedLM"]}, 184_551_780),
 }
 LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
 # What their files say, and why not.
 REFUSED = {
+    "microsoft/deberta-v2-xlarge": (
+        DEBERTA_V3
+        | {"hidden_size": 1536, "intermediate_size": 6144, "num_attention_heads": 24, "num_hidden_layers": 24}
+        | {"attention_head_size": 64, "conv_act": "gelu", "conv_kernel_size": 3},
+        "conv_kernel_size=3 is not supported by model=encoder (0 is)",
+    ),
     "microsoft/Phi-3-mini-128k-instruct": (
         {**PHI3, "max_position_embeddings": 131_072, "rope_scaling": {**LONGROPE, "type": "longrope"}},
         "rope_scaling.type=longrope is not supported by model=decoder (default is)",

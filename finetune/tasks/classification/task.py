@@ -38,7 +38,7 @@ from finetune.tasks.classification.labels import (
 from finetune.tasks.classification.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from pretrain.data.sources.bad_records import BadRecordError, BadRecords
 from pretrain.errors import ConfigError, DataError, check
-from pretrain.hub.family import HeadKind
+from pretrain.hub.heads import HeadKind
 from pretrain.registry import register
 from pretrain.report.page import Section
 

@@ -28,7 +28,7 @@ from finetune.tasks.qa.spans import AnswerSpan, Candidates, candidates
 from finetune.tasks.qa.windows import WindowedQuestion, split_into_windows
 from finetune.tasks.squad import best_threshold, score, squad_metrics
 from pretrain.errors import DataError, check
-from pretrain.hub.family import HeadKind
+from pretrain.hub.heads import HeadKind
 from pretrain.registry import register
 from pretrain.report.page import Section
 

@@ -32,7 +32,7 @@ from pretrain.data.sources.bad_records import SHOWN, BadRecordError, BadRecords
 from pretrain.data.sources.locations import is_file, other_spelling
 from pretrain.data.sources.readers import JSON_LINES, file_format
 from pretrain.errors import ConfigError, DataError, check
-from pretrain.hub.family import HeadKind
+from pretrain.hub.heads import HeadKind
 from pretrain.registry import register
 from pretrain.report.page import Section
 

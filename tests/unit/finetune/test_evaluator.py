@@ -10,7 +10,7 @@ from finetune.data.examples import Example, Examples
 from finetune.evaluator import answers
 from pretrain.data.batch import IGNORED
 from pretrain.errors import NumericalError
-from pretrain.hub.family import HeadKind
+from pretrain.hub.heads import HeadKind
 from pretrain.objectives.base import Loss
 
 LENGTHS = [3, 7, 1, 5, 5, 2, 6]

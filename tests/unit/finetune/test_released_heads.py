@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from pretrain.data.batch import Batch
-from pretrain.hub.family import HeadKind
+from pretrain.hub.heads import HeadKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 

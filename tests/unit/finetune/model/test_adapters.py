@@ -42,7 +42,8 @@ from finetune.model.lora import LoraConfig, adapters_of, differences_of
 from pretrain.checkpoint.load import fill, shapes_of
 from pretrain.hub.adapter_config import task_type
 from pretrain.hub.adapter_files import ADAPTER_WEIGHTS
-from pretrain.hub.family import HeadKind, family_for, head_for
+from pretrain.hub.family import family_for, head_for
+from pretrain.hub.heads import HeadKind
 from pretrain.hub.weights import write_weights
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa

@@ -36,7 +36,8 @@ from finetune.model.heads import hf_tensors, pooled
 from finetune.model.losses import AnswerSpans, CrossEntropy, MultiLabel, Regression
 from pretrain.data.batch import IGNORED
 from pretrain.errors import ConfigError
-from pretrain.hub.family import FAMILIES, HeadKind, Pooling, family_for, head_for
+from pretrain.hub.family import FAMILIES, family_for, head_for
+from pretrain.hub.heads import HeadKind, Pooling
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 

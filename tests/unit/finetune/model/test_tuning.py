@@ -17,7 +17,8 @@ from finetune.model.losses import CrossEntropy
 from pretrain.checkpoint.base import WEIGHT
 from pretrain.data.batch import Batch
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.hub.family import HeadKind, head_for
+from pretrain.hub.family import head_for
+from pretrain.hub.heads import HeadKind
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa

@@ -7,6 +7,7 @@ import pytest
 import torch
 from family_shapes import SHAPES, small_model
 from hugging_face_directories import AUTO_CLASSES
+from published import DEBERTA_V3
 from small_models import (
     BART,
     ELECTRA,
@@ -46,7 +47,8 @@ from transformers import (
 )
 
 from pretrain.errors import ConfigError
-from pretrain.hub.family import FAMILIES, HeadKind, HeadLayer, check_family, family_for, family_of, head_for
+from pretrain.hub.family import FAMILIES, check_family, family_for, family_of, head_for
+from pretrain.hub.heads import HeadKind, HeadLayer
 from pretrain.hub.roberta import Roberta
 from pretrain.models.base import ModelKind
 from pretrain.models.decoder import DecoderConfig
@@ -129,7 +131,7 @@ def test_a_family_that_is_named_must_exist_and_compute_the_same():
     head = head_for(EncoderConfig(max_seq_len=32, family="electra"), HeadKind.sequence)
     assert HeadLayer.gelu in head.layers and HeadLayer.pooler not in head.layers
     for family, refusal in (
-        ("elektra", "model.family=elektra: must be one of bert, distilbert, electra,"),
+        ("elektra", "model.family=elektra: must be one of bert, deberta-v2, distilbert, electra,"),
         ("gpt2", "model.family=gpt2: must be one of bert, "),
         ("roberta", "model.position_offset=0: is not supported by RobertaForMaskedLM"),
     ):
@@ -150,7 +152,7 @@ def test_what_transformers_writes_is_understood():
     assert family_of(mistral).from_hf(mistral) == DecoderConfig(max_seq_len=131072, kv_heads=2, window=9, **ours)
     phi3 = Phi3Config(**size, sliding_window=9).to_dict()
     ours |= {"kv_heads": 4, "window": 9, "norm_eps": 1e-5}
-    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, **ours, family="phi3")
+    assert family_of(phi3).from_hf(phi3) == DecoderConfig(max_seq_len=4096, family="phi3", **ours)
     neox = GPTNeoXConfig(**size | {"hidden_size": 32}).to_dict()
     ours = {"width": 32, "mlp_width": 40, "heads": 4, "layers": 3, "tie_embeddings": False}
     assert family_of(neox).from_hf(neox) == DecoderConfig(max_seq_len=2048, **ours, **GPT_NEOX | {"rotary_share": 0.25})
@@ -220,14 +222,6 @@ def test_configurations_of_older_versions_are_understood():
 PHI3_128K = {"model_type": "phi3", "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
 LONGROPE = {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48}
 BERT, MODERN, GEMMA = BertConfig().to_dict(), ModernBertConfig().to_dict(), Gemma3TextConfig().to_dict()
-# As Microsoft released deberta-v3-base.
-DEBERTA_V3 = {
-    **{"model_type": "deberta-v2", "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_size": 768},
-    **{"hidden_dropout_prob": 0.1, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-7},
-    **{"max_position_embeddings": 512, "relative_attention": True, "position_buckets": 256, "share_att_key": True},
-    **{"norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "vocab_size": 128100},
-    **{"position_biased_input": False, "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 0},
-}
 
 
 def test_the_released_deberta_is_understood():
@@ -370,7 +364,7 @@ def rotary(layers, kind, **more):
         ({**DEBERTA_V3, "position_biased_input": True}, "position_biased_input=True is not"),
         ({**DEBERTA_V3, "conv_kernel_size": 3}, "conv_kernel_size=3 is not supported by model=encoder (0 is)"),
         ({**DEBERTA_V3, "pos_att_type": "c2p|p2p"}, "pos_att_type=c2p|p2p is not"),
-        ({**DEBERTA_V3, "pos_att_type": []}, "pos_att_type=[] is not supported by model=encoder (c2p and p2c are, or"),
+        ({**DEBERTA_V3, "pos_att_type": []}, "pos_att_type=[] is not supported by model=encoder (p2c and c2p are, or"),
         ({**DEBERTA_V3, "norm_rel_ebd": "rms_norm"}, "norm_rel_ebd=rms_norm is not"),
         ({**DEBERTA_V3, "embedding_size": 128}, "embedding_size=128 is not supported by model=encoder (768 is)"),
         ({**DEBERTA_V3, "attention_head_size": 32}, "attention_head_size=32 is not supported by model=encoder (64"),

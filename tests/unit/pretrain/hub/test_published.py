@@ -15,8 +15,9 @@ from pretrain.hub.family import family_for
 from pretrain.hub.weights import read_network
 from pretrain.models.attention.sdpa import sdpa
 
-# Of our own training, a function with several names (its network is read again below), and of the tokenizer.
-SAID_OTHERWISE = {"initializer_range", "hidden_act", "pad_token_id"}
+# Those of our own training, a function with several names (its network is read again below), the tokenizer's.
+SAID_OTHERWISE = {"initializer_range", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob"}
+SAID_OTHERWISE |= {"pad_token_id"}
 
 
 def num_parameters(model):

@@ -121,4 +121,7 @@ def test_a_tokenizer_of_targets_that_is_another_or_gone_is_refused(release, tune
 def test_the_record_of_a_run_says_the_rules_of_the_release(release, tuned):
     pad = json.loads((release / "config.json").read_text())["pad_token_id"]
     said = json.loads((tuned / "run.json").read_text())["generation"]
-    assert said == {"forced_bos_token_id": None, "forced_eos_token_id": 0, "bad_words_ids": [[pad]]}
+    assert said == {
+        **{"forced_bos_token_id": None, "forced_eos_token_id": 0, "bad_words_ids": [[pad]]},
+        "eos_token_id": [0],
+    }
