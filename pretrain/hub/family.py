@@ -128,7 +128,7 @@ class Family:
         """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""
         if (found := self.heads.of(kind)) is None:
             missing = self.task_architecture(kind)
-            raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
+            raise ConfigError(f"transformers has no {missing}: this model cannot be exported")
         return found
 
     def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
