@@ -432,8 +432,13 @@ def test_an_encoder_decoder_has_no_head_of_a_task():
 
 # Keys beside those that transformers writes today, as released files have them.
 RELEASED = [
-    {**GPT2Config().to_dict(), "n_ctx": 1024, "task_specific_params": {"text-generation": {"max_length": 50}}},
+    {
+        **{**GPT2Config().to_dict(), "n_ctx": 1024, "n_special": 0, "predict_special_tokens": True},
+        "task_specific_params": {"text-generation": {"max_length": 50}},
+    },
     {**LlamaConfig().to_dict(), "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}},
+    {**LlamaConfig().to_dict(), "unsloth_fixed": True, "unsloth_version": "2024.9"},
+    {**GPTNeoXConfig().to_dict(), "custom_pipelines": {"text-generation": {"impl": "pipeline.Pipeline"}}},
     {**BERT, "gradient_checkpointing": False, "position_embedding_type": "absolute", "pooler_fc_size": 768},
     {**RobertaConfig().to_dict(), "position_embedding_type": "absolute"},
     {**XLMRobertaConfig().to_dict(), "output_past": True},
