@@ -260,6 +260,11 @@ def rotary(layers, kind, **more):
             "qk_norm=True is not supported by model=decoder (unknown, and may change",
         ),
         ({**LlamaConfig().to_dict(), "rope_interleaved": True}, "rope_interleaved=True is not"),
+        (
+            {**LlamaConfig().to_dict(), "is_causal": False},
+            "is_causal=False is not supported by model=decoder (True is)",
+        ),
+        ({**TEXT_TO_TEXT, "is_causal": None}, "is_causal=None is not supported by model=encoder_decoder (True is)"),
         ({**BERT, "is_encoder_decoder": True}, "is_encoder_decoder=True is not"),
         ({**MODERN, "embedding_size": 128}, "embedding_size=128 is not"),
         (LlamaConfig(hidden_act="gelu").to_dict(), "hidden_act=gelu is not supported"),
