@@ -204,6 +204,8 @@ class Family:
         theirs = settings.complete(theirs)
         settings.check(theirs, self.config_type)
         self.expect(theirs, **settings.computes)
+        if self.config_type.kind is not ModelKind.bidirectional:  # decoders of transformers see later tokens without
+            self.expect(theirs, is_causal=True)
         if refused := settings.refused(theirs):
             key, rule = refused
             raise self.refusal(key, theirs[key], rule)
