@@ -168,7 +168,7 @@ def weights_from(
     if left := stored.keys() - held.keys():
         log.info("init_from: left behind of %s, so not in exports either: %s", source.path, ", ".join(sorted(left)))
         if PAIRS in left:
-            log.info("init_from: what tells pairs apart goes on with objective.sentences=nsp (BERT's) or sop")
+            log.info("init_from: objective=masked_lm objective.sentences=nsp (BERT's) or sop would go on with them")
     return SourceWeights(reader, held, initial)
 
 

@@ -58,7 +58,10 @@ _OF_RUN = (
     *("train.micro_batch_size", "eval.max_slots"),
 )
 _OF_TEXT = ("data.sources.", "data.prepare.root", "data.prepare.workers", "data.prepare.on_invalid")
-_OF_MODEL = ("objective.masking.", "tokenizer.prefix", "tokenizer.suffix", "tokenizer.mask")
+_OF_MODEL = (
+    *("objective.masking.", "objective.rate", "objective.replacements"),
+    *("tokenizer.prefix", "tokenizer.suffix", "tokenizer.mask"),
+)
 _MAY_CHANGE = (*_OF_RUN, *_OF_TEXT, *_OF_MODEL)
 
 Text = str | Path | SourceConfig
