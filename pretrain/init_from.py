@@ -26,11 +26,11 @@ from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
 from pretrain.models.rotary import RopeScaling, Scaling
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Objective, ObjectiveConfig
 from pretrain.registry import plain
 from pretrain.tokenizer.base import load_tokenizer, num_ids
 from pretrain.trained.adapted import below
-from pretrain.trained.base import EMBEDDING, Source
+from pretrain.trained.base import EMBEDDING, PAIRS, Source
 from pretrain.trained.source import described_source, objective_for
 
 _ROPE_SCALING = "model.rope_scaling"
@@ -168,7 +168,17 @@ def weights_from(
         log.info("init_from: %s has no %s; they get initial values", source.path, ", ".join(new))
     if left := stored.keys() - held.keys():
         log.info("init_from: left behind of %s, so not in exports either: %s", source.path, ", ".join(sorted(left)))
+        if PAIRS in left:
+            log.info("init_from: objective=masked_lm objective.sentences=nsp (BERT's) or sop would go on with them")
     return SourceWeights(reader, held, initial)
+
+
+def warn_of_other_pairs(source: Source, objective: ObjectiveConfig) -> None:
+    """Warn if an objective takes over the classifier of a run whose pairs were others, nsp or sop."""
+    theirs, ours = (plain(each).get("sentences") for each in (source.objective, objective))
+    if source.objective.pairs and objective.pairs and theirs != ours:
+        rule = f"objective.sentences is {ours}, that of {source.name} {theirs}"
+        log.warning("init_from: %s; what tells pairs apart begins with the answers to another question", rule)
 
 
 def _head_beside(names: Collection[str], others: Collection[str]) -> set[str]:

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from pretrain.checkpoint.base import Reader
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.choice_sets import ChoiceSet, load_choices
@@ -28,7 +29,7 @@ from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import check
 from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.hub.generation_config import generation_settings, rules_of
-from pretrain.init_from import InitialWeights, weights_from
+from pretrain.init_from import InitialWeights, warn_of_other_pairs, weights_from
 from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
@@ -106,11 +107,18 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     initial = InitialWeights(module, cfg.seed)
     fingerprints = _fingerprints(cfg, stream)
+
+    def first_weights() -> Reader:
+        if source is None:
+            return initial
+        warn_of_other_pairs(source, cfg.objective)
+        return weights_from(source, initial, fingerprints, world, tokenizer=file)
+
     trainee = session.build(
         module,
         fingerprints,
         shapes=initial.shapes,
-        first_weights=lambda: weights_from(source, initial, fingerprints, world, tokenizer=file) if source else initial,
+        first_weights=first_weights,
         num_steps=cfg.train.steps,
         accept_changed=cfg.data.accept_changed,
     )

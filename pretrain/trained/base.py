@@ -27,6 +27,7 @@ from pretrain.tokenizer.file import TokenizerFile
 from pretrain.trained.run_files import target_tokenizer_of, tokenizer_of
 
 EMBEDDING = "model.embedding.weight"  # one row per token
+PAIRS = "sentence_classifier.weight"  # of what tells pairs of sentences apart, in an objective or a file of BERT
 Weights = HuggingFaceWeights | FragmentReader | Summed
 """The weights of a source: a reader that knows their shapes."""
 

@@ -44,7 +44,7 @@ from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.evaluator import EvalConfig, held_out_evaluator
 from pretrain.train.loop import TrainConfig
 from pretrain.train.run_dir import CONFIG_FILE, choice_of, read_config, read_record
-from pretrain.trained.base import Source
+from pretrain.trained.base import PAIRS, Source
 from pretrain.trained.run_files import state_of
 from pretrain.trained.source import RunSource
 from pretrain.trained.texts import sources_of
@@ -58,7 +58,10 @@ _OF_RUN = (
     *("train.micro_batch_size", "eval.max_slots"),
 )
 _OF_TEXT = ("data.sources.", "data.prepare.root", "data.prepare.workers", "data.prepare.on_invalid")
-_OF_MODEL = ("objective.masking.", "tokenizer.prefix", "tokenizer.suffix", "tokenizer.mask")
+_OF_MODEL = (
+    *("objective.masking.", "objective.rate", "objective.replacements"),
+    *("tokenizer.prefix", "tokenizer.suffix", "tokenizer.mask"),
+)
 _MAY_CHANGE = (*_OF_RUN, *_OF_TEXT, *_OF_MODEL)
 
 Text = str | Path | SourceConfig
@@ -165,6 +168,9 @@ def measurement(
     sets = load_choices(files, "choices", source.load_tokenizer(), prefix, cfg.data.seq_len) if files else []
     texts_of(cfg.data.sources)
     chosen = PRECISIONS[precision]() if precision else _precision_of(source)
+    if not isinstance(source, RunSource) and PAIRS in source.weights(World.alone()).weight_shapes():
+        rule = "what tells pairs of sentences apart is not measured, as its files do not say which pairs (nsp, sop)"
+        log.warning("%s: %s; a run that goes on with it is", source.name, rule)
     return Measurement(
         source=source,
         cfg=cfg,

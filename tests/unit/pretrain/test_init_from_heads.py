@@ -14,16 +14,20 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForMaskedLM,
     BertForPreTraining,
     BertModel,
 )
 
 from pretrain.data.batch import IGNORED, Batch
 from pretrain.export import main
-from pretrain.init_from import weights_from
+from pretrain.init_from import warn_of_other_pairs, weights_from
 from pretrain.models.base import Layout
 from pretrain.models.encoder import EncoderConfig
+from pretrain.objectives.masked_lm import MaskedLMConfig
+from pretrain.objectives.sentence_pairs import Sentences
 from pretrain.registry import flattened, plain
+from pretrain.trained.measuring import measurement
 from pretrain.trained.source import open_source
 
 SMALL = {"max_seq_len": 32, "width": 24, "layers": 1, "heads": 4}
@@ -139,7 +143,9 @@ def test_both_heads_of_bert_come_in_and_go_out(tmp_path, caplog):
 def test_a_run_without_pairs_says_what_it_leaves_behind(tmp_path, caplog):
     theirs, place = bert(tmp_path / "released"), tmp_path / "released"
     run = run_from(place, tmp_path / "run")
-    assert said(caplog) == [f"init_from: left behind of {place}, so not in exports either: {POOLER}, {PAIRS}"]
+    left, way_on = said(caplog)
+    assert left == f"init_from: left behind of {place}, so not in exports either: {POOLER}, {PAIRS}"
+    assert "objective.sentences=nsp" in way_on
     assert main([str(run)]) == 0
     exported, report = AutoModelForMaskedLM.from_pretrained(run / "export", output_loading_info=True)
     assert not any(report.values()) and exported.config.architectures == ["BertForMaskedLM"]
@@ -147,6 +153,27 @@ def test_a_run_without_pairs_says_what_it_leaves_behind(tmp_path, caplog):
     with torch.no_grad():
         found, expected = exported(**inputs).logits, theirs(**inputs).prediction_logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_of_another_kind_than_those_of_a_run_are_said(tmp_path, caplog):
+    run = make_run(tmp_path / "run", "objective.sentences=nsp", model="encoder")
+    source = open_source(str(run))
+    for sentences in ("none", "nsp", "sop"):
+        warn_of_other_pairs(source, MaskedLMConfig(sentences=Sentences[sentences]))
+    [line] = said(caplog)
+    assert line.startswith(f"init_from: objective.sentences is sop, that of {run} nsp;")
+
+
+def test_an_evaluation_says_that_pairs_of_a_file_are_not_measured(tmp_path, caplog):
+    """Its files do not say of which pairs; those without the classifier say nothing."""
+    (tmp_path / "text.txt").write_text("a text")
+    for kind, measured in ((BertForPreTraining, False), (BertForMaskedLM, True)):
+        caplog.clear()
+        place = tmp_path / kind.__name__
+        bert(place, kind)
+        measurement(open_source(str(place)), [tmp_path / "text.txt"], [], [], None)
+        said_so = [line for line in caplog.messages if "pairs of sentences" in line]
+        assert (not said_so) is measured
 
 
 def test_the_body_of_bert_brings_its_pooler_to_pairs(tmp_path, caplog):

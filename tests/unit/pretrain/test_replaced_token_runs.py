@@ -138,5 +138,9 @@ def test_it_is_opened_and_measured_as_what_it_is(discriminator, tmp_path, export
         model.logits(model.encode("the time"))
     (tmp_path / "texts.txt").write_text("the time of the year\n\npeople and the world\n\nschool time\n" * 20)
     root = f"data.prepare.root={tmp_path}"
-    found = model.evaluate(str(tmp_path / "texts.txt"), settings=[root, "documents=blank_line", "seed=2"])
+    settings = [root, "documents=blank_line", "seed=2"]
+    found = model.evaluate(str(tmp_path / "texts.txt"), settings=settings)
     assert 0 <= found["replaced_accuracy"] <= 1 and found["targets"] == found["tokens"] > 100
+    settings += ["objective.rate=0.6", "objective.replacements=uniform"]
+    harder = model.evaluate(str(tmp_path / "texts.txt"), settings=settings)
+    assert harder["targets"] == found["targets"] and harder["loss"] != found["loss"]
