@@ -269,10 +269,10 @@ def family_for(config: Any) -> Family:
 
 def _nearest(config: Any) -> tuple[Family, list[str]]:
     """Return the closest family, and why its architecture cannot express a configuration, if it cannot."""
-    named = config.family
     possible = {kind: each for kind, each in FAMILIES.items() if isinstance(config, each.config_type)}
     if not possible:
         raise ConfigError(f"{type(config).__name__}: is none of {', '.join(FAMILIES)}: this model cannot be exported")
+    named = config.family
     if named is not None:
         check(named in possible, "model.family", named, f"must be one of {', '.join(possible)}, or null")
         possible = {named: possible[named]}
@@ -283,7 +283,7 @@ def _nearest(config: Any) -> tuple[Family, list[str]]:
 
 def check_family(config: Any) -> None:
     """Raise `ConfigError` for a network that names a family that is none, or that does not compute it."""
-    if config.family is not None:
+    if getattr(config, "family", None) is not None:  # models from outside have no such setting
         family_for(config)
 
 

@@ -50,7 +50,7 @@ from pretrain.errors import ConfigError
 from pretrain.hub.family import FAMILIES, check_family, family_for, family_of, head_for
 from pretrain.hub.roberta import Roberta
 from pretrain.hub.task_heads import HeadKind, HeadLayer
-from pretrain.models.base import ModelKind
+from pretrain.models.base import ModelConfig, ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
@@ -139,6 +139,16 @@ def test_a_family_that_is_named_must_exist_and_compute_the_same():
         for refuse in (check_family, family_for, lambda config: head_for(config, HeadKind.token)):
             with pytest.raises(ValueError, match=refusal):
                 refuse(config)
+
+
+def test_a_model_from_outside_names_no_family_and_is_of_none():
+    class Outside(ModelConfig):
+        kind = ModelKind.causal
+
+    check_family(Outside())
+    assert head_for(Outside(), HeadKind.sequence) is FAMILIES["gpt2"].heads.sequence
+    with pytest.raises(ConfigError, match="Outside: is none of "):
+        family_for(Outside())
 
 
 def test_what_transformers_writes_is_understood():
