@@ -38,7 +38,7 @@ from pretrain.tokenizer.base import FOR_TARGETS, text_sha256
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
 from pretrain.train.run_dir import read_record
-from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
+from pretrain.train.session import Fingerprints, Session, network_defaults, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
 from pretrain.trained.base import Source
 from pretrain.trained.source import find_source, shared_source
@@ -114,6 +114,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         shapes=initial.shapes,
         first_weights=lambda: _first_weights(cfg, source, initial, adapters, world, names=data.names),
         num_steps=steps.total,
+        unsaid=network_defaults(network),
     )
     session.begin(
         network,

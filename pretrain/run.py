@@ -40,7 +40,7 @@ from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
 from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
-from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
+from pretrain.train.session import Fingerprints, Session, network_defaults, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, summary
 from pretrain.trained.base import Source
 from pretrain.trained.source import find_source, shared_source
@@ -120,6 +120,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         shapes=initial.shapes,
         first_weights=first_weights,
         num_steps=cfg.train.steps,
+        unsaid=network_defaults(cfg.model),
         accept_changed=cfg.data.accept_changed,
     )
     session.begin(

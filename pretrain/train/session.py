@@ -9,7 +9,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -126,12 +126,14 @@ class Session:
         shapes: Shapes,
         first_weights: Callable[[], Reader],
         num_steps: int,
+        unsaid: Fingerprints,
         accept_changed: bool = False,
     ) -> Trainee:
         """Hand a module on the meta device to the strategy, and fill it from the newest checkpoint if there is one.
 
         `shapes` are those of the whole module, `first_weights` fill it at step 0, `num_steps` are those of the whole
-        run. `accept_changed` goes on with other corpora, which is noted. Raises what `resume` raises.
+        run, `unsaid` what steps of older versions do not say (`network_defaults`). `accept_changed` goes on with other
+        corpora, which is noted. Raises what `resume` raises.
         """
         cfg = self.cfg
         strategy = cfg.strategy.build(world=self.world, precision=cfg.precision, compilation=cfg.compile)
@@ -141,7 +143,14 @@ class Session:
         accept = self._accept if accept_changed else None
         committed = self.directory.committed if self.directory else {}
         saved = resume(
-            checkpoints, strategy, shapes, fingerprints, num_steps=num_steps, committed=committed, accept=accept
+            checkpoints,
+            strategy,
+            shapes,
+            fingerprints,
+            num_steps=num_steps,
+            unsaid=unsaid,
+            committed=committed,
+            accept=accept,
         )
         checkpoints.begin()
         if saved is None:
@@ -318,20 +327,22 @@ def resume(
     fingerprints: Fingerprints,
     *,
     num_steps: int,
+    unsaid: Fingerprints,
     committed: Committed | None = None,
     accept: Callable[[str], None] | None = None,
 ) -> dict[str, Any] | None:
     """Fill the strategy from the newest checkpoint and return what was saved beside it; None if there is none.
 
     A collective. `shapes` are those of the whole module, `num_steps` those of the whole run; `committed` are the steps
-    that should be there, see `newest_step`. Raises `CheckpointError` or `DataError` for a checkpoint of another
-    network, or of other data, by the name of what differs; a corpus that changed goes to `accept`, if there is one.
+    that should be there, see `newest_step`; `unsaid` are values of what was no setting when an older version saved.
+    Raises `CheckpointError` or `DataError` for a checkpoint of another network, or of other data, by the name of what
+    differs; a corpus that changed goes to `accept`, if there is one.
     """
     newest = newest_step(checkpoints.directory, checkpoints.world, committed)
     if newest is None:
         return None
     saved = load_state(newest, SavedRun)
-    theirs = saved.get("resume", {})
+    theirs = {key: unsaid[key] for key in fingerprints if key in unsaid} | saved.get("resume", {})
     for key in fingerprints | theirs:
         before, now = theirs.get(key), fingerprints.get(key)
         if before == now or (key == "tokenizer" and key not in theirs):  # older runs of fine-tuning did not note it
@@ -372,3 +383,11 @@ def network_fingerprints(network: Any, optim: Any) -> Fingerprints:
     fixed = {key: value for key, value in plain(network).items() if "dropout" not in key and key != "family"}
     settings = {f"model.{key}": value for key, value in fixed.items()}
     return {**settings, "optim": type(optim).__name__}
+
+
+def network_defaults(network: Any) -> Fingerprints:
+    """Return the values that settings of a network have in steps of versions that did not have them: the defaults."""
+    optional = [key for key in fields(network) if key.default is not MISSING or key.default_factory is not MISSING]
+    needed = {key.name: getattr(network, key.name) for key in fields(network) if key not in optional}
+    defaults = type(network)(**needed)
+    return {f"model.{key.name}": plain(getattr(defaults, key.name)) for key in optional}

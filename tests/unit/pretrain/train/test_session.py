@@ -10,11 +10,12 @@ from pretrain.checkpoint.load import shapes_of
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
 from pretrain.compose import compose
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.schedule import CosineSchedule, LearningRate
 from pretrain.train.run_dir import RunDirectory
-from pretrain.train.session import change_of_rate, network_fingerprints, resume
+from pretrain.train.session import change_of_rate, network_defaults, network_fingerprints, resume
 
 FINGERPRINTS = {"model.width": 5, "optim": "adamw", "data.seq_len": 16}
 
@@ -29,9 +30,9 @@ def saved(tmp_path):
     return state_of(module, strategy), checkpoints
 
 
-def resumed(checkpoints, fingerprints=FINGERPRINTS, num_steps=9):
+def resumed(checkpoints, fingerprints=FINGERPRINTS, num_steps=9, unsaid=None):
     module, strategy = toy_strategy()
-    found = resume(checkpoints, strategy, shapes_of(module), fingerprints, num_steps=num_steps)
+    found = resume(checkpoints, strategy, shapes_of(module), fingerprints, num_steps=num_steps, unsaid=unsaid or {})
     return found, state_of(module, strategy)
 
 
@@ -97,3 +98,19 @@ def test_a_resumed_run_may_name_another_family_and_have_another_dropout_but_no_o
     network = EncoderConfig(max_seq_len=32)
     assert of(replace(network, family="electra", dropout=0.1)) == of(network)
     assert of(replace(network, embedding_width=9)) != of(network)
+
+
+def test_a_step_of_before_a_setting_was_one_resumes_unless_the_setting_is_used(saved):
+    unsaid = {"model.qk_norm": "none", "model.dropout": 0.0}
+    found, _ = resumed(saved[1], FINGERPRINTS | {"model.qk_norm": "none"}, unsaid=unsaid)
+    assert found["step"] == 3
+    with pytest.raises(CheckpointError, match=r"model\.qk_norm was none and is now head"):
+        resumed(saved[1], FINGERPRINTS | {"model.qk_norm": "head"}, unsaid=unsaid)
+
+
+def test_what_older_steps_do_not_say_of_a_network_are_its_defaults():
+    network = DecoderConfig(max_seq_len=32, width=24, heads=3, score_width=9)
+    found, now = network_defaults(network), network_fingerprints(network, AdamWConfig())
+    differs = {key for key in found.keys() & now.keys() if found[key] != now[key]}
+    assert differs == {"model.width", "model.heads", "model.score_width"}
+    assert found["model.rope_scaling"]["kind"] == "none"
