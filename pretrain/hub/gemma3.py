@@ -142,7 +142,8 @@ class Gemma3Text(Family):
         score_width = theirs["query_pre_attn_scalar"]
         key, rope = rope_of(self, theirs, GLOBAL)
         if theirs["rope_scaling"]:
-            key, rope = "rope_scaling", {**rope, **theirs["rope_scaling"]}
+            # A kind under its older name, `type`, is not one that transformers reads here.
+            key, rope = "rope_scaling", {"rope_type": "default", **rope, **theirs["rope_scaling"]}
         return {
             "attention_width": attention_width(theirs, head_dim),
             "score_width": None if score_width == head_dim else score_width,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
 from pretrain.hub.family import Family, Tensors
-from pretrain.hub.rope import rope_fields, rope_parameters
+from pretrain.hub.rope import rope_parameters, whole_rope_fields
 from pretrain.hub.task_heads import LAST_TOKEN, SPANS, TOKENS, Heads
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Activation, Norm, Positions
@@ -107,8 +107,7 @@ class Llama(Family):
             raise self.refusal("num_attention_heads", heads, f"it divides hidden_size={width}")
         key = "rope_scaling" if theirs["rope_scaling"] else "rope_parameters"  # the first wins in transformers, too
         length, theta = theirs["max_position_embeddings"], theirs["rope_theta"]
-        rope = rope_fields(self, key, theirs[key] or {}, theta=theta, length=length)
-        self.expect({f"{key}.partial_rotary_factor": rope.pop("rotary_share")}, **{f"{key}.partial_rotary_factor": 1.0})
+        rope = whole_rope_fields(self, key, theirs[key] or {}, theta=theta, length=length)
         return {**rope, "attention_width": attention_width(theirs, theirs["head_dim"])}
 
 

@@ -92,7 +92,7 @@ class ModernBert(Family):
         silent=(
             *("classifier_pooling", "classifier_dropout", "sparse_pred"),
             *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"),
-            "position_embedding_type",  # the released file has BERT's, which its code does not read
+            *("position_embedding_type", "layer_norm_eps"),  # BERT's, in the released file; its code does not read them
         ),
     )
     heads = Heads(sequence=replace(_HEAD, computes={"classifier_pooling": "cls"}), span=_HEAD, token=_HEAD)

@@ -85,7 +85,9 @@ def rope_fields(
     }
 
 
-def whole_rope_fields(family: Family, key: str, rope: dict[str, Any], *, theta: float, length: int) -> dict[str, Any]:
+def whole_rope_fields(
+    family: Family, key: str, rope: dict[str, Any], *, theta: float | None, length: int
+) -> dict[str, Any]:
     """Return the same without `rotary_share`. Raises `ConfigError` also where not whole heads are rotated."""
     found = rope_fields(family, key, rope, theta=theta, length=length)
     share = f"{key}.partial_rotary_factor"

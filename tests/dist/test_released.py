@@ -115,9 +115,8 @@ def first_step(theirs, masked):
     batch = join(sequences(0), masked)
     loss = F.cross_entropy(logits_of(theirs, texts(0)), batch.targets, ignore_index=IGNORED)
     loss.backward()
-    return loss.item(), torch.nn.utils.get_total_norm(
-        [p.grad for p in theirs.parameters() if p.grad is not None]
-    ).item()
+    gradients = [parameter.grad for parameter in theirs.parameters() if parameter.grad is not None]
+    return loss.item(), torch.nn.utils.get_total_norm(gradients).item()
 
 
 def learn(world, place, names, expected):

@@ -46,6 +46,7 @@ SHAPES = {
         **{"rope_scaling": RopeScaling(kind=Scaling.yarn, factor=4.0, original_length=8), "mlp_width": 40},
     },
     "phi3": {**PHI3, "kv_heads": 2, "rope_theta": 5e5},
+    "phi3, whole heads": {**LLAMA, "family": "phi3"},
     "phi3, untied": {**PHI3, "window": 3, "tie_embeddings": False, "mlp_width": 56},
     "olmo2": {**OLMO2, "kv_heads": 2, "attention_width": 40},
     "olmo2, tied": {**OLMO2, "rope_theta": 5e5, "tie_embeddings": True, "norm_eps": 1e-3},

@@ -101,7 +101,7 @@ def tune() -> None:
 
 
 def export_options(run: Path) -> Namespace:
-    return Namespace(run=run, step=None, out=None, dtype="fp32", shard_mb=5, overwrite=False)
+    return Namespace(run=run, step=None, out=None, dtype="fp32", shard_mb=5, overwrite=False, adapters=False)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[], object]]] = {

@@ -26,6 +26,7 @@ OURS = {
     "llama, untied": [*LLAMA_SETTINGS, "model.kv_heads=1", "model.tie_embeddings=false", "model.rope_theta=5e5"],
     "llama, wide": [*LLAMA_SETTINGS, "model.mlp_width=56", "model.norm_eps=1e-6", "model.layers=3"],
     "gpt_neox": [*GPT2_SETTINGS, "model.order=parallel", "model.positions=rotary", "model.rotary_share=0.34"],
+    "phi3": [*LLAMA_SETTINGS, "model.family=phi3", "model.kv_heads=2"],
     "mistral": [*LLAMA_SETTINGS, "model.kv_heads=2", "model.window=5"],
 }
 

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import pytest
+from published import REFUSED
 
 from pretrain.errors import ConfigError
 from pretrain.hub.download import is_hub_name
@@ -200,9 +201,13 @@ def test_a_network_that_is_not_ours_is_refused_before_its_weights_are_fetched(hu
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
     template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    for place, rule in (("adapter", "peft_type=None: only LORA is read"), ("network", "model_type=None: is not supp")):
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / place))
-        with pytest.raises(ConfigError, match=f"config.json: {rule}"):
+    releases = ("mistralai/Mixtral-8x7B-v0.1", "TheBloke/Llama-2-7B-GPTQ", "microsoft/Phi-3-mini-128k-instruct")
+    files = [REPOSITORY["config.json"], *(json.dumps(REFUSED[name][0]).encode() for name in releases)]
+    rules = ["peft_type=None: only LORA is read", *(REFUSED[name][1] for name in releases)]
+    for number, (file, rule) in enumerate(zip(files, rules, strict=True)):
+        monkeypatch.setitem(REPOSITORY, "config.json", file)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / str(number)))
+        with pytest.raises(ConfigError, match=f"config.json: {re.escape(rule)}"):
             find_source("org/name", first=True)
         monkeypatch.delitem(REPOSITORY, "adapter_config.json", raising=False)
     assert any(path.endswith("/config.json") for path in asked)

@@ -359,6 +359,10 @@ def rotary(layers, kind, **more):
             {**GEMMA, "rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
             "rope_scaling.rope_type=longrope is not",
         ),
+        (
+            {"model_type": "gemma3_text", "rope_scaling": {"type": "linear", "factor": 8.0}},
+            "rope_scaling.factor=8.0 is not supported by model=decoder (default frequencies have none)",
+        ),
         (Olmo2Config(attention_bias=True).to_dict(), "attention_bias=True is not supported"),
         ({**DEBERTA_V3, "relative_attention": False}, "relative_attention=False is not supported by model=encoder"),
         ({**DEBERTA_V3, "position_biased_input": True}, "position_biased_input=True is not"),
