@@ -26,6 +26,7 @@ from pretrain.checkpoint.base import Reader
 from pretrain.data.sources.locations import typed_name
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import DataError, check
+from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.hub.generation_config import generation_settings
 from pretrain.hub.spm_files import pair_files
 from pretrain.init_from import InitialWeights
@@ -36,6 +37,7 @@ from pretrain.strategy.base import Memory
 from pretrain.tokenizer.base import FOR_TARGETS, text_sha256
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
+from pretrain.train.run_dir import read_record
 from pretrain.train.session import Fingerprints, Session, network_fingerprints, resumes
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
 from pretrain.trained.base import Source
@@ -127,6 +129,8 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     )
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     if session.directory:
+        record = read_record(session.directory.path)
+        warn_unless_exportable("finetune", network, record, codec.tokenizer, task.answering.kind)
         log.info(_summary(cfg, data, size, predicted, steps))
     engine = Engine(
         module=trainee.model,

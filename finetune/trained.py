@@ -38,7 +38,7 @@ from pretrain.hub.adapter_config import BASE, task_type
 from pretrain.hub.download import is_hub_name
 from pretrain.hub.export_dir import Export, hf_model, write_export
 from pretrain.hub.family import family_for
-from pretrain.hub.generation_config import rules_of
+from pretrain.hub.generation_config import rules_of, with_end
 from pretrain.hub.model_card import Origin
 from pretrain.hub.spm_files import pair_files
 from pretrain.objectives.base import Objective
@@ -132,9 +132,10 @@ class FineTunedModel:
         which `peft` puts over the weights that the run began from; by default in `adapters/` of the run. Raises
         `ConfigError` for a model of no family, and for a run whose adapters have no such weights.
         """
-        _, config, special_tokens, generation = hf_model(self.network, self.record, self.codec.tokenizer)
+        answering, tokenizer = self.cfg.task.answering, self.codec.tokenizer
+        _, config, special_tokens, generation = hf_model(self.network, self.record, tokenizer, answering.kind)
         shapes = shapes_of(self.module)
-        own = self.cfg.task.answering.exported(self.network, self.codec, self.record, shapes, special_tokens)
+        own = answering.exported(self.network, self.codec, self.record, shapes, special_tokens)
         export = Export(
             model=self.network,
             tensors=own.tensors,
@@ -142,7 +143,7 @@ class FineTunedModel:
             tokenizer=own.tokenizer,
             config=config | own.config,
             special_tokens=special_tokens | own.special_tokens,
-            generation=generation if own.generates else None,
+            generation=with_end(generation, own.special_tokens.get("eos")) if own.generates else None,
             run=self.record["name"],
             step=self.step,
             origin=Origin(step=self.checkpoint, record=self.record, settings=read_config(self.path)),
@@ -166,8 +167,8 @@ class FineTunedModel:
             log.warning(
                 "%s is a run: to use the adapters with peft, export it, and name the export as their base", base
             )
-        prefix = family_for(self.network).tensors.prefix
-        if any(each.ours.startswith("model.") and not each.theirs.startswith(prefix) for each in export.tensors):
+        family, kind = family_for(self.network), self.cfg.task.answering.kind
+        if kind is not None and family.head(kind).prefix not in (None, family.tensors.prefix):
             rule = "calls its body by another name: transformers loads a base that AutoModel loaded and saved, no other"
             log.warning("%s %s", export.config["architectures"][0], rule)
         name, _, revision = base.partition("@") if is_hub_name(base) else (base, "", "")

@@ -25,7 +25,7 @@ from pretrain.errors import CheckpointError
 from pretrain.hub.weights import HuggingFaceWeights
 from pretrain.models.base import named_tensors
 from pretrain.models.init import draw
-from pretrain.models.rotary import RopeScaling
+from pretrain.models.rotary import RopeScaling, Scaling
 from pretrain.objectives.base import Objective, ObjectiveConfig
 from pretrain.registry import plain
 from pretrain.tokenizer.base import load_tokenizer, num_ids
@@ -33,6 +33,7 @@ from pretrain.trained.adapted import below
 from pretrain.trained.base import EMBEDDING, PAIRS, Source
 from pretrain.trained.source import described_source, objective_for
 
+_ROPE_SCALING = "model.rope_scaling"
 # Settings that change what the same weights compute. A difference in the first group makes them another network; with
 # the second a trained network may sensibly continue (a longer context wants another rope_theta), so a difference is
 # only logged. Two files of one tokenizer may hash differently, hence its place there.
@@ -49,7 +50,7 @@ _TUNABLE = (
         f"model.{key}"
         for key in ("norm_eps", "rope_theta", "local_rope_theta", "window", "global_every", "global_first")
     ),
-    *(f"model.rope_scaling.{key.name}" for key in fields(RopeScaling)),
+    *(f"{_ROPE_SCALING}.{key.name}" for key in fields(RopeScaling)),
     "tokenizer",
 )
 _MODEL = "model."  # prefix of the model's tensors; those of an objective come and go with it
@@ -228,9 +229,20 @@ def _check_ids(source: Path, own: Path) -> None:
 
 
 def _check_settings(source: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    theirs, ours = theirs | _rope_scaling(theirs), ours | _rope_scaling(ours)
     for key in _NETWORK + _TUNABLE:
         if theirs.get(key) != ours.get(key):
             difference = f"{key} is {ours.get(key)}, that of {source} {theirs.get(key)}"
             if key in _NETWORK:
                 raise CheckpointError(f"{difference}; its weights mean nothing there, set {key} alike")
             log.warning("init_from: %s", difference)
+
+
+def _rope_scaling(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the rotary scaling, which are nested, by their dotted keys, as far as its kind uses them.
+
+    Steps from before there was one have none.
+    """
+    values = settings.get(_ROPE_SCALING) or {"kind": Scaling.none.name}
+    scaling = RopeScaling(**{**values, "kind": Scaling[values["kind"]]}).short()
+    return {f"{_ROPE_SCALING}.{key}": value for key, value in plain(scaling).items()}

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -26,6 +27,7 @@ from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import check
 from pretrain.hub.export_dir import warn_unless_exportable
+from pretrain.hub.generation_config import generation_settings, rules_of
 from pretrain.init_from import InitialWeights, warn_of_other_pairs, weights_from
 from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
@@ -124,6 +126,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         mask=stream.manifest.mask,
         decoder_start=cfg.objective.decoder_start(vocabulary),
         choices={each.name: {"questions": len(each.answers), "chance": each.chance} for each in choices},
+        **_generation(source, stream.manifest.vocab_size),
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
@@ -144,6 +147,19 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
     with _steps(cfg, stream, examples, trainee.state, world) as steps:
         session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+
+
+def _generation(source: Source | None, vocab_size: int) -> dict[str, Any]:
+    """Return what run.json says of the rules of texts, those of a source; nothing, where they are on it already.
+
+    Raises `ConfigError` for a rule about a token that the run's vocabulary does not have.
+    """
+    rules = source and source.rules
+    if source is None or rules is None:
+        return {}
+    settings = generation_settings(rules)
+    rules_of(settings, vocab_size, source.path)
+    return {"generation": settings}
 
 
 def _plan(
@@ -233,4 +249,4 @@ def _advise(cfg: PretrainConfig, directory: Path, tokenizer: Tokenizer, stream: 
                 "is not noticed, but by data.prepare.verify=true or once it is prepared again",
                 source.name,
             )
-    warn_unless_exportable(cfg.model, read_record(directory), tokenizer)
+    warn_unless_exportable("pretrain", cfg.model, read_record(directory), tokenizer)

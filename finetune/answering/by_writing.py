@@ -148,10 +148,22 @@ class ByWriting:
             tensors=list(family_for(network).model_tensors(network, record["vocab_size"], "model.")),
             tokenizer=codec.tokenizer,
             config={},
-            special_tokens={},
-            tokenizer_settings={},
+            special_tokens={} if codec.chat_template is None else {"eos": self.task.frame(codec).end[-1]},
+            tokenizer_settings=_chat_settings(codec),
             generates=True,
         )
+
+
+def _chat_settings(codec: Codec) -> dict[str, Any]:
+    """Return what tokenizer_config.json says of messages: their template, and the special tokens that it may name."""
+    if codec.chat_template is None:
+        return {}
+    tokens = {
+        role: token
+        for role, token in codec.chat_template["tokens"].items()
+        if codec.tokenizer.token_to_id(token) is not None
+    }
+    return {"chat_template": codec.chat_template["text"], **tokens}
 
 
 def _target_share(encoded: Encoded) -> float:

@@ -23,6 +23,7 @@ SIZES = {  # keys of config.json in most families, and ours of the same value
 _SILENT = (
     *("_", "architectures", "model_type", "vocab_size", "dtype", "torch_dtype", "auto_map", "name_or_path"),
     *("transformers_version", "transformers.js", "tokenizer_class", "language", "xla_device", "use_bfloat16"),
+    *("custom_pipelines", "unsloth_", "is_causal"),  # families check the last; encoders do not read it
     *("use_cache", "return_dict", "output_", "torchscript", "gradient_checkpointing", "chunk_size_feed_forward"),
     *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "initializer_"),
     # How texts are generated, which files of before transformers 5 say here:

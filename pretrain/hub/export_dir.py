@@ -28,6 +28,7 @@ from pretrain.hub.family import Family, HFTensor, family_for
 from pretrain.hub.generation_config import ENDS, with_end
 from pretrain.hub.model_card import CARD_FILE, LICENCE_FILE, Origin, licence_of, model_card
 from pretrain.hub.special_tokens import special_token_ids
+from pretrain.hub.task_heads import HeadKind
 from pretrain.hub.weights import write_weights
 from pretrain.models.base import ModelKind
 from pretrain.settings.export_options import DTYPES
@@ -48,12 +49,15 @@ class HFModel(NamedTuple):
     generation: dict[str, Any]  # what generation_config.json says of its texts, and what ends them
 
 
-def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFModel:
-    """Return what a model is in `transformers`; `record` is the `run.json` of its run.
+def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer, kind: HeadKind | None = None) -> HFModel:
+    """Return what a model is in `transformers`; `record` is the `run.json` of its run, `kind` what its task's head is.
 
-    Raises `ConfigError` for a model that no family supports; it names every setting that is in the way.
+    Raises `ConfigError` for a model that no family supports, naming every setting that is in the way, and for the head
+    of a task that `transformers` has no class for.
     """
     family = family_for(model)
+    if kind is not None:
+        family.head(kind)
     config = family.to_hf(model, record["vocab_size"])
     special_tokens = special_token_ids(tokenizer, record, model.kind)
     generation = record.get("generation") or family.generation(special_tokens)
@@ -68,12 +72,17 @@ def hf_model(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> HFMode
     return HFModel(family, config, special_tokens, generation)
 
 
-def warn_unless_exportable(model: Any, record: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Log, before anything is trained, why the model of a run cannot be exported, if it cannot."""
+def warn_unless_exportable(
+    program: str, model: Any, record: dict[str, Any], tokenizer: Tokenizer, kind: HeadKind | None = None
+) -> None:
+    """Log, before anything is trained, why the model of a run cannot be exported, if it cannot.
+
+    `program` is the one that trains it, pretrain or finetune.
+    """
     try:
-        hf_model(model, record, tokenizer)
+        hf_model(model, record, tokenizer, kind)
     except ConfigError as error:
-        log.warning("python -m pretrain.export will refuse this run: %s", error)
+        log.warning("python -m %s.export will refuse this run: %s", program, error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ class Family:
         """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""
         if (found := self.heads.of(kind)) is None:
             missing = self.task_architecture(kind)
-            raise ConfigError(f"task={kind.value}: transformers has no {missing}: this model cannot be exported")
+            raise ConfigError(f"transformers has no {missing}: this model cannot be exported")
         return found
 
     def task_of(self, theirs: dict[str, Any]) -> HeadKind | None:
@@ -204,6 +204,8 @@ class Family:
         theirs = settings.complete(theirs)
         settings.check(theirs, self.config_type)
         self.expect(theirs, **settings.computes)
+        if self.config_type.kind is not ModelKind.bidirectional:  # decoders of transformers see later tokens without
+            self.expect(theirs, is_causal=True)
         if refused := settings.refused(theirs):
             key, rule = refused
             raise self.refusal(key, theirs[key], rule)
@@ -267,10 +269,10 @@ def family_for(config: Any) -> Family:
 
 def _nearest(config: Any) -> tuple[Family, list[str]]:
     """Return the closest family, and why its architecture cannot express a configuration, if it cannot."""
-    named = config.family
     possible = {kind: each for kind, each in FAMILIES.items() if isinstance(config, each.config_type)}
     if not possible:
         raise ConfigError(f"{type(config).__name__}: is none of {', '.join(FAMILIES)}: this model cannot be exported")
+    named = config.family
     if named is not None:
         check(named in possible, "model.family", named, f"must be one of {', '.join(possible)}, or null")
         possible = {named: possible[named]}
@@ -281,7 +283,7 @@ def _nearest(config: Any) -> tuple[Family, list[str]]:
 
 def check_family(config: Any) -> None:
     """Raise `ConfigError` for a network that names a family that is none, or that does not compute it."""
-    if config.family is not None:
+    if getattr(config, "family", None) is not None:  # models from outside have no such setting
         family_for(config)
 
 

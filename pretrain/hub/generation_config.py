@@ -53,7 +53,9 @@ def rules_of(settings: dict[str, Any], vocab_size: int, file: Path) -> Rules:
 
 def with_end(settings: dict[str, Any], end: int | None) -> dict[str, Any]:
     """Return settings in which a text also ends with the id `end`, which comes first; None: nothing is added."""
-    ends = list(dict.fromkeys(token for token in (end, *settings.get(ENDS, [])) if token is not None))
+    known = settings.get(ENDS) or []
+    own = known if isinstance(known, list) else [known]
+    ends = list(dict.fromkeys(token for token in (end, *own) if token is not None))
     return settings | ({ENDS: ends[0] if len(ends) == 1 else ends} if ends else {})
 
 

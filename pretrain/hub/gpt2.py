@@ -62,7 +62,7 @@ class GPT2(Family):
         activation_key="activation_function",
         activations={Activation.gelu_tanh: "gelu_new", Activation.gelu: "gelu"},
         computes={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-        silent=("summary_", "n_ctx", "reorder_and_upcast_attn"),
+        silent=("summary_", "n_ctx", "reorder_and_upcast_attn", "predict_special_tokens"),
         other_names={
             "max_position_embeddings": "n_positions",
             "hidden_size": "n_embd",

@@ -45,6 +45,8 @@ class RopeScaling:
     def __post_init__(self) -> None:
         kind, key = self.kind, "model.rope_scaling"
         check(1 <= self.factor < math.inf, f"{key}.factor", self.factor, "must be at least 1, and finite")
+        rule = f"scales nothing with {key}.kind=none; choose a kind, or set the factor to 1"
+        check(kind is not Scaling.none or self.factor == 1, f"{key}.factor", self.factor, rule)
         rule = f"needs the tokens of the texts before; set {key}.original_length"
         turns = kind in _FAST_TURNS
         check(not turns or self.original_length is not None, f"{key}.kind", kind.value, rule)
@@ -59,7 +61,7 @@ class RopeScaling:
     def short(self) -> RopeScaling:
         """Return the same scaling with what it does not use, and what is the default of its kind, left to it."""
         if self.kind not in _FAST_TURNS:
-            return RopeScaling(kind=self.kind, factor=1.0 if self.kind is Scaling.none else self.factor)
+            return RopeScaling(kind=self.kind, factor=self.factor)
         own = {"fast_turns": None if self.fast_turns == _FAST_TURNS[self.kind] else self.fast_turns}
         if self.kind is not Scaling.yarn or self.magnitude == replace(self, attention_factor=None).magnitude:
             own["attention_factor"] = None

@@ -76,7 +76,9 @@ class RunRecord(TypedDict, total=False):
     document_frame: tuple[list[int], list[int]]  # ids before and after a document
     mask: int | None
     decoder_start: int | None  # id that the decoder of an encoder-decoder sees first
-    generation: dict[str, Any] | None  # of fine-tuning: what generation_config.json says of the rules of texts
+    generation: (
+        dict[str, Any] | None
+    )  # of a run that began from other weights: what generation_config.json says of the rules of texts
     names: list[str]  # of a head's outputs
     best_step: int
     config: str  # SHA-256 of config.yaml

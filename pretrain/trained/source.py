@@ -192,7 +192,9 @@ class RunSource(Source):
         return fragments_of(step_of(self.path, world, step))
 
     def settings(self, weights: FragmentReader) -> dict[str, Any]:
-        return load_state(weights.step).get("resume", {})
+        # Steps of older versions do not say what was no setting then; the run's configuration does, by its defaults.
+        network = {f"model.{key}": value for key, value in plain(self.network).items()}
+        return network | load_state(weights.step).get("resume", {})
 
 
 def find_source(name: str, *, first: bool, key: str = "init_from") -> Source | None:

@@ -24,7 +24,10 @@ from pages import carry_out, script
 from pretrain import errors
 from pretrain.commands import INTERRUPTED
 from pretrain.compose import compose
+from pretrain.hub.family import FAMILIES
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.registry import choices
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -117,3 +120,30 @@ def test_every_exit_code_is_described():
     codes = {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
     described = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "training.md").read_text(), re.M)
     assert {int(code) for code in described} == {0, INTERRUPTED} | codes
+
+
+def test_every_family_of_checkpoints_is_described():
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    sections = re.findall(r"^`model=(\w+)`(.*?)^#", page, re.M | re.S)
+    rows = {
+        (model, model_type): set(re.findall(r"`(\w+)`", classes))
+        for model, text in sections
+        for model_type, classes in re.findall(r"^\| `([\w-]+)`, ([^|]+) \|", text, re.M)
+    }
+    assert rows == {
+        (choices()[family.config_type][1], model_type): {family.architecture, family.pretraining} - {""}
+        for model_type, family in FAMILIES.items()
+    }
+
+
+def test_the_heads_of_every_family_are_described():
+    _, _, section = (ROOT / "docs" / "checkpoints.md").read_text().partition("### Of tasks")
+    table = re.findall(r"^\| (`[^|]+`) \| the (first|last) token[^|]* \| [^|]+ \| ([^|]+) \|$", section, re.M)
+    families = {name: family for name, family in FAMILIES.items() if family.config_type is not EncoderDecoderConfig}
+    assert sorted(name for names, *_ in table for name in re.findall(r"`([\w-]+)`", names)) == sorted(families)
+    for names, pooling, others in table:
+        for name in re.findall(r"`([\w-]+)`", names):
+            heads = families[name].heads
+            assert heads.sequence.pooling.value == pooling, name
+            assert ("`transformers` has none" in others) == (heads.span is None), name
+            assert others.startswith("`transformers` has none") == (heads.token is None), name

@@ -65,6 +65,22 @@ def test_labels_of_texts(tmp_path, capsys, source, tuning):
         assert scores == pytest.approx(one["probabilities"], abs=1e-5)
 
 
+def test_a_run_says_at_its_start_that_transformers_has_no_class_for_its_head(tmp_path, capsys, caplog, monkeypatch):
+    settings = [*SOURCES["llama"]["settings"], "model.order=output", "model.qk_norm=projection"]
+    monkeypatch.setitem(SOURCES, "olmo2", SOURCES["llama"] | {"settings": settings})
+    records = [
+        {"words": text.split(), "tags": ["O" if word == "the" else "B-X" for word in text.split()]}
+        for text, _ in texts(9)
+    ]
+    run, data = trained(tmp_path, "olmo2", "tokens", records)
+    assert len(said(capsys, predict, run, data)) == len(records)
+    assert len(said(capsys, evaluate, run, data)) == 1
+    assert export([str(run)]) == 2
+    refusal = capsys.readouterr().err.strip()
+    assert refusal == "transformers has no Olmo2ForTokenClassification: this model cannot be exported"
+    assert f"python -m finetune.export will refuse this run: {refusal}" in caplog.messages
+
+
 def forget_tokenizer(run):
     """Make a run one of a version whose steps did not say of which tokenizer they are."""
     edit_json(run / "run.json", lambda record: record.pop("steps"))

@@ -100,6 +100,35 @@ def test_what_may_change_is_said(run, caplog, export):
     assert [line.split(", that of")[0] for line in said] == [f"init_from: {key} is {changed[key]}" for key in changed]
 
 
+def test_what_changes_of_the_rotary_scaling_is_said(tmp_path, caplog):
+    scaling = [f"model.rope_scaling.{each}" for each in ("kind=llama3", "factor=8", "original_length=16")]
+    run = make_run(tmp_path / "run", *LLAMA_SETTINGS, *scaling)
+    theirs = settings_of(run)
+    same = {"fast_turns": 4.0, "truncate": False}  # the default of the kind, and what it does not use
+    begin(run, load_run(run), theirs | {"model.rope_scaling": theirs["model.rope_scaling"] | same})
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    begin(run, load_run(run), {key: value for key, value in theirs.items() if key != "model.rope_scaling"})
+    assert f"init_from: model.rope_scaling.kind is none, that of {run} llama3" in caplog.messages
+
+
+def test_a_step_from_before_a_setting_has_its_default(tmp_path, caplog):
+    later = ["model.rope_scaling", "model.qk_norm", "model.rotary_share", "model.score_width"]
+    settings = {}
+
+    def forgets(initial, known):
+        settings.update(known)
+        for key in later:
+            del known[key]
+        return initial
+
+    run = make_run(tmp_path / "run", *LLAMA_SETTINGS, weights=forgets)
+    assert settings_of(run).keys().isdisjoint(later)
+    begin(run, load_run(run), settings)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with pytest.raises(CheckpointError, match=r"model.rotary_share is 0.5, that of .* 1.0"):
+        begin(run, load_run(run), settings | {"model.rotary_share": 0.5})
+
+
 def test_ids_of_other_tokens_are_refused(run, tmp_path):
     """The same number of ids and the same shapes, but the tokens are those of another text."""
     backwards = BpeTokenizer(vocab_size=280).train(text[::-1] for text in TEXTS)

@@ -50,7 +50,7 @@ from pretrain.errors import ConfigError
 from pretrain.hub.family import FAMILIES, check_family, family_for, family_of, head_for
 from pretrain.hub.roberta import Roberta
 from pretrain.hub.task_heads import HeadKind, HeadLayer
-from pretrain.models.base import ModelKind
+from pretrain.models.base import ModelConfig, ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
@@ -139,6 +139,16 @@ def test_a_family_that_is_named_must_exist_and_compute_the_same():
         for refuse in (check_family, family_for, lambda config: head_for(config, HeadKind.token)):
             with pytest.raises(ValueError, match=refusal):
                 refuse(config)
+
+
+def test_a_model_from_outside_names_no_family_and_is_of_none():
+    class Outside(ModelConfig):
+        kind = ModelKind.causal
+
+    check_family(Outside())
+    assert head_for(Outside(), HeadKind.sequence) is FAMILIES["gpt2"].heads.sequence
+    with pytest.raises(ConfigError, match="Outside: is none of "):
+        family_for(Outside())
 
 
 def test_what_transformers_writes_is_understood():
@@ -260,6 +270,11 @@ def rotary(layers, kind, **more):
             "qk_norm=True is not supported by model=decoder (unknown, and may change",
         ),
         ({**LlamaConfig().to_dict(), "rope_interleaved": True}, "rope_interleaved=True is not"),
+        (
+            {**LlamaConfig().to_dict(), "is_causal": False},
+            "is_causal=False is not supported by model=decoder (True is)",
+        ),
+        ({**TEXT_TO_TEXT, "is_causal": None}, "is_causal=None is not supported by model=encoder_decoder (True is)"),
         ({**BERT, "is_encoder_decoder": True}, "is_encoder_decoder=True is not"),
         ({**MODERN, "embedding_size": 128}, "embedding_size=128 is not"),
         (LlamaConfig(hidden_act="gelu").to_dict(), "hidden_act=gelu is not supported"),
@@ -432,8 +447,13 @@ def test_an_encoder_decoder_has_no_head_of_a_task():
 
 # Keys beside those that transformers writes today, as released files have them.
 RELEASED = [
-    {**GPT2Config().to_dict(), "n_ctx": 1024, "task_specific_params": {"text-generation": {"max_length": 50}}},
+    {
+        **{**GPT2Config().to_dict(), "n_ctx": 1024, "n_special": 0, "predict_special_tokens": True},
+        "task_specific_params": {"text-generation": {"max_length": 50}},
+    },
     {**LlamaConfig().to_dict(), "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}},
+    {**LlamaConfig().to_dict(), "unsloth_fixed": True, "unsloth_version": "2024.9"},
+    {**GPTNeoXConfig().to_dict(), "custom_pipelines": {"text-generation": {"impl": "pipeline.Pipeline"}}},
     {**BERT, "gradient_checkpointing": False, "position_embedding_type": "absolute", "pooler_fc_size": 768},
     {**RobertaConfig().to_dict(), "position_embedding_type": "absolute"},
     {**XLMRobertaConfig().to_dict(), "output_past": True},

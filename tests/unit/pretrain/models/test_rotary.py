@@ -59,6 +59,7 @@ def test_coordinates_beyond_the_rotated_ones_stay():
         ({"kind": Scaling.yarn, "factor": 2.0}, "model.rope_scaling.kind=yarn: needs the tokens of the texts before"),
         ({"kind": Scaling.linear, "factor": 0.5}, "model.rope_scaling.factor=0.5: must be at least 1"),
         ({"factor": float("inf")}, "model.rope_scaling.factor=inf"),
+        ({"factor": 2.0}, "model.rope_scaling.factor=2.0: scales nothing with model.rope_scaling.kind=none"),
         (
             {"kind": Scaling.llama3, "factor": 2.0, "original_length": 9, "slow_turns": 4.0},
             "model.rope_scaling.fast_turns=None: must be above model.rope_scaling.slow_turns=4.0",

@@ -129,6 +129,35 @@ def test_an_adapted_decoder_writes_what_transformers_does_with_its_export(tmp_pa
     assert "Examples" in (run / "report" / "report.md").read_text()
 
 
+def test_the_export_of_a_chat_knows_its_template_and_where_answers_end(tmp_path, caplog):
+    """The token that ends an answer is none of those around a document here, as with many released base models."""
+    (tmp_path / "chat.jinja").write_text(
+        "{{ bos_token }}{% for message in messages %}{{ message.role }}:{{ message.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    roles = {"source": "user", "target": "assistant"}
+    chats = [[{"role": roles[side], "content": text} for side, text in pair.items()] for pair in pairs(24)]
+    data = write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
+    opened = finetune.load(
+        tuned(
+            tmp_path,
+            *(f"init_from={source(tmp_path, 'decoder', special=['<s>', '</s>', '<end>'])}", "tuning=lora"),
+            *(f"task.train={data}", f"task.validation={data}", "task.columns.messages=messages"),
+            *(f"task.chat_template={tmp_path / 'chat.jinja'}", "task.max_source_tokens=24", "task.generate_examples=0"),
+        )
+    )
+    directory = opened.export()
+    read, begin, end = AutoTokenizer.from_pretrained(directory), 0, 2
+    for chat, one in zip(chats[:3], opened.predict(str(data)), strict=False):
+        assert one["source"] == read.apply_chat_template(chat[:-1], add_generation_prompt=True, tokenize=False)
+        ids = read.apply_chat_template(chat, return_dict=False)
+        assert (ids[0], ids[-1]) == (begin, end)
+    ends = AutoModelForCausalLM.from_pretrained(directory).generation_config.eos_token_id
+    assert ends == [end, 1]
+    opened.export(adapters=True)
+    assert "another name" not in caplog.text, "the vocabulary's head is beside the body in all classes"
+
+
 @pytest.mark.parametrize("fields", [BART, T5_GATED], ids=["bart", "t5"])
 def test_a_tuned_encoder_decoder_is_in_transformers_what_it_is_here(tmp_path, fields):
     """Its export has the same logits for batches, which are padded there, and writes the same texts."""
