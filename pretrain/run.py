@@ -16,7 +16,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from pretrain.checkpoint.base import Reader
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Examples
 from pretrain.data.choice_sets import ChoiceSet, load_choices
@@ -63,7 +62,9 @@ def pretrain(cfg: PretrainConfig) -> Path:
     # The record holds a name on the hub with its commit.
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
     with Session.opened("pretrain", cfg, **record) as session:
-        _pretrain(cfg, shared_source(source, session.world), session)
+        if source := shared_source(source, session.world):
+            warn_of_other_pairs(source, cfg.objective)
+        _pretrain(cfg, source, session)
     return cfg.run.directory
 
 
@@ -107,18 +108,11 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     initial = InitialWeights(module, cfg.seed)
     fingerprints = _fingerprints(cfg, stream)
-
-    def first_weights() -> Reader:
-        if source is None:
-            return initial
-        warn_of_other_pairs(source, cfg.objective)
-        return weights_from(source, initial, fingerprints, world, tokenizer=file)
-
     trainee = session.build(
         module,
         fingerprints,
         shapes=initial.shapes,
-        first_weights=first_weights,
+        first_weights=lambda: weights_from(source, initial, fingerprints, world, tokenizer=file) if source else initial,
         num_steps=cfg.train.steps,
         unsaid=network_defaults(cfg.model),
         accept_changed=cfg.data.accept_changed,
