@@ -47,8 +47,8 @@ from transformers import (
 )
 
 from pretrain.errors import ConfigError
+from pretrain.hub.families.roberta import Roberta
 from pretrain.hub.family import FAMILIES, check_family, family_for, family_of, head_for
-from pretrain.hub.roberta import Roberta
 from pretrain.hub.task_heads import HeadKind, HeadLayer
 from pretrain.models.base import ModelConfig, ModelKind
 from pretrain.models.decoder import DecoderConfig

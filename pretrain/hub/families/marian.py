@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.bart import BLOCKS, LOGIT_BIAS, Bart
+from pretrain.hub.families.bart import BLOCKS, LOGIT_BIAS, Bart
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretrain.hub.llama import Llama
-from pretrain.hub.qwen2 import Qwen2
+from pretrain.hub.families.llama import Llama
+from pretrain.hub.families.qwen2 import Qwen2
 from pretrain.models.layers import QKNorm
 
 

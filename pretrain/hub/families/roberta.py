@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.bert import Bert, body_names
+from pretrain.hub.families.bert import Bert, body_names
 from pretrain.hub.task_heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretrain.hub.roberta import Roberta
+from pretrain.hub.families.roberta import Roberta
 
 
 class XLMRoberta(Roberta):

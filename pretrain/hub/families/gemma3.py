@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pretrain.hub.config_json import SIZES, Settings, check_value
+from pretrain.hub.families.llama import attention_width
 from pretrain.hub.family import Family, Tensors
 from pretrain.hub.layer_types import GLOBAL, LOCAL, global_layers, layer_types, rope_of
-from pretrain.hub.llama import attention_width
 from pretrain.hub.rope import rope_parameters, rope_theta, whole_rope_fields
 from pretrain.hub.task_heads import LAST_TOKEN, Heads
 from pretrain.models.decoder import DecoderConfig

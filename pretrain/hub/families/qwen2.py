@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.llama import Llama
+from pretrain.hub.families.llama import Llama
 from pretrain.models.decoder import DecoderConfig
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pretrain.hub.llama import Llama
+from pretrain.hub.families.llama import Llama
 from pretrain.hub.task_heads import LAST_TOKEN, Heads
 from pretrain.models.layers import Order, QKNorm
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pretrain.hub.bert import Bert, body_names
+from pretrain.hub.families.bert import Bert, body_names
 from pretrain.hub.family import Family
 from pretrain.hub.task_heads import HeadLayer, Heads, TaskHead
 from pretrain.models.encoder import EncoderConfig
