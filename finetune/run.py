@@ -142,6 +142,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         max_tokens=cfg.train.max_tokens,
         world=world,
     )
+    lower = task.metric in LOWER_IS_BETTER
     every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
     hooks = session.hooks(
         trainee,
@@ -151,9 +152,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         evaluate_every=every,
         save_every=every,
         predicted=predicted,
-        stopping=EarlyStopping(
-            metric=task.metric, lower_is_better=task.metric in LOWER_IS_BETTER, patience=cfg.eval.patience
-        ),
+        stopping=EarlyStopping(metric=task.metric, lower_is_better=lower, patience=cfg.eval.patience),
     )
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
     session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop, evaluate_first=cfg.eval.at_start)
