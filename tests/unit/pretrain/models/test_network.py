@@ -13,7 +13,7 @@ LINEAR = RopeScaling(kind=Scaling.linear, factor=4.0)
 YARN = RopeScaling(kind=Scaling.yarn, factor=1.0, original_length=9)
 SAME = [  # a model, settings that add nothing to it, and those that it has
     (small_decoder, {"kv_heads": 4, "attention_width": 24, "mlp_width": 96, "qkv_bias": True, "score_width": 6}, {}),
-    (small_decoder, {"rope_theta": 5.0, "local_rope_theta": 6.0, "rope_scaling": RopeScaling(factor=3.0)}, {}),
+    (small_decoder, {"rope_theta": 5.0, "local_rope_theta": 6.0, "rope_scaling": RopeScaling(slow_turns=3.0)}, {}),
     (small_decoder, {"embedding_scale": True}, {"positions": Positions.sinusoidal}),
     (small_decoder, {"local_rope_theta": 1e4, "global_every": 5, "global_first": 3}, {**LLAMA, "window": 3}),
     (small_decoder, {"window": 3, "global_every": 1, "local_rope_theta": 7.0}, {**LLAMA, "kv_heads": 2}),
