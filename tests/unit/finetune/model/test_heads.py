@@ -222,8 +222,8 @@ def test_a_task_that_transformers_has_no_class_for_is_trained_and_not_exported(n
     ("name", "fields"),
     [
         # theirs spares a branch of DistilBERT
-        *((name, {"dropout": 0.2}) for name in ("bert", "gpt2", "gpt_neox")),
-        *((name, {"attention_dropout": 0.2}) for name in ("bert", "deberta-v2", "llama")),  # each kind of attention
+        *((name, {"dropout": 0.2}) for name in ("bert", "roberta", "gpt2", "gpt_neox")),
+        *((name, {"attention_dropout": 0.2}) for name in WITH_TOKENS if name != "modernbert"),
         ("modernbert", {"dropout": 0.1, "attention_dropout": 0.1}),  # theirs takes the second for a branch, too
     ],
 )
