@@ -117,7 +117,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         unsaid=network_defaults(cfg.model),
         accept_changed=cfg.data.accept_changed,
     )
-    session.begin(
+    computing = session.begin(
         cfg.model,
         size,
         tokenizer=file.read_bytes(),
@@ -131,7 +131,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
-        log.info(_plan(cfg, size, predicted, world, stream, held_out))
+        log.info(_plan(cfg, size, predicted, world, computing, stream, held_out))
     hooks = session.hooks(
         trainee,
         size=size,
@@ -164,7 +164,13 @@ def _generation(source: Source | None, vocab_size: int) -> dict[str, Any]:
 
 
 def _plan(
-    cfg: PretrainConfig, size: ModelSize, memory: Memory, world: World, stream: TrainStream, held_out: HeldOut
+    cfg: PretrainConfig,
+    size: ModelSize,
+    memory: Memory,
+    world: World,
+    computing: str,
+    stream: TrainStream,
+    held_out: HeldOut,
 ) -> str:
     return summary(
         directory=cfg.run.directory,
@@ -174,6 +180,7 @@ def _plan(
         train=cfg.train,
         learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
         world=world,
+        computing=computing,
         stream=stream,
         held_out=held_out,
     )

@@ -33,6 +33,7 @@ from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Mark
 from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
+from pretrain.train.computing import products_of, start_kernels
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
@@ -115,6 +116,7 @@ class Session:
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
             world = stack.enter_context(joined())
+            stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
             yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
 
@@ -178,14 +180,15 @@ class Session:
         tokenizer: bytes,
         beside: Mapping[str, bytes] = MappingProxyType({}),
         **facts: Any,
-    ) -> None:
+    ) -> str:
         """Record that the run starts: configuration, tokenizer and, in run.json, what other commands will want to know.
 
         `beside` are further files by name, that belong to the tokenizer. Comes after the resume is accepted: a refused
-        one leaves the directory as it was.
+        one leaves the directory as it was. Returns in which kernels it will compute, for the plan.
         """
+        computing = start_kernels(self.cfg, network, self.world)
         if self.directory is None:
-            return
+            return computing
         changes = self.directory.changes(self.cfg)
         self.directory.begin()
         for change in changes:
@@ -200,8 +203,10 @@ class Session:
             flops_per_token=size.flops_per_token,
             host=socket.gethostname(),
             ranks=self.world.size,
+            computing=computing,
             **facts,
         )
+        return computing
 
     def hooks(
         self,
@@ -239,7 +244,7 @@ class Session:
 
         trainee.checkpoints.on_commit = committed
         trainee.checkpoints.better = stopping.better
-        peak = peak_of_all(self.world, cfg.precision.dtype)
+        peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
         hooks = RunHooks(
             log_every=cfg.log.every,
             max_skipped=cfg.train.max_skipped,

@@ -76,6 +76,7 @@ def summary(
     train: TrainConfig,
     learning_rate: LearningRate,
     world: World,
+    computing: str,  # see `start_kernels`
     stream: TrainStream,
     held_out: HeldOut,
 ) -> str:
@@ -91,6 +92,7 @@ def summary(
         ("model", f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)"),
         ("memory", of_memory(memory)),
         ("step", f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro}{ranks} ({world.device.type})"),
+        ("compute", computing),
         ("lr", of_rate(learning_rate)),
     ]
     for number, source in enumerate(stream.sources):

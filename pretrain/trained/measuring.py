@@ -96,8 +96,9 @@ class Measurement:
 
     def run(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
         """Return what `LanguageModel.evaluate` does; `module` holds the weights of the source, on the device."""
-        figures = self._of_text(module, device, progress) if self.of_text else {"seq_len": self.cfg.data.seq_len}
-        return figures | self._of_questions(module, device, progress)
+        with self.precision.products(device):
+            figures = self._of_text(module, device, progress) if self.of_text else {"seq_len": self.cfg.data.seq_len}
+            return figures | self._of_questions(module, device, progress)
 
     def _of_questions(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
         evaluator = ChoiceEvaluator(

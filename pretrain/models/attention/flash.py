@@ -1,6 +1,6 @@
 """Attention through torch's variable-length flash attention: ragged on the GPU, no padding anywhere.
 
-Holds no kernel: `torch.nn.attention.activate_flash_attention_impl` swaps FlashAttention-2 for 3 or 4 where installed.
+Holds no kernel, and no choice of one: `flash_versions` swaps FlashAttention-2 for 3 or 4 where installed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import ConfigError, check
+from pretrain.models.attention.flash_versions import Implementation, activate, deactivate
 from pretrain.models.attention.masks import check_window
-from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
+from pretrain.models.base import Attend, AttentionConfig, AttentionUse, Bias, Layout
 from pretrain.registry import register
 
 HALF = (torch.bfloat16, torch.float16)
+WIDEST = 256  # head that the kernels take
 NO_DROPOUT = "attention=flash has no dropout of weights; set 0, or attention=sdpa"
 NO_BIAS = "attention=flash adds no bias to scores; use attention=auto, flex or sdpa"
 
@@ -26,6 +28,8 @@ NO_BIAS = "attention=flash adds no bias to scores; use attention=auto, flex or s
 @dataclass(kw_only=True)
 class FlashConfig(AttentionConfig):
     """`attention=flash`: CUDA devices from sm80 (A100) in bf16 or fp16, no attention dropout."""
+
+    implementation: Implementation = Implementation.auto  # fa2 (torch's own), fa3, fa4, or auto: the fastest that works
 
     def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str, bias: str | None = None) -> None:
         """Raise `ConfigError` for single precision, for dropout and for a bias."""
@@ -43,10 +47,23 @@ class FlashConfig(AttentionConfig):
             )
         return make_flash()
 
+    def start(self, use: AttentionUse, device: torch.device) -> str:
+        """Activate a version of FlashAttention; see `AttentionConfig`."""
+        return activate(self.implementation, use, device, make_flash(), torch.cuda.get_device_capability(device))
+
+    def end(self) -> None:
+        """Go back to torch's own version."""
+        deactivate()
+
 
 def available() -> bool:
     """Return whether this process sees a CUDA device that the kernel supports."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def takes(dtype: torch.dtype, head_width: int) -> bool:
+    """Return whether every version of the kernel computes heads of this width, in this precision."""
+    return dtype in HALF and head_width % 8 == 0 and head_width <= WIDEST
 
 
 def make_flash() -> Attend:
