@@ -75,7 +75,7 @@ class FinetuneConfig:
     task: Any = MISSING
     tuning: Any = MISSING
     dropout: float = 0.1  # probability, of embeddings, residual branches and the head
-    attention_dropout: float = 0.0  # probability, of attention weights; attention=sdpa and eager only
+    attention_dropout: float = 0.0  # probability, of attention weights; not with attention=flex
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
     train: TuneConfig = field(default_factory=TuneConfig)

@@ -48,7 +48,7 @@ class NetworkConfig(ModelConfig):
     global_every: int | None = None  # with a window, every n-th layer sees all keys; null: none does
     global_first: int = 0  # the first of them, counted from 0
     dropout: float = 0.0  # probability, of embeddings and residual branches
-    attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
+    attention_dropout: float = 0.0  # probability, of attention weights; not with attention=flex
     init: Init = Init.gpt2  # scheme of the initial weights: gpt2, olmo2, bert or modernbert
     init_std: float = 0.02  # standard deviation of initial matrices
     family: str | None = None  # whose heads and export it has where several compute it, by model_type; null: the first

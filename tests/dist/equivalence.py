@@ -221,10 +221,10 @@ def train(
         own = documents[world.rank * share : (world.rank + 1) * share]
         batches = [join(own[at : at + micro]) for at in range(0, share, micro)]
         [targets] = world.sum_ints(sum(batch.num_targets for batch in batches))
-        nll = torch.zeros((), dtype=torch.float64)
+        nll = torch.zeros((), dtype=torch.float64, device=world.device)
         for number, batch in enumerate(batches, start=1):
             with strategy.micro_step(last=number == len(batches)):
-                loss = wrapped(batch)
+                loss = wrapped(batch.to(world.device))
                 strategy.backward(loss.total * (factor * world.size / targets))
             nll += loss.nll
         course.norms.append(strategy.step(schedule(step), CLIP).item())

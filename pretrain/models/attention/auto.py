@@ -41,14 +41,12 @@ class AutoConfig(FlashConfig):
 
     def start(self, use: AttentionUse, device: torch.device) -> str:
         """Activate a version of FlashAttention if it is of use; see `AttentionConfig`."""
-        if device.type != "cuda" or not takes(use.dtype, use.head_width):
+        if device.type != "cuda" or not takes(use.dtype, use.head_width, use.dropout):
             return describe(use, device)
-        if use.biased and use.head_width >= NARROWEST and not use.dropout:
-            return "flex_attention, for the bias"
-        flash = super().start(use, device)
-        if use.dropout or use.biased:
-            return f"{describe(use, device)}, {flash} without {'dropout' if use.dropout else 'a bias'}"
-        return flash
+        if not use.biased:
+            return super().start(use, device)
+        takes_bias = use.head_width >= NARROWEST and not use.dropout
+        return "flex_attention, for the bias" if takes_bias else describe(use, device)
 
 
 def make_auto() -> Attend:
@@ -67,10 +65,10 @@ def make_auto() -> Attend:
         scale: float | None = None,
         bias: Bias | None = None,
     ) -> Tensor:
-        fits = q.is_cuda and dropout == 0.0 and takes(q.dtype, q.shape[-1])
+        fits = q.is_cuda and takes(q.dtype, q.shape[-1], dropout)
         chosen = flash if fits else sdpa
         if fits and bias is not None:
-            chosen = flex if q.shape[-1] >= NARROWEST else sdpa
+            chosen = flex if q.shape[-1] >= NARROWEST and dropout == 0 else sdpa
         return chosen(q, k, v, layout, causal=causal, window=window, dropout=dropout, scale=scale, bias=bias)
 
     return auto

@@ -116,7 +116,6 @@ def obstacle(version: _Version, capability: tuple[int, int], dropout: float) -> 
     if version.key not in _registered():
         return f"torch {torch.__version__} cannot activate it"
     if dropout:
-        # Active, it also takes the place of sdpa's flash kernel, which would then refuse to drop weights.
         return f"it cannot drop attention weights, and attention_dropout={dropout} needs a kernel that can"
     try:
         installed = find_spec(version.module) is not None
