@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pretrain.distributed.world import World
+from pretrain.registry import choices
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def start_kernels(cfg: Any, network: Any, world: World) -> str:
 
     `cfg` is the root configuration. Raises `ConfigError` for kernels that are asked for by name and cannot be had.
     """
-    said = "tf32" if cfg.precision.takes_tf32(world.device) else str(cfg.precision.dtype).removeprefix("torch.")
+    said = "tf32" if cfg.precision.takes_tf32(world.device) else choices()[type(cfg.precision)][1]
     if use := network.attention_use:
         said += f", attention by {cfg.attention.start(replace(use, dtype=cfg.precision.dtype), world.device)}"
     return "products in " + "; on other ranks ".join(dict.fromkeys(world.gather(said)))

@@ -40,7 +40,7 @@ def described():
             train=TrainConfig(steps=50, batch_size=24, micro_batch_size=8),
             learning_rate=LearningRate(2e-3, CosineSchedule(warmup_ratio=0.1, floor=0.5), 50),
             world=World(rank=0, size=ranks, device=torch.device("cpu")),
-            computing="products in float32, attention by sdpa",
+            computing="products in fp32, attention by sdpa",
             stream=stream,
             held_out=SimpleNamespace(num_targets=1234, text_bytes=5678),
         )
@@ -56,7 +56,7 @@ def test_a_run_is_described_in_tokens_steps_and_bytes(described):
         "384 tokens = 24 sequences x 16: 1 micro-batch of 8 on each of 3 ranks (cpu)",
         "runs/a: 50 steps, 19,200 tokens, 5.76e+06 FLOPs",
         "2.00e-03 after 5 steps of warm-up, 1.00e-03 in the last step (schedule=cosine)",
-        "products in float32, attention by sdpa",
+        "products in fp32, attention by sdpa",
         "books: 12,000 tokens in 77 documents, 12.00 epochs",
         "1,234 tokens, 5,678 bytes of text",
     ):
