@@ -110,6 +110,8 @@ def deactivate() -> None:
 def obstacle(version: _Version, capability: tuple[int, int], dropout: float) -> str | None:
     """Return why a version cannot be activated, None if nothing is known that speaks against it."""
     major, minor = capability
+    if torch.version.hip is not None:  # AMD's devices have numbers of their own
+        return "made for NVIDIA's devices"
     if major not in version.majors:
         made_for = " and ".join(f"{each}.x" for each in version.majors)
         return f"made for compute capability {made_for}, and this device has {major}.{minor}"
