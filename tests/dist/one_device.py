@@ -3,6 +3,7 @@
 `tests/dist/test_one_device.py` asks it of the CPU, so that the laws themselves are known to hold there.
 """
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,8 +56,11 @@ def check_saves_the_values_of_the_call(
         train(world, wrapped, strategy, range(step - 1, step), MICRO)
         expected = stored(save(world, strategy, folder / "waited for", step))
         ahead()
+        trained = threading.Event()
+        checkpoints._background.submit(trained.wait, 60)  # until then nothing is written
         checkpoints.save(step, strategy, {})
         train(world, wrapped, strategy, range(9, 10), MICRO)
+        trained.set()
         checkpoints.settle(wait=True)
         found = stored(folder / "asynchronous" / f"step-{step:08d}")
         assert found.keys() == expected.keys()
