@@ -122,7 +122,8 @@ class TorchStrategy:
         self.scaler = precision.scaler(world.device)
 
     def prepare(self, objective: Objective) -> None:
-        """Compile the model's parts, then wrap recomputation around them: `checkpoint` itself cannot be compiled."""
+        """Convert layers, compile the model's parts, and wrap recomputation: `checkpoint` itself cannot be compiled."""
+        self.precision.convert(objective.model)
         self.compilation.apply(objective.model)
         self.compilation.apply_to_loss(objective, self.world.device)
         self.recomputation.recompute(objective.model, self.compilation)
