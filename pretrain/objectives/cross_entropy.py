@@ -170,6 +170,7 @@ def _sums_and_gradients(
     weight_grad = torch.zeros(weight.shape, dtype=wide, device=device) if wanted[1] else None
     bias_grad = torch.zeros(vocab_size, dtype=wide, device=device) if wanted[2] else None
     buffer = hidden.new_empty(min(options.chunk_tokens, len(hidden)), row)
+    places = torch.arange(len(buffer), device=device)[:, None]
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(hidden), options.chunk_tokens):
             rows = slice(start, start + options.chunk_tokens)
@@ -182,7 +183,8 @@ def _sums_and_gradients(
             sums += found
             if not any(wanted):
                 continue
-            logits.scatter_(1, target, own.to(compute))
+            # Not `scatter_`, which on a CPU converts all logits in half precision to fp32 and back (torch 2.13).
+            logits.index_put_((places[: len(chunk)], target), own.to(compute))
             if bias_grad is not None:
                 bias_grad += logits[:, :vocab_size].sum(dim=0, dtype=wide)
             if hidden_grad is not None:
