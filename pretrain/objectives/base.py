@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretrain.data.batch import Batch, Examples, TokenizerParts, Vocabulary
 from pretrain.models.base import Model, ModelKind
 from pretrain.models.init import Initial
+from pretrain.objectives.cross_entropy import ChunkLoss, chunk_loss
 
 
 class Loss(NamedTuple):
@@ -30,6 +31,7 @@ class Objective(nn.Module):
     """The module that is trained: `model` and what the objective adds to it. `forward` maps a `Batch` to a `Loss`."""
 
     model: Model
+    chunk_loss: ChunkLoss = staticmethod(chunk_loss)  # arithmetic of the tokens' loss; compiled where the run compiles
 
     def forward(self, batch: Batch) -> Loss:
         raise NotImplementedError

@@ -128,6 +128,7 @@ class MaskedLM(Objective):
             num_targets=batch.num_targets,
             bias=model.head_bias(),
             chunk_tokens=self.config.chunk_tokens,
+            arithmetic=self.chunk_loss,
         )
         if not self.config.pairs:
             return Loss(total, nll, correct)

@@ -88,6 +88,7 @@ class SequenceToSequence(Objective):
                 z_loss=self.config.z_loss,
                 label_smoothing=self.config.label_smoothing,
                 chunk_tokens=self.config.chunk_tokens,
+                arithmetic=self.chunk_loss,
             )
         )
 

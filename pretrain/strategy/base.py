@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import Checkpointable
 from pretrain.distributed.world import World
-from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import guarded_step
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
@@ -122,11 +121,12 @@ class TorchStrategy:
         self.compilation = compilation
         self.scaler = precision.scaler(world.device)
 
-    def prepare(self, model: Model) -> None:
+    def prepare(self, objective: Objective) -> None:
         """Convert layers, compile the model's parts, and wrap recomputation: `checkpoint` itself cannot be compiled."""
-        self.precision.convert(model)
-        self.compilation.apply(model)
-        self.recomputation.recompute(model, self.compilation)
+        self.precision.convert(objective.model)
+        self.compilation.apply(objective.model)
+        self.compilation.apply_to_loss(objective, self.world.device)
+        self.recomputation.recompute(objective.model, self.compilation)
 
     def update(self, norm: Tensor, clip_norm: float | None) -> None:
         """Clip the gradients, whose global norm () this is, take the optimizer's step, and clear them."""

@@ -84,7 +84,7 @@ class DDP(TorchStrategy):
             module.to_empty(device=self.world.device)
         self.module = module
         self.optimizer = make_optimizer(module)
-        self.prepare(module.model)
+        self.prepare(module)
         module.forward = self.precision.autocast(self.world.device)(module.forward)
         self.wrapped = self._wrap(module)
         return self.wrapped

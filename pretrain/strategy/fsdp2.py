@@ -94,7 +94,7 @@ class FSDP2(TorchStrategy):
             fully_shard,
         )
 
-        self.prepare(module.model)
+        self.prepare(module)
         half = self.precision.dtype if self.precision.dtype != torch.float32 else None
         reduced = self.cfg.reduce_dtype.dtype
         pin = self.world.device.type == "cuda"

@@ -116,7 +116,7 @@ class ShardedZeRO(TorchStrategy):
         optimizer = make_optimizer(module)  # while parameters have their own shapes
         names = {parameter: name for name, parameter in module.named_parameters()}
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
-        self.prepare(module.model)
+        self.prepare(module)
         if self.stage == 3:
             self._materialize_sharded(deepspeed, module)
         else:

@@ -5,13 +5,16 @@ import subprocess
 
 import pytest
 import torch
+import torch.nn.functional as F
 from looped import LENGTHS, STEPS, TARGETS, take_steps
 from ranks import FAST, column, command, tiny
 
 from pretrain.distributed.world import World
 from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.objectives.cross_entropy import chunk_loss, linear_cross_entropy
 from pretrain.optim.adamw import AdamWConfig
+from pretrain.strategy.compile import fused
 from pretrain.strategy.precision import BF16, FP16, FP32
 
 pytestmark = pytest.mark.gpu
@@ -60,3 +63,29 @@ def test_a_run_learns_what_it_learns_on_a_cpu(place, one_process, overrides, tol
     assert "memory after the first steps: tensors of" in log and "the prediction is wrong" not in log
     cpu, gpu = column(one_process, "loss"), column(place / "runs" / name, "loss")
     assert max(abs(cpu[step] - gpu[step]) for step in range(1, 25)) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_loss_of_a_padded_vocabulary_fused_or_not(dtype):
+    """An odd vocabulary, uneven chunks, gradients of the weight summed in fp32, against float64; no further graph."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.manual_seed(1)
+    arithmetic = fused(chunk_loss)
+    for tokens in (300, 517, 1030):
+        exact = [
+            torch.randn(*shape, dtype=torch.float64, device="cuda") for shape in ((tokens, 64), (1003, 64), (1003,))
+        ]
+        targets = torch.randint(1003, (tokens,), device="cuda")
+        learnt = [each.to(dtype).double().requires_grad_() for each in exact]
+        expected = F.cross_entropy(learnt[0] @ learnt[1].T + learnt[2], targets, reduction="sum")
+        wanted = torch.autograd.grad(expected, learnt)
+        for each in (chunk_loss, arithmetic):
+            hidden, weight, bias = (part.detach().float().requires_grad_() for part in learnt)
+            with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+                options = {"num_targets": tokens, "bias": bias, "chunk_tokens": 300, "arithmetic": each}
+                total, _, _ = linear_cross_entropy(hidden, weight, targets, **options)
+            torch.testing.assert_close(total, expected.float(), rtol=1e-3, atol=0)
+            for found, right in zip(torch.autograd.grad(total, (hidden, weight, bias)), wanted, strict=True):
+                assert (found - right).norm() < 1e-2 * right.norm()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
