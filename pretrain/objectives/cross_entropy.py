@@ -53,7 +53,6 @@ def chunk_loss(
     own, largest = values.gather(1, targets).to(wide), values.amax(dim=1, keepdim=True).to(wide)
     mean = values[:, :vocab_size].mean(dim=1, keepdim=True, dtype=wide) if label_smoothing else own
     in_place = values.dtype == wide
-    in_place = values.dtype == wide
     softmax = torch.softmax(values, dim=1, out=values) if in_place else torch.softmax(values, dim=1, dtype=wide)
     # The likeliest token's probability is exp(largest - log_normaliser), and at least 1/V.
     log_normaliser = largest - softmax.amax(dim=1, keepdim=True).log()
