@@ -21,6 +21,7 @@ from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
+from pretrain.optim.shared_matrices import Piece
 from pretrain.registry import register
 from pretrain.strategy.base import CommonConfig, Memory, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
@@ -52,9 +53,9 @@ class FSDP2Config(CommonConfig):
         return FSDP2(self, world, precision, compilation)
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
-        return True
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
+        return False
 
     @property
     def shards_weights(self) -> bool:
@@ -113,6 +114,7 @@ class FSDP2(TorchStrategy):
         self.module = module
         self.tensors = list(named_tensors(module))  # now, for a gathered module shows the gathered tensors instead
         self.optimizer = make_optimizer(module)
+        self.share_matrices(self._piece, replica_ranks=self.mesh["shard"].size())
         return module
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
@@ -163,6 +165,10 @@ class FSDP2(TorchStrategy):
                     self.optimizer.state[tensor][kind] = value
                 part = self._part(value)
                 part.data.copy_(read(name, kind, part.start, part.data.numel()).view_as(part.data))
+
+    def _piece(self, matrix: nn.Parameter) -> Piece:
+        part = self._part(matrix.detach())
+        return Piece(matrix.shape, part.start, part.data.numel(), matrix, lambda tensor: self._part(tensor.detach()).data.view(-1))
 
     def _part(self, tensor: Tensor) -> _Part:
         """Return what this rank holds of a tensor; rows are dealt out as `torch.chunk` does."""
