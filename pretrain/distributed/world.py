@@ -102,7 +102,7 @@ class World:
         dist.all_gather(messages, padded)
         return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(messages, lengths, strict=True)]
 
-    def exchange(self, sent: Tensor, sizes_to: list[int], sizes_from: list[int]) -> Tensor:
+    def all_to_all(self, sent: Tensor, sizes_to: list[int], sizes_from: list[int]) -> Tensor:
         """Send each rank its elements of `sent` (elements,), in rank order; return those from all ranks, in rank order.
 
         A rank sends `sizes_to[r]` elements to rank r, and receives `sizes_from[r]` from it; itself is one of them.

@@ -103,20 +103,18 @@ class SharedMatrices:
             sizes_to[rank] = sum(mine[i][1] for i in owned[rank])
             sizes_from[rank] = sum(self.spans[rank][i][1] for i in own)
         sent = [updates[i].to(nothing.device) for rank in self.replica for i in owned[rank]]
-        received = self.world.exchange(torch.cat([nothing, *sent]), sizes_to, sizes_from)
+        received = self.world.all_to_all(torch.cat([nothing, *sent]), sizes_to, sizes_from)
         parts = [matrices[i].narrow(0, *self.spans[rank][i]) for rank in self.replica for i in own]
         for part, value in zip(parts, received.split([part.numel() for part in parts]), strict=True):
             part.copy_(value)
 
-    def _hand_out(
-        self, matrices: dict[int, Tensor], owned: list[list[int]], nothing: Tensor
-    ) -> dict[int, Tensor]:
+    def _hand_out(self, matrices: dict[int, Tensor], owned: list[list[int]], nothing: Tensor) -> dict[int, Tensor]:
         """Return this rank's piece of every matrix, and send those of own matrices to all that hold one."""
         mine, own = self.spans[self.world.rank], owned[self.world.rank]
         sizes_to = [sum(spans[i][1] for i in own) for spans in self.spans]
         sizes_from = [sum(mine[i][1] for i in numbers) for numbers in owned]
         sent = [matrices[i].narrow(0, *spans[i]) for spans in self.spans for i in own]
-        received = self.world.exchange(torch.cat([nothing, *sent]), sizes_to, sizes_from)
+        received = self.world.all_to_all(torch.cat([nothing, *sent]), sizes_to, sizes_from)
         order = [i for numbers in owned for i in numbers]
         return dict(zip(order, received.split([mine[i][1] for i in order]), strict=True))
 

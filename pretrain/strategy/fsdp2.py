@@ -168,7 +168,13 @@ class FSDP2(TorchStrategy):
 
     def _piece(self, matrix: nn.Parameter) -> Piece:
         part = self._part(matrix.detach())
-        return Piece(matrix.shape, part.start, part.data.numel(), matrix, lambda tensor: self._part(tensor.detach()).data.view(-1))
+        return Piece(
+            matrix.shape,
+            part.start,
+            part.data.numel(),
+            matrix,
+            lambda tensor: self._part(tensor.detach()).data.view(-1),
+        )
 
     def _part(self, tensor: Tensor) -> _Part:
         """Return what this rank holds of a tensor; rows are dealt out as `torch.chunk` does."""

@@ -239,7 +239,9 @@ class ShardedZeRO(TorchStrategy):
         if part := self._part(parameter):
             return Piece(shape, part.start, part.numel, part.shard, part.of)
         if self.stage == 3:
-            shard = self.zero.fp32_partitioned_groups_flat[self.zero.grad_position[self.zero.get_param_id(parameter)][0]]
+            shard = self.zero.fp32_partitioned_groups_flat[
+                self.zero.grad_position[self.zero.get_param_id(parameter)][0]
+            ]
         else:
             [shard] = self.optimizer.param_groups[group]["params"]
         return Piece(shape, 0, 0, shard, lambda values: values.narrow(0, 0, 0))
