@@ -12,9 +12,7 @@ from torch import Tensor
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _EPS = 1e-7  # below it a norm counts as this, so that a matrix of zeros stays one
 
-_BATCH_ELEMENTS = (
-    2**26
-)  # in one batch: larger ones fill a GPU no better, and three times their size is held beside them
+_BATCH_ELEMENTS = 2**26  # in one batch: more fill a GPU no better, and three times their size is held beside them
 
 
 def orthogonalize_(matrices: Tensor, steps: int) -> None:
