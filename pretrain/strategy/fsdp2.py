@@ -6,6 +6,7 @@ Holds the strategy; torch's `fully_shard` gathers the weights of a block before 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
 from pretrain.optim.shared_matrices import Piece
 from pretrain.registry import register
-from pretrain.strategy.base import CommonConfig, Memory, TorchStrategy
+from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
+
+log = logging.getLogger(__name__)
 
 
 @register("strategy", "fsdp2")
@@ -69,7 +72,9 @@ class FSDP2Config(CommonConfig):
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. Blocks are gathered one or two at a time, on top of it."""
         held = parameters / (self.shard_ranks or ranks)
-        return Memory(4 * held, 4 * held, 8 * held)
+        gathered = 0 if self.reshard_after_forward else precision.dtype.itemsize * parameters
+        gradients = self.reduce_dtype.dtype.itemsize * parameters if self.accumulate_whole_gradients else 4 * held
+        return Memory(4 * held + gathered, gradients, 8 * held)
 
 
 class FSDP2(TorchStrategy):
@@ -88,6 +93,12 @@ class FSDP2(TorchStrategy):
         ensure_group(world)
         shard = cfg.shard_ranks or world.size
         axes = {"replicate": world.size // shard, "shard": shard} if shard < world.size else {"shard": shard}
+        waits = cfg.accumulate_whole_gradients or shard < world.size  # for the last micro-batch, to reduce all at once
+        if waits and cfg.reduce_dtype is ReduceDtype.bf16 and world.is_first:
+            log.warning(
+                "strategy.reduce_dtype=bf16: gradients of a step's micro-batches are also added up in bf16 here, where "
+                "small ones are lost beside a sum of many; take few micro-batches a step, or fp32"
+            )
         self.mesh = init_device_mesh(world.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
