@@ -149,10 +149,11 @@ class MuonWithAdamW(Optimizer):
 
     def _direction(self, piece: Piece, skip: Tensor | None) -> Tensor:
         """Move the momentum of a piece along its gradient, and return what is to be orthogonalised (numel,)."""
-        state = self.state[piece.holder]
+        state, gradient = self.state[piece.holder], piece.holder.grad
+        assert gradient is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(piece.holder)
-        momentum, gradient = piece.of(state["momentum_buffer"]), piece.of(piece.holder.grad)
+        momentum, gradient = piece.of(state["momentum_buffer"]), piece.of(gradient)
         moved = momentum.lerp(gradient, 1 - self._cfg.momentum)
         _replace(momentum, moved, skip)
         return gradient.lerp(moved, self._cfg.momentum) if self._cfg.nesterov else moved

@@ -61,7 +61,7 @@ class SharedMatrices:
         self.pieces = pieces
         self.steps = steps
         self.spans = world.gather([(piece.start, piece.numel) for piece in pieces])  # by rank, then by matrix
-        self.owners = deal([flops(*piece.shape, steps) for piece in pieces], world.size)
+        self.owners = deal([flops(piece.shape[0], piece.shape[1], steps) for piece in pieces], world.size)
         first = world.rank // replica_ranks * replica_ranks
         self.replica = range(first, first + replica_ranks)
 
