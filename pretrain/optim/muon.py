@@ -107,7 +107,8 @@ class MuonWithAdamW(Optimizer):
         self._adamw = adamw
         self._matrices: list[nn.Parameter] = muon["params"]
         self._step_supports_amp_scaling = True  # says that `found_inf` is heeded
-        self.share(World.alone(), [whole(matrix) for matrix in self._matrices], 1)
+        device = self._matrices[0].device if self._matrices else torch.device("cpu")
+        self.share(World(0, 1, device), [whole(matrix) for matrix in self._matrices], 1)
 
     def matrices(self) -> list[nn.Parameter]:
         """See `SharesMatrices`."""

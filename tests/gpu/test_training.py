@@ -12,21 +12,23 @@ from pretrain.distributed.world import World
 from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.muon import MuonConfig
 from pretrain.strategy.precision import BF16, FP16, FP32
 
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.parametrize("optim", [AdamWConfig(), MuonConfig()])
 @pytest.mark.parametrize(
     ("precision", "attention"), [(FP32(), "sdpa"), (BF16(), "sdpa"), (BF16(), "flash"), (FP16(), "flash")]
 )
-def test_the_host_never_waits_between_log_steps(precision, attention):
+def test_the_host_never_waits_between_log_steps(precision, attention, optim):
     attend = FlashConfig().build() if attention == "flash" else sdpa
     world = World(rank=0, size=1, device=torch.device("cuda", 0))
-    take_steps(world, AdamWConfig(), precision, attend, pin=True)  # handles and caches of libraries come into being
+    take_steps(world, optim, precision, attend, pin=True)  # handles and caches of libraries come into being
     torch.cuda.set_sync_debug_mode("error")
     try:
-        state, asked = take_steps(world, AdamWConfig(), precision, attend, pin=True)
+        state, asked = take_steps(world, optim, precision, attend, pin=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (state.tokens, state.step_targets) == (STEPS * 2 * sum(LENGTHS), 2 * TARGETS)
@@ -59,3 +61,15 @@ def test_a_run_learns_what_it_learns_on_a_cpu(place, one_process, overrides, tol
     assert "memory after the first steps: tensors of" in log and "the prediction is wrong" not in log
     cpu, gpu = column(one_process, "loss"), column(place / "runs" / name, "loss")
     assert max(abs(cpu[step] - gpu[step]) for step in range(1, 25)) <= tolerance
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "fsdp2"])
+def test_muon_and_an_untied_head_learn_on_shards_what_they_learn_whole(place, strategy):
+    losses = []
+    environment = {key: value for key, value in (os.environ | FAST).items() if key != "CUDA_VISIBLE_DEVICES"}
+    for name in ("ddp", strategy):
+        more = ["precision=bf16", "optim=muon", "model.tie_embeddings=false", f"strategy={name}"]
+        run = command(*tiny(f"muon-beside-{strategy}-{name}", *more))
+        subprocess.run(run, cwd=place, env=environment, check=True, timeout=280)
+        losses.append(column(place / "runs" / f"muon-beside-{strategy}-{name}", "loss"))
+    assert max(abs(losses[0][step] - losses[1][step]) for step in range(1, 25)) <= 0.05

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from rank_threads import on_threads
+from rank_threads import ThreadWorld, on_threads
 
 from pretrain.optim.newton_schulz import orthogonalize_
 from pretrain.optim.shared_matrices import Piece, SharedMatrices, deal
@@ -48,7 +48,10 @@ def alone(numbers):
     [(1, 1, rows), (3, 1, rows), (2, 2, rows), (3, 3, rows), (4, 2, rows), (3, 3, flat), (9, 9, rows)],
     ids=["alone", "ddp", "fsdp2 on 2", "fsdp2 on 3", "hsdp", "zero", "more ranks than matrices"],
 )
-def test_ranks_get_what_one_gets(ranks, replica, cut):
+def test_ranks_get_what_one_gets(monkeypatch, ranks, replica, cut):
+    sent, exchange = [], ThreadWorld.all_to_all
+    monkeypatch.setattr(ThreadWorld, "all_to_all", lambda world, *parts: sent.append(parts[0]) or exchange(world, *parts))
+
     def share(world):
         spans = cut(world.rank % replica, replica)
         pieces = [
@@ -69,6 +72,8 @@ def test_ranks_get_what_one_gets(ranks, replica, cut):
             assert found.keys() == expected.keys()
             for i, part in found.items():
                 torch.testing.assert_close(part, expected[i].flatten().narrow(0, *spans[i]), rtol=0, atol=1e-6)
+    elements = sum(matrix.numel() for matrix in (*MATRICES, MATRICES[1], MATRICES[4]))
+    assert sum(map(len, sent)) == elements * (1 + ranks // replica), "to the owner once, and back to every replica"
 
 
 def test_work_is_dealt_out_evenly():
