@@ -100,7 +100,7 @@ class FinetuneConfig:
         rule = f"an example may have {settings}={longest}; raise this, or lower that"
         check(self.train.max_tokens >= longest, "train.max_tokens", self.train.max_tokens, rule)
         self.task.answering.check_strategy(self.strategy)
-        self.optim.check(shards=self.strategy.shards)
+        self.optim.check(swaps=self.strategy.swaps)
         self.check_attention(bias=None)
         self.tracker.check_run(self.run.name, plain(self))
 

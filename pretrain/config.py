@@ -87,7 +87,7 @@ class PretrainConfig:
         if self.eval.choices:
             rule = f"model={names[type(self.model)][1]} is {self.model.kind}, and decoders alone are measured by them"
             check(self.model.kind is ModelKind.causal, "eval.choices", self.eval.choices, f"{rule}; leave them out")
-        self.optim.check(shards=self.strategy.shards)
+        self.optim.check(swaps=self.strategy.swaps)
         dropout = getattr(self.model, "attention_dropout", 0)
         self.attention.check(
             dtype=self.precision.dtype,

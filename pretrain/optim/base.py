@@ -58,8 +58,8 @@ def partition(module: nn.Module) -> Partition:
 class OptimConfig(Protocol):
     """The settings of an optimizer."""
 
-    def check(self, *, shards: bool) -> None:
-        """Raise `ConfigError` if the optimizer cannot run where a rank `shards`: holds parts of matrices."""
+    def check(self, *, swaps: bool) -> None:
+        """Raise `ConfigError` if the optimizer cannot run where its moments lie in files between steps: `swaps`."""
         ...
 
     def build(self, module: nn.Module) -> Optimizer:
@@ -94,10 +94,10 @@ def _block_norms(gradient: Tensor) -> list[Tensor]:
 def guarded_step(optimizer: Optimizer, norm: Tensor) -> None:
     """Update unless the gradients' norm () is not finite; then weights, moments and step counts stay bit for bit.
 
-    Fused AdamW learns it from a flag on the device, the way torch's GradScaler tells it, so the host waits for nothing.
-    Any other optimizer costs one read of the norm.
+    Fused AdamW and Muon learn it from a flag on the device, the way torch's GradScaler tells it, so the host waits for
+    nothing. An optimizer that does not say that it heeds the flag costs one read of the norm.
     """
-    if isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups):
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = norm.isfinite().logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             optimizer.step()

@@ -21,6 +21,7 @@ from pretrain.checkpoint.base import Checkpointable
 from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import guarded_step
+from pretrain.optim.shared_matrices import Piece, SharesMatrices
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
@@ -57,8 +58,8 @@ class StrategyConfig(Protocol):
     """The settings of a strategy, and what is known of it before it exists."""
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
         ...
 
     @property
@@ -127,6 +128,11 @@ class TorchStrategy:
         self.compilation.apply(objective.model)
         self.compilation.apply_to_loss(objective, self.world.device)
         self.recomputation.recompute(objective.model, self.compilation)
+
+    def share_matrices(self, piece: Callable[[nn.Parameter], Piece], replica_ranks: int) -> None:
+        """Tell an optimizer that needs matrices whole what this rank holds of them; see `SharesMatrices`."""
+        if isinstance(self.optimizer, SharesMatrices):
+            self.optimizer.share(self.world, [piece(matrix) for matrix in self.optimizer.matrices()], replica_ranks)
 
     def update(self, norm: Tensor, clip_norm: float | None) -> None:
         """Clip the gradients, whose global norm () this is, take the optimizer's step, and clear them."""

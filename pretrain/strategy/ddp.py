@@ -21,6 +21,7 @@ from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
+from pretrain.optim.shared_matrices import whole
 from pretrain.registry import register
 from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
@@ -46,8 +47,8 @@ class DDPConfig(CommonConfig):
         return DDP(self, world, precision, compilation)
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
         return False
 
     @property
@@ -84,6 +85,7 @@ class DDP(TorchStrategy):
             module.to_empty(device=self.world.device)
         self.module = module
         self.optimizer = make_optimizer(module)
+        self.share_matrices(whole, replica_ranks=1)
         self.prepare(module)
         module.forward = self.precision.autocast(self.world.device)(module.forward)
         self.wrapped = self._wrap(module)

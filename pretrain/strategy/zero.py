@@ -121,9 +121,9 @@ class ZeROConfig(CommonConfig):
         return strategy(dictionary, self, world, precision, compilation)
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
-        return self.stage > 0
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
+        return bool(self.swapped)
 
     @property
     def shards_weights(self) -> bool:

@@ -14,22 +14,24 @@ from pretrain.models.attention.flash import FlashConfig
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.objectives.cross_entropy import chunk_loss, linear_cross_entropy
 from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.muon import MuonConfig
 from pretrain.strategy.compile import fused
 from pretrain.strategy.precision import BF16, FP16, FP32
 
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.parametrize("optim", [AdamWConfig(), MuonConfig()])
 @pytest.mark.parametrize(
     ("precision", "attention"), [(FP32(), "sdpa"), (BF16(), "sdpa"), (BF16(), "flash"), (FP16(), "flash")]
 )
-def test_the_host_never_waits_between_log_steps(precision, attention):
+def test_the_host_never_waits_between_log_steps(precision, attention, optim):
     attend = FlashConfig().build() if attention == "flash" else sdpa
     world = World(rank=0, size=1, device=torch.device("cuda", 0))
-    take_steps(world, AdamWConfig(), precision, attend, pin=True)  # handles and caches of libraries come into being
+    take_steps(world, optim, precision, attend, pin=True)  # handles and caches of libraries come into being
     torch.cuda.set_sync_debug_mode("error")
     try:
-        state, asked = take_steps(world, AdamWConfig(), precision, attend, pin=True)
+        state, asked = take_steps(world, optim, precision, attend, pin=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (state.tokens, state.step_targets) == (STEPS * 2 * sum(LENGTHS), 2 * TARGETS)
@@ -89,3 +91,15 @@ def test_the_loss_of_a_padded_vocabulary_fused_or_not(dtype):
             for found, right in zip(torch.autograd.grad(total, (hidden, weight, bias)), wanted, strict=True):
                 assert (found - right).norm() < 1e-2 * right.norm()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "fsdp2"])
+def test_muon_and_an_untied_head_learn_on_shards_what_they_learn_whole(place, strategy):
+    losses = []
+    environment = {key: value for key, value in (os.environ | FAST).items() if key != "CUDA_VISIBLE_DEVICES"}
+    for name in ("ddp", strategy):
+        more = ["precision=bf16", "optim=muon", "model.tie_embeddings=false", f"strategy={name}"]
+        run = command(*tiny(f"muon-beside-{strategy}-{name}", *more))
+        subprocess.run(run, cwd=place, env=environment, check=True, timeout=280)
+        losses.append(column(place / "runs" / f"muon-beside-{strategy}-{name}", "loss"))
+    assert max(abs(losses[0][step] - losses[1][step]) for step in range(1, 25)) <= 0.05
