@@ -75,8 +75,20 @@ class StrategyConfig(Protocol):
         """Return the strategy for this rank."""
         ...
 
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products, so that nothing runs under autocast."""
+        ...
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank will hold of a model of so many parameters under AdamW."""
+        ...
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes that gathered weights, and gradients on their way, take up at most during a pass.
+
+        The model has so many layers with at most `block` parameters each, and so many parameters `outside` of them.
+        """
         ...
 
 
