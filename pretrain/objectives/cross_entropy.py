@@ -21,6 +21,12 @@ CPU_CHUNK_BYTES = 32 << 20  # of fp32 logits: what last-level caches hold
 DEVICE_CHUNK_BYTES = 1 << 30  # of fp32 logits: products large enough to fill a GPU
 
 
+def chunk_for(vocab_size: int, device_type: str) -> int:
+    """Return the tokens whose logits exist at once, where settings do not say how many."""
+    budget = CPU_CHUNK_BYTES if device_type == "cpu" else DEVICE_CHUNK_BYTES
+    return max(1, budget // (4 * vocab_size))
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -43,8 +49,7 @@ def linear_cross_entropy(
     """
     hidden, targets = rows_with_targets(hidden, targets, num_targets)
     if chunk_tokens is None:
-        budget = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else DEVICE_CHUNK_BYTES
-        chunk_tokens = max(1, budget // (4 * weight.shape[0]))
+        chunk_tokens = chunk_for(weight.shape[0], hidden.device.type)
     trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
     if torch.is_grad_enabled() and trained:
         return _LinearCrossEntropy.apply(hidden, weight, bias, targets, z_loss, label_smoothing, chunk_tokens)

@@ -26,7 +26,7 @@ def test_a_model_counts_tied_parameters_once_and_apart_those_that_are_trained():
 def described():
     """Return what describes a run on so many ranks over so many corpora."""
 
-    def call(ranks, corpora):
+    def call(ranks, corpora, train=None):
         corpus = SimpleNamespace(num_tokens=12_000, num_documents=77)
         stream = SimpleNamespace(
             sources=[SimpleNamespace(name=name, corpus=corpus) for name in corpora],
@@ -36,8 +36,10 @@ def described():
             directory=Path("runs/a"),
             size=ModelSize(parameters=65, trainable=30, flops_per_token=300.0),
             memory=Memory(2**20, 2 * 2**20, 4 * 2**20),
+            needs=None,
             seq_len=16,
-            train=TrainConfig(steps=50, batch_size=24, micro_batch_size=8),
+            train=train or TrainConfig(steps=50, batch_size=24),
+            micro_batch_size=8,
             learning_rate=LearningRate(2e-3, CosineSchedule(warmup_ratio=0.1, floor=0.5), 50),
             world=World(rank=0, size=ranks, device=torch.device("cpu")),
             stream=stream,
