@@ -121,6 +121,10 @@ class Strategy(Checkpointable, Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of all memory, for another strategy in the same process; no other method may be called any more."""
+        ...
+
 
 class TorchStrategy:
     """What all strategies share, and loss scaling and the end of a step, which sharded ZeRO leaves to DeepSpeed."""
@@ -146,6 +150,9 @@ class TorchStrategy:
         guarded_step(self.optimizer, norm)
         self.scaler.update()
         self.optimizer.zero_grad()
+
+    def close(self) -> None:
+        """Let go of all memory: here it goes with the last reference to the strategy and to its module."""
 
     def state(self) -> dict[str, float]:
         return self.scaler.state_dict()

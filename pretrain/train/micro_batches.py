@@ -125,7 +125,7 @@ class Passes:
         """
         device = self.world.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            fits = self.world.gather(self._fit(self.densest(sequences), passes))
+            fits = self.world.gather(self._fit(sequences, passes))
         if any(fits) and not all(fits):
             raise ResourceError(
                 f"train.micro_batch_size=auto: {sequences} sequences do not fit into the memory of rank "
@@ -138,7 +138,7 @@ class Passes:
             torch.cuda.empty_cache()
         return all(fits)
 
-    def _fit(self, batch: Batch, passes: int) -> bool:
+    def _fit(self, sequences: int, passes: int) -> bool:
         """Run passes on this rank. Waits for nothing on the device: where memory runs out is known before."""
         try:
             strategy = self.strategy.build(world=self.world, precision=self.precision, compilation=self.compilation)
@@ -146,8 +146,9 @@ class Passes:
             moments = self._moments()
             for last in [False, True][-passes:]:
                 with strategy.micro_step(last=last):
-                    strategy.backward(model(batch.to(self.world.device)).total)
+                    strategy.backward(model(self.densest(sequences).to(self.world.device)).total)
             del moments
+            strategy.close()
         except torch.OutOfMemoryError:
             return False
         return True
