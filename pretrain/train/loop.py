@@ -19,7 +19,6 @@ from pretrain.errors import Preempted, check
 from pretrain.strategy.base import Strategy
 from pretrain.train.metrics import StepMeter
 
-
 AUTO = "auto"  # a micro-batch of as many sequences as fit
 
 

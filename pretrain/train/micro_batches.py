@@ -24,6 +24,7 @@ from pretrain.errors import ResourceError, check
 from pretrain.models.base import Attend, AttentionConfig
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices, plain
+from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.activations import Activations, activations
 from pretrain.strategy.base import Memory, StrategyConfig
 from pretrain.strategy.compile import CompileConfig, Scope
@@ -105,6 +106,7 @@ class Passes:
         module = self.build(None)
         sizes = [sum(each.numel() for each in block.parameters()) for block in module.model.blocks]
         outside = sum(each.numel() for each in module.parameters()) - sum(sizes)
+        assert isinstance(self.strategy, RecomputationConfig), "every strategy has these settings"
         added = activations(
             self.build,
             self.densest(sequences),
@@ -175,7 +177,9 @@ class Passes:
             needed = self.needs(sizes[planned]).total
             log.warning(
                 "train.micro_batch_size=auto: %s needs %s GiB by prediction, more than %s; it is tried all the same",
-                _sequences(sizes[planned]), _gib(needed), said,
+                _sequences(sizes[planned]),
+                _gib(needed),
+                said,
             )
         for size in sizes[planned:]:
             if self.fit(size, passes=min(sizes[0] // size, 2)):

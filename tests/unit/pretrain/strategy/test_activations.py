@@ -50,9 +50,11 @@ def saved_for_backward(module, batch, precision):
     streams = [batch] if batch.source is None else [batch, batch.source]
     known |= {each.untyped_storage().data_ptr() for s in streams for each in vars(s).values() if torch.is_tensor(each)}
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        with precision.autocast(torch.device("cpu")):
-            loss = module(batch)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    )
+    with hooks, precision.autocast(torch.device("cpu")):
+        loss = module(batch)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     saved = sum(size for at, size in storages.items() if at not in known)
     gradients = loss.total.grad_fn.gradients
