@@ -15,7 +15,7 @@ from pretrain import data, models, objectives, optim, strategy, tokenizer, track
 from pretrain.checkpoint.save import CheckpointConfig
 from pretrain.data.batch import TokenizerParts
 from pretrain.data.choice_sets import question_files
-from pretrain.data.loader import DataConfig, micro_batches_per_step
+from pretrain.data.loader import DataConfig
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
@@ -29,6 +29,7 @@ from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
+from pretrain.train.micro_batches import said
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.run_dir import RunConfig
 
@@ -102,7 +103,7 @@ class PretrainConfig:
 
         Reads no more than the names of input files and those of a tokenizer that exists.
         """
-        micro_batches_per_step(self.train.batch_size, self.train.micro_batch_size, ranks)
+        said(self.train, self.data.seq_len, ranks)
         self.schedule.build(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)

@@ -78,6 +78,12 @@ class _Options(NamedTuple):
     arithmetic: ChunkLoss
 
 
+def chunk_for(vocab_size: int, device_type: str) -> int:
+    """Return the tokens whose logits exist at once, where settings do not say how many."""
+    budget = CPU_CHUNK_BYTES if device_type == "cpu" else DEVICE_CHUNK_BYTES
+    return max(1, budget // (4 * vocab_size))
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -102,11 +108,9 @@ def linear_cross_entropy(
     None: on a GPU. `arithmetic` is `chunk_loss` or its compiled form. Neither changes results, rounding apart.
     """
     hidden, targets = rows_with_targets(hidden, targets, num_targets)
-    on_cpu = hidden.device.type == "cpu"
     if chunk_tokens is None:
-        budget = CPU_CHUNK_BYTES if on_cpu else DEVICE_CHUNK_BYTES
-        chunk_tokens = max(1, budget // (4 * weight.shape[0]))
-    pad_weight = not on_cpu if pad_weight is None else pad_weight
+        chunk_tokens = chunk_for(weight.shape[0], hidden.device.type)
+    pad_weight = hidden.device.type != "cpu" if pad_weight is None else pad_weight
     options = _Options(z_loss, label_smoothing, chunk_tokens, pad_weight, arithmetic)
     trained = any(part is not None and part.requires_grad for part in (hidden, weight, bias))
     if torch.is_grad_enabled() and trained:

@@ -75,8 +75,20 @@ class StrategyConfig(Protocol):
         """Return the strategy for this rank."""
         ...
 
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products, so that nothing runs under autocast."""
+        ...
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank will hold of a model of so many parameters under AdamW."""
+        ...
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes that gathered weights, and gradients on their way, take up at most during a pass.
+
+        The model has so many layers with at most `block` parameters each, and so many parameters `outside` of them.
+        """
         ...
 
 
@@ -107,6 +119,10 @@ class Strategy(Checkpointable, Protocol):
         Every parameter group's own learning rate is multiplied by `lr_factor`. A non-finite norm means that the
         update was skipped: weights and moments are as before.
         """
+        ...
+
+    def close(self) -> None:
+        """Let go of all memory, for another strategy in the same process; no other method may be called any more."""
         ...
 
 
@@ -141,6 +157,9 @@ class TorchStrategy:
         guarded_step(self.optimizer, norm)
         self.scaler.update()
         self.optimizer.zero_grad()
+
+    def close(self) -> None:
+        """Let go of all memory: here it goes with the last reference to the strategy and to its module."""
 
     def state(self) -> dict[str, float]:
         return self.scaler.state_dict()

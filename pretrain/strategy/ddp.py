@@ -60,6 +60,15 @@ class DDPConfig(CommonConfig):
         """Predict what a rank holds; see `StrategyConfig`. The precision changes activations alone."""
         return Memory(4 * parameters, 4 * parameters, 8 * parameters)
 
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products: autocast casts them instead."""
+        return False
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes of buffers; see `StrategyConfig`. Gradients lie in the buckets; a copy may travel."""
+        return 0.0 if ranks == 1 or self.reduce_dtype is ReduceDtype.fp32 else self.bucket_mb * 2**19
+
 
 class DDP(TorchStrategy):
     """The five verbs over Accelerate's DistributedDataParallel; see `Strategy`."""

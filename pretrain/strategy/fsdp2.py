@@ -76,6 +76,22 @@ class FSDP2Config(CommonConfig):
         gradients = self.reduce_dtype.dtype.itemsize * parameters if self.accumulate_whole_gradients else 4 * held
         return Memory(4 * held + gathered, gradients, 8 * held)
 
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products, as the gathered ones have."""
+        return True
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes of gathered weights, and of gradients on their way; see `StrategyConfig`.
+
+        When a backward pass begins: the weights outside of blocks and the head's gradient, which has at most as many
+        elements; of the blocks the one in use and the next, which arrives in a buffer; a block's gradients and, in the
+        type in which they travel, those of two.
+        """
+        half, reduced = precision.dtype.itemsize, self.reduce_dtype.dtype.itemsize
+        gathered = 3 if self.reshard_after_forward else layers + 1
+        return half * (2 * outside + gathered * block) + (half + 2 * reduced) * block
+
 
 class FSDP2(TorchStrategy):
     """The five verbs over `fully_shard`; see `Strategy`.

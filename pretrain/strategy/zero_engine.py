@@ -260,6 +260,12 @@ class ShardedZeRO(TorchStrategy):
         else:
             self.zero.update_lp_params()
 
+    def close(self) -> None:
+        # Hooks of DeepSpeed's refer to engine and parameters for as long as the process lives (0.19).
+        self.engine.destroy()
+        for holder in (self.zero, *self.module.parameters(), self.engine):
+            vars(holder).clear()
+
     def state(self) -> dict[str, float]:
         if not isinstance(self.precision, FP16):
             return {}

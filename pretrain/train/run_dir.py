@@ -69,6 +69,7 @@ class RunRecord(TypedDict, total=False):
     flops_per_token: float
     host: str
     ranks: int
+    micro_batch: dict[str, Any]  # that was found: its `size` in sequences, and for which ranks, devices and settings
     corpora: dict[str, str]  # source -> directory
     records: dict[str, int]  # of fine-tuning: training and validation
     chat_template: dict[str, Any] | None  # of fine-tuning on messages: how they become text
@@ -190,6 +191,10 @@ class RunDirectory:
         """Warn of what nobody would see in the results, and keep it in `run.json`."""
         log.warning("%s", text)
         self.record(notes=[*self._record.get("notes", []), text])
+
+    def recorded(self, key: str) -> Any:
+        """Return an entry of `run.json`, None if there is none."""
+        return self._record.get(key)
 
     @property
     def facts(self) -> dict[str, Any]:
