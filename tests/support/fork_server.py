@@ -34,7 +34,7 @@ hydra rich tokenizers safetensors.torch matplotlib.figure matplotlib.backends.ba
 scipy.optimize scipy.sparse.linalg scipy.stats
 """
 FAKE_CUDA = """
-torch torch.distributed.fsdp torch.distributed.algorithms.ddp_comm_hooks.default_hooks torch._dynamo
+torch torch.distributed.fsdp torch.distributed.algorithms.ddp_comm_hooks.default_hooks torch._dynamo.backends.debugging
 torch.nn.attention.flex_attention torch.nn.attention.varlen torch.testing._internal.distributed.fake_pg accelerate
 hydra tokenizers rich
 """
