@@ -46,9 +46,7 @@ READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal
 
 def runs_of(family: str) -> dict[str, list[str]]:
     """Return the overrides of each run. T5's bias is not for flash: auto chooses flex for it."""
-    layers = (
-        4 if family == "modernbert" else 2
-    )  # without a norm, with a window twice, with neither
+    layers = 4 if family == "modernbert" else 2  # without a norm, with a window twice, with neither
     fixed = [f"model.layers={layers}", "compile=none"]
     alone = [*fixed, "strategy=ddp", "strategy.activation_checkpointing=none"]
     flash = "auto" if family == "t5" else "flash"
