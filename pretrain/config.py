@@ -106,6 +106,7 @@ class PretrainConfig:
         self.schedule.build(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        self.precision.check_machine(device_type=device_type, compilation=self.compile)
         hook_configs(self.hooks)
         self.data.prepare.check_whole()
         question_files(self.eval.choices, "eval.choices")
