@@ -13,12 +13,13 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from fake_cuda import CUDA, counted_graphs, preset, pretend_h100, ragged_batch, uncompiled
+from fake_cuda import counted_graphs, preset, ragged_batch, uncompiled
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
+from bench.fake_gpu import CUDA, pretend_h100
 from pretrain.config import PretrainConfig
 from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
