@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -42,24 +42,36 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+@dataclass
+class Compilations:
+    """What Dynamo has made, and how often it ran."""
+
+    graphs: int = 0
+    calls: int = 0
+
+
 @contextmanager
-def counted_graphs() -> Iterator[list[torch.fx.GraphModule]]:
+def counted_graphs() -> Iterator[Compilations]:
     """Have `torch.compile` run the graphs that it makes operator by operator, for nothing here can compile for a GPU.
 
-    Dynamo, its guards and its recompilations are those of the product. Yields a list that grows by each graph.
+    Dynamo, its guards and its recompilations are those of the product. Yields counts that grow.
     """
-    graphs: list[torch.fx.GraphModule] = []
-    compile_ = torch.compile
+    counts, compile_ = Compilations(), torch.compile
 
     def counting(graph: torch.fx.GraphModule, inputs: Sequence[object]):
-        graphs.append(graph)
-        return graph.forward
+        counts.graphs += 1
+
+        def run(*arguments):
+            counts.calls += 1
+            return graph.forward(*arguments)
+
+        return run
 
     def compiled(function=None, *, mode=None, options=None, backend=None, **settings):
         return compile_(function, backend=counting, **settings)
 
     with mock.patch.object(torch, "compile", compiled):
-        yield graphs
+        yield counts
 
 
 def preset(experiment: str, *overrides: str) -> tuple[PretrainConfig, Objective]:

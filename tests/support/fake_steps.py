@@ -195,22 +195,26 @@ def _gradient(name: str, parameter: nn.Parameter) -> Gradient:
     return Gradient(name, place, dtype, str(parameter.dtype))
 
 
-def graphs_of_ragged_batches(experiment: str, *overrides: str, batches: int = 20) -> list[int]:
-    """Return how many graphs Dynamo has made after each batch, all of other lengths; an evaluation comes first."""
-    lengths = random.Random(7)
-    with pretend_h100() as mode, counted_graphs() as graphs:
+def graphs_of_ragged_batches(experiment: str, *overrides: str, batches: int = 20) -> dict[str, Any]:
+    """Return after each batch how many graphs Dynamo has made and how many ran in its forward pass, and the blocks.
+
+    Two evaluations and two steps come first, as in a run; all batches have other lengths.
+    """
+    draw = random.Random(7)
+    with pretend_h100() as mode, counted_graphs() as counts:
         cfg, module = preset(experiment, *overrides)
         strategy = cfg.strategy.build(world=World(0, 1, CUDA), precision=cfg.precision, compilation=cfg.compile)
-        counts = []
+        seen = []
         with mode:
             module.to = lambda device: module
             wrapped = strategy.setup(module, cfg.optim.build)
-            for number in range(-1, batches):
-                batch = ragged_batch(cfg, mode, [lengths.randrange(1, 300) for _ in range(lengths.randrange(2, 9))])
-                wrapped.train(number >= 0)
-                with torch.set_grad_enabled(number >= 0):
+            for trains in [False, False] + [True] * (2 + batches):
+                batch = ragged_batch(cfg, mode, [draw.randrange(1, 300) for _ in range(draw.randrange(2, 9))])
+                wrapped.train(trains)
+                before = counts.calls
+                with torch.set_grad_enabled(trains):
                     loss = wrapped(batch.to(CUDA))
-                if number >= 0:
+                seen.append([counts.graphs, counts.calls - before])
+                if trains:
                     strategy.backward(loss.total)
-                counts.append(len(graphs))
-    return counts
+    return {"seen": seen, "blocks": len(module.model.blocks)}
