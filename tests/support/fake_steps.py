@@ -97,7 +97,7 @@ class Recorder:
     def _add(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
         inputs, outputs = _described((args, kwargs)), _described(result)
         crosses = len({device for device, *_ in inputs + outputs}) > 1
-        waits = crosses and not (kwargs.get("non_blocking") or True in args[2:])
+        waits = crosses and not (kwargs.get("non_blocking") or any(each is True for each in args[2:]))
         launches = not getattr(func, "is_view", False) and not _base(str(func)).startswith(BARE)
         self.operators.append(Operator(self.phase, self.place, str(func), inputs, outputs, waits, launches))
 
@@ -109,7 +109,7 @@ class Recorder:
 
     def _entering(self, number: int) -> Callable[..., None]:
         def enter(block: nn.Module, args: tuple) -> None:
-            if number == 0 and self.phase == "forward":
+            if number == 0 and self.phase == "forward" and args[0].grad_fn is not None:
                 args[0].grad_fn.register_prehook(lambda *_: self._be(""))
             self._be(f"block {number}")
 
