@@ -1,7 +1,8 @@
 """Skips what needs a fake CUDA device where there can be none, and says why."""
 
 import pytest
-from fake_cuda_guard import missing
+
+from bench.fake_gpu_guard import missing
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,7 @@ Started by `forks` with the number of a socket, and not imported. Of the product
 imports, registers and forgets to import is its own. A forked process differs from a fresh interpreter in three things:
 libraries have read their environment variables (`HF_HOME`, for one), strings hash as in every other process of the same
 server, and nothing is printed while libraries are imported. With a second word, `fake_cuda`, it differs in a fourth:
-torch has the device of `fake_cuda_guard`.
+torch has the device of `bench.fake_gpu`.
 """
 
 import atexit
@@ -34,7 +34,7 @@ hydra rich tokenizers safetensors.torch matplotlib.figure matplotlib.backends.ba
 scipy.optimize scipy.sparse.linalg scipy.stats
 """
 FAKE_CUDA = """
-torch torch.distributed.fsdp torch.distributed.algorithms.ddp_comm_hooks.default_hooks torch._dynamo
+torch torch.distributed.fsdp torch.distributed.algorithms.ddp_comm_hooks.default_hooks torch._dynamo.backends.debugging
 torch.nn.attention.flex_attention torch.nn.attention.varlen torch.testing._internal.distributed.fake_pg accelerate
 hydra tokenizers rich
 """
@@ -134,7 +134,7 @@ def exit_code(request: dict) -> int:
 
 def main() -> None:
     if "fake_cuda" in sys.argv[2:]:
-        importlib.import_module("fake_cuda_guard").load()
+        importlib.import_module("bench.fake_gpu_guard").load()
         preload(FAKE_CUDA)
     else:
         preload(LIBRARIES)

@@ -111,18 +111,18 @@ def python(*words: str, cwd: Path | None = None, env: Mapping[str, str] | None =
     return subprocess.CompletedProcess(words, code, process.stdout, process.stderr)
 
 
-def on_fake_cuda(function: Callable[..., Any], *arguments: Any, timeout: float = 280) -> Any:
+def on_fake_cuda(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     """Return what a function of a module in this folder returns, as JSON, in a process of its own with a fake device.
 
     Fails the test with what the process wrote if it raises.
     """
-    process = Forked(call=(_print_json, (function, arguments)), fake_cuda=True)
-    assert process.wait(timeout) == 0, process.stderr
+    process = Forked(call=(_print_json, (function, arguments, settings)), fake_cuda=True)
+    assert process.wait() == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def _print_json(function: Callable[..., Any], arguments: tuple) -> None:
-    print(json.dumps(function(*arguments)))
+def _print_json(function: Callable[..., Any], arguments: tuple, settings: dict[str, Any]) -> None:
+    print(json.dumps(function(*arguments, **settings)))
 
 
 @contextmanager

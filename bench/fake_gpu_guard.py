@@ -1,6 +1,6 @@
 """Gives torch's CPU build a device guard for CUDA that does nothing; before torch, which asks for it when imported.
 
-Imports nothing of torch. What fake CUDA tensors are good for is in `fake_cuda`. A CUDA build of torch has a guard of
+Imports nothing of torch. What stands on it is in `fake_gpu`. A CUDA build of torch has a guard of
 its own on machines without a GPU, which `FakeTensorMode` sets (torch._C._ensureCUDADeviceGuardSet).
 """
 

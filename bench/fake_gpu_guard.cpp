@@ -1,6 +1,6 @@
 // For torch's CPU build: a "cuda" device that does nothing, so that autograd takes fake CUDA tensors.
 //
-// Loaded by fake_cuda_guard.py before torch. Autograd's engine asks a device guard for streams and events, and the
+// Loaded by fake_gpu_guard.py before torch. Autograd's engine asks a device guard for streams and events, and the
 // hooks whether the device exists; nothing is ever computed. Every tensor on the device is fake and has no memory.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>

@@ -1,0 +1,272 @@
+"""An estimate of a training step's time on 8 H100 for each preset, from counts; no GPU is needed, none was used.
+
+Holds the arithmetic. Kernels with their operations and bytes are counted by `traced_kernels`. What is assumed stands in
+`ASSUMED`, is printed under the table, and is to be replaced by figures of `bench.gpu` on the day there is one.
+
+    python -m bench.roofline
+    python -m bench.roofline --experiment llama_8b --micro-batch 2
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench import fake_gpu_guard
+
+if TYPE_CHECKING:
+    from bench.traced_kernels import Kernel, Trace
+
+CONF = Path(__file__).parents[1] / "conf" / "experiment"
+RANKS = 8
+
+# NVIDIA H100 SXM data sheet: dense bf16 with fp32 accumulation, HBM3, NVLink in one direction.
+PEAK_FLOPS, MEMORY_BYTES_S, LINK_BYTES_S = 989.4e12, 3.35e12, 450e9
+
+
+class Assumed(NamedTuple):
+    """Shares of those peaks that kernels reach, and seconds that launches take."""
+
+    product: float = 0.70  # cuBLAS on large bf16 matrices whose rows begin at multiples of 16 bytes
+    unaligned: float = 0.35  # the same on others, such as logits of 50,257: two-byte loads
+    attention: float = 0.38  # FlashAttention-2 (Shah et al. 2024, FlashAttention-3: 35 to 40 % on an H100)
+    memory: float = 0.80  # of a pass over memory
+    link: float = 0.80  # NCCL's bus bandwidth on one node
+    hidden: float = 0.90  # of the passes behind which collectives can hide
+    host_s: float = 5e-6  # host's time for a launch from Python, forward or backward
+    device_s: float = 2e-6  # device's least time for a kernel
+
+
+ASSUMED = Assumed()
+RECOMPUTED = ("none", "selective", "full")
+
+
+NOTES = f"""
+Data sheet: {PEAK_FLOPS / 1e12} TFLOP/s, {MEMORY_BYTES_S / 1e12} TB/s, NVLink {LINK_BYTES_S / 1e9:.0f} GB/s one way.
+Assumed: {", ".join(f"{name} {value:g}" for name, value in ASSUMED._asdict().items())}.
+Eager launches each operator; compiled joins the passes over memory between two products of a block. Wire: sent by a
+rank in a step. MFU counts as the product does: all keys of a sequence, nothing that is computed twice. Not counted:
+FSDP2's own copies, Python between launches, power limits, fragmentation. Real runs are slower."""
+
+
+class Times(NamedTuple):
+    """Seconds of the device for some kernels, and their number."""
+
+    product: float
+    attention: float
+    memory: float
+    launches: int
+
+    @property
+    def device(self) -> float:
+        return self.product + self.attention + self.memory
+
+    @property
+    def total(self) -> float:
+        """What is longer: computing, or launching."""
+        return max(self.device, self.launches * ASSUMED.host_s)
+
+    def plus(self, other: Times) -> Times:
+        return Times(*map(sum, zip(self, other, strict=True)))
+
+
+NOTHING = Times(0.0, 0.0, 0.0, 0)
+
+
+def times_of(kernels: Iterable[Kernel]) -> Times:
+    """Return the roofline of kernels: each takes as long as its operations or its bytes do, whatever is longer."""
+    from bench.traced_kernels import Kind
+
+    found = dict.fromkeys(Kind, 0.0)
+    number = 0
+    for kernel in kernels:
+        number += 1
+        share = {
+            Kind.product: ASSUMED.product if kernel.aligned else ASSUMED.unaligned,
+            Kind.attention: ASSUMED.attention,
+            Kind.memory: 1.0,
+        }[kernel.kind]
+        computing, moving = kernel.flops / (PEAK_FLOPS * share), kernel.bytes / (MEMORY_BYTES_S * ASSUMED.memory)
+        found[kernel.kind] += max(computing, moving, ASSUMED.device_s)
+    return Times(found[Kind.product], found[Kind.attention], found[Kind.memory], number)
+
+
+class MicroBatch(NamedTuple):
+    """The times of a micro-batch, apart from what is computed twice."""
+
+    passes: Times  # forward and backward
+    outside: Times  # of these, outside of blocks
+    again: dict[str, Times]  # what recomputation adds, by its name
+    launches_per_block: tuple[int, int]  # forward and backward, of the last block
+
+
+def micro_batch_times(trace: Trace, *, compiled: bool, fused_loss: bool) -> MicroBatch:
+    """Return the times of a micro-batch. `compiled` fuses blocks, `fused_loss` what is outside of them as well."""
+    from bench.traced_kernels import Kind, fused
+
+    last_read: dict[int, int] = {}
+    for number, kernel in enumerate(trace.kernels):
+        last_read |= dict.fromkeys(kernel.reads, number)
+
+    def needed(storage: int, number: int) -> bool:
+        return storage in trace.kept or last_read.get(storage, -1) > number
+
+    joined = fused(trace.kernels, needed)
+    inner, outer = joined if compiled else trace.kernels, joined if compiled and fused_loss else trace.kernels
+    outside = times_of(kernel for kernel in outer if kernel.block is None)
+    passes, full, selective = outside, NOTHING, NOTHING
+    launches = (0, 0)
+    for traced in trace.blocks:
+        own = [kernel for kernel in inner if kernel.block == traced]
+        forward = [kernel for kernel in own if kernel.phase == "forward"]
+        passes = passes.plus(times_of(own))
+        full = full.plus(times_of(forward))
+        selective = selective.plus(times_of(kernel for kernel in forward if kernel.kind is Kind.memory))
+        launches = len(forward), len(own) - len(forward)
+    return MicroBatch(passes, outside, {"none": NOTHING, "selective": selective, "full": full}, launches)
+
+
+class Traffic(NamedTuple):
+    """Bytes that a rank sends in a step."""
+
+    each: float  # in each micro-batch
+    last: float  # with the last one
+
+
+def traffic(trace: Trace) -> Traffic:
+    """Return what data parallelism sends: rings of `RANKS` carry (RANKS - 1) / RANKS of what is gathered or reduced.
+
+    FSDP2 gathers bf16 weights for the forward and again for the backward pass and scatters reduced gradients, in each
+    micro-batch unless these are kept whole; DDP reduces all gradients once, which is scattering and gathering them.
+    """
+    strategy, size, share = trace.cfg.strategy, trace.num_parameters, (RANKS - 1) / RANKS
+    reduced = strategy.reduce_dtype.dtype.itemsize * size * share
+    if not strategy.shards_weights:
+        return Traffic(0.0, 2 * reduced)
+    gathered = trace.cfg.precision.dtype.itemsize * size * share
+    kept, whole = not strategy.reshard_after_forward, strategy.accumulate_whole_gradients
+    each = (0.0 if kept else 2 * gathered) + (0.0 if whole else reduced)
+    return Traffic(each, (gathered if kept else 0.0) + (reduced if whole else 0.0))
+
+
+def update_seconds(trace: Trace) -> float:
+    """Return the time of clipping and fused AdamW: the norm reads gradients, clipping reads and writes them, and AdamW.
+
+    AdamW reads weights, gradients and two moments and writes all but gradients: 4, 8 and 28 bytes a parameter.
+    """
+    held = trace.num_parameters / (RANKS if trace.cfg.strategy.shards else 1)
+    return 40 * held / (MEMORY_BYTES_S * ASSUMED.memory)
+
+
+class Step(NamedTuple):
+    """A step of one rank."""
+
+    seconds: float
+    exposed: float  # of them, waiting for other ranks
+    tokens_per_s: float  # of one GPU
+    mfu: float
+
+
+def step_of(trace: Trace, micro: MicroBatch, recomputed: str, sequences: int) -> Step:
+    """Return the step of the preset's batch on `RANKS` GPUs, in micro-batches of so many sequences."""
+    number = max(1, trace.cfg.train.batch_size // (sequences * RANKS))
+    computing = micro.passes.plus(micro.again[recomputed]).total
+    sent, rate = traffic(trace), LINK_BYTES_S * ASSUMED.link
+    exposed = number * max(0.0, sent.each / rate - ASSUMED.hidden * computing)
+    # What is sent once is hidden behind the last backward pass, two thirds of the micro-batch.
+    exposed += max(0.0, sent.last / rate - ASSUMED.hidden * computing * 2 / 3)
+    seconds = number * computing + exposed + update_seconds(trace)
+    tokens = number * sequences * trace.cfg.data.seq_len
+    flops = trace.module.flops_per_token(trace.cfg.data.seq_len)
+    return Step(seconds, exposed, tokens / seconds, tokens * flops / seconds / PEAK_FLOPS)
+
+
+class Estimate(NamedTuple):
+    """What is estimated of a preset."""
+
+    name: str
+    trace: Trace
+    sequences: int  # of a micro-batch
+    ways: dict[str, MicroBatch]  # eager and compiled
+
+    @property
+    def chosen(self) -> str:
+        """The recomputation that the preset chooses."""
+        return self.trace.cfg.strategy.activation_checkpointing.value
+
+    def step(self, way: str, recomputed: str) -> Step:
+        return step_of(self.trace, self.ways[way], recomputed, self.sequences)
+
+
+def estimate(experiment: str, overrides: list[str], sequences: int | None, fused_loss: bool) -> Estimate:
+    """Count a micro-batch of a preset and estimate it, eager and compiled by blocks."""
+    from bench.traced_kernels import micro_batch, trace
+
+    traced = trace(experiment, overrides, sequences=sequences)
+    eager = micro_batch_times(traced, compiled=False, fused_loss=False)
+    compiled = micro_batch_times(traced, compiled=True, fused_loss=fused_loss)
+    return Estimate(experiment, traced, sequences or micro_batch(traced.cfg), {"eager": eager, "compiled": compiled})
+
+
+def print_micro_batches(estimates: list[Estimate]) -> None:
+    """Print what is counted, and what each part of a micro-batch takes without recomputation; of compiled in brackets.
+
+    `outside` of blocks is in the three parts before it, too. `launching` is the host's time; a micro-batch takes that
+    or the device's, whatever is longer.
+    """
+    heads = (
+        "tokens  launches a block  wire GB  products  attention         memory        outside      launching  update"
+    )
+    print(f"{'ms of a micro-batch':17} {'strategy':8} {heads}  exposed")
+    for each in estimates:
+        cfg, ways = each.trace.cfg, list(each.ways.values())
+        sent, number = traffic(each.trace), max(1, cfg.train.batch_size // (each.sequences * RANKS))
+        launched = " ".join(f"{'+'.join(map(str, way.launches_per_block)):>8}" for way in ways)
+        parts = [[way.passes.memory, way.outside.device, ASSUMED.host_s * way.passes.launches] for way in ways]
+        both = "  ".join(f"{1e3 * first:6.1f} ({1e3 * second:5.1f})" for first, second in zip(*parts, strict=True))
+        print(
+            f"{each.name:17} {type(cfg.strategy).__name__.removesuffix('Config').lower():8} "
+            f"{each.sequences * cfg.data.seq_len:6} {launched} {(number * sent.each + sent.last) / 1e9:8.2f} "
+            f"{1e3 * ways[0].passes.product:9.1f} {1e3 * ways[0].passes.attention:10.1f}  {both} "
+            f"{1e3 * update_seconds(each.trace):7.1f} {1e3 * each.step('compiled', each.chosen).exposed:8.1f}"
+        )
+
+
+def print_steps(estimates: list[Estimate]) -> None:
+    """Print tokens/s and MFU for each way of running and of recomputing; a star is at what the preset recomputes."""
+    columns = [(way, recomputed) for way in ("eager", "compiled") for recomputed in RECOMPUTED]
+    print(f"{'tokens/s of a GPU':17} " + " ".join(f"{' '.join(column):>19}" for column in columns))
+    for each in estimates:
+        cells = []
+        for way, recomputed in columns:
+            step = each.step(way, recomputed)
+            star = "*" if recomputed == each.chosen else " "
+            cells.append(f"{step.tokens_per_s:11,.0f} {step.mfu:5.1%} {star}")
+        print(f"{each.name:17} " + " ".join(f"{cell:>19}" for cell in cells))
+
+
+def main() -> None:
+    """Print the tables for one preset or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="KEY=VALUE as `python -m pretrain` takes them")
+    parser.add_argument("--experiment", help="one preset; default: all but the demos")
+    parser.add_argument("--micro-batch", type=int, help="sequences of a micro-batch; default: the preset's")
+    parser.add_argument("--eager-loss", action="store_true", help="compiled: blocks alone, not the passes over logits")
+    options = parser.parse_args()
+    if reason := fake_gpu_guard.missing():
+        parser.exit(2, f"{reason}\n")
+    fake_gpu_guard.load()
+    presets = sorted(path.stem for path in CONF.glob("*.yaml") if not path.stem.startswith("demo"))
+    names = [options.experiment] if options.experiment else presets
+    estimates = [estimate(name, options.settings, options.micro_batch, not options.eager_loss) for name in names]
+    print(f"Estimated, not measured: {RANKS} H100 SXM on one node, whole sequences, bf16.\n")
+    print_micro_batches(estimates)
+    print()
+    print_steps(estimates)
+    print(NOTES)
+
+
+if __name__ == "__main__":
+    main()
