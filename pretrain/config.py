@@ -30,6 +30,7 @@ from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
 from pretrain.train.own_hooks import hook_configs, schema_of
+from pretrain.train.profiling import ProfileConfig
 from pretrain.train.run_dir import RunConfig
 
 
@@ -60,6 +61,7 @@ class PretrainConfig:
     compile: CompileConfig = MISSING
     tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
@@ -104,9 +106,11 @@ class PretrainConfig:
         """
         micro_batches_per_step(self.train.batch_size, self.train.micro_batch_size, ranks)
         self.schedule.build(self.train.steps)
+        self.profile.check_steps(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
         hook_configs(self.hooks)
+        self.profile.check_ranks(ranks)
         self.data.prepare.check_whole()
         question_files(self.eval.choices, "eval.choices")
         texts_of(self.data.sources)
