@@ -124,6 +124,7 @@ class FinetuneConfig:
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        self.precision.check_machine(device_type=device_type, compilation=self.compile)
         hook_configs(self.hooks)
         self.profile.check_ranks(ranks)
 

@@ -109,6 +109,7 @@ class PretrainConfig:
         self.profile.check_steps(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        self.precision.check_machine(device_type=device_type, compilation=self.compile)
         hook_configs(self.hooks)
         self.profile.check_ranks(ranks)
         self.data.prepare.check_whole()

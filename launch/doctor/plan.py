@@ -82,6 +82,7 @@ def _strategy(subject: Subject) -> str:
     cfg, kind = subject.cfg, device_type()
     cfg.attention.build()
     cfg.strategy.check_machine(ranks=subject.world.size, device_type=kind, precision=cfg.precision)
+    cfg.precision.check_machine(device_type=kind, compilation=cfg.compile)
     (_, strategy), (_, precision) = (choices()[type(choice)] for choice in (cfg.strategy, cfg.precision))
     return f"strategy={strategy} precision={precision} on {counted(subject.world.size, 'rank')} ({kind})"
 

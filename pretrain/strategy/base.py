@@ -123,7 +123,8 @@ class TorchStrategy:
         self.scaler = precision.scaler(world.device)
 
     def prepare(self, model: Model) -> None:
-        """Compile the model's parts, then wrap recomputation around them: `checkpoint` itself cannot be compiled."""
+        """Convert layers, compile the model's parts, and wrap recomputation: `checkpoint` itself cannot be compiled."""
+        self.precision.convert(model)
         self.compilation.apply(model)
         self.recomputation.recompute(model, self.compilation)
 

@@ -11,7 +11,9 @@ from typing import ClassVar
 import torch
 
 from pretrain.errors import check
+from pretrain.models.base import Model
 from pretrain.registry import register
+from pretrain.strategy.compile import CompileConfig
 
 
 @dataclass(kw_only=True)
@@ -27,6 +29,12 @@ class Precision:
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Return the loss scaler; a disabled one, which passes everything through, where none is needed."""
         return torch.amp.GradScaler(device.type, enabled=False)
+
+    def check_machine(self, *, device_type: str, compilation: CompileConfig) -> None:
+        """Raise `ConfigError` where devices of a type ("cpu", "cuda") cannot compute so; needs no group."""
+
+    def convert(self, model: Model) -> None:
+        """Replace layers by such that compute so by themselves, in place, before the model is compiled and sharded."""
 
 
 @register("precision", "fp32")

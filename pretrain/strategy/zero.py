@@ -22,6 +22,7 @@ from pretrain.strategy import zero_nvme
 from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.base import CommonConfig, Memory, Strategy
 from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.float8 import FP8
 from pretrain.strategy.precision import FP16, Precision
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class ZeROConfig(CommonConfig):
     def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
         """Refuse what DeepSpeed cannot do there; see `StrategyConfig`."""
         on_gpu = device_type == "cuda"
+        rule = "float8 is for strategy=ddp and fsdp2; DeepSpeed keeps weights of its own in half precision"
+        check(not isinstance(precision, FP8), "precision", "fp8", rule)
         rule = "DeepSpeed has no fp16 on a CPU; use bf16 or fp32, or strategy=ddp"
         check(on_gpu or not isinstance(precision, FP16), "precision", "fp16", rule)
         for key in ("quantized_weights", "quantized_gradients"):

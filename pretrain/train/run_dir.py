@@ -161,8 +161,9 @@ class RunDirectory:
         self._lock.close()
 
     def changes(self, cfg: Any) -> list[str]:
-        """Name each setting whose value is not that of the run's last start, with both values."""
-        before, now = read_config(self.path), flattened(redacted(plain(cfg)))
+        """Name each choice and setting whose value is not that of the run's last start, with both values."""
+        before = read_config(self.path) | _chosen(read_nested_config(self.path).get("defaults"))
+        now = flattened(redacted(plain(cfg))) | _chosen(_defaults(cfg))
         return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
 
     def write_config(self, cfg: Any, schema: str = "pretrain_schema") -> None:
@@ -170,11 +171,8 @@ class RunDirectory:
 
         It is itself a Hydra configuration. `schema` is the name under which the root's dataclass is stored.
         """
-        defaults: list[Any] = [schema]
-        for key, group, name in choices_in(cfg):
-            defaults.append({group if key == group else f"{group}@{key}": name})
         values = redacted(plain(cfg))
-        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"], **values})).encode()
+        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [schema, *_defaults(cfg), "_self_"], **values})).encode()
         replace_file(self.path / CONFIG_FILE, [body])
         self.record(config=hashlib.sha256(body).hexdigest())
 
@@ -305,6 +303,17 @@ def read_record(run: Path, *needed: str) -> dict[str, Any]:
         return record
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable ({error}); name a run directory such as runs/demo") from None
+
+
+def _defaults(cfg: Any) -> list[dict[str, str]]:
+    """Return the choices of a typed configuration, as Hydra's defaults name them."""
+    return [{group if key == group else f"{group}@{key}": name} for key, group, name in choices_in(cfg)]
+
+
+def _chosen(defaults: Any) -> dict[str, str]:
+    """Return the name that each group has in a list of defaults, which a file may hold in any shape."""
+    entries = defaults if isinstance(defaults, list) else []
+    return {group: name for entry in entries if isinstance(entry, dict) for group, name in entry.items()}
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -178,6 +178,7 @@ HEAVY = {
     "scipy",
     "seqeval",
     "sklearn",
+    "torchao",
     "transformers",
     "wandb",
 }

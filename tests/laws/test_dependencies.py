@@ -56,7 +56,10 @@ def imported(folders: list[str]) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(["pretrain", "finetune", "launch", "conf"], ["tensorboard"]), (["tests", "examples"], ["tensorboard", "dev"])],
+    [
+        (["pretrain", "finetune", "launch", "conf"], ["tensorboard", "fp8"]),
+        (["tests", "examples"], ["tensorboard", "fp8", "dev"]),
+    ],
     ids=["product", "tests"],
 )
 def test_imports_are_installed_by_the_project(folders, extras):

@@ -3,7 +3,8 @@
 Started by `forks` with the number of a socket, and not imported. Of the product it imports nothing: what a program
 imports, registers and forgets to import is its own. A forked process differs from a fresh interpreter in three things:
 libraries have read their environment variables (`HF_HOME`, for one), strings hash as in every other process of the same
-server, and nothing is printed while libraries are imported.
+server, and nothing is printed while libraries are imported. With a second word, `fake_cuda`, it differs in a fourth:
+torch has the device of `fake_cuda_guard`.
 """
 
 import atexit
@@ -32,10 +33,15 @@ deepspeed.runtime.superoffload.superoffload_stage3 deepspeed.runtime.zero.muon.o
 hydra rich tokenizers safetensors.torch matplotlib.figure matplotlib.backends.backend_agg wandb pytest
 scipy.optimize scipy.sparse.linalg scipy.stats
 """
+FAKE_CUDA = """
+torch torch.distributed.fsdp torch.distributed.algorithms.ddp_comm_hooks.default_hooks torch._dynamo
+torch.nn.attention.flex_attention torch.nn.attention.varlen torch.testing._internal.distributed.fake_pg accelerate
+hydra tokenizers rich
+"""
 
 
-def preload() -> None:
-    for library in LIBRARIES.split():
+def preload(libraries: str) -> None:
+    for library in libraries.split():
         importlib.import_module(library)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, (
         "a thread that runs while its process forks leaves locks behind"
@@ -127,8 +133,12 @@ def exit_code(request: dict) -> int:
 
 
 def main() -> None:
+    if "fake_cuda" in sys.argv[2:]:
+        importlib.import_module("fake_cuda_guard").load()
+        preload(FAKE_CUDA)
+    else:
+        preload(LIBRARIES)
     sys.path.remove(str(Path(__file__).parent))
-    preload()
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     become(request)
     code = exit_code(request)

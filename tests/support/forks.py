@@ -5,6 +5,7 @@ fresh interpreter, and `subprocess`.
 """
 
 import atexit
+import json
 import os
 import pickle
 import shlex
@@ -19,16 +20,17 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 FAST = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 PLAIN = dict(os.environ)  # before any test has changed it
 
 
 @cache
-def _control() -> socket.socket:
-    """Start the server of this process, which ends with it; return the socket on which it takes connections."""
+def _control(*options: str) -> socket.socket:
+    """Start a server of this process, which ends with it; return the socket on which it takes connections."""
     ours, theirs = socket.socketpair()
-    line = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno())]
+    line = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno()), *options]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     server = subprocess.Popen(line, env=PLAIN | FAST, pass_fds=[theirs.fileno()], **quiet)
     theirs.close()
@@ -48,6 +50,7 @@ class Forked:
         call: tuple[Callable[..., None], tuple] | None = None,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        fake_cuda: bool = False,  # torch has a CUDA device that is not there; see `fake_cuda`
     ) -> None:
         self.args, self.returncode = words, None
         self._outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
@@ -61,7 +64,7 @@ class Forked:
         if call:
             request |= {"call": pickle.dumps(call), "path": sys.path}
         ours, theirs = socket.socketpair()
-        socket.send_fds(_control(), [b"."], [theirs.fileno()])
+        socket.send_fds(_control(*(["fake_cuda"] if fake_cuda else [])), [b"."], [theirs.fileno()])
         theirs.close()
         self.connection = Connection(ours.detach())
         self.connection.send(request)
@@ -106,6 +109,20 @@ def python(*words: str, cwd: Path | None = None, env: Mapping[str, str] | None =
     process = Forked(*words, cwd=cwd, env=env)
     code = process.wait(timeout)
     return subprocess.CompletedProcess(words, code, process.stdout, process.stderr)
+
+
+def on_fake_cuda(function: Callable[..., Any], *arguments: Any, timeout: float = 280) -> Any:
+    """Return what a function of a module in this folder returns, as JSON, in a process of its own with a fake device.
+
+    Fails the test with what the process wrote if it raises.
+    """
+    process = Forked(call=(_print_json, (function, arguments)), fake_cuda=True)
+    assert process.wait(timeout) == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def _print_json(function: Callable[..., Any], arguments: tuple) -> None:
+    print(json.dumps(function(*arguments)))
 
 
 @contextmanager
