@@ -81,17 +81,18 @@ def run_parts(
 ) -> None:
     """Run parts within a budget of time; call `after` with all outcomes so far whenever one is known.
 
-    Each part gets what is left, less the least that those behind it need, and at most its own limit.
+    Each part gets what is left, less the least that those behind it need, but at least its own least, for it is worth
+    more than they are; and at most its own limit.
     """
     began, outcomes = time.monotonic(), []
     for number, part in enumerate(parts):
         left = budget_s - (time.monotonic() - began)
         reserved = sum(other.least_s for other in parts[number + 1 :] if not missing(other.needs))
-        limit = min(part.most_s, left - reserved)
+        limit = min(part.most_s, max(part.least_s, left - reserved))
         if absent := missing(part.needs):
             outcome = Outcome(part.name, State.skipped, reason=f"{', '.join(absent)} missing; see bench/gpu.md")
-        elif limit < part.least_s:
-            reason = f"{max(left, 0):.0f} s of {budget_s:.0f} are left, and it needs {part.least_s:.0f} of its own"
+        elif left < part.least_s:
+            reason = f"{max(left, 0):.0f} s of {budget_s:.0f} are left, and it needs {part.least_s:.0f}"
             outcome = Outcome(part.name, State.dropped, reason=reason)
         else:
             outcome = run_part(part, limit, options)

@@ -22,6 +22,7 @@ class Shape:
     seq_len: int  # tokens
     sequences: int  # of a step, which is one micro-batch
     fp8: bool = True  # whether it is tried: narrow products gain nothing from it
+    fp8_width: int | None = None  # the narrowest product that is computed in it; None: the product's own choice
     masked: float = 0.0  # share of the tokens that are targets; 0: all, of the token that follows
     settings: tuple[str, ...] = ()  # beside the preset's
 
@@ -35,7 +36,8 @@ class Shape:
         """The same with two narrow layers, for a CPU."""
         narrow = ("model.layers=2", "model.width=64", "model.heads=2", "model.mlp_width=96")
         grouped = ("model.kv_heads=1",) if self.experiment.startswith("llama") else ()
-        return replace(self, vocab=512, seq_len=64, sequences=2, settings=(*self.settings, *narrow, *grouped))
+        settings = (*self.settings, *narrow, *grouped)
+        return replace(self, vocab=512, seq_len=64, sequences=2, fp8_width=16, settings=settings)
 
 
 SHAPES = {

@@ -40,6 +40,7 @@ def settings(shape: Shape, *, compiled: bool, precision: str = "bf16") -> list[s
         *(f"experiment={shape.experiment}", f"data.seq_len={shape.seq_len}", f"precision={precision}"),
         *(f"compile={'block' if compiled else 'none'}", "strategy.activation_checkpointing=none", "model.dropout=0"),
         *shape.settings,
+        *([f"precision.min_width={shape.fp8_width}"] if precision == "fp8" and shape.fp8_width else []),
     ]
 
 
