@@ -20,15 +20,25 @@ from bench.gpu.parts import missing, report
 from bench.gpu.stopwatch import seconds_of
 
 TOKENS = (2048, 8192, 32768)  # of a micro-batch
-PRODUCTS = {  # inputs x outputs of the linear layers of the presets; heads padded to a multiple of 64
-    "gpt2_124m, bert_base": ((768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50304), (768, 30528)),
+PRODUCTS = {  # inputs x outputs of the linear layers of the presets; heads padded to a multiple of 64, and as they are
+    "gpt2_124m, bert_base": (
+        (768, 2304),
+        (768, 768),
+        (768, 3072),
+        (3072, 768),
+        (768, 50304),
+        (768, 50257),
+        (768, 30528),
+        (768, 30522),
+    ),
     "modernbert_base": ((768, 2304), (768, 2304), (1152, 768), (768, 50368)),
     "llama_1b": ((2048, 3072), (2048, 2048), (2048, 16384), (8192, 2048), (2048, 128256)),
     "llama_8b": ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096), (4096, 128256)),
 }
 LARGEST = 2**31  # elements of a matrix: logits of more are computed in chunks
 TIME_S = 0.02  # that a measurement is to take, more or less
-LIMIT_S = 20.0  # of each half of the grid
+LIMIT_S = 18.0  # of each half of the grid
+LAUNCHES = 1000  # of a small kernel, one after the other
 
 
 class Attention(NamedTuple):
@@ -63,6 +73,7 @@ NEWER = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute.interface"}  # w
 def measure(*, dry: bool) -> None:
     """Report every product, then every attention, with each version of flash attention that can be had."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report(kind="constants", **constants(2**16 if dry else 2**28, device))
     began = time.perf_counter()
     for tokens, inputs, outputs in sizes(dry=dry):
         if time.perf_counter() - began > LIMIT_S:
@@ -85,6 +96,32 @@ def measure(*, dry: bool) -> None:
             except Exception as error:  # a kernel that lacks something; others may have it
                 traceback.print_exc()
                 report(**entry, failed=f"{type(error).__name__}: {error}")
+
+
+def constants(elements: int, device: torch.device) -> dict[str, float]:
+    """Return what the smallest kernels cost, seconds, and how fast a pass over memory is, bytes/s.
+
+    `host_s` is the time in which the host launches an operator from Python, `device_s` that in which the device takes
+    one of those that were captured in a graph.
+    """
+    x, y, out = (torch.ones(elements, device=device, dtype=torch.bfloat16) for _ in range(3))
+    passed = seconds_of(lambda: torch.add(x, y, out=out), device, repeats=5, calls=5)
+    small = torch.ones(64, device=device)
+
+    def launches() -> None:
+        for _ in range(LAUNCHES):
+            small.add_(1.0)
+
+    found = {
+        "memory_bytes_per_s": 3 * x.nbytes / passed,
+        "host_s": seconds_of(launches, device, repeats=3, calls=1) / LAUNCHES,
+    }
+    if device.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            launches()
+        found["device_s"] = seconds_of(graph.replay, device, repeats=3, calls=1) / LAUNCHES
+    return found
 
 
 def sizes(*, dry: bool) -> Iterator[tuple[int, int, int]]:

@@ -28,7 +28,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         ["part", "", "s", ""],
         [[each["name"], each["state"], f"{each['seconds']:.0f}", each["reason"]] for each in parts],
     )
-    for section in (_machine, _tests, _training, _products, _attention):
+    for section in (_machine, _tests, _training, _constants, _products, _attention):
         lines += section(results)
     for part in parts:
         if part["tail"]:
@@ -109,6 +109,14 @@ def _row(each: dict[str, Any], peer: float | None) -> list[str]:
         ", ".join("–" if size is None else f"{size / GIB:.2f}" for size in memory),
         f"{each['first_step_s']:.1f}",
     ]
+
+
+def _constants(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for each in _of(results, "constants"):
+        memory, host = each["memory_bytes_per_s"] / 1e9, each["host_s"] * 1e6
+        device = f", {each['device_s'] * 1e6:.1f} of the device" if "device_s" in each else ""
+        yield from ("", "## Passes over memory, and launches", "")
+        yield f"Adding two tensors: {memory:,.0f} GB/s. A small kernel: {host:.1f} µs of the host{device}."
 
 
 def _products(results: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -97,9 +97,10 @@ def reported(capsys):
 def test_the_grid_is_measured_and_its_table_made(capsys):
     grid.measure(dry=True)
     results = reported(capsys)
-    assert {each["kind"] for each in results} == {"product", "attention"}
-    assert all(each["forward_ms"] > 0 for each in results)
+    assert {each["kind"] for each in results} == {"constants", "product", "attention"}
+    assert all(each["forward_ms"] > 0 for each in results if each["kind"] != "constants")
     text = as_markdown(found(results))
+    assert "Adding two tensors: " in text and "µs of the host." in text
     assert "| 32 x 64 x 96 |" in text and "| sdpa | 12/12 x 64 | 64 | causal |" in text
 
 
