@@ -210,7 +210,7 @@ def _read(cfg: FinetuneConfig, source: Source | Nothing, codec: Codec) -> TaskDa
 
 
 def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
-    return TrainingSteps(
+    steps = TrainingSteps(
         examples=data.train.examples,
         epochs=cfg.train.epochs,
         batch_size=cfg.train.batch_size,
@@ -220,6 +220,8 @@ def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
         world_size=world.size,
         pin=world.device.type == "cuda",
     )
+    cfg.profile.check_steps(steps.total)
+    return steps
 
 
 def _fingerprints(

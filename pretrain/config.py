@@ -31,6 +31,7 @@ from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
 from pretrain.train.micro_batches import said
 from pretrain.train.own_hooks import hook_configs, schema_of
+from pretrain.train.profiling import ProfileConfig
 from pretrain.train.run_dir import RunConfig
 
 
@@ -61,6 +62,7 @@ class PretrainConfig:
     compile: CompileConfig = MISSING
     tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
@@ -105,10 +107,12 @@ class PretrainConfig:
         """
         said(self.train, self.data.seq_len, ranks)
         self.schedule.build(self.train.steps)
+        self.profile.check_steps(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
         self.precision.check_machine(device_type=device_type, compilation=self.compile)
         hook_configs(self.hooks)
+        self.profile.check_ranks(ranks)
         self.data.prepare.check_whole()
         question_files(self.eval.choices, "eval.choices")
         texts_of(self.data.sources)

@@ -30,6 +30,7 @@ from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
 from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
+from pretrain.train.operators import PROFILE
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -42,7 +43,7 @@ FILES = (  # of a run
     *PAIR_FILES,
 )
 FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
-FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
+FOLDERS = (CHECKPOINTS, PROFILE, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {

@@ -40,6 +40,7 @@ from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import MFU_CONVENTION, StepMeter, Throughput
 from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
+from pretrain.train.profiling import drawn
 from pretrain.train.run_dir import (
     CHECKPOINTS,
     TOKENIZER_FILE,
@@ -245,13 +246,15 @@ class Session:
         trainee.checkpoints.on_commit = committed
         trainee.checkpoints.better = stopping.better
         peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
+        throughput = Throughput(state.step, state.tokens, size.flops_per_token, peak)
         hooks = RunHooks(
             log_every=cfg.log.every,
             max_skipped=cfg.train.max_skipped,
             world=self.world,
             strategy=trainee.strategy,
             meter=StepMeter(self.world.device),
-            throughput=Throughput(state.step, state.tokens, size.flops_per_token, peak),
+            throughput=throughput,
+            profiler=cfg.profile.build(cfg.run.directory, state, self.world, throughput),
             stopping=stopping,
             own=own,
             checkpoints=trainee.checkpoints,
@@ -277,7 +280,12 @@ class Session:
     ) -> None:
         """Train to the end; whatever the end is, the tracker learns the exit code and the last save is completed."""
         close_tracker = hooks.tracker.close if hooks.tracker else lambda code: None
-        with exit_code_to(close_tracker), exit_code_to(hooks.own.end), closing(trainee.checkpoints):
+        with (
+            exit_code_to(close_tracker),
+            exit_code_to(hooks.own.end),
+            closing(trainee.checkpoints),
+            drawn(steps, hooks.profiler) as steps,
+        ):
             hooks.own.begin(
                 HookedRun(
                     directory=self.cfg.run.directory,
@@ -305,19 +313,7 @@ class Session:
                 stop=self.stop,
             )
         if self.directory and hooks.evaluate_every:
-            _record_best(self.directory, trainee, hooks.stopping)
-
-
-def _record_best(directory: RunDirectory, trainee: Trainee, stopping: EarlyStopping) -> None:
-    """Record the best saved step of a run that has ended; the last one if no evaluation had a value to compare."""
-    kept, best, metric = trainee.checkpoints.best, stopping.best, stopping.metric
-    directory.record(best_step=kept.step if kept else trainee.state.step)
-    if kept is None:
-        log.warning("no evaluation had a value of %s: the last step, %s, counts as best", metric, trainee.state.step)
-        return
-    log.info("best: %s %.4f at step %s", metric, kept.value, kept.step)
-    if best and stopping.better(best.value, kept.value):
-        log.info("the evaluation at step %s had %s %.4f; that step is not saved", best.step, metric, best.value)
+            self.directory.record(best_step=hooks.best_saved(trainee.state))
 
 
 def resumes(cfg: RunConfig) -> bool:

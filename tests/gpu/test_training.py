@@ -1,5 +1,7 @@
 """Training on a CUDA device: the host never waits between log steps, and a whole run learns what a CPU learns."""
 
+import gzip
+import json
 import os
 import subprocess
 
@@ -103,3 +105,18 @@ def test_muon_and_an_untied_head_learn_on_shards_what_they_learn_whole(place, st
         subprocess.run(run, cwd=place, env=environment, check=True, timeout=280)
         losses.append(column(place / "runs" / f"muon-beside-{strategy}-{name}", "loss"))
     assert max(abs(losses[0][step] - losses[1][step]) for step in range(1, 25)) <= 0.05
+
+
+def test_a_profile_has_kernels_and_the_history_of_memory(place):
+    run = command(*tiny("profiled", "precision=bf16", "profile.steps=[3,5]"))
+    environment = {key: value for key, value in (os.environ | FAST).items() if key != "CUDA_VISIBLE_DEVICES"}
+    subprocess.run(run, cwd=place, env=environment, check=True, timeout=280)
+    folder = place / "runs" / "profiled" / "profile" / "steps-3-5"
+    table = json.loads((folder / "rank-0.json").read_text())
+    assert table["device"] == "cuda" and table["total_ms"] > 0 and "aten::mm" in str(table["operators"])
+    trace = json.loads(gzip.decompress((folder / "rank-0.trace.json.gz").read_bytes()))
+    assert {"kernel", "cpu_op"} <= {event.get("cat") for event in trace["traceEvents"]}
+    memory = json.loads(gzip.decompress((folder / "rank-0.memory.json.gz").read_bytes()))
+    assert memory["segments"] and {"alloc", "free_completed"} <= {
+        entry["action"] for entry in memory["device_traces"][0]
+    }
