@@ -12,8 +12,9 @@ from typing import Any
 GIB = 2**30
 NOTE = (
     "Tokens/s are medians over rounds of steps. MFU counts the model's FLOPs of both sides alike, against the dense "
-    "peak in bf16, for fp8 too. Memory: what is predicted for weights, gradients and moments; what tensors hold "
-    "between two steps, without gradients; the most that they held. First: seconds of the first step, with compiling."
+    "peak in bf16, for fp8 too. Memory that is predicted: weights, gradients and moments; all of an eager step. "
+    "Memory that is measured: what tensors hold between two steps, without gradients; the most that they held. First: "
+    "seconds of the first step, with compiling."
 )
 
 
@@ -76,37 +77,30 @@ def _tests(results: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _training(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    training = _of(results, "training")
-    if not training:
+    rows = [each for each in results if each["kind"] in ("training", "prediction")]
+    if not rows:
         return
     yield from ("", "## Training", "")
-    peer = {each["shape"]: each.get("tokens_per_s") for each in training if each["who"].startswith("transformers")}
-    header = [
-        "shape",
-        "who",
-        "tokens/s",
-        "of the peer",
-        "MFU",
-        "ms a step",
-        "predicted, held, at most, GiB",
-        "first, s",
-    ]
-    yield from table(header, [_row(each, peer.get(each["shape"])) for each in training])
+    peer = {each["shape"]: each.get("tokens_per_s") for each in rows if each["who"].startswith("transformers")}
+    header = ["shape", "who", "tokens/s", "of the peer", "MFU", "ms a step", "memory, GiB", "first, s"]
+    yield from table(header, [_row(each, peer.get(each["shape"])) for each in rows])
     yield from ("", NOTE)
 
 
 def _row(each: dict[str, Any], peer: float | None) -> list[str]:
+    start = [each["shape"], each["who"]]
+    if "states_bytes" in each:
+        return [*start, "", "", "", "", f"{each['states_bytes'] / GIB:.2f}, {each['most_bytes'] / GIB:.2f}", ""]
     if "tokens_per_s" not in each:
-        return [each["shape"], each["who"], each.get("refused") or each["failed"], *[""] * 5]
-    memory = [each.get(key) for key in ("predicted_bytes", "held_bytes", "peak_bytes")]
+        return [*start, each.get("refused") or each["failed"], *[""] * 5]
+    held = [each[key] / GIB for key in ("held_bytes", "peak_bytes") if key in each]
     return [
-        each["shape"],
-        each["who"],
+        *start,
         f"{each['tokens_per_s']:,.0f}",
         f"{each['tokens_per_s'] / peer:.2f}" if peer else "",
         f"{each['mfu']:.1%}" if each["mfu"] else "",
         f"{each['step_ms']:,.1f}",
-        ", ".join("–" if size is None else f"{size / GIB:.2f}" for size in memory),
+        ", ".join(f"{size:.2f}" for size in held),
         f"{each['first_step_s']:.1f}",
     ]
 

@@ -24,7 +24,7 @@ from pretrain.distributed.world import World, joined
 from pretrain.errors import HeadwaterError
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
-from pretrain.run import build_module
+from pretrain.run import build_module, passes_of
 from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import StepMeter
 from pretrain.train.peaks import peak_flops
@@ -32,6 +32,7 @@ from pretrain.train.summary import ModelSize
 
 BATCHES = 4  # different ones, in turns
 CLIP_NORM = 1.0
+PREDICTION = "prediction"
 
 
 def settings(shape: Shape, *, compiled: bool, precision: str = "bf16") -> list[str]:
@@ -61,12 +62,18 @@ def measure(name: str, *, dry: bool) -> None:
     contestants: dict[str, Callable[[], dict[str, Any]]] = {
         "headwater compiled": lambda: ours(compiled=True),
         "transformers compiled": theirs,
+        PREDICTION: lambda: prediction(shape, settings(shape, compiled=False)),
         "headwater": lambda: ours(compiled=False),
         **({"headwater compiled fp8": lambda: ours(compiled=True, precision="fp8")} if shape.fp8 else {}),
     }
     for who, contestant in contestants.items():
         began = time.perf_counter()
-        entry = {"kind": "training", "shape": name, "who": who, "step_tokens": shape.step_tokens}
+        entry = {
+            "kind": PREDICTION if who == PREDICTION else "training",
+            "shape": name,
+            "who": who,
+            "step_tokens": shape.step_tokens,
+        }
         with clean_device():
             try:
                 found = contestant()
@@ -84,7 +91,6 @@ def headwater(shape: Shape, plan: Plan, words: list[str]) -> dict[str, Any]:
     with joined() as world:
         module = build_module(cfg, shape.vocab)
         size = ModelSize.of(module, shape.seq_len)
-        predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
         strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
         model = strategy.setup(module, cfg.optim.build)
         fill(module)
@@ -93,11 +99,23 @@ def headwater(shape: Shape, plan: Plan, words: list[str]) -> dict[str, Any]:
         return {
             **hooks.watch.figures(shape.step_tokens, size.flops_per_token, peak_of(world.device)),
             **memory_of(world.device),
-            "predicted_bytes": sum(predicted),
             "parameters": size.parameters,
             "flops_per_token": size.flops_per_token,
             "loss": hooks.losses,
         }
+
+
+def prediction(shape: Shape, words: list[str]) -> dict[str, Any]:
+    """Return the bytes that the product predicts for one rank: of weights, gradients and moments, and of all there is.
+
+    Compiled blocks take less than that, for they recompute what is cheap.
+    """
+    cfg = configure(*words)
+    world = World.alone()
+    size = ModelSize.of(build_module(cfg, shape.vocab), shape.seq_len)
+    states = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
+    needs = passes_of(cfg, shape.vocab, states, world).needs(shape.sequences)
+    return {"states_bytes": sum(states), "most_bytes": needs.total}
 
 
 class Hooks:
