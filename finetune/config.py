@@ -25,6 +25,7 @@ from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.loop import LogConfig
 from pretrain.train.own_hooks import hook_configs, schema_of
+from pretrain.train.profiling import ProfileConfig
 from pretrain.train.run_dir import RunConfig
 
 
@@ -75,7 +76,7 @@ class FinetuneConfig:
     task: Any = MISSING
     tuning: Any = MISSING
     dropout: float = 0.1  # probability, of embeddings, residual branches and the head
-    attention_dropout: float = 0.0  # probability, of attention weights; attention=sdpa and eager only
+    attention_dropout: float = 0.0  # probability, of attention weights; not with attention=flex
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
     train: TuneConfig = field(default_factory=TuneConfig)
@@ -87,6 +88,7 @@ class FinetuneConfig:
     compile: CompileConfig = MISSING
     tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
@@ -100,7 +102,7 @@ class FinetuneConfig:
         rule = f"an example may have {settings}={longest}; raise this, or lower that"
         check(self.train.max_tokens >= longest, "train.max_tokens", self.train.max_tokens, rule)
         self.task.answering.check_strategy(self.strategy)
-        self.optim.check(shards=self.strategy.shards)
+        self.optim.check(swaps=self.strategy.swaps)
         self.check_attention(bias=None)
         self.tracker.check_run(self.run.name, plain(self))
 
@@ -124,6 +126,7 @@ class FinetuneConfig:
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
         self.precision.check_machine(device_type=device_type, compilation=self.compile)
         hook_configs(self.hooks)
+        self.profile.check_ranks(ranks)
 
 
 def register_choices() -> None:

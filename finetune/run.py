@@ -116,7 +116,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         num_steps=steps.total,
         unsaid=network_defaults(network),
     )
-    session.begin(
+    computing = session.begin(
         network,
         size,
         parameters_learnt=size.trainable,
@@ -132,7 +132,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     if session.directory:
         record = read_record(session.directory.path)
         warn_unless_exportable("finetune", network, record, codec.tokenizer, task.answering.kind)
-        log.info(_summary(cfg, data, size, predicted, steps))
+        log.info(_summary(cfg, data, size, predicted, computing, steps))
     engine = Engine(
         module=trainee.model,
         objective=module,
@@ -210,7 +210,7 @@ def _read(cfg: FinetuneConfig, source: Source | Nothing, codec: Codec) -> TaskDa
 
 
 def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
-    return TrainingSteps(
+    steps = TrainingSteps(
         examples=data.train.examples,
         epochs=cfg.train.epochs,
         batch_size=cfg.train.batch_size,
@@ -220,6 +220,8 @@ def _steps(cfg: FinetuneConfig, data: TaskData, world: World) -> TrainingSteps:
         world_size=world.size,
         pin=world.device.type == "cuda",
     )
+    cfg.profile.check_steps(steps.total)
+    return steps
 
 
 def _fingerprints(
@@ -245,7 +247,9 @@ def _fingerprints(
     return {**order, **network_fingerprints(network, cfg.optim)}
 
 
-def _summary(cfg: FinetuneConfig, data: TaskData, size: ModelSize, memory: Memory, steps: TrainingSteps) -> str:
+def _summary(
+    cfg: FinetuneConfig, data: TaskData, size: ModelSize, memory: Memory, computing: str, steps: TrainingSteps
+) -> str:
     """Return the plan of fine-tuning."""
     outputs = f"; outputs: {shortlist(data.names)}" if data.names else ""
     some = f", {size.trainable:,} of them trainable" if size.trainable < size.parameters else ""
@@ -253,6 +257,7 @@ def _summary(cfg: FinetuneConfig, data: TaskData, size: ModelSize, memory: Memor
         ("run", f"{cfg.run.directory}: {cfg.train.epochs:g} epochs in {steps.total:,} steps"),
         ("model", f"{size.parameters:,} parameters{some}{outputs}"),
         ("memory", of_memory(memory)),
+        ("compute", computing),
         ("lr", of_rate(LearningRate(cfg.optim.lr, cfg.schedule, steps.total))),
     ]
     for split, encoded in (("training", data.train), ("validation", data.validation)):

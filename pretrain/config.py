@@ -15,7 +15,7 @@ from pretrain import data, models, objectives, optim, strategy, tokenizer, track
 from pretrain.checkpoint.save import CheckpointConfig
 from pretrain.data.batch import TokenizerParts
 from pretrain.data.choice_sets import question_files
-from pretrain.data.loader import DataConfig, micro_batches_per_step
+from pretrain.data.loader import DataConfig
 from pretrain.data.prepare.cache_key import texts_of
 from pretrain.data.sources.base import ReadableSource
 from pretrain.errors import check
@@ -29,7 +29,9 @@ from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
+from pretrain.train.micro_batches import said
 from pretrain.train.own_hooks import hook_configs, schema_of
+from pretrain.train.profiling import ProfileConfig
 from pretrain.train.run_dir import RunConfig
 
 
@@ -60,6 +62,7 @@ class PretrainConfig:
     compile: CompileConfig = MISSING
     tracker: TrackerConfig = MISSING
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
@@ -87,7 +90,7 @@ class PretrainConfig:
         if self.eval.choices:
             rule = f"model={names[type(self.model)][1]} is {self.model.kind}, and decoders alone are measured by them"
             check(self.model.kind is ModelKind.causal, "eval.choices", self.eval.choices, f"{rule}; leave them out")
-        self.optim.check(shards=self.strategy.shards)
+        self.optim.check(swaps=self.strategy.swaps)
         dropout = getattr(self.model, "attention_dropout", 0)
         self.attention.check(
             dtype=self.precision.dtype,
@@ -102,12 +105,14 @@ class PretrainConfig:
 
         Reads no more than the names of input files and those of a tokenizer that exists.
         """
-        micro_batches_per_step(self.train.batch_size, self.train.micro_batch_size, ranks)
+        said(self.train, self.data.seq_len, ranks)
         self.schedule.build(self.train.steps)
+        self.profile.check_steps(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
         self.precision.check_machine(device_type=device_type, compilation=self.compile)
         hook_configs(self.hooks)
+        self.profile.check_ranks(ranks)
         self.data.prepare.check_whole()
         question_files(self.eval.choices, "eval.choices")
         texts_of(self.data.sources)

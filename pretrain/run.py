@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pretrain.config import PretrainConfig
-from pretrain.data.batch import Examples
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.choice_sets import ChoiceSet, load_choices
 from pretrain.data.loader import StepLoader
+from pretrain.data.manifest import Manifest
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare, verify
 from pretrain.data.stream import HeldOut, TrainStream
@@ -29,14 +31,16 @@ from pretrain.errors import check
 from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.hub.generation_config import generation_settings, rules_of
 from pretrain.init_from import InitialWeights, warn_of_other_pairs, weights_from
-from pretrain.models.base import Model
+from pretrain.models.base import Attend, Model
 from pretrain.objectives.base import Objective
+from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
 from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
+from pretrain.train.micro_batches import Passes, found, said
 from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
 from pretrain.train.session import Fingerprints, Session, network_defaults, network_fingerprints, resumes
@@ -82,11 +86,39 @@ def prepare_corpora(cfg: PretrainConfig) -> dict[str, Path]:
     return corpora
 
 
-def build_module(cfg: PretrainConfig, vocab_size: int) -> Objective:
-    """Return the model inside its objective, on the meta device: shapes without memory."""
-    attend, head = cfg.attention.build(), cfg.objective.predicts_tokens
+def build_module(cfg: PretrainConfig, vocab_size: int, attend: Attend | None = None) -> Objective:
+    """Return the model inside its objective, on the meta device: shapes without memory.
+
+    `attend` takes the place of the configured backend of attention.
+    """
+    head = cfg.objective.predicts_tokens
     with torch.device("meta"):
-        return cfg.objective.build(cfg.model.build(vocab_size=vocab_size, attend=attend, head=head))
+        model = cfg.model.build(vocab_size=vocab_size, attend=attend or cfg.attention.build(), head=head)
+        return cfg.objective.build(model)
+
+
+def passes_of(cfg: PretrainConfig, vocab_size: int, memory: Memory, world: World) -> Passes:
+    """Return what decides the memory of a forward and backward pass; `memory` is what a rank holds without one."""
+
+    def build(attend: Attend | None) -> Objective:
+        chunk = getattr(cfg.objective, "chunk_tokens", 0)
+        if attend is None or chunk is not None:
+            return build_module(cfg, vocab_size, attend)
+        # What measures memory pretends to be on a CPU, where chunks of logits are smaller.
+        objective = replace(cfg.objective, chunk_tokens=chunk_for(vocab_size, "cuda"))
+        return build_module(replace(cfg, objective=objective), vocab_size, attend)
+
+    return Passes(
+        build=build,
+        densest=lambda sequences: Batch.of(cfg.objective.densest(sequences, cfg.data.seq_len)),
+        memory=memory,
+        strategy=cfg.strategy,
+        precision=cfg.precision,
+        compilation=cfg.compile,
+        attention=cfg.attention,
+        make_optimizer=cfg.optim.build,
+        world=world,
+    )
 
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
@@ -106,6 +138,8 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.context)
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
+    passes = passes_of(cfg, stream.manifest.vocab_size, predicted, world)
+    micro_batch_size, entry = _micro_batch(cfg, passes, session)
     initial = InitialWeights(module, cfg.seed)
     fingerprints = _fingerprints(cfg, stream)
     trainee = session.build(
@@ -117,27 +151,26 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         unsaid=network_defaults(cfg.model),
         accept_changed=cfg.data.accept_changed,
     )
-    session.begin(
+    computing = session.begin(
         cfg.model,
         size,
         tokenizer=file.read_bytes(),
         corpora={name: str(path.resolve()) for name, path in corpora.items()},
-        vocab_size=stream.manifest.vocab_size,
-        document_frame=[stream.manifest.prefix, stream.manifest.suffix],
-        mask=stream.manifest.mask,
+        **_of_tokens(stream.manifest),
         decoder_start=cfg.objective.decoder_start(vocabulary),
         choices={each.name: {"questions": len(each.answers), "chance": each.chance} for each in choices},
         **_generation(source, stream.manifest.vocab_size),
+        **entry,
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
-        log.info(_plan(cfg, size, predicted, world, stream, held_out))
+        log.info(_plan(cfg, size, passes, micro_batch_size, computing, stream, held_out))
     hooks = session.hooks(
         trainee,
         size=size,
         num_steps=cfg.train.steps,
-        evaluator=_evaluator(cfg, trainee.model, held_out, examples, world),
-        choices=_choices(cfg, trainee.model, module.model, choices, world),
+        evaluator=_evaluator(cfg, trainee.model, held_out, examples, micro_batch_size, world),
+        choices=_choices(trainee.model, module.model, choices, micro_batch_size * cfg.data.seq_len, world),
         continuations=_continuations(cfg, trainee.model, module.model, stream, tokenizer, world),
         evaluate_every=cfg.eval.every if held_out.num_slots else 0,
         save_every=cfg.checkpoint.every,
@@ -146,8 +179,24 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         predicted=predicted,
     )
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
-    with _steps(cfg, stream, examples, trainee.state, world) as steps:
+    with _steps(cfg, stream, examples, trainee.state, micro_batch_size, world) as steps:
         session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+
+
+def _micro_batch(cfg: PretrainConfig, passes: Passes, session: Session) -> tuple[int, dict[str, Any]]:
+    """Return the sequences of a micro-batch, and what run.json says of them if they had to be found. A collective."""
+    size = said(cfg.train, cfg.data.seq_len, session.world.size)
+    if size is not None:
+        return size, {}
+    known = session.directory.recorded("micro_batch") if session.directory else None
+    entry = found(cfg.train, cfg.data.seq_len, passes, known)
+    return entry["size"], {"micro_batch": entry}
+
+
+def _of_tokens(manifest: Manifest) -> dict[str, Any]:
+    """Return what run.json says of token ids."""
+    frame = [manifest.prefix, manifest.suffix]
+    return {"vocab_size": manifest.vocab_size, "document_frame": frame, "mask": manifest.mask}
 
 
 def _generation(source: Source | None, vocab_size: int) -> dict[str, Any]:
@@ -164,16 +213,26 @@ def _generation(source: Source | None, vocab_size: int) -> dict[str, Any]:
 
 
 def _plan(
-    cfg: PretrainConfig, size: ModelSize, memory: Memory, world: World, stream: TrainStream, held_out: HeldOut
+    cfg: PretrainConfig,
+    size: ModelSize,
+    passes: Passes,
+    micro_batch_size: int,
+    computing: str,
+    stream: TrainStream,
+    held_out: HeldOut,
 ) -> str:
+    world = passes.world
     return summary(
         directory=cfg.run.directory,
         size=size,
-        memory=memory,
+        memory=passes.memory,
+        needs=passes.needs(micro_batch_size) if world.device.type == "cuda" else None,
         seq_len=cfg.data.seq_len,
         train=cfg.train,
+        micro_batch_size=micro_batch_size,
         learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
         world=world,
+        computing=computing,
         stream=stream,
         held_out=held_out,
     )
@@ -185,22 +244,28 @@ def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
     return {**order, **network_fingerprints(cfg.model, cfg.optim)}
 
 
-def _evaluator(cfg: PretrainConfig, model: nn.Module, held_out: HeldOut, examples: Examples, world: World) -> Evaluator:
+def _evaluator(
+    cfg: PretrainConfig,
+    model: nn.Module,
+    held_out: HeldOut,
+    examples: Examples,
+    micro_batch_size: int,
+    world: World,
+) -> Evaluator:
     return held_out_evaluator(
         model,
         cfg.objective,
         held_out,
         examples,
-        micro_batch_size=cfg.train.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         max_slots=cfg.eval.max_slots,
         world=world,
     )
 
 
 def _choices(
-    cfg: PretrainConfig, wrapped: nn.Module, model: Model, sets: Sequence[ChoiceSet], world: World
+    wrapped: nn.Module, model: Model, sets: Sequence[ChoiceSet], batch_tokens: int, world: World
 ) -> ChoiceEvaluator:
-    batch_tokens = cfg.train.micro_batch_size * cfg.data.seq_len
     return ChoiceEvaluator(module=wrapped, model=model, sets=sets, batch_tokens=batch_tokens, world=world)
 
 
@@ -220,12 +285,19 @@ def _continuations(
     )
 
 
-def _steps(cfg: PretrainConfig, stream: TrainStream, examples: Examples, state: TrainState, world: World) -> StepLoader:
+def _steps(
+    cfg: PretrainConfig,
+    stream: TrainStream,
+    examples: Examples,
+    state: TrainState,
+    micro_batch_size: int,
+    world: World,
+) -> StepLoader:
     return StepLoader(
         stream,
         examples,
         batch_size=cfg.train.batch_size,
-        micro_batch_size=cfg.train.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         rank=world.rank,
         world_size=world.size,
         start_step=state.step,

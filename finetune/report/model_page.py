@@ -29,7 +29,7 @@ from pretrain.report.page import (
     plain,
     shortened,
 )
-from pretrain.report.run_sections import configuration, machine, notes, saved, state
+from pretrain.report.run_sections import configuration, machine, notes, profiles, saved, state
 
 if TYPE_CHECKING:
     from finetune.answering.base import Answers, Encoded
@@ -58,6 +58,7 @@ def page_of(cfg: FinetuneConfig, step: int, history: History, source: str, answe
             Section("Training", [_curves(history, task.metric)]),
             Section("Metrics", [_metrics(task.metric, measured)]),
             *task.sections(encoded, each, names, measured),
+            *profiles([history]),
             configuration([history]),
             machine([history]),
         ],

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from launch.doctor.base import Check, Finding, Subject, counted, graded, in_bytes
-from pretrain.data.loader import micro_batches_per_step
 from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError, ResourceError
 from pretrain.registry import choices
 from pretrain.train.agreement import check_agreement, settings_of
+from pretrain.train.micro_batches import said, share_of
 from pretrain.train.summary import ModelSize
 
 TIGHT = 0.8  # share of a device's memory beyond which activations will hardly fit
@@ -69,11 +69,13 @@ def _batch(subject: Subject) -> str:
     if subject.program == "finetune":
         limit = f"in passes of at most {cfg.train.max_tokens:,} tokens"
         return f"{cfg.train.batch_size:,} examples a step over {ranks}, {limit}"
-    count = micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, subject.world.size)
+    size = said(cfg.train, cfg.data.seq_len, subject.world.size)
+    share = share_of(cfg.train, subject.world.size)
+    passes = "as many passes as memory needs" if size is None else f"{share // size} x {size}"
     cfg.schedule.build(cfg.train.steps)
     tokens = cfg.train.batch_size * cfg.data.seq_len
     return (
-        f"{cfg.train.batch_size:,} sequences a step = {count} x {cfg.train.micro_batch_size} on each of {ranks}; "
+        f"{cfg.train.batch_size:,} sequences a step = {passes} on each of {ranks}; "
         f"{tokens:,} tokens a step, {tokens * cfg.train.steps:,} in {cfg.train.steps:,} steps"
     )
 

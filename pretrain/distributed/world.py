@@ -102,6 +102,17 @@ class World:
         dist.all_gather(messages, padded)
         return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(messages, lengths, strict=True)]
 
+    def all_to_all(self, sent: Tensor, sizes_to: list[int], sizes_from: list[int]) -> Tensor:
+        """Send each rank its elements of `sent` (elements,), in rank order; return those from all ranks, in rank order.
+
+        A rank sends `sizes_to[r]` elements to rank r, and receives `sizes_from[r]` from it; itself is one of them.
+        """
+        if self.size == 1:
+            return sent
+        received = sent.new_empty(sum(sizes_from))
+        dist.all_to_all_single(received, sent, sizes_from, sizes_to)
+        return received
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:

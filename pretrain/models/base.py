@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.init import Initial
+from pretrain.registry import choices
 
 Cut = Callable[[Tensor], Sequence[Tensor]]
 """Cuts the rows of a stream, (N, ...), into parts."""
@@ -151,6 +152,20 @@ class Attend(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionUse:
+    """What a run asks of its attention."""
+
+    heads: int  # H
+    kv_heads: int  # K
+    head_width: int  # E
+    causal: tuple[bool, ...]  # which masks its layers have: causal ones, others, or both
+    windows: tuple[int | None, ...]  # of its layers, each once; None: all keys
+    biased: bool  # whether scores get a bias
+    dtype: torch.dtype = torch.float32  # of queries, keys and values
+    dropout: float = 0.0  # probability that an attention weight is dropped
+
+
 class AttentionConfig:
     """A choice of the config group `attention`."""
 
@@ -165,6 +180,16 @@ class AttentionConfig:
     def build(self) -> Attend:
         """Return the backend; raise `ConfigError` where no device can run it."""
         raise NotImplementedError
+
+    def start(self, use: AttentionUse, device: torch.device) -> str:
+        """Choose the kernels of a run on its device, and return their names for its plan.
+
+        Raises `ConfigError` for kernels that are asked for by name and cannot be had.
+        """
+        return choices()[type(self)][1]
+
+    def end(self) -> None:
+        """Undo what `start` changed in the process."""
 
 
 class Model(nn.Module):
@@ -260,6 +285,11 @@ class ModelConfig:
     @property
     def score_bias(self) -> str | None:
         """The setting by which its attention adds a bias to scores, "model.positions=relative"; None: it adds none."""
+        return None
+
+    @property
+    def attention_use(self) -> AttentionUse | None:
+        """What it asks of its attention, in fp32 unless a run says otherwise; None: it has no attention of ours."""
         return None
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Model:

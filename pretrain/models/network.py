@@ -13,7 +13,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from pretrain.errors import check
-from pretrain.models.base import Attend, Model, ModelConfig, ModelKind
+from pretrain.models.base import Attend, AttentionUse, Model, ModelConfig, ModelKind
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import BLOCKS, MLP, Activation, Attention, Block, Norm, Order, Positions, make_norm
 from pretrain.models.rotary import RopeScaling, Rotary, Scaling, rotary
@@ -48,7 +48,7 @@ class NetworkConfig(ModelConfig):
     global_every: int | None = None  # with a window, every n-th layer sees all keys; null: none does
     global_first: int = 0  # the first of them, counted from 0
     dropout: float = 0.0  # probability, of embeddings and residual branches
-    attention_dropout: float = 0.0  # probability, of attention weights; sdpa and eager only
+    attention_dropout: float = 0.0  # probability, of attention weights; not with attention=flex
     init: Init = Init.gpt2  # scheme of the initial weights: gpt2, olmo2, bert or modernbert
     init_std: float = 0.02  # standard deviation of initial matrices
     family: str | None = None  # whose heads and export it has where several compute it, by model_type; null: the first
@@ -146,6 +146,20 @@ class NetworkConfig(ModelConfig):
     def has_qkv_bias(self) -> bool:
         """Whether projections to queries, keys and values have a bias."""
         return self.bias
+
+    @property
+    def attention_use(self) -> AttentionUse:
+        """What it asks of its attention (see `ModelConfig`)."""
+        both = self.kind is ModelKind.encoder_decoder
+        return AttentionUse(
+            heads=self.heads,
+            kv_heads=self.num_kv_heads,
+            head_width=self.head_width,
+            causal=(False, True) if both else (self.kind is ModelKind.causal,),
+            windows=tuple(dict.fromkeys(self.layer_window(layer) for layer in range(self.layers))),
+            biased=self.score_bias is not None,
+            dropout=self.attention_dropout,
+        )
 
     def layer_window(self, layer: int) -> int | None:
         """Return the window of a layer in tokens, None where it sees all keys."""

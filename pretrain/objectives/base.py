@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
-from pretrain.data.batch import Batch, Examples, TokenizerParts, Vocabulary
+from pretrain.data.batch import IGNORED, Batch, Examples, Inputs, Ragged, TokenizerParts, Vocabulary
 from pretrain.models.base import Model, ModelKind
 from pretrain.models.init import Initial
+from pretrain.objectives.cross_entropy import ChunkLoss, chunk_loss
 
 
 class Loss(NamedTuple):
@@ -30,6 +32,7 @@ class Objective(nn.Module):
     """The module that is trained: `model` and what the objective adds to it. `forward` maps a `Batch` to a `Loss`."""
 
     model: Model
+    chunk_loss: ChunkLoss = staticmethod(chunk_loss)  # arithmetic of the tokens' loss; compiled where the run compiles
 
     def forward(self, batch: Batch) -> Loss:
         raise NotImplementedError
@@ -67,6 +70,10 @@ class ObjectiveConfig:
         """Return the module that is trained."""
         raise NotImplementedError
 
+    def densest(self, sequences: int, seq_len: int) -> Inputs:
+        """Return inputs as large as those of so many sequences of that length can be; all ids are 0."""
+        return of_zeros(sequences, seq_len, targets=seq_len)
+
     def decoder_start(self, vocabulary: Callable[[], Vocabulary]) -> int | None:
         """Return the id that a decoder sees first; None for models whose decoders, if any, see no source."""
         return None
@@ -80,3 +87,16 @@ class ObjectiveConfig:
         Raises `ConfigError` as `check_tokenizer` does: the corpus may have been prepared earlier.
         """
         raise NotImplementedError
+
+
+def of_zeros(sequences: int, length: int, *, targets: int, source: int = 0) -> Inputs:
+    """Return sequences of one length whose ids are 0, each with so many targets and, if any, tokens of a source."""
+    wanted = np.full((sequences, length), IGNORED)
+    wanted[:, :targets] = 0
+
+    def stream(length: int) -> Ragged:
+        offsets = np.arange(sequences + 1, dtype=np.int32) * np.int32(length)
+        return Ragged(np.zeros(sequences * length, dtype=np.int64), offsets)
+
+    tokens, offsets = stream(length)
+    return Inputs(tokens, wanted.reshape(-1), offsets, source=stream(source) if source else None)

@@ -66,5 +66,6 @@ class CausalLM(Objective):
                 z_loss=self.config.z_loss,
                 label_smoothing=self.config.label_smoothing,
                 chunk_tokens=self.config.chunk_tokens,
+                arithmetic=self.chunk_loss,
             )
         )

@@ -19,7 +19,7 @@ from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderModel, Layout, Model, ModelKind
 from pretrain.models.encoder import Pooler
 from pretrain.models.init import Initial
-from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
+from pretrain.objectives.base import Loss, Objective, ObjectiveConfig, of_zeros
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
 from pretrain.objectives.sentence_pairs import Pairing, Sentences
@@ -72,6 +72,10 @@ class MaskedLMConfig(ObjectiveConfig):
                 "[CLS] and [SEP], and this tokenizer lacks one of them; set tokenizer.prefix and tokenizer.suffix, or "
                 "none here"
             )
+
+    def densest(self, sequences: int, seq_len: int) -> Inputs:
+        """Return the largest inputs, see `ObjectiveConfig`: the share of tokens that is masked has a target."""
+        return of_zeros(sequences, seq_len, targets=math.ceil(self.masking.rate * seq_len))
 
     def build(self, model: Model) -> MaskedLM:
         """Return the module that is trained."""
@@ -128,6 +132,7 @@ class MaskedLM(Objective):
             num_targets=batch.num_targets,
             bias=model.head_bias(),
             chunk_tokens=self.config.chunk_tokens,
+            arithmetic=self.chunk_loss,
         )
         if not self.config.pairs:
             return Loss(total, nll, correct)

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pretrain.data.batch import Batch, TokenizerParts, Vocabulary
+from pretrain.data.batch import Batch, Inputs, TokenizerParts, Vocabulary
 from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderDecoderModel, Layout, Model, ModelKind
-from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
+from pretrain.objectives.base import Loss, Objective, ObjectiveConfig, of_zeros
 from pretrain.objectives.cross_entropy import linear_cross_entropy
 
 
@@ -57,6 +57,11 @@ class SequenceToSequenceConfig(ObjectiveConfig):
         """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes, for FLOPs."""
         return seq_len / 2, seq_len / 2
 
+    def densest(self, sequences: int, seq_len: int) -> Inputs:
+        """Return the largest inputs, see `ObjectiveConfig`: every token of the target is one."""
+        source, target = (min(math.ceil(side), seq_len) for side in self.sides(seq_len))
+        return of_zeros(sequences, target, targets=target, source=source)
+
     def build(self, model: Model) -> SequenceToSequence:
         """Return the module that is trained."""
         assert isinstance(model, EncoderDecoderModel), "a model of that kind is an EncoderDecoderModel"
@@ -88,6 +93,7 @@ class SequenceToSequence(Objective):
                 z_loss=self.config.z_loss,
                 label_smoothing=self.config.label_smoothing,
                 chunk_tokens=self.config.chunk_tokens,
+                arithmetic=self.chunk_loss,
             )
         )
 

@@ -37,8 +37,8 @@ class AdamWConfig:
         rule = "must be above 0 and at most 1; 1 turns it off"
         check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, rule)
 
-    def check(self, *, shards: bool) -> None:
-        """See `OptimConfig`: AdamW updates element by element."""
+    def check(self, *, swaps: bool) -> None:
+        """See `OptimConfig`: DeepSpeed swaps moments of Adam."""
 
     def build(self, module: nn.Module) -> torch.optim.AdamW:
         """Return AdamW with the groups `decay` and `no_decay`; a group without parameters is left out.

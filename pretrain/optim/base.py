@@ -18,6 +18,8 @@ from pretrain.models.base import Model
 ParameterGroup = dict[str, Any]
 """A group of torch's optimizers: `params`, `lr` and options, with `name` and `base_lr` beside them."""
 
+NORM_BLOCK = 1024  # elements whose squares are added up in fp32
+
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
@@ -56,8 +58,8 @@ def partition(module: nn.Module) -> Partition:
 class OptimConfig(Protocol):
     """The settings of an optimizer."""
 
-    def check(self, *, shards: bool) -> None:
-        """Raise `ConfigError` if the optimizer cannot run where a rank `shards`: holds parts of matrices."""
+    def check(self, *, swaps: bool) -> None:
+        """Raise `ConfigError` if the optimizer cannot run where its moments lie in files between steps: `swaps`."""
         ...
 
     def build(self, module: nn.Module) -> Optimizer:
@@ -68,21 +70,34 @@ class OptimConfig(Protocol):
 def gradient_norm(gradients: list[Tensor]) -> Tensor:
     """Return the norm of all gradients together, () float64.
 
-    Squares are added up in float64: in fp32 torch adds them one by one on a CPU, and is off by 2e-5 at half a million
-    elements and by 4e-4 at eight million (torch 2.13).
+    Squares are added up in float64 on a GPU. On a CPU that costs a copy of every gradient: there they are added up in
+    fp32 over blocks, and over these in float64. In fp32 alone torch adds them one by one, and is off by 2e-5 at half a
+    million elements and by 4e-4 at eight million; over blocks by 1e-9 (torch 2.13). There squares have the range of
+    fp32: a gradient above 1e19 counts as infinite.
     """
+    if gradients and gradients[0].device.type == "cpu":
+        norms = torch.cat([norm for gradient in gradients for norm in _block_norms(gradient)])
+        return torch.linalg.vector_norm(norms, dtype=torch.float64)
     foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-    norms = foreach_norm(gradients, 2, dtype=torch.float64)  # on a GPU one kernel, and nothing is copied
+    norms = foreach_norm(gradients, 2, dtype=torch.float64)  # one kernel, and nothing is copied
     return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _block_norms(gradient: Tensor) -> list[Tensor]:
+    """Return the norms of the gradient's blocks of `NORM_BLOCK` elements, and that of what is left, at least fp32."""
+    flat = gradient.reshape(-1).to(torch.promote_types(gradient.dtype, torch.float32))
+    whole = flat.numel() // NORM_BLOCK * NORM_BLOCK
+    blocks, rest = flat[:whole].view(-1, NORM_BLOCK), flat[whole:]
+    return [torch.linalg.vector_norm(blocks, dim=1), torch.linalg.vector_norm(rest, keepdim=True)]
 
 
 def guarded_step(optimizer: Optimizer, norm: Tensor) -> None:
     """Update unless the gradients' norm () is not finite; then weights, moments and step counts stay bit for bit.
 
-    Fused AdamW learns it from a flag on the device, the way torch's GradScaler tells it, so the host waits for nothing.
-    Any other optimizer costs one read of the norm.
+    Fused AdamW and Muon learn it from a flag on the device, the way torch's GradScaler tells it, so the host waits for
+    nothing. An optimizer that does not say that it heeds the flag costs one read of the norm.
     """
-    if isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups):
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = norm.isfinite().logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             optimizer.step()

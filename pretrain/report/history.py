@@ -22,6 +22,7 @@ from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, parsed, read_json, typed_as
 from pretrain.tracking.base import Mark, Record
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, missing
+from pretrain.train.operators import Found, tables_of
 from pretrain.train.run_dir import CHECKPOINTS, LOCK_FILE, RECORD_FILE, is_locked, read_config, read_record
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class History:
     facts: dict[str, Any] = field(default_factory=dict)  # run.json; empty without one
     samples: list[SampleRecord] = field(default_factory=list)  # by step
     saved: list[int] = field(default_factory=list)  # steps whose checkpoints are on disk
+    profiles: list[Found] = field(default_factory=list)  # the costliest operators of profiled steps, by step and rank
     notes: list[str] = field(default_factory=list)  # what is not as it should be
 
     @property
@@ -98,6 +100,7 @@ class History:
             evaluation=[row for row in self.evaluation if row["step"] <= step],
             samples=[sample for sample in self.samples if sample["step"] <= step],
             saved=[saved for saved in self.saved if saved <= step],
+            profiles=[found for found in self.profiles if found.last <= step],
             facts={**self.facts, "best_step": best if best is not None and best <= step else None},
         )
 
@@ -119,6 +122,7 @@ def load(path: Path) -> History:
     run = History(
         name=facts.get("name", path.resolve().name), path=path, config=_config(path), facts=facts, saved=saved
     )
+    run.profiles = tables_of(path)
     run.notes = [*notes, *facts.get("notes", [])]
     for record in logged:
         row = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}

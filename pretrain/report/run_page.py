@@ -25,7 +25,17 @@ from pretrain.report.page import (
     number,
     percent,
 )
-from pretrain.report.run_sections import choices, configuration, differences, machine, notes, samples, saved, state
+from pretrain.report.run_sections import (
+    choices,
+    configuration,
+    differences,
+    machine,
+    notes,
+    profiles,
+    samples,
+    saved,
+    state,
+)
 from pretrain.report.writing import write_page
 from pretrain.train.run_dir import check_written_by
 
@@ -69,6 +79,7 @@ def page_of(runs: Sequence[History], step: int | None = None) -> Page:
         Section("What was reached", [*_ranking(runs, reached), _results(runs, reached), EXPLANATION]),
         *choices(runs),
         *samples(runs),
+        *profiles(runs),
         *differences(runs),
         configuration(runs),
         machine(runs),

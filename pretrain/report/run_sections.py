@@ -28,6 +28,7 @@ from pretrain.report.page import (
     shortened,
 )
 from pretrain.tracking.base import CHOICES, RAW
+from pretrain.train.operators import table_path, what_is_counted
 
 SAMPLED_STEPS = 40  # evaluations whose samples a page has
 SAMPLE_ROOM = 1500  # characters of a sample
@@ -117,6 +118,31 @@ def samples(runs: Sequence[History]) -> list[Section]:
     for each in steps.values():
         each.sort(key=lambda continued: continued.prompt)  # so that runs stand side by side
     return [Section("Samples", [*said, Samples({step: steps[step] for step in kept})])]
+
+
+def profiles(runs: Sequence[History]) -> list[Section]:
+    """Return the costliest operators of the newest profiled steps of each run, on the first rank that has them."""
+    blocks: list[Block] = []
+    for run in runs:
+        newest = max((found.last for found in run.profiles), default=None)
+        for found in [each for each in run.profiles if each.last == newest][:1]:
+            steps, where = found.table["steps"], table_path(run.path, *found[:3]).parent
+            whose = f"{run.name}: {steps}" if len(runs) > 1 else f"{steps}"
+            said = f"{whose} steps up to step {found.last:,} on rank {found.rank}; {what_is_counted(found.table)}. In "
+            rows: list[list[Cell]] = [
+                [
+                    Styled(shortened(each["name"], VALUE_ROOM), Style.code),
+                    number(each["calls"] / steps, digits=0),
+                    number(each["self_ms"] / steps, digits=2),
+                    percent(each["share"]),
+                ]
+                for each in found.table["operators"]
+            ]
+            blocks += [
+                (said, Styled(str(where), Style.code), " are the traces."),
+                Table(["operator", "calls a step", "ms a step", "share"], rows),
+            ]
+    return [Section("Costliest operators", blocks)] if blocks else []
 
 
 def differences(runs: Sequence[History]) -> list[Section]:

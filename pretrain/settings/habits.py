@@ -51,7 +51,7 @@ _HABITS = {
     "vocab_size": ["tokenizer.vocab_size"],
     "tokenizer_name tokenizer_path tokenizer_type tokenizer_name_or_path": ["tokenizer=file tokenizer.path=PATH"],
     "bf16 fp16 fp32 mixed_precision dtype torch_dtype": ["precision=fp32, bf16 or fp16"],
-    "tf32": ["precision=fp32 is full precision; precision=bf16 is the fast one"],
+    "tf32 allow_tf32": ["precision.tf32"],
     "compile torch_compile": ["compile.scope"],
     "ac gradient_checkpointing activation_checkpoint activation_checkpointing recompute_activations": [
         "strategy.activation_checkpointing"

@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import Checkpointable
 from pretrain.distributed.world import World
-from pretrain.models.base import Model
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import guarded_step
+from pretrain.optim.shared_matrices import Piece, SharesMatrices
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
@@ -58,8 +58,8 @@ class StrategyConfig(Protocol):
     """The settings of a strategy, and what is known of it before it exists."""
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
         ...
 
     @property
@@ -75,8 +75,20 @@ class StrategyConfig(Protocol):
         """Return the strategy for this rank."""
         ...
 
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products, so that nothing runs under autocast."""
+        ...
+
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank will hold of a model of so many parameters under AdamW."""
+        ...
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes that gathered weights, and gradients on their way, take up at most during a pass.
+
+        The model has so many layers with at most `block` parameters each, and so many parameters `outside` of them.
+        """
         ...
 
 
@@ -109,6 +121,10 @@ class Strategy(Checkpointable, Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of all memory, for another strategy in the same process; no other method may be called any more."""
+        ...
+
 
 class TorchStrategy:
     """What all strategies share, and loss scaling and the end of a step, which sharded ZeRO leaves to DeepSpeed."""
@@ -122,11 +138,17 @@ class TorchStrategy:
         self.compilation = compilation
         self.scaler = precision.scaler(world.device)
 
-    def prepare(self, model: Model) -> None:
+    def prepare(self, objective: Objective) -> None:
         """Convert layers, compile the model's parts, and wrap recomputation: `checkpoint` itself cannot be compiled."""
-        self.precision.convert(model)
-        self.compilation.apply(model)
-        self.recomputation.recompute(model, self.compilation)
+        self.precision.convert(objective.model)
+        self.compilation.apply(objective.model)
+        self.compilation.apply_to_loss(objective, self.world.device)
+        self.recomputation.recompute(objective.model, self.compilation)
+
+    def share_matrices(self, piece: Callable[[nn.Parameter], Piece], replica_ranks: int) -> None:
+        """Tell an optimizer that needs matrices whole what this rank holds of them; see `SharesMatrices`."""
+        if isinstance(self.optimizer, SharesMatrices):
+            self.optimizer.share(self.world, [piece(matrix) for matrix in self.optimizer.matrices()], replica_ranks)
 
     def update(self, norm: Tensor, clip_norm: float | None) -> None:
         """Clip the gradients, whose global norm () this is, take the optimizer's step, and clear them."""
@@ -135,6 +157,9 @@ class TorchStrategy:
         guarded_step(self.optimizer, norm)
         self.scaler.update()
         self.optimizer.zero_grad()
+
+    def close(self) -> None:
+        """Let go of all memory: here it goes with the last reference to the strategy and to its module."""
 
     def state(self) -> dict[str, float]:
         return self.scaler.state_dict()

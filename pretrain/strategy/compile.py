@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.errors import check
 from pretrain.models.base import Model
+from pretrain.objectives.base import Objective
+from pretrain.objectives.cross_entropy import ChunkLoss
 from pretrain.registry import register
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
@@ -41,6 +44,23 @@ class CompileConfig:
         parts: list[nn.Module] = {Scope.none: [], Scope.block: list(model.blocks), Scope.model: [model]}[self.scope]
         for part in parts:
             part.forward = torch.compile(part.forward, mode=self.mode)
+
+    def apply_to_loss(self, objective: Objective, device: torch.device) -> None:
+        """Fuse the passes over the logits, on a GPU; on a CPU torch's own softmax is 4 times as fast (torch 2.13)."""
+        if self.scope is not Scope.none and device.type != "cpu":
+            objective.chunk_loss = fused(objective.chunk_loss)
+
+
+def fused(arithmetic: ChunkLoss) -> ChunkLoss:
+    """Compile the loss's arithmetic: one graph for chunks of all numbers of rows but 1, another without gradients."""
+    compiled = torch.compile(arithmetic)
+
+    def call(logits: Tensor, targets: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        for rows in (logits, targets):
+            torch._dynamo.maybe_mark_dynamic(rows, 0)  # pyright: ignore[reportPrivateImportUsage]
+        return compiled(logits, targets, *options)
+
+    return call
 
 
 @register("compile", "none")

@@ -21,6 +21,7 @@ from pretrain.errors import check
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
+from pretrain.optim.shared_matrices import whole
 from pretrain.registry import register
 from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
@@ -46,8 +47,8 @@ class DDPConfig(CommonConfig):
         return DDP(self, world, precision, compilation)
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
         return False
 
     @property
@@ -58,6 +59,15 @@ class DDPConfig(CommonConfig):
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. The precision changes activations alone."""
         return Memory(4 * parameters, 4 * parameters, 8 * parameters)
+
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products: autocast casts them instead."""
+        return False
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes of buffers; see `StrategyConfig`. Gradients lie in the buckets; a copy may travel."""
+        return 0.0 if ranks == 1 or self.reduce_dtype is ReduceDtype.fp32 else self.bucket_mb * 2**19
 
 
 class DDP(TorchStrategy):
@@ -84,7 +94,8 @@ class DDP(TorchStrategy):
             module.to_empty(device=self.world.device)
         self.module = module
         self.optimizer = make_optimizer(module)
-        self.prepare(module.model)
+        self.share_matrices(whole, replica_ranks=1)
+        self.prepare(module)
         module.forward = self.precision.autocast(self.world.device)(module.forward)
         self.wrapped = self._wrap(module)
         return self.wrapped

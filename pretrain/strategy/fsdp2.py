@@ -5,10 +5,12 @@ Holds the strategy; torch's `fully_shard` gathers the weights of a block before 
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,13 +20,19 @@ from torch.optim import Optimizer
 from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
 from pretrain.distributed.world import World, ensure_group
 from pretrain.errors import check
-from pretrain.models.base import named_tensors
+from pretrain.models.base import Model, named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
+from pretrain.optim.shared_matrices import Piece
 from pretrain.registry import register
-from pretrain.strategy.base import CommonConfig, Memory, TorchStrategy
+from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+log = logging.getLogger(__name__)
 
 
 @register("strategy", "fsdp2")
@@ -52,9 +60,9 @@ class FSDP2Config(CommonConfig):
         return FSDP2(self, world, precision, compilation)
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
-        return True
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
+        return False
 
     @property
     def shards_weights(self) -> bool:
@@ -64,7 +72,25 @@ class FSDP2Config(CommonConfig):
     def memory(self, parameters: int, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds; see `StrategyConfig`. Blocks are gathered one or two at a time, on top of it."""
         held = parameters / (self.shard_ranks or ranks)
-        return Memory(4 * held, 4 * held, 8 * held)
+        gathered = 0 if self.reshard_after_forward else precision.dtype.itemsize * parameters
+        gradients = self.reduce_dtype.dtype.itemsize * parameters if self.accumulate_whole_gradients else 4 * held
+        return Memory(4 * held + gathered, gradients, 8 * held)
+
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products, as the gathered ones have."""
+        return True
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes of gathered weights, and of gradients on their way; see `StrategyConfig`.
+
+        When a backward pass begins: the weights outside of blocks and the head's gradient, which has at most as many
+        elements; of the blocks the one in use and the next, which arrives in a buffer; a block's gradients and, in the
+        type in which they travel, those of two.
+        """
+        half, reduced = precision.dtype.itemsize, self.reduce_dtype.dtype.itemsize
+        gathered = 3 if self.reshard_after_forward else layers + 1
+        return half * (2 * outside + gathered * block) + (half + 2 * reduced) * block
 
 
 class FSDP2(TorchStrategy):
@@ -83,18 +109,18 @@ class FSDP2(TorchStrategy):
         ensure_group(world)
         shard = cfg.shard_ranks or world.size
         axes = {"replicate": world.size // shard, "shard": shard} if shard < world.size else {"shard": shard}
+        waits = cfg.accumulate_whole_gradients or shard < world.size  # for the last micro-batch, to reduce all at once
+        if waits and cfg.reduce_dtype is ReduceDtype.bf16 and world.is_first:
+            log.warning(
+                "strategy.reduce_dtype=bf16: gradients of a step's micro-batches are also added up in bf16 here, where "
+                "small ones are lost beside a sum of many; take few micro-batches a step, or fp32"
+            )
         self.mesh = init_device_mesh(world.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
-        from torch.distributed.fsdp import (
-            CPUOffloadPolicy,
-            FSDPModule,
-            MixedPrecisionPolicy,
-            OffloadPolicy,
-            fully_shard,
-        )
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
-        self.prepare(module.model)
+        self.prepare(module)
         half = self.precision.dtype if self.precision.dtype != torch.float32 else None
         reduced = self.cfg.reduce_dtype.dtype
         pin = self.world.device.type == "cuda"
@@ -104,15 +130,12 @@ class FSDP2(TorchStrategy):
             "mp_policy": MixedPrecisionPolicy(half, reduced, cast_forward_inputs=False),
             "offload_policy": CPUOffloadPolicy(pin_memory=pin) if self.cfg.cpu_offload else OffloadPolicy(),
         }
-        again = self.cfg.reshard_after_forward
-        self.sharded = [fully_shard(block, reshard_after_forward=again, **options) for block in module.model.blocks]
-        # The rest is one group, gathered while the objective runs: the head's weight is used outside of its module.
-        self.sharded.append(fully_shard(module, reshard_after_forward=False, **options))
+        self.groups = _shard(module, self.cfg.reshard_after_forward, options)
         module.to_empty(device="cpu" if self.cfg.cpu_offload else self.world.device)
-        assert isinstance(module, FSDPModule)
-        self.module = module
+        self.module = self.groups[0]
         self.tensors = list(named_tensors(module))  # now, for a gathered module shows the gathered tensors instead
         self.optimizer = make_optimizer(module)
+        self.share_matrices(self._piece, replica_ranks=self.mesh["shard"].size())
         return module
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
@@ -151,8 +174,8 @@ class FSDP2(TorchStrategy):
                     yield Fragment(name, kind, tuple(value.shape), part.start, part.data.reshape(-1))
 
     def load_fragments(self, read: Reader) -> None:
-        for gathered in self.sharded:
-            gathered.reshard()  # an evaluation leaves them so
+        for group in self.groups:
+            group.reshard()  # an evaluation leaves some gathered
         self.optimizer.state.clear()
         for name, tensor in self.tensors:
             for kind, shape in read.kinds(name).items():
@@ -163,6 +186,14 @@ class FSDP2(TorchStrategy):
                     self.optimizer.state[tensor][kind] = value
                 part = self._part(value)
                 part.data.copy_(read(name, kind, part.start, part.data.numel()).view_as(part.data))
+
+    def _piece(self, matrix: nn.Parameter) -> Piece:
+        part = self._part(matrix.detach())
+
+        def own(tensor: Tensor) -> Tensor:
+            return self._part(tensor.detach()).data.view(-1)
+
+        return Piece(matrix.shape, part.start, part.data.numel(), matrix, own)
 
     def _part(self, tensor: Tensor) -> _Part:
         """Return what this rank holds of a tensor; rows are dealt out as `torch.chunk` does."""
@@ -181,3 +212,60 @@ class _Part(NamedTuple):
     data: Tensor  # whole rows of it, none for the last ranks of a small tensor; shares the tensor's memory
     start: int  # the first element, counted in the flattened whole tensor
     cut: bool  # False: every rank holds the whole tensor
+
+
+def _shard(module: Objective, reshard_after_forward: bool, options: dict[str, Any]) -> list[FSDPModule]:
+    """Cut the module into groups that are gathered and reduced together; return them as they are first used.
+
+    Each block is a group, and so are the embedding and the head where they have weights of their own: the embedding's
+    are free after its lookup, and nothing needs them in the backward pass; the head's gradients are reduced while the
+    blocks' backward passes run. The rest is the root's: small layers, and a table that is embedding and head, which is
+    gathered first and complete last.
+
+    Each group gathers the next one's weights when it has its own: torch does so, too, but no earlier than the host
+    comes to the next group, which is late where kernels are small. In the backward pass torch gathers ahead by itself.
+    """
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    model = module.model
+    groups = [fully_shard(block, reshard_after_forward=reshard_after_forward, **options) for block in model.blocks]
+    head = _untied_head(model)
+    if head is not None:
+        groups.append(_shard_head(model, head, options))
+        if isinstance(embedding := getattr(model, "embedding", None), nn.Embedding):
+            first = fully_shard(embedding, reshard_after_forward=reshard_after_forward, **options)
+            first.set_unshard_in_backward(False)
+            groups.insert(0, first)
+    fully_shard(module, reshard_after_forward=False, **options)
+    assert isinstance(module, FSDPModule)
+    groups.insert(0, module)
+    for group, following in itertools.pairwise(groups):
+        group.set_modules_to_forward_prefetch([following])
+    return groups
+
+
+def _untied_head(model: Model) -> nn.Module | None:
+    """Return the module `head` of a model if it has a vocabulary projection that is no other module's weight."""
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Module):
+        return None
+    named = list(model.named_parameters(remove_duplicate=False))
+    own = {parameter for name, parameter in named if name.startswith("head.")}
+    others = {parameter for name, parameter in named if not name.startswith("head.")}
+    return head if own.isdisjoint(others) and any(parameter.ndim == 2 for parameter in own) else None
+
+
+def _shard_head(model: Model, head: nn.Module, options: dict[str, Any]) -> FSDPModule:
+    """Make the head a group, which is gathered when the hidden states leave the model.
+
+    Objectives take the weights out of the head and never call it, so the hidden states pass through it instead: that
+    way FSDP2 learns when the weights are needed, and when their gradients are complete.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    group = fully_shard(head, reshard_after_forward=False, **options)
+    entry: Any = group
+    entry.enter = torch.clone  # FSDP2 has a hook on what it returns, which does not bear views
+    register_fsdp_forward_method(head, "enter")
+    model.register_forward_hook(lambda model, inputs, hidden: entry.enter(hidden))
+    return group

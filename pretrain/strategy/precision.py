@@ -1,10 +1,12 @@
 """Numeric precision of the forward and backward pass; weights and moments are fp32 everywhere.
 
-Holds what torch's autocast needs to know. Engines with a precision policy of their own read the dtype.
+Holds what torch's autocast and its products need to know. Engines with a precision policy of their own read the dtype.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +28,26 @@ class Precision:
         """Return the context in which the forward pass runs; also usable as a decorator."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    def takes_tf32(self, device: torch.device) -> bool:
+        """Whether products of fp32 matrices run in TF32 on the device."""
+        return False
+
+    @contextmanager
+    def products(self, device: torch.device) -> Iterator[None]:
+        """Set for the whole process how products of fp32 matrices are computed on the device; afterwards as before.
+
+        By the one call that torch's older and newer settings share, 2.11 to 2.13. It would touch CPUs, too.
+        """
+        before = torch.get_float32_matmul_precision()
+        if not self.takes_tf32(device):
+            yield
+            return
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Return the loss scaler; a disabled one, which passes everything through, where none is needed."""
         return torch.amp.GradScaler(device.type, enabled=False)
@@ -40,9 +62,13 @@ class Precision:
 @register("precision", "fp32")
 @dataclass(kw_only=True)
 class FP32(Precision):
-    """Everything in single precision."""
+    """Everything in single precision; on GPUs from compute capability 8.0, products of matrices take inputs in TF32."""
 
     dtype: ClassVar[torch.dtype] = torch.float32
+    tf32: bool = True  # on GPUs products round their inputs to 10 bits of mantissa and add up in fp32; CPUs never do
+
+    def takes_tf32(self, device: torch.device) -> bool:
+        return self.tf32 and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @register("precision", "bf16")

@@ -121,9 +121,9 @@ class ZeROConfig(CommonConfig):
         return strategy(dictionary, self, world, precision, compilation)
 
     @property
-    def shards(self) -> bool:
-        """Whether a rank's optimizer sees parts of matrices."""
-        return self.stage > 0
+    def swaps(self) -> bool:
+        """Whether moments lie in files between steps."""
+        return bool(self.swapped)
 
     @property
     def shards_weights(self) -> bool:
@@ -155,18 +155,41 @@ class ZeROConfig(CommonConfig):
             optimizer = 16 * min(shard, self.sub_group)  # weights, two moments and gradients of one sub-group
         return Memory(computing * held, gradients, optimizer)
 
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the weights that compute have the precision of products: those of sharded stages have."""
+        return self.stage > 0
+
+    def buffers(self, *, block: int, outside: int, layers: int, ranks: int, precision: Precision) -> float:
+        """Predict the bytes of gathered weights, and of gradients on their way; see `StrategyConfig`.
+
+        Two buckets of gradients if they are reduced while others arise, a bucket of weights, and what stage 3 leaves
+        gathered, which is at least the block in use with the weights outside of blocks.
+        """
+        if self.stage == 0:
+            return 0.0
+        buckets = self.reduce_bucket * (2 if self.overlap else 1) + self.gather_bucket
+        gathered = 0
+        if self.stage == 3:
+            gathered = max(min(layers * block + outside, self._live), block + outside)
+        return precision.dtype.itemsize * (buckets + gathered)
+
+    @property
+    def _live(self) -> int:
+        """Gathered elements that may stay on a rank under stage 3."""
+        # A parameter that stays gathered keeps a buffer of those that NVMe is read into, and there are five.
+        return 1 if self.offload_parameters is Offload.nvme else self.live_parameters
+
     def dictionary(self, precision: Precision) -> dict[str, Any]:
         """Return DeepSpeed's configuration; the loop owns the batch sizes, hence ones."""
-        # A parameter that stays gathered keeps a buffer of those that NVMe is read into, and there are five.
-        live = 1 if self.offload_parameters is Offload.nvme else self.live_parameters
         zero: dict[str, Any] = {
             "stage": self.stage,
             "overlap_comm": self.overlap,
             "reduce_bucket_size": self.reduce_bucket,
             "allgather_bucket_size": self.gather_bucket,
             "stage3_prefetch_bucket_size": self.gather_bucket,
-            "stage3_max_live_parameters": live,
-            "stage3_max_reuse_distance": live,
+            "stage3_max_live_parameters": self._live,
+            "stage3_max_reuse_distance": self._live,
             "stage3_param_persistence_threshold": self.persistent_below,
             "sub_group_size": self.sub_group,
             "zero_hpz_partition_size": self.hpz_ranks,

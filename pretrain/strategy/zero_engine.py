@@ -28,6 +28,7 @@ from pretrain.distributed.world import World
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import set_learning_rates
+from pretrain.optim.shared_matrices import Piece
 from pretrain.strategy import zero_nvme
 from pretrain.strategy.base import CommonConfig, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
@@ -116,18 +117,26 @@ class ShardedZeRO(TorchStrategy):
         optimizer = make_optimizer(module)  # while parameters have their own shapes
         names = {parameter: name for name, parameter in module.named_parameters()}
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
-        self.prepare(module.model)
+        self.prepare(module)
         if self.stage == 3:
             self._materialize_sharded(deepspeed, module)
         else:
             module.to_empty(device=self.world.device)
         born = dict(module.named_parameters())
-        for group in optimizer.param_groups:
+        groups: dict[str, int] = {}
+        for number, group in enumerate(optimizer.param_groups):
+            groups |= {names[parameter]: number for parameter in group["params"]}
             group["params"] = [born[names[parameter]] for parameter in group["params"]]
         self.module, self.optimizer = module, optimizer
         self.engine, self.zero, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self.dictionary, dist_init_required=False
         )
+
+        def piece(matrix: nn.Parameter) -> Piece:
+            name = names[matrix]
+            return self._piece(born[name], self.shapes[name], groups[name])
+
+        self.share_matrices(piece, replica_ranks=self.world.size)
         return self.engine
 
     def _materialize_sharded(self, deepspeed: Any, module: Objective) -> None:
@@ -225,6 +234,18 @@ class ShardedZeRO(TorchStrategy):
             return slice_of_parameter(self.zero, parameter, self.world.rank)
         return slice_of_flat_group(self.optimizer, parameter)
 
+    def _piece(self, parameter: nn.Parameter, shape: torch.Size, group: int) -> Piece:
+        """Return this rank's piece of a matrix of the optimizer's parameter group; see `SharesMatrices`."""
+        if part := self._part(parameter):
+            return Piece(shape, part.start, part.numel, part.shard, part.of)
+        if self.stage == 3:
+            shard = self.zero.fp32_partitioned_groups_flat[
+                self.zero.grad_position[self.zero.get_param_id(parameter)][0]
+            ]
+        else:
+            [shard] = self.optimizer.param_groups[group]["params"]
+        return Piece(shape, 0, 0, shard, lambda values: values.narrow(0, 0, 0))
+
     @contextmanager
     def _published(self) -> Iterator[None]:
         """After the block, the weights that compute are those of the shards, on every rank."""
@@ -238,6 +259,12 @@ class ShardedZeRO(TorchStrategy):
             self.zero.invalidate_secondary_tensor()  # the copies of ZeRO++
         else:
             self.zero.update_lp_params()
+
+    def close(self) -> None:
+        # Hooks of DeepSpeed's refer to engine and parameters for as long as the process lives (0.19).
+        self.engine.destroy()
+        for holder in (self.zero, *self.module.parameters(), self.engine):
+            vars(holder).clear()
 
     def state(self) -> dict[str, float]:
         if not isinstance(self.precision, FP16):

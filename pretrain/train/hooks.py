@@ -22,6 +22,7 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter, Throughput, memory
 from pretrain.train.own_hooks import OwnHooks
+from pretrain.train.profiling import StepProfiler
 from pretrain.train.summary import compare_memory
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class RunHooks:
     tracker: Tracker | None
     fingerprints: dict[str, Any]  # what a resume must find unchanged
     facts: dict[str, Any] = field(default_factory=dict)  # what run.json says of the model, on rank 0
+    profiler: StepProfiler | None = None
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def log(self, state: TrainState) -> None:
@@ -133,7 +135,20 @@ class RunHooks:
             log.info("%d evaluations without a better %s: the run ends early (eval.patience)", stalled, metric)
         return self.stopping.is_over or self.own.stop_run()
 
+    def best_saved(self, state: TrainState) -> int:
+        """Return the best saved step of a run that has ended; the last one if no evaluation had a value to compare."""
+        kept, best, metric = self.checkpoints.best, self.stopping.best, self.stopping.metric
+        if kept is None:
+            log.warning("no evaluation had a value of %s: the last step, %s, counts as best", metric, state.step)
+            return state.step
+        log.info("best: %s %.4f at step %s", metric, kept.value, kept.step)
+        if best and self.stopping.better(best.value, kept.value):
+            log.info("the evaluation at step %s had %s %.4f; that step is not saved", best.step, metric, best.value)
+        return kept.step
+
     def settle(self) -> None:
-        """Advance a pending save. Raises `ResourceError` as `save` does."""
+        """End a step for the profiler, and advance a pending save. Raises `ResourceError` as `save` does."""
+        if self.profiler:
+            self.profiler.end_step()
         with self.throughput.paused():
             self.checkpoints.settle()

@@ -19,6 +19,8 @@ from pretrain.errors import Preempted, check
 from pretrain.strategy.base import Strategy
 from pretrain.train.metrics import StepMeter
 
+AUTO = "auto"  # a micro-batch of as many sequences as fit
+
 
 @dataclass(kw_only=True)
 class TrainConfig:
@@ -26,14 +28,20 @@ class TrainConfig:
 
     steps: int = 1000  # optimizer steps of the whole run
     batch_size: int = 32  # sequences (slots of data.seq_len tokens) in one optimizer step, over all ranks
-    micro_batch_size: int = 8  # sequences in one forward and backward pass of one rank
+    micro_batch_size: int | str | None = None  # sequences in one pass of one rank; auto: as many as fit; null: 8
+    micro_batch_tokens: int | None = None  # the same as tokens at most, in place of it; null: it counts sequences
     clip_norm: float | None = 1.0  # largest global gradient norm; null = no clipping
     max_skipped: int = 10  # optimizer steps in a row that may be skipped for a non-finite gradient
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, "train.steps", self.steps, "at least 1 optimizer step")
         check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 sequence")
-        check(self.micro_batch_size >= 1, "train.micro_batch_size", self.micro_batch_size, "at least 1 sequence")
+        size, tokens = self.micro_batch_size, self.micro_batch_tokens
+        counted = size in (AUTO, None) if isinstance(size, str | None) else size >= 1
+        check(counted, "train.micro_batch_size", size, "at least 1 sequence, auto or null")
+        check(tokens is None or tokens >= 1, "train.micro_batch_tokens", tokens, "at least 1 token, or null")
+        rule = f"train.micro_batch_size={size} says it as well; set one of the two to null"
+        check(tokens is None or size is None, "train.micro_batch_tokens", tokens, rule)
         check(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "above 0, or null")
         check(self.max_skipped >= 0, "train.max_skipped", self.max_skipped, "0 or more optimizer steps")
 

@@ -116,6 +116,10 @@ class Throughput:
         finally:
             self._since += self._clock() - began
 
+    def restart(self, step: int, tokens: int) -> None:
+        """Begin the lap anew: what came since the last one, such as steps under a profiler, is measured nowhere."""
+        self._since, self._step, self._tokens = self._clock(), step, tokens
+
     def lap(self, step: int, tokens: int) -> dict[str, float | None]:
         """Return `tokens_per_s` (all ranks), `step_s` (mean) and `mfu` (0 to 1, None = unknown) since the last lap."""
         now = self._clock()

@@ -69,8 +69,11 @@ def peak_flops(device_name: str, dtype: torch.dtype, *, tf32: bool = False) -> f
     return None if tera is None else tera * 1e12
 
 
-def peak_of_all(world: World, dtype: torch.dtype) -> float | None:
-    """Return the FLOP/s of all ranks' devices together, taken to be like this rank's; None where it is not known."""
+def peak_of_all(world: World, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
+    """Return the FLOP/s of all ranks' devices together, taken to be like this rank's; None where it is not known.
+
+    `tf32` as in `peak_flops`.
+    """
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    peak = peak_flops(name, dtype)
+    peak = peak_flops(name, dtype, tf32=tf32)
     return peak * world.size if peak else None

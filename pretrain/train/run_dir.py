@@ -30,6 +30,7 @@ from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
 from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
+from pretrain.train.operators import PROFILE
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -42,7 +43,7 @@ FILES = (  # of a run
     *PAIR_FILES,
 )
 FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
-FOLDERS = (CHECKPOINTS, "tensorboard", "wandb")
+FOLDERS = (CHECKPOINTS, PROFILE, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
@@ -69,6 +70,7 @@ class RunRecord(TypedDict, total=False):
     flops_per_token: float
     host: str
     ranks: int
+    micro_batch: dict[str, Any]  # that was found: its `size` in sequences, and for which ranks, devices and settings
     corpora: dict[str, str]  # source -> directory
     records: dict[str, int]  # of fine-tuning: training and validation
     chat_template: dict[str, Any] | None  # of fine-tuning on messages: how they become text
@@ -190,6 +192,10 @@ class RunDirectory:
         """Warn of what nobody would see in the results, and keep it in `run.json`."""
         log.warning("%s", text)
         self.record(notes=[*self._record.get("notes", []), text])
+
+    def recorded(self, key: str) -> Any:
+        """Return an entry of `run.json`, None if there is none."""
+        return self._record.get(key)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -33,12 +33,14 @@ from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Mark
 from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
+from pretrain.train.computing import products_of, start_kernels
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import MFU_CONVENTION, StepMeter, Throughput
 from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
+from pretrain.train.profiling import drawn
 from pretrain.train.run_dir import (
     CHECKPOINTS,
     TOKENIZER_FILE,
@@ -115,6 +117,7 @@ class Session:
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
             world = stack.enter_context(joined())
+            stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
             yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
 
@@ -178,14 +181,15 @@ class Session:
         tokenizer: bytes,
         beside: Mapping[str, bytes] = MappingProxyType({}),
         **facts: Any,
-    ) -> None:
+    ) -> str:
         """Record that the run starts: configuration, tokenizer and, in run.json, what other commands will want to know.
 
         `beside` are further files by name, that belong to the tokenizer. Comes after the resume is accepted: a refused
-        one leaves the directory as it was.
+        one leaves the directory as it was. Returns in which kernels it will compute, for the plan.
         """
+        computing = start_kernels(self.cfg, network, self.world)
         if self.directory is None:
-            return
+            return computing
         changes = self.directory.changes(self.cfg)
         self.directory.begin()
         for change in changes:
@@ -200,8 +204,10 @@ class Session:
             flops_per_token=size.flops_per_token,
             host=socket.gethostname(),
             ranks=self.world.size,
+            computing=computing,
             **facts,
         )
+        return computing
 
     def hooks(
         self,
@@ -239,14 +245,16 @@ class Session:
 
         trainee.checkpoints.on_commit = committed
         trainee.checkpoints.better = stopping.better
-        peak = peak_of_all(self.world, cfg.precision.dtype)
+        peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
+        throughput = Throughput(state.step, state.tokens, size.flops_per_token, peak)
         hooks = RunHooks(
             log_every=cfg.log.every,
             max_skipped=cfg.train.max_skipped,
             world=self.world,
             strategy=trainee.strategy,
             meter=StepMeter(self.world.device),
-            throughput=Throughput(state.step, state.tokens, size.flops_per_token, peak),
+            throughput=throughput,
+            profiler=cfg.profile.build(cfg.run.directory, state, self.world, throughput),
             stopping=stopping,
             own=own,
             checkpoints=trainee.checkpoints,
@@ -272,7 +280,12 @@ class Session:
     ) -> None:
         """Train to the end; whatever the end is, the tracker learns the exit code and the last save is completed."""
         close_tracker = hooks.tracker.close if hooks.tracker else lambda code: None
-        with exit_code_to(close_tracker), exit_code_to(hooks.own.end), closing(trainee.checkpoints):
+        with (
+            exit_code_to(close_tracker),
+            exit_code_to(hooks.own.end),
+            closing(trainee.checkpoints),
+            drawn(steps, hooks.profiler) as steps,
+        ):
             hooks.own.begin(
                 HookedRun(
                     directory=self.cfg.run.directory,
@@ -300,19 +313,7 @@ class Session:
                 stop=self.stop,
             )
         if self.directory and hooks.evaluate_every:
-            _record_best(self.directory, trainee, hooks.stopping)
-
-
-def _record_best(directory: RunDirectory, trainee: Trainee, stopping: EarlyStopping) -> None:
-    """Record the best saved step of a run that has ended; the last one if no evaluation had a value to compare."""
-    kept, best, metric = trainee.checkpoints.best, stopping.best, stopping.metric
-    directory.record(best_step=kept.step if kept else trainee.state.step)
-    if kept is None:
-        log.warning("no evaluation had a value of %s: the last step, %s, counts as best", metric, trainee.state.step)
-        return
-    log.info("best: %s %.4f at step %s", metric, kept.value, kept.step)
-    if best and stopping.better(best.value, kept.value):
-        log.info("the evaluation at step %s had %s %.4f; that step is not saved", best.step, metric, best.value)
+            self.directory.record(best_step=hooks.best_saved(trainee.state))
 
 
 def resumes(cfg: RunConfig) -> bool:

@@ -22,7 +22,8 @@ from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices
 from pretrain.strategy.base import Memory, StrategyConfig
 from pretrain.strategy.precision import Precision
-from pretrain.train.loop import TrainConfig
+from pretrain.train.loop import AUTO, TrainConfig
+from pretrain.train.micro_batches import Needs
 
 TOLERANCE = 0.1  # of predicted memory: communication buffers and the batches that wait
 UNMENTIONED = 64 * 2**20  # bytes of difference that no user needs to hear of
@@ -72,25 +73,30 @@ def summary(
     directory: Path,
     size: ModelSize,
     memory: Memory,
+    needs: Needs | None,  # the same with a micro-batch, where that is predicted
     seq_len: int,  # tokens in a slot
     train: TrainConfig,
+    micro_batch_size: int,  # sequences
     learning_rate: LearningRate,
     world: World,
+    computing: str,  # see `start_kernels`
     stream: TrainStream,
     held_out: HeldOut,
 ) -> str:
     """Return the plan of pretraining."""
     tokens = train.batch_size * seq_len
     total = train.steps * tokens
-    micro_batches = train.batch_size // train.micro_batch_size // world.size
-    micro = f"{counted(micro_batches, 'micro-batch', 'es')} of {train.micro_batch_size}"
+    micro_batches = train.batch_size // micro_batch_size // world.size
+    how = _how(train, micro_batch_size * seq_len)
+    micro = f"{counted(micro_batches, 'micro-batch', 'es')} of {micro_batch_size}{how}"
     ranks = f" on each of {world.size} ranks" if world.size > 1 else ""
     epochs = stream.epochs(train.steps * train.batch_size)
     rows = [
         ("run", f"{directory}: {train.steps:,} steps, {total:,} tokens, {total * size.flops_per_token:.3g} FLOPs"),
         ("model", f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)"),
-        ("memory", of_memory(memory)),
+        ("memory", of_memory(memory, needs)),
         ("step", f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro}{ranks} ({world.device.type})"),
+        ("compute", computing),
         ("lr", of_rate(learning_rate)),
     ]
     for number, source in enumerate(stream.sources):
@@ -108,13 +114,24 @@ def of_rate(rate: LearningRate) -> str:
     return f"{rate.peak:.2e}{after}, {rate.at(rate.total_steps - 1):.2e} in the last step (schedule={name})"
 
 
-def of_memory(memory: Memory) -> str:
-    """Say what a rank will hold."""
-    total = sum(memory)
+def _how(train: TrainConfig, tokens: int) -> str:
+    """Say why micro-batches have so many tokens, if not because that many sequences were asked for."""
+    if train.micro_batch_tokens is not None:
+        return f" ({tokens:,} tokens of train.micro_batch_tokens={train.micro_batch_tokens:,})"
+    return f" ({tokens:,} tokens, found)" if train.micro_batch_size == AUTO else ""
+
+
+def of_memory(memory: Memory, needs: Needs | None = None) -> str:
+    """Say what a rank will hold; `needs` says what a micro-batch adds, at most."""
+    parts = memory._asdict()
+    if needs is not None:
+        parts |= {"activations": needs.added.saved, "workspace": needs.added.workspace + needs.buffers}
+    total = sum(parts.values())
     unit, name = (2**30, "GiB") if total > 2**33 else (2**20, "MiB")
     digits = 0 if total > 100 * unit else 1
-    parts = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in memory._asdict().items())
-    return f"{total / unit:,.{digits}f} {name} a rank: {parts}; activations come on top"
+    shown = ", ".join(f"{part} {size / unit:,.{digits}f}" for part, size in parts.items())
+    rest = "; activations come on top" if needs is None else "; compiled blocks take less"
+    return f"{total / unit:,.{digits}f} {name} a rank: {shown}{rest}"
 
 
 def counted(number: int, noun: str, plural: str = "s") -> str:

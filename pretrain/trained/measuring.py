@@ -43,6 +43,7 @@ from pretrain.tracking.base import CHOICES
 from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.evaluator import EvalConfig, held_out_evaluator
 from pretrain.train.loop import TrainConfig
+from pretrain.train.micro_batches import measured_slots
 from pretrain.train.run_dir import CONFIG_FILE, choice_of, read_config, read_record
 from pretrain.trained.base import PAIRS, Source
 from pretrain.trained.run_files import state_of
@@ -55,7 +56,7 @@ PRECISIONS: dict[str, type[Precision]] = {"fp32": FP32, "bf16": BF16, "fp16": FP
 # The settings of a run that decide what is measured, and how; the last only for the text that it held out itself.
 _OF_RUN = (
     *("seed", "data.seq_len", "data.packing", "data.stride", "data.isolate_documents"),
-    *("train.micro_batch_size", "eval.max_slots"),
+    *("train.micro_batch_size", "train.micro_batch_tokens", "eval.max_slots"),
 )
 _OF_TEXT = ("data.sources.", "data.prepare.root", "data.prepare.workers", "data.prepare.on_invalid")
 _OF_MODEL = (
@@ -82,6 +83,11 @@ class Measuring:
     train: TrainConfig
     eval: EvalConfig
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences that are measured together."""
+        return measured_slots(self.train, self.data.seq_len, max(BATCH_TOKENS // self.data.seq_len, 1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -96,15 +102,16 @@ class Measurement:
 
     def run(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
         """Return what `LanguageModel.evaluate` does; `module` holds the weights of the source, on the device."""
-        figures = self._of_text(module, device, progress) if self.of_text else {"seq_len": self.cfg.data.seq_len}
-        return figures | self._of_questions(module, device, progress)
+        with self.precision.products(device):
+            figures = self._of_text(module, device, progress) if self.of_text else {"seq_len": self.cfg.data.seq_len}
+            return figures | self._of_questions(module, device, progress)
 
     def _of_questions(self, module: Objective, device: torch.device, progress: Progress | None) -> dict[str, float]:
         evaluator = ChoiceEvaluator(
             module=module,
             model=module.model,
             sets=self.sets,
-            batch_tokens=self.cfg.train.micro_batch_size * self.cfg.data.seq_len,
+            batch_tokens=self.cfg.micro_batch_size * self.cfg.data.seq_len,
             world=World(rank=0, size=1, device=device),
             progress=progress,
         )
@@ -128,7 +135,7 @@ class Measurement:
             cfg.objective,
             held_out,
             cfg.objective.examples(partial(load_vocabulary, corpus), cfg.seed, cfg.data.seq_len),
-            micro_batch_size=cfg.train.micro_batch_size,
+            micro_batch_size=cfg.micro_batch_size,
             max_slots=cfg.eval.max_slots,
             world=World(rank=0, size=1, device=device),
         )
@@ -236,7 +243,7 @@ def _defaults(source: Source, sources: dict[str, SourceConfig]) -> DictConfig:
             data=DataConfig(seq_len=seq_len, packing=packing, sources=sources, prepare=prepare),
             objective=source.objective,
             tokenizer=source.tokenizer_config(),
-            train=TrainConfig(micro_batch_size=max(BATCH_TOKENS // seq_len, 1)),
+            train=TrainConfig(),
             eval=EvalConfig(),
         )
     )

@@ -9,10 +9,15 @@ import torch
 from launch.slurm.submit import SLURM
 from pretrain.compose import PRETRAIN, compose
 from pretrain.data.loader import micro_batches_per_step
+from pretrain.distributed.world import World
 from pretrain.hub.family import family_for
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.run import build_module, passes_of
+from pretrain.train.micro_batches import MARGIN, said
+from pretrain.train.summary import ModelSize
 
 CONF = Path(__file__).parents[2] / "conf"
+DOCS = Path(__file__).parents[2] / "docs"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 # Parameters as published: GPT-2's four sizes (Radford et al. 2019, as released), Llama 3.2 1B and Llama 3.1 8B,
@@ -56,9 +61,31 @@ def test_preset(name):
     factors = [cfg.schedule.build(cfg.train.steps)(step) for step in (0, cfg.train.steps - 1)]
     assert all(0 < factor < 1 for factor in factors), "each warms up and decays"
     for ranks in (1, 8, 64) if name in PUBLISHED else (1, 2):
-        micro_batches_per_step(cfg.train.batch_size, cfg.train.micro_batch_size, ranks)
+        size = said(cfg.train, cfg.data.seq_len, ranks)
+        micro_batches_per_step(cfg.train.batch_size, size, ranks)
+        most = cfg.train.micro_batch_tokens
+        assert most is None or size * cfg.data.seq_len <= most
     assert cfg.run.name == name
     family_for(cfg.model)  # every preset can be exported
+
+
+FEWEST = {"llama_8b": 8}  # GPUs that a preset is sized for; 1 for all others
+BYTES = 79.1 * 2**30  # of an "H100 80GB", as torch counts them
+ROW = r"\| `{}` \| ([\d,]+) \| (\w+) \| (\d+) to 64 \| (\d+) \|"  # of the second table in docs/presets.md
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_fits_on_the_fewest_gpus_that_it_is_sized_for(name):
+    cfg, ranks = compose([f"experiment={name}"]), FEWEST.get(name, 1)
+    world, vocab_size = World(rank=0, size=ranks, device=torch.device("cpu")), cfg.tokenizer.vocab_size
+    size = ModelSize.of(build_module(cfg, vocab_size), cfg.data.seq_len)
+    memory = size.memory(cfg.strategy, ranks=ranks, precision=cfg.precision)
+    needs = passes_of(cfg, vocab_size, memory, world).needs(said(cfg.train, cfg.data.seq_len, ranks))
+    assert needs.total < MARGIN * BYTES, needs
+    tokens, recomputed, fewest, gib = re.search(ROW.format(name), (DOCS / "presets.md").read_text()).groups()
+    said_there = (int(tokens.replace(",", "")), recomputed, int(fewest))
+    assert said_there == (cfg.train.micro_batch_tokens, cfg.strategy.activation_checkpointing.value, ranks)
+    assert needs.total / 2**30 == pytest.approx(int(gib), rel=0.1, abs=1), "write the table of docs/presets.md again"
 
 
 @pytest.mark.parametrize(

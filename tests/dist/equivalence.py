@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.checkpoint.base import Reader
 from pretrain.checkpoint.fragments import FragmentReader
@@ -30,6 +30,8 @@ from pretrain.objectives.masked_lm import MaskedLMConfig
 from pretrain.objectives.sentence_pairs import Sentences
 from pretrain.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.base import OptimConfig
+from pretrain.optim.muon import MuonConfig, MuonWithAdamW
 from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.base import Strategy
 from pretrain.strategy.compile import CompileConfig
@@ -41,6 +43,18 @@ from pretrain.strategy.zero import Offload, ZeROConfig
 VOCABULARY, SEED, CLIP = 53, 7, 0.5
 SEQUENCES = 12  # in a global batch: 1, 2, 3 and 4 ranks divide it
 OPTIM = AdamWConfig(lr=3e-3)
+
+
+class MuonInFp32(MuonConfig):
+    """Muon that iterates in fp32: bf16 would round gradients that were summed in another order to other values."""
+
+    def build(self, module: nn.Module) -> MuonWithAdamW:
+        optimizer = super().build(module)
+        optimizer.dtype = torch.float32
+        return optimizer
+
+
+MUON = MuonInFp32(lr=1e-3)
 
 
 def build() -> Objective:
@@ -172,13 +186,14 @@ def reference(
     make: Callable[[], Objective] = build,
     join: Callable[[list[Tensor]], Batch] = pack,
     dtype: torch.dtype = torch.float32,
+    optim: OptimConfig = OPTIM,
 ) -> tuple[Course, dict[str, Tensor]]:
     """Train in one process with nothing but torch, whole batches at a time; return the course and the weights."""
     module = make().to_empty(device="cpu").to(dtype)
     initial = InitialWeights(module, SEED)
     for name, parameter in module.named_parameters():
         parameter.data.copy_(initial(name, "weight", 0, parameter.numel()).reshape(parameter.shape))
-    optimizer = OPTIM.build(module)
+    optimizer = optim.build(module)
     course = Course([], [])
     for step in range(steps):
         batch = join(sequences(step))
@@ -187,7 +202,7 @@ def reference(
         course.losses.append(loss.nll.item() / batch.num_targets)
         course.norms.append(torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP).item())
         for group in optimizer.param_groups:
-            group["lr"] = OPTIM.lr * schedule(step)
+            group["lr"] = group["base_lr"] * schedule(step)
         optimizer.step()
         optimizer.zero_grad()
     return course, {name: parameter.detach() for name, parameter in module.named_parameters()}
@@ -200,12 +215,13 @@ def start(
     make=build,
     compilation: CompileConfig | None = None,
     initial: Reader | None = None,
+    optim: OptimConfig = OPTIM,
 ) -> tuple[Objective, torch.nn.Module, Strategy]:
     """Return a module under a strategy with its initial weights, drawn if none are given, and what the loop calls."""
     module = make()
     initial = initial or InitialWeights(module, SEED)
     strategy = cfg.build(world=world, precision=precision or FP32(), compilation=compilation or CompileConfig())
-    wrapped = strategy.setup(module, OPTIM.build)
+    wrapped = strategy.setup(module, optim.build)
     strategy.load_fragments(initial)
     return module, wrapped, strategy
 
@@ -221,10 +237,10 @@ def train(
         own = documents[world.rank * share : (world.rank + 1) * share]
         batches = [join(own[at : at + micro]) for at in range(0, share, micro)]
         [targets] = world.sum_ints(sum(batch.num_targets for batch in batches))
-        nll = torch.zeros((), dtype=torch.float64)
+        nll = torch.zeros((), dtype=torch.float64, device=world.device)
         for number, batch in enumerate(batches, start=1):
             with strategy.micro_step(last=number == len(batches)):
-                loss = wrapped(batch)
+                loss = wrapped(batch.to(world.device))
                 strategy.backward(loss.total * (factor * world.size / targets))
             nll += loss.nll
         course.norms.append(strategy.step(schedule(step), CLIP).item())

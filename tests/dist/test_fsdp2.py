@@ -6,6 +6,8 @@ import torch.distributed as dist
 from ranks import SAMPLED, on_ranks, run, tiny
 from small_models import LLAMA, VOCAB_SIZE, ragged_batch
 from test_pretrain import assert_close_runs
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toys import ToyObjective, take_step
 
 from pretrain.checkpoint.base import WEIGHT
@@ -141,8 +143,43 @@ def check_two_ranks(world):
         FSDP2Config(activation_checkpointing=Recompute.selective, activation_checkpointing_every=2),
     ):
         check_steps(world, cfg, GROUPED_LLAMA, expected)
+    check_groups(world)
     check_broken_gradients(world)
     check_half_precision(world)
+
+
+class Wire(TorchDispatchMode):
+    """Notes the elements of a rank's shard in each collective, gathers and reductions apart, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kind = operator.__name__
+        if operator.namespace == "c10d" and ("allgather" in kind or "reduce_scatter" in kind):
+            shard = min(leaf.numel() for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
+            self.order.append(("gather" if "allgather" in kind else "reduce", shard))
+        return operator(*args, **(kwargs or {}))
+
+
+def check_groups(world):
+    """Head and embedding are groups of their own, and a gradient travels as soon as it is complete."""
+    strategy, wrapped = built(world, FSDP2Config(), GROUPED_LLAMA)
+    shards = {"root": 0, "ends": 0, "block": 0}  # elements of a rank, padded; embedding and head are alike
+    for name, tensor in strategy.tensors:
+        if not name.startswith("model.blocks.1") and name != "model.head.weight":
+            group = "block" if "blocks" in name else "ends" if "embedding" in name else "root"
+            shards[group] += -(-tensor.shape[0] // world.size) * tensor.shape[1:].numel()
+    with Wire() as wire:
+        take(strategy, wrapped, world, 0)
+    names = {size: group for group, size in shards.items()}
+    found = [(kind, names[size]) for kind, size in wire.order]
+    forward = ["root", "ends", "block", "block", "ends"]
+    expected = [("gather", group) for group in forward]
+    expected += [("gather", "block"), ("reduce", "ends"), ("gather", "block"), ("reduce", "block")]
+    expected += [("reduce", "block"), ("reduce", "root"), ("reduce", "ends")]
+    assert found == expected * (PER_STEP // world.size)
 
 
 def check_broken_gradients(world):

@@ -55,6 +55,8 @@ KINDS = {
     "DeBERTa": (partial(build_masked, Sentences.none, **DEBERTA), pack_masked),
     "T5": (partial(build_pairs, T5), pack_pairs),
     "BART": (partial(build_pairs, BART), pack_pairs),
+    "encoder, untied": (partial(build_masked, Sentences.nsp, tie_embeddings=False), pack_masked),
+    "T5, untied": (partial(build_pairs, {**T5, "head_scale": False, "tie_embeddings": False}), pack_pairs),
 }
 
 
@@ -95,6 +97,8 @@ def check_steps(world, folder, names, micros, kind, steps, expected, weights):
         pytest.param(2, ALL, [4], "T5", MANY, marks=pytest.mark.slow),
         pytest.param(3, FEW, [3], "BART", MANY, marks=pytest.mark.slow),
         pytest.param(2, ALL, [3], "DeBERTa", STEPS, marks=pytest.mark.slow),
+        pytest.param(2, ["fsdp2", "fsdp2+recompute"], [3], "encoder, untied", STEPS, marks=pytest.mark.slow),
+        pytest.param(3, ["fsdp2", "hsdp"], [2], "T5, untied", STEPS, marks=pytest.mark.slow),
     ],
 )
 def test_every_strategy_takes_the_steps_of_plain_torch(tmp_path, ranks, names, micros, kind, steps):

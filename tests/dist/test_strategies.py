@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from equivalence import SEQUENCES, SHAPES, build_wide, reference, save, start, stored, strategies, train
+from equivalence import MUON, OPTIM, SEQUENCES, SHAPES, build_wide, reference, save, start, stored, strategies, train
 from ranks import on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and oth
 STEPS, SHORT = 20, 6  # of the law, and of what runs in `make test`
 MOVED_AFTER, CARRIED_ON = 5, 4  # steps before a move and after it
 
+OPTIMIZERS = {"adamw": OPTIM, "muon": MUON}
 ENGINES = ("ddp", "zero0", "zero1", "zero2", "zero3", "fsdp2", "hsdp")
 every_strategy = pytest.mark.parametrize("name", strategies(2))
 
@@ -119,8 +120,8 @@ def check_resume(world, folder, name):
     check_skips(world, folder, name)
 
 
-def check_skips(world, folder, name):
-    _, wrapped, strategy = start(world, strategies(world.size)[name])
+def check_skips(world, folder, name, optim=OPTIM):
+    _, wrapped, strategy = start(world, strategies(world.size)[name], optim=optim)
     train(world, wrapped, strategy, range(2), 2)
     before = stored(save(world, strategy, folder, 2))
     [norm] = train(world, wrapped, strategy, range(2, 3), 2, factor=float("nan")).norms
@@ -137,40 +138,65 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_a_broken_gradient_changes_not
     on_ranks(2, check_resume, tmp_path, name)
 
 
-def moves() -> list[tuple[str, int, str, int]]:
+def check_muon(world, folder, soon, expected, weights):
+    for name in (*ENGINES, "zero3+offload"):
+        _, wrapped, strategy = start(world, strategies(world.size)[name], optim=MUON)
+        course = train(world, wrapped, strategy, range(1), 2)
+        assert_weights(save(world, strategy, folder / name, 1), soon, 1e-6)
+        later = train(world, wrapped, strategy, range(1, SHORT), 2)
+        assert course.losses + later.losses == pytest.approx(expected.losses, abs=1e-5), name
+        assert course.norms + later.norms == pytest.approx(expected.norms, rel=1e-4), name
+        assert_weights(save(world, strategy, folder / name, SHORT), weights, 1e-5)
+        check_skips(world, folder / f"{name} skips", name, MUON)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_muon_takes_the_steps_of_one_rank_under_every_strategy(tmp_path, ranks):
+    on_ranks(ranks, check_muon, tmp_path, reference(1, optim=MUON)[1], *reference(SHORT, optim=MUON))
+
+
+def moves(optim) -> list[tuple[str, int, str, int]]:
     """Every strategy to every other and itself, each time to another number of ranks; each number occurs both ways."""
-    names = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+    names = ["ddp", "zero1", "zero2", "zero3", "fsdp2"] if optim is OPTIM else ["ddp", "zero1", "fsdp2", "hsdp"]
     counts = itertools.cycle(itertools.permutations((1, 2, 3, 4), 2))
     pairs = itertools.product(names, names)
     return [(one, before, other, after) for one, other in pairs for before, after in [next(counts)]]
 
 
 def write_all(world, folder):
-    for name in sorted({one for one, ranks, _, _ in moves() if ranks == world.size}):
-        _, wrapped, strategy = start(world, strategies(world.size)[name])
-        train(world, wrapped, strategy, range(MOVED_AFTER), SEQUENCES // world.size)
-        save(world, strategy, folder / f"{name}-{world.size}", MOVED_AFTER)
+    for kind, optim in OPTIMIZERS.items():
+        for name in sorted({one for one, ranks, _, _ in moves(optim) if ranks == world.size}):
+            _, wrapped, strategy = start(world, strategies(world.size)[name], optim=optim)
+            train(world, wrapped, strategy, range(MOVED_AFTER), SEQUENCES // world.size)
+            save(world, strategy, folder / kind / f"{name}-{world.size}", MOVED_AFTER)
+
+
+def check_move(world, folder, kind, move, expected):
+    one, before, other, after = move
+    label = f"{kind}: {one} on {before} ranks to {other} on {after}"
+    step = folder / kind / f"{one}-{before}" / f"step-{MOVED_AFTER:08d}"
+    _, wrapped, strategy = start(world, strategies(world.size)[other], optim=OPTIMIZERS[kind])
+    restore(step, SHAPES, strategy)
+    source, moved = stored(step), stored(save(world, strategy, folder / label, MOVED_AFTER))
+    assert source.keys() == moved.keys(), label
+    assert all(torch.equal(source[key], moved[key]) for key in source), label
+    course = train(world, wrapped, strategy, range(MOVED_AFTER, MOVED_AFTER + CARRIED_ON), SEQUENCES // world.size)
+    assert course.losses == pytest.approx(expected.losses[MOVED_AFTER:], abs=1e-5), label
+    assert course.norms == pytest.approx(expected.norms[MOVED_AFTER:], rel=1e-4), label
 
 
 def read_all(world, folder, expected):
-    for one, before, other, after in moves():
-        if after != world.size:
-            continue
-        label = f"{one} on {before} ranks to {other} on {after}"
-        step = folder / f"{one}-{before}" / f"step-{MOVED_AFTER:08d}"
-        _, wrapped, strategy = start(world, strategies(world.size)[other])
-        restore(step, SHAPES, strategy)
-        source, moved = stored(step), stored(save(world, strategy, folder / label, MOVED_AFTER))
-        assert source.keys() == moved.keys(), label
-        assert all(torch.equal(source[key], moved[key]) for key in source), label
-        course = train(world, wrapped, strategy, range(MOVED_AFTER, MOVED_AFTER + CARRIED_ON), SEQUENCES // world.size)
-        assert course.losses == pytest.approx(expected.losses[MOVED_AFTER:], abs=1e-5), label
-        assert course.norms == pytest.approx(expected.norms[MOVED_AFTER:], rel=1e-4), label
+    for kind, optim in OPTIMIZERS.items():
+        for move in moves(optim):
+            if move[-1] == world.size:
+                check_move(world, folder, kind, move, expected[kind])
 
 
 @pytest.mark.slow
 def test_any_strategy_resumes_what_any_other_saved_on_any_number_of_ranks(tmp_path: Path):
-    expected, _ = reference(MOVED_AFTER + CARRIED_ON)
+    steps = MOVED_AFTER + CARRIED_ON
+    expected = {kind: reference(steps, optim=optim)[0] for kind, optim in OPTIMIZERS.items()}
     for ranks in (1, 2, 3, 4):
         on_ranks(ranks, write_all, tmp_path)
     for ranks in (1, 2, 3, 4):

@@ -100,6 +100,44 @@ def check_agrees_with_eager(
         torch.testing.assert_close(found, expected, atol=allowed, rtol=allowed)
 
 
+def check_drops_weights(
+    attend: Attend,
+    lengths: list[int],
+    mask: tuple[bool, int | None],
+    heads: tuple[int, int] = (4, 4),
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = 1e-5,
+) -> None:
+    """A seed decides what is dropped, backwards as forwards; over many seeds the mean is what it is without dropout."""
+    inputs = random_qkv(sum(lengths), sum(lengths), heads, device, dtype)
+    upstream = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    causal, window = mask
+
+    def results(seed: int, dropout: float) -> list[Tensor]:
+        torch.manual_seed(seed)
+        options = {"causal": causal, "window": window, "dropout": dropout}
+        out = attend(*inputs, layout(lengths, device=device), **options)
+        return [x.detach().double() for x in (out, *torch.autograd.grad(out, inputs, upstream))]
+
+    first, again, other = results(0, 0.25), results(0, 0.25), results(1, 0.25)
+    for one, same in zip(first, again, strict=True):
+        torch.testing.assert_close(one, same, atol=tolerance, rtol=tolerance)
+    assert all((one - another).abs().max() > 0.05 for one, another in zip(first, other, strict=True))
+    # Each channel of a head is linear in that of the values: <upstream, out> is <value, its gradient> by that channel,
+    # if both were made with the same weights. With others, this is 0.3 and more.
+    forwards = (upstream * first[0]).sum(0).unflatten(0, (heads[1], -1)).sum(1)
+    backwards = (inputs[2].detach() * first[3]).sum(0)
+    assert (forwards - backwards).norm() < 0.05 * forwards.norm()
+    seeds = 60
+    drawn = [results(seed, 0.25) for seed in range(seeds)]
+    for expected, *found in zip(results(0, 0.0), *drawn, strict=True):
+        values = torch.stack(found)
+        off = (values.mean(0) - expected) / (values.std(0) / seeds**0.5 + tolerance)
+        assert off.abs().max() < 6.5 and off.square().mean() < 1.5  # standard errors
+
+
 def check_isolates_sequences(
     attend: Attend,
     mask: tuple[bool, int | None],

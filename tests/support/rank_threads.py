@@ -44,6 +44,11 @@ class ThreadWorld(World):
     def gather(self, message):
         return [json.loads(text) for text in self.exchange(self.rank, json.dumps(message))]
 
+    def all_to_all(self, sent, sizes_to, sizes_from):
+        received = [parts[self.rank] for parts in self.exchange(self.rank, sent.split(sizes_to))]
+        assert [len(part) for part in received] == sizes_from
+        return torch.cat(received)
+
     def barrier(self):
         self.exchange(self.rank, None)
 

@@ -7,23 +7,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from pretrain.models.attention.flash import HALF, available, make_flash
-from pretrain.models.attention.flex import make_flex
+from pretrain.errors import check
+from pretrain.models.attention.flash import HALF, FlashConfig, available, make_flash, takes
+from pretrain.models.attention.flash_versions import newer
+from pretrain.models.attention.flex import NARROWEST, make_flex
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
+from pretrain.models.attention.sdpa_kernels import describe
+from pretrain.models.base import Attend, AttentionUse, Bias, Layout
 from pretrain.registry import register
 
 
 @register("attention", "auto")
 @dataclass(kw_only=True)
-class AutoConfig(AttentionConfig):
+class AutoConfig(FlashConfig):
     """`attention=auto`: flash where device, precision and shapes allow it, flex there with a bias, sdpa elsewhere."""
 
+    def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str, bias: str | None = None) -> None:
+        """Raise `ConfigError` where a version of FlashAttention is named that could not compute anything."""
+        if newer(self.implementation):
+            named = f"attention.implementation={self.implementation.value}"
+            check(dtype in HALF, "precision", str(dtype), f"{named} is for bf16 and fp16; set one, or leave it out")
+            check(dropout == 0, dropout_key, dropout, f"{named} cannot drop attention weights; set 0, or leave it out")
+
     def build(self) -> Attend:
-        """Return the backend."""
+        """Return the backend; raise `ConfigError` where no device can run a version that is named."""
+        rule = "needs a CUDA device of compute capability 8.0 or newer; leave it out"
+        named = newer(self.implementation) and not available()
+        check(not named, "attention.implementation", self.implementation.value, rule)
         return make_auto() if available() else sdpa
+
+    def start(self, use: AttentionUse, device: torch.device) -> str:
+        """Activate a version of FlashAttention if it is of use; see `AttentionConfig`."""
+        if device.type != "cuda" or not takes(use.dtype, use.head_width, use.dropout):
+            return describe(use, device)
+        if not use.biased:
+            return super().start(use, device)
+        takes_bias = use.head_width >= NARROWEST and not use.dropout
+        return "flex_attention, for the bias" if takes_bias else describe(use, device)
 
 
 def make_auto() -> Attend:
@@ -42,11 +65,10 @@ def make_auto() -> Attend:
         scale: float | None = None,
         bias: Bias | None = None,
     ) -> Tensor:
-        # FlashAttention-2 takes heads of multiples of 8, up to 256 wide.
-        fits = q.is_cuda and q.dtype in HALF and dropout == 0.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+        fits = q.is_cuda and takes(q.dtype, q.shape[-1], dropout)
         chosen = flash if fits else sdpa
         if fits and bias is not None:
-            chosen = flex if q.shape[-1] >= 16 else sdpa  # the narrowest heads that flex takes
+            chosen = flex if q.shape[-1] >= NARROWEST and dropout == 0 else sdpa
         return chosen(q, k, v, layout, causal=causal, window=window, dropout=dropout, scale=scale, bias=bias)
 
     return auto

@@ -20,6 +20,7 @@ from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
 Scored = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (score, batch, head, query, key) -> its score
+NARROWEST = 16  # head that it takes
 KERNELS = 64  # that may be compiled in one process
 NO_DROPOUT = "attention=flex has no dropout of weights; set 0, or attention=sdpa"
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pretrain.models.attention import sdpa_ragged
 from pretrain.models.attention.masks import check_window
+from pretrain.models.attention.sdpa_kernels import describe, mask_dtype
 from pretrain.models.attention.sdpa_ragged import Mask, attend_dense, attend_ragged, mask_of
-from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
+from pretrain.models.base import Attend, AttentionConfig, AttentionUse, Bias, Layout
 from pretrain.registry import register
 
 
@@ -25,6 +26,10 @@ class SdpaConfig(AttentionConfig):
     def build(self) -> Attend:
         """Return the backend."""
         return sdpa
+
+    def start(self, use: AttentionUse, device: torch.device) -> str:
+        """Name torch's kernels; see `AttentionConfig`."""
+        return describe(use, device)
 
 
 def sdpa(
@@ -48,8 +53,8 @@ def sdpa(
     if q.shape[0] == num_sequences * layout.max_q and k.shape[0] == num_sequences * layout.max_k:
         mask, distances = Mask(None, causal), None if bias is None else bias.distances
         if window is not None or distances is not None or (causal and layout.max_q != layout.max_k):
-            key, one = ("sdpa uniform", causal, window, distances), ([layout.max_q], [layout.max_k])
-            mask = layout.plan(key, lambda: mask_of(*one, causal, window, distances, q.device))
+            key, one = ("sdpa uniform", causal, window, distances, mask_dtype(q)), ([layout.max_q], [layout.max_k])
+            mask = layout.plan(key, lambda: mask_of(*one, causal, window, distances, q.device, mask_dtype(q)))
         return attend_dense(q, k, v, num_sequences, mask, bias, dropout, scale)
     ragged = sdpa_ragged.attend_ragged_uncompiled if torch.compiler.is_compiling() else attend_ragged
     return ragged(q, k, v, layout, causal, window, dropout, scale, bias)

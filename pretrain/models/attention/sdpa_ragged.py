@@ -17,9 +17,12 @@ from torch import Tensor
 
 from pretrain.models.attention.masks import lengths, visible
 from pretrain.models.attention.relative import rows_between
+from pretrain.models.attention.sdpa_kernels import added, mask_dtype, repeated, takes_grouped_heads
 from pretrain.models.base import Bias, Distances, Layout
 
-LONG_RUN_TOKENS = 32  # mean tokens of a call from which calls straight from the stream beat copies into buckets
+# Mean tokens of a call from which calls straight from the stream beat copies into buckets. On CPUs it is measured; on
+# GPUs estimated: a call is some twenty launches forwards and backwards, 0.1 ms, in which they attend over thousands.
+LONG_RUN_TOKENS = {"cpu": 32, "cuda": 2048}
 BUCKET_SLACK = 0.25  # share of a bucket's longest sequence that padding may add to a shorter one
 
 
@@ -36,8 +39,8 @@ def attend_ragged(
 ) -> Tensor:
     """Return the attention within sequences of uneven lengths, (Nq, H, E) (see `Attend`)."""
     distances = None if bias is None else bias.distances
-    key = ("sdpa ragged", causal, window, distances)
-    plan: _Plan = layout.plan(key, lambda: _plan(layout, causal, window, distances, q.device))
+    key = ("sdpa ragged", causal, window, distances, mask_dtype(q))
+    plan: _Plan = layout.plan(key, lambda: _plan(layout, causal, window, distances, q.device, mask_dtype(q)))
     biases = repeat(None) if bias is None else bias.cut(plan.queries, plan.keys)
     inputs = zip(plan.queries(q), plan.keys(k), plan.keys(v), strict=True)
     calls = zip(inputs, plan.counts, plan.masks, biases, strict=False)
@@ -75,6 +78,7 @@ def mask_of(
     window: int | None,
     distances: Distances | None,
     device: torch.device,
+    dtype: torch.dtype | None,  # of the mask; None: boolean
 ) -> Mask:
     """Return the cheapest correct mask for B right-padded sequences of these lengths.
 
@@ -94,7 +98,8 @@ def mask_of(
         if len(set(k_lengths)) == 1 and (not causal or max(q_lengths) == 1):
             return Mask(None, False, rows)
     q, k = (torch.tensor(x).to(device, non_blocking=True) for x in (q_lengths, k_lengths))
-    return Mask(visible(q, k, max(q_lengths), max(k_lengths), causal, window).unsqueeze(1), False, rows)
+    seen = visible(q, k, max(q_lengths), max(k_lengths), causal, window).unsqueeze(1)
+    return Mask(seen if dtype is None or rows is not None else added(seen, dtype), False, rows)
 
 
 def attend_dense(
@@ -108,6 +113,11 @@ def attend_dense(
     scale: float | None,
 ) -> Tensor:
     """Return the attention within `count` sequences of equal length that lie end to end, in the shape of q."""
+    grouped = q.shape[1] != k.shape[1]
+    masked = mask.tensor is not None or bias is not None
+    if grouped and q.is_cuda and not takes_grouped_heads(q.dtype, q.shape[-1], masked=masked):
+        k, v = (repeated(x, q.shape[1] // k.shape[1]) for x in (k, v))
+        grouped = False
     query, key, value = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
     if bias is not None:
         mask = mask.biased(bias, query.shape[2], q.dtype)
@@ -123,7 +133,7 @@ def attend_dense(
             is_causal=mask.causal,
             dropout_p=dropout,
             scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=grouped,
         )
     return out.transpose(1, 2).flatten(0, 1)
 
@@ -176,12 +186,19 @@ class _Plan(NamedTuple):
         return (x if self.k_copy is None else x.index_select(0, self.k_copy.rows)).split(self.k_rows)
 
 
-def _plan(layout: Layout, causal: bool, window: int | None, distances: Distances | None, device: torch.device) -> _Plan:
+def _plan(
+    layout: Layout,
+    causal: bool,
+    window: int | None,
+    distances: Distances | None,
+    device: torch.device,
+    dtype: torch.dtype | None,  # of masks
+) -> _Plan:
     """Cut the stream into runs of equal length where these are long, into padded buckets where they are short."""
     q_lengths, k_lengths = lengths(layout)
     owners = [s for s, pair in enumerate(zip(q_lengths, k_lengths, strict=True)) if pair != (0, 0)]
     groups = [list(run) for _, run in groupby(owners, key=lambda s: (q_lengths[s], k_lengths[s]))]
-    copied = sum(q_lengths) < LONG_RUN_TOKENS * len(groups)
+    copied = sum(q_lengths) < LONG_RUN_TOKENS[device.type] * len(groups)
     if copied:
         groups = _buckets(owners, q_lengths, k_lengths)
     q_groups = [[q_lengths[s] for s in group] for group in groups]
@@ -190,7 +207,9 @@ def _plan(layout: Layout, causal: bool, window: int | None, distances: Distances
         q_rows=[len(group) * max(group) for group in q_groups],
         k_rows=[len(group) * max(group) for group in k_groups],
         counts=[len(group) for group in groups],
-        masks=[mask_of(q, k, causal, window, distances, device) for q, k in zip(q_groups, k_groups, strict=True)],
+        masks=[
+            mask_of(q, k, causal, window, distances, device, dtype) for q, k in zip(q_groups, k_groups, strict=True)
+        ],
         q_copy=_copy(groups, q_lengths, device) if copied else None,
         k_copy=_copy(groups, k_lengths, device) if copied else None,
     )

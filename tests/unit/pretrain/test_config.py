@@ -17,8 +17,10 @@ FLASH = ["attention=flash", "precision=bf16"]
 @pytest.mark.parametrize(
     ("overrides", "refusal"),
     [
-        (["optim=muon", "strategy=zero1"], r"optim=muon: updates whole matrices"),
-        (["optim=muon", "strategy=fsdp2"], r"optim=muon: updates whole matrices"),
+        (
+            ["optim=muon", "strategy=zero3", "strategy.offload_optimizer=nvme", "strategy.nvme_path=/disk"],
+            r"optim=muon: keeps a momentum, which DeepSpeed cannot swap to NVMe; use optim=adamw, or offload to cpu",
+        ),
         (["model.max_seq_len=32", "data.seq_len=64"], r"model\.max_seq_len=32: must be at least 64, which is data"),
         (["attention=flash"], r"precision=torch\.float32: attention=flash computes in half precision"),
         (

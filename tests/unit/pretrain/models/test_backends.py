@@ -13,6 +13,7 @@ from attention_laws import (
     HEADS,
     MASKS,
     check_agrees_with_eager,
+    check_drops_weights,
     check_isolates_sequences,
     layout,
     random_bias,
@@ -20,14 +21,17 @@ from attention_laws import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.errors import ConfigError
-from pretrain.models.attention.auto import AutoConfig
+from pretrain.models.attention.auto import AutoConfig, make_auto
 from pretrain.models.attention.eager import EagerConfig, eager
 from pretrain.models.attention.flash import FlashConfig, kernel_window, make_flash
 from pretrain.models.attention.flex import FlexConfig, biased_score, document_mask, make_flex
 from pretrain.models.attention.masks import visible
 from pretrain.models.attention.sdpa import SdpaConfig, sdpa
+from pretrain.models.base import Layout
 
 SOME = list(product(CASES, MASKS, HEADS))[::5]  # each mask with each number of heads, each case with each of these
 RELATIVE = "model.positions=relative"
@@ -177,6 +181,10 @@ def test_dropout_keeps_the_mean(attend):
     assert abs(float(out.mean()) - 1) < 0.02
 
 
+def test_a_seed_decides_what_is_dropped_backwards_as_forwards():
+    check_drops_weights(sdpa, [5, 12, 9], (False, 3), (4, 2))
+
+
 def test_flex_masks_what_the_others_mask():
     for q_lengths, k_lengths in CASES:
         if 0 in q_lengths:
@@ -228,7 +236,7 @@ def test_the_window_of_flash_hides_what_the_others_hide(mask):
     ("config", "dtype", "dropout", "bias", "refusal"),
     [
         (FlashConfig, torch.float32, 0.0, None, "precision=torch.float32: attention=flash computes in half precision"),
-        (FlashConfig, torch.bfloat16, 0.1, None, "attention_dropout=0.1: attention=flash has no dropout"),
+        (FlashConfig, torch.bfloat16, 0.1, None, None),
         (FlashConfig, torch.bfloat16, 0.0, RELATIVE, "model.positions=relative: attention=flash adds no bias"),
         (FlexConfig, torch.float32, 0.1, None, "attention_dropout=0.1: attention=flex has no dropout"),
         (FlashConfig, torch.float16, 0.0, None, None),
@@ -258,3 +266,33 @@ def test_gpu_backends_refuse_tensors_elsewhere(make, name):
     q, k, v = random_qkv(4, 4, (4, 4), "cpu", torch.float32)
     with pytest.raises(ConfigError, match=rf"attention={name}.*cpu.*attention=sdpa"):
         make()(q, k, v, layout([4]), causal=True)
+
+
+class Operators(TorchDispatchMode):
+    """Keeps the arguments of calls of torch's flash attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten._flash_attention_forward.default:
+            self.calls.append((args, kwargs))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("mask", "asked"),
+    [((True, None), (True, -1, 0)), ((True, 3), (False, 2, 0)), ((False, 3), (False, 2, 2))],
+)
+def test_flash_drops_weights_in_the_kernel_on_the_ragged_stream(mask, asked):
+    """The operator beneath `varlen_attn`, on a fake device: with the same arguments, and the probability."""
+    causal, window = mask
+    with FakeTensorMode(), Operators() as operators:
+        q, k, v = (torch.empty((9, heads, 16), dtype=torch.bfloat16, device="cuda") for heads in (4, 2, 2))
+        offsets = torch.empty(3, dtype=torch.int32, device="cuda")
+        out = make_auto()(q, k, v, Layout.of(offsets, 6), causal=causal, window=window, dropout=0.1, scale=0.3)
+    [(args, options)] = operators.calls
+    assert out.shape == q.shape and out.dtype == q.dtype
+    assert args[5:10] == (6, 6, 0.1, asked[0], False)
+    assert (options["scale"], options["window_size_left"], options["window_size_right"]) == (0.3, *asked[1:])

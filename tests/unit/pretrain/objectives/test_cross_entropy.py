@@ -1,5 +1,7 @@
 """Chunked cross-entropy against torch's own over materialised logits, in float64 where exactness matters."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.batch import IGNORED
-from pretrain.objectives.cross_entropy import linear_cross_entropy
+from pretrain.objectives.cross_entropy import ALIGNMENT, linear_cross_entropy
 
 WIDTH, VOCAB_SIZE = 6, 11
 
@@ -21,11 +23,13 @@ def inputs(num_tokens, dtype=torch.float64, ignored=()):
     return hidden, weight, targets
 
 
-def reference(hidden, weight, targets, z_loss=0.0, bias=None):
+def reference(hidden, weight, targets, z_loss=0.0, bias=None, label_smoothing=0.0):
     logits = hidden @ weight.T + (0 if bias is None else bias)
-    nll = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    options = {"ignore_index": IGNORED, "reduction": "sum"}
+    nll = F.cross_entropy(logits, targets, **options)
     penalty = logits.logsumexp(1)[targets != IGNORED].square().sum()
-    return nll + z_loss * penalty, nll, (logits.argmax(1) == targets).sum()
+    total = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, **options) + z_loss * penalty
+    return total, nll, (logits.argmax(1) == targets).sum()
 
 
 def chunked(hidden, weight, targets, **options):
@@ -41,13 +45,16 @@ def chunked(hidden, weight, targets, **options):
     chunk_tokens=st.sampled_from([None, 1, 4, 23]),
     upstream=st.sampled_from([1.0, -0.7, 1e-3]),
     biased=st.booleans(),
+    label_smoothing=st.sampled_from([0.0, 0.2]),
+    pad_weight=st.booleans(),
 )
-def test_values_and_gradients(num_tokens, ignored, z_loss, chunk_tokens, upstream, biased):
+def test_values_and_gradients(num_tokens, ignored, chunk_tokens, upstream, biased, pad_weight, **changed):
     hidden, weight, targets = inputs(num_tokens, ignored=[i for i in ignored if i < num_tokens])
     bias = torch.randn(VOCAB_SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) if biased else None
     learnt = (hidden, weight) if bias is None else (hidden, weight, bias.requires_grad_())
-    total, nll, correct = chunked(hidden, weight, targets, bias=bias, z_loss=z_loss, chunk_tokens=chunk_tokens)
-    expected, expected_nll, expected_correct = reference(hidden, weight, targets, z_loss, bias)
+    options = {"chunk_tokens": chunk_tokens, "pad_weight": pad_weight}
+    total, nll, correct = chunked(hidden, weight, targets, bias=bias, **options, **changed)
+    expected, expected_nll, expected_correct = reference(hidden, weight, targets, bias=bias, **changed)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(nll, expected_nll)
     assert correct == expected_correct
@@ -168,10 +175,34 @@ def test_never_holds_all_logits():
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            rows.extend(x.shape[0] for x in [out] if isinstance(x, torch.Tensor) and x.shape[1:] == (VOCAB_SIZE,))
+            wide = {(VOCAB_SIZE,), (ALIGNMENT,)}
+            rows.extend(x.shape[0] for x in [out] if isinstance(x, torch.Tensor) and x.shape[1:] in wide)
             return out
 
     hidden, weight, targets = inputs(40)
     with Recorder():
         chunked(hidden, weight, targets, chunk_tokens=8)[0].backward()
     assert max(rows) == 8
+
+
+@pytest.mark.parametrize("pad_weight", [False, True])
+def test_half_precision_with_everything(pad_weight):
+    hidden, weight, targets = inputs(20, torch.float32, ignored=[3])
+    bias = torch.linspace(-1, 1, VOCAB_SIZE).requires_grad_()
+    learnt, changed = (hidden, weight, bias), {"z_loss": 0.1, "label_smoothing": 0.2}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = chunked(hidden, weight, targets, bias=bias, pad_weight=pad_weight, chunk_tokens=8, **changed)[0]
+    expected = reference(hidden, weight, targets, bias=bias, **changed)[0]
+    torch.testing.assert_close(total, expected, rtol=1e-2, atol=0)
+    wanted = torch.autograd.grad(expected, learnt)
+    for found, exact in zip(torch.autograd.grad(total, learnt), wanted, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, rtol=2e-2, atol=5e-2)
+
+
+def test_a_padded_head_of_negative_logits_predicts_no_id_beyond_the_vocabulary():
+    """Zeros of the padding would be the largest logits, and most of the softmax."""
+    hidden, weight = torch.ones(3, WIDTH), -torch.ones(VOCAB_SIZE, WIDTH)
+    total, _, correct = chunked(hidden, weight, torch.tensor([0, 4, 10]), pad_weight=True)
+    assert correct == 3
+    torch.testing.assert_close(total, torch.tensor(3 * math.log(VOCAB_SIZE)))

@@ -373,3 +373,21 @@ def test_the_command_needs_no_torch_and_tells_where_the_page_is(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout == f"{run}/report/report.html\n{run}/report/report.md\n"
+
+
+def test_the_costliest_operators_of_the_newest_profiled_steps(tmp_path):
+    run = make_run(tmp_path / "demo")
+    operator = {"name": "aten::mm", "calls": 36, "self_ms": 6.0, "share": 0.75}
+    costs = {"device": "cuda", "steps": 3, "wall_ms": 12.0, "total_ms": 8.0, "operators": [operator]}
+    for name, steps in (("steps-10-13/rank-4", 3), ("steps-10-13/rank-0", 3), ("steps-2-3/rank-0", 1)):
+        path = run / "profile" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(costs | {"steps": steps}))
+    _, page = run_page.write_report(run, out=tmp_path / "now")
+    assert table(page, "Costliest operators")["`aten::mm`"] == ["12", "2.00", "75.0%"]
+    assert "3 steps up to step 13 on rank 0; self times of kernels on the device" in page.read_text()
+    _, page = run_page.write_report(run, out=tmp_path / "then", step=10)
+    assert table(page, "Costliest operators")["`aten::mm`"] == ["36", "6.00", "75.0%"]
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match=r"steps-2-3/rank-0\.json: not readable"):
+        run_page.write_report(run)

@@ -17,6 +17,7 @@ from pretrain.errors import Preempted
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.objectives.base import Loss
 from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.base import parameter_group
 from pretrain.optim.muon import MuonConfig
 from pretrain.strategy.precision import BF16, FP16, FP32
 from pretrain.train.loop import TrainConfig, TrainState, train
@@ -44,17 +45,26 @@ class NoLists(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("optim", [AdamWConfig(), MuonConfig()])
 @pytest.mark.parametrize("precision", [FP32(), BF16(), FP16()])
-def test_nothing_is_read_back_between_log_steps(precision):
+def test_nothing_is_read_back_between_log_steps(precision, optim):
     with NoReads(), NoLists():
-        state, asked = take_steps(ALONE, AdamWConfig(), precision, sdpa)
+        state, asked = take_steps(ALONE, optim, precision, sdpa)
     assert (state.tokens, state.step_targets) == (STEPS * 2 * sum(LENGTHS), 2 * TARGETS)
     assert asked == [f"log {STEPS}", f"save {STEPS} True"], "the last save must not fail in silence"
 
 
-def test_muon_reads_the_norm_as_its_documentation_says():
+class SGDConfig:
+    """An optimizer that knows no flag for steps to skip, as one of a user's own may be."""
+
+    def build(self, module):
+        group = parameter_group("all", list(module.parameters()), 0.1, 0.0)
+        return torch.optim.SGD([group])
+
+
+def test_a_step_of_any_other_optimizer_reads_the_norm():
     with NoReads(), pytest.raises(ReadBackError):
-        take_steps(ALONE, MuonConfig(), FP32(), sdpa)
+        take_steps(ALONE, SGDConfig(), FP32(), sdpa)
 
 
 class Dropping(nn.Module):

@@ -9,8 +9,10 @@ from toys import ToyObjective
 
 from pretrain.distributed.world import World
 from pretrain.optim.schedule import ConstantSchedule, CosineSchedule, LearningRate
+from pretrain.strategy.activations import Activations
 from pretrain.strategy.base import Memory
 from pretrain.train.loop import TrainConfig
+from pretrain.train.micro_batches import Needs
 from pretrain.train.summary import ModelSize, of_memory, of_rate, summary
 
 
@@ -26,7 +28,7 @@ def test_a_model_counts_tied_parameters_once_and_apart_those_that_are_trained():
 def described():
     """Return what describes a run on so many ranks over so many corpora."""
 
-    def call(ranks, corpora):
+    def call(ranks, corpora, train=None):
         corpus = SimpleNamespace(num_tokens=12_000, num_documents=77)
         stream = SimpleNamespace(
             sources=[SimpleNamespace(name=name, corpus=corpus) for name in corpora],
@@ -36,10 +38,13 @@ def described():
             directory=Path("runs/a"),
             size=ModelSize(parameters=65, trainable=30, flops_per_token=300.0),
             memory=Memory(2**20, 2 * 2**20, 4 * 2**20),
+            needs=None,
             seq_len=16,
-            train=TrainConfig(steps=50, batch_size=24, micro_batch_size=8),
+            train=TrainConfig(steps=50, batch_size=24, **(train or {})),
+            micro_batch_size=8,
             learning_rate=LearningRate(2e-3, CosineSchedule(warmup_ratio=0.1, floor=0.5), 50),
             world=World(rank=0, size=ranks, device=torch.device("cpu")),
+            computing="products in fp32, attention by sdpa",
             stream=stream,
             held_out=SimpleNamespace(num_targets=1234, text_bytes=5678),
         )
@@ -55,6 +60,7 @@ def test_a_run_is_described_in_tokens_steps_and_bytes(described):
         "384 tokens = 24 sequences x 16: 1 micro-batch of 8 on each of 3 ranks (cpu)",
         "runs/a: 50 steps, 19,200 tokens, 5.76e+06 FLOPs",
         "2.00e-03 after 5 steps of warm-up, 1.00e-03 in the last step (schedule=cosine)",
+        "products in fp32, attention by sdpa",
         "books: 12,000 tokens in 77 documents, 12.00 epochs",
         "1,234 tokens, 5,678 bytes of text",
     ):
@@ -65,7 +71,7 @@ def test_a_run_is_described_in_tokens_steps_and_bytes(described):
 def test_the_plan_fits_on_a_screen(described):
     lines = described(1, ["books", "web", "code"]).splitlines()
     assert len(lines) <= 12 and all(len(line) <= 100 for line in lines)
-    assert len({line.index(fact) for line, fact in zip(lines[5:8], ("books", "web", "code"), strict=True)}) == 1
+    assert len({line.index(fact) for line, fact in zip(lines[6:9], ("books", "web", "code"), strict=True)}) == 1
 
 
 def test_memory_is_said_in_units_in_which_it_can_be_read():
@@ -74,6 +80,20 @@ def test_memory_is_said_in_units_in_which_it_can_be_read():
     )
     assert of_memory(Memory(2**33, 2**33, 2**34)).startswith("32.0 GiB a rank: weights 8.0, gradients 8.0")
     assert of_memory(Memory(2**30, 0, 2**30)).startswith("2,048 MiB a rank: weights 1,024, gradients 0")
+
+
+def test_a_micro_batch_is_among_the_memory_where_it_is_predicted():
+    memory = Memory(2**33, 2**33, 2**34)
+    said = of_memory(memory, Needs(memory, Activations(2**34, 2**31), 2**31))
+    assert said.startswith(
+        "52.0 GiB a rank: weights 8.0, gradients 8.0, optimizer 16.0, activations 16.0, workspace 4.0"
+    )
+
+
+def test_why_micro_batches_have_so_many_tokens_is_said(described):
+    tokens, size = ({"micro_batch_tokens": 130}, {"micro_batch_size": "auto"})
+    assert "3 micro-batches of 8 (128 tokens of train.micro_batch_tokens=130)" in described(1, ["books"], tokens)
+    assert "3 micro-batches of 8 (128 tokens, found)" in described(1, ["books"], size)
 
 
 def test_a_rate_without_a_warm_up_is_its_first_and_its_last():
