@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from bench.fake_gpu import CUDA, pretend_h100
 from pretrain.compose import compose
@@ -28,6 +27,7 @@ from pretrain.models.base import Layout, ModelKind, Stream
 from pretrain.objectives.base import Objective
 
 BARE = ("empty", "new_empty", "promote_types", "detach", "_unsafe_view")  # memory and views: no kernel
+FACTORS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # products, and the place of the first factor in their inputs
 ALIGNED_BYTES = 16  # of rows, below which tensor cores are fed by slow loads
 
 
@@ -85,11 +85,12 @@ class _Counting(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = str(func).split(".")[1]
         if not (str(func).startswith(("prim.", "profiler.")) or func.is_view or name.startswith(BARE)):
-            packet = func.overloadpacket
-            product = packet in flop_registry and "attn" not in name and "attention" not in name
-            flops = flop_registry[packet](*args, **(kwargs or {}), out_val=result) if product else 0.0
             inputs, outputs = (_tensors(tree) for tree in ((args, kwargs or {}), result))
-            self.add(Kind.product if product else Kind.memory, name, inputs, outputs, flops)
+            if name in FACTORS:
+                left, right = inputs[FACTORS[name] :][:2]
+                self.add(Kind.product, name, inputs, outputs, 2.0 * left.numel() * right.shape[-1])
+            else:
+                self.add(Kind.memory, name, inputs, outputs)
         return result
 
     def add(self, kind: Kind, name: str, inputs: list[Tensor], outputs: list[Tensor], flops: float = 0.0) -> None:

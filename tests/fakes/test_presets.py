@@ -38,7 +38,10 @@ LAUNCHES = {
 TENSORS = {"bart": 7, "t5": 7}  # of a batch, those of a source among them; of others 4
 COPIES = {"t5": 2}  # to the device in a pass: what plans of attention are made from; of others 0
 
-PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_varlen_attn", "flex_attention", "flex_attention_backward"}
+PRODUCTS = {  # where their factors are in their inputs; what they are added to may be wider
+    **dict.fromkeys(("mm", "bmm", "_varlen_attn", "flex_attention", "flex_attention_backward"), slice(0, 2)),
+    **dict.fromkeys(("addmm", "baddbmm"), slice(1, 3)),
+}
 STATISTICS = {"native_layer_norm": slice(1, 3), "_fused_rms_norm": slice(1, 2)}  # where in their results
 WIDE = {"rsqrt", "softmax", "_softmax", "log", "logsumexp"}
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "item"}
@@ -102,11 +105,19 @@ def check_device(where: str, operators: list[Operator], tensors: int, copies: in
     assert sum(each.phase == "batch" for each in up) == tensors, f"{where}: tensors of a batch"
     assert sum(each.phase != "batch" for each in up) == copies, f"{where}: copies to the device in the step"
     mixed = [each for each in operators if "cuda" in each.sources | each.targets and not each.copies]
-    mixed = [each for each in mixed if any(one[0] == "cpu" and one[2] for one in each.inputs)]
-    assert not mixed, f"{where}: kernels that are given a tensor on the CPU, such as an index; one number is no tensor"
+    mixed = [each for each in mixed if any(map(is_tensor_on_cpu, each.inputs))]
+    assert not mixed, f"{where}: kernels that are given a tensor on the CPU, such as an index"
     if not copies:
-        host = [each for each in operators if "cpu" in each.targets and each.phase != "batch"]
+        host = [
+            each for each in operators if each.phase != "batch" and any(is_tensor_on_cpu(one) for one in each.outputs)
+        ]
         assert not host, f"{where}: operators on the CPU"
+
+
+def is_tensor_on_cpu(described: tuple[str, str, int, int]) -> bool:
+    """Whether it is on the CPU and more than one number, which kernels take as an argument."""
+    device, _, dimensions, _ = described
+    return device == "cpu" and dimensions > 0
 
 
 def check_precision(where: str, operators: list[Operator], *, sharded: bool) -> None:
@@ -114,7 +125,8 @@ def check_precision(where: str, operators: list[Operator], *, sharded: bool) -> 
     passes = [each for each in operators if each.phase in ("forward", "backward")]
     narrow = [each for each in passes if each.base in PRODUCTS]
     assert len(narrow) > 20, f"{where}: there are products"
-    assert {one[1] for each in narrow for one in each.inputs[:2]} == {"bfloat16"}, f"{where}: products"
+    factors = {one[1] for each in narrow for one in each.inputs[PRODUCTS[each.base]]}
+    assert factors == {"bfloat16"}, f"{where}: products"
     wide = [one for each in passes if each.base in WIDE for one in each.inputs]
     wide += [one for each in passes if each.base in STATISTICS for one in each.outputs[STATISTICS[each.base]]]
     assert {one[1] for one in wide} == {"float32"}, f"{where}: statistics, softmax and loss"

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from fake_cuda import counted_graphs, preset, ragged_batch, uncompiled
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
@@ -150,8 +151,9 @@ def steps(
 ) -> list[dict[str, Any]]:
     """Take a step of each experiment under its overrides; as rank 0 of so many where the strategy shards weights.
 
-    `dynamo`: what the product compiles is traced, which takes seconds; else its operators run one by one. Returns for
-    each run the operators, the gradients of the backward pass, the loss's device and dtype, and parameters' shapes.
+    `dynamo`: what the product compiles is traced, which takes seconds; else its operators run one by one. Returns of
+    each run the operators, the gradients of the backward pass, the loss's device and dtype, the parameters' shapes and
+    the number of FSDP2's groups.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     results = []
@@ -161,7 +163,9 @@ def steps(
             cfg, module = preset(experiment, *overrides)
             shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
             gradients, loss = _step(cfg, module, mode, recorder, ranks, micro_batches)
-        results.append({"operators": recorder.operators, "gradients": gradients, "loss": loss, "shapes": shapes})
+        groups = sum(isinstance(part, FSDPModule) for part in module.modules())
+        found = {"operators": recorder.operators, "gradients": gradients, "loss": loss}
+        results.append({**found, "shapes": shapes, "groups": groups})
     return results
 
 
