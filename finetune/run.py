@@ -106,7 +106,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     schedule = cfg.schedule.build(steps.total)
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
     module = build_module(cfg, network, source.vocab_size, data.names, data.train)
-    size = ModelSize.of(module, data.train.examples.context)
+    size = ModelSize.of(module, data.train.examples.shares)
     initial, adapters = InitialWeights(module, cfg.seed), adapters_of(module.model)
     trainee = session.build(
         module,

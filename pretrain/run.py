@@ -136,7 +136,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
     schedule = cfg.schedule.build(cfg.train.steps)
     module = build_module(cfg, stream.manifest.vocab_size)
-    size = ModelSize.of(module, stream.context)
+    size = ModelSize.of(module, stream.lengths)
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     passes = passes_of(cfg, stream.manifest.vocab_size, predicted, world)
     micro_batch_size, entry = _micro_batch(cfg, passes, session)

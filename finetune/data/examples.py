@@ -15,6 +15,7 @@ import numpy as np
 
 from pretrain.data.batch import IGNORED, Batch, Inputs, Ragged
 from pretrain.data.corpus import concatenated_ranges
+from pretrain.data.lengths import Share, shares_of
 
 
 class Example(NamedTuple):
@@ -64,9 +65,9 @@ class Examples:
         return own if self.source is None else own + np.diff(self.source.offsets)
 
     @property
-    def context(self) -> float:
-        """Length of the example of an average token: the cost of attention grows with it."""
-        return float((self.lengths**2).sum() / self.lengths.sum())
+    def shares(self) -> list[Share]:
+        """Lengths of the examples that tokens lie in: what attention costs."""
+        return shares_of(self.lengths)
 
     @property
     def sha256(self) -> str:

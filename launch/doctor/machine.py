@@ -12,6 +12,9 @@ from typing import Any
 import torch
 
 from launch.doctor.base import Check, Finding, Level, Subject, counted, graded, grouped, ranks_text
+from pretrain.distributed import environment
+from pretrain.distributed.environment import Choice
+from pretrain.distributed.world import pci_of
 from pretrain.train.agreement import check_agreement, software
 from pretrain.train.summary import versions
 
@@ -119,9 +122,26 @@ def _judge_clocks(subject: Subject, answers: list[list[list[float]]]) -> list[Fi
     return findings or [Finding(Level.ok, text)]
 
 
+def _surroundings(subject: Subject) -> list[Choice]:
+    """Return what a run sets around a process, or leaves alone, as it would be set here."""
+    if subject.device.type == "cpu":
+        return environment.prepare(on_gpu=False)
+    return [*environment.prepare(on_gpu=True), environment.bind_to_node(pci_of(subject.device))]
+
+
+def _judge_surroundings(subject: Subject, answers: list[Any]) -> list[Finding]:
+    findings = []
+    for name, value, reason, own in answers[0]:
+        set_by = " (set by you)" if own else ""
+        slow = name == environment.CONNECTIONS and value == "1"
+        findings += graded(f"{name}={value}{set_by}: {reason}", warning="; unset it" if slow else "")
+    return findings
+
+
 CHECKS = [
     Check("hosts", lambda subject: None, _judge_hosts, needs_config=False),
     Check("versions", _versions, agree=_agree_on_versions, needs_config=False),
     Check("devices", _device, _judge_devices, needs_config=False),
+    Check("environment", _surroundings, _judge_surroundings, needs_config=False),
     Check("clocks", _clock, _judge_clocks, needs_config=False),
 ]

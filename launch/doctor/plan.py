@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from launch.doctor.base import Check, Finding, Subject, counted, graded, in_bytes
+from pretrain.data.lengths import Share
 from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError, ResourceError
 from pretrain.registry import choices
@@ -32,12 +33,13 @@ def size_of(subject: Subject) -> ModelSize:
     if subject.program == "pretrain":
         from pretrain.run import build_module
 
-        return ModelSize.of(build_module(cfg, _vocab_size(cfg)), cfg.data.seq_len)
+        return ModelSize.of(build_module(cfg, _vocab_size(cfg)), [Share(cfg.data.seq_len, 1.0)])
     from finetune.run import build_module
     from pretrain.trained.source import open_source
 
     source = open_source(cfg.init_from)
-    return ModelSize.of(build_module(cfg, source.network, source.vocab_size, names=[]), cfg.task.max_tokens)
+    module = build_module(cfg, source.network, source.vocab_size, names=[])
+    return ModelSize.of(module, [Share(cfg.task.max_tokens, 1.0)])
 
 
 def _vocab_size(cfg: Any) -> int:

@@ -29,6 +29,7 @@ import numpy as np
 
 from pretrain.data.batch import IGNORED, Slots
 from pretrain.data.corpus import Corpus
+from pretrain.data.lengths import Share, shares_of
 from pretrain.data.manifest import Manifest
 from pretrain.data.order import BLOCK, Mixture, Permutation
 from pretrain.data.packing import Chunks, Packer, Packing, pack
@@ -165,10 +166,9 @@ class TrainStream(_Stream):
         return {source.name: source.packer.num_slots for source in self.sources}
 
     @property
-    def context(self) -> float:
-        """Length of the sequence of an average token, over the first slots: the cost of attention grows with it."""
-        lengths = np.diff(self.slots(np.arange(_SAMPLE)).offsets).astype(np.int64)
-        return float((lengths**2).sum() / lengths.sum())
+    def lengths(self) -> list[Share]:
+        """Lengths of the sequences that tokens lie in, over the first slots: what attention costs."""
+        return shares_of(np.diff(self.slots(np.arange(_SAMPLE)).offsets))
 
     def epochs(self, num_slots: int) -> dict[str, float]:
         """Return how often each source is seen when training draws `num_slots` slots."""

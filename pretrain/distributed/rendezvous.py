@@ -41,8 +41,7 @@ def meet(rank: int, size: int) -> Store:
     Raises `TimedOut`, which names the missing ranks, and `ConfigError` for a port that rank 0 cannot listen on.
     """
     deadline = time.monotonic() + JOIN_S
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun restarts ranks over one store
-    store = PrefixStore(f"ranks-{attempt}", _store(rank, size, deadline))
+    store = PrefixStore(_prefix(), _store(rank, size, deadline))
     store.set(f"arrived/{rank}", "")
     store.add("arrived", 1)
     while (arrived := store.add("arrived", 0)) < size:
@@ -51,9 +50,9 @@ def meet(rank: int, size: int) -> Store:
         if store.check([TIMED_OUT]):  # this rank or another: all report the same
             missing = [str(number) for number in range(size) if not store.check([f"arrived/{number}"])]
             waited = store.get(TIMED_OUT).decode()
-            _leave(store, rank, arrived)
+            leave(store, rank, arrived)
             rule = "their own logs, or their nodes, say why"
-            raise TimedOut(f"{_who(rank)}: {_listed(missing)} of {size} did not arrive within {waited}; {rule}")
+            raise TimedOut(f"{who(rank)}: {listed(missing)} of {size} did not arrive within {waited}; {rule}")
         time.sleep(POLL_S)
     return store
 
@@ -63,18 +62,29 @@ def error_of_peers(error: RuntimeError, rank: int) -> HeadwaterError | None:
     text = str(error)
     first = text.partition("\n")[0]
     if _TIMED_OUT.search(text):
-        return TimedOut(f"{_who(rank)}: another rank hangs or is far behind; the logs of all ranks say where ({first})")
+        return TimedOut(f"{who(rank)}: another rank hangs or is far behind; the logs of all ranks say where ({first})")
     if isinstance(error, dist.DistNetworkError) or _LOST.search(text):
-        return PeerLost(f"{_who(rank)}: another rank ended or its network failed; its own log says why ({first})")
+        return PeerLost(f"{who(rank)}: another rank ended or its network failed; its own log says why ({first})")
     return None
 
 
-def _leave(store: Store, rank: int, arrived: int) -> None:
-    """Leave a store in which ranks are missing. Rank 0, whose end closes it, leaves after the others."""
-    store.add("left", 1)
+def connected() -> Store:
+    """Return another connection to the store in which the ranks of this start have met."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
+    return PrefixStore(_prefix(), store)
+
+
+def leave(store: Store, rank: int, others: int, key: str = "left") -> None:
+    """Leave a store from which so many ranks still read. Rank 0, whose end closes it, leaves after the others."""
+    store.add(key, 1)
     deadline = time.monotonic() + LEAVE_S
-    while rank == 0 and store.add("left", 0) < arrived and time.monotonic() < deadline:
+    while rank == 0 and store.add(key, 0) < others and time.monotonic() < deadline:
         time.sleep(POLL_S)
+
+
+def _prefix() -> str:
+    """Name this start: torchrun restarts ranks over one store."""
+    return f"ranks-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _store(rank: int, size: int, deadline: float) -> Store:
@@ -101,15 +111,17 @@ def _await_listener(rank: int, host: str, port: int, deadline: float) -> None:
         except OSError as error:
             if time.monotonic() >= deadline:
                 rule = f"rank 0 did not listen there within {JOIN_S:.0f} s; its own log, or its node, says why"
-                raise TimedOut(f"{_who(rank)}: {host}:{port}: {rule} ({error})") from error
+                raise TimedOut(f"{who(rank)}: {host}:{port}: {rule} ({error})") from error
         time.sleep(POLL_S)
 
 
-def _who(rank: int) -> str:
+def who(rank: int) -> str:
+    """Name a rank of this process with its host."""
     return f"rank {rank} on host {socket.gethostname()}"
 
 
-def _listed(ranks: Sequence[str]) -> str:
+def listed(ranks: Sequence[str]) -> str:
+    """Name ranks, the first few by number."""
     shown = ", ".join(ranks[:SHOWN_RANKS])
     more = f" and {len(ranks) - SHOWN_RANKS} more" if len(ranks) > SHOWN_RANKS else ""
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}{more}"

@@ -10,17 +10,21 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.distributed.rendezvous import error_of_peers, meet
+from pretrain.distributed import environment
+from pretrain.distributed.hang import TRACE, Watch, device_limit
+from pretrain.distributed.rendezvous import connected, error_of_peers, meet
 from pretrain.errors import ConfigError, check
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: longer than any save or evaluation step, far below an allocation
@@ -102,6 +106,11 @@ class World:
         dist.all_gather(messages, padded)
         return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(messages, lengths, strict=True)]
 
+    def finish(self) -> None:
+        """Wait until this rank's device has done what it was given; no collective."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def all_to_all(self, sent: Tensor, sizes_to: list[int], sizes_from: list[int]) -> Tensor:
         """Send each rank its elements of `sent` (elements,), in rank order; return those from all ranks, in rank order.
 
@@ -114,51 +123,102 @@ class World:
         return received
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.size > 1:
-            dist.barrier()
+        """Wait until every rank is here. Not for the device, where torch's own barrier would go: to the bound one."""
+        self.sum_ints(0)
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(
+    timeout: timedelta = TIMEOUT, files: Path | None = None, on_end: Callable[[int], None] | None = None
+) -> Iterator[World]:
     """Join the process group that torchrun describes, for the rest of this process; one process alone needs none.
 
     Errors of collectives that are due to other ranks become `TimedOut` and `PeerLost`; all other errors pass through.
-    A process alone, such as a notebook, may go on: what engines have left in it is taken away.
+    A collective that takes longer than `timeout` is a hang, which no thread may be able to report: then the process
+    ends here, with the same exit code and words, after `on_end` has had the code. What is known of a hang goes to
+    `files`. A process alone, such as a notebook, may go on: what engines have left in it is taken away.
     """
     variables, excepthook = set(os.environ), sys.excepthook
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = device_type() == "cuda"
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    chosen = environment.prepare(on_gpu=on_gpu, trace=str(files / TRACE) if files else None)
     if on_gpu:
         rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"
         check(local_rank < torch.cuda.device_count(), "LOCAL_RANK", local_rank, rule)
         torch.cuda.set_device(device)
+        chosen.append(environment.bind_to_node(pci_of(device)))
     else:
         keep_freed_memory()
-    world = World(rank=rank(), size=world_size(), device=device)
+    for choice in chosen:
+        log.debug("%s=%s: %s", choice.name, choice.value, choice.reason)
+    world, watch = World(rank=rank(), size=world_size(), device=device), None
     try:
         if world.size > 1:
-            # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU.
-            backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-            store = meet(world.rank, world.size)
-            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+            _start_group(world, timeout)
+            watch = Watch(
+                connected(), world.rank, world.size, limit_s=timeout.total_seconds(), files=files, on_end=on_end
+            )
         yield world
+        if on_gpu and world.size > 1:
+            _end_nccl(world)
     except RuntimeError as error:
         if (reason := error_of_peers(error, world.rank)) is None:
             raise
         log.debug("the error behind it:", exc_info=error)  # in log.txt alone: it helps few
+        if watch:
+            reason = watch.explained(reason)
+            watch.leave()
         raise reason from error
     finally:
-        # A group of several ranks goes with its process. Its last owner may be DDP's reducer, which holds the
-        # interpreter's lock while it waits for gloo's threads, and one of these may wait for that lock to free a
-        # tensor: such runs hung when all was done (torch 2.13).
+        if watch:
+            watch.close()
         if world.size == 1:
             if dist.is_initialized():  # a group that `ensure_group` made
                 dist.destroy_process_group()
             sys.excepthook = excepthook
             for variable in os.environ.keys() - variables:
                 del os.environ[variable]
+
+
+def pci_of(device: torch.device) -> tuple[int, int, int]:
+    """Return domain, bus and device of a GPU on the PCI bus."""
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks these
+    return properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id
+
+
+def _start_group(world: World, timeout: timedelta) -> None:
+    """Start the group of all ranks. Raises what `meet` raises."""
+    start = partial(dist.init_process_group, store=meet(world.rank, world.size), rank=world.rank, world_size=world.size)
+    if world.device.type == "cpu":
+        start("gloo", timeout=timeout)
+        return
+    # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU. With its device
+    # bound, NCCL connects here, where a fault of the network is easy to tell, and guesses no device later.
+    start("cpu:gloo,cuda:nccl", timeout=device_limit(timeout), device_id=world.device)
+    _group()._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
+
+
+def _group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+_ended: list[dist.ProcessGroup] = []  # groups that are let go of with the process
+
+
+def _end_nccl(world: World) -> None:
+    """Let NCCL's communicators go, once all ranks have come to their end; else each of them warns.
+
+    Not after an error: peers may be gone, and NCCL would wait for them. Gloo stays until the process ends. Its last
+    owner may be DDP's reducer, which holds the interpreter's lock while it waits for gloo's threads, and one of these
+    may wait for that lock to free a tensor: such runs hung when all was done (torch 2.13). So ranks without a GPU keep
+    their group, and those with one keep what is left of it.
+    """
+    world.barrier()
+    _ended.append(_group())
+    dist.destroy_process_group()
 
 
 def keep_freed_memory() -> None:

@@ -102,12 +102,14 @@ def train(
 
     The loss of a step is the sum over its targets divided by the number of targets in the whole global batch; engines
     average gradients over ranks, hence the factor `world.size`. The last step is logged, evaluated and saved, one with
-    which hooks end the run early is saved. Raises `Preempted` once a stop request is honoured.
+    which hooks end the run early is saved. Raises `Preempted` once a stop request is honoured: with the step under way
+    when it comes, or the one after.
     """
     for micro_batches in steps:
         torch.manual_seed(hash((seed, state.step, world.rank)))  # dropout: a function of the step, so resume is exact
         counts = [(batch.num_targets, batch.num_tokens) for batch in micro_batches]
-        targets, tokens = world.sum_ints(*map(sum, zip(*counts, strict=True)))
+        # What ranks tell each other in a step travels together; a request to stop that comes later waits for the next.
+        targets, tokens, stops = world.sum_ints(*map(sum, zip(*counts, strict=True)), int(stop.received))
         for number, batch in enumerate(micro_batches, start=1):
             with strategy.micro_step(last=number == len(micro_batches)):
                 loss = module(batch.to(world.device))
@@ -120,7 +122,6 @@ def train(
         hooks.meter.end_step(norm)
 
         last = state.step == cfg.steps
-        [stops] = world.sum_ints(int(stop.received))
         hooks.settle()
         if last or state.step % hooks.log_every == 0:
             hooks.log(state)

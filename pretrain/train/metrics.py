@@ -100,21 +100,32 @@ class Throughput:
         tokens: int,  # tokens seen at the start by all ranks together
         flops_per_token: float,  # forward and backward
         peak_flops: float | None,  # FLOP/s of all devices together, None = unknown
+        finish: Callable[[], None] = lambda: None,  # waits for what the device has yet to do
         clock: Callable[[], float] = time.monotonic,  # seconds
     ) -> None:
         self._step, self._tokens = step, tokens
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._clock = clock
+        self._finish, self._clock = finish, clock
         self._since = clock()
+        self._pausing = False
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside the block (an evaluation, a checkpoint) out of the lap."""
-        began = self._clock()
-        try:
+        """Leave the time inside the block (an evaluation, a checkpoint) out of the lap.
+
+        Waits for the device before and after: steps that are still queued belong to the lap, not to the pause. A pause
+        inside another one is part of that.
+        """
+        if self._pausing:
             yield
-        finally:
-            self._since += self._clock() - began
+            return
+        self._pausing = True
+        self._finish()
+        began = self._clock()
+        yield
+        self._finish()
+        self._since += self._clock() - began
+        self._pausing = False
 
     def restart(self, step: int, tokens: int) -> None:
         """Begin the lap anew: what came since the last one, such as steps under a profiler, is measured nowhere."""

@@ -38,12 +38,13 @@ LOCK_FILE = "lock"
 LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
+HANG = "hang"  # stacks of the ranks and torch's record of their collectives, where they waited for one in vain
 FILES = (  # of a run
     *(RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE),
     *PAIR_FILES,
 )
 FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
-FOLDERS = (CHECKPOINTS, PROFILE, "tensorboard", "wandb")
+FOLDERS = (CHECKPOINTS, HANG, PROFILE, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 READERS = {
@@ -95,9 +96,11 @@ class RunConfig:
     name: str = "pretrain"  # directory name under root: letters, digits, '.', '_' and '-'
     root: str = "runs"  # directory that holds all runs
     fresh: bool = False  # refuse to resume: no run of this name may have begun yet
+    timeout_minutes: float = 10.0  # that ranks wait for a silent one; longer than any rank is busy by itself
 
     def __post_init__(self) -> None:
         check(RUN_NAME.fullmatch(self.name) is not None, "run.name", self.name, RUN_NAME_RULE)
+        check(self.timeout_minutes > 0, "run.timeout_minutes", self.timeout_minutes, "above 0")
 
     @property
     def directory(self) -> Path:
@@ -187,6 +190,10 @@ class RunDirectory:
         self._record |= entries
         if self._begun:
             replace_file(self.path / RECORD_FILE, [sealed(self._record)])
+
+    def end(self, code: int) -> None:
+        """Record how the run ended."""
+        self.record(exit=code)
 
     def note(self, text: str) -> None:
         """Warn of what nobody would see in the results, and keep it in `run.json`."""

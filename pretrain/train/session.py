@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import MISSING, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from pretrain.train.peaks import peak_of_all
 from pretrain.train.profiling import drawn
 from pretrain.train.run_dir import (
     CHECKPOINTS,
+    HANG,
     TOKENIZER_FILE,
     RunConfig,
     RunDirectory,
@@ -109,14 +111,15 @@ class Session:
                 directory = stack.enter_context(closing(RunDirectory.claim(cfg.run)))
                 stack.enter_context(directory.log_to(*packages))
                 directory.note_loss()
-                stack.enter_context(exit_code_to(lambda code: directory.record(exit=code)))
+                stack.enter_context(exit_code_to(directory.end))
                 found = versions()
                 log.debug("%s", ", ".join(f"{name} {number}" for name, number in found.items()))
                 log.debug("%s", MFU_CONVENTION)
                 directory.record(name=cfg.run.name, versions=found, mfu=MFU_CONVENTION, exit=None, **record)
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
-            world = stack.enter_context(joined())
+            timeout, ended = timedelta(minutes=cfg.run.timeout_minutes), directory.end if directory else None
+            world = stack.enter_context(joined(timeout, cfg.run.directory / HANG, ended))
             stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
             yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
@@ -221,6 +224,8 @@ class Session:
     ) -> RunHooks:
         """Return what the loop calls, as the checkpoint left it that the run resumes from; `others` are more fields."""
         cfg, state, directory = self.cfg, trainee.state, self.directory
+        peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
+        throughput = Throughput(state.step, state.tokens, size.flops_per_token, peak, finish=self.world.finish)
         own = OwnHooks({name: config.build() for name, config in hook_configs(cfg.hooks).items()}, self.world)
         tracker = None
         if directory:
@@ -241,12 +246,11 @@ class Session:
                 if best:
                     directory.record(best_step=step)
                 tracker.saved(step, path, best)
-            own.saved(step, path, best)
+            with throughput.paused():
+                own.saved(step, path, best)
 
         trainee.checkpoints.on_commit = committed
         trainee.checkpoints.better = stopping.better
-        peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
-        throughput = Throughput(state.step, state.tokens, size.flops_per_token, peak)
         hooks = RunHooks(
             log_every=cfg.log.every,
             max_skipped=cfg.train.max_skipped,

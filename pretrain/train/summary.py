@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.cuda import nccl
 
+from pretrain.data.lengths import Share
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
@@ -50,11 +51,12 @@ class ModelSize(NamedTuple):
     flops_per_token: float  # forward and backward, without what frozen parameters spare
 
     @classmethod
-    def of(cls, module: Objective, context: float) -> ModelSize:
-        """Measure a module on the meta device, for tokens in sequences of `context` tokens on average."""
+    def of(cls, module: Objective, lengths: Iterable[Share]) -> ModelSize:
+        """Measure a module on the meta device, for tokens in sequences of these lengths."""
         parameters = list(module.parameters())
         trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        return cls(sum(parameter.numel() for parameter in parameters), trainable, module.flops_per_token(context))
+        flops = sum(share * module.flops_per_token(length) for length, share in lengths)
+        return cls(sum(parameter.numel() for parameter in parameters), trainable, flops)
 
     def memory(self, strategy: StrategyConfig, *, ranks: int, precision: Precision) -> Memory:
         """Predict what a rank holds: all weights, but gradients and moments only of what is trainable."""

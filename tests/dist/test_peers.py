@@ -18,7 +18,7 @@ from pretrain.distributed import rendezvous
 from pretrain.distributed import world as joining
 def collect(cfg):
     import torch
-    with joining.joined() as world:
+    with joining.joined(datetime.timedelta(seconds=3)) as world:
         for number in range(50):
             if number == 20 and world.rank == 1:
                 {fault}
@@ -26,7 +26,7 @@ def collect(cfg):
             world.sum_tensor(torch.ones(1000))
             world.gather(world.rank)
             world.barrier()
-rendezvous.JOIN_S, joining.TIMEOUT = {join_s}, datetime.timedelta(seconds=3)
+rendezvous.JOIN_S = {join_s}
 hydra_command(collect)
 """
 

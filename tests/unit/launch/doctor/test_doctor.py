@@ -1,5 +1,6 @@
 """What the doctor computes: offsets of clocks, values to sum, bandwidths; and how it tells what it found."""
 
+import json
 import random
 from types import SimpleNamespace
 
@@ -116,6 +117,21 @@ def test_threads_beyond_the_cores_are_told():
     [(level, text, *_)] = machine._judge_devices(subject(), answers)
     assert level is Level.warning
     assert "a: 2 ranks start 4 threads on 2 cores" in text and "OMP_NUM_THREADS=1" in text
+
+
+def test_what_is_set_around_a_process_is_shown_with_its_reason(monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    monkeypatch.setattr(machine, "pci_of", lambda device: (9, 9, 9))
+    on_gpu = subject(device="cuda")
+    found = machine._judge_surroundings(on_gpu, [json.loads(json.dumps(machine._surroundings(on_gpu)))])
+    told = {finding.text.partition("=")[0]: finding for finding in found}
+    assert "=expandable_segments:True: segments that grow" in told["PYTORCH_ALLOC_CONF"].text
+    assert told["CUDA_DEVICE_MAX_CONNECTIONS"].level is Level.warning
+    assert "=1 (set by you)" in told["CUDA_DEVICE_MAX_CONNECTIONS"].text
+    assert {"TORCH_FR_BUFFER_SIZE", "OMP_NUM_THREADS", "cores"} < told.keys()
 
 
 def test_a_check_that_breaks_is_a_finding():

@@ -168,8 +168,9 @@ def test_what_the_summary_shows(tmp_path):
 def test_attention_costs_by_the_sequences_that_tokens_lie_in(tmp_path, isolate):
     stream = make_world(tmp_path).stream(isolate)
     lengths = [len(sequence) for number in range(64) for sequence in sequences_of(stream.slots(np.array([number])))]
-    assert stream.context == pytest.approx(sum(length * length for length in lengths) / sum(lengths))
-    assert stream.context == SEQ_LEN if not isolate else 1 < stream.context < 0.9 * SEQ_LEN
+    mean = sum(length * share for length, share in stream.lengths)
+    assert mean == pytest.approx(sum(length * length for length in lengths) / sum(lengths))
+    assert mean == pytest.approx(SEQ_LEN) if not isolate else 1 < mean < 0.9 * SEQ_LEN
 
 
 def test_the_fingerprint_is_what_a_resume_must_match(tmp_path):

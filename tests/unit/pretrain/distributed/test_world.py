@@ -1,12 +1,16 @@
 """Messages and sums over ranks, with torch's collectives played by threads."""
 
 import threading
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from rank_threads import on_threads
+from torch.distributed import FileStore
 
+from pretrain.distributed import hang
 from pretrain.distributed import world as module
 from pretrain.distributed.world import World
 from pretrain.errors import PeerLost
@@ -74,7 +78,7 @@ def test_who_we_are_comes_from_torchrun(monkeypatch):
 
 
 @pytest.fixture
-def joining(monkeypatch):
+def joining(monkeypatch, tmp_path):
     """Torchrun's variables of local rank 1 on the third of three nodes, and what a process group is asked for."""
     for name, value in {"WORLD_SIZE": "6", "RANK": "5", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -82,6 +86,7 @@ def joining(monkeypatch):
     monkeypatch.setattr(module, "device_type", lambda: "cpu")
     monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(module, "meet", lambda rank, size: ("store", rank, size))
+    monkeypatch.setattr(module, "connected", lambda: FileStore(str(tmp_path / "store")))
     monkeypatch.setattr(dist, "is_initialized", lambda: False)  # another test's group stays as it is
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.append((backend, options)))
     return asked
@@ -92,6 +97,29 @@ def test_ranks_join_under_their_number_among_all(joining):
         assert world == World(5, 6, torch.device("cpu"))
     options = {"store": ("store", 5, 6), "rank": 5, "world_size": 6, "timeout": module.TIMEOUT}
     assert joining == [("gloo", options)]
+
+
+def test_a_gpu_is_bound_and_nccl_has_more_patience_than_the_host(joining, monkeypatch):
+    """The group's own time-out is that of all its backends; gloo's is lowered once it is there."""
+    group, lowered, ended = SimpleNamespace(), [], []
+    group._get_backend = lambda device: SimpleNamespace(_set_default_timeout=lowered.append)
+    monkeypatch.setattr(module, "device_type", lambda: "cuda")
+    monkeypatch.setattr(module, "pci_of", lambda device: (0, 0, 0))
+    for name, value in {"device_count": lambda: 8, "set_device": lambda device: None}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(module, "_group", lambda: group)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: ended.append("all are here"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append("destroyed"))
+    limit = timedelta(minutes=3)
+    with module.joined(limit) as world:
+        assert world.device == torch.device("cuda", 1) and lowered == [limit] and not ended
+    [(backend, options)] = joining
+    assert (backend, options["device_id"]) == ("cpu:gloo,cuda:nccl", world.device)
+    assert options["timeout"] > limit + timedelta(seconds=hang.GRACE_S)
+    assert ended == ["all are here", "destroyed"]
+    with pytest.raises(RuntimeError, match="of ours"), module.joined(limit):
+        raise RuntimeError("a bug of ours")
+    assert len(ended) == 2, "peers may be gone, and NCCL would wait for them"
 
 
 def test_one_process_alone_joins_nothing(joining, monkeypatch):

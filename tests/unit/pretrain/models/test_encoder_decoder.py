@@ -9,6 +9,7 @@ from small_models import VOCAB_SIZE, ragged_pairs, small_encoder_decoder
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5ForConditionalGeneration
 
+from pretrain.data.lengths import Share
 from pretrain.models.attention.eager import eager
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout, Stream
@@ -257,7 +258,7 @@ def test_flops_of_two_streams_are_those_that_torch_counts(fields):
 
 def test_a_plan_counts_shared_parameters_once_and_the_operations_of_both_sides():
     objective = SequenceToSequenceConfig().build(small_encoder_decoder(**BART))
-    size = ModelSize.of(objective, 40.0)
+    size = ModelSize.of(objective, [Share(40.0, 1.0)])
     assert size.parameters == size.trainable == sum(value.numel() for value in objective.state_dict().values())
     assert size.flops_per_token == objective.model.flops_per_token(40.0, target_share=0.5)
     memory = size.memory(DDPConfig(), ranks=1, precision=FP32())

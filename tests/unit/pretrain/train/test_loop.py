@@ -136,7 +136,7 @@ def batches(*targets):
 
 
 def loop(steps, *, total, world=ALONE, state=None, module=None, stop_after=None, recording=None, seed=5):
-    """Run `steps`; a stop request comes before step number `stop_after`, counted from 1, ends."""
+    """Run `steps`; a stop request comes while the data of step number `stop_after`, counted from 1, are read."""
     recording, state, stop = recording or Recording(), state or TrainState(), SimpleNamespace(received=False)
 
     def arriving():
@@ -209,6 +209,27 @@ def test_any_rank_that_is_asked_to_stop_stops_all_of_them_with_a_save():
         return recording.due()
 
     assert on_threads(2, body) == [[("log", 2), ("evaluate", 3), ("save", 3, True)]] * 2
+
+
+def test_a_stop_that_comes_within_a_step_is_honoured_with_the_next_one():
+    """What ranks tell each other in a step travels before its work: one collective a step, not two."""
+    stop, told = SimpleNamespace(received=False), []
+
+    def sum_ints(*values):
+        told.append(values)
+        return list(values)
+
+    def lr(step):
+        stop.received |= step == 2  # within the third step
+        return 1.0
+
+    world = SimpleNamespace(rank=0, size=1, device=ALONE.device, sum_ints=sum_ints)
+    recording, state, steps = Recording(), TrainState(), [batches(1)] * 7
+    options = {"cfg": TrainConfig(steps=7), "seed": 5, "world": world, "hooks": recording, "stop": stop}
+    with pytest.raises(Preempted, match="step 4 of 7 is saved"):
+        train(Dropping(), recording, steps, lr, state, **options)
+    assert told == [(1, 3, 0)] * 3 + [(1, 3, 1)]
+    assert recording.due()[-1] == ("save", 4, True)
 
 
 def test_a_stop_at_the_last_step_is_no_stop():

@@ -121,6 +121,22 @@ def test_throughput_counts_a_resumed_run_from_where_it_resumes_and_leaves_pauses
     assert throughput.lap(42, 9000) == {"tokens_per_s": None, "step_s": None, "mfu": None}
 
 
+def test_steps_that_the_device_has_yet_to_do_are_no_pause():
+    clock, queued = Clock(), [7]  # seconds
+
+    def finish():
+        clock.now += queued.pop() if queued else 0
+
+    throughput = Throughput(step=0, tokens=0, flops_per_token=6e6, peak_flops=None, finish=finish, clock=clock)
+    with throughput.paused():
+        clock.now += 20
+        queued.append(5)  # an evaluation whose figures nobody has read
+        with throughput.paused():
+            clock.now += 30
+    clock.now += 1
+    assert throughput.lap(4, 16) == {"tokens_per_s": 2.0, "step_s": 2.0, "mfu": None}
+
+
 def test_throughput_without_a_known_peak_has_no_mfu():
     clock = Clock()
     throughput = Throughput(step=0, tokens=0, flops_per_token=6e6, peak_flops=None, clock=clock)
@@ -133,6 +149,13 @@ def test_throughput_without_a_known_peak_has_no_mfu():
     [
         ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312),
         ("NVIDIA A100 80GB PCIe", torch.float32, 19.5),
+        ("A100-PCIE-40GB", torch.bfloat16, 312),
+        ("NVIDIA A800-SXM4-80GB", torch.bfloat16, 312),
+        ("NVIDIA H800", torch.bfloat16, 989.4),
+        ("NVIDIA H20", torch.bfloat16, 148),  # not an H200
+        ("NVIDIA GH200 480GB", torch.bfloat16, 989.4),
+        ("NVIDIA GH200 144G HBM3e", torch.float32, 66.9),
+        ("NVIDIA GB200", torch.bfloat16, 2500),
         ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989.4),
         ("NVIDIA H100 PCIe", torch.bfloat16, 756),
         ("NVIDIA H100 NVL", torch.float16, 835.5),
@@ -160,8 +183,10 @@ def test_peak_of_known_devices(name, dtype, tera):
         ("AMD EPYC 7B13", torch.bfloat16),
         ("Tesla V100-SXM2-16GB", torch.bfloat16),  # no such unit
         ("NVIDIA A10G", torch.bfloat16),  # not an A10
-        ("NVIDIA H20", torch.bfloat16),  # not an H200
-        ("NVIDIA GH200 480GB", torch.bfloat16),
+        ("NVIDIA H200 Something", torch.bfloat16),
+        ("NVIDIA GB300", torch.bfloat16),
+        ("NVIDIA A100X", torch.bfloat16),
+        ("NVIDIA A1000 40GB", torch.bfloat16),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", torch.bfloat16),  # a slice of the device
         ("NVIDIA GeForce RTX 4090 Laptop GPU", torch.bfloat16),
         ("NVIDIA A100-SXM4-80GB", torch.int8),

@@ -29,9 +29,12 @@ def test_ranks_add_up_and_each_is_taken_to_be_like_this_one(size, device, dtype,
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_there_is_none_where_it_is_not_known(size):
+def test_there_is_none_where_it_is_not_known_and_of_a_gpu_that_is_said(size, caplog):
+    caplog.set_level("INFO", "pretrain")
     assert peak_of_all(World(rank=0, size=size, device=torch.device("cpu")), torch.float32) is None
+    assert not caplog.text
     assert peak_of_all(world(size, 2), torch.bfloat16) is None
+    assert f"{NAMES[2]}: no published peak for torch.bfloat16" in caplog.text
 
 
 def test_as_many_tokens_on_twice_the_ranks_are_half_the_share():

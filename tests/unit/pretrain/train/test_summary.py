@@ -7,6 +7,7 @@ import pytest
 import torch
 from toys import ToyObjective
 
+from pretrain.data.lengths import Share
 from pretrain.distributed.world import World
 from pretrain.optim.schedule import ConstantSchedule, CosineSchedule, LearningRate
 from pretrain.strategy.activations import Activations
@@ -20,7 +21,7 @@ def test_a_model_counts_tied_parameters_once_and_apart_those_that_are_trained():
     module = ToyObjective()
     module.flops_per_token = lambda seq_len: 10 * seq_len
     module.model.embedding.weight.requires_grad_(False)
-    size = ModelSize.of(module, context=7.5)
+    size = ModelSize.of(module, [Share(5.0, 0.5), Share(10.0, 0.5)])
     assert tuple(size) == (7 * 5 + 5 * 5 + 5, 5 * 5 + 5, 75)
 
 

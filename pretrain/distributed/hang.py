@@ -1,0 +1,241 @@
+"""A hang: how a rank notices that a collective does not end, which ranks are silent, and an end that says so.
+
+Holds the watch that each rank keeps over its collectives. Errors that collectives raise by themselves are told apart in
+`rendezvous`; what is kept of a run that ends so is for `train/session` to say.
+
+The limits, one above the other. `limit_s` is that of collectives over gloo: the waiting thread raises. What waits on a
+device raises nothing: kernels of NCCL never end, and the host is stuck in whatever reads the device next. So a thread
+looks at the numbers of begun and ended collectives, and ends the process `GRACE_S` after the same limit. NCCL's own
+limit (`device_limit`) is above both, for its watchdog ends the process by SIGABRT and names nobody.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch._C import _distributed_c10d as c10d
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+
+from pretrain.distributed.rendezvous import LEAVE_S, POLL_S, leave, listed, who
+from pretrain.errors import HeadwaterError, TimedOut
+
+# Seconds, at most; less under limits of seconds.
+GRACE_S = 60.0  # that a thread which can raise has to end its process in order
+ASK_S = 2.0  # in which a rank that gave up asks, once others have lost it
+ANSWER_S = 15.0  # in which a rank says where it is
+LOOK_S = 5.0  # between two looks at the collectives under way, and at whether somebody asks
+TRACE = "nccl_trace_rank_"  # name of the flight recorder's files, as torch.distributed.flight_recorder expects it
+
+_ASKED, _ANSWERED, _WAITING, _VERDICT = "hang/asked", "hang/answered", "hang/waiting", "hang/verdict"  # in the store
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def device_limit(limit: timedelta) -> timedelta:
+    """Return the limit of NCCL's own watchdog, above that of the host and the grace after it."""
+    return 2 * limit + timedelta(seconds=2 * GRACE_S)
+
+
+def under_way() -> dict[str, int]:
+    """Return the groups that have begun more collectives than have ended, with the number of the last that ended.
+
+    From torch's flight recorder; nothing where torch has none, or the user has switched it off: TORCH_FR_BUFFER_SIZE=0.
+    Does not touch a device.
+    """
+    found = {}
+    if dump := getattr(c10d, "_dump_nccl_trace_json", None):
+        found |= {f"nccl/{group}": ended for group, ended in _unfinished(dump).items()}
+    dump = getattr(c10d, "_dump_fr_trace_json", None)  # gloo's
+    if dump and (groups := _unfinished(dump)):
+        # Gloo's threads note the ends of collectives in any order, so that the last one noted need not be the last.
+        entries = json.loads(dump(includeCollectives=True, onlyActive=False)).get("entries", [])
+        waiting = {str(entry["pg_id"]) for entry in entries if not entry["retired"]}
+        found |= {f"gloo/{group}": ended for group, ended in groups.items() if group in waiting}
+    return found
+
+
+def _unfinished(dump: Callable[..., bytes]) -> dict[str, int]:
+    status = json.loads(dump(includeCollectives=False, onlyActive=False)).get("pg_status", {})
+    counts = {
+        group: [int(numbers[f"last_{which}_collective"]) for which in ("enqueued", "completed")]
+        for group, numbers in status.items()
+    }
+    return {group: ended for group, (begun, ended) in counts.items() if begun > ended}
+
+
+class Watch:
+    """Two threads of a rank that train nothing: one answers when another rank asks where this one is, one looks.
+
+    `store` is a connection of their own: one that waits would hold up the others of its process.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        *,
+        limit_s: float,
+        files: Path | None,  # where stacks and the flight recorder's record go; None: nowhere
+        on_end: Callable[[int], None] | None,  # gets the exit code before the process ends
+    ) -> None:
+        self._store, self._rank, self._size = store, rank, size
+        self._limit_s, self._files, self._on_end = limit_s, files, on_end
+        self._look_s, self._answer_s = min(LOOK_S, limit_s / 4), min(ANSWER_S, limit_s)
+        self._end_s = limit_s + min(GRACE_S, 4 * limit_s)
+        self._over, self._lost = threading.Event(), threading.Event()  # nothing is left to do; no store to ask
+        self._waited = False  # for other ranks, in a collective that has failed by now
+        self._waits: deque[float] = deque(maxlen=2)  # seconds that a collective was under way, at the newest looks
+        self._main = threading.main_thread().ident
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._listen, self._look)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads, before the interpreter is taken down around them."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(0 if self._lost.is_set() else ANSWER_S)  # it writes what is kept, or waits for the store
+
+    def explained(self, reason: HeadwaterError) -> HeadwaterError:
+        """Return what a collective raised because of other ranks with the names of those that are silent.
+
+        A rank that gives up closes its connections, so that others may lose it before they give up themselves: where
+        they have waited for long, they tell the same, if it asks in time. All that wait end together, after seconds.
+        """
+        self._waited = True
+        long = max(tuple(self._waits), default=0.0) > self._limit_s / 4
+        hangs = isinstance(reason, TimedOut) or (long and self._within(ASK_S + LOOK_S, self._is_asked))
+        if not hangs:
+            return reason
+        silent = self._within(2 * self._answer_s, self._verdict) or "rank 0, which holds the store, does not answer"
+        return TimedOut(f"{reason}; {silent}" if isinstance(reason, TimedOut) else f"{who(self._rank)}: {silent}")
+
+    def leave(self) -> None:
+        """Let the other ranks read the verdict: the store ends with rank 0, so that it goes last."""
+        self._within(LEAVE_S, lambda: leave(self._store, self._rank, self._store.add(_WAITING, 0), key="hang/left"))
+
+    def _within(self, seconds: float, ask: Callable[[], T]) -> T | None:
+        """Return what the store says; None without a word of it in time: rank 0, which holds it, may be the silent one.
+
+        Then whoever waits for it waits for ever. So another thread does, and nobody asks again.
+        """
+        if self._lost.is_set():
+            return None
+        said: list[T] = []
+
+        def wait() -> None:
+            try:
+                said.append(ask())
+            except RuntimeError as error:
+                log.debug("no word of the other ranks:", exc_info=error)
+
+        asking = threading.Thread(target=wait, daemon=True)
+        asking.start()
+        asking.join(seconds)
+        if not said:
+            self._lost.set()
+        return said[0] if said else None
+
+    def _is_asked(self) -> bool:
+        deadline = time.monotonic() + ASK_S
+        while not (asked := self._store.check([_ASKED])) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return asked
+
+    def _listen(self) -> None:
+        """Answer once, when a rank asks all others where they are."""
+        try:
+            while not self._over.wait(self._look_s):
+                if self._store.check([_ASKED]):
+                    waits = self._waited or bool(under_way())
+                    self._store.set(f"hang/{self._rank}", json.dumps({"waits": waits, "at": self._place()}))
+                    self._store.add(_WAITING, int(waits))
+                    self._store.add(_ANSWERED, 1)
+                    self._keep()
+                    return
+        except RuntimeError as error:  # rank 0 has ended, and the store with it
+            log.debug("the store is gone:", exc_info=error)
+
+    def _look(self) -> None:
+        """End the process once a collective has been under way for too long."""
+        since: dict[str, tuple[int, float]] = {}  # of groups with a collective under way: the last that ended, and when
+        while not self._over.wait(self._look_s):
+            now, before = time.monotonic(), since
+            since = {
+                group: before[group] if group in before and before[group][0] == ended else (ended, now)
+                for group, ended in under_way().items()
+            }
+            self._waits.append(max((now - began for _, began in since.values()), default=0.0))
+            if self._waits[-1] > self._end_s:
+                self._end()
+
+    def _end(self) -> None:
+        """End the process with the exit code of a hang, whatever its main thread is stuck in."""
+        waited = f"a collective did not end within {self._limit_s / 60:.3g} minutes"
+        error = self.explained(TimedOut(f"{who(self._rank)}: {waited}"))
+        self._keep()
+        if self._on_end:
+            self._on_end(error.exit_code)
+        print(error, file=sys.stderr, flush=True)
+        self.leave()
+        logging.shutdown()
+        os._exit(error.exit_code)
+
+    def _verdict(self) -> str:
+        """Ask all ranks where they are, and say which are silent; the first rank's words count for all."""
+        own = _silent(self._answers(), self._size)
+        return self._store.compare_set(_VERDICT, "", own).decode()
+
+    def _answers(self) -> dict[int, dict[str, Any]]:
+        """Return what ranks say of themselves, by rank; those that say nothing are missing."""
+        self._store.set(_ASKED, "")
+        deadline = time.monotonic() + self._answer_s
+        while self._store.add(_ANSWERED, 0) < self._size and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        there = [rank for rank in range(self._size) if self._store.check([f"hang/{rank}"])]
+        return {rank: json.loads(self._store.get(f"hang/{rank}")) for rank in there}
+
+    def _place(self) -> str:
+        """Say where the main thread is."""
+        frame = sys._current_frames()[self._main or 0]
+        return f"{frame.f_globals.get('__name__', '?')}, line {frame.f_lineno}, in {frame.f_code.co_name}"
+
+    def _keep(self) -> None:
+        """Write the stacks of all threads and the flight recorder's record of the newest collectives."""
+        if self._files is None:
+            return
+        try:
+            self._files.mkdir(exist_ok=True)
+            with (self._files / f"stacks-rank-{self._rank}.txt").open("w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file)
+            if dump := getattr(c10d, "_dump_nccl_trace", None) or getattr(c10d, "_dump_fr_trace", None):
+                (self._files / f"{TRACE}{self._rank}").write_bytes(dump())
+        except OSError as error:  # the disk may be what hangs, or is full
+            log.debug("nothing is kept of the hang:", exc_info=error)
+
+
+def _silent(answers: dict[int, dict[str, Any]], size: int) -> str:
+    """Say which ranks are silent by what each says of itself, `waits` and `at`."""
+    stopped = [str(rank) for rank in range(size) if rank not in answers]
+    busy = [str(rank) for rank, answer in answers.items() if not answer["waits"]]
+    said = []
+    if stopped:
+        said.append(f"{listed(stopped)} of {size} did not answer: stopped, or on a node that is gone")
+    if busy:
+        place = answers[int(busy[0])]["at"]
+        said.append(f"{listed(busy)} of {size} waited in no collective (rank {busy[0]} was at {place})")
+    return " and ".join(said) or "all ranks wait in collectives; look at their devices and network"

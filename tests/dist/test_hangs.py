@@ -1,0 +1,89 @@
+"""Ranks that hang, in ways that a thread can and cannot report: how the others end, and whom they name."""
+
+import json
+import os
+import signal
+
+import pytest
+from forks import Forked
+from ranks import environments, launched, process_of, tiny, wait_until
+from test_pretrain import logged
+
+from pretrain.distributed.hang import TRACE
+from pretrain.errors import TimedOut
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # s; processes that wait, on few cores
+
+STEPS = """
+import ctypes, os, signal, time
+from datetime import timedelta
+from pathlib import Path
+from pretrain.compose import hydra_command
+from pretrain.distributed.world import joined
+def collect(cfg):
+    import torch
+    import torch.distributed as dist
+    files = Path({files!r})
+    ended = lambda code: (files / f"ended-{{os.environ['RANK']}}").write_text(str(code))
+    with joined(timedelta(seconds=3), files, ended) as world:
+        patient = dist.new_group(timeout=timedelta(minutes=5))
+        for number in range(4):
+            world.sum_ints(1)
+            if number == 3 and world.rank == {victim}:
+                {fault}
+            elif number == 3:
+                {others}
+        world.sum_ints(1)
+hydra_command(collect)
+"""
+STOPPED, ASLEEP = "os.kill(os.getpid(), signal.SIGSTOP)", "time.sleep(300)"
+# A collective under way that no thread waits for, as those on a GPU, and a host that is stuck in a library.
+STUCK = "dist.all_reduce(torch.ones(3), async_op=True, group=patient), ctypes.CDLL(None).sleep(300)"
+
+
+def ends(tmp_path, victim: int, fault: str, others: str = "pass") -> list[str]:
+    """Return what the ranks said of which none had the fault; all of them ended with the exit code of a hang."""
+    script = STEPS.format(files=str(tmp_path), victim=victim, fault=fault, others=others)
+    ranks = [Forked("-c", script, env=os.environ | own) for own in environments(3)]
+    codes = [rank.wait() for number, rank in enumerate(ranks) if number != victim]
+    ranks[victim].kill()
+    ranks[victim].wait()
+    assert codes == [TimedOut.exit_code] * 2, [rank.stderr for rank in ranks]
+    return [rank.stderr for number, rank in enumerate(ranks) if number != victim]
+
+
+@pytest.mark.parametrize(
+    ("victim", "fault", "named"),
+    [
+        (1, STOPPED, "rank 1 of 3 did not answer: stopped, or on a node that is gone"),
+        (1, ASLEEP, "rank 1 of 3 waited in no collective (rank 1 was at __main__, line 17, in collect)"),
+        (0, STOPPED, "rank 0, which holds the store, does not answer"),
+    ],
+)
+def test_the_ranks_that_wait_end_as_a_hang_and_name_the_silent_one(tmp_path, victim, fault, named):
+    for said in ends(tmp_path, victim, fault):
+        assert said.splitlines()[-1].endswith(named)
+        assert len(said.splitlines()) == 1
+
+
+def test_a_rank_whose_host_is_stuck_ends_as_well_and_its_record_is_kept(tmp_path):
+    for said in ends(tmp_path, 1, ASLEEP, STUCK):
+        assert "a collective did not end within 0.05 minutes; rank 1 of 3 waited in no collective" in said
+    assert {file.name: file.read_text() for file in tmp_path.glob("ended-*")} == {"ended-0": "6", "ended-2": "6"}
+    for rank in range(3):
+        assert "collect" in (tmp_path / f"stacks-rank-{rank}.txt").read_text()
+        assert (tmp_path / f"{TRACE}{rank}").stat().st_size > 0
+
+
+def test_a_run_with_a_hanging_rank_ends_with_the_code_of_a_hang_and_resumes(place):
+    directory = place / "runs" / "hung"
+    settings = ["train.steps=100000", "checkpoint.every=3", "eval.every=0", "train.micro_batch_size=4"]
+    overrides = tiny("hung", *settings, "run.timeout_minutes=0.1")
+    launcher = launched(*overrides, ranks=2, logs=directory / "ranks", cwd=place)
+    wait_until(lambda: logged(directory) >= 8, launcher)
+    os.kill(process_of(1, launcher), signal.SIGSTOP)
+    err = launcher.communicate(timeout=200)[1]
+    assert launcher.returncode == TimedOut.exit_code, err
+    assert "rank 1 of 2 did not answer" in err
+    assert json.loads((directory / "run.json").read_text())["exit"] == TimedOut.exit_code
+    assert (directory / "hang" / "stacks-rank-0.txt").is_file()
