@@ -122,6 +122,7 @@ class FinetuneConfig:
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged="examples of uneven lengths")
         hook_configs(self.hooks)
 
 

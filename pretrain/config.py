@@ -106,6 +106,8 @@ class PretrainConfig:
         self.schedule.build(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
+        ragged = "data.isolate_documents=true" if self.data.isolate_documents else None
+        self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged=ragged)
         hook_configs(self.hooks)
         self.data.prepare.check_whole()
         question_files(self.eval.choices, "eval.choices")

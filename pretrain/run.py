@@ -176,6 +176,7 @@ def _plan(
         world=world,
         stream=stream,
         held_out=held_out,
+        compiled=cfg.compile.described(world.device.type, cfg.strategy),
     )
 
 

@@ -53,9 +53,24 @@ class CommonConfig(RecomputationConfig):
 
     reduce_dtype: ReduceDtype = ReduceDtype.fp32  # fp32 or bf16 (half the traffic): of gradients between ranks
 
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks can be compiled under it."""
+        return True
+
+    @property
+    def shards(self) -> bool:
+        """Whether a rank's optimizer sees parts of matrices."""
+        raise NotImplementedError
+
 
 class StrategyConfig(Protocol):
     """The settings of a strategy, and what is known of it before it exists."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks can be compiled under it."""
+        ...
 
     @property
     def shards(self) -> bool:
@@ -120,12 +135,13 @@ class TorchStrategy:
         self.world = world
         self.precision = precision
         self.compilation = compilation
+        self.scope = compilation.on(world.device.type, cfg)
         self.scaler = precision.scaler(world.device)
 
     def prepare(self, model: Model) -> None:
-        """Compile the model's parts, then wrap recomputation around them: `checkpoint` itself cannot be compiled."""
-        self.compilation.apply(model)
-        self.recomputation.recompute(model, self.compilation)
+        """Mark what blocks recompute, then compile them with these marks, which say what to save."""
+        self.recomputation.recompute(model)
+        self.compilation.apply(model, self.scope)
 
     def update(self, norm: Tensor, clip_norm: float | None) -> None:
         """Clip the gradients, whose global norm () this is, take the optimizer's step, and clear them."""

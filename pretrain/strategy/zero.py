@@ -118,6 +118,11 @@ class ZeROConfig(CommonConfig):
         return strategy(dictionary, self, world, precision, compilation)
 
     @property
+    def compiles(self) -> bool:
+        """Whether blocks can be compiled: not with stage 3, whose hooks inside of them gather weights."""
+        return self.stage < 3
+
+    @property
     def shards(self) -> bool:
         """Whether a rank's optimizer sees parts of matrices."""
         return self.stage > 0

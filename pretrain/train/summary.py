@@ -78,6 +78,7 @@ def summary(
     world: World,
     stream: TrainStream,
     held_out: HeldOut,
+    compiled: str,  # what is
 ) -> str:
     """Return the plan of pretraining."""
     tokens = train.batch_size * seq_len
@@ -92,6 +93,7 @@ def summary(
         ("memory", of_memory(memory)),
         ("step", f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro}{ranks} ({world.device.type})"),
         ("lr", of_rate(learning_rate)),
+        ("compile", compiled),
     ]
     for number, source in enumerate(stream.sources):
         sizes = f"{source.corpus.num_tokens:,} tokens in {source.corpus.num_documents:,} documents"

@@ -111,6 +111,7 @@ def attend_dense(
     query, key, value = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
     if bias is not None:
         mask = mask.biased(bias, query.shape[2], q.dtype)
+    grouped = not q.shape[1] == k.shape[1]  # no `!=`, which torch.compile keeps as a symbol  # noqa: SIM201
     trained = mask.tensor is not None and mask.tensor.requires_grad
     if (dropout or trained) and q.device.type == "cpu" and q.dtype == torch.float32:
         out = _written_out(query, key, value, mask, dropout, scale)
@@ -123,7 +124,7 @@ def attend_dense(
             is_causal=mask.causal,
             dropout_p=dropout,
             scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=grouped,
         )
     return out.transpose(1, 2).flatten(0, 1)
 
