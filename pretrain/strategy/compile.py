@@ -111,7 +111,8 @@ class CompileConfig:
         if scope is Scope.none:
             return
         parts = {f"block {number}": block for number, block in enumerate(model.blocks)}
-        for name, part in parts.items() if scope is Scope.block else [("model", model)]:
+        chosen: list[tuple[str, Any]] = list(parts.items()) if scope is Scope.block else [("model", model)]
+        for name, part in chosen:
             options = {"mode": self.mode, "fullgraph": is_recomputed(part)}  # else a break would leave all of it eager
             part.forward = _Part(f"compile={scope}: {name}", part.forward, options)
         model.whole_tables = True
@@ -156,20 +157,21 @@ class _Part:
             return forward(*args, **kwargs)
 
         self.name, self.forward = name, forward
-        self.compiled = torch.compile(compiled, dynamic=True, **options)
+        self.compiled: Callable[..., Tensor] | None = torch.compile(compiled, dynamic=True, **options)
         self.ran: set[bool] = set()  # modes in which it ran compiled: with gradients, without
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the outcome; raise `ConfigError` for what cannot be compiled from the start, warn of it later."""
-        if self.compiled is None or _is_eager(x, *args, *kwargs.values()):
+        compiled = self.compiled
+        if compiled is None or _is_eager(x, *args, *kwargs.values()):
             return self.forward(x, *args, **kwargs)
         from torch._dynamo.exc import TorchDynamoException
 
         mode = torch.is_grad_enabled()
         try:
-            found = self.compiled(x, *args, **kwargs)
+            found = compiled(x, *args, **kwargs)
         except TorchDynamoException as error:
-            reason = _reason(error, lambda: self.compiled(x, *args, **kwargs))
+            reason = _reason(error, lambda: compiled(x, *args, **kwargs))
             if mode not in self.ran:
                 raise ConfigError(
                     f"{self.name} cannot be compiled: {reason}\nset compile=none to run without"
@@ -234,7 +236,9 @@ def _settings() -> Iterator[None]:
     the buckets of DistributedDataParallel, whose hooks run between blocks as they are.
     """
     import torch._dynamo as dynamo
-    from torch.fx.experimental import _config as shapes
+    from torch.fx.experimental import _config
+
+    shapes: Any = _config
 
     settings = {"optimize_ddp": False, "recompile_limit": GRAPHS, "fail_on_recompile_limit_hit": True}
     with dynamo.config.patch(settings), shapes.patch(use_duck_shape=False), dynamo.error_on_graph_break(True):
