@@ -20,7 +20,7 @@ from pretrain.compose import Root, configured
 from pretrain.errors import ConfigError, check
 from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import choices, discover, plain
-from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.loop import LogConfig
@@ -124,7 +124,9 @@ class FinetuneConfig:
     def check_start(self, *, ranks: int, device_type: str) -> None:
         """Raise `ConfigError` for what so many ranks, on devices "cuda" or "cpu", cannot run."""
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
-        self.precision.check_machine(device_type=device_type, compilation=self.compile)
+        compiles = self.compile.on(device_type, self.strategy) is not Scope.none
+        self.precision.check_machine(device_type=device_type, compiles=compiles)
+        self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged="examples of uneven lengths")
         hook_configs(self.hooks)
         self.profile.check_ranks(ranks)
 

@@ -23,7 +23,7 @@ from pretrain.hub.family import check_family
 from pretrain.models.base import ModelKind
 from pretrain.optim.schedule import ScheduleConfig
 from pretrain.registry import choices, discover, plain
-from pretrain.strategy.compile import CompileConfig
+from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
@@ -110,7 +110,10 @@ class PretrainConfig:
         self.profile.check_steps(self.train.steps)
         check_family(self.model)
         self.strategy.check_machine(ranks=ranks, device_type=device_type, precision=self.precision)
-        self.precision.check_machine(device_type=device_type, compilation=self.compile)
+        compiles = self.compile.on(device_type, self.strategy) is not Scope.none
+        self.precision.check_machine(device_type=device_type, compiles=compiles)
+        ragged = "data.isolate_documents=true" if self.data.isolate_documents else None
+        self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged=ragged)
         hook_configs(self.hooks)
         self.profile.check_ranks(ranks)
         self.data.prepare.check_whole()

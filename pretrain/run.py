@@ -235,6 +235,7 @@ def _plan(
         computing=computing,
         stream=stream,
         held_out=held_out,
+        compiled=cfg.compile.described(world.device.type, cfg.strategy),
     )
 
 

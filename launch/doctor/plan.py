@@ -16,6 +16,7 @@ from pretrain.data.lengths import Share
 from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError, ResourceError
 from pretrain.registry import choices
+from pretrain.strategy.compile import Scope
 from pretrain.train.agreement import check_agreement, settings_of
 from pretrain.train.micro_batches import said, share_of
 from pretrain.train.summary import ModelSize
@@ -86,7 +87,7 @@ def _strategy(subject: Subject) -> str:
     cfg, kind = subject.cfg, device_type()
     cfg.attention.build()
     cfg.strategy.check_machine(ranks=subject.world.size, device_type=kind, precision=cfg.precision)
-    cfg.precision.check_machine(device_type=kind, compilation=cfg.compile)
+    cfg.precision.check_machine(device_type=kind, compiles=cfg.compile.on(kind, cfg.strategy) is not Scope.none)
     (_, strategy), (_, precision) = (choices()[type(choice)] for choice in (cfg.strategy, cfg.precision))
     return f"strategy={strategy} precision={precision} on {counted(subject.world.size, 'rank')} ({kind})"
 

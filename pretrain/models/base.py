@@ -200,6 +200,7 @@ class Model(nn.Module):
     """
 
     blocks: nn.ModuleList
+    whole_tables: bool = False  # blocks get tables as they are, not cut to a batch: each size would be compiled anew
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Return the final hidden states (N, D), normalised and ready for the head."""

@@ -180,7 +180,8 @@ class Encoder(EncoderModel):
 
     def _distances(self, layout: Layout) -> DistanceVectors:
         """Return the vectors of the distances that there are, which all layers share."""
-        found = DistanceVectors.of(self.distance_embedding.weight, self.config.distances, layout.max_q)
+        length = self.config.max_seq_len if self.whole_tables else layout.max_q
+        found = DistanceVectors.of(self.distance_embedding.weight, self.config.distances, length)
         return found._replace(vectors=self.distance_embedding_norm(found.vectors))
 
     def head_input(self, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Activation checkpointing: which blocks keep less than their whole inside for the backward pass.
 
-Holds the choice and its application, the same for every strategy; torch recomputes. A strategy applies it after it
-compiled blocks and before it shards them.
+Holds the choice and its application, the same for every strategy; torch recomputes. A strategy applies it before it
+compiles blocks, so that the compiler sees what is to be recomputed, and before it shards them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from pretrain.errors import check
 from pretrain.models.base import Model
-from pretrain.strategy.compile import CompileConfig, Scope
 
 
 class Recompute(StrEnum):
@@ -36,7 +36,9 @@ SAVED = frozenset(
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
+        "aten::_scaled_mm",  # products in fp8
         "torch_attn::_varlen_attn",
+        "flex_attention",  # a higher order operator
     }
 )
 
@@ -52,18 +54,20 @@ class RecomputationConfig:
         every = self.activation_checkpointing_every
         check(every >= 1, "strategy.activation_checkpointing_every", every, "at least 1 block")
 
-    def recompute(self, model: Model, compilation: CompileConfig) -> None:
-        """Wrap the forward pass of the chosen blocks, in place. Raises `ConfigError` for what would have no effect."""
+    def recompute(self, model: Model) -> None:
+        """Wrap the forward pass of the chosen blocks, in place."""
         if self.activation_checkpointing is Recompute.none:
             return
         options: dict[str, Any] = {"use_reentrant": False}
         if self.activation_checkpointing is Recompute.selective:
-            rule = "chooses among operators, and compiled blocks have none; set it to full, or compile=none"
-            compiled = compilation.scope is not Scope.none
-            check(not compiled, "strategy.activation_checkpointing", self.activation_checkpointing.value, rule)
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
         for block in model.blocks[:: self.activation_checkpointing_every]:
             block.forward = partial(checkpoint, block.forward, **options)
+
+
+def is_recomputed(block: nn.Module) -> bool:
+    """Return whether a block's forward pass is wrapped for recomputation."""
+    return isinstance(block.forward, partial) and block.forward.func is checkpoint
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

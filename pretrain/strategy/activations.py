@@ -32,7 +32,6 @@ from pretrain.models.attention.flash import kernel_window
 from pretrain.models.base import Attend, Bias, Layout, Model
 from pretrain.objectives.base import Objective
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
-from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
 Operators = Callable[[], AbstractContextManager[Any]]  # the context in which operators are those of a device
@@ -133,7 +132,7 @@ class _Blocks:
         for block in model.blocks:
             block.forward = partial(_with, operators, block.forward)  # also where it is run again
         once = [block.forward for block in model.blocks]
-        recomputation.recompute(model, CompileConfig())
+        recomputation.recompute(model)
         self.kinds = [_kind(block, block.forward is forward) for block, forward in zip(model.blocks, once, strict=True)]
         for number, block in enumerate(model.blocks):
             block.forward = partial(self._forward, number, block.forward)

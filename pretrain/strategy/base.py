@@ -53,9 +53,24 @@ class CommonConfig(RecomputationConfig):
 
     reduce_dtype: ReduceDtype = ReduceDtype.fp32  # fp32 or bf16 (half the traffic): of gradients between ranks
 
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks can be compiled under it."""
+        return True
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a rank holds parts of the weights between passes, so that it cannot use the model by itself."""
+        raise NotImplementedError
+
 
 class StrategyConfig(Protocol):
     """The settings of a strategy, and what is known of it before it exists."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks can be compiled under it."""
+        ...
 
     @property
     def swaps(self) -> bool:
@@ -136,14 +151,15 @@ class TorchStrategy:
         self.world = world
         self.precision = precision
         self.compilation = compilation
+        self.scope = compilation.on(world.device.type, cfg)
         self.scaler = precision.scaler(world.device)
 
     def prepare(self, objective: Objective) -> None:
-        """Convert layers, compile the model's parts, and wrap recomputation: `checkpoint` itself cannot be compiled."""
+        """Convert layers, mark what blocks recompute, and compile them with these marks, which say what to save."""
         self.precision.convert(objective.model)
-        self.compilation.apply(objective.model)
-        self.compilation.apply_to_loss(objective, self.world.device)
-        self.recomputation.recompute(objective.model, self.compilation)
+        self.recomputation.recompute(objective.model)
+        self.compilation.apply(objective.model, self.scope)
+        self.compilation.apply_to_loss(objective, self.scope, self.world.device)
 
     def share_matrices(self, piece: Callable[[nn.Parameter], Piece], replica_ranks: int) -> None:
         """Tell an optimizer that needs matrices whole what this rank holds of them; see `SharesMatrices`."""

@@ -23,7 +23,6 @@ from pretrain.errors import ConfigError, check
 from pretrain.models.base import Model
 from pretrain.models.layers import Fused
 from pretrain.registry import register
-from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import BF16
 
 RECIPE = "rowwise_with_gw_hp"  # torchao's name
@@ -47,13 +46,13 @@ class FP8(BF16):
     def __post_init__(self) -> None:
         check(self.min_width >= 1, "precision.min_width", self.min_width, "at least 1; 2048 suits an H100")
 
-    def check_machine(self, *, device_type: str, compilation: CompileConfig) -> None:
+    def check_machine(self, *, device_type: str, compiles: bool) -> None:
         """Raise `ConfigError` without torchao, or on a device that has no float8 products; see `Precision`."""
         if importlib.util.find_spec("torchao") is None:
             raise ConfigError("precision=fp8: needs torchao, which is not installed; pip install 'headwater[fp8]'")
         if self.emulate:
             rule = "emulation runs eagerly; set compile=none, or precision.emulate=false"
-            check(compilation.scope is Scope.none, "precision.emulate", True, rule)
+            check(not compiles, "precision.emulate", True, rule)
             return
         rule = "needs a GPU of compute capability 8.9 or newer (L40S, H100); set precision=bf16"
         check(device_type == "cuda", "precision", "fp8", rule)

@@ -15,7 +15,6 @@ import torch
 from pretrain.errors import check
 from pretrain.models.base import Model
 from pretrain.registry import register
-from pretrain.strategy.compile import CompileConfig
 
 
 @dataclass(kw_only=True)
@@ -52,7 +51,7 @@ class Precision:
         """Return the loss scaler; a disabled one, which passes everything through, where none is needed."""
         return torch.amp.GradScaler(device.type, enabled=False)
 
-    def check_machine(self, *, device_type: str, compilation: CompileConfig) -> None:
+    def check_machine(self, *, device_type: str, compiles: bool) -> None:
         """Raise `ConfigError` where devices of a type ("cpu", "cuda") cannot compute so; needs no group."""
 
     def convert(self, model: Model) -> None:

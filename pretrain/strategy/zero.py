@@ -121,6 +121,11 @@ class ZeROConfig(CommonConfig):
         return strategy(dictionary, self, world, precision, compilation)
 
     @property
+    def compiles(self) -> bool:
+        """Whether blocks can be compiled: not with stage 3, whose hooks inside of them gather weights."""
+        return self.stage < 3
+
+    @property
     def swaps(self) -> bool:
         """Whether moments lie in files between steps."""
         return bool(self.swapped)

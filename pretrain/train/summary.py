@@ -84,6 +84,7 @@ def summary(
     computing: str,  # see `start_kernels`
     stream: TrainStream,
     held_out: HeldOut,
+    compiled: str,  # what is
 ) -> str:
     """Return the plan of pretraining."""
     tokens = train.batch_size * seq_len
@@ -100,6 +101,7 @@ def summary(
         ("step", f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro}{ranks} ({world.device.type})"),
         ("compute", computing),
         ("lr", of_rate(learning_rate)),
+        ("compile", compiled),
     ]
     for number, source in enumerate(stream.sources):
         sizes = f"{source.corpus.num_tokens:,} tokens in {source.corpus.num_documents:,} documents"

@@ -56,5 +56,7 @@ def sdpa(
             key, one = ("sdpa uniform", causal, window, distances, mask_dtype(q)), ([layout.max_q], [layout.max_k])
             mask = layout.plan(key, lambda: mask_of(*one, causal, window, distances, q.device, mask_dtype(q)))
         return attend_dense(q, k, v, num_sequences, mask, bias, dropout, scale)
-    ragged = sdpa_ragged.attend_ragged_uncompiled if torch.compiler.is_compiling() else attend_ragged
-    return ragged(q, k, v, layout, causal, window, dropout, scale, bias)
+    if not torch.compiler.is_compiling():
+        return attend_ragged(q, k, v, layout, causal, window, dropout, scale, bias)
+    with torch._dynamo.error_on_graph_break(False):  # this break is meant: calls depend on lengths
+        return sdpa_ragged.attend_ragged_uncompiled(q, k, v, layout, causal, window, dropout, scale, bias)

@@ -121,6 +121,7 @@ def attend_dense(
     query, key, value = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
     if bias is not None:
         mask = mask.biased(bias, query.shape[2], q.dtype)
+    grouped = not q.shape[1] == k.shape[1]  # no `!=`, which torch.compile keeps as a symbol  # noqa: SIM201
     trained = mask.tensor is not None and mask.tensor.requires_grad
     if (dropout or trained) and q.device.type == "cpu" and q.dtype == torch.float32:
         out = _written_out(query, key, value, mask, dropout, scale)

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from small_models import GEMMA3, ragged_batch, small_decoder, small_model
+from torch._dynamo import reset
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.errors import ConfigError
@@ -14,7 +15,7 @@ from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.strategy.activation_checkpointing import RecomputationConfig, Recompute
-from pretrain.strategy.compile import CompileBlock, CompileConfig, CompileModel
+from pretrain.strategy.compile import CompileBlock, Scope
 from pretrain.strategy.ddp import DDPConfig
 
 LAYERS = 5
@@ -28,6 +29,8 @@ class Counting(TorchDispatchMode):
         super().__init__()
         self.times = Counter()
 
+    supports_higher_order_operators = True  # those of random states, which compiled graphs have
+
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         self.times[operator.name()] += 1
         return operator(*args, **(kwargs or {}))
@@ -36,7 +39,7 @@ class Counting(TorchDispatchMode):
 def backward(cfg, **fields):
     """Return the gradients of a decoder, and what ran in its backward pass."""
     module = CausalLMConfig().build(small_decoder(layers=LAYERS, **fields))
-    cfg.recompute(module.model, CompileConfig())
+    cfg.recompute(module.model)
     loss = module(ragged_batch([5, 5, 5])).total  # of one length: one call of attention a layer
     with Counting() as counting:
         loss.backward()
@@ -67,7 +70,7 @@ def test_gradients_of_relative_positions_stay_bit_for_bit(choice):
     for chosen in (Recompute.none, choice):
         fields = {"positions": Positions.relative, "buckets": 8, "max_distance": 20}
         model = small_model(EncoderDecoderConfig, 1, sdpa, fields)
-        RecomputationConfig(activation_checkpointing=chosen).recompute(model, CompileConfig())
+        RecomputationConfig(activation_checkpointing=chosen).recompute(model)
         model(target.tokens, target.positions, target.layout, source).square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert gradients[0]["encoder_distance_embedding.weight"].any()
@@ -90,13 +93,30 @@ def test_what_runs_again(every, blocks):
     assert full >= 3 * blocks, "all but the last projection, whose outcome nobody needs"
 
 
-@pytest.mark.parametrize("compilation", [CompileBlock(), CompileModel()])
-def test_a_choice_that_compilation_would_undo_is_refused(compilation):
-    cfg = RecomputationConfig(activation_checkpointing=Recompute.selective)
-    with pytest.raises(ConfigError, match=r"strategy.activation_checkpointing=selective: .* full, or compile=none"):
-        cfg.recompute(small_decoder(), compilation)
-
-
 def test_every_strategy_refuses_what_is_no_number_of_blocks():
     with pytest.raises(ConfigError, match=r"strategy.activation_checkpointing_every=0: at least 1 block"):
         DDPConfig(activation_checkpointing_every=0)
+
+
+@pytest.mark.parametrize("choice", Recompute)
+def test_compiled_blocks_save_what_the_choice_says_and_take_the_same_gradients(monkeypatch, choice):
+    """The compiler splits each block's graph itself, by the marks of the choice: see what runs backward."""
+    reset()
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, *, mode, **options: compiler(f, backend="aot_eager", **options))
+    found = {}
+    for scope in (Scope.none, Scope.block):
+        module = CausalLMConfig().build(small_decoder(layers=2))
+        RecomputationConfig(activation_checkpointing=choice).recompute(module.model)
+        CompileBlock().apply(module.model, scope)
+        loss = module(ragged_batch([5, 5, 5])).total
+        with Counting() as counting:
+            loss.backward()
+        found[scope] = [parameter.grad for parameter in module.parameters()], counting.times
+    (gradients, eager), (compiled, times) = found.values()
+    for one, other in zip(gradients, compiled, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    products = lambda ran: ran["aten::mm"] + ran["aten::addmm"]
+    assert products(times) == products(eager)
+    again = times[ATTENTION] + times["run_with_rng_state"]  # which it is wrapped in, as if it drew numbers
+    assert again == (2 if choice is Recompute.full else 0)

@@ -1,4 +1,4 @@
-"""Which parts of a model are given to torch.compile, and how. That it compiles them is `test_ddp`'s."""
+"""What is compiled, where, and what is refused. How many graphs that makes is `test_compiled_graphs`'s."""
 
 from functools import partial
 
@@ -10,17 +10,79 @@ from toys import ToyModel
 from pretrain.errors import ConfigError
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.objectives.cross_entropy import chunk_loss, linear_cross_entropy
-from pretrain.strategy.compile import CompileBlock, CompileConfig, CompileModel, CompileNone, fused
+from pretrain.strategy.activation_checkpointing import Recompute
+from pretrain.strategy.compile import CompileAuto, CompileBlock, CompileConfig, CompileModel, CompileNone, Scope, fused
+from pretrain.strategy.ddp import DDPConfig
+from pretrain.strategy.fsdp2 import FSDP2Config
+from pretrain.strategy.zero import ZeROConfig
 
 
-@pytest.mark.parametrize(("cfg", "scope"), [(CompileNone, "none"), (CompileBlock, "block"), (CompileModel, "model")])
+@pytest.mark.parametrize(("scope", "parts"), [(Scope.none, 0), (Scope.block, 1), (Scope.model, 1)])
 @pytest.mark.parametrize("mode", ["default", "max-autotune"])
-def test_each_choice_compiles_its_parts_in_its_mode(monkeypatch, cfg, scope, mode):
+def test_each_choice_compiles_its_parts_in_its_mode(monkeypatch, scope, parts, mode):
     model, asked = ToyModel(), []
-    parts = {"none": [], "block": [block.forward for block in model.blocks], "model": [model.forward]}
-    monkeypatch.setattr(torch, "compile", lambda forward, **options: asked.append((forward, options)) or forward)
-    cfg(mode=mode).apply(model)
-    assert asked == [(part, {"mode": mode}) for part in parts[scope]]
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: asked.append(options) or forward)
+    CompileConfig(mode=mode).apply(model, scope)
+    assert asked == [{"mode": mode, "dynamic": True, "fullgraph": False}] * parts
+
+
+@pytest.mark.parametrize(
+    ("cfg", "device_type", "strategy", "scope", "said"),
+    [
+        (CompileAuto(), "cuda", DDPConfig(), Scope.block, "each block by itself, in the first steps"),
+        (CompileAuto(), "cuda", FSDP2Config(), Scope.block, "each block by itself, in the first steps"),
+        (CompileAuto(), "cuda", ZeROConfig(stage=3), Scope.none, "nothing (compile=auto, cuda, strategy=zero)"),
+        (CompileAuto(), "cpu", DDPConfig(), Scope.none, "nothing (compile=auto, cpu, strategy=ddp)"),
+        (CompileNone(), "cuda", DDPConfig(), Scope.none, "nothing"),
+        (CompileBlock(), "cpu", DDPConfig(), Scope.block, "each block by itself, in the first steps"),
+        (
+            CompileModel(mode="max-autotune"),
+            "cpu",
+            DDPConfig(),
+            Scope.model,
+            "the model as a whole, in the first steps, max-autotune",
+        ),
+    ],
+)
+def test_auto_compiles_blocks_on_gpus_and_the_plan_says_so(cfg, device_type, strategy, scope, said):
+    assert cfg.on(device_type, strategy) is scope
+    assert cfg.described(device_type, strategy) == said
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize(
+    ("strategy", "ragged", "reason"),
+    [
+        (DDPConfig(), "data.isolate_documents=true", "sizes differ with data.isolate_documents=true"),
+        (FSDP2Config(), None, "strategy=fsdp2 moves them"),
+    ],
+)
+def test_cuda_graphs_of_what_changes_size_or_moves_are_refused(mode, strategy, ragged, reason):
+    settings = {"strategy": strategy, "ragged": ragged}
+    with pytest.raises(ConfigError, match=rf"compile\.mode={mode}: .*{reason}; set compile\.mode=default"):
+        CompileBlock(mode=mode).check_start(device_type="cuda", **settings)
+    CompileBlock(mode="max-autotune-no-cudagraphs").check_start(device_type="cuda", **settings)
+    CompileAuto(mode=mode).check_start(device_type="cpu", **settings)
+
+
+def test_cuda_graphs_of_whole_replicas_and_even_batches_are_allowed():
+    CompileBlock(mode="reduce-overhead").check_start(device_type="cuda", strategy=DDPConfig(), ragged=None)
+
+
+def test_blocks_whose_weights_come_by_hooks_inside_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"compile\.scope=block: strategy=zero gathers weights inside .*strategy=fsdp2"
+    ):
+        CompileBlock().check_start(device_type="cuda", strategy=ZeROConfig(stage=3), ragged=None)
+    CompileAuto().check_start(device_type="cuda", strategy=ZeROConfig(stage=3), ragged=None)
+
+
+def test_recomputed_blocks_whose_attention_is_not_compiled_are_refused():
+    recomputed, ragged = DDPConfig(activation_checkpointing=Recompute.full), "data.isolate_documents=true"
+    with pytest.raises(ConfigError, match=r"strategy\.activation_checkpointing=full: .* or compile=none"):
+        CompileBlock().check_start(device_type="cpu", strategy=recomputed, ragged=ragged)
+    CompileBlock().check_start(device_type="cpu", strategy=recomputed, ragged=None)
+    CompileBlock().check_start(device_type="cuda", strategy=recomputed, ragged=ragged)
 
 
 def test_a_mode_that_torch_does_not_have_is_refused():

@@ -9,7 +9,6 @@ from pretrain.errors import ConfigError
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.layers import Fused
-from pretrain.strategy.compile import CompileBlock, CompileNone
 from pretrain.strategy.float8 import FP8
 from pretrain.strategy.zero import ZeROConfig
 
@@ -88,12 +87,12 @@ def test_products_are_rounded_to_float8_while_training_and_not_in_evaluation():
 
 
 def test_what_cannot_compute_in_float8_is_refused():
-    on_cpu = {"device_type": "cpu", "compilation": CompileNone()}
+    on_cpu = {"device_type": "cpu", "compiles": False}
     EMULATED.check_machine(**on_cpu)
     with pytest.raises(ConfigError, match=r"precision=fp8: needs a GPU of compute capability 8\.9"):
         FP8().check_machine(**on_cpu)
     with pytest.raises(ConfigError, match=r"precision\.emulate=True: emulation runs eagerly; set compile=none"):
-        EMULATED.check_machine(device_type="cpu", compilation=CompileBlock())
+        EMULATED.check_machine(device_type="cpu", compiles=True)
     with pytest.raises(ConfigError, match=r"precision=fp8: float8 is for strategy=ddp and fsdp2"):
         ZeROConfig().check_machine(ranks=1, device_type="cuda", precision=FP8())
     with pytest.raises(ConfigError, match=r"precision=fp8: none of the 8 linear layers of the blocks is large enough"):

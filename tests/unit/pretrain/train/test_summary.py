@@ -48,6 +48,7 @@ def described():
             computing="products in fp32, attention by sdpa",
             stream=stream,
             held_out=SimpleNamespace(num_targets=1234, text_bytes=5678),
+            compiled="each block by itself",
         )
 
     return call
@@ -64,6 +65,7 @@ def test_a_run_is_described_in_tokens_steps_and_bytes(described):
         "products in fp32, attention by sdpa",
         "books: 12,000 tokens in 77 documents, 12.00 epochs",
         "1,234 tokens, 5,678 bytes of text",
+        "compile  each block by itself",
     ):
         assert words in text
     assert "3 micro-batches of 8 (cpu)" in described(1, ["books"])
