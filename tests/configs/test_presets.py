@@ -85,7 +85,7 @@ def test_a_preset_fits_on_the_fewest_gpus_that_it_is_sized_for(name):
     tokens, recomputed, fewest, gib = re.search(ROW.format(name), (DOCS / "presets.md").read_text()).groups()
     said_there = (int(tokens.replace(",", "")), recomputed, int(fewest))
     assert said_there == (cfg.train.micro_batch_tokens, cfg.strategy.activation_checkpointing.value, ranks)
-    assert needs.total / 2**30 == pytest.approx(int(gib), rel=0.1, abs=1), "write the table of docs/presets.md again"
+    assert needs.total / 2**30 == pytest.approx(int(gib), rel=0.15, abs=1), "write the table of docs/presets.md again"
 
 
 @pytest.mark.parametrize(
