@@ -156,7 +156,7 @@ def update_seconds(trace: Trace) -> float:
 
     AdamW reads weights, gradients and two moments and writes all but gradients: 4, 8 and 28 bytes a parameter.
     """
-    held = trace.num_parameters / (RANKS if trace.cfg.strategy.shards else 1)
+    held = trace.num_parameters / (RANKS if trace.cfg.strategy.shards_weights else 1)
     return 40 * held / (MEMORY_BYTES_S * ASSUMED.memory)
 
 
