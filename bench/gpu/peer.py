@@ -17,6 +17,7 @@ from bench.gpu.stopwatch import Plan, Stopwatch, memory_of
 from bench.gpu.training import BATCHES, CLIP_NORM, peak_of
 from pretrain.compose import configure
 from pretrain.config import PretrainConfig
+from pretrain.data.lengths import Share
 from pretrain.hub.export_dir import family_for
 from pretrain.run import build_module
 from pretrain.train.summary import ModelSize
@@ -47,7 +48,7 @@ def transformers(shape: Shape, plan: Plan, words: list[str]) -> dict[str, Any]:
         watch.end_step(step, device)
         if step in (1, plan.total):
             losses.append(loss.item())
-    size = ModelSize.of(build_module(cfg, shape.vocab), shape.seq_len)
+    size = ModelSize.of(build_module(cfg, shape.vocab), [Share(shape.seq_len, 1.0)])
     figures = watch.figures(shape.step_tokens, size.flops_per_token, peak_of(device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {**figures, **memory_of(device), "parameters": parameters, "loss": losses}

@@ -20,6 +20,7 @@ from bench.gpu.shapes import SHAPES, Shape, batch_of, drawn
 from bench.gpu.stopwatch import FULL, SMALL, Plan, Stopwatch, clean_device, memory_of
 from pretrain.compose import configure
 from pretrain.config import PretrainConfig
+from pretrain.data.lengths import Share
 from pretrain.distributed.world import World, joined
 from pretrain.errors import HeadwaterError
 from pretrain.models.base import named_tensors
@@ -90,7 +91,7 @@ def headwater(shape: Shape, plan: Plan, words: list[str]) -> dict[str, Any]:
     cfg = configure(*words)
     with joined() as world:
         module = build_module(cfg, shape.vocab)
-        size = ModelSize.of(module, shape.seq_len)
+        size = ModelSize.of(module, [Share(shape.seq_len, 1.0)])
         strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
         model = strategy.setup(module, cfg.optim.build)
         fill(module)
@@ -112,7 +113,7 @@ def prediction(shape: Shape, words: list[str]) -> dict[str, Any]:
     """
     cfg = configure(*words)
     world = World.alone()
-    size = ModelSize.of(build_module(cfg, shape.vocab), shape.seq_len)
+    size = ModelSize.of(build_module(cfg, shape.vocab), [Share(shape.seq_len, 1.0)])
     states = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     needs = passes_of(cfg, shape.vocab, states, world).needs(shape.sequences)
     return {"states_bytes": sum(states), "most_bytes": needs.total}

@@ -8,6 +8,7 @@ import torch
 
 from launch.slurm.submit import SLURM
 from pretrain.compose import PRETRAIN, compose
+from pretrain.data.lengths import Share
 from pretrain.data.loader import micro_batches_per_step
 from pretrain.distributed.world import World
 from pretrain.hub.family import family_for
@@ -78,7 +79,7 @@ ROW = r"\| `{}` \| ([\d,]+) \| (\w+) \| (\d+) to 64 \| (\d+) \|"  # of the secon
 def test_a_preset_fits_on_the_fewest_gpus_that_it_is_sized_for(name):
     cfg, ranks = compose([f"experiment={name}"]), FEWEST.get(name, 1)
     world, vocab_size = World(rank=0, size=ranks, device=torch.device("cpu")), cfg.tokenizer.vocab_size
-    size = ModelSize.of(build_module(cfg, vocab_size), cfg.data.seq_len)
+    size = ModelSize.of(build_module(cfg, vocab_size), [Share(cfg.data.seq_len, 1.0)])
     memory = size.memory(cfg.strategy, ranks=ranks, precision=cfg.precision)
     needs = passes_of(cfg, vocab_size, memory, world).needs(said(cfg.train, cfg.data.seq_len, ranks))
     assert needs.total < MARGIN * BYTES, needs

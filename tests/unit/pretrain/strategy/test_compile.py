@@ -91,13 +91,13 @@ def test_a_mode_that_torch_does_not_have_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("cfg", "device", "compiles"),
-    [(CompileBlock, "cuda", True), (CompileBlock, "cpu", False), (CompileNone, "cuda", False)],
+    ("scope", "device", "compiles"),
+    [(Scope.block, "cuda", True), (Scope.block, "cpu", False), (Scope.none, "cuda", False)],
 )
-def test_the_loss_is_fused_where_the_run_compiles_on_a_gpu(monkeypatch, cfg, device, compiles):
+def test_the_loss_is_fused_where_the_run_compiles_on_a_gpu(monkeypatch, scope, device, compiles):
     monkeypatch.setattr(torch, "compile", lambda function: function)
     objective = CausalLMConfig().build(ToyModel())
-    cfg().apply_to_loss(objective, torch.device(device))
+    CompileConfig().apply_to_loss(objective, scope, torch.device(device))
     assert (objective.chunk_loss is not chunk_loss) == compiles
 
 
