@@ -88,8 +88,8 @@ def _strategy(subject: Subject) -> str:
     cfg.attention.build()
     cfg.strategy.check_machine(ranks=subject.world.size, device_type=kind, precision=cfg.precision)
     cfg.precision.check_machine(device_type=kind, compiles=cfg.compile.on(kind, cfg.strategy) is not Scope.none)
-    (_, strategy), (_, precision) = (choices()[type(choice)] for choice in (cfg.strategy, cfg.precision))
-    return f"strategy={strategy} precision={precision} on {counted(subject.world.size, 'rank')} ({kind})"
+    _, precision = choices()[type(cfg.precision)]
+    return f"strategy={cfg.strategy.title} precision={precision} on {counted(subject.world.size, 'rank')} ({kind})"
 
 
 def _memory(subject: Subject) -> int:

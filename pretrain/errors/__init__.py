@@ -75,4 +75,9 @@ def check(condition: bool, key: str, value: object, rule: str) -> None:
     Dataclasses call it in `__post_init__`, so that a refused value never reaches the code behind it.
     """
     if not condition:
-        raise ConfigError(f"{key}={redacted(value, key)}: {rule}")
+        raise ConfigError(f"{key}={as_written(redacted(value, key))}: {rule}")
+
+
+def as_written(value: object) -> object:
+    """Return a value as YAML, JSON and our commands write it: `true`, `false` and `null`; else the value itself."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value

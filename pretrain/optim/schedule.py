@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 from pretrain.errors import check
 from pretrain.registry import register
@@ -53,13 +53,17 @@ def fall(step: int, *, start: int, end: int, curve: Callable[[float], float], fl
 class ScheduleConfig:
     """What every schedule has: a linear warm-up (Goyal et al. 2017), then a course of its own."""
 
+    EITHER: ClassVar = ("warmup_steps", "warmup_ratio")  # one thing: `settings.alternatives`
+
     warmup_steps: int = 0  # optimizer steps below the peak at the start of the run
     warmup_ratio: float = 0.0  # the same as a share of the run's steps, where warmup_steps is 0
 
     def __post_init__(self) -> None:
         check(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 (no warm-up) or more")
-        ratio, rule = self.warmup_ratio, "a share of the run's steps, in [0, 1]; and 0 beside schedule.warmup_steps"
-        check(0 <= ratio <= (0 if self.warmup_steps else 1), "schedule.warmup_ratio", ratio, rule)
+        ratio = self.warmup_ratio
+        check(0 <= ratio <= 1, "schedule.warmup_ratio", ratio, "a share of the run's steps, in [0, 1]")
+        rule = f"schedule.warmup_steps={self.warmup_steps} says it as well; leave out one of the two"
+        check(not (ratio and self.warmup_steps), "schedule.warmup_ratio", ratio, rule)
 
     def in_steps(self, total_steps: int) -> Self:
         """Return the schedule with a warm-up that is given in steps."""

@@ -26,8 +26,9 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, as_written
 from pretrain.errors.nearest import nearest
+from pretrain.settings.alternatives import taken_back
 from pretrain.settings.grammar import as_text
 from pretrain.settings.habits import advice, instead_of
 from pretrain.settings.messages import LIST, WHOLE, defaults_rule, rule_of
@@ -130,6 +131,7 @@ def composed(name: str, words: Sequence[Override], files: Files) -> Composed:
     chosen = dict(order.overrides.known_choices)
     for word in order.config_overrides:
         _apply(merging.cfg, word, chosen)
+    merging.replace([key for word in order.config_overrides if not word.is_delete() for key in _of_word(word)])
     return Composed(merging.cfg, chosen, merging.left_out)
 
 
@@ -141,6 +143,7 @@ class _Merging:
         self.left_out: list[str] = []
         self._files = files
         self._choosers = choosers
+        self._places: dict[str, tuple[str, str]] = {}  # dotted key -> the file that gave it last, and its key there
 
     def add(self, default: ResultDefault) -> None:
         """Merge a file, or a class, less what belongs to a choice that somebody else has changed."""
@@ -150,8 +153,9 @@ class _Merging:
         config, package = loaded.config, default.package or ""
         if isinstance(config, DictConfig) and not is_dataclass(OmegaConf.get_type(config)) and not package:
             config = self._fitting(config, config_path, default.primary and self._files.path(config_path) is not None)
+        inner, prefix = config, f"{package}." if package else ""
         if package:
-            inner, config = config, OmegaConf.create()
+            config = OmegaConf.create()
             OmegaConf.update(config, package, inner, merge=False)
         try:
             self.cfg.merge_with(config)
@@ -162,8 +166,18 @@ class _Merging:
                 raise ConfigError(f"{where}: {no_such_setting(key, self.cfg)}") from None
             group = key.partition(".")[0]
             chosen = f" ({self._choosers[group]} is chosen)" if group in self._choosers else ""
-            value = OmegaConf.select(config, key)
+            value = as_written(OmegaConf.select(config, key))
             raise ConfigError(f"{where}: {key}={value}: {rule_of(error)}{chosen}") from None
+        if not is_dataclass(OmegaConf.get_type(inner)):
+            keys = list(_keys(OmegaConf.to_container(inner, resolve=False), ""))
+            self.replace([f"{prefix}{key}" for key in keys])
+            self._places |= {f"{prefix}{key}": (config_path, key) for key in keys}
+
+    def replace(self, given: Collection[str]) -> None:
+        """Leave out what files before said in other words than the settings that a file, or the words, just gave."""
+        for key, instead in taken_back(self.cfg, given):
+            where = f"{self._files.place(*self._places[key])}: " if key in self._places else ""
+            self.left_out.append(f"{where}left out {key}: {instead} stands in its place")
 
     def _refused(self, config: Any) -> str:
         """Return the key of a configuration that cannot be merged."""
@@ -235,6 +249,12 @@ def _keys(values: Any, prefix: str) -> Iterator[str]:
     for name, value in values.items() if isinstance(values, dict) else ():
         yield f"{prefix}{name}"
         yield from _keys(value, f"{prefix}{name}.")
+
+
+def _of_word(word: Override) -> Iterator[str]:
+    """Yield the dotted keys of the settings that a word gives a value."""
+    yield word.key_or_group
+    yield from _keys(word.value(), f"{word.key_or_group}.")
 
 
 def _choices(group: str) -> dict[str, DictConfig]:

@@ -50,11 +50,11 @@ _HABITS = {
     "dropout hidden_dropout hidden_dropout_prob": ["model.dropout"],
     "vocab_size": ["tokenizer.vocab_size"],
     "tokenizer_name tokenizer_path tokenizer_type tokenizer_name_or_path": ["tokenizer=file tokenizer.path=PATH"],
-    "bf16 fp16 fp32 mixed_precision dtype torch_dtype": ["precision=fp32, bf16 or fp16"],
+    "bf16 fp16 fp32 fp8 float8 mixed_precision dtype torch_dtype": ["precision=fp32, bf16, fp16 or fp8"],
     "tf32 allow_tf32": ["precision.tf32"],
-    "compile torch_compile": ["compile.scope"],
+    "compile torch_compile": ["compile=auto, none, block or model"],
     "ac gradient_checkpointing activation_checkpoint activation_checkpointing recompute_activations": [
-        "strategy.activation_checkpointing"
+        "strategy.activation_checkpointing=none, selective or full"
     ],
     "deepspeed fsdp zero zero_stage distributed_strategy": ["strategy=zero0 to zero3, fsdp2 or hsdp"],
     "devices gpus ngpu nproc_per_node num_gpus world_size": ["nproc", "python -m launch local nproc=N -- PROGRAM ..."],

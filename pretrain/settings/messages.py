@@ -16,6 +16,7 @@ WHOLE, LIST = "takes a whole number", "takes a list"
 _VALUES = {
     r"could not be converted to Integer": WHOLE,
     r"could not be converted to Float": "takes a number",
+    r"type hint 'Optional\[Union\[int, str\]\]'": "takes a whole number, a word or null",
     r"is not a valid bool": "takes true or false",
     r"expected one of \[(.*)\]": r"takes one of \1",
     r"is not Optional|not optional|Incompatible value 'None'": "cannot be null; leave it out for its default",

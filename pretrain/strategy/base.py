@@ -22,6 +22,7 @@ from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import guarded_step
 from pretrain.optim.shared_matrices import Piece, SharesMatrices
+from pretrain.registry import choices
 from pretrain.strategy.activation_checkpointing import RecomputationConfig
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
@@ -54,6 +55,11 @@ class CommonConfig(RecomputationConfig):
     reduce_dtype: ReduceDtype = ReduceDtype.fp32  # fp32 or bf16 (half the traffic): of gradients between ranks
 
     @property
+    def title(self) -> str:
+        """What a message calls the strategy: `strategy=TITLE` chooses it."""
+        return choices()[type(self)][1]
+
+    @property
     def compiles(self) -> bool:
         """Whether blocks can be compiled under it."""
         return True
@@ -66,6 +72,11 @@ class CommonConfig(RecomputationConfig):
 
 class StrategyConfig(Protocol):
     """The settings of a strategy, and what is known of it before it exists."""
+
+    @property
+    def title(self) -> str:
+        """What a message calls the strategy: `strategy=TITLE` chooses it."""
+        ...
 
     @property
     def compiles(self) -> bool:

@@ -25,7 +25,7 @@ from pretrain.models.generation.cache import KeyValueCache, SourceCache
 from pretrain.models.layers import SeenSource
 from pretrain.objectives.base import Objective
 from pretrain.objectives.cross_entropy import ChunkLoss
-from pretrain.registry import choices, register
+from pretrain.registry import register
 from pretrain.strategy.activation_checkpointing import Recompute, is_recomputed
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
@@ -48,6 +48,11 @@ class Engine(Protocol):
     """What is asked of a strategy's settings here."""
 
     activation_checkpointing: Recompute
+
+    @property
+    def title(self) -> str:
+        """What a message calls it."""
+        ...
 
     @property
     def compiles(self) -> bool:
@@ -81,11 +86,11 @@ class CompileConfig:
 
         `ragged` is what makes batches of uneven sizes, None if all are alike.
         """
-        scope, name = self.on(device_type, strategy), choices()[type(strategy)][1]
+        scope = self.on(device_type, strategy)
         if scope is Scope.none:
             return
-        rule = f"strategy={name} gathers weights inside of blocks, by code that torch cannot compile"
-        check(strategy.compiles, "compile.scope", scope.value, f"{rule}; set compile=none, or strategy=fsdp2")
+        rule = f"strategy={strategy.title} gathers weights inside of blocks, by code that torch cannot compile"
+        check(strategy.compiles, "compile", scope.value, f"{rule}; set compile=none, or strategy=fsdp2")
         chosen = strategy.activation_checkpointing
         rule = "needs whole blocks compiled, and attention on a CPU is not if sequences are ragged; set it to none"
         whole = chosen is Recompute.none or device_type == "cuda" or ragged is None
@@ -95,15 +100,15 @@ class CompileConfig:
         fix = "set compile.mode=default or max-autotune-no-cudagraphs"
         rule = f"records CUDA graphs, one for each size of a batch, and sizes differ with {ragged}; {fix}"
         check(ragged is None, "compile.mode", self.mode, rule)
-        rule = f"records CUDA graphs, which read weights at fixed addresses, and strategy={name}"
+        rule = f"records CUDA graphs, which read weights at fixed addresses, and strategy={strategy.title}"
         check(not strategy.shards_weights, "compile.mode", self.mode, f"{rule} moves them; {fix}, or strategy=ddp")
 
     def described(self, device_type: str, strategy: Engine) -> str:
         """Say what is compiled, for the plan of a run."""
         scope = self.on(device_type, strategy)
         if scope is Scope.none:
-            name = choices()[type(strategy)][1]
-            return f"nothing (compile=auto, {device_type}, strategy={name})" if self.scope is Scope.auto else "nothing"
+            why = f" (compile=auto, {device_type}, strategy={strategy.title})"
+            return f"nothing{why if self.scope is Scope.auto else ''}"
         mode = "" if self.mode == "default" else f", {self.mode}"
         part = "each block by itself" if scope is Scope.block else "the model as a whole"
         return f"{part}, in the first steps{mode}"

@@ -102,6 +102,11 @@ class ZeROConfig(CommonConfig):
         check(ranks % self.hpz_ranks == 0, "strategy.hpz_ranks", self.hpz_ranks, f"must divide the {ranks} ranks")
 
     @property
+    def title(self) -> str:
+        """What a message calls the strategy, by the stage."""
+        return f"zero{self.stage}"
+
+    @property
     def nvme_folder(self) -> Path:
         """Return the folder for what is offloaded to NVMe."""
         return Path(expanded(self.nvme_path, "strategy.nvme_path"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ AUTO = "auto"  # a micro-batch of as many sequences as fit
 class TrainConfig:
     """How long and in which batches a run trains."""
 
+    EITHER: ClassVar = ("micro_batch_size", "micro_batch_tokens")  # one thing: `settings.alternatives`
+
     steps: int = 1000  # optimizer steps of the whole run
     batch_size: int = 32  # sequences (slots of data.seq_len tokens) in one optimizer step, over all ranks
     micro_batch_size: int | str | None = None  # sequences in one pass of one rank; auto: as many as fit; null: 8
@@ -38,9 +40,10 @@ class TrainConfig:
         check(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 sequence")
         size, tokens = self.micro_batch_size, self.micro_batch_tokens
         counted = size in (AUTO, None) if isinstance(size, str | None) else size >= 1
-        check(counted, "train.micro_batch_size", size, "at least 1 sequence, auto or null")
+        quotes = ", and a number without quotes" if isinstance(size, str) and size.isdigit() else ""
+        check(counted, "train.micro_batch_size", size, f"at least 1 sequence, auto or null{quotes}")
         check(tokens is None or tokens >= 1, "train.micro_batch_tokens", tokens, "at least 1 token, or null")
-        rule = f"train.micro_batch_size={size} says it as well; set one of the two to null"
+        rule = f"train.micro_batch_size={size} says it as well; leave out one of the two"
         check(tokens is None or size is None, "train.micro_batch_tokens", tokens, rule)
         check(self.clip_norm is None or self.clip_norm > 0, "train.clip_norm", self.clip_norm, "above 0, or null")
         check(self.max_skipped >= 0, "train.max_skipped", self.max_skipped, "0 or more optimizer steps")

@@ -22,7 +22,7 @@ from typing import IO, Any, TypedDict
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pretrain.errors import ConfigError, check
+from pretrain.errors import ConfigError, as_written, check
 from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, hash_file, read_json, replace_file, sealed
 from pretrain.registry import choices, choices_in, flattened, plain, rebuilt
@@ -100,7 +100,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(RUN_NAME.fullmatch(self.name) is not None, "run.name", self.name, RUN_NAME_RULE)
-        check(self.timeout_minutes > 0, "run.timeout_minutes", self.timeout_minutes, "above 0")
+        rule = "above 0, and at most 10,080 minutes, a week"
+        check(0 < self.timeout_minutes <= 10_080, "run.timeout_minutes", self.timeout_minutes, rule)
 
     @property
     def directory(self) -> Path:
@@ -168,7 +169,8 @@ class RunDirectory:
         """Name each choice and setting whose value is not that of the run's last start, with both values."""
         before = read_config(self.path) | _chosen(read_nested_config(self.path).get("defaults"))
         now = flattened(redacted(plain(cfg))) | _chosen(_defaults(cfg))
-        return [f"{key}: {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
+        changed = [key for key in now if key in before and before[key] != now[key]]
+        return [f"{key}: {as_written(before[key])} -> {as_written(now[key])}" for key in changed]
 
     def write_config(self, cfg: Any, schema: str = "pretrain_schema") -> None:
         """Write `config.yaml`: resolved values under the choices that typed them, without secrets.

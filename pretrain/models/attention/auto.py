@@ -29,7 +29,7 @@ class AutoConfig(FlashConfig):
         """Raise `ConfigError` where a version of FlashAttention is named that could not compute anything."""
         if newer(self.implementation):
             named = f"attention.implementation={self.implementation.value}"
-            check(dtype in HALF, "precision", str(dtype), f"{named} is for bf16 and fp16; set one, or leave it out")
+            check(dtype in HALF, "precision", "fp32", f"{named} is for bf16 and fp16; set one, or leave it out")
             check(dropout == 0, dropout_key, dropout, f"{named} cannot drop attention weights; set 0, or leave it out")
 
     def build(self) -> Attend:

@@ -33,7 +33,7 @@ class FlashConfig(AttentionConfig):
     def check(self, *, dtype: torch.dtype, dropout: float, dropout_key: str, bias: str | None = None) -> None:
         """Raise `ConfigError` for single precision, for a bias, and for dropout with a version that has none."""
         rule = "attention=flash computes in half precision; set precision=bf16, or attention=sdpa"
-        check(dtype in HALF, "precision", str(dtype), rule)
+        check(dtype in HALF, "precision", "fp32", rule)
         named = f"attention.implementation={self.implementation.value}"
         rule = f"{named} cannot drop attention weights; set 0, or leave it out"
         check(dropout == 0 or not newer(self.implementation), dropout_key, dropout, rule)

@@ -97,7 +97,7 @@ T5 = ["tokenizer=t5_4k", "tokenizer.vocab_size=400", "model=encoder_decoder", "o
         (["tokenizer.sentinels=0"], r"tokenizer\.special_tokens=.* must hold <pad>, <s>, </s>, <unk>, <mask>"),
         (["tokenizer.sentinels=5"], r"this tokenizer has 5 sentinels .*data\.seq_len=256 needs 14"),
         (["tokenizer=bpe_4k", "tokenizer.sentinels=9"], r"tokenizer\.suffix: this tokenizer puts no token after"),
-        (["data.isolate_documents=false"], r"data\.isolate_documents=False: objective=span_corruption rewrites each"),
+        (["data.isolate_documents=false"], r"data\.isolate_documents=false: objective=span_corruption rewrites each"),
         (["objective.mixture=[{mean_span:0.1}]"], r"objective\.mixture\[0\]\.mean_span=0\.1: must be at least 1"),
         (["objective=denoising"], r"objective=denoising: this tokenizer has no mask token"),
         (["model=demo"], r"objective=span_corruption: does not fit model=decoder, which is causal"),

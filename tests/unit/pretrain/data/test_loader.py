@@ -290,7 +290,7 @@ def test_the_order_of_sources_does_not_matter(tmp_path):
         ({"packing": Packing.best_fit, "stride": 4}, "data.stride=4: only windows overlap"),
         (
             {"packing": Packing.windows, "isolate_documents": False},
-            "data.isolate_documents=False: data.packing=windows",
+            "data.isolate_documents=false: data.packing=windows",
         ),
     ],
 )

@@ -273,7 +273,7 @@ def test_sizes_that_are_too_large_name_key_value_and_bound(tmp_path):
         ("vocab_size", 10**12, "vocab_size=1000000000000: must be a whole number from 1 to 16777216"),
         ("layer_norm_eps", float("nan"), "layer_norm_eps=nan: must be a positive number below 1e+38"),
         ("tie_word_embeddings", "false", "tie_word_embeddings=false is not supported"),
-        ("hidden_size", True, "hidden_size=True: must be a whole number"),
+        ("hidden_size", True, "hidden_size=true: must be a whole number"),
     ):
         path.write_text(json.dumps({"model_type": "bert", key: value}))
         with pytest.raises(ConfigError, match=re.escape(f"{path}: {rule}")):

@@ -235,7 +235,7 @@ def test_the_window_of_flash_hides_what_the_others_hide(mask):
 @pytest.mark.parametrize(
     ("config", "dtype", "dropout", "bias", "refusal"),
     [
-        (FlashConfig, torch.float32, 0.0, None, "precision=torch.float32: attention=flash computes in half precision"),
+        (FlashConfig, torch.float32, 0.0, None, "precision=fp32: attention=flash computes in half precision"),
         (FlashConfig, torch.bfloat16, 0.1, None, None),
         (FlashConfig, torch.bfloat16, 0.0, RELATIVE, "model.positions=relative: attention=flash adds no bias"),
         (FlexConfig, torch.float32, 0.1, None, "attention_dropout=0.1: attention=flex has no dropout"),

@@ -99,7 +99,7 @@ def test_attention_with_disentangled_positions_is_the_formula(attend, case, caus
         ({"buckets": None, "max_distance": 1}, "model.max_distance=1: must be at least 2"),
         (
             {"content_to_position": False, "position_to_content": False},
-            "model.position_to_content=False: scores need a term with distances",
+            "model.position_to_content=false: scores need a term with distances",
         ),
         ({"position_offset": 2}, "model.position_offset=2: belongs to learned positions"),
     ],

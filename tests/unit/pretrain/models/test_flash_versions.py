@@ -108,7 +108,7 @@ def test_torchs_own_can_be_asked_for(installed):
 
 def test_auto_refuses_a_version_that_could_not_compute_anything():
     named = AutoConfig(implementation=Implementation.fa3)
-    with pytest.raises(ConfigError, match=r"precision=torch.float32: attention.implementation=fa3 is for bf16"):
+    with pytest.raises(ConfigError, match=r"precision=fp32: attention.implementation=fa3 is for bf16"):
         named.check(dtype=torch.float32, dropout=0.0, dropout_key="attention_dropout")
     with pytest.raises(ConfigError, match=r"attention_dropout=0.1: attention.implementation=fa3 cannot drop"):
         named.check(dtype=torch.bfloat16, dropout=0.1, dropout_key="attention_dropout")

@@ -62,7 +62,7 @@ def test_coordinates_beyond_the_rotated_ones_stay():
         ({"factor": 2.0}, "model.rope_scaling.factor=2.0: scales nothing with model.rope_scaling.kind=none"),
         (
             {"kind": Scaling.llama3, "factor": 2.0, "original_length": 9, "slow_turns": 4.0},
-            "model.rope_scaling.fast_turns=None: must be above model.rope_scaling.slow_turns=4.0",
+            "model.rope_scaling.fast_turns=null: must be above model.rope_scaling.slow_turns=4.0",
         ),
         ({"attention_factor": 0.0}, "model.rope_scaling.attention_factor=0.0"),
     ],

@@ -99,6 +99,31 @@ def test_of_a_preset_of_ours_no_other_than_what_the_new_choice_lacks_is_left_out
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "sizes", "left_out"),
+    [
+        ([], (None, 512), ["base.yaml:1: left out train.micro_batch_size: train.micro_batch_tokens=512 stands"]),
+        (["train.micro_batch_size=null"], (None, 512), ["train.micro_batch_tokens=512"]),
+        (["train={micro_batch_size: auto}"], ("auto", None), ["train.micro_batch_tokens=512", "micro_batch_size=auto"]),
+    ],
+)
+def test_of_two_settings_that_say_the_same_the_later_one_stands(folder, capsys, words, sizes, left_out):
+    write(folder / "own/experiment/base.yaml", "train: {micro_batch_size: 4}\n")
+    write(folder / "own/experiment/top.yaml", "defaults: [base]\ntrain: {micro_batch_tokens: 512}\n")
+    train = compose(["--config-dir=own", "experiment=top", *words]).train
+    assert (train.micro_batch_size, train.micro_batch_tokens) == sizes
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(left_out) and all(end in line for end, line in zip(left_out, said, strict=True))
+
+
+def test_two_settings_that_say_the_same_are_not_typed_together(capsys):
+    told = refused("train.micro_batch_size=4", "train.micro_batch_tokens=512")
+    assert told.endswith("train.micro_batch_size=4 says it as well; leave out one of the two")
+    told = refused("experiment=demo", "schedule.warmup_steps=40", "schedule.warmup_ratio=0.1")
+    assert told.endswith("schedule.warmup_steps=40 says it as well; leave out one of the two")
+    assert compose(["experiment=demo", "schedule.warmup_ratio=0.1"]).schedule.warmup_steps == 0
+
+
 def test_in_fine_tuning_and_for_its_own_defaults_it_is_the_same(folder, capsys):
     write(folder / "mine.yaml", "task: {max_tokens: 64, stride: 8}\ntrain: {epochs: 2}\n")
     cfg = compose([*TUNING, "experiment=mine.yaml", "optim=muon"], FINETUNE)
@@ -163,7 +188,7 @@ def test_any_group_takes_a_file_and_one_with_the_name_of_ours_is_itself(folder):
         ("train: {max_steps: 5}\n", r":1: train\.max_steps: no such setting; here it is train\.steps$"),
         ("lr: 1\n", r":1: lr: no such setting; here it is optim\.lr"),
         ("run: 5\n", r":1: run=5: holds settings of its own"),
-        ("run: {name: }\n", r":1: run\.name=None: cannot be null"),
+        ("run: {name: }\n", r":1: run\.name=null: cannot be null"),
         ("seed: 1\ntrain.steps: 5\n", r":2: train\.steps: in a file a setting stands below its group.*train: \{steps"),
         ("model: demo\n", r":1: model: a choice is made under defaults: `- override /model: demo`"),
         ("experiment: demo\n", r":1: experiment: another experiment is named under defaults: `- demo`"),

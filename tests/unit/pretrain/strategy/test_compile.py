@@ -31,7 +31,7 @@ def test_each_choice_compiles_its_parts_in_its_mode(monkeypatch, scope, parts, m
     [
         (CompileAuto(), "cuda", DDPConfig(), Scope.block, "each block by itself, in the first steps"),
         (CompileAuto(), "cuda", FSDP2Config(), Scope.block, "each block by itself, in the first steps"),
-        (CompileAuto(), "cuda", ZeROConfig(stage=3), Scope.none, "nothing (compile=auto, cuda, strategy=zero)"),
+        (CompileAuto(), "cuda", ZeROConfig(stage=3), Scope.none, "nothing (compile=auto, cuda, strategy=zero3)"),
         (CompileAuto(), "cpu", DDPConfig(), Scope.none, "nothing (compile=auto, cpu, strategy=ddp)"),
         (CompileNone(), "cuda", DDPConfig(), Scope.none, "nothing"),
         (CompileBlock(), "cpu", DDPConfig(), Scope.block, "each block by itself, in the first steps"),
@@ -70,9 +70,7 @@ def test_cuda_graphs_of_whole_replicas_and_even_batches_are_allowed():
 
 
 def test_blocks_whose_weights_come_by_hooks_inside_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"compile\.scope=block: strategy=zero gathers weights inside .*strategy=fsdp2"
-    ):
+    with pytest.raises(ConfigError, match=r"compile=block: strategy=zero3 gathers weights inside .*strategy=fsdp2"):
         CompileBlock().check_start(device_type="cuda", strategy=ZeROConfig(stage=3), ragged=None)
     CompileAuto().check_start(device_type="cuda", strategy=ZeROConfig(stage=3), ragged=None)
 

@@ -91,7 +91,7 @@ def test_what_cannot_compute_in_float8_is_refused():
     EMULATED.check_machine(**on_cpu)
     with pytest.raises(ConfigError, match=r"precision=fp8: needs a GPU of compute capability 8\.9"):
         FP8().check_machine(**on_cpu)
-    with pytest.raises(ConfigError, match=r"precision\.emulate=True: emulation runs eagerly; set compile=none"):
+    with pytest.raises(ConfigError, match=r"precision\.emulate=true: emulation runs eagerly; set compile=none"):
         EMULATED.check_machine(device_type="cpu", compiles=True)
     with pytest.raises(ConfigError, match=r"precision=fp8: float8 is for strategy=ddp and fsdp2"):
         ZeROConfig().check_machine(ranks=1, device_type="cuda", precision=FP8())

@@ -18,7 +18,7 @@ from pretrain.strategy.zero import Offload, ZeROConfig
         ({"persistent_below": -1}, r"strategy\.persistent_below=-1: 0 \(none\) or more"),
         ({"stage": 2, "offload_parameters": Offload.cpu}, r"strategy\.offload_parameters=cpu: needs strategy=zero3"),
         ({"stage": 1, "hpz_ranks": 8}, r"strategy\.hpz_ranks=8: needs strategy=zero3"),
-        ({"stage": 2, "quantized_weights": True}, r"strategy\.quantized_weights=True: needs strategy=zero3"),
+        ({"stage": 2, "quantized_weights": True}, r"strategy\.quantized_weights=true: needs strategy=zero3"),
         ({"stage": 0, "offload_optimizer": Offload.cpu}, r"strategy\.offload_optimizer=cpu: needs a stage of 1"),
         ({"sub_group": 0}, r"strategy\.sub_group=0: must be at least 1"),
         ({"nvme_threads": 0}, r"strategy\.nvme_threads=0: must be at least 1"),
@@ -48,7 +48,7 @@ def test_what_the_device_or_the_ranks_cannot_do_is_refused():
         ZeROConfig(stage=2).check_machine(ranks=2, device_type="cpu", precision=FP16())
     ZeROConfig(stage=2).check_machine(ranks=2, device_type="cuda", precision=FP16())
     quantized = ZeROConfig(stage=3, quantized_gradients=True)
-    with pytest.raises(ConfigError, match=r"strategy\.quantized_gradients=True: needs GPUs"):
+    with pytest.raises(ConfigError, match=r"strategy\.quantized_gradients=true: needs GPUs"):
         quantized.check_machine(ranks=2, device_type="cpu", precision=FP32())
     with pytest.raises(ConfigError, match=r"strategy\.hpz_ranks=4: must divide the 6 ranks"):
         ZeROConfig(stage=3, hpz_ranks=4).check_machine(ranks=6, device_type="cpu", precision=FP32())

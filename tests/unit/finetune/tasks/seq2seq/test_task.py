@@ -224,7 +224,7 @@ def test_from_nothing_a_tokenizer_is_trained_and_the_run_resumes_with_it(tmp_pat
         ([*NETWORK, *TOKENIZER, "tuning=frozen"], "tuning.blocks=0"),
         ([*NETWORK, *TOKENIZER, "task.metric=bleu", "task.generate_examples=0"], "task.metric=bleu"),
         ([*NETWORK, *TOKENIZER, "task.chat_template=x"], "task.chat_template=x: is for conversations"),
-        ([*NETWORK, *TOKENIZER, "task.every_answer=true"], "task.every_answer=True: is for conversations"),
+        ([*NETWORK, *TOKENIZER, "task.every_answer=true"], "task.every_answer=true: is for conversations"),
         ([*NETWORK, *TOKENIZER, "task.columns.messages=m", 'task.template="a {source}"'], "task.template='a {source}'"),
         ([*NETWORK, *TOKENIZER, "task.columns.messages=m", "task.columns.source=a"], "task.columns.source=a"),
         ([*NETWORK, *TOKENIZER, "task.generate.beams=2", "task.generate.length_penalty=51"], "length_penalty=51"),
