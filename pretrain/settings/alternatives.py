@@ -21,7 +21,7 @@ def taken_back(cfg: DictConfig, given: Collection[str]) -> Iterator[tuple[str, s
     for key in given:
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
-        kind = OmegaConf.get_type(node)
+        kind: Any = OmegaConf.get_type(node)
         either: tuple[str, ...] = getattr(kind, "EITHER", ())
         if name not in either:
             continue

@@ -33,6 +33,7 @@ from pretrain.errors import ConfigError, DataError, check
 from pretrain.models.base import ModelKind
 from pretrain.objectives.base import Objective
 from pretrain.registry import flattened, nearest, plain
+from pretrain.settings.alternatives import taken_back
 from pretrain.settings.grammar import parsed
 from pretrain.settings.messages import rule_of
 from pretrain.settings.yaml_files import check_literal
@@ -222,6 +223,7 @@ def _configured(source: Source, texts: Sequence[Text], words: Sequence[str]) -> 
         for key in held.keys() & set(_OF_RUN):
             if key != "eval.max_slots" or not texts:
                 _set(cfg, key, held[key], f"{source.path / CONFIG_FILE}: {key}")
+    given: list[str] = []
     for word, override in overrides.items():
         name = override.key_or_group
         own = [f"data.sources.{key}.{name}" for key, each in sources.items() if name in plain(each)]
@@ -230,6 +232,9 @@ def _configured(source: Source, texts: Sequence[Text], words: Sequence[str]) -> 
                 known = [key for key in flattened(OmegaConf.to_container(cfg)) if key.startswith(_MAY_CHANGE)]
                 raise ConfigError(f"{word}: no setting of an evaluation{nearest(name, known)}; {', '.join(known)}")
             _set(cfg, key, override.value(), word)
+            given.append(key)
+    for key, instead in taken_back(cfg, given):
+        log.info("left out %s of the run: %s stands in its place", key, instead)
     settings: Any = OmegaConf.to_object(cfg)
     return settings
 

@@ -1,6 +1,7 @@
 """The command that measures models: its table, its JSON, several models side by side."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -55,6 +56,14 @@ def test_a_step_is_that_of_every_run(folder, capsys):
     assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [7, 7]
     assert evaluated(folder, "--step", "9", "--against", str(folder / "second")) == 4
     assert "step-00000009" in capsys.readouterr().err
+
+
+def test_a_size_takes_the_place_of_the_tokens_that_a_run_gave(folder, tmp_path):
+    run = shutil.copytree(folder / "second", tmp_path / "run")
+    text = re.sub(r"\n  micro_batch_.*", "", (run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(text.replace("\ntrain:", "\ntrain:\n  micro_batch_tokens: 96"))
+    words = [*settings(folder), "--set", "train.micro_batch_size=2"]
+    assert main([str(run), str(folder / "text.txt"), *words]) == 0
 
 
 def test_questions_alone_are_answered_beside_one_another(folder, capsys):
