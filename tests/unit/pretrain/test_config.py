@@ -22,7 +22,7 @@ FLASH = ["attention=flash", "precision=bf16"]
             r"optim=muon: keeps a momentum, which DeepSpeed cannot swap to NVMe; use optim=adamw, or offload to cpu",
         ),
         (["model.max_seq_len=32", "data.seq_len=64"], r"model\.max_seq_len=32: must be at least 64, which is data"),
-        (["attention=flash"], r"precision=torch\.float32: attention=flash computes in half precision"),
+        (["attention=flash"], r"precision=fp32: attention=flash computes in half precision"),
         (
             ["model=encoder_decoder", "model.positions=relative", "objective=span_corruption", *FLASH],
             r"model\.positions=relative: attention=flash adds no bias to scores; use attention=auto, flex or sdpa",
