@@ -97,6 +97,7 @@ class Watch:
         self._look_s, self._answer_s = min(LOOK_S, limit_s / 4), min(ANSWER_S, limit_s)
         self._end_s = limit_s + min(GRACE_S, 4 * limit_s)
         self._over, self._lost = threading.Event(), threading.Event()  # nothing is left to do; no store to ask
+        self._hangs = False  # this rank asked, or was asked, where ranks are
         self._waited = False  # for other ranks, in a collective that has failed by now
         self._waits: deque[float] = deque(maxlen=2)  # seconds that a collective was under way, at the newest looks
         self._main = threading.main_thread().ident
@@ -121,11 +122,17 @@ class Watch:
         hangs = isinstance(reason, TimedOut) or (long and self._within(ASK_S + LOOK_S, self._is_asked))
         if not hangs:
             return reason
+        self._hangs = True
         silent = self._within(2 * self._answer_s, self._verdict) or "rank 0, which holds the store, does not answer"
         return TimedOut(f"{reason}; {silent}" if isinstance(reason, TimedOut) else f"{who(self._rank)}: {silent}")
 
     def leave(self) -> None:
-        """Let the other ranks read the verdict: the store ends with rank 0, so that it goes last."""
+        """Let the other ranks read the verdict: the store ends with rank 0, so that it goes last.
+
+        Without a hang the store is nobody's concern, and torch prints a page where it is gone already.
+        """
+        if self._rank and not self._hangs:
+            return
         self._within(LEAVE_S, lambda: leave(self._store, self._rank, self._store.add(_WAITING, 0), key="hang/left"))
 
     def _within(self, seconds: float, ask: Callable[[], T]) -> T | None:
@@ -161,6 +168,7 @@ class Watch:
         try:
             while not self._over.wait(self._look_s):
                 if self._store.check([_ASKED]):
+                    self._hangs = True
                     waits = self._waited or bool(under_way())
                     self._store.set(f"hang/{self._rank}", json.dumps({"waits": waits, "at": self._place()}))
                     self._store.add(_WAITING, int(waits))

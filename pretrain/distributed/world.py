@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from pretrain.distributed import environment
 from pretrain.distributed.hang import TRACE, Watch, device_limit
@@ -190,6 +191,8 @@ def pci_of(device: torch.device) -> tuple[int, int, int]:
 def _start_group(world: World, timeout: timedelta) -> None:
     """Start the group of all ranks. Raises what `meet` raises."""
     start = partial(dist.init_process_group, store=meet(world.rank, world.size), rank=world.rank, world_size=world.size)
+    # Engines make more groups and name no limit: torch's own may be below ours, and NCCL's end by SIGABRT.
+    distributed_c10d.default_pg_timeout = device_limit(timeout) if world.device.type == "cuda" else timeout
     if world.device.type == "cpu":
         start("gloo", timeout=timeout)
         return

@@ -5,6 +5,7 @@ Holds the bases only; each objective has its own file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -87,6 +88,11 @@ class ObjectiveConfig:
         Raises `ConfigError` as `check_tokenizer` does: the corpus may have been prepared earlier.
         """
         raise NotImplementedError
+
+
+def at_most(mean: float) -> float:
+    """Return what a count that is drawn stays below: its mean with six times the root of it, Poisson's deviation."""
+    return mean + 6 * math.sqrt(mean)
 
 
 def of_zeros(sequences: int, length: int, *, targets: int, source: int = 0) -> Inputs:

@@ -17,6 +17,7 @@ import numpy as np
 from pretrain.data.batch import Examples, Inputs, Ragged, Slots, TokenizerParts, Vocabulary
 from pretrain.data.corpus import concatenated_ranges
 from pretrain.errors import ConfigError, check
+from pretrain.objectives.base import at_most
 from pretrain.objectives.draws import Use, subsets, uniform
 from pretrain.objectives.ranges import Parts, Ranges, predicting, sequences_of, texts_in
 from pretrain.objectives.sequence_to_sequence import SequenceToSequenceConfig
@@ -68,6 +69,12 @@ class DenoisingConfig(SequenceToSequenceConfig):
         """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes."""
         masked = seq_len * self.rate
         return seq_len - masked + min(masked / self.mean_span, masked), seq_len
+
+    def longest_sides(self, sequences: int, seq_len: int) -> tuple[float, float]:
+        """Return `sides` with as many spans as draws may make of so many sequences."""
+        source, target = self.sides(seq_len)
+        spans = source - seq_len * (1 - self.rate)
+        return seq_len * (1 - self.rate) + at_most(sequences * spans) / sequences, target
 
     def examples(self, vocabulary: Callable[[], Vocabulary], seed: int, seq_len: int) -> Examples:
         """Return the function from slots to corrupted texts and whole ones; see `ObjectiveConfig`."""

@@ -19,7 +19,7 @@ from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderModel, Layout, Model, ModelKind
 from pretrain.models.encoder import Pooler
 from pretrain.models.init import Initial
-from pretrain.objectives.base import Loss, Objective, ObjectiveConfig, of_zeros
+from pretrain.objectives.base import Loss, Objective, ObjectiveConfig, at_most, of_zeros
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
 from pretrain.objectives.sentence_pairs import Pairing, Sentences
@@ -74,8 +74,9 @@ class MaskedLMConfig(ObjectiveConfig):
             )
 
     def densest(self, sequences: int, seq_len: int) -> Inputs:
-        """Return the largest inputs, see `ObjectiveConfig`: the share of tokens that is masked has a target."""
-        return of_zeros(sequences, seq_len, targets=math.ceil(self.masking.rate * seq_len))
+        """Return the largest inputs, see `ObjectiveConfig`: as many tokens have a target as draws may mask."""
+        masked = at_most(self.masking.rate * sequences * seq_len) / sequences
+        return of_zeros(sequences, seq_len, targets=min(math.ceil(masked), seq_len))
 
     def build(self, model: Model) -> MaskedLM:
         """Return the module that is trained."""

@@ -57,9 +57,13 @@ class SequenceToSequenceConfig(ObjectiveConfig):
         """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes, for FLOPs."""
         return seq_len / 2, seq_len / 2
 
+    def longest_sides(self, sequences: int, seq_len: int) -> tuple[float, float]:
+        """Return how many tokens of source and target so many sequences become at most, in tokens a sequence."""
+        return self.sides(seq_len)
+
     def densest(self, sequences: int, seq_len: int) -> Inputs:
         """Return the largest inputs, see `ObjectiveConfig`: every token of the target is one."""
-        source, target = (min(math.ceil(side), seq_len) for side in self.sides(seq_len))
+        source, target = (min(math.ceil(side), seq_len) for side in self.longest_sides(sequences, seq_len))
         return of_zeros(sequences, target, targets=target, source=source)
 
     def build(self, model: Model) -> SequenceToSequence:

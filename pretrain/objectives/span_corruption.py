@@ -47,6 +47,12 @@ class Denoiser:
         spans = np.round(dropped / mean_span).astype(np.int64).clip(1, np.maximum(lengths - dropped, 1))
         return dropped * (lengths > 0), spans * (lengths > 0)
 
+    def sides(self, seq_len: float) -> tuple[float, float]:
+        """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes."""
+        dropped = seq_len * self.density
+        spans = 1.0 if self.mean_span is None else dropped / self.mean_span
+        return seq_len - dropped + spans + (self.mark is not None), dropped + spans + 2
+
 
 @register("objective", "span_corruption")
 @dataclass(kw_only=True)
@@ -113,13 +119,16 @@ class SpanCorruptionConfig(SequenceToSequenceConfig):
 
     def sides(self, seq_len: float) -> tuple[float, float]:
         """Return roughly how many tokens of source and target a sequence of `seq_len` tokens becomes."""
-        source = target = 0.0
-        for each in self.denoisers:
-            share = each.weight / sum(other.weight for other in self.denoisers)
-            dropped = seq_len * each.density
-            spans = 1.0 if each.mean_span is None else dropped / each.mean_span
-            source += share * (seq_len - dropped + spans)
-            target += share * (dropped + spans + 2)
+        weights = [each.weight / sum(other.weight for other in self.denoisers) for each in self.denoisers]
+        sides = zip(*(each.sides(seq_len) for each in self.denoisers), strict=True)
+        source, target = (sum(w * side for w, side in zip(weights, lengths, strict=True)) for lengths in sides)
+        return source, target
+
+    def longest_sides(self, sequences: int, seq_len: int) -> tuple[float, float]:
+        """Return how long either side becomes at most: all sequences may have drawn the denoiser that makes it so."""
+        source, target = (
+            max(lengths) for lengths in zip(*(each.sides(seq_len) for each in self.denoisers), strict=True)
+        )
         return source, target
 
     def examples(self, vocabulary: Callable[[], Vocabulary], seed: int, seq_len: int) -> Examples:

@@ -73,9 +73,11 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     Squares are added up in float64 on a GPU. On a CPU that costs a copy of every gradient: there they are added up in
     fp32 over blocks, and over these in float64. In fp32 alone torch adds them one by one, and is off by 2e-5 at half a
     million elements and by 4e-4 at eight million; over blocks by 1e-9 (torch 2.13). There squares have the range of
-    fp32: a gradient above 1e19 counts as infinite.
+    fp32: a block whose norm is above 1.8e19 counts as infinite. Without any gradient the norm is 0.
     """
-    if gradients and gradients[0].device.type == "cpu":
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    if gradients[0].device.type == "cpu":
         norms = torch.cat([norm for gradient in gradients for norm in _block_norms(gradient)])
         return torch.linalg.vector_norm(norms, dtype=torch.float64)
     foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]

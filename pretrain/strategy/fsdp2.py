@@ -224,24 +224,27 @@ def _shard(module: Objective, reshard_after_forward: bool, options: dict[str, An
 
     Each group gathers the next one's weights when it has its own: torch does so, too, but no earlier than the host
     comes to the next group, which is late where kernels are small. In the backward pass torch gathers ahead by itself.
+    The embedding, which an encoder-decoder uses twice, leaves the first block to the root: what is gathered and not
+    used stays, and would be stale after `load_fragments`.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     model = module.model
     groups = [fully_shard(block, reshard_after_forward=reshard_after_forward, **options) for block in model.blocks]
+    first = groups[:1]
     head = _untied_head(model)
     if head is not None:
         groups.append(_shard_head(model, head, options))
         if isinstance(embedding := getattr(model, "embedding", None), nn.Embedding):
-            first = fully_shard(embedding, reshard_after_forward=reshard_after_forward, **options)
-            first.set_unshard_in_backward(False)
-            groups.insert(0, first)
+            lookup = fully_shard(embedding, reshard_after_forward=reshard_after_forward, **options)
+            lookup.set_unshard_in_backward(False)
+            first.insert(0, lookup)
     fully_shard(module, reshard_after_forward=False, **options)
     assert isinstance(module, FSDPModule)
-    groups.insert(0, module)
+    module.set_modules_to_forward_prefetch(first)
     for group, following in itertools.pairwise(groups):
         group.set_modules_to_forward_prefetch([following])
-    return groups
+    return [module, *first[:-1], *groups]
 
 
 def _untied_head(model: Model) -> nn.Module | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import SAMPLED, on_ranks, run, tiny
-from small_models import LLAMA, VOCAB_SIZE, ragged_batch
+from small_models import LLAMA, T5_GATED, VOCAB_SIZE, ragged_batch, ragged_pairs
 from test_pretrain import assert_close_runs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,8 +20,10 @@ from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import named_tensors
 from pretrain.models.decoder import DecoderConfig
+from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.activation_checkpointing import Recompute
 from pretrain.strategy.compile import CompileBlock, CompileConfig
@@ -144,6 +146,7 @@ def check_two_ranks(world):
     ):
         check_steps(world, cfg, GROUPED_LLAMA, expected)
     check_groups(world)
+    check_loaded_after_an_evaluation(world)
     check_broken_gradients(world)
     check_half_precision(world)
 
@@ -180,6 +183,22 @@ def check_groups(world):
     expected += [("gather", "block"), ("reduce", "ends"), ("gather", "block"), ("reduce", "block")]
     expected += [("reduce", "block"), ("reduce", "root"), ("reduce", "ends")]
     assert found == expected * (PER_STEP // world.size)
+
+
+def check_loaded_after_an_evaluation(world):
+    """Weights that are loaded are used, though an encoder-decoder of two tables leaves groups gathered behind it."""
+    with torch.device("meta"):
+        config = EncoderDecoderConfig(max_seq_len=32, width=24, layers=2, heads=4, **T5_GATED)
+        module = SequenceToSequenceConfig().build(config.build(vocab_size=VOCAB_SIZE, attend=sdpa))
+    strategy = FSDP2Config().build(world=world, precision=FP32(), compilation=CompileConfig())
+    initial = {seed: InitialWeights(module, seed) for seed in (1, 2)}
+    strategy.setup(module, ADAMW.build)
+    found = []
+    with torch.no_grad():
+        for seed in (1, 2, 2):
+            strategy.load_fragments(initial[seed])
+            found.append(module(ragged_pairs([5, 9], [3, 4])).nll.item())
+    assert found[1] == found[2] != found[0]
 
 
 def check_broken_gradients(world):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from rank_threads import on_threads
-from torch.distributed import FileStore
+from torch.distributed import FileStore, distributed_c10d
 
 from pretrain.distributed import hang
 from pretrain.distributed import world as module
@@ -87,6 +87,7 @@ def joining(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(module, "meet", lambda rank, size: ("store", rank, size))
     monkeypatch.setattr(module, "connected", lambda: FileStore(str(tmp_path / "store")))
+    monkeypatch.setattr(distributed_c10d, "default_pg_timeout", None)  # of groups that engines make; set by `joined`
     monkeypatch.setattr(dist, "is_initialized", lambda: False)  # another test's group stays as it is
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.append((backend, options)))
     return asked
@@ -97,6 +98,7 @@ def test_ranks_join_under_their_number_among_all(joining):
         assert world == World(5, 6, torch.device("cpu"))
     options = {"store": ("store", 5, 6), "rank": 5, "world_size": 6, "timeout": module.TIMEOUT}
     assert joining == [("gloo", options)]
+    assert distributed_c10d.default_pg_timeout == module.TIMEOUT
 
 
 def test_a_gpu_is_bound_and_nccl_has_more_patience_than_the_host(joining, monkeypatch):
@@ -116,6 +118,7 @@ def test_a_gpu_is_bound_and_nccl_has_more_patience_than_the_host(joining, monkey
     [(backend, options)] = joining
     assert (backend, options["device_id"]) == ("cpu:gloo,cuda:nccl", world.device)
     assert options["timeout"] > limit + timedelta(seconds=hang.GRACE_S)
+    assert distributed_c10d.default_pg_timeout == options["timeout"]
     assert ended == ["all are here", "destroyed"]
     with pytest.raises(RuntimeError, match="of ours"), module.joined(limit):
         raise RuntimeError("a bug of ours")

@@ -374,3 +374,4 @@ def test_the_norm_of_all_gradients_is_exact_to_eight_digits():
     assert norm.dtype == torch.float64 and norm.shape == ()
     torch.testing.assert_close(norm, exact, rtol=1e-8, atol=0)
     assert not gradient_norm([*parts, torch.tensor([1.0, torch.nan])]).isfinite()
+    assert gradient_norm([]) == 0

@@ -11,8 +11,9 @@ from pretrain.models.attention.sdpa import SdpaConfig, sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.objectives.cross_entropy import chunk_for
+from pretrain.objectives.denoising import DenoisingConfig
 from pretrain.objectives.masked_lm import MaskedLMConfig
-from pretrain.objectives.span_corruption import SpanCorruptionConfig
+from pretrain.objectives.span_corruption import Denoiser, SpanCorruptionConfig
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.base import Memory
 from pretrain.strategy.compile import CompileNone
@@ -177,8 +178,10 @@ def test_gathered_weights_and_gradients_on_their_way(strategy, elements, gradien
     ("objective", "tokens", "targets", "source"),
     [
         (CausalLMConfig(), 100, 100, None),
-        (MaskedLMConfig(), 100, 15, None),
+        (MaskedLMConfig(), 100, 29, None),  # 15 tokens, and 6 standard deviations of 45 of all sequences
         (SpanCorruptionConfig(), 22, 22, 90),  # 15 tokens in 5 spans
+        (SpanCorruptionConfig(mixture=[Denoiser(), Denoiser(density=0.5, mean_span=10.0)]), 57, 57, 90),
+        (DenoisingConfig(), 100, 100, 91),  # 10 spans, and 6 standard deviations of 30
     ],
 )
 def test_the_densest_inputs(objective, tokens, targets, source):
