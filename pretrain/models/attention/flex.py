@@ -107,7 +107,8 @@ class Flex(Planner):
 
         def make() -> Any:
             mask = document_mask(layout, num_q, num_k, causal, window)
-            return self._make_mask(mask, None, None, num_q, num_k, device=layout.q_offsets.device)
+            with torch.no_grad():  # else evaluation and training have graphs of their own
+                return self._make_mask(mask, None, None, num_q, num_k, device=layout.q_offsets.device)
 
         return layout.plan(("flex", causal, window), make)
 
