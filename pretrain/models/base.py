@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,27 @@ class Attend(Protocol):
         bias: Bias | None = None,  # added to the scaled scores
     ) -> Tensor:  # (Nq, H, E)
         ...
+
+
+class Asked(NamedTuple):
+    """What a layer will ask of its backend in a pass, known before its queries are."""
+
+    num_q: int  # tokens of the stream of queries, Nq
+    num_k: int  # of keys, Nk
+    dtype: torch.dtype  # of queries
+    head_width: int  # E
+    dropout: float
+    causal: bool = False
+    window: int | None = None
+    distances: Distances | None = None  # of the bias; None: there is none
+
+
+class Planner:
+    """A backend that derives from a layout what graphs of blocks cannot make; models have it do so before them."""
+
+    def plan(self, layout: Layout, asked: Asked) -> None:
+        """Make the plans that a call will find (`Layout.plan`), unless they are there."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from pretrain.models.generation.cache import KeyValueCache
 from pretrain.models.init import Initial
 from pretrain.models.layers import Norm, Order, Positions, QKNorm, make_norm, sinusoids
 from pretrain.models.network import NetworkConfig
+from pretrain.models.plans import make_plans
 from pretrain.registry import register
 
 
@@ -133,6 +134,8 @@ class Decoder(Model):
             x = x + sinusoids(positions, config.width).to(x.dtype)
         x = F.dropout(x, config.dropout, self.training)
         rotations = config.rotations(positions)
+        if caches is None:
+            make_plans(self.blocks, x, layout)
         for layer, block in enumerate(self.blocks):
             x = block(x, layout, rotations[layer], caches[layer] if caches else None)
         return self.final_norm(x)

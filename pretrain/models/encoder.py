@@ -21,6 +21,7 @@ from pretrain.models.disentangled_attention import DisentangledAttention
 from pretrain.models.init import Init, Initial
 from pretrain.models.layers import Activation, Attention, Norm, Order, Positions, activate, make_norm
 from pretrain.models.network import NetworkConfig, embeddings_learn, learns, matrix_flops
+from pretrain.models.plans import make_plans
 from pretrain.registry import register
 
 # Settings that disentangled positions alone have.
@@ -174,6 +175,7 @@ class Encoder(EncoderModel):
         if config.embedding_width is not None:
             x = self.embedding_projection(x)
         relative = self._distances(layout) if config.disentangled else None
+        make_plans(self.blocks, x, layout, relative)
         for block, tables in zip(self.blocks, config.rotations(positions), strict=True):
             x = block(x, layout, tables, relative=relative)
         return self.final_norm(x)

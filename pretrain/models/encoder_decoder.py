@@ -36,6 +36,7 @@ from pretrain.models.layers import (
     sinusoids,
 )
 from pretrain.models.network import NetworkConfig, embeddings_learn, learns, matrix_flops
+from pretrain.models.plans import make_cross_plans, make_plans
 from pretrain.registry import register
 
 
@@ -232,7 +233,9 @@ class EncoderDecoder(EncoderDecoderModel):
         """Return the final hidden states of the source (Ns, D)."""
         layout, relative = source.layout, self._relative("encoder")
         x = self._embedded(source.tokens, source.positions, "encoder")
-        for block in self.blocks[: self.config.layers]:
+        blocks = self.blocks[: self.config.layers]
+        make_plans(blocks, x, layout, relative)
+        for block in blocks:
             x = block(x, layout, relative=relative)
         return self._final(x, "encoder")
 
@@ -253,6 +256,9 @@ class EncoderDecoder(EncoderDecoderModel):
         """
         relative = self._relative("decoder")
         x = self._embedded(tokens, positions, "decoder")
+        if isinstance(states, Tensor):
+            make_plans(self.decoder_blocks(), x, layout, relative)
+            make_cross_plans(self.decoder_blocks(), x, states, cross_layout)
         for layer, block in enumerate(self.decoder_blocks()):
             seen = SeenSource(states if isinstance(states, Tensor) else states[layer], cross_layout)
             x = block(x, layout, cache=caches[layer] if caches else None, relative=relative, seen=seen)

@@ -37,6 +37,7 @@ SAVED = frozenset(
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
         "aten::_scaled_mm",  # products in fp8
+        "aten::_flash_attention_forward",  # with dropout
         "torch_attn::_varlen_attn",
         "flex_attention",  # a higher order operator
     }

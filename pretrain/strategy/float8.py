@@ -12,8 +12,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +77,7 @@ class FP8(BF16):
         convert_to_float8_training(model.blocks, config=recipe, module_filter_fn=lambda layer, _: layer in chosen)
         for layer in model.blocks.modules():
             if layer not in known:
-                layer.forward = partial(_in_float8_while_training, layer)
+                layer.__class__ = _while_training()
         log.info("float8: %d of the %d linear layers of the blocks", len(chosen), len(linear))
 
     def gains(self, layer: nn.Linear) -> bool:
@@ -96,11 +95,21 @@ class FP8(BF16):
         return plain and aligned and large and not small
 
 
-def _in_float8_while_training(layer: Any, x: Tensor) -> Tensor:
-    """Map x (..., inputs) to (..., outputs); evaluation sees the weights as an export will have them."""
-    if not layer.training:
-        return F.linear(x, layer.weight, layer.bias)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):  # torchao's layer follows it on GPUs alone
-        x = x.to(torch.get_autocast_dtype(kind))
-    return type(layer).forward(layer, x)
+@cache
+def _while_training() -> type[nn.Module]:
+    """Return torchao's layer, but for evaluation, which sees the weights as an export will have them.
+
+    A class, no function on each layer: compiled blocks would have a graph for each function.
+    """
+    from torchao.float8.float8_linear import Float8Linear
+
+    class Float8WhileTraining(Float8Linear):
+        def forward(self, input: Tensor) -> Tensor:  # the name of torch's layer
+            if not self.training:
+                return F.linear(input, self.weight, self.bias)
+            kind = input.device.type
+            if torch.is_autocast_enabled(kind):  # torchao's layer follows it on GPUs alone
+                input = input.to(torch.get_autocast_dtype(kind))
+            return super().forward(input)
+
+    return Float8WhileTraining

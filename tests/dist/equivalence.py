@@ -18,7 +18,7 @@ from pretrain.data.batch import IGNORED, Batch
 from pretrain.distributed.world import World
 from pretrain.init_from import InitialWeights
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import Stream
+from pretrain.models.base import Attend, Stream
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
@@ -57,11 +57,11 @@ class MuonInFp32(MuonConfig):
 MUON = MuonInFp32(lr=1e-3)
 
 
-def build() -> Objective:
+def build(attend: Attend = sdpa) -> Objective:
     """Return a module on the meta device: tied, grouped heads; 11,221 parameters, which 2, 3 and 4 ranks leave 1 of."""
     config = DecoderConfig(max_seq_len=13, width=20, layers=3, heads=4, kv_heads=2, mlp_width=47)
     with torch.device("meta"):
-        return CausalLMConfig().build(config.build(vocab_size=VOCABULARY, attend=sdpa))
+        return CausalLMConfig().build(config.build(vocab_size=VOCABULARY, attend=attend))
 
 
 def build_wide() -> Objective:

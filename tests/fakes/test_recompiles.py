@@ -9,17 +9,17 @@ from forks import on_fake_cuda
 
 WARM_UP = 4  # batches: two evaluations and two steps
 slow = pytest.mark.slow
-three_kinds = pytest.mark.xfail(reason="three kinds of blocks have more graphs than torch's limit, until dynamic ones")
 
 
 @pytest.mark.parametrize(
     ("name", "layers", "attention"),
     [
-        pytest.param("modernbert_base", 4, "flash", marks=three_kinds),
+        pytest.param("modernbert_base", 4, "flash"),
         pytest.param("gpt2_124m", 2, "flash", marks=slow),
         pytest.param("bart_base", 2, "flash", marks=slow),
         pytest.param("gpt2_124m", 2, "flex", marks=slow),
-        pytest.param("modernbert_base", 4, "flex", marks=[slow, three_kinds]),
+        pytest.param("modernbert_base", 4, "flex", marks=slow),
+        pytest.param("t5_small", 2, "auto", marks=slow),
     ],
 )
 def test_blocks_stay_compiled(name, layers, attention):

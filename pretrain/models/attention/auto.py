@@ -16,7 +16,7 @@ from pretrain.models.attention.flash_versions import newer
 from pretrain.models.attention.flex import NARROWEST, make_flex
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.attention.sdpa_kernels import describe
-from pretrain.models.base import Attend, AttentionUse, Bias, Layout
+from pretrain.models.base import Asked, Attend, AttentionUse, Bias, Layout, Planner
 from pretrain.registry import register
 
 
@@ -49,11 +49,19 @@ class AutoConfig(FlashConfig):
         return "flex_attention, for the bias" if takes_bias else describe(use, device)
 
 
-def make_auto() -> Attend:
+def make_auto() -> Auto:
     """Return the backend without asking for a device."""
-    flash, flex = make_flash(), make_flex()
+    return Auto()
 
-    def auto(
+
+class Auto(Planner):
+    """The backend (see `Attend`), and the plans of the one that it chooses (see `Planner`)."""
+
+    def __init__(self) -> None:
+        self._flash, self._flex = make_flash(), make_flex()
+
+    def __call__(
+        self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -65,10 +73,19 @@ def make_auto() -> Attend:
         scale: float | None = None,
         bias: Bias | None = None,
     ) -> Tensor:
-        fits = q.is_cuda and takes(q.dtype, q.shape[-1], dropout)
-        chosen = flash if fits else sdpa
-        if fits and bias is not None:
-            chosen = flex if q.shape[-1] >= NARROWEST and dropout == 0 else sdpa
+        """Return the attention of each sequence over its own keys, (Nq, H, E) (see `Attend`)."""
+        chosen = self._chosen(q.is_cuda, q.dtype, q.shape[-1], dropout, biased=bias is not None)
         return chosen(q, k, v, layout, causal=causal, window=window, dropout=dropout, scale=scale, bias=bias)
 
-    return auto
+    def plan(self, layout: Layout, asked: Asked) -> None:
+        """Make the plans of flex; see `Planner`."""
+        on_gpu, biased = layout.q_offsets.is_cuda, asked.distances is not None
+        if self._chosen(on_gpu, asked.dtype, asked.head_width, asked.dropout, biased=biased) is self._flex:
+            self._flex.plan(layout, asked)
+
+    def _chosen(self, on_gpu: bool, dtype: torch.dtype, head_width: int, dropout: float, *, biased: bool) -> Attend:
+        if not on_gpu or not takes(dtype, head_width, dropout):
+            return sdpa
+        if not biased:
+            return self._flash
+        return self._flex if head_width >= NARROWEST and dropout == 0 else sdpa

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain.errors import ConfigError, check
 from pretrain.models.attention.masks import check_window
-from pretrain.models.base import Attend, AttentionConfig, Bias, Layout
+from pretrain.models.base import Asked, Attend, AttentionConfig, Bias, Distances, Layout, Planner
 from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
@@ -43,18 +43,27 @@ class FlexConfig(AttentionConfig):
         return make_flex()
 
 
-def make_flex() -> Attend:
+def make_flex() -> Flex:
     """Return the backend without asking for a device."""
-    from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention  # pulls in torch._dynamo
+    return Flex()
 
-    # Encoder, decoder and cross-attention, training and not, lengths that vary: more kernels than torch's limit, beyond
-    # which it would compute all scores of the stream. Versions before 2.13 have no such option.
-    options: dict[str, Any] = (
-        {"recompile_limit": KERNELS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
-    )
-    compiled = torch.compile(flex_attention, **options)
 
-    def flex(
+class Flex(Planner):
+    """The backend (see `Attend`), and its plans (see `Planner`)."""
+
+    def __init__(self) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # pulls in torch._dynamo
+
+        # Encoder, decoder and cross-attention, training and not, lengths that vary: more kernels than torch's limit,
+        # beyond which it would compute all scores of the stream. Versions before 2.13 have no such option.
+        limit: dict[str, Any] = (
+            {"recompile_limit": KERNELS} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
+        )
+        self._inside, self._alone = flex_attention, torch.compile(flex_attention, **limit)
+        self._make_mask = torch.compile(create_block_mask, dynamic=True, **limit)  # never holds all pairs of tokens
+
+    def __call__(
+        self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -66,29 +75,42 @@ def make_flex() -> Attend:
         scale: float | None = None,
         bias: Bias | None = None,
     ) -> Tensor:
+        """Return the attention of each sequence over its own keys, (Nq, H, E) (see `Attend`)."""
         if not q.is_cuda:
             raise ConfigError(f"attention=flex: computes on CUDA, not on {q.device}; use attention=sdpa")
         check(dropout == 0, "attention_dropout", dropout, NO_DROPOUT)
         check_window(layout, causal, window)
-
-        def make_mask() -> BlockMask:
-            mask = document_mask(layout, len(q), len(k), causal, window)
-            return create_block_mask(mask, None, None, len(q), len(k), device=q.device, _compile=True)
-
-        block_mask = layout.plan(("flex", causal, window), make_mask)
+        # A block that is compiled has the kernel in its own graph.
+        compute = self._inside if torch.compiler.is_compiling() else self._alone
         query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        out = compiled(
+        out = compute(
             query,
             key,
             value,
             score_mod=None if bias is None else biased_score(layout, len(q), len(k), bias),
-            block_mask=block_mask,
+            block_mask=self._mask(layout, len(q), len(k), causal, window),
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return out.squeeze(0).transpose(0, 1)
 
-    return flex
+    def plan(self, layout: Layout, asked: Asked) -> None:
+        """Make the mask of blocks, and the places of a bias; see `Planner`."""
+        if asked.dropout or not layout.q_offsets.is_cuda:
+            return  # which the call refuses
+        self._mask(layout, asked.num_q, asked.num_k, asked.causal, asked.window)
+        if asked.distances is not None:
+            _places(layout, asked.num_q, asked.num_k, asked.distances)
+
+    def _mask(self, layout: Layout, num_q: int, num_k: int, causal: bool, window: int | None) -> Any:
+        """Return the `BlockMask` of a layout, made once in a pass."""
+
+        def make() -> Any:
+            mask = document_mask(layout, num_q, num_k, causal, window)
+            with torch.no_grad():  # else evaluation and training have graphs of their own
+                return self._make_mask(mask, None, None, num_q, num_k, device=layout.q_offsets.device)
+
+        return layout.plan(("flex", causal, window), make)
 
 
 def document_mask(layout: Layout, num_q: int, num_k: int, causal: bool, window: int | None) -> Seen:
@@ -110,15 +132,8 @@ def document_mask(layout: Layout, num_q: int, num_k: int, causal: bool, window: 
 
 def biased_score(layout: Layout, num_q: int, num_k: int, bias: Bias) -> Scored:
     """Return flex_attention's score function over the same streams, which adds a bias to scores that are scaled."""
-    distances, farthest = bias.distances, bias.distances.farthest
-
-    def places() -> tuple[Tensor, Tensor, Tensor]:
-        _, q_position = _owner_and_position(layout.q_offsets, num_q)
-        _, k_position = _owner_and_position(layout.k_offsets, num_k)
-        rows = distances.rows(torch.arange(-farthest, farthest + 1))
-        return q_position, k_position, rows.to(q_position.device, non_blocking=True)
-
-    q_position, k_position, rows = layout.plan(("flex places", distances), places)
+    farthest = bias.distances.farthest
+    q_position, k_position, rows = _places(layout, num_q, num_k, bias.distances)
     single = bias.single()  # its gradients are added up in this precision
 
     def scored(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -126,6 +141,18 @@ def biased_score(layout: Layout, num_q: int, num_k: int, bias: Bias) -> Scored:
         return score + single.at(head, q, k, rows[relative + farthest])
 
     return scored
+
+
+def _places(layout: Layout, num_q: int, num_k: int, distances: Distances) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the positions of queries and of keys, and the row of each distance from -`farthest` on."""
+
+    def make() -> tuple[Tensor, Tensor, Tensor]:
+        _, q_position = _owner_and_position(layout.q_offsets, num_q)
+        _, k_position = _owner_and_position(layout.k_offsets, num_k)
+        rows = distances.rows(torch.arange(-distances.farthest, distances.farthest + 1))
+        return q_position, k_position, rows.to(q_position.device, non_blocking=True)
+
+    return layout.plan(("flex places", distances), make)
 
 
 def _owner_and_position(offsets: Tensor, num: int) -> tuple[Tensor, Tensor]:
