@@ -15,6 +15,9 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch._subclasses import fake_impls, fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 CUDA = torch.device("cuda", 0)
@@ -108,4 +111,17 @@ def pretend_h100(device_count: int = 8) -> Iterator[FakeTensorMode]:
     with ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer, create=True))
+        # A CUDA build would start the driver for the first fake tensor.
+        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None))
+        # The decomposition of torch 2.11 and 2.12 takes the dtype for a factor.
+        added = torch.ops.aten.addmm.dtype_out
+        stack.enter_context(mock.patch.dict(fake_impls.op_implementations_dict, {added: _added_product}))
+        stack.enter_context(mock.patch.dict(decomposition_table)).pop(added, None)
         yield FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _added_product(mode, operator, total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor):
+    """Return what `addmm` writes into."""
+    assert total.shape == out.shape == (left.shape[0], right.shape[1]) and left.shape[1] == right.shape[0]
+    assert total.dtype == out.dtype == dtype
+    return out

@@ -1,4 +1,5 @@
-// For torch's CPU build: a "cuda" device that does nothing, so that autograd takes fake CUDA tensors.
+// A "cuda" device that does nothing, so that autograd takes fake CUDA tensors: torch's CPU build has none, and the hooks
+// of a CUDA build, which registers its own after these, ask a driver.
 //
 // Loaded by fake_gpu_guard.py before torch. Autograd's engine asks a device guard for streams and events, and the
 // hooks whether the device exists; nothing is ever computed. Every tensor on the device is fake and has no memory.
@@ -45,6 +46,6 @@ struct CUDAHooks final : CUDAHooksInterface {  // the registry makes the name of
   c10::DeviceIndex getCurrentDevice() const override { return 0; }
 };
 
-REGISTER_CUDA_HOOKS(CUDAHooks)
+C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
 
 }  // namespace at

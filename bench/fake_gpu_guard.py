@@ -1,7 +1,7 @@
-"""Gives torch's CPU build a device guard for CUDA that does nothing; before torch, which asks for it when imported.
+"""Gives torch a CUDA device that does nothing; before torch, which asks for it when imported.
 
-Imports nothing of torch. What stands on it is in `fake_gpu`. A CUDA build of torch has a guard of
-its own on machines without a GPU, which `FakeTensorMode` sets (torch._C._ensureCUDADeviceGuardSet).
+Imports nothing of torch. What stands on it is in `fake_gpu`. A CUDA build on a machine without a GPU has a guard of its
+own, which `FakeTensorMode` sets (torch._C._ensureCUDADeviceGuardSet), and needs our hooks: its own ask a driver.
 """
 
 import ctypes
@@ -21,16 +21,14 @@ COMPILER = "g++"
 
 def missing() -> str | None:
     """Return why there can be no fake CUDA device here, None where there can."""
-    if _is_cuda_build() or shutil.which(COMPILER):
+    if shutil.which(COMPILER):
         return None
-    return f"fake CUDA tensors need a device guard for torch's CPU build, and {COMPILER} to compile it"
+    return f"fake CUDA tensors need a device guard, and {COMPILER} to compile it"
 
 
 def load() -> None:
     """Load the guard, which is compiled once for each version of it and of torch (2 s)."""
     assert "torch" not in sys.modules, "torch asks for the guard when it is imported"
-    if _is_cuda_build():
-        return
     for library in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(_torch() / "lib" / library), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(_compiled()), mode=ctypes.RTLD_GLOBAL)
@@ -40,10 +38,6 @@ def _torch() -> Path:
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent
-
-
-def _is_cuda_build() -> bool:
-    return (_torch() / "lib" / "libtorch_cuda.so").exists()
 
 
 def _compiled() -> Path:

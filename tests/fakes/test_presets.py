@@ -115,9 +115,9 @@ def check_device(where: str, operators: list[Operator], tensors: int, copies: in
 
 
 def is_tensor_on_cpu(described: tuple[str, str, int, int]) -> bool:
-    """Whether it is on the CPU and more than one number, which kernels take as an argument."""
-    device, _, dimensions, _ = described
-    return device == "cpu" and dimensions > 0
+    """Whether it is on the CPU and more than one number, which kernels take as an argument; empty ones are for show."""
+    device, _, dimensions, elements = described
+    return device == "cpu" and dimensions > 0 and elements > 0
 
 
 def check_precision(where: str, operators: list[Operator], *, sharded: bool) -> None:

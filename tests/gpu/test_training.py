@@ -91,7 +91,7 @@ def test_the_loss_of_a_padded_vocabulary_fused_or_not(dtype):
                 total, _, _ = linear_cross_entropy(hidden, weight, targets, **options)
             torch.testing.assert_close(total, expected.float(), rtol=1e-3, atol=0)
             for found, right in zip(torch.autograd.grad(total, (hidden, weight, bias)), wanted, strict=True):
-                assert (found - right).norm() < 1e-2 * right.norm()
+                assert (found - right).norm() < 2e-2 * right.norm()  # logits in bf16, here about 30: 0.9e-2 on a CPU
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 

@@ -17,6 +17,7 @@ from fake_cuda import counted_graphs, preset, ragged_batch, uncompiled
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
@@ -77,8 +78,8 @@ class Recorder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Record what reaches a `FakeTensorMode` by itself, not what its operators are made of."""
-        dispatch = FakeTensorMode.dispatch
+        """Record what reaches a `FakeTensorMode` by itself, not what they are made of or DTensor plans with."""
+        dispatch, plan = FakeTensorMode.dispatch, ShardingPropagator._propagate_tensor_meta_non_cached
 
         def recorded(mode, func, types, args=(), kwargs=None):
             traced = torch._guards.TracingContext.try_get() is not None  # Dynamo at work, not the program
@@ -92,7 +93,17 @@ class Recorder:
             self._add(func, args, kwargs or {}, result)
             return result
 
-        with mock.patch.object(FakeTensorMode, "dispatch", recorded):
+        def planned(*args, **kwargs):
+            inside, self._inside = self._inside, True
+            try:
+                return plan(*args, **kwargs)
+            finally:
+                self._inside = inside
+
+        with (
+            mock.patch.object(FakeTensorMode, "dispatch", recorded),
+            mock.patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", planned),
+        ):
             yield
 
     def _add(self, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
