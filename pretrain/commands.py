@@ -196,7 +196,9 @@ def exit_code_to(report: Callable[[int], None]) -> Iterator[None]:
 
 def exit_code_of(body: Callable[[], object]) -> int:
     """Run the body of a command and return its exit code; why it failed or stopped goes to standard error."""
-    gc.enable()
+    if not gc.isenabled():
+        gc.freeze()  # what imports made: the first collection would look through all of it
+        gc.enable()
     try:
         body()
         sys.stdout.flush()  # here a failure to write has a message and an exit code; at the interpreter's exit none

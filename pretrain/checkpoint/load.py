@@ -22,7 +22,7 @@ from pretrain.checkpoint.fragments import FragmentReader, Tensors
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
 from pretrain.files import OtherFormat, hash_file, read_json
-from pretrain.models.base import named_tensors
+from pretrain.models.base import materialize, named_tensors
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def restore_weights(step: Path, module: nn.Module) -> None:
 
 def fill(module: nn.Module, reader: Reader, device: torch.device | None = None) -> None:
     """Move a module, which may be on the meta device, to `device` (None: the CPU) and fill it from a reader."""
-    module.to_empty(device=device or "cpu")
+    materialize(module, device or "cpu")
     for name, tensor in named_tensors(module):
         tensor.data.copy_(reader(name, WEIGHT, 0, tensor.numel()).reshape(tensor.shape))
 

@@ -328,3 +328,12 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     persistent = module.state_dict(keep_vars=True).keys()
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in persistent)
+
+
+def materialize(module: nn.Module, device: torch.device | str) -> None:
+    """Give tensors on the meta device memory, with undefined values.
+
+    As `to_empty`, which asks meta tensors for others like them: for that torch imports its symbolic shapes, for half a
+    second.
+    """
+    module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))

@@ -17,7 +17,7 @@ from pretrain.errors import check
 from pretrain.models.base import Attend, Layout, Model, ModelKind
 from pretrain.models.generation.cache import KeyValueCache
 from pretrain.models.init import Initial
-from pretrain.models.layers import Norm, Order, Positions, QKNorm, make_norm, sinusoids
+from pretrain.models.layers import Embedding, Norm, Order, Positions, QKNorm, make_norm, sinusoids
 from pretrain.models.network import NetworkConfig
 from pretrain.models.plans import make_plans
 from pretrain.registry import register
@@ -108,9 +108,9 @@ class Decoder(Model):
     def __init__(self, config: DecoderConfig, *, vocab_size: int, attend: Attend, head: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(vocab_size, config.width)
+        self.embedding = Embedding(vocab_size, config.width)
         if config.positions is Positions.learned:
-            self.position_embedding = nn.Embedding(config.max_seq_len, config.width)
+            self.position_embedding = Embedding(config.max_seq_len, config.width)
         self.blocks = nn.ModuleList(config.make_block(layer, attend) for layer in range(config.layers))
         self.final_norm = config.make_norm()
         if head and not config.tie_embeddings:

@@ -19,7 +19,7 @@ from pretrain.models.attention.disentangled import DistanceVectors, LogBuckets
 from pretrain.models.base import Attend, EncoderModel, Layout, ModelKind
 from pretrain.models.disentangled_attention import DisentangledAttention
 from pretrain.models.init import Init, Initial
-from pretrain.models.layers import Activation, Attention, Norm, Order, Positions, activate, make_norm
+from pretrain.models.layers import Activation, Attention, Embedding, Norm, Order, Positions, activate, make_norm
 from pretrain.models.network import NetworkConfig, embeddings_learn, learns, matrix_flops
 from pretrain.models.plans import make_plans
 from pretrain.registry import register
@@ -144,13 +144,13 @@ class Encoder(EncoderModel):
         super().__init__()
         self.config = config
         width = config.embedded_width
-        self.embedding = nn.Embedding(vocab_size, width)
+        self.embedding = Embedding(vocab_size, width)
         if config.positions is Positions.learned:
-            self.position_embedding = nn.Embedding(config.max_seq_len + config.position_offset, width)
+            self.position_embedding = Embedding(config.max_seq_len + config.position_offset, width)
         if config.token_types:
-            self.type_embedding = nn.Embedding(config.token_types, width)
+            self.type_embedding = Embedding(config.token_types, width)
         if config.disentangled:
-            self.distance_embedding = nn.Embedding(2 * config.distances.side, config.width)
+            self.distance_embedding = Embedding(2 * config.distances.side, config.width)
             self.distance_embedding_norm = config.make_norm() if config.distance_norm else nn.Identity()
         self.embedding_norm = config.make_embedding_norm()
         if config.embedding_width is not None:

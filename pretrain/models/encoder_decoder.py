@@ -26,6 +26,7 @@ from pretrain.models.layers import (
     Block,
     CrossAttention,
     CrossBlock,
+    Embedding,
     Norm,
     Order,
     Positions,
@@ -203,14 +204,14 @@ class EncoderDecoder(EncoderDecoderModel):
         super().__init__()
         self.config = config
         width = config.width
-        self.embedding = nn.Embedding(vocab_size, width)
+        self.embedding = Embedding(vocab_size, width)
         if config.positions is Positions.learned:
             rows = config.max_seq_len + config.position_offset
-            self.encoder_position_embedding = nn.Embedding(rows, width)
-            self.decoder_position_embedding = nn.Embedding(rows, width)
+            self.encoder_position_embedding = Embedding(rows, width)
+            self.decoder_position_embedding = Embedding(rows, width)
         if config.positions is Positions.relative:
-            self.encoder_distance_embedding = nn.Embedding(config.buckets, config.heads)
-            self.decoder_distance_embedding = nn.Embedding(config.buckets, config.heads)
+            self.encoder_distance_embedding = Embedding(config.buckets, config.heads)
+            self.decoder_distance_embedding = Embedding(config.buckets, config.heads)
         if config.embedding_norm:
             self.encoder_embedding_norm, self.decoder_embedding_norm = config.make_norm(), config.make_norm()
         encoder = [config.encoder_block(attend) for _ in range(config.layers)]

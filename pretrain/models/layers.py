@@ -106,6 +106,15 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+class Embedding(nn.Embedding):
+    """One vector a token, position, segment or distance."""
+
+    def reset_parameters(self) -> None:
+        """Draw values on a real device alone: to draw none on the meta device torch imports its compiler, for 1 s."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Fused(nn.Linear):
     """Several projections of one input as one matrix, whose rows are theirs, one after another."""
 

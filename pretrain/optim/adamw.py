@@ -5,6 +5,7 @@ Holds the optimizer's settings and its groups; `base` decides which parameters d
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,15 @@ from torch import nn
 
 from pretrain.errors import check
 from pretrain.models.base import Model
-from pretrain.optim.base import ParameterGroup, check_decay, check_fraction, check_positive, parameter_group, partition
+from pretrain.optim.base import (
+    EagerOptimizer,
+    ParameterGroup,
+    check_decay,
+    check_fraction,
+    check_positive,
+    parameter_group,
+    partition,
+)
 from pretrain.registry import register
 
 
@@ -40,7 +49,7 @@ class AdamWConfig:
     def check(self, *, swaps: bool) -> None:
         """See `OptimConfig`: DeepSpeed swaps moments of Adam."""
 
-    def build(self, module: nn.Module) -> torch.optim.AdamW:
+    def build(self, module: nn.Module) -> FusedAdamW:
         """Return AdamW with the groups `decay` and `no_decay`; a group without parameters is left out.
 
         With a layer decay there are as many of each as layers: what stands after the model learns at `lr`, a block n
@@ -59,13 +68,17 @@ class AdamWConfig:
                 parameter_group("decay", matrices, lr, self.weight_decay),
                 parameter_group("no_decay", rest, lr, 0.0),
             ]
-        return fused_adamw(groups, self.beta1, self.beta2, self.eps)
+        return FusedAdamW(groups, self.beta1, self.beta2, self.eps)
 
 
-def fused_adamw(groups: list[ParameterGroup], beta1: float, beta2: float, eps: float) -> torch.optim.AdamW:
-    """Return torch's fused AdamW over the groups that have parameters."""
-    filled = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(filled, betas=(beta1, beta2), eps=eps, fused=True)
+class FusedAdamW(EagerOptimizer, torch.optim.AdamW):
+    """torch's fused AdamW, over the groups that have parameters."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+    def __init__(self, groups: list[ParameterGroup], beta1: float, beta2: float, eps: float) -> None:
+        filled = [group for group in groups if group["params"]]
+        super().__init__(filled, betas=(beta1, beta2), eps=eps, fused=True)
 
 
 def _depths(module: nn.Module) -> tuple[dict[nn.Parameter, int], int]:

@@ -5,6 +5,7 @@ Holds no schedule: each parameter group keeps its peak as `base_lr`, and a strat
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, NamedTuple, Protocol
 
@@ -65,6 +66,16 @@ class OptimConfig(Protocol):
     def build(self, module: nn.Module) -> Optimizer:
         """Return the optimizer of the module's trainable parameters."""
         ...
+
+
+class EagerOptimizer(Optimizer):
+    """torch's optimizer, without the decorators that keep torch.compile out of its methods.
+
+    It is never compiled, and the first call of one of them imports the compiler, for a second.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
 
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:

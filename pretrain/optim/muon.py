@@ -11,12 +11,12 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from pretrain.distributed.world import World
 from pretrain.errors import check
-from pretrain.optim.adamw import fused_adamw
+from pretrain.optim.adamw import FusedAdamW
 from pretrain.optim.base import (
+    EagerOptimizer,
     ParameterGroup,
     check_decay,
     check_fraction,
@@ -89,18 +89,18 @@ class MuonConfig:
             parameter_group("decay", outer, adamw_lr, self.weight_decay),
             parameter_group("no_decay", vectors, adamw_lr, 0.0),
         ]
-        adamw = fused_adamw(groups, self.adamw_beta1, self.adamw_beta2, self.adamw_eps)
+        adamw = FusedAdamW(groups, self.adamw_beta1, self.adamw_beta2, self.adamw_eps)
         return MuonWithAdamW(self, parameter_group(_MUON, hidden, self.lr, self.weight_decay), adamw)
 
 
-class MuonWithAdamW(Optimizer):
+class MuonWithAdamW(EagerOptimizer):
     """Muon and torch's AdamW behind one face: one list of groups, one state, one step.
 
     The step never waits for the device. With `found_inf` (), the flag that torch's GradScaler gives to optimizers, a
     step whose flag is not 0 leaves weights, moments and counts bit for bit, like that of fused AdamW.
     """
 
-    def __init__(self, cfg: MuonConfig, muon: ParameterGroup, adamw: torch.optim.AdamW) -> None:
+    def __init__(self, cfg: MuonConfig, muon: ParameterGroup, adamw: FusedAdamW) -> None:
         super().__init__([*([muon] if muon["params"] else []), *adamw.param_groups], defaults={})
         self.dtype = torch.bfloat16  # of the iteration and of what ranks send for it; Jordan et al. 2024 take bf16
         self._cfg = cfg

@@ -1,4 +1,4 @@
-"""Data parallelism with whole replicas, through Accelerate: also how one process alone trains.
+"""Data parallelism with whole replicas, through Accelerate, and how one process alone trains.
 
 Holds the strategy; sharded engines have files of their own.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
 from pretrain.distributed.world import World
 from pretrain.errors import check
-from pretrain.models.base import named_tensors
+from pretrain.models.base import materialize, named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
 from pretrain.optim.shared_matrices import whole
@@ -26,6 +26,9 @@ from pretrain.registry import register
 from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @register("strategy", "ddp")
@@ -70,28 +73,31 @@ class DDPConfig(CommonConfig):
         return 0.0 if ranks == 1 or self.reduce_dtype is ReduceDtype.fp32 else self.bucket_mb * 2**19
 
 
+def accelerator(cfg: DDPConfig, world: World) -> Accelerator:
+    """Return Accelerate's wrapper of models for the process group that there is, whatever its environment says."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import GradientAccumulationPlugin
+
+    return Accelerator(
+        cpu=world.device.type == "cpu",
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        kwargs_handlers=[DistributedDataParallelKwargs(bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True)],
+    )
+
+
 class DDP(TorchStrategy):
-    """The five verbs over Accelerate's DistributedDataParallel; see `Strategy`."""
+    """The five verbs over Accelerate's DistributedDataParallel, and over the module itself alone; see `Strategy`."""
 
     def __init__(self, cfg: DDPConfig, world: World, precision: Precision, compilation: CompileConfig) -> None:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-        from accelerate.utils import GradientAccumulationPlugin
-
         super().__init__(cfg, world, precision, compilation)
         self.reduce_dtype = cfg.reduce_dtype
-        ddp = DistributedDataParallelKwargs(bucket_cap_mb=cfg.bucket_mb, gradient_as_bucket_view=True)
-        # These are ours alone: Accelerate would otherwise take them from the environment.
-        self.accelerator = Accelerator(
-            cpu=world.device.type == "cpu",
-            mixed_precision="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            dynamo_backend="no",
-            kwargs_handlers=[ddp],
-        )
+        self.accelerator = accelerator(cfg, world) if world.size > 1 else None  # it takes half a second to import
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         if any(parameter.is_meta for parameter in module.parameters()):
-            module.to_empty(device=self.world.device)
+            materialize(module, self.world.device)
         self.module = module
         self.optimizer = make_optimizer(module)
         self.share_matrices(whole, replica_ranks=1)
@@ -101,17 +107,19 @@ class DDP(TorchStrategy):
         return self.wrapped
 
     def _wrap(self, module: Objective) -> nn.Module:
+        if self.accelerator is None:
+            return module
         wrapped: Any = self.accelerator.prepare_model(module)
-        if self.reduce_dtype is ReduceDtype.bf16 and self.world.size > 1:
+        if self.reduce_dtype is ReduceDtype.bf16:
             # A function of another name, because DDP refuses torch's own over gloo, which can do it (torch 2.13).
             wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))  # noqa: PLW0108
         return wrapped
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+        return nullcontext() if last or self.accelerator is None else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(self.scaler.scale(loss))
+        self.scaler.scale(loss).backward()
 
     def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
         set_learning_rates(self.optimizer, lr_factor)
