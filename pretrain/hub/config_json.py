@@ -9,7 +9,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
 
-from pretrain.errors import ConfigError, check
+from pretrain.errors import ConfigError, as_written, check
 from pretrain.models.layers import Activation
 
 SIZES = {  # keys of config.json in most families, and ours of the same value
@@ -136,7 +136,8 @@ def check_value(key: str, value: Any, kind: Any, *, least: int = 0, most: int = 
     elif kind is float:
         fits = fits and 0 < value < _LARGEST_FLOAT
     if not fits:
-        raise ConfigError(f"{key}={reprlib.repr(value)}: {rule}")
+        written = as_written(value)
+        raise ConfigError(f"{key}={reprlib.repr(value) if written is value else written}: {rule}")
 
 
 def shown(value: Any) -> str:

@@ -136,7 +136,7 @@ def test_bash_completes_words_that_it_splits(tmp_path):
         done = subprocess.run(["bash", "-c", code, line], env=os.environ | paths, capture_output=True, text=True)
         return done.stdout.split("\n")[:-1]
 
-    assert typed("headwater pretrain precision=") == ["bf16", "fp16", "fp32"]
+    assert typed("headwater pretrain precision=") == ["bf16", "fp16", "fp32", "fp8"]
     assert typed("headwater pretrain optim.lr") == ["-o nospace", "optim.lr="]
     assert typed("headwater runs --so") == ["--sort"]
     assert typed("headwater trian ") == [""]

@@ -206,7 +206,7 @@ def test_refuses_by_name(settings):
     ("override", "key"),
     [
         ("model=decoder", "objective=masked_lm"),
-        ("data.isolate_documents=false", "data.isolate_documents=False"),
+        ("data.isolate_documents=false", "data.isolate_documents=false"),
         ("model.token_types=1", "model.token_types=1"),
     ],
 )

@@ -335,7 +335,7 @@ def test_guarded_step_skips_a_broken_gradient_of_any_optimizer():
         ("optim.weight_decay=-1", partial(AdamWConfig, weight_decay=-1.0)),
         ("optim.momentum=1.0", partial(MuonConfig, momentum=1.0)),
         ("optim.ns_steps=0", partial(MuonConfig, ns_steps=0)),
-        ("optim.adamw_lr=None", partial(MuonConfig, adjust_lr=AdjustLr.original)),
+        ("optim.adamw_lr=null", partial(MuonConfig, adjust_lr=AdjustLr.original)),
         ("optim.adamw_lr=-1", partial(MuonConfig, adamw_lr=-1.0)),
         ("optim.lr=nan", partial(AdamWConfig, lr=math.nan)),
     ],
