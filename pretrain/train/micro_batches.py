@@ -71,7 +71,8 @@ def measured_slots(train: TrainConfig, seq_len: int, otherwise: int) -> int:
     """Return the sequences that are evaluated together outside of a run, `otherwise` where a run would find them."""
     if train.micro_batch_tokens is not None:
         return max(train.micro_batch_tokens // seq_len, 1)
-    return train.micro_batch_size if isinstance(train.micro_batch_size, int) else otherwise
+    size = DEFAULT if train.micro_batch_size is None else train.micro_batch_size
+    return size if isinstance(size, int) else otherwise
 
 
 class Needs(NamedTuple):

@@ -48,7 +48,7 @@ def test_what_is_said_in_sequences_is_taken_as_it_is():
     assert said(TrainConfig(batch_size=32), SEQ_LEN, 2) == 8
     assert said(TrainConfig(batch_size=30, micro_batch_size=5), SEQ_LEN, 2) == 5
     assert said(TrainConfig(batch_size=30, micro_batch_size="auto"), SEQ_LEN, 2) is None
-    assert [measured_slots(TrainConfig(micro_batch_size=size), SEQ_LEN, 7) for size in (3, "auto", None)] == [3, 7, 7]
+    assert [measured_slots(TrainConfig(micro_batch_size=size), SEQ_LEN, 7) for size in (3, "auto", None)] == [3, 7, 8]
     assert measured_slots(TrainConfig(micro_batch_tokens=50), SEQ_LEN, 7) == 3
 
 
