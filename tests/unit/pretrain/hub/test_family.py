@@ -363,7 +363,7 @@ def rotary(layers, kind, **more):
             {**GEMMA, "layer_types": ["full_attention"] * 3 + ["sliding_attention"] * 23},
             "one of sliding_attention for each layer, but full_attention for every n-th, is)",
         ),
-        ({**GEMMA, "sliding_window": None}, "sliding_window=None: must be a whole number from 1"),
+        ({**GEMMA, "sliding_window": None}, "sliding_window=null: must be a whole number from 1"),
         ({**GEMMA, "num_attention_heads": 7}, "num_attention_heads=7 is not supported"),
         ({**GEMMA, "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters.rope_theta=10000.0 is not"),
         (
