@@ -56,10 +56,9 @@ def _snapshot(name: str, typed: str, *, only_cached: bool, files: list[str]) -> 
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     repository, _, revision = name.partition("@")
+    local = only_cached or HF_HUB_OFFLINE  # versions before 2 ask the hub for the files of a commit all the same
     try:
-        # Offline, versions before 2 ask the hub for the files of a commit all the same, and fail.
-        local = {"local_files_only": only_cached or HF_HUB_OFFLINE}
-        found = snapshot_download(repository, revision=revision or None, allow_patterns=files, **local)
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=files, local_files_only=local)
     except Exception as error:  # names, proxies, connections, disks: each from a library of its own
         rule = "no such directory, and not to be had from the Hugging Face hub or its cache (HF_HOME)"
         fix = "name a directory, or fetch it where the hub is reached"
