@@ -35,6 +35,7 @@ from pretrain.strategy.precision import BF16
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 
 STEPS, MANY, EVALUATED_AFTER, COMPILED = 8, 20, 2, 2
+SHORT = 4  # steps in `make test`
 ALL = [
     "ddp",
     "zero0",
@@ -90,8 +91,8 @@ def check_steps(world, folder, names, micros, kind, steps, expected, weights):
 @pytest.mark.parametrize(
     ("ranks", "names", "micros", "kind", "steps"),
     [
-        (2, FEW, [1], "encoder of pairs", STEPS),
-        (2, ["zero3+recompute", "fsdp2+recompute"], [3], "T5", STEPS),
+        (2, FEW, [1], "encoder of pairs", SHORT),
+        (2, ["zero3+recompute", "fsdp2+recompute"], [3], "T5", SHORT),
         pytest.param(2, ALL, [1, 6], "encoder", STEPS, marks=pytest.mark.slow),
         pytest.param(3, ALL, [3], "encoder of pairs", STEPS, marks=pytest.mark.slow),
         pytest.param(2, ALL, [4], "T5", MANY, marks=pytest.mark.slow),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import forking_python
+from forks import forking_python, python
 from pages import carry_out, script
 
 from pretrain import errors
@@ -49,8 +49,8 @@ def test_every_command_runs(page, tmp_path):
     if page.name == "README.md":
         carry_out(page, place)
     else:
-        with forking_python() as python:
-            carry_out(page, place, python=python)
+        with forking_python() as forking:
+            carry_out(page, place, python=forking)
 
 
 def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
@@ -69,8 +69,9 @@ def test_the_script_stops_at_the_first_other_exit_code(tmp_path):
 def tables() -> dict[str, str]:
     """What `python docs/settings.py` writes, by the root of the settings; in a process of its own."""
     code = "{root: settings.with_tables(getattr(settings, root)) for root in ('PRETRAIN', 'FINETUNE', 'SLURM')}"
-    command = [sys.executable, "-c", f"import json, settings; print(json.dumps({code}))"]
-    return json.loads(subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True, check=True).stdout)
+    done = python("-c", f"import json, settings; print(json.dumps({code}))", cwd=ROOT / "docs")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,7 @@ def test_refusals_name_key_value_and_rule(argument, parts, tmp_path):
 
 def test_a_folder_named_conf_where_the_command_is_typed_hides_nothing(tmp_path):
     (tmp_path / "conf").mkdir()
-    command = [sys.executable, "-m", "pretrain", "--cfg", "job"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = python("-m", "pretrain", "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "seq_len" in done.stdout
 

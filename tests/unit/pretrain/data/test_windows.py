@@ -70,7 +70,7 @@ def sequences(slots: Slots) -> list[Sequence]:
 )
 @example([12, 13, 11, 0, 24], ([8], [9]), 12, 0, 3)  # exactly a window, one token more, one less, none, two windows
 @example([0, 0], ([7], []), 5, 4, 1)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, template, room, stride, per_batch):
     stride = min(stride, room - 1)
     seq_len = room + len(template[0]) + len(template[1])

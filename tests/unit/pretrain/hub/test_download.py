@@ -137,17 +137,14 @@ def test_what_is_needed_is_fetched_once_and_no_pickle(hub, tmp_path):
     assert others == [first] * 3
 
 
-def test_a_revision_is_its_commit(hub, tmp_path):
+def test_a_revision_is_its_commit_and_an_old_name_is_one_without_an_organisation(hub, tmp_path):
     typed = ("org/name@v1", "org/name@refs/pr/1", "name@v1")
     caches = [{"HF_HOME": str(tmp_path / str(number))} for number in range(3)]
     wanted = [(name, hub[0], cache) for name, cache in zip(typed, caches, strict=True)]
-    for asked, (name, *files) in zip(typed, fetch(tmp_path, *wanted), strict=True):
+    *found, old = fetch(tmp_path, *wanted, ("name", hub[0], {}))
+    for asked, (name, *files) in zip(typed, found, strict=True):
         assert (name, set(files)) == (f"{asked.partition('@')[0]}@{OLD_COMMIT}", WANTED)
-
-
-def test_an_old_name_without_an_organisation_is_one(hub, tmp_path):
-    [found] = fetch(tmp_path, ("name", hub[0], {}))
-    assert found[0] == f"name@{COMMIT}"
+    assert old[0] == f"name@{COMMIT}"
 
 
 def test_what_cannot_be_had_is_refused_by_name(hub, tmp_path):

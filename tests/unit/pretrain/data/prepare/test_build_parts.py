@@ -2,11 +2,11 @@
 
 import shutil
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
+from forks import python
 from preparing import ROOT, config, contents, records, start, write_stories
 
 from pretrain.data.prepare.build import Share, prepare, prepare_share
@@ -47,7 +47,7 @@ def test_three_parts_at_once_and_a_merge_make_the_bytes_of_one_process(tmp_path)
 
 
 def test_a_part_that_was_killed_goes_on_and_another_number_of_parts_may_end_it(tmp_path, tokenizer):
-    source = write_stories(tmp_path / "text", range(1200))
+    source = write_stories(tmp_path / "text", range(800))
     root = tmp_path / "parts"
     prepare({"tales": source}, tokenizer, config(tmp_path / "one", unit_bytes=100_000, workers=2))
     killed = start({"tales": source}, tokenizer, config(root, unit_bytes=100_000, parts=2, part=1))
@@ -120,8 +120,7 @@ def test_a_part_is_no_corpus_to_read(tmp_path, tokenizer):
 
 
 def test_pretraining_refuses_a_part_by_name(tmp_path):
-    command = [sys.executable, "-m", "pretrain", "data.prepare.parts=8", "data.prepare.part=3"]
     places = [f"data.prepare.root={tmp_path}/corpora", f"run.root={tmp_path}/runs"]
-    done = subprocess.run([*command, *places], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    done = python("-m", "pretrain", "data.prepare.parts=8", "data.prepare.part=3", *places, cwd=ROOT)
     assert done.returncode == ConfigError.exit_code and "data.prepare.parts=8: only python -m" in done.stderr
     assert not list(tmp_path.iterdir())
