@@ -34,7 +34,7 @@ from pretrain.strategy.precision import BF16, FP16, FP32
 # Widths of 6 over 4 ranks leave the last one without a row; no number of ranks divides a vocabulary of 61.
 TIED_GPT = {"width": 6, "heads": 2}
 GROUPED_LLAMA = {"width": 12, "heads": 6, "kv_heads": 2, "tie_embeddings": False, **LLAMA}
-STEPS, PER_STEP, CLIP = 3, 4, 0.5  # optimizer steps, micro-batches in each over all ranks, norm of the gradient
+STEPS, PER_STEP, CLIP = 3, 8, 0.5  # optimizer steps, micro-batches in each over all ranks, norm of the gradient
 LR_FACTORS = [0.5, 1.0, 0.75]
 ADAMW = AdamWConfig(lr=2e-3)
 
