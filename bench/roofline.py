@@ -51,9 +51,10 @@ RECOMPUTED = ("none", "selective", "full")
 
 NOTES = f"""
 Of an H100: {", ".join(f"{name} {value:g}" for name, value in H100._asdict().items())}.
-Eager launches each operator; compiled joins the passes over memory between two products of a block. Wire: sent by a
-rank in a step. MFU counts as the product does: all keys of a sequence, nothing that is computed twice. What is fitted
-and how far the estimate is from published runs: python -m bench.published and bench/README.md."""
+Eager launches each operator; compiled joins passes over the same memory between two products. Wire: sent by a rank in a
+step, where hsdp on one node is fsdp2. MFU counts as the product does: all keys of a sequence, nothing that is computed
+twice. Over published tokens/s of 15 runs that the constants are not fitted on the estimate is 0.91 to 1.10, median 1.01
+(`python -m bench.published`). Those programs were tuned by many people; Headwater has run on no such GPU."""
 
 
 class Times(NamedTuple):
