@@ -68,7 +68,7 @@ def test_the_ranks_that_wait_end_as_a_hang_and_name_the_silent_one(tmp_path, vic
 
 def test_a_rank_whose_host_is_stuck_ends_as_well_and_its_record_is_kept(tmp_path):
     for said in ends(tmp_path, 1, ASLEEP, STUCK):
-        assert "a collective did not end within 0.05 minutes; rank 1 of 3 waited in no collective" in said
+        assert "a collective did not end within run.timeout_minutes=0.05; rank 1 of 3 waited in no collective" in said
     assert {file.name: file.read_text() for file in tmp_path.glob("ended-*")} == {"ended-0": "6", "ended-2": "6"}
     for rank in range(3):
         assert "collect" in (tmp_path / f"stacks-rank-{rank}.txt").read_text()
