@@ -17,7 +17,7 @@ import torch
 
 from pretrain.errors import ConfigError, check
 from pretrain.hub.config_json import Settings, shown
-from pretrain.hub.task_heads import HeadKind, Heads, TaskHead
+from pretrain.hub.task_heads import NO_HEADS, HeadKind, Heads, TaskHead
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import ModelConfig, ModelKind
@@ -110,7 +110,7 @@ class Family:
     objective: ClassVar[str] = ""  # that trains the class `pretraining`; "": the usual one of such networks
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
-    heads: ClassVar[Heads | None] = None  # of its classes for tasks; None: none is read, as of encoder-decoders
+    heads: ClassVar[Heads] = NO_HEADS  # of its classes for tasks; we have none of encoder-decoders
 
     def __init_subclass__(cls) -> None:
         FAMILIES[cls.model_type] = cls()
@@ -126,7 +126,7 @@ class Family:
 
     def head(self, kind: HeadKind) -> TaskHead:
         """Return the head of the class for a task. Raises `ConfigError` where `transformers` has no such class."""
-        if self.heads is None or (found := self.heads.of(kind)) is None:
+        if (found := self.heads.of(kind)) is None:
             missing = self.task_architecture(kind)
             raise ConfigError(f"transformers has no {missing}: this model cannot be exported")
         return found
