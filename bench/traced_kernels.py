@@ -279,25 +279,41 @@ def _stream(lengths: list[int]) -> Stream:
 
 
 def fused(kernels: Iterable[Kernel], needed: Callable[[int, int], bool]) -> list[Kernel]:
-    """Return the kernels with every run of passes over memory between two products made one, as a compiler would.
+    """Return the kernels with passes between two products made one where they share memory, as a compiler would.
 
-    What is made and used within a run is never written; `needed` (storage, number of the run's last kernel) says
-    whether anything reads it later.
+    What is made and used within such a pass is never written; `needed` (storage, number of the last kernel before the
+    next product) says whether anything reads it later.
     """
     result: list[Kernel] = []
     for (memory, *_), run in itertools.groupby(
         enumerate(kernels), key=lambda pair: (pair[1].kind is Kind.memory, pair[1].phase, pair[1].block)
     ):
-        numbered = list(run)
-        if not memory:
-            result += [kernel for _, kernel in numbered]
-            continue
-        reads: dict[int, int] = {}
-        writes: dict[int, int] = {}
-        for _, kernel in numbered:
-            reads |= {storage: size for storage, size in kernel.reads.items() if storage not in writes}
-            writes |= kernel.writes
-        last, first = numbered[-1][0], numbered[0][1]
-        writes = {storage: size for storage, size in writes.items() if needed(storage, last)}
-        result.append(Kernel(Kind.memory, "fused", first.phase, first.block, 0.0, reads, writes))
+        numbers, between = zip(*run, strict=True)
+        groups = _connected(between) if memory else []
+        result += [_joined(group, lambda storage, last=numbers[-1]: needed(storage, last)) for group in groups]
+        result += [] if memory else between
     return result
+
+
+def _connected(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
+    """Return the kernels in groups that have no storage in common."""
+    groups: list[tuple[set[int], list[Kernel]]] = []
+    for kernel in kernels:
+        storages, members = {*kernel.reads, *kernel.writes}, []
+        for group in [group for group in groups if group[0] & storages]:
+            groups.remove(group)
+            storages |= group[0]
+            members += group[1]
+        groups.append((storages, [*members, kernel]))
+    return [members for _, members in groups]
+
+
+def _joined(kernels: Sequence[Kernel], needed: Callable[[int], bool]) -> Kernel:
+    """Return one pass that reads and writes what these do together."""
+    reads: dict[int, int] = {}
+    writes: dict[int, int] = {}
+    for kernel in kernels:
+        reads |= {storage: size for storage, size in kernel.reads.items() if storage not in writes}
+        writes |= kernel.writes
+    writes = {storage: size for storage, size in writes.items() if needed(storage)}
+    return Kernel(Kind.memory, "fused", kernels[0].phase, kernels[0].block, 0.0, reads, writes)

@@ -4,6 +4,8 @@ import pytest
 from fake_kernels import counted_flops
 from forks import on_fake_cuda
 
+from bench.traced_kernels import Kernel, Kind, fused
+
 
 @pytest.mark.parametrize("name", ["gpt2_124m", "modernbert_base"])
 def test_operations_of_a_token(name):
@@ -17,3 +19,20 @@ def test_operations_of_a_token(name):
         scores = 12 * width * (8 * seq_len + 14 * (2 * 65 - 1))
         assert found["attention"] == pytest.approx(14 * width * seen)
     assert found["product"] == pytest.approx(found["formula"] - scores, rel=1e-3)
+
+
+def test_passes_that_share_memory_are_joined_up_to_the_next_product():
+    cast = _kernel(Kind.memory, reads=[1], writes=[2])
+    square, add = _kernel(Kind.memory, reads=[3], writes=[4]), _kernel(Kind.memory, reads=[4], writes=[5])
+    product = _kernel(Kind.product, reads=[2, 5], writes=[6])
+    found = fused([square, cast, add, product, square], lambda storage, number: storage != 4 or number > 3)
+    assert [(set(each.reads), set(each.writes)) for each in found] == [
+        ({1}, {2}),
+        ({3}, {5}),  # what lies between is never written
+        ({2, 5}, {6}),
+        ({3}, {4}),
+    ]
+
+
+def _kernel(kind: Kind, *, reads: list[int], writes: list[int]) -> Kernel:
+    return Kernel(kind, "any", "forward", 0, 0.0, dict.fromkeys(reads, 8), dict.fromkeys(writes, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.published import RUNS, ratio, trace_of
 from bench.traced_kernels import Kind, trace
 
 
@@ -16,3 +17,10 @@ def counted_flops(experiment: str, sequences: int) -> dict[str, float]:
         total = sum(each.flops for place in places for each in own if each.block == place)
         found[kind.value] = total / (sequences * seq_len)
     return found
+
+
+def published_ratios(source: str, factors: list[dict[str, float]]) -> list[float]:
+    """Return, of the held-out run of a source, the estimate over the published speed; constants times some factors."""
+    (run,) = (run for run in RUNS if run.source == source and not run.fitted)
+    traced = trace_of(run)
+    return [ratio(run, traced, **each) for each in factors]
