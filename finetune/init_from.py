@@ -56,7 +56,7 @@ def tokenizer_of(source: Source | Nothing) -> Tokenizer:
     tokenizer = source.load_tokenizer()
     if isinstance(source, Nothing) or (isinstance(source, RunSource) and not source.is_fine_tuned):
         # Others keep the template in their tokenizer.json.
-        set_template(tokenizer, source.template, getattr(source.network, "token_types", 0))
+        set_template(tokenizer, source.template, source.network.token_types)
     return tokenizer
 
 

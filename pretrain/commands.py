@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers and launchers
 HANDLED = (*STOP_SIGNALS, signal.SIGINT)  # each asks a command to stop; a run that trains saves first
 INTERRUPTED = 128 + signal.SIGINT  # exit code after a second Ctrl-C, as of a shell
+CPP_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"  # which messages of torch's C++ are printed; read once, when torch is imported
 
 _NOTHING_TO_SAVE = "stopped with nothing to save; the same command starts again"
 _AT_ONCE = "ended at once; what was saved before is kept"
@@ -36,7 +37,10 @@ def start_command() -> None:
 
     From now on SIGTERM, SIGUSR1 and Ctrl-C end it at once, with 85, until a `StopRequest` takes over: as process 1 of
     a container it would ignore a signal that it does not handle. What an output cannot encode is written as an escape.
+    Warnings of torch's C++ are not printed, unless the user says so: where another rank is gone, each is a page of
+    stack frames above the line that says which one.
     """
+    os.environ.setdefault(CPP_LOG_LEVEL, "ERROR")
     gc.disable()  # until the body runs: what imports make stays, and looking through it takes a tenth of the start
     for number in HANDLED:
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # ignored in a shell's background

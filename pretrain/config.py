@@ -91,10 +91,10 @@ class PretrainConfig:
             rule = f"model={names[type(self.model)][1]} is {self.model.kind}, and decoders alone are measured by them"
             check(self.model.kind is ModelKind.causal, "eval.choices", self.eval.choices, f"{rule}; leave them out")
         self.optim.check(swaps=self.strategy.swaps)
-        dropout = getattr(self.model, "attention_dropout", 0)
+        use = self.model.attention_use
         self.attention.check(
             dtype=self.precision.dtype,
-            dropout=dropout,
+            dropout=use.dropout if use else 0,
             dropout_key="model.attention_dropout",
             bias=self.model.score_bias,
         )

@@ -32,7 +32,7 @@ from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.hub.generation_config import generation_settings, rules_of
 from pretrain.init_from import InitialWeights, warn_of_other_pairs, weights_from
 from pretrain.models.base import Attend, Model
-from pretrain.objectives.base import Objective
+from pretrain.objectives.base import Objective, TokenLossConfig
 from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
@@ -101,11 +101,11 @@ def passes_of(cfg: PretrainConfig, vocab_size: int, memory: Memory, world: World
     """Return what decides the memory of a forward and backward pass; `memory` is what a rank holds without one."""
 
     def build(attend: Attend | None) -> Objective:
-        chunk = getattr(cfg.objective, "chunk_tokens", 0)
-        if attend is None or chunk is not None:
+        objective = cfg.objective
+        if attend is None or not isinstance(objective, TokenLossConfig) or objective.chunk_tokens is not None:
             return build_module(cfg, vocab_size, attend)
         # What measures memory pretends to be on a CPU, where chunks of logits are smaller.
-        objective = replace(cfg.objective, chunk_tokens=chunk_for(vocab_size, "cuda"))
+        objective = replace(objective, chunk_tokens=chunk_for(vocab_size, "cuda"))
         return build_module(replace(cfg, objective=objective), vocab_size, attend)
 
     return Passes(

@@ -34,6 +34,11 @@ class HeadTask(Protocol):
     kind: ClassVar[HeadKind]  # whether its head answers for sequences, tokens or spans
     max_tokens: int  # of a sequence; what is longer is cut or split, as the task says
 
+    @property
+    def problem_type(self) -> str | None:
+        """What `transformers` calls the problem of a head that answers for whole texts; None: it answers for parts."""
+        ...
+
     def encode(self, records: Sequence[Any], tokenizer: Tokenizer, names: list[str]) -> Encoded:
         """Encode records with a tokenizer whose template adds the special tokens.
 
@@ -124,9 +129,7 @@ class ByHead:
         if self.task.kind is HeadKind.span:
             return {}
         numbered = dict(enumerate(names))
-        problem = getattr(self.task, "problem", None)  # of texts; tokens have one label each
-        kinds = {"single_label": "single_label_classification", "multi_label": "multi_label_classification"}
-        problem_type = {} if problem is None else {"problem_type": kinds.get(problem.value, problem.value)}
+        problem_type = {"problem_type": self.task.problem_type} if self.task.problem_type else {}
         return {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}, **problem_type}
 
 

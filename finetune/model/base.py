@@ -39,7 +39,7 @@ class FineTuned(Objective):
         self.head: nn.Sequential = build_head(head, config, outputs=outputs, dropout=dropout)
         self._pooling = head.pooling if kind is HeadKind.sequence else None
         self._loss = loss
-        self._segmented = getattr(config, "token_types", 0) > 1  # a single type is that of all tokens
+        self._segmented = config.token_types > 1  # a single type is that of all tokens
 
     def forward(self, batch: Batch) -> Loss:
         """Return the sums over the batch's targets and the logits: (S, C) of sequences, (N, C) of tokens."""

@@ -123,8 +123,8 @@ def _metrics(chosen: str, measured: Mapping[str, float]) -> Table:
 
 def _task_name(task: TaskConfig) -> str:
     """Return the name of a task, with its problem or scheme if it has several."""
-    name, problem = choices()[type(task)][1], getattr(task, "problem", None) or getattr(task, "scheme", None)
-    return f"{name}, {problem}" if problem else name
+    name = choices()[type(task)][1]
+    return f"{name}, {task.variety}" if task.variety else name
 
 
 def _data_set(source: str, size: int | None) -> str:

@@ -71,6 +71,11 @@ class TaskConfig(Protocol):
         ...
 
     @property
+    def variety(self) -> str:
+        """Which of its problems or schemes a task solves, for reports; empty for a task that has one alone."""
+        ...
+
+    @property
     def metric(self) -> str:
         """The name of the metric that chooses the best step; more is better, unless it is one of LOWER_IS_BETTER."""
         ...

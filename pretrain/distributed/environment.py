@@ -1,7 +1,8 @@
 """What of a process's surroundings Headwater sets before it computes: memory of the GPU, cores, records of hangs.
 
 Holds every such value with its reason, in one place; the doctor shows them. A value of the user's own stays. The
-threads of a rank come from the launcher (`launch/ranks`), which knows how many ranks share a machine. Free of torch.
+threads of a rank come from the launcher (`launch/ranks`), which knows how many ranks share a machine, and what torch
+prints from `commands`, which comes before torch is imported. Free of torch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import NamedTuple
+
+from pretrain.commands import CPP_LOG_LEVEL
 
 ALLOCATOR, OLD_ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"  # torch reads both, the first by preference
 RECORDER = "TORCH_FR_BUFFER_SIZE"
@@ -44,6 +47,8 @@ def prepare(*, on_gpu: bool, trace: str | None = None) -> list[Choice]:
     chosen.append(_default(RECORDER, "2000", "the newest collectives are on record: a hang names its ranks"))
     if trace:
         chosen.append(_default(RECORDER_FILE, trace, "that record is kept in the run directory"))
+    reason = "a rank that is gone is named in a line, not by the stack frames of whoever misses it"
+    chosen.append(Choice(CPP_LOG_LEVEL, os.environ.get(CPP_LOG_LEVEL, "unset"), reason))
     reason = "of a rank for work on the CPU; launchers share the cores out"
     chosen.append(Choice(THREADS, os.environ.get(THREADS, "unset"), reason))
     return chosen

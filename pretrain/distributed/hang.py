@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from pretrain.distributed.rendezvous import LEAVE_S, POLL_S, leave, listed, who
+from pretrain.distributed.rendezvous import LEAVE_S, POLL_S, leave, listed, not_ended, who
 from pretrain.errors import HeadwaterError, TimedOut
 
 # Seconds, at most; less under limits of seconds.
@@ -124,7 +124,8 @@ class Watch:
             return reason
         self._hangs = True
         silent = self._within(2 * self._answer_s, self._verdict) or "rank 0, which holds the store, does not answer"
-        return TimedOut(f"{reason}; {silent}" if isinstance(reason, TimedOut) else f"{who(self._rank)}: {silent}")
+        waited = reason if isinstance(reason, TimedOut) else f"{who(self._rank)}: {not_ended(self._limit_s)}"
+        return TimedOut(f"{waited}; {silent}")
 
     def leave(self) -> None:
         """Let the other ranks read the verdict: the store ends with rank 0, so that it goes last.
@@ -193,8 +194,7 @@ class Watch:
 
     def _end(self) -> None:
         """End the process with the exit code of a hang, whatever its main thread is stuck in."""
-        waited = f"a collective did not end within {self._limit_s / 60:.3g} minutes"
-        error = self.explained(TimedOut(f"{who(self._rank)}: {waited}"))
+        error = self.explained(TimedOut(f"{who(self._rank)}: {not_ended(self._limit_s)}"))
         self._keep()
         if self._on_end:
             self._on_end(error.exit_code)

@@ -57,12 +57,13 @@ def meet(rank: int, size: int) -> Store:
     return store
 
 
-def error_of_peers(error: RuntimeError, rank: int) -> HeadwaterError | None:
+def error_of_peers(error: RuntimeError, rank: int, limit_s: float) -> HeadwaterError | None:
     """Return the `PeerLost` or `TimedOut` that an error of a collective stands for; None: it may be a bug of ours."""
     text = str(error)
     first = text.partition("\n")[0]
     if _TIMED_OUT.search(text):
-        return TimedOut(f"{who(rank)}: another rank hangs or is far behind; the logs of all ranks say where ({first})")
+        why = f"another rank hangs or is far behind; the logs of all ranks say where ({first})"
+        return TimedOut(f"{who(rank)}: {not_ended(limit_s)}: {why}")
     if isinstance(error, dist.DistNetworkError) or _LOST.search(text):
         return PeerLost(f"{who(rank)}: another rank ended or its network failed; its own log says why ({first})")
     return None
@@ -113,6 +114,11 @@ def _await_listener(rank: int, host: str, port: int, deadline: float) -> None:
                 rule = f"rank 0 did not listen there within {JOIN_S:.0f} s; its own log, or its node, says why"
                 raise TimedOut(f"{who(rank)}: {host}:{port}: {rule} ({error})") from error
         time.sleep(POLL_S)
+
+
+def not_ended(limit_s: float) -> str:
+    """Say that a collective took longer than it may, by the setting that is this limit."""
+    return f"a collective did not end within run.timeout_minutes={limit_s / 60:.3g}"
 
 
 def who(rank: int) -> str:

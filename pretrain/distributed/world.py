@@ -164,7 +164,7 @@ def joined(
         if on_gpu and world.size > 1:
             _end_nccl(world)
     except RuntimeError as error:
-        if (reason := error_of_peers(error, world.rank)) is None:
+        if (reason := error_of_peers(error, world.rank, timeout.total_seconds())) is None:
             raise
         log.debug("the error behind it:", exc_info=error)  # in log.txt alone: it helps few
         if watch:

@@ -45,7 +45,7 @@ class Places:
 
     def __init__(self, family: Family, config: Any, vocab_size: int) -> None:
         self.family = family
-        heads = [head for kind in HeadKind if (head := family.heads.of(kind))] if hasattr(family, "heads") else []
+        heads = [head for kind in HeadKind if (head := family.heads.of(kind))]
         self._prefixes = [family.tensors.prefix, *(head.prefix for head in heads if head.prefix), ""]
         self._heads = {name.partition(".")[0] for head in heads for name in head.names.values()}
         self._heads -= {family.tensors.prefix.partition(".")[0]}

@@ -17,10 +17,10 @@ import torch
 
 from pretrain.errors import ConfigError, check
 from pretrain.hub.config_json import Settings, shown
-from pretrain.hub.task_heads import HeadKind, Heads, TaskHead
+from pretrain.hub.task_heads import NO_HEADS, HeadKind, Heads, TaskHead
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
-from pretrain.models.base import ModelKind
+from pretrain.models.base import ModelConfig, ModelKind
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
@@ -110,7 +110,7 @@ class Family:
     objective: ClassVar[str] = ""  # that trains the class `pretraining`; "": the usual one of such networks
     tensors: ClassVar[Tensors]
     settings: ClassVar[Settings]
-    heads: ClassVar[Heads]
+    heads: ClassVar[Heads] = NO_HEADS  # of its classes for tasks; we have none of encoder-decoders
 
     def __init_subclass__(cls) -> None:
         FAMILIES[cls.model_type] = cls()
@@ -281,9 +281,9 @@ def _nearest(config: Any) -> tuple[Family, list[str]]:
     return nearest, differences[nearest]
 
 
-def check_family(config: Any) -> None:
+def check_family(config: ModelConfig) -> None:
     """Raise `ConfigError` for a network that names a family that is none, or that does not compute it."""
-    if getattr(config, "family", None) is not None:  # models from outside have no such setting
+    if config.family is not None:
         family_for(config)
 
 

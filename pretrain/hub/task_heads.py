@@ -72,10 +72,13 @@ class Heads:
     None: `transformers` has no such class.
     """
 
-    sequence: TaskHead
+    sequence: TaskHead | None
     span: TaskHead | None = SPANS
     token: TaskHead | None = TOKENS
 
     def of(self, kind: HeadKind) -> TaskHead | None:
         """Return the head of a kind, None where there is none."""
         return getattr(self, kind)
+
+
+NO_HEADS = Heads(sequence=None, span=None, token=None)

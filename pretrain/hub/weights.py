@@ -105,8 +105,7 @@ class HuggingFaceWeights:
         family, self.config, parts = read_network(directory / "config.json", prefix)
         tensors = family.tensors
         self.task = family.task_of(read_json(directory / "config.json"))
-        heads = getattr(family, "heads", None)  # encoder-decoders have none
-        head = heads.of(self.task) if heads and self.task else None
+        head = family.heads.of(self.task) if self.task else None
         self._files = OpenFiles(directory)
         self._file_of = locate(directory, self._files)
         self._stored = self._by_current_names(parts, tensors, (head and head.prefix) or tensors.prefix)

@@ -303,6 +303,8 @@ class ModelConfig:
     """A choice of the config group `model`."""
 
     kind: ClassVar[ModelKind]  # not a setting
+    token_types: int = 0  # kinds of segments that it tells apart; 0: it gets none
+    family: str | None = None  # model_type of the Hugging Face family whose heads and export it has; null: the first
 
     @property
     def score_bias(self) -> str | None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
 from pretrain.data.batch import IGNORED, Batch, Examples, Inputs, Ragged, TokenizerParts, Vocabulary
+from pretrain.errors import check
 from pretrain.models.base import Model, ModelKind
 from pretrain.models.init import Initial
 from pretrain.objectives.cross_entropy import ChunkLoss, chunk_loss
@@ -88,6 +90,17 @@ class ObjectiveConfig:
         Raises `ConfigError` as `check_tokenizer` does: the corpus may have been prepared earlier.
         """
         raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class TokenLossConfig(ObjectiveConfig):
+    """What objectives share that predict tokens of the vocabulary: their loss goes over the tokens in chunks."""
+
+    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
+
+    def __post_init__(self) -> None:
+        chunk = self.chunk_tokens
+        check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
 
 def at_most(mean: float) -> float:

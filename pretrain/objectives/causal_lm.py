@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pretrain.data.batch import Batch, Examples, Inputs, Vocabulary
 from pretrain.errors import check
 from pretrain.models.base import Layout, Model, ModelKind
-from pretrain.objectives.base import Loss, Objective, ObjectiveConfig
+from pretrain.objectives.base import Loss, Objective, TokenLossConfig
 from pretrain.objectives.cross_entropy import linear_cross_entropy
 from pretrain.registry import register
 
 
 @register("objective", "causal_lm")
 @dataclass(kw_only=True)
-class CausalLMConfig(ObjectiveConfig):
+class CausalLMConfig(TokenLossConfig):
     """`objective=causal_lm`: predict the token that follows, inside its document."""
 
     kind = ModelKind.causal
@@ -27,14 +27,12 @@ class CausalLMConfig(ObjectiveConfig):
 
     z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in PaLM; 0 is off
     label_smoothing: float = 0.0  # share of a target's probability that is spread over the vocabulary; 0.1 is usual
-    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(0 <= self.z_loss < math.inf, "objective.z_loss", self.z_loss, "not negative, and finite; 0 is off")
         smoothing, rule = self.label_smoothing, "must lie in [0, 1); 0 is off"
         check(0 <= smoothing < 1, "objective.label_smoothing", smoothing, rule)
-        chunk = self.chunk_tokens
-        check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
     def build(self, model: Model) -> CausalLM:
         """Return the module that is trained."""

@@ -19,7 +19,7 @@ from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderModel, Layout, Model, ModelKind
 from pretrain.models.encoder import Pooler
 from pretrain.models.init import Initial
-from pretrain.objectives.base import Loss, Objective, ObjectiveConfig, at_most, of_zeros
+from pretrain.objectives.base import Loss, Objective, TokenLossConfig, at_most, of_zeros
 from pretrain.objectives.cross_entropy import linear_cross_entropy, rows_with_targets
 from pretrain.objectives.masking import Masking, MaskingConfig
 from pretrain.objectives.sentence_pairs import Pairing, Sentences
@@ -30,7 +30,7 @@ INIT_STD = 0.02  # of the classifier's matrices, cut at two deviations: as in BE
 
 @register("objective", "masked_lm")
 @dataclass(kw_only=True)
-class MaskedLMConfig(ObjectiveConfig):
+class MaskedLMConfig(TokenLossConfig):
     """`objective=masked_lm`: predict masked tokens; the defaults are RoBERTa's, `sentences=nsp` makes them BERT's.
 
     The loss of a step is one sum, divided by the masked tokens of the global batch. A pair weighs `sentence_weight`
@@ -45,13 +45,12 @@ class MaskedLMConfig(ObjectiveConfig):
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     sentences: Sentences = Sentences.none  # none, nsp (next sentence) or sop (sentence order), by the first token
     sentence_weight: float = 1.0  # of a pair against the masked tokens that are expected in it
-    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
     def __post_init__(self) -> None:
-        weight, chunk = self.sentence_weight, self.chunk_tokens
+        super().__post_init__()
+        weight = self.sentence_weight
         rule = "finite and above 0; objective.sentences=none turns pairs off"
         check(0 < weight < math.inf, "objective.sentence_weight", weight, rule)
-        check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
     @property
     def pairs(self) -> bool:

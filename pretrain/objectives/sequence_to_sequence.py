@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pretrain.data.batch import Batch, Inputs, TokenizerParts, Vocabulary
 from pretrain.errors import ConfigError, check
 from pretrain.models.base import EncoderDecoderModel, Layout, Model, ModelKind
-from pretrain.objectives.base import Loss, Objective, ObjectiveConfig, of_zeros
+from pretrain.objectives.base import Loss, Objective, TokenLossConfig, of_zeros
 from pretrain.objectives.cross_entropy import linear_cross_entropy
 
 
 @dataclass(kw_only=True)
-class SequenceToSequenceConfig(ObjectiveConfig):
+class SequenceToSequenceConfig(TokenLossConfig):
     """The settings of the loss on targets, and what a tokenizer must have for them."""
 
     kind = ModelKind.encoder_decoder
@@ -28,13 +28,12 @@ class SequenceToSequenceConfig(ObjectiveConfig):
     start: str | None = None  # token that a decoder sees first; null: that of padding, else one around documents
     label_smoothing: float = 0.0  # share of a target's probability that is spread over the vocabulary; 0.1 is usual
     z_loss: float = 0.0  # weight of the squared log-normaliser, 1e-4 in T5; 0 is off
-    chunk_tokens: int | None = None  # tokens whose logits exist at once; null: 32 MiB of them on CPU, 1 GiB on a GPU
 
     def __post_init__(self) -> None:
-        smoothing, chunk = self.label_smoothing, self.chunk_tokens
+        super().__post_init__()
+        smoothing = self.label_smoothing
         check(0 <= smoothing < 1, "objective.label_smoothing", smoothing, "must lie in [0, 1); 0 is off")
         check(0 <= self.z_loss < math.inf, "objective.z_loss", self.z_loss, "not negative, and finite; 0 is off")
-        check(chunk is None or chunk >= 1, "objective.chunk_tokens", chunk, "must be at least 1; null chooses")
 
     def check_tokenizer(self, tokenizer: TokenizerParts, seq_len: int) -> None:
         """Raise `ConfigError` for a tokenizer that does not mark the end of a text, or that lacks the start token."""

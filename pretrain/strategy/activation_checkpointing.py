@@ -54,6 +54,9 @@ class RecomputationConfig:
     def __post_init__(self) -> None:
         every = self.activation_checkpointing_every
         check(every >= 1, "strategy.activation_checkpointing_every", every, "at least 1 block")
+        rule = "no block is recomputed; set strategy.activation_checkpointing=selective or full, or leave this out"
+        chosen = self.activation_checkpointing is not Recompute.none
+        check(chosen or every == 1, "strategy.activation_checkpointing_every", every, rule)
 
     def recompute(self, model: Model) -> None:
         """Wrap the forward pass of the chosen blocks, in place."""

@@ -74,6 +74,8 @@ class CompileConfig:
 
     def __post_init__(self) -> None:
         check(self.mode in MODES, "compile.mode", self.mode, f"choose one of {', '.join(MODES)}")
+        rule = "nothing is compiled with compile=none; set compile=auto, block or model, or leave this out"
+        check(self.scope is not Scope.none or self.mode == "default", "compile.mode", self.mode, rule)
 
     def on(self, device_type: str, strategy: Engine) -> Scope:
         """Return what is compiled on devices of a type ("cpu", "cuda"): of `auto`, blocks on GPUs where they can be."""
@@ -112,6 +114,15 @@ class CompileConfig:
         mode = "" if self.mode == "default" else f", {self.mode}"
         part = "each block by itself" if scope is Scope.block else "the model as a whole"
         return f"{part}, in the first steps{mode}"
+
+    def advise(self, device_type: str) -> None:
+        """Warn where compilation is asked for on devices of a type that have little from it."""
+        if device_type == "cpu" and self.scope in (Scope.block, Scope.model):
+            log.warning(
+                "compile=%s: on a CPU the first steps wait for the compiler, and a run may never win that back; "
+                "compile=auto compiles on GPUs alone, compile=none nowhere",
+                self.scope,
+            )
 
     def apply(self, model: Model, scope: Scope) -> None:
         """Compile so much of the model at its first calls, with whatever was wrapped around its forward passes."""

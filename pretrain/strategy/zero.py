@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,10 @@ class ZeROConfig(CommonConfig):
         rule = "needs strategy=zero3, because only stage 3 shards parameters"
         for key, wanted in sharded_only.items():
             check(not wanted or self.stage == 3, f"strategy.{key}", getattr(self, key), rule)
+        rule = "is for what lies on NVMe; set strategy.offload_optimizer or offload_parameters, or leave this out"
+        self._check_unused(("nvme_path", "nvme_threads", "nvme_queue"), bool(self.swapped), rule)
+        rule = "is for strategy=zero3, whose ranks gather parameters; choose that, or leave this out"
+        self._check_unused(("live_parameters", "persistent_below", "sub_group"), self.stage == 3, rule)
         selective = self.activation_checkpointing is Recompute.selective
         rule = "keeps operators' results while stage 3 frees their weights; set full"
         check(not (selective and self.stage == 3), "strategy.activation_checkpointing", "selective", rule)
@@ -89,6 +93,12 @@ class ZeROConfig(CommonConfig):
             check(bool(self.nvme_path), key, "nvme", "needs strategy.nvme_path, a folder on a local NVMe disk")
         copied = self.hpz_ranks > 1 and self.offload_parameters is Offload.nvme
         check(not copied, "strategy.hpz_ranks", self.hpz_ranks, "must be 1 with offload_parameters=nvme")
+
+    def _check_unused(self, keys: tuple[str, ...], used: bool, rule: str) -> None:
+        """Raise `ConfigError` for settings that are given where nothing uses them."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for key in keys:
+            check(used or getattr(self, key) == defaults[key], f"strategy.{key}", getattr(self, key), rule)
 
     def check_machine(self, *, ranks: int, device_type: str, precision: Precision) -> None:
         """Refuse what DeepSpeed cannot do there; see `StrategyConfig`."""

@@ -28,7 +28,7 @@ from pretrain.distributed.world import World
 from pretrain.models.base import named_tensors
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import set_learning_rates
-from pretrain.optim.shared_matrices import Piece
+from pretrain.optim.shared_matrices import Piece, SharesMatrices
 from pretrain.strategy import zero_nvme
 from pretrain.strategy.base import CommonConfig, TorchStrategy
 from pretrain.strategy.compile import CompileConfig
@@ -130,9 +130,10 @@ class ShardedZeRO(TorchStrategy):
         for number, group in enumerate(optimizer.param_groups):
             groups |= {names[parameter]: number for parameter in group["params"]}
             group["params"] = [born[names[parameter]] for parameter in group["params"]]
-        self.engine, self.zero, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=self.dictionary, dist_init_required=False
-        )
+        with _trusted(deepspeed.logger, optimizer):
+            self.engine, self.zero, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=self.dictionary, dist_init_required=False
+            )
 
         def piece(matrix: nn.Parameter) -> Piece:
             name = names[matrix]
@@ -285,6 +286,26 @@ class ShardedZeRO(TorchStrategy):
             scaler = self.zero.loss_scaler
             scaler.cur_scale = state["scale"]
             scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["_growth_tracker"])
+
+
+@contextmanager
+def _trusted(logger: logging.Logger, optimizer: Optimizer) -> Iterator[None]:
+    """Keep back DeepSpeed's warning of an optimizer that it does not know, where that one knows of its shards.
+
+    DeepSpeed hands over flat pieces of parameters, which is wrong for an optimizer that looks at their shapes. One that
+    is told what the pieces are of (`share_matrices`), as Muon is, gives the update of a single rank; for any other one
+    the warning stands.
+    """
+
+    def passes(record: logging.LogRecord) -> bool:
+        return "untested optimizer" not in record.msg
+
+    if isinstance(optimizer, SharesMatrices):
+        logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 def _full_precision(tensor: Tensor) -> Tensor:

@@ -29,8 +29,10 @@ def products_of(cfg: Any, device: torch.device) -> Iterator[None]:
 def start_kernels(cfg: Any, network: Any, world: World) -> str:
     """Choose the kernels of attention for a network, and return the line of the plan about computing. A collective.
 
-    `cfg` is the root configuration. Raises `ConfigError` for kernels that are asked for by name and cannot be had.
+    `cfg` is the root configuration. Warns of a compiler that gains little on the device. Raises `ConfigError` for
+    kernels that are asked for by name and cannot be had.
     """
+    cfg.compile.advise(world.device.type)
     said = "tf32" if cfg.precision.takes_tf32(world.device) else choices()[type(cfg.precision)][1]
     if use := network.attention_use:
         said += f", attention by {cfg.attention.start(replace(use, dtype=cfg.precision.dtype), world.device)}"

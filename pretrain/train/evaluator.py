@@ -23,6 +23,8 @@ from pretrain.objectives.base import ObjectiveConfig
 from pretrain.tracking.no_value import no_value
 from pretrain.train.metrics import SENTENCES, bits_per_byte, perplexity
 
+SAMPLE_TOKENS = 32
+
 
 @dataclass(kw_only=True)
 class EvalConfig:
@@ -32,7 +34,7 @@ class EvalConfig:
     at_start: bool = True  # evaluate the initialisation too, so that progress has a beginning
     max_slots: int = 0  # slots of data.seq_len tokens evaluated each time; 0 = the whole held-out split
     samples: list[str] = field(default_factory=list)  # texts that each evaluation continues, by the likeliest tokens
-    sample_tokens: int = 32  # tokens that are added to each of them, fewer where the model ends the document
+    sample_tokens: int = SAMPLE_TOKENS  # tokens that are added to each of them, fewer where the model ends the document
     choices: list[str] = field(default_factory=list)  # JSON lines files of multiple-choice questions to be answered
     patience: int | None = None  # evaluations without a lower held-out loss that end the run; null: none does
     save_best: bool | None = None  # save a step whose held-out loss is the lowest so far; null: where patience is set
@@ -44,6 +46,9 @@ class EvalConfig:
             whole = text.encode(errors="ignore").decode() == text
             check(whole, "eval.samples", ascii(text), "has half a character, a surrogate of UTF-16; name a text")
         check(self.sample_tokens >= 1, "eval.sample_tokens", self.sample_tokens, "at least 1 token")
+        rule = "there are no eval.samples to be continued; name some, or leave this out"
+        unused = not self.samples and self.sample_tokens != SAMPLE_TOKENS
+        check(not unused, "eval.sample_tokens", self.sample_tokens, rule)
         check(self.patience is None or self.patience >= 1, "eval.patience", self.patience, "1 or more, or null")
         check(self.every > 0 or not self.needed, "eval.every", self.every, f"{self.needed} needs evaluations; set it")
 

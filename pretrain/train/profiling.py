@@ -50,6 +50,8 @@ class ProfileConfig:
         rule = "at least one rank, each 0 or more and once"
         distinct = bool(self.ranks) and len({*self.ranks}) == len(self.ranks) and min(self.ranks) >= 0
         check(distinct, "profile.ranks", self.ranks, rule)
+        rule = "nothing is profiled without profile.steps; set it, such as [10,13], or leave this out"
+        check(bool(self.steps) or self.ranks == [0], "profile.ranks", self.ranks, rule)
 
     def check_ranks(self, ranks: int) -> None:
         """Raise `ConfigError` for a rank that a run of so many ranks does not have."""

@@ -22,7 +22,7 @@ from typing import IO, Any, TypedDict
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pretrain.errors import ConfigError, as_written, check
+from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, hash_file, read_json, replace_file, sealed
 from pretrain.registry import choices, choices_in, flattened, plain, rebuilt
@@ -165,20 +165,14 @@ class RunDirectory:
         """Give the directory free, also for a later run of this process."""
         self._lock.close()
 
-    def changes(self, cfg: Any) -> list[str]:
-        """Name each choice and setting whose value is not that of the run's last start, with both values."""
-        before = read_config(self.path) | _chosen(read_nested_config(self.path).get("defaults"))
-        now = flattened(redacted(plain(cfg))) | _chosen(_defaults(cfg))
-        changed = [key for key in now if key in before and before[key] != now[key]]
-        return [f"{key}: {as_written(before[key])} -> {as_written(now[key])}" for key in changed]
-
     def write_config(self, cfg: Any, schema: str = "pretrain_schema") -> None:
         """Write `config.yaml`: resolved values under the choices that typed them, without secrets.
 
         It is itself a Hydra configuration. `schema` is the name under which the root's dataclass is stored.
         """
         values = redacted(plain(cfg))
-        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": [schema, *_defaults(cfg), "_self_"], **values})).encode()
+        defaults = [schema, *choices_of(cfg), "_self_"]
+        body = OmegaConf.to_yaml(OmegaConf.create({"defaults": defaults, **values})).encode()
         replace_file(self.path / CONFIG_FILE, [body])
         self.record(config=hashlib.sha256(body).hexdigest())
 
@@ -319,15 +313,9 @@ def read_record(run: Path, *needed: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable ({error}); name a run directory such as runs/demo") from None
 
 
-def _defaults(cfg: Any) -> list[dict[str, str]]:
+def choices_of(cfg: Any) -> list[dict[str, str]]:
     """Return the choices of a typed configuration, as Hydra's defaults name them."""
     return [{group if key == group else f"{group}@{key}": name} for key, group, name in choices_in(cfg)]
-
-
-def _chosen(defaults: Any) -> dict[str, str]:
-    """Return the name that each group has in a list of defaults, which a file may hold in any shape."""
-    entries = defaults if isinstance(defaults, list) else []
-    return {group: name for entry in entries if isinstance(entry, dict) for group, name in entry.items()}
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Mark
 from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
+from pretrain.train.changes import changes, choice_name
 from pretrain.train.computing import products_of, start_kernels
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
@@ -193,9 +194,9 @@ class Session:
         computing = start_kernels(self.cfg, network, self.world)
         if self.directory is None:
             return computing
-        changes = self.directory.changes(self.cfg)
+        changed = changes(self.directory.path, self.cfg)
         self.directory.begin()
-        for change in changes:
+        for change in changed:
             log.info("changed since the run's last start: %s", change)
         self.directory.write_config(self.cfg, f"{self.program}_schema")
         for name, content in {**beside, TOKENIZER_FILE: tokenizer}.items():
@@ -359,7 +360,8 @@ def resume(
         kind = CheckpointError if key.startswith(("model.", "optim")) else DataError
         rule = "which would make it another run; restore it, or choose another run.name"
         waiver = ", or go on with data.accept_changed=true" if of_corpus else ""
-        raise kind(f"{newest}: {key} was {before} and is now {now}, {rule}{waiver}")
+        was, is_now = choice_name(key, before), choice_name(key, now)
+        raise kind(f"{newest}: {key} was {was} and is now {is_now}, {rule}{waiver}")
     rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
     check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
     restore(newest, shapes, strategy)

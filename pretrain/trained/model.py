@@ -316,7 +316,7 @@ class LanguageModel:
         if left_out := sorted(shapes.keys() - {tensor.ours for tensor in tensors}):
             log.warning("left out, as %s has no place for them: %s", architecture, ", ".join(left_out))
         if self.source.objective.wants_special_tokens:
-            set_template(tokenizer, record["document_frame"], getattr(network, "token_types", 0))
+            set_template(tokenizer, record["document_frame"], network.token_types)
         assert isinstance(self.weights, FragmentReader)
         export = Export(
             model=network,

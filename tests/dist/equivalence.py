@@ -255,7 +255,8 @@ def save(world: World, strategy: Strategy, directory: Path, step: int) -> Path:
 
 
 SHAPES = shapes_of(build())
-SMALL = {"reduce_bucket": 1000, "gather_bucket": 700, "persistent_below": 50}  # several buckets, some parameters whole
+SMALL = {"reduce_bucket": 1000, "gather_bucket": 700}  # several buckets
+SMALL_3 = {**SMALL, "persistent_below": 50}  # some parameters whole
 OFFLOAD = {"offload_optimizer": Offload.cpu, "offload_parameters": Offload.cpu}
 
 
@@ -267,12 +268,12 @@ def strategies(ranks: int) -> dict[str, Any]:
         "zero1": ZeROConfig(stage=1, **SMALL),
         "zero2": ZeROConfig(stage=2, **SMALL),
         "zero2+offload": ZeROConfig(stage=2, offload_optimizer=Offload.cpu, **SMALL),
-        "zero3": ZeROConfig(stage=3, **SMALL),
-        "zero3+offload": ZeROConfig(stage=3, **OFFLOAD, **SMALL),
+        "zero3": ZeROConfig(stage=3, **SMALL_3),
+        "zero3+offload": ZeROConfig(stage=3, **OFFLOAD, **SMALL_3),
         "fsdp2": FSDP2Config(),
         "fsdp2+recompute": FSDP2Config(activation_checkpointing=Recompute.selective),
-        "zero3+recompute": ZeROConfig(stage=3, activation_checkpointing=Recompute.full, **SMALL),
-        "zero3+hpz": ZeROConfig(stage=3, hpz_ranks=2 if ranks % 2 == 0 else 1, **SMALL),
+        "zero3+recompute": ZeROConfig(stage=3, activation_checkpointing=Recompute.full, **SMALL_3),
+        "zero3+hpz": ZeROConfig(stage=3, hpz_ranks=2 if ranks % 2 == 0 else 1, **SMALL_3),
         "hsdp": FSDP2Config(shard_ranks=2 if ranks % 2 == 0 else 1),
     }
 

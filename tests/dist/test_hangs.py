@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from forks import Forked
@@ -68,11 +70,30 @@ def test_the_ranks_that_wait_end_as_a_hang_and_name_the_silent_one(tmp_path, vic
 
 def test_a_rank_whose_host_is_stuck_ends_as_well_and_its_record_is_kept(tmp_path):
     for said in ends(tmp_path, 1, ASLEEP, STUCK):
-        assert "a collective did not end within 0.05 minutes; rank 1 of 3 waited in no collective" in said
+        assert "a collective did not end within run.timeout_minutes=0.05; rank 1 of 3 waited in no collective" in said
     assert {file.name: file.read_text() for file in tmp_path.glob("ended-*")} == {"ended-0": "6", "ended-2": "6"}
     for rank in range(3):
         assert "collect" in (tmp_path / f"stacks-rank-{rank}.txt").read_text()
         assert (tmp_path / f"{TRACE}{rank}").stat().st_size > 0
+
+
+GONE = """
+from pretrain.commands import start_command
+start_command()
+from torch.distributed import TCPStore
+server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+client = TCPStore("127.0.0.1", server.port, wait_for_workers=False)
+del server
+try:
+    client.check(["key"])
+except RuntimeError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_store_that_is_gone_leaves_no_page_of_stack_frames():
+    done = subprocess.run([sys.executable, "-c", GONE], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("DistNetworkError\n", "")
 
 
 def test_a_run_with_a_hanging_rank_ends_with_the_code_of_a_hang(place):

@@ -256,7 +256,7 @@ def test_another_data_order_is_refused_on_resume(place, uninterrupted, override,
     [
         ("model.layers=3", "model.layers was 2 and is now 3"),
         ("model.heads=2", "model.heads was 4 and is now 2"),  # the same shapes, another network
-        ("optim=muon", "optim was AdamWConfig and is now MuonConfig"),
+        ("optim=muon", "optim was adamw and is now muon"),
     ],
 )
 def test_another_network_is_refused_on_resume(place, uninterrupted, override, refusal):

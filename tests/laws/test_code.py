@@ -205,6 +205,32 @@ def test_only_the_entries_and_the_composition_root_see_the_root_config():
     assert seers <= entries | FACES
 
 
+# Modules that ask objects of libraries, of plugins or of any module for what only some of them have.
+ASKERS = {
+    "pretrain.data.vocabulary",  # tokenizers
+    "pretrain.distributed.hang",  # torch's flight recorder
+    "pretrain.distributed.world",  # the C library
+    "pretrain.files",  # types as they are annotated
+    "pretrain.models.attention.flash_versions",  # torch
+    "pretrain.optim.base",  # torch's protocol of loss scaling
+    "pretrain.optim.muon",
+    "pretrain.report.wandb_sync",  # options of several commands
+    "pretrain.settings.alternatives",  # dataclasses of settings
+    "pretrain.settings.composing",  # Hydra's errors
+    "pretrain.strategy.activations",  # parts of blocks
+    "pretrain.strategy.fsdp2",  # parts of models
+    "pretrain.strategy.zero_engine",  # DeepSpeed
+    "pretrain.strategy.zero_nvme",
+}
+
+
+def test_what_some_of_our_kinds_have_is_declared_not_asked_for_by_name_with_a_default():
+    def asks(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) == 3
+
+    assert {module_of(path) for path in PRODUCT if any(map(asks, ast.walk(PARSED[path])))} == ASKERS
+
+
 @pytest.mark.parametrize("path", PRODUCT, ids=label)
 def test_sizes(path):
     assert len(path.read_text().splitlines()) <= 400

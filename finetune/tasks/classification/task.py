@@ -53,6 +53,11 @@ class Problem(StrEnum):
     regression = "regression"  # a number
 
 
+_PROBLEM_TYPES = {
+    Problem.single_label: "single_label_classification",
+    Problem.multi_label: "multi_label_classification",
+    Problem.regression: "regression",
+}
 METRICS = {
     Problem.single_label: ["accuracy", "f1", "f1_macro", "f1_micro", "matthews"],
     Problem.multi_label: ["f1_macro", "f1_micro", "accuracy"],
@@ -119,6 +124,16 @@ class ClassificationConfig:
     def answering(self) -> ByHead:
         """By a head."""
         return ByHead(self)
+
+    @property
+    def variety(self) -> str:
+        """The problem."""
+        return self.problem.value
+
+    @property
+    def problem_type(self) -> str:
+        """The problem, as `transformers` calls it."""
+        return _PROBLEM_TYPES[self.problem]
 
     def records(self, source: DataSet, *, labelled: bool = True) -> list[LabelledText]:
         """Read a data set, in memory texts, pairs or dictionaries; without `labelled` it needs no column of labels.

@@ -86,6 +86,16 @@ class QaConfig:
         return ByHead(self)
 
     @property
+    def variety(self) -> str:
+        """It has one problem alone."""
+        return ""
+
+    @property
+    def problem_type(self) -> None:
+        """None: answers are parts of a text."""
+        return None
+
+    @property
     def tuned_settings(self) -> tuple[str, ...]:
         """The no-answer threshold, unless it is set or all questions have answers."""
         return ("no_answer_threshold",) if self.unanswerable and self.no_answer_threshold is None else ()

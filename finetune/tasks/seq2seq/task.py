@@ -126,6 +126,11 @@ class Seq2SeqConfig:
         """By writing."""
         return ByWriting(self)
 
+    @property
+    def variety(self) -> str:
+        """It has one problem alone."""
+        return ""
+
     def records(self, source: DataSet, *, labelled: bool = True) -> list[Pair] | list[Conversation]:
         """Read pairs, or conversations, whose targets may be missing unless they are `labelled`.
 

@@ -98,6 +98,16 @@ class TokensConfig:
         """By a head."""
         return ByHead(self)
 
+    @property
+    def variety(self) -> str:
+        """How tags mark entities."""
+        return self.scheme.value
+
+    @property
+    def problem_type(self) -> None:
+        """None: each word has one tag."""
+        return None
+
     def records(self, source: DataSet, *, labelled: bool = True) -> list[Sentence]:
         """Read sentences, with their tags if they are `labelled`, else with words alone.
 

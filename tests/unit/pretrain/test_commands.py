@@ -27,6 +27,11 @@ def run(code: str, redirections: str = "", **env: str) -> subprocess.CompletedPr
     return subprocess.run(words, env=os.environ | env, capture_output=True, text=True, timeout=60)
 
 
+def test_warnings_of_torchs_cpp_are_printed_only_if_the_user_says_so():
+    code = "print(os.environ['TORCH_CPP_LOG_LEVEL'])"
+    assert [run(code).stdout, run(code, TORCH_CPP_LOG_LEVEL="INFO").stdout] == ["ERROR\n", "INFO\n"]
+
+
 def told(words: list[str], code: str, number: int) -> tuple[int, str]:
     """Start Python, send it a signal once it has printed a line; return its exit code and what it said of that."""
     process = subprocess.Popen([*words, code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -14,7 +14,7 @@ from pretrain.data.sources.base import PreparedSource, TextSource
 from pretrain.data.sources.structured import HubSource
 from pretrain.errors import ConfigError
 from pretrain.settings.paths import expanded
-from pretrain.strategy.zero import ZeROConfig
+from pretrain.strategy.zero import Offload, ZeROConfig
 from pretrain.tokenizer.file import Gpt2Tokenizer, TokenizerFile
 from pretrain.train.run_dir import RunConfig, RunDirectory, read_config
 from pretrain.trained.source import open_source
@@ -44,7 +44,7 @@ SETTINGS = {
     "tokenizer.path": lambda path: TokenizerFile(path=path).files()[0].parent,
     "tokenizer.path of gpt2": lambda path: Gpt2Tokenizer(path=path).files()[0].parent,
     "init_from": lambda path: open_source(path).path,
-    "strategy.nvme_path": lambda path: ZeROConfig(nvme_path=path).nvme_folder,
+    "strategy.nvme_path": lambda path: ZeROConfig(stage=3, offload_optimizer=Offload.nvme, nvme_path=path).nvme_folder,
     "cluster.venv": lambda path: path if f"source {Path.home()}/x/bin" not in script(venv=path) else Path.home() / "x",
     "cluster.container": lambda path: Path(script(container=path).split(" apptainer exec ")[1].split()[0]),
     "cluster.mounts": lambda path: Path(script(container="i", mounts=[path]).split("--bind=")[1].split()[0]),

@@ -21,6 +21,7 @@ def test_a_gpu_has_segments_that_grow_and_a_cpu_has_none():
     assert {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")} == expected
     assert not any(choice.own for choice in chosen.values())
     assert chosen["CUDA_DEVICE_MAX_CONNECTIONS"].value == "unset"
+    assert chosen["TORCH_CPP_LOG_LEVEL"].value == "unset", "a command has set it before"
 
 
 @pytest.mark.parametrize("name", [ALLOCATOR, OLD_ALLOCATOR, RECORDER])

@@ -64,10 +64,11 @@ def test_where_nobody_listens_the_address_is_named(address, monkeypatch):
     ],
 )
 def test_errors_of_other_ranks_are_told_from_our_own(text, kind):
-    reason = error_of_peers(RuntimeError(f"{text}\nand a stack"), rank=3)
+    reason = error_of_peers(RuntimeError(f"{text}\nand a stack"), rank=3, limit_s=90)
     assert type(reason) is (kind or type(None))
     assert reason is None or ("rank 3 on host" in str(reason) and "and a stack" not in str(reason))
+    assert kind is not TimedOut or "did not end within run.timeout_minutes=1.5: another rank hangs" in str(reason)
 
 
 def test_a_store_that_is_gone_is_a_lost_rank():
-    assert isinstance(error_of_peers(dist.DistNetworkError("Broken pipe"), rank=1), PeerLost)
+    assert isinstance(error_of_peers(dist.DistNetworkError("Broken pipe"), rank=1, limit_s=90), PeerLost)

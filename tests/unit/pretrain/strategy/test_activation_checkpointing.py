@@ -46,6 +46,11 @@ def backward(cfg, **fields):
     return {name: parameter.grad for name, parameter in module.named_parameters()}, counting.times
 
 
+def recomputation(choice, every):
+    fields = {} if choice is Recompute.none else {"activation_checkpointing_every": every}
+    return RecomputationConfig(activation_checkpointing=choice, **fields)
+
+
 @pytest.mark.parametrize("fields", [{}, GEMMA3 | {"kv_heads": 2}, {"dropout": 0.3}], ids=["gpt", "gemma", "dropout"])
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("choice", [Recompute.full, Recompute.selective])
@@ -53,8 +58,7 @@ def test_gradients_stay_bit_for_bit(choice, every, fields):
     gradients = []
     for chosen in (Recompute.none, choice):
         torch.manual_seed(5)
-        cfg = RecomputationConfig(activation_checkpointing=chosen, activation_checkpointing_every=every)
-        gradients.append(backward(cfg, **fields)[0])
+        gradients.append(backward(recomputation(chosen, every), **fields)[0])
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
@@ -80,10 +84,7 @@ def test_gradients_of_relative_positions_stay_bit_for_bit(choice):
 
 @pytest.mark.parametrize(("every", "blocks"), [(1, 5), (2, 3), (5, 1), (9, 1)])
 def test_what_runs_again(every, blocks):
-    ran = {
-        choice: backward(RecomputationConfig(activation_checkpointing=choice, activation_checkpointing_every=every))[1]
-        for choice in Recompute
-    }
+    ran = {choice: backward(recomputation(choice, every))[1] for choice in Recompute}
     counts = lambda name: [ran[choice][name] for choice in Recompute]
     assert counts("aten::gelu") == [0, blocks, blocks]
     assert counts("aten::native_layer_norm") == [0, 2 * blocks, 2 * blocks]
@@ -96,6 +97,8 @@ def test_what_runs_again(every, blocks):
 def test_every_strategy_refuses_what_is_no_number_of_blocks():
     with pytest.raises(ConfigError, match=r"strategy.activation_checkpointing_every=0: at least 1 block"):
         DDPConfig(activation_checkpointing_every=0)
+    with pytest.raises(ConfigError, match=r"strategy.activation_checkpointing_every=2: no block is recomputed; set"):
+        DDPConfig(activation_checkpointing_every=2)
 
 
 @pytest.mark.parametrize("choice", Recompute)

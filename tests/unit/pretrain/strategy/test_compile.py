@@ -22,7 +22,7 @@ from pretrain.strategy.zero import ZeROConfig
 def test_each_choice_compiles_its_parts_in_its_mode(monkeypatch, scope, parts, mode):
     model, asked = ToyModel(), []
     monkeypatch.setattr(torch, "compile", lambda forward, **options: asked.append(options) or forward)
-    CompileConfig(mode=mode).apply(model, scope)
+    CompileAuto(mode=mode).apply(model, scope)
     assert asked == [{"mode": mode, "dynamic": True, "fullgraph": False}] * parts
 
 
@@ -81,6 +81,27 @@ def test_recomputed_blocks_whose_attention_is_not_compiled_are_refused():
         CompileBlock().check_start(device_type="cpu", strategy=recomputed, ragged=ragged)
     CompileBlock().check_start(device_type="cpu", strategy=recomputed, ragged=None)
     CompileBlock().check_start(device_type="cuda", strategy=recomputed, ragged=ragged)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "device_type", "warned"),
+    [
+        (CompileBlock(), "cpu", "compile=block"),
+        (CompileModel(), "cpu", "compile=model"),
+        (CompileModel(), "cuda", None),
+        (CompileAuto(), "cpu", None),
+        (CompileNone(), "cpu", None),
+    ],
+)
+def test_who_compiles_on_a_cpu_is_told_that_it_gains_little(cfg, device_type, warned, caplog):
+    cfg.advise(device_type)
+    expected = [f"{warned}: on a CPU the first steps wait for the compiler"] if warned else []
+    assert [message.partition(",")[0] for message in caplog.messages] == expected
+
+
+def test_a_mode_for_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"compile\.mode=max-autotune: nothing is compiled with compile=none; set"):
+        CompileNone(mode="max-autotune")
 
 
 def test_a_mode_that_torch_does_not_have_is_refused():

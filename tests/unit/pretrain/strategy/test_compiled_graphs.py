@@ -12,7 +12,7 @@ from torch._dynamo import graph_break, reset
 
 from pretrain.errors import ConfigError
 from pretrain.models.attention.flash import kernel_window
-from pretrain.models.attention.flex import biased_score, document_mask
+from pretrain.models.attention.flex import Flex, biased_score, document_mask
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import Layout
 from pretrain.models.decoder import DecoderConfig
@@ -91,7 +91,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would format each of its lines
     backend = Graphs()
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, *, mode, **options: compiler(f, backend=backend, **options))
+    monkeypatch.setattr(torch, "compile", lambda f, *, mode=None, **options: compiler(f, backend=backend, **options))
     return backend
 
 
@@ -131,6 +131,30 @@ def test_no_block_is_compiled_again_after_the_first_step_and_evaluation(graphs, 
             ran(model, lengths, train=train)
             assert graphs.calls == blocks or sum(lengths) == 1, "blocks run compiled, but for single tokens"
     assert graphs.made == 2 * FAMILIES[family][2]
+
+
+class FlexOnCPU(Flex):
+    """Computes where the backend refuses to: on a CPU, where it has a forward pass alone. Graphs are those of a GPU."""
+
+    def __call__(self, q, k, v, layout, *, causal, window=None, dropout=0.0, scale=None, bias=None):
+        query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        mask = self._mask(layout, len(q), len(k), causal, window)
+        return self._inside(query, key, value, block_mask=mask, scale=scale).squeeze(0).transpose(0, 1)
+
+    def plan(self, layout, asked):
+        self._mask(layout, asked.num_q, asked.num_k, asked.causal, asked.window)
+
+
+@pytest.mark.slow
+def test_streams_within_one_block_of_flex_have_one_more_graph_whatever_their_sizes(graphs):
+    """One of the mask and one of the blocks: sizes of 1 have graphs of their own, here those of the mask."""
+    model = small(DecoderConfig, 1, FlexOnCPU(), {"layers": 2, "width": 64, "max_seq_len": 300})
+    CompileBlock().apply(model, Scope.block)
+    ran(model, [100, 200], train=False)
+    assert graphs.made == 2
+    for lengths in ([40, 23], [5], [260], [127], [128], [129], [30, 30], [300]):
+        ran(model, lengths, train=False)
+        assert graphs.made == 4
 
 
 def test_blocks_in_float8_share_their_graphs_and_keep_their_gradients(graphs):

@@ -21,6 +21,8 @@ from pretrain.strategy.zero import Offload, ZeROConfig
         ({"stage": 2, "quantized_weights": True}, r"strategy\.quantized_weights=true: needs strategy=zero3"),
         ({"stage": 0, "offload_optimizer": Offload.cpu}, r"strategy\.offload_optimizer=cpu: needs a stage of 1"),
         ({"sub_group": 0}, r"strategy\.sub_group=0: must be at least 1"),
+        ({"stage": 3, "nvme_path": "disk"}, r"strategy\.nvme_path=disk: is for what lies on NVMe; set"),
+        ({"stage": 2, "persistent_below": 9}, r"strategy\.persistent_below=9: is for strategy=zero3"),
         ({"nvme_threads": 0}, r"strategy\.nvme_threads=0: must be at least 1"),
         ({"stage": 2, "offload_optimizer": Offload.nvme}, r"strategy\.offload_optimizer=nvme: needs strategy=zero3"),
         ({"stage": 3, "offload_optimizer": Offload.nvme}, r"strategy\.offload_optimizer=nvme: .* strategy\.nvme_path"),
@@ -88,6 +90,8 @@ def test_every_setting_reaches_deepspeed_under_its_own_name():
         sub_group=11,
         hpz_ranks=13,
         quantized_weights=True,
+        offload_optimizer=Offload.nvme,
+        nvme_path="/disk",
         nvme_threads=17,
         nvme_queue=19,
     )
@@ -106,6 +110,7 @@ def test_every_setting_reaches_deepspeed_under_its_own_name():
         "zero_quantized_weights": True,
         "zero_quantized_gradients": False,
         "memory_efficient_linear": False,
+        "offload_optimizer": {"device": "nvme", "pin_memory": False, "nvme_path": "/disk"},
     }
     assert told["aio"] == {"intra_op_parallelism": 17, "queue_depth": 19}
     assert (told["train_micro_batch_size_per_gpu"], told["gradient_accumulation_steps"]) == (1, 1)

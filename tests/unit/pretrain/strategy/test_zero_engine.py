@@ -1,12 +1,26 @@
 """Parts of parameters in the shards of DeepSpeed, whose objects are stand-ins: over all ranks each element once."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from toys import ToyModel
 
-from pretrain.strategy.zero_engine import slice_of_flat_group, slice_of_frozen, slice_of_parameter
+from pretrain.objectives.causal_lm import CausalLMConfig
+from pretrain.optim.adamw import AdamWConfig
+from pretrain.optim.muon import MuonConfig
+from pretrain.strategy.zero_engine import _trusted, slice_of_flat_group, slice_of_frozen, slice_of_parameter
+
+
+@pytest.mark.parametrize(("optim", "warns"), [(MuonConfig(), False), (AdamWConfig(), True)])
+def test_an_optimizer_that_knows_of_its_shards_is_no_untested_one(optim, warns, caplog):
+    logger = logging.getLogger("headwater_tests.deepspeed")
+    with _trusted(logger, optim.build(CausalLMConfig().build(ToyModel()))):
+        logger.warning("**** You are using ZeRO with an untested optimizer, proceed with caution *****")
+        logger.warning("another one")
+    assert len(caplog.messages) == 1 + warns and not logger.filters
 
 
 @pytest.mark.parametrize("numel", [1, 2, 5, 6, 7, 12])

@@ -12,6 +12,7 @@ from pretrain.models.attention.eager import EagerConfig
 from pretrain.models.base import AttentionUse, ModelConfig
 from pretrain.models.decoder import DecoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
+from pretrain.strategy.compile import CompileNone
 from pretrain.strategy.precision import BF16, FP32
 from pretrain.train.computing import products_of, start_kernels
 
@@ -38,14 +39,14 @@ class Noted(EagerConfig):
     ],
 )
 def test_kernels_are_named(precision, attention, said):
-    cfg = SimpleNamespace(precision=precision, attention=attention)
+    cfg = SimpleNamespace(precision=precision, attention=attention, compile=CompileNone())
     assert start_kernels(cfg, DecoderConfig(max_seq_len=8), World.alone()) == said
     assert start_kernels(cfg, ModelConfig(), World.alone()) == said.partition(",")[0]  # one without our attention
 
 
 def test_a_backend_learns_what_a_network_asks_and_when_the_run_ends():
     attention = Noted()
-    cfg = SimpleNamespace(precision=BF16(), attention=attention)
+    cfg = SimpleNamespace(precision=BF16(), attention=attention, compile=CompileNone())
     pairs = EncoderDecoderConfig(max_seq_len=8, width=96, heads=6, attention_dropout=0.1)
     grouped = DecoderConfig(max_seq_len=8, width=64, heads=4, kv_heads=2, layers=3, window=5, global_every=2)
     with pytest.raises(KeyboardInterrupt), products_of(cfg, torch.device("cpu")):

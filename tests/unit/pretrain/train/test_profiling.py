@@ -153,6 +153,7 @@ def test_a_snapshot_of_memory_is_json():
         (["profile.steps=[10]"], r"profile\.steps=\[10\]: two steps such as \[10,13\]"),
         (["profile.steps=[13,10]"], r"profile\.steps=\[13, 10\]: .*below the last"),
         (["profile.steps=[0,11]"], r"profile\.steps=\[0, 11\]: at most 10 steps"),
+        (["profile.ranks=[1]"], r"profile\.ranks=\[1\]: nothing is profiled without profile\.steps; set it"),
         (["profile.ranks=[0,0]"], r"profile\.ranks=\[0, 0\]: at least one rank, each"),
         (
             ["profile.steps=[10,13]", "train.steps=12", "schedule.warmup_steps=2"],
