@@ -111,10 +111,13 @@ class ShardedZeRO(TorchStrategy):
         super().__init__(cfg, world, precision, compilation)
         self.dictionary = dictionary
         self.stage: int = dictionary["zero_optimization"]["stage"]
+        self.engine: Any = None
+        self.zero: Any = None  # DeepSpeed's optimizer
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         deepspeed = import_deepspeed(self.world)
         optimizer = make_optimizer(module)  # while parameters have their own shapes
+        self.module, self.optimizer = module, optimizer
         names = {parameter: name for name, parameter in module.named_parameters()}
         self.shapes = {name: tensor.shape for name, tensor in named_tensors(module)}
         self.prepare(module)
@@ -127,7 +130,6 @@ class ShardedZeRO(TorchStrategy):
         for number, group in enumerate(optimizer.param_groups):
             groups |= {names[parameter]: number for parameter in group["params"]}
             group["params"] = [born[names[parameter]] for parameter in group["params"]]
-        self.module, self.optimizer = module, optimizer
         with _trusted(deepspeed.logger, optimizer):
             self.engine, self.zero, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=self.dictionary, dist_init_required=False
@@ -263,8 +265,14 @@ class ShardedZeRO(TorchStrategy):
 
     def close(self) -> None:
         # Hooks of DeepSpeed's refer to engine and parameters for as long as the process lives (0.19).
-        self.engine.destroy()
-        for holder in (self.zero, *self.module.parameters(), self.engine):
+        parameters = list(self.module.parameters())
+        holders = list(parameters)
+        if self.engine is not None:  # memory did not run out in `setup`
+            self.engine.destroy()
+            holders += [self.zero, self.engine]
+        for parameter in parameters:  # some are gathered where memory ran out in a pass
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+        for holder in holders:
             vars(holder).clear()
 
     def state(self) -> dict[str, float]:

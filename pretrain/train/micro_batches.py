@@ -143,18 +143,19 @@ class Passes:
 
     def _fit(self, sequences: int, passes: int) -> bool:
         """Run passes on this rank. Waits for nothing on the device: where memory runs out is known before."""
+        strategy = self.strategy.build(world=self.world, precision=self.precision, compilation=self.compilation)
+        fits = True
         try:
-            strategy = self.strategy.build(world=self.world, precision=self.precision, compilation=self.compilation)
             model = strategy.setup(self.build(None), self.make_optimizer)
             moments = self._moments()
             for last in [False, True][-passes:]:
                 with strategy.micro_step(last=last):
                     strategy.backward(model(self.densest(sequences).to(self.world.device)).total)
             del moments
-            strategy.close()
         except torch.OutOfMemoryError:
-            return False
-        return True
+            fits = False
+        strategy.close()
+        return fits
 
     def _moments(self) -> torch.Tensor | None:
         """Return a tensor as large as what the first step will add to the tensors that there are, gradients apart."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from pretrain.distributed.world import World
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices
+from pretrain.settings.options import version_of
 from pretrain.strategy.base import Memory, StrategyConfig
 from pretrain.strategy.precision import Precision
 from pretrain.train.loop import AUTO, TrainConfig
@@ -35,8 +35,11 @@ log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that take part in training, with CUDA's where there is one."""
-    found = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+    """Return the versions of Python and of the libraries that take part in training, with CUDA's where there is one.
+
+    Of one that is missing it says so: only what is used has to be installed.
+    """
+    found = {"python": platform.python_version(), **{name: version_of(name) for name in _LIBRARIES}}
     if torch.cuda.is_available():
         found["cuda"] = str(torch.version.cuda)
         found["nccl"] = ".".join(map(str, nccl.version()))  # the library that is loaded

@@ -25,7 +25,7 @@ from pretrain.models.decoder import DecoderConfig
 from pretrain.models.layers import Norm, Positions
 
 pytestmark = pytest.mark.gpu
-BF16 = {"device": "cuda", "dtype": torch.bfloat16, "tolerance": 3e-2}
+BF16 = {"device": "cuda", "dtype": torch.bfloat16, "tolerance": 1e-2}
 FP32 = {"device": "cuda", "dtype": torch.float32, "tolerance": 1e-4}
 NONEMPTY = [case for case in CASES if 0 not in case[0]]
 
@@ -54,7 +54,7 @@ def test_flex_agrees_with_eager(case, mask, heads):
 @pytest.mark.parametrize("mask", [(True, None), (False, None)])
 @pytest.mark.parametrize("case", CASES)
 def test_flash_takes_a_scale(case, mask):
-    check_agrees_with_eager(FlashConfig().build(), case, mask, (4, 2), scale=1.0, **BF16)
+    check_agrees_with_eager(FlashConfig().build(), case, mask, (4, 2), scale=1.0, **BF16 | {"tolerance": 2e-2})
 
 
 @pytest.mark.parametrize("biased", BIASES)

@@ -3,12 +3,8 @@
 The laws are in `tests/dist/one_device.py`, and hold on the CPU (`tests/dist/test_one_device.py`).
 """
 
-import os
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from equivalence import reference, strategies
 from one_device import (
     OFFLOADED,
@@ -20,22 +16,10 @@ from one_device import (
     check_takes_the_steps_of_plain_torch,
 )
 
-from pretrain.distributed.world import World
 from pretrain.strategy.precision import BF16, FP32
 
 pytestmark = pytest.mark.gpu
 A_TENTH_OF_A_SECOND = 200_000_000  # cycles
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    """One rank; what engines leave in the process is taken away."""
-    variables = set(os.environ)
-    yield World(rank=0, size=1, device=torch.device("cuda", 0))
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    for variable in os.environ.keys() - variables:
-        del os.environ[variable]
 
 
 @pytest.fixture(scope="module")

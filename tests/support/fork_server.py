@@ -10,6 +10,7 @@ torch has the device of `bench.fake_gpu`.
 import atexit
 import gc
 import importlib
+import importlib.util
 import os
 import pickle
 import runpy
@@ -42,7 +43,9 @@ hydra tokenizers rich
 
 def preload(libraries: str) -> None:
     for library in libraries.split():
-        importlib.import_module(library)
+        # A GPU machine may lack some (bench/gpu.md), and a program that needs one of these will say so itself.
+        if importlib.util.find_spec(library.partition(".")[0]):
+            importlib.import_module(library)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, (
         "a thread that runs while its process forks leaves locks behind"
     )

@@ -1,5 +1,6 @@
 """A few optimizer steps of a tiny decoder through the real loop, on ragged batches, for any device and precision."""
 
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -39,9 +40,15 @@ def micro_batch(seed: int) -> Batch:
 
 
 def take_steps(
-    world: World, optim: OptimConfig, precision: Precision, attend: Attend, *, pin: bool = False
+    world: World,
+    optim: OptimConfig,
+    precision: Precision,
+    attend: Attend,
+    *,
+    pin: bool = False,
+    during: AbstractContextManager[None] | None = None,
 ) -> tuple[TrainState, list[str]]:
-    """Take STEPS steps of two micro-batches; return the state and what was asked of the hooks."""
+    """Take STEPS steps of two micro-batches, within a context; return the state and what was asked of the hooks."""
     with torch.device("meta"):
         model = DecoderConfig(max_seq_len=max(LENGTHS), width=16, layers=2, heads=2).build(vocab_size=31, attend=attend)
         module = CausalLMConfig().build(model)
@@ -64,16 +71,17 @@ def take_steps(
     if pin:
         steps = [[batch.pin_memory() for batch in batches] for batches in steps]
     state = TrainState()
-    train(
-        wrapped,
-        strategy,
-        steps,
-        lambda step: 1.0,
-        state,
-        cfg=TrainConfig(steps=STEPS),
-        seed=1,
-        world=world,
-        hooks=hooks,
-        stop=SimpleNamespace(received=False),
-    )
+    with during or nullcontext():
+        train(
+            wrapped,
+            strategy,
+            steps,
+            lambda step: 1.0,
+            state,
+            cfg=TrainConfig(steps=STEPS),
+            seed=1,
+            world=world,
+            hooks=hooks,
+            stop=SimpleNamespace(received=False),
+        )
     return state, asked

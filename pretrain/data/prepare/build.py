@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +43,7 @@ from pretrain.data.prepare.workers import Workers, worker_pool
 from pretrain.data.sources.base import PreparedSource, SourceConfig, Unit
 from pretrain.errors import ConfigError, DataError, ResourceError
 from pretrain.files import fsync_path, hash_file, read_json, replace_file, sealed
+from pretrain.settings.options import version_of
 from pretrain.tokenizer.base import (
     ReadyTokenizer,
     TokenizerConfig,
@@ -178,7 +178,7 @@ def _prepare_corpus(job: _Job, cfg: PrepareConfig) -> None:
             },
             skipped=dict(sorted(sum((Counter(record.skipped) for record in done), left_out).items())),
             versions={"python": platform.python_version()}
-            | {library: version(library) for library in ("headwater", "tokenizers", "pyarrow", "numpy")},
+            | {library: version_of(library) for library in ("headwater", "tokenizers", "pyarrow", "numpy")},
         )
         _check_splits(job.name, manifest, cfg)
         corpus = work / "corpus"

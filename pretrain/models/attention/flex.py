@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain.errors import ConfigError, check
 from pretrain.models.attention.masks import check_window
-from pretrain.models.base import Asked, Attend, AttentionConfig, Bias, Distances, Layout, Planner
+from pretrain.models.base import Asked, Attend, AttentionConfig, AttentionUse, Bias, Distances, Layout, Planner
 from pretrain.registry import register
 
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> whether the query sees the key
@@ -41,6 +41,15 @@ class FlexConfig(AttentionConfig):
                 "attention=flex: needs a CUDA device (torch has no backward of it on CPU); use attention=sdpa"
             )
         return make_flex()
+
+    def start(self, use: AttentionUse, device: torch.device) -> str:
+        """Refuse heads that no kernel is generated for; see `AttentionConfig`."""
+        if use.head_width < NARROWEST:
+            raise ConfigError(
+                f"attention=flex: computes heads of {NARROWEST} and more, and the model has heads of {use.head_width}; "
+                "set fewer model.heads, or attention=auto"
+            )
+        return super().start(use, device)
 
 
 def make_flex() -> Flex:
