@@ -89,7 +89,7 @@ def prepared(tmp_path_factory):
 
 def test_all_is_well(prepared):
     page = doctor("pretrain", *overrides(prepared), ranks=2, cwd=prepared)
-    assert page.outcome == "0 failed, 0 warnings, 15 ok: nothing would stop this run"
+    assert page.outcome == "0 failed, 0 warnings, 16 ok: nothing would stop this run"
     assert {level for found in page.lines.values() for level, _ in found} == {"ok"}
     assert set(page.lines) == NAMES - {"task files", "init_from"}
     batch = "8 sequences a step = 2 x 2 on each of 2 ranks; 256 tokens a step, 6,144 in 24 steps"
