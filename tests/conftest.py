@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # As many tests run at a time as there are cores: threads of theirs would wait for each other, on a busy machine for 30
 # times as long as they compute. Before torch, which reads it once; every process that a test starts gets it, too.
@@ -15,6 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hundreds of processes import the product: its bytecode is kept, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+settings.register_profile("any machine", deadline=None)  # an example may take as long as a busy machine needs
+settings.load_profile("any machine")
 
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "dist", "slurm", "docs")]
 

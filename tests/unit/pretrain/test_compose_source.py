@@ -86,7 +86,7 @@ BASES = {
 
 @pytest.mark.parametrize("model", BASES)
 def test_the_network_of_any_run_is_taken_over(tmp_path, model):
-    @settings(max_examples=5, deadline=None)
+    @settings(max_examples=5)
     @given(st.sampled_from(BASES[model]), st.fixed_dictionaries(SHARED))
     def check(base, drawn):
         folder = tmp_path / str(next(number))

@@ -84,7 +84,7 @@ def test_a_vocabulary_of_another_size(source, tmp_path, caplog, rows, export):
         assert f"init_from: rows {rows} to 76 of model.head.bias stand for no token and are left out" in said(caplog)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_run_of_a_grown_tensor(grown, data):
     module, read = grown

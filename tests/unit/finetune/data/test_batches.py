@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.batches import TrainingSteps, divide, measuring_batches, under_budget
@@ -35,7 +35,6 @@ def of_all_ranks(examples, world_size, max_tokens, **fields):
     return list(zip(*ranks, strict=True))
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.floats(0.01, 3), st.integers(1, 40), RANKS, BUDGETS)
 def test_every_example_is_seen_once_an_epoch(lengths, epochs, batch_size, world_size, max_tokens):
     found = []
@@ -50,7 +49,6 @@ def test_every_example_is_seen_once_an_epoch(lengths, epochs, batch_size, world_
     assert 1 <= len(found[-1]) <= batch_size
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 12), RANKS, BUDGETS)
 def test_what_a_step_learns_depends_neither_on_ranks_nor_on_the_budget(lengths, batch_size, world_size, max_tokens):
     examples = examples_of(lengths)
@@ -63,7 +61,6 @@ def test_what_a_step_learns_depends_neither_on_ranks_nor_on_the_budget(lengths, 
         assert sum(batch.num_tokens for own in together for batch in own) == sum(lengths[number] for number in found)
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40), RANKS, BUDGETS)
 def test_budgets_are_kept_and_ranks_have_as_many_micro_batches_and_alike_tokens(
     lengths, batch_size, world_size, max_tokens
@@ -91,7 +88,6 @@ def test_a_micro_batch_holds_as_much_as_it_may():
     assert [part.tolist() for part in parts] == [[0, 1], [2, 3, 4, 5]]
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 8), st.integers(0, 30), RANKS)
 def test_a_run_goes_on_at_any_step_as_if_it_had_not_stopped(lengths, batch_size, start, world_size):
     own = steps_of(examples_of(lengths), world_size - 1, world_size, batch_size=batch_size, epochs=1.5)
@@ -123,7 +119,6 @@ def test_those_of_a_micro_batch_are_alike():
     assert np.mean(spread) < 3 < np.std(lengths)
 
 
-@settings(deadline=None)
 @given(LENGTHS, RANKS, BUDGETS)
 def test_measuring_covers_all_and_its_batches_are_those_of_one_rank(lengths, world_size, max_tokens):
     examples = examples_of(lengths)

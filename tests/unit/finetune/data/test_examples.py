@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.examples import Example, Examples
@@ -50,7 +50,6 @@ def test_labels_keep_their_kind(labels, dtype):
     assert examples.batch(np.array([1])).labels.tolist() == labels[1:]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
 def test_a_batch_has_each_example_whole(lengths, data):
     rows = [

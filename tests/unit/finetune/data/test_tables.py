@@ -88,7 +88,7 @@ def test_backslashes_alone_are_text(write):
     assert read(write('text,label\n"C:\\dir\\",1\n"a ""b""",0\n')) == ([("C:\\dir\\", "1"), ('a "b"', "0")], {})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.tuples(*[st.text(st.sampled_from("a\",;|\t\n '0"), max_size=8)] * 2), min_size=1, max_size=6),
     sign=st.sampled_from(SIGNS),

@@ -69,7 +69,7 @@ def smallest_span(held: list[set[int]], places: list[int]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(context=contexts(), data=st.data())
 def test_an_answer_is_the_smallest_span_of_tokens_that_covers_it(kind, context, data):
     bases = [
@@ -218,7 +218,7 @@ def test_an_answer_at_the_border_of_a_window_is_in_it(kind, stride):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(words=st.lists(st.sampled_from(WORDS) | st.text(LETTERS, min_size=1, max_size=5), min_size=1, max_size=9))
 def test_each_word_that_tokens_hold_has_its_first_token(kind, words):
     """A token that holds letters of several words, as Llama's may, is the last one's."""

@@ -173,7 +173,7 @@ def test_scores_by_hand(prediction, answers, version_2, expected):
 texts = st.lists(st.sampled_from(["the", "cat", "Cat.", "sat", "on", "mat", ""]), max_size=5).map(" ".join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts, st.lists(texts, min_size=1, max_size=4), st.booleans())
 def test_laws_of_scores(prediction, answers, version_2):
     found = score(prediction, answers, version_2=version_2)
@@ -227,7 +227,7 @@ def questions(draw):
     return scores.astype(float), np.where(np.isinf(scores), unanswered, answerable * eighths / 8), unanswered
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(questions(), st.randoms(use_true_random=False))
 def test_threshold_is_the_middle_of_the_first_that_are_best(case, random):
     scores, answered, unanswered = case

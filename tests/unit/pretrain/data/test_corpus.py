@@ -28,7 +28,7 @@ def random_documents(count: int, longest: int, seed: int = 0) -> list[list[int]]
 
 
 @given(documents, st.integers(1, 7), st.integers(1, 5), st.sampled_from(["uint16", "uint32"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_range_is_what_was_written(tmp_path_factory, rows, per_shard, per_batch, dtype):
     directory = tmp_path_factory.mktemp("corpus") / "c"
     write_corpus(directory, rows, rows[:1], dtype=dtype, per_shard=per_shard, per_batch=per_batch)

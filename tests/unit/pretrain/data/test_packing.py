@@ -52,7 +52,7 @@ def as_slots(chunks: Chunks) -> list[list[Chunk]]:
 
 
 @given(lengths_lists, st.integers(1, 17), st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_concat_cuts_the_stream_at_slots_and_documents(tmp_path_factory, lengths, seq_len, per_batch):
     rows = [[1] * length for length in lengths]
     directory = write_corpus(tmp_path_factory.mktemp("corpus") / "c", rows, per_shard=23, per_batch=per_batch)
@@ -67,7 +67,7 @@ def test_concat_cuts_the_stream_at_slots_and_documents(tmp_path_factory, lengths
 
 
 @given(lengths_lists, st.integers(1, 17))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_best_fit_places_every_token_once_and_cuts_only_what_is_too_long(lengths, seq_len):
     packer = WholeDocuments(np.array(lengths), seq_len)
     slots = as_slots(packer.chunks(np.arange(packer.num_slots)))
@@ -83,7 +83,7 @@ def test_best_fit_places_every_token_once_and_cuts_only_what_is_too_long(lengths
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=120), st.sampled_from([16, 23, 31]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_best_fit_fills_slots_as_the_slow_method_does(lengths, seq_len):
     packer = WholeDocuments(np.array(lengths), seq_len)
     slots = as_slots(packer.chunks(np.arange(packer.num_slots)))

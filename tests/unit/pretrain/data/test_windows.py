@@ -70,7 +70,7 @@ def sequences(slots: Slots) -> list[Sequence]:
 )
 @example([12, 13, 11, 0, 24], ([8], [9]), 12, 0, 3)  # exactly a window, one token more, one less, none, two windows
 @example([0, 0], ([7], []), 5, 4, 1)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_windows_are_those_of_the_slow_method(tmp_path_factory, lengths, template, room, stride, per_batch):
     stride = min(stride, room - 1)
     seq_len = room + len(template[0]) + len(template[1])
@@ -125,7 +125,7 @@ def test_windows_by_hand():
 
 
 @given(st.lists(st.integers(0, 16), min_size=1, max_size=80))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_without_long_documents_they_are_best_fit(lengths):
     """Nothing is cut, so both place the same documents in the same slots."""
     sizes = np.array(lengths)

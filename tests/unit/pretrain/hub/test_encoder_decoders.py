@@ -179,7 +179,7 @@ RULES = {"mlp_width": "hidden_width", "decoder_layers": "num_decoder_layers", "a
 def test_equals_transformers(tmp_path, name):
     pairs = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4)
 
-    @settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes
+    @settings(max_examples=4, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes
     @given(models(name), pairs)
     def check(fields, lengths):
         config = EncoderDecoderConfig(**fields)

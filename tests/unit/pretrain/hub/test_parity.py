@@ -207,7 +207,7 @@ def padded(flat, lengths, value):
 
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 def test_equals_transformers(tmp_path, name):
-    @settings(max_examples=12, deadline=None, derandomize=True)
+    @settings(max_examples=12, derandomize=True)
     @given(models(name), lengths_of_documents)
     def check(fields, lengths):
         ours = small_decoder(**fields) if name in DECODERS else small_encoder(**fields)

@@ -38,7 +38,7 @@ def t5(tmp_path_factory):
     return sentencepiece.SentencePieceProcessor(model_proto=model), tokenizer
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("Thetimofyar, wlétïB: ﬁ½Ω漢\t\n  </s>ux0_1d"), max_size=40))
 @example("two  spaces , and   one before ")
 @example("")
@@ -86,7 +86,7 @@ def pair(tmp_path_factory):
     return {"text": source, "text_target": target}, MarianTokenizer.from_pretrained(directory)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.sampled_from("the world  timeмираßüприв漢字☃[]^\\-&.1%\t"), max_size=20))
 @example("one \N{SNOWMAN}\N{SNOWMAN} two")
 @example("при приве ве the приthe прИ")

@@ -77,7 +77,7 @@ def test_there_and_back_is_the_identity(written):
         assert torch.equal(read(name, WEIGHT, 0, tensor.numel()), tensor.reshape(-1))
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_run_of_any_tensor(written, data):
     ours, read = written

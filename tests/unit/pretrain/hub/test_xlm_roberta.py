@@ -74,7 +74,7 @@ def test_a_released_directory_says_all_that_a_run_needs(released):
     assert [0, *tokenizer.encode(text, add_special_tokens=False).ids, 2] == theirs(text).input_ids
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(st.sampled_from(TEXTS), max_size=40))
 def test_ids_of_a_model_alone_are_those_of_sentencepiece_as_fairseq_counts_them(imported, text):
     theirs, ours = imported

@@ -92,7 +92,7 @@ def test_a_scale_and_a_bias_are_kept_by_the_code_that_drops_weights(case, biased
     check_agrees_with_eager(attend, case, (True, None), (4, 2), **options)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(1, 90), min_size=1, max_size=20),
     st.sampled_from(MASKS),

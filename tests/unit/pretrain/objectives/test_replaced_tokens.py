@@ -48,7 +48,7 @@ documents = st.lists(st.integers(FIRST_TEXT, FIRST_TEXT + 30), max_size=12).map(
 slots = st.lists(st.lists(documents, min_size=1, max_size=3), min_size=1, max_size=4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(slots, st.sampled_from(Replacements), st.sampled_from([0.01, 0.15, 0.9]))
 def test_text_alone_is_replaced_by_text_and_targets_say_where(slots, kind, rate):
     whole = slots_of(slots)

@@ -51,7 +51,7 @@ def parts(sequence: list[int], prefix: list[int], suffix: list[int]) -> tuple[li
 
 
 @pytest.mark.parametrize("sentences", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     lengths=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=5), min_size=1, max_size=4),
     frame=st.sampled_from([([1], [2]), ([1], [2, 2]), ([1, 4], [2])]),

@@ -49,7 +49,7 @@ def test_what_bites_is_named_and_the_suggestion_works(value, bites):
     assert parsed(suggested(f"run.root={value}")).value() == value
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12))
 def test_any_text_can_be_quoted(text):
     assert parsed(f"key={quoted(text)}").value() == text

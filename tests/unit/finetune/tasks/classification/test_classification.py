@@ -102,7 +102,7 @@ texts = words.map(" ".join).map(lambda text: f"x{text}")
 pairs_of_texts = st.lists(st.tuples(texts, texts), min_size=1, max_size=4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=pairs_of_texts, pair=st.booleans(), max_tokens=st.integers(6, 40))
 def test_encoding_equals_transformers(ours_and_theirs, rows, pair, max_tokens):
     cfg = task(columns=PAIR if pair else TextColumns(), max_tokens=max_tokens)

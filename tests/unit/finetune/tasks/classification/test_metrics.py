@@ -18,7 +18,7 @@ from finetune.tasks.classification.metrics import (
 from pretrain.tracking import no_value
 
 numbers = st.floats(-1e3, 1e3).map(lambda number: round(number, 3))
-few_examples = settings(max_examples=40, deadline=None)
+few_examples = settings(max_examples=40)
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,6 @@ def windowed(*, max_tokens: int, stride: int) -> tuple[WindowedQuestion, list[in
     return one, [len(sequence.tokens) for sequence in sequences]
 
 
-@settings(deadline=None)
 @given(
     length=st.integers(0, 40),
     n_best=st.integers(1, 30),
@@ -46,7 +45,7 @@ def test_best_spans_are_those_of_a_search_over_all(length, n_best, longest, seed
     assert set(found) <= set(every) and len(set(found)) == len(found)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     room=st.integers(4, 12),
     stride=st.integers(0, 3),

@@ -86,7 +86,7 @@ def ideal(one, sequences) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(question=questions(), room=st.integers(4, 40), stride=st.integers(0, 12))
 def test_every_answer_comes_back_exactly_or_is_counted(kind, question, room, stride):
     vocabulary = tokenizer(kind)
@@ -119,7 +119,7 @@ def test_every_answer_comes_back_exactly_or_is_counted(kind, question, room, str
         assert not exact or question.context[best.start : best.end] == answer.text
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(steps=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=8), data=st.data())
 def test_no_other_tokens_hold_an_answer_with_fewer_characters(steps, data):
     """Of tokens that overlap, too, as bytes of several characters may; beside all spans of tokens."""
@@ -164,7 +164,7 @@ def recipe(question: Question, fast: PreTrainedTokenizerFast, limit: int, stride
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(question=questions(), room=st.integers(4, 40), stride=st.integers(0, 12))
 def test_windows_and_labels_are_those_of_the_recipe(kind, question, room, stride):
     """Where several tokens share an answer's first character, the recipe starts with the last of them; ours does not.

@@ -112,7 +112,7 @@ def tagged(prefixes):
 
 
 @pytest.mark.parametrize("prefixes", ["BI", "BIES"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_tags(prefixes, data):
     sentences = data.draw(tagged(prefixes))

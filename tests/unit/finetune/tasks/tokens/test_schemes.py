@@ -53,7 +53,7 @@ def spans(pieces):
 
 
 @pytest.mark.parametrize("scheme", THEIRS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sentences=st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=3))
 def test_well_spelled_tags_are_measured_as_in_seqevals_strict_mode(scheme, sentences):
     tags = [[spelled(side, scheme) for side in pair] for pair in sentences]
@@ -70,7 +70,7 @@ def test_well_spelled_tags_are_measured_as_in_seqevals_strict_mode(scheme, sente
 
 
 @pytest.mark.parametrize("scheme", THEIRS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pieces=st.lists(LENGTHS, min_size=1, max_size=3))
 def test_letters_alone_are_entities_of_one_type(scheme, pieces):
     one = [[("entity" if kind else "", length) for kind, length in row] for row in pieces]

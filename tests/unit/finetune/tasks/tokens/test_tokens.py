@@ -67,7 +67,7 @@ def readable(tokenizer, word):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tagged=TAGGED, room=st.sampled_from([1, 2, 3, 7, 20, 510]))
 @example(tagged=[[("a" * 90, "B-LOC"), (".", "I-LOC")]], room=5)
 @example(tagged=[[("\x01", "B-PER")], [("the", "B-PER")]], room=5)
@@ -123,7 +123,7 @@ def check_sequences(tokenizer, sentence, encoded, number, special):
     assert set(first) <= set(held), "a word lost its first token"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tagged=TAGGED)
 def test_word_pieces_are_those_of_transformers(tagged):
     """ids and targets by the recipe of `run_ner`: words one by one, and targets where `word_ids` changes."""

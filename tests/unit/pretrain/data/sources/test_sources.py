@@ -34,7 +34,7 @@ LINES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(LINES, st.booleans(), st.booleans(), st.integers(1, 60))
 def test_every_line_and_paragraph_once_however_the_file_is_cut(tmp_path_factory, lines, ended, marked, unit_bytes):
     path = tmp_path_factory.mktemp("cut") / "file.txt"
@@ -45,7 +45,7 @@ def test_every_line_and_paragraph_once_however_the_file_is_cut(tmp_path_factory,
     assert read(text_source(path, Cut.blank_line), unit_bytes)[0] == slow_paragraphs(content)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(LINES, st.booleans(), st.integers(1, 60), st.integers(20, 60), st.integers(4, 12))
 def test_a_long_text_is_in_its_parts_once_however_it_is_read(
     tmp_path_factory, lines, compressed, unit_bytes, part_bytes, block
@@ -67,7 +67,7 @@ def test_a_long_text_is_in_its_parts_once_however_it_is_read(
     assert len(parts) == max(1, 1 + (len(content) - block - 1) // part_bytes)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.integers(1, 40))
 def test_units_hold_every_span_once_and_are_filled(sizes, unit_bytes):
     class Listed(TextSource):
