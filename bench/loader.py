@@ -25,6 +25,7 @@ import torch
 
 from bench.rounds import machine
 from pretrain.data.batch import Inputs, Slots
+from pretrain.data.course import Course
 from pretrain.data.loader import DataConfig, StepLoader
 from pretrain.data.manifest import Manifest, Split
 from pretrain.data.packing import Packing
@@ -84,7 +85,7 @@ def headwater(directory: Path, packing: Packing, seq_len: int, batches: int, run
     cfg = DataConfig(seq_len=seq_len, packing=packing, sources={"bench": PreparedSource(path=str(directory))})
     stream = cfg.train_stream({"bench": directory}, seed=1)
     size = BATCH_TOKENS // seq_len
-    sizes = {"batch_size": size, "micro_batch_size": size, "rank": 0, "world_size": 1}
+    sizes = {"course": Course.constant(size), "micro_batch_size": size, "rank": 0, "world_size": 1}
     start = next(runs) * (batches + 1)
     with StepLoader(stream, causal, **sizes, start_step=start, num_steps=start + batches + 1, pin=False) as steps:
         return speed((len(batch.tokens) for [batch] in steps), batches)

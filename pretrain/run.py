@@ -20,6 +20,7 @@ from torch import nn
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Batch, Examples
 from pretrain.data.choice_sets import ChoiceSet, load_choices
+from pretrain.data.course import Course
 from pretrain.data.loader import StepLoader
 from pretrain.data.manifest import Manifest
 from pretrain.data.packing import Packing
@@ -41,9 +42,10 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
 from pretrain.train.micro_batches import Passes, found, said
+from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
-from pretrain.train.session import Fingerprints, Session, network_defaults, network_fingerprints, resumes
+from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, summary
 from pretrain.trained.base import Source
 from pretrain.trained.source import find_source, shared_source
@@ -297,7 +299,7 @@ def _steps(
     return StepLoader(
         stream,
         examples,
-        batch_size=cfg.train.batch_size,
+        course=Course.constant(cfg.train.batch_size),
         micro_batch_size=micro_batch_size,
         rank=world.rank,
         world_size=world.size,

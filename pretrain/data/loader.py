@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.data.batch import Batch, Examples
+from pretrain.data.course import Course, micro_batches_per_step
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.sources.base import SourceConfig
@@ -73,23 +74,13 @@ class DataConfig:
         return [PackedSource.open(name, corpora[name], splits[name], **cut) for name in sorted(self.sources)]
 
 
-def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Return how many micro-batches each rank runs in a step. Raises `ConfigError` if the batch is not divisible."""
-    together = micro_batch_size * world_size
-    lower = max(batch_size // together, 1) * together
-    product = f"train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}"
-    rule = f"must be a multiple of {product}; the nearest are {lower} and {lower + together}"
-    check(batch_size % together == 0, "train.batch_size", batch_size, rule)
-    return batch_size // together
-
-
 class StepLoader:
     """Iterates over the optimizer steps `start_step` to `num_steps - 1`, a list of this rank's micro-batches each.
 
-    Step s holds the sequence numbers from s * batch_size up to (s + 1) * batch_size, whatever the number of ranks and
-    the size of micro-batches; rank r takes the r-th of `world_size` equal runs of them. A thread builds up to `depth`
-    steps ahead. Its errors are raised at the step that they belong to. The thread ends with `close`, at the end of a
-    `with` block, or when the loader is garbage collected.
+    Step s holds the slots that its `course` has for it, whatever the number of ranks and the size of micro-batches;
+    rank r takes the r-th of `world_size` equal runs of them. A thread builds up to `depth` steps ahead. Its errors are
+    raised at the step that they belong to. The thread ends with `close`, at the end of a `with` block, or when the
+    loader is garbage collected.
     """
 
     def __init__(
@@ -97,8 +88,8 @@ class StepLoader:
         stream: TrainStream,
         examples: Examples,
         *,
-        batch_size: int,  # sequences in a step, over all ranks
-        micro_batch_size: int,  # sequences
+        course: Course,
+        micro_batch_size: int,  # slots
         rank: int,
         world_size: int,
         start_step: int,
@@ -106,30 +97,33 @@ class StepLoader:
         pin: bool,  # page-lock the batches, for copies to a GPU that do not wait
         depth: int = 2,  # steps
     ) -> None:
-        micro_batches_per_step(batch_size, micro_batch_size, world_size)
-        per_rank = batch_size // world_size
-        own_first = rank * per_rank
+        for size in course.sizes:
+            micro_batches_per_step(size.slots, micro_batch_size, world_size)
+
+        def own(step: int) -> np.ndarray:
+            slots = course.slots(step)
+            share = len(slots) // world_size
+            return np.arange(share) + slots.start + rank * share
 
         def build() -> Iterator[list[Batch]]:
-            at_a_time = max(1, _LOCATED // per_rank)
-            for first in range(start_step, num_steps, at_a_time):
-                steps = np.arange(first, min(first + at_a_time, num_steps))
-                numbers = steps[:, None] * batch_size + own_first + np.arange(per_rank)
-                for keys in stream.locate(numbers.reshape(-1)).reshape(-1, per_rank, 3):
-                    micros = [keys[at : at + micro_batch_size] for at in range(0, per_rank, micro_batch_size)]
+            for numbers in _located_together(map(own, range(start_step, num_steps))):
+                located = stream.locate(np.concatenate(numbers))
+                for keys in np.split(located, np.cumsum([len(step) for step in numbers])[:-1]):
+                    micros = [keys[at : at + micro_batch_size] for at in range(0, len(keys), micro_batch_size)]
                     batches = [Batch.of(examples(stream.read(micro))) for micro in micros]
                     yield [batch.pin_memory() for batch in batches] if pin else batches
 
         self._steps = build()
         self._builder = ThreadPoolExecutor(1, "loader")
-        self._close = weakref.finalize(self, self._builder.shutdown, cancel_futures=True)
+        # The garbage collector may run in the thread itself, or amid what the thread waits for: it must not wait.
+        self._collected = weakref.finalize(self, self._builder.shutdown, wait=False, cancel_futures=True)
         self._ahead = deque(self._builder.submit(next, self._steps) for _ in range(depth))
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return self
 
     def __next__(self) -> list[Batch]:
-        if not self._close.alive:
+        if not self._collected.alive:
             raise StopIteration
         batches = self._ahead[0].result()  # an error, or the end, stays in front for the next call
         self._ahead.popleft()
@@ -143,8 +137,21 @@ class StepLoader:
         self.close()
 
     def close(self) -> None:
-        """End the thread and drop what it built. A second call does nothing."""
-        self._close()
+        """End the thread, wait for its end, and drop what it built. A second call does nothing."""
+        self._collected()
+        self._builder.shutdown()
+
+
+def _located_together(steps: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Join the slots of consecutive steps to lists that are worth a call of `locate`."""
+    waiting: list[np.ndarray] = []
+    for step in steps:
+        waiting.append(step)
+        if sum(map(len, waiting)) >= _LOCATED:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def evaluation_batches(

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain.data.batch import Batch
-from pretrain.data.loader import micro_batches_per_step
+from pretrain.data.course import micro_batches_per_step
 from pretrain.distributed.world import World
 from pretrain.errors import ResourceError, check
 from pretrain.models.base import Attend, AttentionConfig

@@ -8,8 +8,8 @@ import torch
 
 from launch.slurm.submit import SLURM
 from pretrain.compose import PRETRAIN, compose
+from pretrain.data.course import micro_batches_per_step
 from pretrain.data.lengths import Share
-from pretrain.data.loader import micro_batches_per_step
 from pretrain.distributed.world import World
 from pretrain.hub.family import family_for
 from pretrain.models.attention.sdpa import sdpa

@@ -6,6 +6,7 @@ import torch
 from corpora import write_corpus
 
 from pretrain.data.batch import Batch, Inputs, Slots
+from pretrain.data.course import Course
 from pretrain.data.loader import DataConfig, StepLoader
 from pretrain.data.sources.base import PreparedSource
 
@@ -45,7 +46,14 @@ def test_the_loader_pins_and_the_device_gets_what_was_read(tmp_path):
     rows = [draw.integers(100, 900, size=draw.integers(1, 200)).tolist() for _ in range(300)]
     sources = {"one": PreparedSource(path=str(write_corpus(tmp_path / "one", rows, rows[:5], per_batch=11)))}
     stream = DataConfig(seq_len=64, sources=sources).train_stream({"one": tmp_path / "one"}, seed=3)
-    options = {"batch_size": 8, "micro_batch_size": 4, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 40}
+    options = {
+        "course": Course.constant(8),
+        "micro_batch_size": 4,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "num_steps": 40,
+    }
     with StepLoader(stream, causal, pin=True, **options) as pinned:
         torch.cuda._sleep(A_TENTH_OF_A_SECOND)
         found = [batch.to(DEVICE) for batches in pinned for batch in batches]

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from corpora import write_corpus
+from waiting import until
 
 from pretrain.data.batch import IGNORED, Batch, Inputs, Slots
+from pretrain.data.course import Course, micro_batches_per_step
 from pretrain.data.loader import (
     DataConfig,
     StepLoader,
     evaluation_batches,
-    micro_batches_per_step,
 )
 from pretrain.data.packing import Packing
 from pretrain.data.sources.base import PreparedSource
@@ -57,7 +58,14 @@ def data(request, tmp_path) -> tuple[TrainStream, HeldOut]:
 
 
 def loader(stream: TrainStream, **changes: object) -> StepLoader:
-    options = {"batch_size": 8, "micro_batch_size": 8, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 5}
+    options = {
+        "course": Course.constant(8),
+        "micro_batch_size": 8,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "num_steps": 5,
+    }
     return StepLoader(stream, causal, **{"pin": False, **options, **changes})
 
 
@@ -74,7 +82,7 @@ def loader_threads() -> list[threading.Thread]:
 def no_thread_is_left():
     yield
     gc.collect()
-    assert loader_threads() == []
+    until(lambda: not loader_threads())
 
 
 def test_a_batch_says_what_it_holds(data):
@@ -160,7 +168,14 @@ def test_no_more_than_depth_steps_are_built_ahead(data):
         built.append(len(slots.tokens))
         return causal(slots)
 
-    options = {"batch_size": 2, "micro_batch_size": 2, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 50}
+    options = {
+        "course": Course.constant(2),
+        "micro_batch_size": 2,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "num_steps": 50,
+    }
     with StepLoader(stream, counted, **options, pin=False, depth=3) as steps:
         for taken in range(1, 6):
             next(steps)
@@ -180,7 +195,14 @@ def test_an_error_comes_at_the_step_where_it_belongs(data):
             raise DataError("page 17 is damaged")
         return causal(slots)
 
-    options = {"batch_size": 4, "micro_batch_size": 2, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 9}
+    options = {
+        "course": Course.constant(4),
+        "micro_batch_size": 2,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "num_steps": 9,
+    }
     with StepLoader(stream, breaks, **options, pin=False) as steps:
         assert len([next(steps) for _ in range(3)]) == 3
         for _ in range(2):
@@ -204,7 +226,7 @@ def test_a_loader_that_nobody_holds_ends_by_itself(data):
     for _ in loader(stream, num_steps=10_000):
         break
     gc.collect()
-    assert loader_threads() == []
+    until(lambda: not loader_threads())
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -8,6 +8,7 @@ import pytest
 from corpora import write_corpus
 
 from pretrain.data.batch import Batch, Vocabulary
+from pretrain.data.course import Course
 from pretrain.data.loader import DataConfig, StepLoader
 from pretrain.data.packing import Packing
 from pretrain.data.sources.base import PreparedSource
@@ -63,7 +64,14 @@ def stream(tmp_path) -> TrainStream:
 
 
 def steps(stream: TrainStream, objective: ObjectiveConfig, **changes) -> list[list[Batch]]:
-    options = {"batch_size": 12, "micro_batch_size": 12, "rank": 0, "world_size": 1, "start_step": 0, "num_steps": 5}
+    options = {
+        "course": Course.constant(12),
+        "micro_batch_size": 12,
+        "rank": 0,
+        "world_size": 1,
+        "start_step": 0,
+        "num_steps": 5,
+    }
     with StepLoader(
         stream, objective.examples(vocabulary, seed=7, seq_len=32), **{"pin": False, **options, **changes}
     ) as loader:

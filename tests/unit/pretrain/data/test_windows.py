@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pretrain.data.batch import IGNORED, Inputs, Slots
 from pretrain.data.corpus import Corpus
+from pretrain.data.course import Course
 from pretrain.data.loader import DataConfig, StepLoader, evaluation_batches
 from pretrain.data.packing import Packing, WholeDocuments, pack
 from pretrain.data.sources.base import PreparedSource
@@ -178,7 +179,7 @@ def test_any_number_of_ranks_reads_the_same_windows(tmp_path, world_size):
     assert stream.fingerprint["data.stride"] == 4
     apart = DataConfig(seq_len=16, packing=Packing.windows, sources=sources).held_out(corpora)
     assert held_out.num_targets == apart.num_targets and held_out.num_slots > apart.num_slots
-    size = {"batch_size": 6, "world_size": world_size, "num_steps": 40, "pin": False}
+    size = {"course": Course.constant(6), "world_size": world_size, "num_steps": 40, "pin": False}
     shares = []
     for rank in range(world_size):
         with StepLoader(stream, causal, rank=rank, micro_batch_size=1, start_step=30, **size) as steps:
