@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo demo-pretrain demo-finetune demo-pairs demo-long test test-slow lint format clean
+.PHONY: help setup demo demo-pretrain demo-finetune demo-pairs demo-long test test-slow soak lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -51,6 +51,13 @@ test: setup lint  ## the fast tests, two at a time
 # Much of their time is waiting for jobs and signals: three files at a time, by name, keep two cores busy.
 test-slow: setup  ## the tests that take minutes, three files at a time: kills, a cluster, the demo from end to end
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
+
+# Between a second and three for a restart; hours on machines that are busy. Not a part of the tests.
+RESTARTS ?= 200
+SEED ?= 1
+
+soak: setup  ## break a run RESTARTS times, in ways drawn from SEED, and compare it with one that was left alone
+	PYTHONPATH=tests/support:tests/dist $(BIN)/python tests/dist/soak.py --restarts $(RESTARTS) --seed $(SEED)
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .

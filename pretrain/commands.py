@@ -183,7 +183,11 @@ class StopRequest:
 
 @contextmanager
 def exit_code_to(report: Callable[[int], None]) -> Iterator[None]:
-    """Call `report` with the exit code that the outcome of the block stands for; errors pass through."""
+    """Call `report` with the exit code that the outcome of the block stands for; errors pass through.
+
+    Where nothing can be written any more, an error of the block stays the reason of the end; without one, that is it:
+    raises `ResourceError`.
+    """
     code = 1  # a bug, unless something better is known
     try:
         yield
@@ -195,7 +199,12 @@ def exit_code_to(report: Callable[[int], None]) -> Iterator[None]:
         code = INTERRUPTED
         raise
     finally:
-        report(code)
+        try:
+            report(code)
+        except (OSError, ResourceError) as error:
+            if code == 0:
+                raise ResourceError(f"the end of the run cannot be recorded ({error}); free space there") from error
+            say(f"nor can the end of the run be recorded ({error})")
 
 
 def exit_code_of(body: Callable[[], object]) -> int:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,18 @@ class JsonlSink(Sink):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)  # what could not be written must not come back when it is closed
         self._lines, self._digest = _counted([])
 
     def log(self, record: Record) -> None:
         """Append one line. Raises `ResourceError` when it cannot be written."""
-        line = to_json(record) + "\n"
+        line = f"{to_json(record)}\n".encode()
         self._lines += 1
-        self._digest.update(line.encode())
-        try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise ResourceError(f"{self._path}: cannot be written ({error}); free space there and resume") from error
+        self._digest.update(line)
+        with self._failures_named():
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
 
     def truncate_after(self, step: int) -> None:
         """Drop the lines of later steps and a torn last line, so that a resumed run writes them again.
@@ -53,16 +53,23 @@ class JsonlSink(Sink):
             return
         self._file.close()
         replace_file(self._path, kept)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
 
     def mark(self) -> Mark:
         """Return what tells the lines so far from any others; `truncate_after` has seen those of earlier starts."""
         return Mark(lines=self._lines, sha256=self._digest.hexdigest())
 
     def close(self, exit_code: int) -> None:
-        """Make the lines durable and close the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Make the lines durable and close the file. Raises `ResourceError` when that cannot be done."""
+        with self._failures_named(), self._file:
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResourceError(f"{self._path}: cannot be written ({error}); free space there and resume") from error
 
 
 class SamplesSink(Sink):

@@ -1,5 +1,6 @@
 """How a command ends: what it prints, its exit code, what it imports, and the request to stop."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from argparse import ArgumentParser
 import pytest
 
 from pretrain.commands import HANDLED, STOP_SIGNALS, StopRequest, command, exit_code_to
-from pretrain.errors import CheckpointError, ConfigError, Preempted, check
+from pretrain.errors import CheckpointError, ConfigError, Preempted, ResourceError, check
 
 
 def number() -> ArgumentParser:
@@ -89,6 +90,17 @@ def test_the_outcome_of_a_block_is_reported(error, code):
     except BaseException as raised:
         assert raised is error
     assert found == [code]
+
+
+def test_an_end_that_cannot_be_reported_never_hides_why_it_came(capfd):
+    def report(code: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ConfigError, match="refused"), exit_code_to(report):
+        raise ConfigError("refused")
+    assert "nor can the end of the run be recorded ([Errno 28] No space left" in capfd.readouterr().err
+    with pytest.raises(ResourceError, match=r"the end .* cannot be recorded .*; free space"), exit_code_to(report):
+        pass
 
 
 @pytest.mark.parametrize("number", HANDLED)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import tempfile
 from pathlib import Path
 
@@ -135,3 +136,24 @@ def test_a_run_without_samples_has_no_file_of_them(tmp_path):
     sink.log({"step": 1, "split": "train"})
     sink.close(0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_is_named_and_what_did_not_fit_does_not_come_back(tmp_path):
+    path, limit = tmp_path / "metrics.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    sink = JsonlSink(path)
+    sink.log({"step": 1})
+    size = path.stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 4, limit[1]))
+        for _ in range(2):
+            with pytest.raises(ResourceError, match=r"metrics\.jsonl: cannot be written \(.*File too large"):
+                sink.log({"step": 2})
+        sink.close(8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == b'{"step": 1}\n{"st'
+    again = JsonlSink(path)
+    again.truncate_after(1)
+    again.log({"step": 2})
+    again.close(0)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
