@@ -1,10 +1,13 @@
 """Whatever is done to a corpus, a checkpoint or a run: the same run, a word, or a refusal; see `support/forgeries`."""
 
 import hashlib
+import itertools
 import json
+import os
+import time
 
 import pytest
-from forgeries import CORPUS, RUN, STEPS, Laboratory, chdir, exchange_tokens, forge_shard, train, write_json
+from forgeries import CORPUS, RUN, STEPS, Laboratory, chdir, exchange_tokens, forge_shard, left, train, write_json
 
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.train.run_dir import read_record
@@ -16,12 +19,19 @@ def laboratory(tmp_path_factory):
 
 
 @pytest.fixture
+def resumed(laboratory):
+    """What a resume leaves where nothing was touched. Named before `place`, whose folder it uses."""
+    return laboratory.reference("resume")[0]
+
+
+@pytest.fixture
 def place(laboratory):
     """A copy of the untouched corpus and runs, where the test then works."""
     with chdir(laboratory.copy()):
         yield
 
 
+HOUR_S = 3600
 SEEDS = range(1000, 1025)
 
 
@@ -117,3 +127,24 @@ def test_links_and_other_things_where_a_run_writes_are_refused_by_name(place, tm
             train(STEPS + 2)
         (RUN / name).unlink()
         (tmp_path / name).rename(RUN / name)
+
+
+def test_a_clock_that_jumps_and_times_of_files_that_lie_change_nothing(resumed, place, monkeypatch):
+    steps = sorted((RUN / "checkpoints").iterdir())
+    assert len(steps) > 1
+    for age, step in enumerate(steps):
+        os.utime(step, (time.time() - age * HOUR_S,) * 2)  # the newest step looks the oldest
+    now, jumps = time.time(), itertools.cycle([HOUR_S, -HOUR_S, 0])
+    monkeypatch.setattr(time, "time", lambda: now + next(jumps))
+    train(STEPS + 2)
+    assert left("resume", "") == resumed
+    rows = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["step_s"] > 0 for row in rows if row.get("step_s") is not None)
+
+
+def test_what_lies_beside_the_steps_is_no_pointer(resumed, place):
+    for name, content in (("latest", "step-00000099"), ("latest.txt", "2"), ("step-00000099.tmp", "")):
+        (RUN / "checkpoints" / name).write_text(content)
+    (RUN / "checkpoints" / "newest").symlink_to("step-00000002")
+    train(STEPS + 2)
+    assert left("resume", "") == resumed
