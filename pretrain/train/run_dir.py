@@ -22,7 +22,7 @@ from typing import IO, Any, TypedDict
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pretrain.errors import ConfigError, check
+from pretrain.errors import ConfigError, ResourceError, check
 from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, hash_file, read_json, replace_file, sealed
 from pretrain.registry import choices, choices_in, flattened, plain, rebuilt
@@ -30,6 +30,7 @@ from pretrain.settings.paths import expanded
 from pretrain.settings.yaml_files import read_settings
 from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
+from pretrain.train.log_file import LogFile
 from pretrain.train.operators import PROFILE
 
 RECORD_FILE = "run.json"
@@ -182,10 +183,15 @@ class RunDirectory:
         self.record()
 
     def record(self, **entries: Any) -> None:
-        """Add entries to `run.json`, or to what `begin` will write there."""
+        """Add entries to `run.json`, or to what `begin` will write there. Raises `ResourceError` if it cannot."""
         self._record |= entries
-        if self._begun:
-            replace_file(self.path / RECORD_FILE, [sealed(self._record)])
+        if not self._begun:
+            return
+        path = self.path / RECORD_FILE
+        try:
+            replace_file(path, [sealed(self._record)])
+        except OSError as error:
+            raise ResourceError(f"{path}: cannot be written ({error}); free space there and resume") from error
 
     def end(self, code: int) -> None:
         """Record how the run ended."""
@@ -230,7 +236,7 @@ class RunDirectory:
         """
         to_stderr = logging.StreamHandler()
         to_stderr.setLevel(_printed_from())
-        to_file = logging.FileHandler(self.path / LOG_FILE, encoding="utf-8", errors="backslashreplace")
+        to_file = LogFile(self.path / LOG_FILE)
         to_file.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         to_stderr.setFormatter(_Printed())
         with handled(packages, to_stderr, to_file), closing(to_file):

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import resource
 
 import pytest
 
 from pretrain.compose import compose
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, ResourceError
 from pretrain.train.changes import changes
 from pretrain.train.run_dir import LOG_LEVEL, RunConfig, RunDirectory, check_written_by, read_record
 
@@ -94,3 +95,31 @@ def test_the_environment_says_from_which_level_on_messages_are_printed(run, capf
     monkeypatch.setenv(LOG_LEVEL, "loud")
     with pytest.raises(ConfigError, match=r"HEADWATER_LOG_LEVEL=loud: one of .*WARNING"):
         said()
+
+
+def test_a_full_disk_costs_messages_and_one_word(run, capfd):
+    limit, logger = resource.getrlimit(resource.RLIMIT_FSIZE), logging.getLogger("pretrain.train.session")
+    (run.path / "log.txt").write_text("x" * 10_000)  # more than what goes to the screen, which is a file here
+    try:
+        with run.log_to("pretrain"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+            for number in range(5):
+                logger.warning("message %d %s", number, "x" * 90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = capfd.readouterr().err
+    assert said.count("log.txt: messages are lost") == 1 and "Traceback" not in said
+    assert all(f"message {number}" in said for number in range(5)), "on the screen they are"
+
+
+def test_a_full_disk_leaves_the_record_before_and_is_named(run):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run.record(parameters=5)
+    run.begin()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        with pytest.raises(ResourceError, match=r"run\.json: cannot be written \(.*File too large"):
+            run.note("x" * 99)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert read_record(run.path) == {"parameters": 5}
