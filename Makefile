@@ -52,12 +52,12 @@ test: setup lint  ## the fast tests, two at a time
 test-slow: setup  ## the tests that take minutes, three files at a time: kills, a cluster, the demo from end to end
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow and not gpu"
 
-# Between a second and three for a restart; hours on machines that are busy. Not a part of the tests.
+# A second or two for a restart.
 RESTARTS ?= 200
 SEED ?= 1
 
 soak: setup  ## break a run RESTARTS times, in ways drawn from SEED, and compare it with one that was left alone
-	PYTHONPATH=tests/support:tests/dist $(BIN)/python tests/dist/soak.py --restarts $(RESTARTS) --seed $(SEED)
+	PYTHONPATH=tests/support:tests/dist $(BIN)/python tests/dist/soak.py --restarts $(RESTARTS) --seed $(SEED) $(if $(PLACE),--place $(PLACE))
 
 lint: setup  ## ruff and pyright
 	$(BIN)/ruff check .
