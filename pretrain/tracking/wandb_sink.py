@@ -11,14 +11,15 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from pretrain.errors import ConfigError, check
-from pretrain.errors.redaction import looks_secret
+from pretrain.errors.redaction import looks_secret, redacted
 from pretrain.files import hash_file, replace_file
 from pretrain.registry import register
 from pretrain.tracking.background import BackgroundSink
@@ -111,26 +112,27 @@ class WandbSink(Sink):
         import wandb
 
         try:
-            self._run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                group=settings.group,
-                tags=settings.tags or None,  # None, as for the group: what WANDB_TAGS says, which a list overrides
-                name=run_name,
-                id=persistent_id(run_dir, run_name),
-                resume="allow",
-                dir=run_dir,
-                mode=settings.wandb_mode.value if settings.wandb_mode else None,
-                config=config,  # type: ignore[arg-type]
-                settings=wandb.Settings(
-                    init_timeout=settings.init_timeout_s,
-                    login_timeout=settings.init_timeout_s,
-                    finish_timeout=upload_timeout_s,
-                    finish_timeout_raises=True,
-                    console="off",  # no copy of standard output
-                    disable_code=True,
-                ),
-            )
+            with _command_line_redacted():
+                self._run = wandb.init(
+                    project=settings.project,
+                    entity=settings.entity,
+                    group=settings.group,
+                    tags=settings.tags or None,  # None, as for the group: what WANDB_TAGS says, which a list overrides
+                    name=run_name,
+                    id=persistent_id(run_dir, run_name),
+                    resume="allow",
+                    dir=run_dir,
+                    mode=settings.wandb_mode.value if settings.wandb_mode else None,
+                    config=config,  # type: ignore[arg-type]
+                    settings=wandb.Settings(
+                        init_timeout=settings.init_timeout_s,
+                        login_timeout=settings.init_timeout_s,
+                        finish_timeout=upload_timeout_s,
+                        finish_timeout_raises=True,
+                        console="off",  # no copy of standard output
+                        disable_code=True,
+                    ),
+                )
             if not self._run.disabled:
                 logger.info("W&B run: %s", self.place)
             self._run.define_metric(STEP)
@@ -218,6 +220,17 @@ def quieten() -> None:
     # Its own telemetry waits for a silent server at process exit, 20 s beyond all limits.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")  # the console is ours
+
+
+@contextmanager
+def _command_line_redacted() -> Iterator[None]:
+    """Hide secrets among the words of the command, which W&B takes from `sys.argv` into the run's metadata."""
+    typed = sys.argv
+    sys.argv = redacted(typed)
+    try:
+        yield
+    finally:
+        sys.argv = typed
 
 
 def end_service() -> None:
