@@ -140,8 +140,12 @@ class Soak:
         strategy, size = self.draw.choice(self.places)
         fault = self.draw.choice(self.faults)
         ranks = self.start(strategy, size)
-        wait_until(lambda: self.logged() >= step, *ranks)
-        right = fault(ranks)
+        try:
+            wait_until(lambda: self.logged() >= step, *ranks)
+            right = fault(ranks)
+        except AssertionError:
+            print("\n".join(rank.stderr[-3000:] for rank in ranks), file=sys.stderr)
+            raise
         codes = end(ranks)
         assert set(codes) <= right, f"{fault.__name__} on {strategy}: {codes}\n{ranks[0].stderr[-3000:]}"
         return f"{strategy} x {size}", fault.__name__, codes
