@@ -64,7 +64,8 @@ class Soak:
 
     def settings(self, name: str) -> list[str]:
         long = [f"train.steps={self.steps}", "train.batch_size=12", "train.micro_batch_size=2", "eval.every=0"]
-        saves = ["checkpoint.every=2", "checkpoint.keep=4", "checkpoint.max_failures=2"]
+        every = 2 if name == "soaked" else self.steps
+        saves = [f"checkpoint.every={every}", "checkpoint.keep=4", "checkpoint.max_failures=2"]
         # With Adam's usual eps, rounding decides where parameters without a gradient go, such as biases of keys.
         rate = ["optim.lr=1e-3", "optim.eps=1e-3", "schedule=constant", "data.seq_len=24"]
         return tiny(name, *long, *saves, *rate, "plugins=[poison]", "objective=poisoned")
