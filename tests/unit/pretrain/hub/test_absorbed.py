@@ -9,8 +9,7 @@ from hugging_face_directories import InMemory
 from small_models import LLAMA, OLMO2, QWEN3, VOCAB_SIZE, ragged_batch, small_decoder
 from transformers import AutoModelForCausalLM
 
-from pretrain.errors import ConfigError
-from pretrain.hub.absorbed import absorbed, check_adapters_alone
+from pretrain.hub.absorbed import absorbed
 from pretrain.hub.family import family_for
 from pretrain.hub.weights import write_weights
 from pretrain.models.base import Layout
@@ -56,9 +55,3 @@ def test_without_mup_nothing_is_in_between():
     ours = small_decoder(mup_base_width=24)
     read = InMemory(ours)
     assert absorbed(read, ours.config) is read
-
-
-def test_adapters_alone_are_refused():
-    check_adapters_alone(small_decoder().config)
-    with pytest.raises(ConfigError, match=r"model.mup_base_width=9: .* leave out --adapters"):
-        check_adapters_alone(small_decoder(**MUP).config)
