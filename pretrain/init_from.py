@@ -42,7 +42,7 @@ _NETWORK = tuple(
     for key in (
         *("heads", "norm", "order", "activation", "positions", "position_offset", "max_distance", "token_types"),
         *("attention_scale", "embedding_scale", "head_scale", "rotary_share", "qk_norm", "score_width"),
-        *("buckets", "content_to_position", "position_to_content"),
+        *("buckets", "content_to_position", "position_to_content", "mup_base_width", "mup_base_head_width"),
     )
 )
 _TUNABLE = (

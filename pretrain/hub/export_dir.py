@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from pretrain.checkpoint.base import Reader
 from pretrain.errors import ConfigError, ResourceError, check
 from pretrain.files import fsync_path, hash_file, read_json, write_hashed
+from pretrain.hub.absorbed import absorbed, check_adapters_alone
 from pretrain.hub.adapter_config import ADAPTER_CONFIG, BASE
 from pretrain.hub.adapter_files import ADAPTER_WEIGHTS
 from pretrain.hub.family import Family, HFTensor, family_for
@@ -112,6 +113,8 @@ def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwr
     out = out.absolute()
     check(dtype in DTYPES, "--dtype", dtype, f"must be one of {', '.join(DTYPES)}")
     check(shard_mb >= 1, "--shard-mb", shard_mb, "at least 1 MB")
+    if export.adapter is not None:
+        check_adapters_alone(export.model)
     _check_place(out, export, overwrite)
     with _replacing(out) as directory:
         _write_weights(directory, export, dtype=getattr(torch, DTYPES[dtype]), max_bytes=shard_mb * 1_000_000)
@@ -139,7 +142,8 @@ def write_export(export: Export, out: Path, *, dtype: str, shard_mb: int, overwr
 def _write_weights(directory: Path, export: Export, *, dtype: torch.dtype, max_bytes: int) -> None:
     """Write the weights, or those of an adapter, which `peft` reads from one file alone."""
     if export.adapter is None:
-        write_weights(directory, export.tensors, export.read, dtype=dtype, max_bytes=max_bytes)
+        read = absorbed(export.read, export.model)
+        write_weights(directory, export.tensors, read, dtype=dtype, max_bytes=max_bytes)
         return
     size = dtype.itemsize * sum(tensor.numel for tensor in export.tensors)
     write_weights(directory, export.tensors, export.read, dtype=dtype, max_bytes=size, whole=ADAPTER_WEIGHTS)

@@ -21,7 +21,7 @@ from pretrain.hub.task_heads import NO_HEADS, HeadKind, Heads, TaskHead
 from pretrain.hub.weight_files import StoredTensors
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.base import ModelConfig, ModelKind
-from pretrain.models.decoder import DecoderConfig
+from pretrain.models.decoder import MUP, DecoderConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.models.encoder_decoder import EncoderDecoderConfig
 from pretrain.models.network import TRAINING, default_of
@@ -139,7 +139,7 @@ class Family:
     def differences(self, config: Any) -> Iterator[str]:
         """Yield why this architecture cannot express a configuration of its type, setting by setting."""
         plain, settings = config.plain(), self.settings
-        written = {*settings.same.values(), *settings.translated, *TRAINING, "family"}
+        written = {*settings.same.values(), *settings.translated, *TRAINING, *MUP, "family"}
         # What no key of theirs says is in all of its models as `network` makes it.
         known = {key.name: [default_of(key)] for key in fields(config) if key.name not in written}
         known |= {key: [value] for key, value in settings.fixed.items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.models.init import Initial
+from pretrain.models.width_scaling import UNSCALED, WidthScaling
 from pretrain.registry import choices
 
 Cut = Callable[[Tensor], Sequence[Tensor]]
@@ -221,6 +222,7 @@ class Model(nn.Module):
     """
 
     blocks: nn.ModuleList
+    width_scaling: WidthScaling = UNSCALED  # by which optimizers set the learning rates of its matrices
     whole_tables: bool = False  # blocks get tables as they are, not cut to a batch: each size would be compiled anew
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:

@@ -20,7 +20,10 @@ from pretrain.models.init import Initial
 from pretrain.models.layers import Embedding, Norm, Order, Positions, QKNorm, make_norm, sinusoids
 from pretrain.models.network import NetworkConfig
 from pretrain.models.plans import make_plans
+from pretrain.models.width_scaling import UNSCALED, WidthScaling
 from pretrain.registry import register
+
+MUP = ("mup_base_width", "mup_base_head_width")  # settings whose factors exports take into the weights
 
 
 @register("model", "decoder")
@@ -37,6 +40,8 @@ class DecoderConfig(NetworkConfig):
     score_width: int | None = None  # scores are divided by its root; null: the width of a head (Gemma 3 27B: 168)
     norm: Norm = Norm.layernorm  # layernorm, rmsnorm or zero_centered_rmsnorm
     embedding_scale: bool = False  # multiplies token vectors by the root of the width (Gemma)
+    mup_base_width: int | None = None  # muP: width at which settings were found, to serve this one; null: no muP
+    mup_base_head_width: int | None = None  # of a head at that width; null: the same, wider models have more heads
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,10 +50,25 @@ class DecoderConfig(NetworkConfig):
         check(allowed, "model.positions", self.positions.value, rule)
         rule = "is not for decoders; choose pre, output, sandwich or parallel"
         check(self.order is not Order.post, "model.order", self.order.value, rule)
-        for key in ("kv_heads", "attention_width", "score_width"):
+        for key in ("kv_heads", "attention_width", "score_width", "mup_base_width", "mup_base_head_width"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", value, "must be at least 1")
         check(self.heads % self.num_kv_heads == 0, "model.kv_heads", self.kv_heads, f"must divide {self.heads} heads")
+        self._check_mup()
+
+    def _check_mup(self) -> None:
+        """Raise `ConfigError` for settings that muP does not go with."""
+        base, base_head = self.mup_base_width, self.mup_base_head_width
+        rule = "means something only beside model.mup_base_width; set it or leave this null"
+        check(base is not None or base_head is None, "model.mup_base_head_width", base_head, rule)
+        rule = f"must be {self.head_width}, or null, where model.width is model.mup_base_width"
+        alike = base_head in (None, self.head_width)
+        check(alike or base != self.width, "model.mup_base_head_width", base_head, rule)
+        grows = "multiplies embeddings by the root of the width, which model.mup_base_width must not let grow"
+        check(base is None or not self.embedding_scale, "model.embedding_scale", True, f"{grows}; set false")
+        rule = f"{grows}; choose learned or rotary"
+        fits = base is None or self.positions is not Positions.sinusoidal
+        check(fits, "model.positions", self.positions.value, rule)
 
     def nulls(self) -> dict[str, Any]:
         """Return what settings stand for where they are null, by their names."""
@@ -58,7 +78,8 @@ class DecoderConfig(NetworkConfig):
     def idle(self) -> set[str]:
         """Return the names of settings that have no effect beside the others."""
         scaled = self.positions is Positions.sinusoidal  # in any case
-        return super().idle() | ({"embedding_scale"} if scaled else set())
+        names = super().idle() | ({"embedding_scale"} if scaled else set())
+        return names | (set(MUP) if self.width_scaling == UNSCALED else set())
 
     @property
     def num_kv_heads(self) -> int:
@@ -78,7 +99,18 @@ class DecoderConfig(NetworkConfig):
     @property
     def score_scale(self) -> float | None:
         """What attention multiplies scores by; None: 1 / sqrt(E)."""
-        return None if self.score_width is None else self.score_width**-0.5
+        factor = self.width_scaling.scores
+        if self.score_width is None and factor == 1:
+            return None
+        return (self.score_width or self.head_width) ** -0.5 * factor
+
+    @property
+    def width_scaling(self) -> WidthScaling:
+        """What muP multiplies (see `WidthScaling`)."""
+        if self.mup_base_width is None:
+            return UNSCALED
+        base_head = self.mup_base_head_width or self.head_width
+        return WidthScaling(width=self.mup_base_width / self.width, head_width=base_head / self.head_width)
 
     def make_norm(self, width: int | None = None) -> nn.Module:
         """Return a normalisation layer over a width, by default the model's."""
@@ -94,8 +126,10 @@ class DecoderConfig(NetworkConfig):
 
     def initial(self, name: str, ndim: int) -> Initial:
         """Return the distribution of a parameter of this name and number of dimensions, by the scheme `init`."""
-        zero = ndim == 1 and self.norm is Norm.zero_centered_rmsnorm
-        return Initial() if zero else super().initial(name, ndim)
+        if ndim == 1:
+            return Initial() if self.norm is Norm.zero_centered_rmsnorm else super().initial(name, ndim)
+        initial = super().initial(name, ndim)
+        return initial._replace(std=initial.std * self.width_scaling.init) if name.startswith("blocks.") else initial
 
     def build(self, *, vocab_size: int, attend: Attend, head: bool = True) -> Decoder:
         """Return the model, with or without its head; call it under `torch.device("meta")`."""
@@ -108,6 +142,7 @@ class Decoder(Model):
     def __init__(self, config: DecoderConfig, *, vocab_size: int, attend: Attend, head: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.width_scaling = config.width_scaling
         self.embedding = Embedding(vocab_size, config.width)
         if config.positions is Positions.learned:
             self.position_embedding = Embedding(config.max_seq_len, config.width)
@@ -138,7 +173,9 @@ class Decoder(Model):
             make_plans(self.blocks, x, layout)
         for layer, block in enumerate(self.blocks):
             x = block(x, layout, rotations[layer], caches[layer] if caches else None)
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        factor = self.width_scaling.output
+        return x if factor == 1 else x * factor
 
     @property
     def max_positions(self) -> int | None:

@@ -19,8 +19,10 @@ from pretrain.optim.base import (
     check_decay,
     check_fraction,
     check_positive,
+    hidden_group,
     parameter_group,
     partition,
+    width_scaling,
 )
 from pretrain.registry import register
 
@@ -52,20 +54,25 @@ class AdamWConfig:
     def build(self, module: nn.Module) -> FusedAdamW:
         """Return AdamW with the groups `decay` and `no_decay`; a group without parameters is left out.
 
+        Under muP matrices in blocks are a group of their own, `hidden` (see `hidden_group`).
+
         With a layer decay there are as many of each as layers: what stands after the model learns at `lr`, a block n
         steps below at lr * layer_decay^n, the embeddings lowest (Clark et al. 2020, ELECTRA, appendix B).
         """
         hidden, outer, vectors = partition(module)
+        factor = width_scaling(module).lr
+        scaled, matrices = ([], hidden + outer) if factor == 1 else (hidden, outer)
         depths, top = _depths(module) if self.layer_decay < 1 else ({}, 0)
         groups = []
         for depth in range(top, -1, -1):
             lr = self.lr * self.layer_decay ** (top - depth)
-            matrices, rest = (
+            inner, decaying, rest = (
                 [parameter for parameter in parameters if depths.get(parameter, top) == depth]
-                for parameters in (hidden + outer, vectors)
+                for parameters in (scaled, matrices, vectors)
             )
             groups += [
-                parameter_group("decay", matrices, lr, self.weight_decay),
+                hidden_group(inner, lr, self.weight_decay, factor),
+                parameter_group("decay", decaying, lr, self.weight_decay),
                 parameter_group("no_decay", rest, lr, 0.0),
             ]
         return FusedAdamW(groups, self.beta1, self.beta2, self.eps)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from pretrain.errors import check
 from pretrain.models.base import Model
+from pretrain.models.width_scaling import UNSCALED, WidthScaling
 
 ParameterGroup = dict[str, Any]
 """A group of torch's optimizers: `params`, `lr` and options, with `name` and `base_lr` beside them."""
@@ -54,6 +55,13 @@ def partition(module: nn.Module) -> Partition:
             else:
                 parts.outer.append(parameter)
     return parts
+
+
+def width_scaling(module: nn.Module) -> WidthScaling:
+    """Return the scaling by the width of the models in a module, which all have the same."""
+    found = {part.width_scaling for part in module.modules() if isinstance(part, Model)}
+    assert len(found) <= 1, "models of one module that scale by width differently"
+    return found.pop() if found else UNSCALED
 
 
 class OptimConfig(Protocol):
@@ -141,6 +149,16 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
 def parameter_group(name: str, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> ParameterGroup:
     """Return a group that starts at its peak learning rate `lr`, which stays beside it as `base_lr`."""
     return {"name": name, "params": parameters, "lr": lr, "base_lr": lr, "weight_decay": weight_decay}
+
+
+def hidden_group(
+    parameters: list[nn.Parameter], lr: float, weight_decay: float, factor: float, name: str = "hidden"
+) -> ParameterGroup:
+    """Return the group of matrices in blocks, whose learning rate muP multiplies by `factor`.
+
+    Decay is a share of the learning rate: divided by the factor, it takes off as much per step as without.
+    """
+    return parameter_group(name, parameters, lr * factor, weight_decay / factor)
 
 
 def check_positive(key: str, value: float) -> None:

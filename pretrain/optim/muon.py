@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.distributed.world import World
 from pretrain.errors import check
+from pretrain.models.width_scaling import WidthScaling
 from pretrain.optim.adamw import FusedAdamW
 from pretrain.optim.base import (
     EagerOptimizer,
@@ -21,8 +22,10 @@ from pretrain.optim.base import (
     check_decay,
     check_fraction,
     check_positive,
+    hidden_group,
     parameter_group,
     partition,
+    width_scaling,
 )
 from pretrain.optim.shared_matrices import Piece, SharedMatrices, whole
 from pretrain.registry import register
@@ -41,6 +44,13 @@ class AdjustLr(StrEnum):
         if self is AdjustLr.original:
             return math.sqrt(max(1.0, rows / columns))
         return 0.2 * math.sqrt(max(rows, columns))
+
+    def for_width(self, scaling: WidthScaling) -> float:
+        """Return what muP multiplies the learning rate by.
+
+        The factor of `original`, sqrt(R/C), keeps the largest singular value of an update at any width already.
+        """
+        return 1.0 if self is AdjustLr.original else scaling.lr_orthogonal
 
 
 @register("optim", "muon")
@@ -90,7 +100,9 @@ class MuonConfig:
             parameter_group("no_decay", vectors, adamw_lr, 0.0),
         ]
         adamw = FusedAdamW(groups, self.adamw_beta1, self.adamw_beta2, self.adamw_eps)
-        return MuonWithAdamW(self, parameter_group(_MUON, hidden, self.lr, self.weight_decay), adamw)
+        factor = self.adjust_lr.for_width(width_scaling(module))
+        muon = hidden_group(hidden, self.lr, self.weight_decay, factor, name=_MUON)
+        return MuonWithAdamW(self, muon, adamw)
 
 
 class MuonWithAdamW(EagerOptimizer):

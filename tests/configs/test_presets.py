@@ -13,6 +13,7 @@ from pretrain.data.lengths import Share
 from pretrain.distributed.world import World
 from pretrain.hub.family import family_for
 from pretrain.models.attention.sdpa import sdpa
+from pretrain.registry import plain
 from pretrain.run import build_module, passes_of
 from pretrain.train.micro_batches import MARGIN, said
 from pretrain.train.summary import ModelSize
@@ -68,6 +69,21 @@ def test_preset(name):
         assert most is None or size * cfg.data.seq_len <= most
     assert cfg.run.name == name
     family_for(cfg.model)  # every preset can be exported
+    row = recipe_row(name, cfg, module)
+    assert row in (DOCS / "presets.md").read_text().splitlines(), f"write the row of docs/presets.md again: {row}"
+
+
+def recipe_row(name, cfg, module):
+    """Return what a preset takes of the recipe for stable training, as a row of docs/presets.md."""
+    model, objective = plain(cfg.model), plain(cfg.objective)
+    assert model.get("mup_base_width") is None, "none is said there to have muP"
+    [embedding] = [one for own, one in module.named_parameters() if own.endswith("model.embedding.weight")]
+    [decay] = [
+        group["weight_decay"] for group in cfg.optim.build(module).param_groups if embedding in set(group["params"])
+    ]
+    normalised = f"{model['order']}, {model.get('norm', 'layernorm')}"
+    shown = [model.get("qk_norm", "none"), objective.get("z_loss", 0), cfg.optim.eps, model["init"], normalised, decay]
+    return f"| `{name}` | {' | '.join(f'{each:g}' if isinstance(each, float) else str(each) for each in shown)} |"
 
 
 FEWEST = {"llama_8b": 8}  # GPUs that a preset is sized for; 1 for all others

@@ -22,6 +22,11 @@ SOURCES = {
     "modernbert": {"model": "encoder", "tokenizer": word_pieces(), "settings": MODERNBERT_SETTINGS},
     "gpt2": {"model": "decoder", "tokenizer": None, "settings": GPT2_SETTINGS},
     "llama": {"model": "decoder", "tokenizer": None, "settings": LLAMA_SETTINGS},
+    "llama, mup": {
+        "model": "decoder",
+        "tokenizer": None,
+        "settings": [*LLAMA_SETTINGS, "model.mup_base_width=16", "model.mup_base_head_width=4"],
+    },
 }
 WORDS = ["time", "year", "people", "world", "way", "life", "state", "school"]
 

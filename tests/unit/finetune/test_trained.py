@@ -57,7 +57,7 @@ def test_labels_of_texts(tmp_path, capsys, source, tuning):
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["split"] == "validation" and last["accuracy"] == pytest.approx(measured["accuracy"])
     assert export([str(run)]) == 0
-    assert json_of(run / "export" / "config.json")["model_type"] == source
+    assert json_of(run / "export" / "config.json")["model_type"] == source.removesuffix(", mup")
     theirs = pipeline("text-classification", model=str(run / "export"), top_k=None)
     together = theirs([record["text"] for record in records], truncation=True, batch_size=4)
     for found, one in zip(together, ours, strict=True):
@@ -232,15 +232,16 @@ def test_adapters_are_exported_for_peft_and_learn_on(tmp_path, capsys, caplog):
 
 
 @pytest.mark.parametrize(
-    ("settings", "rule"),
+    ("source", "settings", "rule"),
     [
-        ([], "--adapters: the run has none, only tuning=lora learns some; leave it out"),
-        (["tuning=lora", "scratch=true"], "--adapters: the weights below the adapters lie in this run alone"),
+        ("gpt2", [], "--adapters: the run has none, only tuning=lora learns some; leave it out"),
+        ("gpt2", ["tuning=lora", "scratch=true"], "--adapters: the weights below the adapters lie in this run alone"),
+        ("llama, mup", ["tuning=lora"], "model.mup_base_width=16: an export has its factors in the weights"),
     ],
 )
-def test_adapters_that_no_base_knows_are_not_exported(tmp_path, capsys, settings, rule):
+def test_adapters_that_no_base_knows_are_not_exported(tmp_path, capsys, source, settings, rule):
     records = [{"text": text, "label": word} for text, word in texts(23)]
-    run, _ = trained(tmp_path, "gpt2", "classification", records, *settings)
+    run, _ = trained(tmp_path, source, "classification", records, *settings)
     assert export([str(run), "--adapters"]) == 2
     assert rule in capsys.readouterr().err
     assert not (run / "adapters").exists()

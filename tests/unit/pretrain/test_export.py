@@ -27,6 +27,8 @@ OURS = {
     "llama, wide": [*LLAMA_SETTINGS, "model.mlp_width=56", "model.norm_eps=1e-6", "model.layers=3"],
     "gpt_neox": [*GPT2_SETTINGS, "model.order=parallel", "model.positions=rotary", "model.rotary_share=0.34"],
     "phi3": [*LLAMA_SETTINGS, "model.family=phi3", "model.kv_heads=2"],
+    "gpt2, mup": [*GPT2_SETTINGS, "model.mup_base_width=16", "model.mup_base_head_width=4"],
+    "llama, mup": [*LLAMA_SETTINGS, "model.kv_heads=2", "model.tie_embeddings=false", "model.mup_base_width=16"],
     "mistral": [*LLAMA_SETTINGS, "model.kv_heads=2", "model.window=5"],
 }
 

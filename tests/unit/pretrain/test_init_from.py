@@ -60,6 +60,7 @@ def test_a_run_and_its_export_are_the_same_weights(run, caplog):
         (["model.width=48"], "model.blocks.0.attention.out.weight is (24, 24), the model's (48, 48)"),
         (["model.tie_embeddings=true"], "extra model.head.weight (280, 24)"),
         (["model.heads=2", "model.kv_heads=1"], "model.heads is 2, that of"),  # the same shapes, another network
+        (["model.mup_base_width=12"], "model.mup_base_width is 12, that of"),
         (["model.positions=sinusoidal"], "model.positions is sinusoidal, that of"),
     ],
 )

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.models.base import Model
+from pretrain.models.width_scaling import WidthScaling
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.base import gradient_norm, guarded_step, learning_rates, partition, set_learning_rates
 from pretrain.optim.muon import AdjustLr, MuonConfig
@@ -144,6 +145,48 @@ def test_a_layer_decay_gives_each_layer_its_own_rate():
         assert rate == 1e-3 * 0.5**steps, name
     decays = {name: group["weight_decay"] for group in optimizer.param_groups for name in [group["name"]]}
     assert decays == {"decay": 0.1, "no_decay": 0.0}
+
+
+def scaled_toy():
+    module = Trained()
+    module.model.width_scaling = WidthScaling(width=0.25)  # four times as wide as its base
+    return module
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            AdamWConfig(lr=0.01),
+            {"hidden": (HIDDEN, 0.0025, 0.4), "decay": (OUTER, 0.01, 0.1), "no_decay": (VECTORS, 0.01, 0.0)},
+        ),
+        (
+            MuonConfig(lr=0.02),  # as large as updates of AdamW: the root of the width is too much
+            {"muon": (HIDDEN, 0.01, 0.2), "decay": (OUTER, 0.02, 0.1), "no_decay": (VECTORS, 0.02, 0.0)},
+        ),
+        (
+            MuonConfig(lr=0.02, adamw_lr=0.003, adjust_lr=AdjustLr.original),
+            {"muon": (HIDDEN, 0.02, 0.1), "decay": (OUTER, 0.003, 0.1), "no_decay": (VECTORS, 0.003, 0.0)},
+        ),
+    ],
+)
+def test_under_mup_matrices_in_blocks_learn_slower_and_decay_as_much_per_step(config, expected):
+    module = scaled_toy()
+    found = {
+        group["name"]: (set(names_of(module, group["params"])), group["base_lr"], group["weight_decay"])
+        for group in config.build(module).param_groups
+    }
+    assert found == expected
+
+
+def test_a_layer_decay_and_mup_multiply():
+    module = scaled_toy()
+    groups = AdamWConfig(lr=1e-3, layer_decay=0.5).build(module).param_groups
+    rates = {name: group["lr"] for group in groups for name in names_of(module, group["params"])}
+    assert rates["model.blocks.0.up.weight"] == 1e-3 * 0.5**2 * 0.25
+    assert rates["model.blocks.1.down.weight"] == 1e-3 * 0.5 * 0.25
+    assert rates["model.blocks.1.offsets.weight"] == rates["model.blocks.1.norm.weight"] == 1e-3 * 0.5
+    assert rates["pooler.weight"] == 1e-3
 
 
 def test_adamw_follows_the_formula_in_float64():
