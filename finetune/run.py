@@ -38,7 +38,7 @@ from pretrain.tokenizer.base import FOR_TARGETS, text_sha256
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
-from pretrain.train.run_dir import read_record
+from pretrain.train.run_record import read_record
 from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
 from pretrain.trained.base import Source

@@ -43,7 +43,8 @@ from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
 from pretrain.train.micro_batches import Passes, found, said
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
-from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
+from pretrain.train.run_dir import TOKENIZER_FILE
+from pretrain.train.run_record import check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
 from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, summary

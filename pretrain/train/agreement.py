@@ -19,7 +19,7 @@ from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.errors.redaction import redacted
 from pretrain.registry import choices_in, flattened, plain
-from pretrain.train.run_dir import LOCK_FILE
+from pretrain.train.run_lock import LOCK_FILE
 from pretrain.train.summary import versions
 
 Facts = dict[str, Any]

@@ -41,13 +41,7 @@ from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
 from pretrain.train.profiling import drawn
 from pretrain.train.resuming import Fingerprints, change_of_rate, resume
-from pretrain.train.run_dir import (
-    CHECKPOINTS,
-    HANG,
-    TOKENIZER_FILE,
-    RunDirectory,
-    handled,
-)
+from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, RunDirectory, handled
 from pretrain.train.summary import ModelSize, versions
 
 _EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"

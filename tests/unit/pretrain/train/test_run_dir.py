@@ -8,7 +8,8 @@ import pytest
 from pretrain.compose import compose
 from pretrain.errors import ConfigError
 from pretrain.train.changes import changes
-from pretrain.train.run_dir import LOG_LEVEL, RunConfig, RunDirectory, check_written_by, read_record
+from pretrain.train.run_dir import LOG_LEVEL, RunConfig, RunDirectory
+from pretrain.train.run_record import check_written_by, read_record
 
 
 @pytest.fixture
