@@ -95,13 +95,12 @@ def newest_checkpoint(directory: Path) -> str:
 
 def check_fewer(fewest: int, ranks: int, refuse: Callable[[int], None]) -> None:
     """Raise `ConfigError` if no number of ranks from `fewest` up to below `ranks` can run."""
+    reason: ConfigError | None = None
     for count in range(ranks - 1, fewest - 1, -1):
         try:
-            refuse(count)
+            return refuse(count)
         except ConfigError as error:
             reason = error
-        else:
-            return
     rule = f"no number of ranks from it to {ranks - 1} could go on if one is lost; the smallest cannot, as"
     raise ConfigError(f"min_nproc={fewest}: {rule} {reason}")
 

@@ -168,6 +168,9 @@ class Session:
         if self.directory is None:
             return computing
         changed = changes(self.directory.path, self.cfg)
+        before = self.directory.recorded("ranks")
+        if before not in (None, self.world.size):
+            changed.append(f"ranks: {before} -> {self.world.size}")
         self.directory.begin()
         for change in changed:
             log.info("changed since the run's last start: %s", change)
