@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import redacted
-from pretrain.files import check_place, replace_file, sealed
+from pretrain.files import check_place, check_writable, replace_file, sealed
 from pretrain.registry import plain
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import PAIR_FILES
@@ -102,8 +102,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             check_place(path, files=FILES, folders=FOLDERS)
             lock = open_lock(path)
-            if not os.access(path, os.W_OK):
-                raise PermissionError(f"{path} is not writable")
+            check_writable(path, files=FILES, folders=FOLDERS)
         except OSError as error:
             raise ConfigError(f"run.root={cfg.root}: cannot write the run directory ({error})") from None
         take(lock, path)

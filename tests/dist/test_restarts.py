@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import FAST, column, command, run, tiny
+from forks import FAST
+from ranks import column, command, run, tiny
 
 DYING = """
 import os
