@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 
 from launch.jobs import Job
 from launch.ranks import STOPPED, Node, Outcome, outcome_of
-from launch.restarts import Elastic, check_fewer, dead_devices, newest_checkpoint
+from launch.restarts import Elastic, dead_devices, newest_checkpoint, sizes_that_fit
 from launch.table import table_of
 from pretrain.compose import Root
 from pretrain.distributed.world import device_type
@@ -73,10 +73,7 @@ def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
     runs the first alone says what it is about to do, the others in their log.txt.
     """
     for job in jobs:
-        refuse = partial(_refuse, job)
-        refuse(cfg.ranks)
-        if cfg.fewest < cfg.ranks:
-            check_fewer(cfg.fewest, cfg.ranks, refuse)
+        sizes_that_fit("min_nproc", cfg.fewest, cfg.ranks, partial(_refuse, job))
     if len(jobs) > 1:
         os.environ.setdefault("WANDB_RUN_GROUP", jobs[0].sweep)
     codes = []

@@ -93,16 +93,25 @@ def newest_checkpoint(directory: Path) -> str:
     return next(reversed(step_names(directory)), "")
 
 
-def check_fewer(fewest: int, ranks: int, refuse: Callable[[int], None]) -> None:
-    """Raise `ConfigError` if no number of ranks from `fewest` up to below `ranks` can run."""
+def sizes_that_fit(key: str, fewest: int, most: int, refuse: Callable[[int], None]) -> list[int]:
+    """Return the sizes from `most` down to `fewest`, the value of a setting, with which a run can go on.
+
+    `refuse` raises `ConfigError` for a size that it cannot run with. That of `most` passes, as does one for a setting
+    that no size below it meets.
+    """
+    refuse(most)
+    sizes = [most]
     reason: ConfigError | None = None
-    for count in range(ranks - 1, fewest - 1, -1):
+    for size in range(most - 1, fewest - 1, -1):
         try:
-            return refuse(count)
+            refuse(size)
         except ConfigError as error:
             reason = error
-    rule = f"no number of ranks from it to {ranks - 1} could go on if one is lost; the smallest cannot, as"
-    raise ConfigError(f"min_nproc={fewest}: {rule} {reason}")
+        else:
+            sizes.append(size)
+    if reason and sizes == [most]:
+        raise ConfigError(f"{key}={fewest}: a run could not go on with any size from it to {most - 1}: {reason}")
+    return sizes
 
 
 def dead_devices(places: Sequence[int]) -> list[int]:

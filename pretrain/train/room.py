@@ -23,6 +23,7 @@ from pretrain.errors import ResourceError
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.strategy.base import Memory, StrategyConfig
 from pretrain.train.micro_batches import free_bytes
+from pretrain.train.summary import ModelSize
 
 CERTAIN = 0.9  # share of a prediction that a run holds for certain: predictions are right to a tenth
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -36,6 +37,16 @@ class Room(NamedTuple):
 
     size: int  # bytes
     of: str  # what sets the bound
+
+
+def memory_with_room(size: ModelSize, cfg: Any, world: World) -> Memory:
+    """Return what a rank will hold without a micro-batch, if it can: see `check_room`, which raises. A collective.
+
+    `cfg` is a root configuration; read here: strategy, precision and optim.
+    """
+    memory = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
+    check_room(memory, cfg.strategy, cfg.optim, world)
+    return memory
 
 
 def check_room(memory: Memory, strategy: StrategyConfig, optim: Any, world: World) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from launch import restarts
 from launch.ranks import Outcome
-from launch.restarts import Elastic, check_fewer
+from launch.restarts import Elastic, sizes_that_fit
 from pretrain.errors import ConfigError
 
 LOST, HUNG = Outcome(7, lost=1), Outcome(6, lost=1)
@@ -96,6 +96,9 @@ def test_where_no_number_of_ranks_is_left_the_end_says_so(elastic, capsys):
 
 
 def test_a_number_that_nothing_could_go_on_with_is_refused_before_the_first_start():
-    check_fewer(2, 4, even)
-    with pytest.raises(ConfigError, match=r"min_nproc=3: no number of ranks from it to 3 .* no multiple of 3"):
-        check_fewer(3, 4, even)
+    assert sizes_that_fit("min_nproc", 1, 4, even) == [4, 2, 1]
+    assert sizes_that_fit("min_nproc", 4, 4, even) == [4]
+    with pytest.raises(ConfigError, match=r"min_nproc=3: a run could not go on with any size from it to 3: .* of 3"):
+        sizes_that_fit("min_nproc", 3, 4, even)
+    with pytest.raises(ConfigError, match=r"^train\.batch_size=8: no multiple of 3"):
+        sizes_that_fit("min_nproc", 1, 3, even)
