@@ -38,7 +38,8 @@ from pretrain.tokenizer.base import FOR_TARGETS, text_sha256
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
-from pretrain.train.run_dir import read_record
+from pretrain.train.room import memory_with_room
+from pretrain.train.run_record import read_record
 from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
 from pretrain.trained.base import Source
@@ -108,6 +109,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
     module = build_module(cfg, network, source.vocab_size, data.names, data.train)
     size = ModelSize.of(module, data.train.examples.shares)
+    predicted = memory_with_room(size, cfg, world)
     initial, adapters = InitialWeights(module, cfg.seed), adapters_of(module.model)
     trainee = session.build(
         module,
@@ -129,7 +131,6 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         base=base_of(source, adapters, run=cfg.run.directory, scratch=cfg.scratch),
         records={"training": len(data.train.records), "validation": len(data.validation.records)},
     )
-    predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
     if session.directory:
         record = read_record(session.directory.path)
         warn_unless_exportable("finetune", network, record, codec.tokenizer, task.answering.kind)

@@ -40,6 +40,7 @@ class Node:
     of: int = 1  # how many nodes the job has
     address: str = "127.0.0.1"  # of node 0, where rank 0 listens
     port: int
+    devices: str | None = None  # CUDA devices of its ranks, as CUDA_VISIBLE_DEVICES names them; None: as it is
 
 
 class End(NamedTuple):
@@ -47,6 +48,14 @@ class End(NamedTuple):
 
     rank: int
     code: int  # negative: the signal that ended it
+
+
+class Outcome(NamedTuple):
+    """What came of the ranks of a node."""
+
+    code: int  # one exit code for all of them, see `run_ranks`
+    lost: int | None = None  # the rank that a signal ended first, or else the only one that had to be killed
+    asked: bool = False  # whether they were asked to stop
 
 
 def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> int:
@@ -60,6 +69,11 @@ def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> 
     Output goes to `logs`/rank-N.log. Rank 0 writes to this command's own output, and its standard error to the log as
     well. However this ends, short of SIGKILL, no rank outlives it.
     """
+    return outcome_of(command, count=count, node=node, logs=logs).code
+
+
+def outcome_of(command: Sequence[str], *, count: int, node: Node, logs: Path) -> Outcome:
+    """Run ranks as `run_ranks` does; return also which of them was lost."""
     ranks = _Ranks(logs)
     with ranks.passing_on_signals():
         try:
@@ -71,6 +85,14 @@ def run_ranks(command: Sequence[str], *, count: int, node: Node, logs: Path) -> 
         finally:
             ranks.send(signal.SIGKILL)
     _reap_orphans()
+    code = _common_code(ranks, ends)
+    by_signal = [end.rank for end in ends if end.code < 0]
+    lost = by_signal[0] if by_signal else ranks.killed[0] if len(ranks.killed) == 1 else None
+    return Outcome(code, lost, bool(ranks.asked))
+
+
+def _common_code(ranks: _Ranks, ends: Sequence[End]) -> int:
+    """Return the exit code for all ranks, and show the lines of the one that failed first."""
     stopped = any(end.code == STOPPED for end in ends)
     expected = {0, STOPPED, *(-number for number in ranks.asked), *([PEER_LOST] if stopped else [])}
     failures = [end for end in ends if end.code not in expected]
@@ -90,7 +112,7 @@ def _reap_orphans() -> None:
 
 def _variables(local: int, count: int, node: Node) -> Mapping[str, str]:
     """Return the environment of a rank: torchrun's variables, and a share of the cores unless threads are set."""
-    own = {
+    own: dict[str, object] = {
         "RANK": node.number * count + local,
         "LOCAL_RANK": local,
         "GROUP_RANK": node.number,
@@ -99,6 +121,8 @@ def _variables(local: int, count: int, node: Node) -> Mapping[str, str]:
         "MASTER_ADDR": node.address,
         "MASTER_PORT": node.port,
     }
+    if node.devices is not None:
+        own["CUDA_VISIBLE_DEVICES"] = node.devices
     threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
     return {**threads, **os.environ, **{name: str(value) for name, value in own.items()}}
 
@@ -112,6 +136,7 @@ class _Ranks:
         self._began: dict[int, int] = {}  # bytes in the log of a rank from starts before this one
         self._ends: queue.SimpleQueue[End] = queue.SimpleQueue()
         self.asked: list[int] = []  # the signals that asked all ranks to stop
+        self.killed: list[int] = []  # ranks that did not end by themselves after another had failed
         try:
             logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -148,7 +173,9 @@ class _Ranks:
                 deadline, killed = None, True
                 continue
             del self._alive[end.rank]
-            if not (killed and end.code == -signal.SIGKILL):
+            if killed and end.code == -signal.SIGKILL:
+                self.killed.append(end.rank)
+            else:
                 ends.append(end)
             if end.code == STOPPED and not self.asked:  # it alone was: before training the others do not know
                 self.ask(signal.SIGTERM)

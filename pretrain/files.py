@@ -106,6 +106,30 @@ def check_place(directory: Path, *, files: Iterable[str] = (), folders: Iterable
                 raise OSError(f"{path} is {there}; what is written there must be a {what} of its own, move it away")
 
 
+def check_writable(directory: Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
+    """Raise `OSError` unless files can be made in a directory and its folders, and its files can be written.
+
+    Files and folders that are not there are left out. It is tried: permissions say nothing to root, and nothing of a
+    file system that is mounted read-only.
+    """
+    for place in (directory, *(directory / name for name in folders)):
+        if place.is_dir():
+            _open_and_close(place / f".tmp-{uuid.uuid4().hex}", os.O_CREAT | os.O_EXCL, f"{place}: no file can be made")
+    for path in (directory / name for name in files):
+        if path.exists():
+            _open_and_close(path, os.O_APPEND, f"{path}: cannot be written")
+
+
+def _open_and_close(path: Path, flags: int, problem: str) -> None:
+    """Open and close a file for writing; delete it if it was made. Raises `OSError` that begins with `problem`."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | flags))
+        if flags & os.O_CREAT:
+            path.unlink()
+    except OSError as error:
+        raise OSError(f"{problem} ({error.strerror})") from None
+
+
 def sealed(content: dict[str, Any], *, indent: int | None = 1) -> bytes:
     """Return an object as JSON in which `read_json` sees any later change."""
     content = json.loads(json.dumps(content))  # keys are strings, and tuples are lists, as they will be read

@@ -43,7 +43,9 @@ from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
 from pretrain.train.micro_batches import Passes, found, said
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
-from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
+from pretrain.train.room import memory_with_room
+from pretrain.train.run_dir import TOKENIZER_FILE
+from pretrain.train.run_record import check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
 from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, summary
@@ -139,7 +141,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     schedule = cfg.schedule.build(cfg.train.steps)
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.lengths)
-    predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
+    predicted = memory_with_room(size, cfg, world)
     passes = passes_of(cfg, stream.manifest.vocab_size, predicted, world)
     micro_batch_size, entry = _micro_batch(cfg, passes, session)
     initial = InitialWeights(module, cfg.seed)

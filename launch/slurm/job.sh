@@ -25,6 +25,14 @@ fi
 from=$(newest)
 echo "$job $from" >> "$starts"
 
+nodes= # as many of those that Slurm gave as can share a step
+given=${SLURM_JOB_NUM_NODES:-${node_counts[0]}}
+for count in "${node_counts[@]}"; do
+    [ -n "$nodes" ] || [ "$count" -gt "$given" ] || nodes=$count
+done
+[ "$nodes" = "${node_counts[0]}" ] || echo "job $job: ${node_counts[0]} nodes were asked for, Slurm gave $given; runs on $nodes"
+[ "$nodes" = "$given" ] || step_options+=("--nodes=$nodes" "--ntasks=$nodes" --relative=0)
+
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 if ! getent hosts "$first" > /dev/null; then # a name that only Slurm knows
     first=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')

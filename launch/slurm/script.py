@@ -32,6 +32,7 @@ class Shape:
 
     name: str
     nodes: int = 1
+    node_counts: Sequence[int] = ()  # those that its ranks can share a step on, the largest first; none: `nodes` alone
     nproc: int = 1  # ranks on a node
     gpus: bool = True  # whether it needs the GPUs of the nodes
     time: str | None = None
@@ -54,6 +55,7 @@ def run_script(cluster: ClusterConfig, shape: Shape, tasks: Sequence[Task], cwd:
     }
     head = _head(cluster, shape, ["--requeue" if shape.requeue else "--no-requeue", "--open-mode=append"])
     assigned = [f"{name}={quote(value)}" for name, value in settings.items()]
+    assigned.append(f"node_counts={_words([str(count) for count in shape.node_counts or [shape.nodes]])}")
     assigned += [f"step_options={_words(step_options)}", f"container={_words(container)}"]
     if shape.array:
         cases = [f"    {number}) {'; '.join(_assigned(task))} ;;" for number, task in enumerate(tasks)]
@@ -81,7 +83,7 @@ def _head(cluster: ClusterConfig, shape: Shape, behaviour: Sequence[str]) -> lis
         "job-name": shape.name,
         "partition": cluster.partition,
         "account": cluster.account,
-        "nodes": shape.nodes,
+        "nodes": _nodes(shape),
         "ntasks-per-node": 1,
         "gpus-per-node": cluster.gpus_per_node if shape.gpus and not GPU_OPTIONS & cluster.options.keys() else None,
         "cpus-per-task": cluster.cpus_per_node,
@@ -95,6 +97,12 @@ def _head(cluster: ClusterConfig, shape: Shape, behaviour: Sequence[str]) -> lis
     options += [f"--{name}={_quoted(value)}" if value else f"--{name}" for name, value in given.items()]
     note = "# Written by `python -m launch`. To submit it again: cd to its folder, sbatch and its name."
     return ["#!/bin/bash -l", note, *(f"#SBATCH {option}" for option in [*options, *behaviour]), ""]
+
+
+def _nodes(shape: Shape) -> str:
+    """Return how many nodes Slurm shall give: as many as it has, where a job can do with fewer."""
+    fewest = min(shape.node_counts, default=shape.nodes)
+    return str(shape.nodes) if fewest == shape.nodes else f"{fewest}-{shape.nodes}"
 
 
 def _quoted(value: str) -> str:

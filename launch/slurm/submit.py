@@ -18,6 +18,7 @@ from omegaconf import MISSING
 
 import launch
 from launch.jobs import PREPARE, Job
+from launch.restarts import sizes_that_fit
 from launch.slurm.cluster import check_duration, check_line
 from launch.slurm.script import Shape, Task, module_script, run_script
 from pretrain.compose import Root
@@ -32,6 +33,7 @@ class SlurmConfig:
 
     cluster: Any = MISSING  # facts about the cluster: a file of conf/cluster, or your own: cluster=FILE.yaml
     nodes: int = 1  # nodes of a job
+    min_nodes: int | None = None  # nodes with which a job begins, or goes on, where Slurm has no more; null = nodes
     nproc: int | None = None  # ranks on a node; null = one for each GPU of the cluster's nodes, 1 without any
     job_name: str | None = None  # of the job in Slurm; null = that of the run
     time: str | None = None  # time limit of a job, as Slurm writes it; null = the cluster's
@@ -47,6 +49,8 @@ class SlurmConfig:
         for key in ("nodes", "nproc", "lead_s", "max_idle_starts", "chain", "parallel", "parts"):
             value = getattr(self, key)
             check(value is None or value >= 1, key, value, "at least 1")
+        rule = f"from 1 to nodes={self.nodes}, or null"
+        check(self.min_nodes is None or 1 <= self.min_nodes <= self.nodes, "min_nodes", self.min_nodes, rule)
         check(self.max_restarts >= 0, "max_restarts", self.max_restarts, "0 or more")
         check_line("job_name", self.job_name)
         check_duration("time", self.time)
@@ -90,14 +94,20 @@ def submit_runs(cfg: SlurmConfig, jobs: Sequence[Job]) -> None:
     rule = f"must be shorter than the time limit, {limit}, or each start saves and ends at once; lower it or raise time"
     check(limit is None or cfg.lead_s < _seconds(limit), "lead_s", cfg.lead_s, rule)
     device_type = "cuda" if cfg.cluster.gpus_per_node else "cpu"
+
+    def refuse(nodes: int) -> None:
+        for job in jobs:
+            job.cfg.check_start(ranks=nodes * cfg.ranks_per_node, device_type=device_type)
+
+    node_counts = sizes_that_fit("min_nodes", cfg.min_nodes or cfg.nodes, cfg.nodes, refuse)
     for job in jobs:
-        job.cfg.check_start(ranks=cfg.nodes * cfg.ranks_per_node, device_type=device_type)
         job.cfg.run.check_fresh()
     first = jobs[0]
     folder = (first.directory.with_name(f"{first.sweep}-sweep") if sweep else first.directory) / "slurm"
     shape = Shape(
         name=cfg.job_name or first.sweep,
         nodes=cfg.nodes,
+        node_counts=node_counts,
         nproc=cfg.ranks_per_node,
         time=cfg.time,
         lead_s=cfg.lead_s,

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from pretrain.checkpoint.base import WEIGHT, Checkpointable, Reader
-from pretrain.checkpoint.commit import FORMAT, MANIFEST_FILE, STATE_FILE, step_name, step_names, step_number
+from pretrain.checkpoint.commit import FORMAT, MANIFEST_FILE, STATE_FILE, step_name, step_number
 from pretrain.checkpoint.fragments import FragmentReader, Tensors
+from pretrain.checkpoint.visibility import await_step, visible_steps
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
 from pretrain.files import OtherFormat, hash_file, read_json
@@ -74,15 +75,22 @@ Committed = Mapping[str, str]
 """Names of steps that a run committed -> SHA-256 of their manifests; steps of older versions are not among them."""
 
 
-def newest_step(directory: Path, world: World, committed: Committed | None = None) -> Path | None:
+def newest_step(
+    directory: Path, world: World, committed: Committed | None = None, *, from_elsewhere: bool = False
+) -> Path | None:
     """Return the newest step whose every file verifies, None if there is none; what is skipped is logged.
 
     A collective: ranks share the hashing and choose the same step. `committed` are the steps that should be there, as
     rank 0 knows them. Raises `CheckpointError` if there are steps and all are damaged, or all are gone: starting over
     must not happen by itself. Also for a newer step of a later format, which another start would overwrite.
+
+    What only some ranks see is waited for, see `visibility`; so is the newest of `committed` where rank 0 says that
+    another host saved it (`from_elsewhere`).
     """
-    [(steps, known), *_] = world.gather((step_names(directory)[::-1], dict(committed or {})))  # so that all agree
+    [(known, elsewhere), *_] = world.gather((dict(committed or {}), from_elsewhere))  # so that all agree
+    steps = visible_steps(directory, world, max(known, default="") if elsewhere else "")[::-1]
     for name in steps:
+        await_step(directory / name, world)
         faults = [fault for fault in world.gather(_fault(directory / name, world, known)) if fault]
         words = _joined(faults)
         if any(later for _, later in faults):
@@ -109,6 +117,7 @@ def saved_step(directory: Path, world: World, number: int | None = None, committ
             raise CheckpointError(f"{directory}: no step is saved there; train first, or longer than checkpoint.every")
         return newest
     step = directory / step_name(number)
+    await_step(step, world)
     faults = [fault for fault in world.gather(_fault(step, world, committed or {})) if fault]
     if faults:
         raise CheckpointError(f"{step}: {_joined(faults)}; name another step, or none for the newest")

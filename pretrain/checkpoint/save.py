@@ -19,6 +19,7 @@ import logging
 import operator
 import secrets
 import shutil
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -31,7 +32,7 @@ from pretrain.checkpoint.commit import TEMPORARY, commit, prune, step_name, swee
 from pretrain.checkpoint.fragments import Index, write_fragments
 from pretrain.checkpoint.staging import Staging
 from pretrain.distributed.world import World
-from pretrain.errors import ResourceError, check
+from pretrain.errors import CheckpointError, ResourceError, check
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,12 @@ class CheckpointConfig(SavingConfig):
         check(self.every >= 1, "checkpoint.every", self.every, "at least 1 optimizer step")
 
 
-_Answer = tuple[Index | None, str | None]
-"""What a phase of a save brought on one rank, and what went wrong there."""
+class _Answer(NamedTuple):
+    """What a phase of a save brought on one rank, or what went wrong there."""
+
+    written: Index | None = None
+    problem: str | None = None
+    of_disk: bool = True  # a problem that may pass, such as a full disk, and no fault of a program
 
 
 class Best(NamedTuple):
@@ -146,7 +151,7 @@ class Checkpoints:
         """Advance a pending save as far as all ranks are ready for it, or to its end; cheap if there is none.
 
         A failed write keeps the steps before it and lets training continue. Raises `ResourceError` after `max_failures`
-        in a row, and at once for a save that was `required`.
+        in a row, and at once for a save that was `required`; `CheckpointError` for what is no fault of the disk.
         """
         while self.under_way and (wait or self._all_ready(self.under_way)):
             self._advance(self.under_way)
@@ -158,7 +163,7 @@ class Checkpoints:
         written is lost.
         """
         if self.world.size == 1:
-            with suppress(ResourceError):  # it is in the log; the error that ends the run matters more
+            with suppress(ResourceError, CheckpointError):  # it is in the log; the error that ends the run matters more
                 self.settle(wait=True)
         self._background.shutdown()
 
@@ -168,11 +173,10 @@ class Checkpoints:
 
     def _advance(self, save: _Save) -> None:
         """Wait for the phase that a save is at, and start the next one, or end the save."""
-        answers = self.world.gather(save.phase.result())
-        problems = [problem for _, problem in answers if problem]
-        if problems:
+        answers = [_Answer(*answer) for answer in self.world.gather(save.phase.result())]
+        if any(answer.problem for answer in answers):
             self.under_way = None
-            self._failed(save, problems)
+            self._failed(save, answers)
         elif save.committing:
             self.under_way = None
             self.failures = 0
@@ -182,32 +186,51 @@ class Checkpoints:
                 self.on_commit(save.step, self.directory / step_name(save.step), best)
         else:
             save.committing = True
-            save.phase = self._background.submit(self._commit, save, [index for index, _ in answers])
+            indices = [answer.written for answer in answers if answer.written]
+            save.phase = self._background.submit(self._commit, save, indices)
 
     def _write_own(self, temporary: Path, fragments: list[Fragment]) -> _Answer:
         name = f"fragments-{self.world.rank:05d}-of-{self.world.size:05d}.safetensors"
         try:
             temporary.mkdir(parents=True, exist_ok=True)
-            return write_fragments(temporary / name, fragments), None
-        except OSError as error:
-            return None, f"rank {self.world.rank}: {error}"
+            return _Answer(write_fragments(temporary / name, fragments))
+        except Exception as error:  # whatever it is, all ranks have to learn of it
+            return _failure(f"rank {self.world.rank}", error)
 
     def _commit(self, save: _Save, indices: list[Index]) -> _Answer:
         if self.world.is_first:
             try:
                 commit(save.temporary, save.step, save.state, indices)
-            except OSError as error:
-                return None, f"commit: {error}"
-            prune(self.directory, save.step, self.cfg.keep, save.best.step if save.best else None)
-        return None, None
+                prune(self.directory, save.step, self.cfg.keep, save.best.step if save.best else None)
+            except Exception as error:  # as above
+                return _failure("commit", error)
+        return _Answer()
 
-    def _failed(self, save: _Save, problems: list[str]) -> None:
-        self.failures += 1
+    def _failed(self, save: _Save, answers: list[_Answer]) -> None:
+        problems = [answer.problem for answer in answers if answer.problem]
+        faults = [answer.problem for answer in answers if answer.problem and not answer.of_disk]
         if self.world.is_first:
             shutil.rmtree(save.temporary, ignore_errors=True)
             log.warning("saving step %d failed (%s); the step before it stays", save.step, "; ".join(problems))
+        if faults:
+            rule = "no fault of the disk, so that a later save would fail as well"
+            raise CheckpointError(
+                f"{self.directory}: step {save.step} could not be saved ({faults[0]}): {rule}; once it is mended the "
+                "same command resumes from the newest committed step"
+            )
+        self.failures += 1
         if save.required or self.failures >= self.cfg.max_failures:
             raise ResourceError(
                 f"{self.directory}: step {save.step} could not be saved ({problems[0]}), failure {self.failures} in a "
                 "row; free space there and start the same command again: it resumes from the newest committed step"
             )
+
+
+def _failure(who: str, error: Exception) -> _Answer:
+    """Return the answer for what a phase of a save raised; where a fault of a program was raised is said with it."""
+    if isinstance(error, OSError):
+        return _Answer(problem=f"{who}: {error}")
+    log.debug("the error behind a save that failed:", exc_info=error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}, in {place.name}"
+    return _Answer(problem=f"{who}: {type(error).__name__}: {error}, at {where}", of_disk=False)

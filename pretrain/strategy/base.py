@@ -65,6 +65,11 @@ class CommonConfig(RecomputationConfig):
         return True
 
     @property
+    def offloads(self) -> bool:
+        """Whether a part of what a rank of a GPU holds lies in the memory of its host, or in files."""
+        return False
+
+    @property
     def shards_weights(self) -> bool:
         """Whether a rank holds parts of the weights between passes, so that it cannot use the model by itself."""
         raise NotImplementedError
@@ -86,6 +91,11 @@ class StrategyConfig(Protocol):
     @property
     def swaps(self) -> bool:
         """Whether moments lie in files between steps."""
+        ...
+
+    @property
+    def offloads(self) -> bool:
+        """Whether a part of what a rank of a GPU holds lies in the memory of its host, or in files."""
         ...
 
     @property

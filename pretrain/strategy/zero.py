@@ -146,6 +146,11 @@ class ZeROConfig(CommonConfig):
         return bool(self.swapped)
 
     @property
+    def offloads(self) -> bool:
+        """Whether a part of what a rank of a GPU holds lies in the memory of its host, or in files."""
+        return {self.offload_optimizer, self.offload_parameters} != {Offload.none}
+
+    @property
     def shards_weights(self) -> bool:
         """Whether a rank holds parts of the weights between passes."""
         return self.stage == 3

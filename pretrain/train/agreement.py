@@ -18,8 +18,10 @@ from typing import Any
 from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.errors.redaction import redacted
+from pretrain.files import check_writable
 from pretrain.registry import choices_in, flattened, plain
-from pretrain.train.run_dir import LOCK_FILE
+from pretrain.train.run_dir import CHECKPOINTS
+from pretrain.train.run_lock import LOCK_FILE
 from pretrain.train.summary import versions
 
 Facts = dict[str, Any]
@@ -39,6 +41,7 @@ def check_started_alike(cfg: Any, packages: Sequence[str], world: World) -> None
     """
     check_agreement({**settings_of(cfg), **software(packages)}, world)
     check_directory(cfg.run.directory, world)
+    check_places_to_save(cfg.run.directory, world)
 
 
 def check_agreement(facts: Facts, world: World) -> None:
@@ -97,6 +100,25 @@ def software(packages: Sequence[str]) -> Facts:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             hashes[f"the code of {path.relative_to(root.parent)}"] = digest[:12]
     return hashes
+
+
+def check_places_to_save(path: Path, world: World) -> None:
+    """Refuse ranks that cannot write into the run directory, where each saves its part: mounted read-only there, say.
+
+    A collective; all ranks raise the same `ConfigError`.
+    """
+    problem = None
+    try:
+        check_writable(path, folders=[CHECKPOINTS])
+    except OSError as error:
+        problem = f"on host {socket.gethostname()}: {error}"
+    found = world.gather(problem)
+    lines = [f"rank {rank} {answer}" for rank, answer in enumerate(found) if answer]
+    if lines:
+        head = (
+            "run.root: some ranks cannot save there; give all of them the right to write, or choose another run.root:"
+        )
+        raise ConfigError("\n  ".join([head, *_shortened(lines[:SHOWN_RANKS], len(lines))]))
 
 
 def _difference(facts: Facts, expected: Facts, reference: int) -> str:

@@ -21,7 +21,8 @@ from pretrain.registry import plain
 from pretrain.strategy.base import Strategy
 from pretrain.tracking.base import Mark
 from pretrain.train.changes import choice_name
-from pretrain.train.run_dir import CHECKPOINTS, RunConfig, choice_of, read_nested_config
+from pretrain.train.run_dir import CHECKPOINTS, RunConfig
+from pretrain.train.run_record import choice_of, read_nested_config
 
 Fingerprints = dict[str, Any]
 """What a resumed run must find unchanged, and all ranks alike: a setting or a part of the data -> its plain value."""
@@ -56,16 +57,18 @@ def resume(
     num_steps: int,
     unsaid: Fingerprints,
     committed: Committed | None = None,
+    from_elsewhere: bool = False,
     accept: Callable[[str], None] | None = None,
 ) -> dict[str, Any] | None:
     """Fill the strategy from the newest checkpoint and return what was saved beside it; None if there is none.
 
     A collective. `shapes` are those of the whole module, `num_steps` those of the whole run; `committed` are the steps
-    that should be there, see `newest_step`; `unsaid` are values of what was no setting when an older version saved.
+    that should be there, saved by another host if `from_elsewhere`, see `newest_step`; `unsaid` are values of what was
+    no setting when an older version saved.
     Raises `CheckpointError` or `DataError` for a checkpoint of another network, or of other data, by the name of what
     differs; a corpus that changed goes to `accept`, if there is one.
     """
-    newest = newest_step(checkpoints.directory, checkpoints.world, committed)
+    newest = newest_step(checkpoints.directory, checkpoints.world, committed, from_elsewhere=from_elsewhere)
     if newest is None:
         return None
     saved = load_state(newest, SavedRun)

@@ -41,13 +41,8 @@ from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
 from pretrain.train.profiling import drawn
 from pretrain.train.resuming import Fingerprints, change_of_rate, resume
-from pretrain.train.run_dir import (
-    CHECKPOINTS,
-    HANG,
-    TOKENIZER_FILE,
-    RunDirectory,
-    handled,
-)
+from pretrain.train.room import memory_named
+from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, RunDirectory, handled
 from pretrain.train.summary import ModelSize, versions
 
 _EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"
@@ -100,6 +95,7 @@ class Session:
                 stack.enter_context(handled(packages, logging.NullHandler()))
             timeout, ended = timedelta(minutes=cfg.run.timeout_minutes), directory.end if directory else None
             world = stack.enter_context(joined(timeout, cfg.run.directory / HANG, ended))
+            stack.enter_context(memory_named(world))
             stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
             yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
@@ -136,6 +132,7 @@ class Session:
             num_steps=num_steps,
             unsaid=unsaid,
             committed=committed,
+            from_elsewhere=bool(self.directory and self.directory.recorded("host") != socket.gethostname()),
             accept=accept,
         )
         checkpoints.begin()
@@ -174,6 +171,9 @@ class Session:
         if self.directory is None:
             return computing
         changed = changes(self.directory.path, self.cfg)
+        before = self.directory.recorded("ranks")
+        if before not in (None, self.world.size):
+            changed.append(f"ranks: {before} -> {self.world.size}")
         self.directory.begin()
         for change in changed:
             log.info("changed since the run's last start: %s", change)

@@ -45,7 +45,7 @@ from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.evaluator import EvalConfig, held_out_evaluator
 from pretrain.train.loop import TrainConfig
 from pretrain.train.micro_batches import measured_slots
-from pretrain.train.run_dir import CONFIG_FILE, choice_of, read_config, read_record
+from pretrain.train.run_record import CONFIG_FILE, choice_of, read_config, read_record
 from pretrain.trained.base import PAIRS, Source
 from pretrain.trained.run_files import state_of
 from pretrain.trained.source import RunSource

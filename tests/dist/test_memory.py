@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from equivalence import SEQUENCES, start, strategies, train
-from ranks import on_ranks
+from ranks import on_ranks, run, tiny
 from storages import storages
 
 from pretrain.models.attention.sdpa import sdpa
@@ -62,3 +62,10 @@ def check_memory(world, name, precision):
 @pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 4))])
 def test_a_rank_holds_what_its_strategy_predicts(ranks, precision, name):
     on_ranks(ranks, check_memory, name, precision)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_allocated(place):
+    giant = ["model.width=65536", "model.layers=96", "train.micro_batch_size=4"]  # 4.9e12 parameters, 16 bytes each
+    done = run(*tiny("giant", *giant), ranks=2, code=8, cwd=place)
+    assert done.stderr.count("the model does not fit") >= 1 and "Traceback" not in done.stderr
+    assert not (place / "runs" / "giant" / "run.json").exists(), "nothing began"

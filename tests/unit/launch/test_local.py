@@ -8,6 +8,7 @@ import pytest
 
 from launch import local
 from launch.local import LocalConfig, run_local
+from launch.ranks import Outcome
 from pretrain.errors import ConfigError
 from pretrain.train.run_dir import LOG_LEVEL
 
@@ -26,7 +27,7 @@ def row(monkeypatch, tmp_path):
                 program="pretrain",
                 overrides=[f"seed={number}"],
                 cfg=SimpleNamespace(
-                    check_start=lambda **machine: checked.append(machine), run=SimpleNamespace(root=str(tmp_path))
+                    check_start=lambda **machine: checked.append(machine), run=SimpleNamespace(fresh=False)
                 ),
                 name=f"run-{number}",
                 directory=tmp_path / f"run-{number}",
@@ -37,12 +38,12 @@ def row(monkeypatch, tmp_path):
         ]
         left = iter(codes)
 
-        def run_ranks(command, **options):
+        def outcome_of(command, **options):
             assert len(checked) == len(codes), "all are checked before the first one starts"
             started.append((command, options | {"level": os.environ.get(LOG_LEVEL)}))
-            return next(left)
+            return Outcome(next(left))
 
-        monkeypatch.setattr(local, "run_ranks", run_ranks)
+        monkeypatch.setattr(local, "outcome_of", outcome_of)
         monkeypatch.setattr(local, "table_of", lambda runs, codes: tables.append((runs, list(codes))) or "the table")
         code = run_local(cfg or LocalConfig(nproc=3), jobs)
         assert checked == [{"ranks": (cfg or LocalConfig(nproc=3)).ranks, "device_type": "cpu"}] * len(codes)
@@ -92,7 +93,16 @@ def test_runs_of_a_sweep_are_one_group_unless_there_is_one(row, monkeypatch):
     assert os.environ["WANDB_RUN_GROUP"] == "own"
 
 
-@pytest.mark.parametrize(("fields", "key"), [({"nproc": 0}, "nproc=0"), ({"port": 80}, "port=80")])
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"nproc": 0}, "nproc=0"),
+        ({"port": 80}, "port=80"),
+        ({"max_restarts": -1}, "max_restarts=-1"),
+        ({"nproc": 2, "min_nproc": 3, "max_restarts": 1}, "min_nproc=3: from 1 to the 2 ranks"),
+        ({"nproc": 2, "min_nproc": 1}, "min_nproc=1: .* set max_restarts"),
+    ],
+)
 def test_numbers_that_cannot_be_are_refused(fields, key):
     with pytest.raises(ConfigError, match=key):
         LocalConfig(**fields)

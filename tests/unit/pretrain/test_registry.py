@@ -14,7 +14,8 @@ from finetune.config import FINETUNE, FinetuneConfig
 from pretrain.compose import compose, compose_run
 from pretrain.errors import ConfigError
 from pretrain.registry import plain
-from pretrain.train.run_dir import RunConfig, RunDirectory, read_record
+from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_record import read_record
 
 
 def refused(*arguments: str, directory: Path) -> str:

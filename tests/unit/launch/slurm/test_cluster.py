@@ -107,6 +107,11 @@ def submitted(words, monkeypatch, **settings):
     ("words", "settings", "told"),
     [
         (["pretrain", "experiment=demo"], {"nodes": 3}, "train.batch_size=4: must be a multiple"),
+        (
+            ["pretrain", "experiment=demo", "train.micro_batch_size=1"],
+            {"nodes": 4, "min_nodes": 3},
+            "min_nodes=3: a run could not go on with any size from it to 3: train.batch_size=4: must be a multiple",
+        ),
         (["pretrain", "experiment=demo", "schedule.warmup_steps=2000"], {}, "schedule.warmup_steps=2000"),
         (["pretrain", "experiment=demo"], {"time": "5"}, "lead_s=300: must be shorter than the time limit, 5, or each"),
         (["pretrain", "experiment=demo"], {"time": "4:59"}, "lead_s=300"),

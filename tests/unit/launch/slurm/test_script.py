@@ -77,6 +77,22 @@ def test_scripts_are_word_for_word(write):
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
 
 
+def test_a_job_that_can_do_with_fewer_nodes_runs_on_as_many_as_can_share_a_step(tmp_path):
+    shape = Shape(name="x", nodes=5, node_counts=[5, 3, 2], **RESTARTS)
+    fewer = {
+        "5": [],
+        "4": ["--nodes=3", "--ntasks=3", "--relative=0"],
+        "3": [],
+        "2": [],
+    }
+    for given, options in fewer.items():
+        (folder := tmp_path / given).mkdir()
+        script = run_script(ClusterConfig(), shape, [Task(run=folder / "run", program=["x"])], folder)
+        assert ["--nodes=2-5"] in directives(script)
+        words = executed(script, folder, SLURM_JOB_NUM_NODES=given)["command"]
+        assert [word for word in words if word.startswith(("--nodes", "--ntasks=", "--relative"))] == options
+
+
 def test_paths_begin_at_home_or_where_the_job_was_submitted(tmp_path):
     cluster = ClusterConfig(container="~/hw.sif", mounts=["~/data:/data"])
     called = executed(module_script(cluster, Shape(name="x"), ["x"], tmp_path), tmp_path)

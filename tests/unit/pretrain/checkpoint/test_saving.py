@@ -4,13 +4,14 @@ import threading
 
 import pytest
 import torch
+from rank_threads import on_threads
 from ranks import wait_until
 from toys import ALONE, assert_same, state_of, take_step, toy_strategy
 
 import pretrain.checkpoint.save
 from pretrain.checkpoint.load import load_state, newest_step, restore, shapes_of
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
-from pretrain.errors import ResourceError
+from pretrain.errors import CheckpointError, ResourceError
 
 
 class Gate:
@@ -18,6 +19,7 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.full = False
+        self.fault = None
         self.written = []
         self._open = threading.Event()
         self._write = pretrain.checkpoint.save.write_fragments
@@ -28,6 +30,8 @@ class Gate:
 
     def __call__(self, path, fragments):
         assert self._open.wait(60)
+        if self.fault:
+            raise self.fault
         if self.full:
             raise OSError(28, "No space left on device")
         self.written.append(path.parent.name[:18])
@@ -152,3 +156,54 @@ def test_closing_after_an_error_does_not_hide_it(run, gate, caplog):
     checkpoints.close()
     assert "saving step 1 failed" in caplog.text
     assert steps(checkpoints) == []
+
+
+@pytest.mark.parametrize("fault", [ValueError("no such dtype"), MemoryError(), AssertionError("uneven")])
+def test_a_fault_that_is_not_of_the_disk_ends_the_run_at_the_next_boundary_and_counts_as_none(run, gate, fault):
+    module, strategy, checkpoints = run
+    gate.fault = fault
+    checkpoints.save(1, strategy, {})
+    take_step(module, strategy, 2)
+    gate.open()
+    with pytest.raises(
+        CheckpointError, match=rf"step 1 could not be saved \(rank 0: {type(fault).__name__}: .*, at test_"
+    ):
+        checkpoints.settle(wait=True)
+    assert (checkpoints.failures, checkpoints.under_way, steps(checkpoints)) == (0, None, [])
+    checkpoints.save(2, strategy, {})
+    checkpoints.close()  # what ended the run is not hidden by the same fault again
+
+
+def test_a_fault_of_the_commit_is_one_of_saving(run, monkeypatch):
+    _, strategy, checkpoints = run
+
+    def prune(*arguments):
+        raise LookupError("which steps?")
+
+    monkeypatch.setattr(pretrain.checkpoint.save, "prune", prune)
+    with pytest.raises(
+        CheckpointError, match=r"commit: LookupError: which steps\?, at test_saving\.py, line \d+, in prune"
+    ):
+        checkpoints.save(1, strategy, {}, required=True)
+
+
+def test_all_ranks_learn_of_a_fault_on_one_of_them(tmp_path, monkeypatch):
+    write = pretrain.checkpoint.save.write_fragments
+
+    def broken(path, fragments):
+        if "00001-of" in path.name:
+            raise TypeError("a tensor that is none")
+        return write(path, fragments)
+
+    monkeypatch.setattr(pretrain.checkpoint.save, "write_fragments", broken)
+
+    def body(world):
+        module, strategy = toy_strategy()
+        take_step(module, strategy, 1)
+        checkpoints = Checkpoints(tmp_path, CheckpointConfig(), world)
+        checkpoints.save(1, strategy, {})
+        checkpoints.settle(wait=True)
+
+    found = on_threads(3, body)
+    assert all(isinstance(answer, CheckpointError) for answer in found)
+    assert "rank 1: TypeError: a tensor that is none" in str(found[0]) and len(set(map(str, found))) == 1

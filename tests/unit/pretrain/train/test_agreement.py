@@ -2,10 +2,11 @@
 
 import pytest
 from rank_threads import on_threads
+from read_only import make_read_only
 
 from pretrain.errors import ConfigError
 from pretrain.train import agreement
-from pretrain.train.agreement import check_agreement, check_directory
+from pretrain.train.agreement import check_agreement, check_directory, check_places_to_save
 from pretrain.train.run_dir import RunConfig, RunDirectory
 
 FACTS = {"seed": 0, "optim.lr": 1e-3}
@@ -53,3 +54,19 @@ def test_ranks_that_see_another_directory_are_named(tmp_path, monkeypatch):
         for rank in strangers:
             assert f"rank {rank} on host" in str(found[0]) and f"{tmp_path}/{places[rank]}" in str(found[0])
         assert "rank 0 on host" not in str(found[0])
+
+
+def test_a_rank_that_cannot_save_is_named_on_all(tmp_path, monkeypatch):
+    (tmp_path / "here" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    make_read_only(tmp_path / "here" / "checkpoints", monkeypatch)
+    places = ["there", "there", "here"]
+    for several in (places, places[:2]):
+        found = on_threads(
+            len(several), lambda world, several=several: check_places_to_save(tmp_path / several[world.rank], world)
+        )
+        assert [isinstance(answer, ConfigError) for answer in found] == [len(several) == 3] * len(several)
+        for answer in filter(None, found):
+            head, line = str(answer).splitlines()
+            assert "cannot save" in head and line.strip().startswith("rank 2 on host ")
+            assert f"{tmp_path}/here/checkpoints: no file can be made (Read-only file system)" in line

@@ -6,7 +6,8 @@ import pytest
 
 from pretrain.compose import compose
 from pretrain.train.changes import changes, choice_name
-from pretrain.train.run_dir import RunConfig, RunDirectory, read_config
+from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_record import read_config
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ import logging
 import resource
 
 import pytest
+from read_only import make_read_only
 
 from pretrain.compose import compose
 from pretrain.errors import ConfigError, ResourceError
 from pretrain.train.changes import changes
-from pretrain.train.run_dir import LOG_LEVEL, RunConfig, RunDirectory, check_written_by, read_record
+from pretrain.train.run_dir import LOG_LEVEL, RunConfig, RunDirectory
+from pretrain.train.run_record import check_written_by, read_record
 
 
 @pytest.fixture
@@ -48,6 +50,22 @@ def test_fresh_refuses_a_run_that_has_begun_and_only_that(run, tmp_path):
     with pytest.raises(ConfigError, match=r"run\.fresh=true: .* holds a run"):
         cfg.check_fresh()
     RunConfig(name="a", root=str(tmp_path)).check_fresh()
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "metrics.jsonl", "log.txt", "run.json", "config.yaml"])
+def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch, name):
+    run = tmp_path / "a"
+    (run / "checkpoints").mkdir(parents=True)
+    for file in ("lock", "metrics.jsonl", "log.txt", "run.json", "config.yaml"):
+        (run / file).write_text("{}")
+    make_read_only(run / name, monkeypatch)
+    with pytest.raises(ConfigError, match=rf"run\.root=.*: cannot write .*{run / name}: .*Read-only file system"):
+        RunDirectory.claim(RunConfig(name="a", root=str(tmp_path)))
+    assert not list(run.rglob(".tmp-*"))
+
+
+def test_a_claim_leaves_nothing_behind_but_the_lock(run):
+    assert [path.name for path in run.path.iterdir()] == ["lock"]
 
 
 def test_secrets_are_written_nowhere_and_a_run_resumes_without_a_word(run, monkeypatch):

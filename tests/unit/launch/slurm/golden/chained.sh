@@ -17,6 +17,7 @@ requeue=no
 max_restarts=100
 max_idle_starts=3
 python=python3
+node_counts=(2)
 step_options=('--container-image=registry#team/headwater:1' --container-mounts=/data:/data,/scratch '--container-workdir=/shared/my project')
 container=()
 run=/runs/bert

@@ -29,6 +29,7 @@ requeue=yes
 max_restarts=100
 max_idle_starts=3
 python=python
+node_counts=(4)
 step_options=(--cpus-per-task=96)
 container=()
 run=runs/llama

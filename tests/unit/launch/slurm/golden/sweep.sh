@@ -20,6 +20,7 @@ requeue=yes
 max_restarts=100
 max_idle_starts=3
 python=python3
+node_counts=(1)
 step_options=()
 container=(apptainer exec --nv --bind=/data /images/hw.sif)
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-demo}
