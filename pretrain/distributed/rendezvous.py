@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ JOIN_S = 600.0  # seconds in which all ranks must arrive; rank 0 may first have 
 POLL_S = 0.2  # between two attempts
 PROBE_S = 5.0  # time-out of one attempt to connect
 LEAVE_S = 10.0  # how long rank 0, whose end closes the store, lets others read that ranks are missing
-TIMED_OUT = "timed out"  # key of the store: how long the first rank to time out has waited
+TIMED_OUT = "timed out"  # key of the store: how long the first rank to time out has waited, and who had arrived
+_START, _MET = "start", "met"  # keys of the store: the name of the newest start, and who has met in it
 SHOWN_RANKS = 16
 
 # What gloo, NCCL and torch's store report of a broken connection, and of one that timed out.
@@ -38,23 +40,42 @@ _TIMED_OUT = re.compile(
 def meet(rank: int, size: int) -> Store:
     """Return the store of the ranks of this start once all of them have arrived.
 
+    The agents of torchrun keep one store while they start ranks again, in other numbers and, after a node has come
+    back, without a common count of restarts. So rank 0 names each start, under which all ranks write, and tells which
+    processes have met in it: a rank that finds the name of an earlier start is not among those, and waits for the next.
+
     Raises `TimedOut`, which names the missing ranks, and `ConfigError` for a port that rank 0 cannot listen on.
     """
     deadline = time.monotonic() + JOIN_S
-    store = PrefixStore(_prefix(), _store(rank, size, deadline))
-    store.set(f"arrived/{rank}", "")
-    store.add("arrived", 1)
-    while (arrived := store.add("arrived", 0)) < size:
-        if time.monotonic() >= deadline:
-            store.set(TIMED_OUT, f"{JOIN_S:.0f} s")
-        if store.check([TIMED_OUT]):  # this rank or another: all report the same
-            missing = [str(number) for number in range(size) if not store.check([f"arrived/{number}"])]
-            waited = store.get(TIMED_OUT).decode()
-            leave(store, rank, arrived)
+    whole, own = _store(rank, size, deadline), secrets.token_hex(8)  # that of this process
+    if rank == 0:
+        whole.set(_START, own)
+    name, store = None, whole
+    while True:
+        if (newest := _newest_start(whole)) != name:
+            name, store = newest, _of_start(newest, whole)
+            store.set(f"arrived/{rank}", own)
+            store.add("arrived", 1)
+        if rank == 0 and store.add("arrived", 0) == size:
+            store.set(_MET, " ".join(_arrived(store, size).values()))
+        if _names(store, _MET, own):
+            return store
+        if time.monotonic() >= deadline and not store.check([TIMED_OUT]):
+            store.set(TIMED_OUT, " ".join([f"{JOIN_S:.0f}", *_arrived(store, size).values()]))
+        if _names(store, TIMED_OUT, own) or time.monotonic() >= deadline + LEAVE_S:  # this rank's word or another's
+            there = _arrived(store, size)
+            missing = [str(number) for number in range(size) if number not in there] or ["0"]  # of a start that is over
+            waited = store.get(TIMED_OUT).decode().partition(" ")[0]
+            leave(store, rank, len(there))
             rule = "their own logs, or their nodes, say why"
-            raise TimedOut(f"{who(rank)}: {listed(missing)} of {size} did not arrive within {waited}; {rule}")
+            raise TimedOut(f"{who(rank)}: {listed(missing)} of {size} did not arrive within {waited} s; {rule}")
         time.sleep(POLL_S)
-    return store
+
+
+def _arrived(store: Store, size: int) -> dict[int, str]:
+    """Return the processes that have arrived in a start by their ranks."""
+    there = [number for number in range(size) if store.check([f"arrived/{number}"])]
+    return {number: store.get(f"arrived/{number}").decode() for number in there}
 
 
 def error_of_peers(error: RuntimeError, rank: int, limit_s: float) -> HeadwaterError | None:
@@ -72,7 +93,7 @@ def error_of_peers(error: RuntimeError, rank: int, limit_s: float) -> HeadwaterE
 def connected() -> Store:
     """Return another connection to the store in which the ranks of this start have met."""
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
-    return PrefixStore(_prefix(), store)
+    return _of_start(_newest_start(store), store)
 
 
 def leave(store: Store, rank: int, others: int, key: str = "left") -> None:
@@ -83,9 +104,18 @@ def leave(store: Store, rank: int, others: int, key: str = "left") -> None:
         time.sleep(POLL_S)
 
 
-def _prefix() -> str:
-    """Name this start: torchrun restarts ranks over one store."""
-    return f"ranks-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def _newest_start(store: Store) -> str:
+    """Return the name of the start that rank 0 named last, "" before the first."""
+    return store.get(_START).decode() if store.check([_START]) else ""
+
+
+def _of_start(name: str, store: Store) -> Store:
+    return PrefixStore(f"ranks-{name}", store)
+
+
+def _names(store: Store, key: str, process: str) -> bool:
+    """Whether what is said under a key names a process."""
+    return store.check([key]) and process in store.get(key).decode()
 
 
 def _store(rank: int, size: int, deadline: float) -> Store:

@@ -1,5 +1,6 @@
 """Finding the other ranks as threads of one process, and what errors of collectives say of them."""
 
+import os
 import time
 
 import pytest
@@ -41,6 +42,54 @@ def test_those_who_came_name_all_who_did_not(address, monkeypatch):
     for rank, error in zip([0, 2], found, strict=True):
         assert isinstance(error, TimedOut)
         assert f"rank {rank} on host" in str(error) and "ranks 1, 3, 4 of 5 did not arrive within 0 s" in str(error)
+
+
+@pytest.fixture
+def agent(address, monkeypatch):
+    """A store that outlives its ranks, as that of torchrun's agent."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    port = int(os.environ["MASTER_PORT"])
+    return dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, multi_tenant=True)
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_ranks_that_are_started_again_over_one_store_meet_those_of_their_own_start(agent, late):
+    for start, size in enumerate([3, 3, 2, 3]):  # nobody counts the starts for them
+        came = []
+
+        def body(world, came=came, size=size, start=start):
+            time.sleep(0.2 * (world.rank == late))
+            came.append(world.rank)
+            store = meet(world.rank, size)
+            found = len(came)
+            own, again = f"{start} {size}", rendezvous.connected()
+            if world.rank == 0:
+                store.set("whose", own)
+            world.barrier()
+            return found, store.get("whose").decode() == own == again.get("whose").decode()
+
+        assert on_threads(size, body) == [(size, True)] * size
+
+
+def test_a_start_that_timed_out_says_nothing_of_the_next(agent, monkeypatch):
+    monkeypatch.setattr(rendezvous, "JOIN_S", 0.3)
+    found = on_threads(2, lambda world: meet(world.rank, 3))
+    assert all("rank 2 of 3 did not arrive within 0 s" in str(error) for error in found)
+    monkeypatch.setattr(rendezvous, "JOIN_S", 20.0)
+
+    def body(world):
+        time.sleep(0.2 * (world.rank == 0))
+        return meet(world.rank, 3).check(["arrived/2"])
+
+    assert on_threads(3, body) == [True] * 3
+
+
+def test_a_rank_0_that_does_not_come_again_is_missed(agent, monkeypatch):
+    assert all(on_threads(2, lambda world: bool(meet(world.rank, 2))))
+    monkeypatch.setattr(rendezvous, "JOIN_S", 0.2)
+    monkeypatch.setattr(rendezvous, "LEAVE_S", 0.2)
+    with pytest.raises(TimedOut, match=r"rank 1 on host .*: rank 0 of 2 did not arrive within 0 s"):
+        meet(1, 2)
 
 
 def test_where_nobody_listens_the_address_is_named(address, monkeypatch):
