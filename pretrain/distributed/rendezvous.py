@@ -43,6 +43,7 @@ def meet(rank: int, size: int) -> Store:
     deadline = time.monotonic() + JOIN_S
     store = PrefixStore(_prefix(), _store(rank, size, deadline))
     store.set(f"arrived/{rank}", "")
+    store.set(beat_key(rank), "")  # there before anybody reads it, who would wait for it
     store.add("arrived", 1)
     while (arrived := store.add("arrived", 0)) < size:
         if time.monotonic() >= deadline:
@@ -73,6 +74,11 @@ def connected() -> Store:
     """Return another connection to the store in which the ranks of this start have met."""
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
     return PrefixStore(_prefix(), store)
+
+
+def beat_key(rank: int) -> str:
+    """Return where a rank's heartbeats are in the store."""
+    return f"beat/{rank}"
 
 
 def leave(store: Store, rank: int, others: int, key: str = "left") -> None:

@@ -99,7 +99,8 @@ class Session:
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
             timeout, ended = timedelta(minutes=cfg.run.timeout_minutes), directory.end if directory else None
-            world = stack.enter_context(joined(timeout, cfg.run.directory / HANG, ended))
+            files, heartbeat_s = cfg.run.directory / HANG, cfg.run.heartbeat_timeout_s
+            world = stack.enter_context(joined(timeout, files, ended, heartbeat_s=heartbeat_s))
             stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
             yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
@@ -283,6 +284,7 @@ class Session:
             if evaluate_first and trainee.state.step == 0:
                 hooks.evaluate(trainee.state)
             self.stop.training = True
+            self.world.progress.steps = lambda: trainee.state.step
             over = trainee.state.step > 0 and hooks.end_early()  # as it was when the run ended the last time
             train(
                 trainee.model,
