@@ -27,9 +27,10 @@ from typing import Any, TypeVar
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.distributed.heartbeat import Heartbeat, Progress
+from pretrain.distributed.mismatch import told
 from pretrain.distributed.recorder import TRACE, keep_record, under_way
 from pretrain.distributed.rendezvous import LEAVE_S, POLL_S, leave, listed, not_ended, who
-from pretrain.errors import HeadwaterError, TimedOut
+from pretrain.errors import HeadwaterError, Mismatched, TimedOut
 
 # Seconds, at most; less under limits of seconds.
 GRACE_S = 60.0  # that a thread which can raise has to end its process in order
@@ -103,6 +104,11 @@ class Watch:
         they have waited for long, they tell the same, if it asks in time. All that wait end together, after seconds.
         """
         self._waited = True
+        if isinstance(reason, Mismatched):  # which all ranks know at once
+            self._hangs = True
+            self._store.add(_WAITING, 1)
+            self._keep()
+            return Mismatched(f"{who(self._rank)}: {told(self._store, self._rank, self._size, reason, ANSWER_S)}")
         if self._heartbeat and (silent := self._heard()):
             self._hangs = self._silenced = True
             self._keep()

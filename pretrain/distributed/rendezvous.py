@@ -30,6 +30,9 @@ _LOST = re.compile(
     r"|Connection was likely closed",
     re.DOTALL,
 )
+_MISSED = re.compile(
+    r"Ranks? ([\d, ]*\d) failed to pass monitoredBarrier"
+)  # of `mismatch`, which waits before each one
 _TIMED_OUT = re.compile(
     r"gloo/transport.*(Timed out waiting|timeout caused)|milliseconds before timing out|wait timeout", re.DOTALL
 )
@@ -61,6 +64,8 @@ def meet(rank: int, size: int) -> Store:
 def error_of_peers(error: RuntimeError, rank: int, limit_s: float) -> HeadwaterError | None:
     """Return the `PeerLost` or `TimedOut` that an error of a collective stands for; None: it may be a bug of ours."""
     text = str(error)
+    if found := _MISSED.search(text):
+        return TimedOut(f"{who(rank)}: {not_ended(limit_s)}: ranks {found[1]} entered none by then")
     first = text.partition("\n")[0]
     if _TIMED_OUT.search(text):
         why = f"another rank hangs or is far behind; the logs of all ranks say where ({first})"

@@ -26,6 +26,7 @@ from torch.distributed import distributed_c10d
 from pretrain.distributed import environment
 from pretrain.distributed.hang import Watch, device_limit
 from pretrain.distributed.heartbeat import Progress
+from pretrain.distributed.mismatch import compare_collectives, compared, mismatch_of
 from pretrain.distributed.recorder import TRACE
 from pretrain.distributed.rendezvous import connected, error_of_peers, meet
 from pretrain.errors import ConfigError, check
@@ -138,19 +139,23 @@ def joined(
     on_end: Callable[[int], None] | None = None,
     *,
     heartbeat_s: float | None = None,
+    debug: bool = False,
 ) -> Iterator[World]:
     """Join the process group that torchrun describes, for the rest of this process; one process alone needs none.
 
     Errors of collectives that are due to other ranks become `TimedOut` and `PeerLost`; all other errors pass through.
     A collective that takes longer than `timeout` is a hang, as is a rank that sends no heartbeat for `heartbeat_s`, if
     that is a limit; no thread may be able to report them: then the process ends here, with the same exit code and
-    words, after `on_end` has had the code. What is known of a hang goes to `files`. A process alone, such as a
-    notebook, may go on: what engines have left in it is taken away.
+    words, after `on_end` has had the code. What is known of a hang goes to `files`. With `debug` ranks
+    that enter different collectives become `Mismatched`. A process alone, such as a notebook, may go on: what engines
+    have left in it is taken away.
     """
     variables, excepthook = set(os.environ), sys.excepthook
     world, watch = World(rank=rank(), size=world_size(), device=_prepared_device(files)), None
     try:
         if world.size > 1:
+            if debug:
+                compare_collectives()
             _start_group(world, timeout)
             watch = Watch(
                 connected(),
@@ -166,7 +171,8 @@ def joined(
         if world.device.type == "cuda" and world.size > 1:
             _end_nccl(world)
     except RuntimeError as error:
-        if (reason := error_of_peers(error, world.rank, timeout.total_seconds())) is None:
+        reason = mismatch_of(error) or error_of_peers(error, world.rank, timeout.total_seconds())
+        if reason is None:
             raise
         log.debug("the error behind it:", exc_info=error)  # in log.txt alone: it helps few
         if watch:
@@ -219,7 +225,7 @@ def _start_group(world: World, timeout: timedelta) -> None:
     # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU. With its device
     # bound, NCCL connects here, where a fault of the network is easy to tell, and guesses no device later.
     start("cpu:gloo,cuda:nccl", timeout=device_limit(timeout), device_id=world.device)
-    _group()._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
+    compared(_group()._get_backend(torch.device("cpu")))._set_default_timeout(timeout)
 
 
 def _group() -> dist.ProcessGroup:

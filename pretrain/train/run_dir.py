@@ -98,6 +98,7 @@ class RunConfig:
     fresh: bool = False  # refuse to resume: no run of this name may have begun yet
     timeout_minutes: float = 10.0  # that ranks wait for a silent one; longer than any rank is busy by itself
     heartbeat_timeout_s: float | None = 120.0  # seconds until a rank without a sign of life is silent; null or 0: never
+    debug_collectives: bool = False  # compare what ranks are about to exchange: names those that differ; slow
 
     def __post_init__(self) -> None:
         check(RUN_NAME.fullmatch(self.name) is not None, "run.name", self.name, RUN_NAME_RULE)

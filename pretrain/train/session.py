@@ -99,8 +99,8 @@ class Session:
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
             timeout, ended = timedelta(minutes=cfg.run.timeout_minutes), directory.end if directory else None
-            files, heartbeat_s = cfg.run.directory / HANG, cfg.run.heartbeat_timeout_s
-            world = stack.enter_context(joined(timeout, files, ended, heartbeat_s=heartbeat_s))
+            limits = {"heartbeat_s": cfg.run.heartbeat_timeout_s, "debug": cfg.run.debug_collectives}
+            world = stack.enter_context(joined(timeout, cfg.run.directory / HANG, ended, **limits))
             stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
             yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
