@@ -16,7 +16,7 @@ TRACE = "nccl_trace_rank_"  # name of the recorder's files, as torch.distributed
 
 _NCCL: Callable[..., bytes] | None = getattr(c10d, "_dump_nccl_trace_json", None)
 _GLOO: Callable[..., bytes] | None = getattr(c10d, "_dump_fr_trace_json", None)
-_RECORD: Callable[[], bytes] | None = getattr(c10d, "_dump_nccl_trace", None) or getattr(c10d, "_dump_fr_trace", None)
+_RECORD: Callable[..., bytes] | None = getattr(c10d, "_dump_nccl_trace", None) or getattr(c10d, "_dump_fr_trace", None)
 
 
 def under_way() -> dict[str, int]:
@@ -41,9 +41,12 @@ def seems_to_wait() -> bool:
 
 
 def keep_record(file: Path) -> None:
-    """Write the record of the newest collectives, a pickle of torch's, if there is one. Raises `OSError`."""
+    """Write the record of the newest collectives, a pickle of torch's, if there is one. Raises `OSError`.
+
+    Without the stacks of their callers: torch takes 3 to 10 s to name these, while other ranks wait for this one's end.
+    """
     if _RECORD:
-        file.write_bytes(_RECORD())
+        file.write_bytes(_RECORD(includeStackTraces=False))
 
 
 def _unfinished(dump: Callable[..., bytes]) -> dict[str, int]:

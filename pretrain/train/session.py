@@ -23,6 +23,7 @@ from pretrain.checkpoint.load import Shapes
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.commands import StopRequest, exit_code_to
 from pretrain.data.batch import Batch
+from pretrain.distributed.stragglers import Stragglers
 from pretrain.distributed.world import World, joined, rank
 from pretrain.files import hash_file, replace_file
 from pretrain.objectives.base import Objective
@@ -242,6 +243,7 @@ class Session:
             profiler=cfg.profile.build(cfg.run.directory, state, self.world, throughput),
             stopping=stopping,
             own=own,
+            stragglers=Stragglers(self.world, cfg.run.straggler_ratio, lambda: throughput.pausing),
             checkpoints=trainee.checkpoints,
             tracker=tracker,
             fingerprints=trainee.fingerprints,
@@ -270,6 +272,7 @@ class Session:
             exit_code_to(hooks.own.end),
             closing(trainee.checkpoints),
             drawn(steps, hooks.profiler) as steps,
+            hooks.stragglers.measured() as world,
         ):
             hooks.own.begin(
                 HookedRun(
@@ -294,7 +297,7 @@ class Session:
                 trainee.state,
                 cfg=cfg,
                 seed=self.cfg.seed,
-                world=self.world,
+                world=world,
                 hooks=hooks,
                 stop=self.stop,
             )
