@@ -8,6 +8,7 @@ they are writing, and dies of SIGUSR1. The environment variables are the same.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import signal
@@ -24,9 +25,10 @@ from types import FrameType
 from typing import IO, NamedTuple
 
 from pretrain.commands import STOP_SIGNALS, say
-from pretrain.errors import ConfigError, PeerLost, Preempted
+from pretrain.errors import ConfigError, PeerLost, Preempted, TimedOut
 
 GRACE_S = 10.0  # for ranks to end by themselves once one has failed: they see its connections close
+HANG_GRACE_S = 4.0  # the same once one missed another, which may be stopped: all that live have the same news by then
 SHOWN_LINES = 40  # of the log of the rank that failed first
 STOPPED, PEER_LOST = Preempted.exit_code, PeerLost.exit_code
 SENT_AS_TERM = (signal.SIGINT, signal.SIGHUP)  # the first Ctrl-C, and a terminal that closes
@@ -161,7 +163,8 @@ class _Ranks:
     def wait(self) -> list[End]:
         """Return how the ranks ended, in the order in which they did.
 
-        Once one has failed, the others are killed after `GRACE_S`, and left out of the list.
+        Once one has failed, the others are killed after `GRACE_S`, and left out of the list; after less if it missed
+        another one: a process that is stopped heeds no signal but SIGKILL.
         """
         ends: list[End] = []
         deadline, killed = None, False
@@ -180,7 +183,8 @@ class _Ranks:
             if end.code == STOPPED and not self.asked:  # it alone was: before training the others do not know
                 self.ask(signal.SIGTERM)
             if end.code not in (0, STOPPED) and not killed:
-                deadline = deadline or time.monotonic() + GRACE_S
+                grace = HANG_GRACE_S if end.code == TimedOut.exit_code else GRACE_S
+                deadline = min(deadline or math.inf, time.monotonic() + grace)
         return ends
 
     def send(self, number: int) -> None:

@@ -24,18 +24,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch._C import _distributed_c10d as c10d
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
+from pretrain.distributed.heartbeat import Heartbeat, Progress
+from pretrain.distributed.mismatch import told
+from pretrain.distributed.recorder import TRACE, keep_record, under_way
 from pretrain.distributed.rendezvous import LEAVE_S, POLL_S, leave, listed, not_ended, who
-from pretrain.errors import HeadwaterError, TimedOut
+from pretrain.errors import HeadwaterError, Mismatched, TimedOut
 
 # Seconds, at most; less under limits of seconds.
 GRACE_S = 60.0  # that a thread which can raise has to end its process in order
 ASK_S = 2.0  # in which a rank that gave up asks, once others have lost it
 ANSWER_S = 15.0  # in which a rank says where it is
+UNWIND_S = 3.0  # in which a main thread that lost another rank ends its process in order
 LOOK_S = 5.0  # between two looks at the collectives under way, and at whether somebody asks
-TRACE = "nccl_trace_rank_"  # name of the flight recorder's files, as torch.distributed.flight_recorder expects it
 
 _ASKED, _ANSWERED, _WAITING, _VERDICT = "hang/asked", "hang/answered", "hang/waiting", "hang/verdict"  # in the store
 
@@ -47,33 +49,6 @@ log = logging.getLogger(__name__)
 def device_limit(limit: timedelta) -> timedelta:
     """Return the limit of NCCL's own watchdog, above that of the host and the grace after it."""
     return 2 * limit + timedelta(seconds=2 * GRACE_S)
-
-
-def under_way() -> dict[str, int]:
-    """Return the groups that have begun more collectives than have ended, with the number of the last that ended.
-
-    From torch's flight recorder; nothing where torch has none, or the user has switched it off: TORCH_FR_BUFFER_SIZE=0.
-    Does not touch a device.
-    """
-    found = {}
-    if dump := getattr(c10d, "_dump_nccl_trace_json", None):
-        found |= {f"nccl/{group}": ended for group, ended in _unfinished(dump).items()}
-    dump = getattr(c10d, "_dump_fr_trace_json", None)  # gloo's
-    if dump and (groups := _unfinished(dump)):
-        # Gloo's threads note the ends of collectives in any order, so that the last one noted need not be the last.
-        entries = json.loads(dump(includeCollectives=True, onlyActive=False)).get("entries", [])
-        waiting = {str(entry["pg_id"]) for entry in entries if not entry["retired"]}
-        found |= {f"gloo/{group}": ended for group, ended in groups.items() if group in waiting}
-    return found
-
-
-def _unfinished(dump: Callable[..., bytes]) -> dict[str, int]:
-    status = json.loads(dump(includeCollectives=False, onlyActive=False)).get("pg_status", {})
-    counts = {
-        group: [int(numbers[f"last_{which}_collective"]) for which in ("enqueued", "completed")]
-        for group, numbers in status.items()
-    }
-    return {group: ended for group, (begun, ended) in counts.items() if begun > ended}
 
 
 class Watch:
@@ -89,6 +64,8 @@ class Watch:
         size: int,
         *,
         limit_s: float,
+        heartbeat_s: float | None,  # limit of the heartbeat, below that of a collective; None: no rank beats
+        progress: Progress,
         files: Path | None,  # where stacks and the flight recorder's record go; None: nowhere
         on_end: Callable[[int], None] | None,  # gets the exit code before the process ends
     ) -> None:
@@ -98,16 +75,25 @@ class Watch:
         self._end_s = limit_s + min(GRACE_S, 4 * limit_s)
         self._over, self._lost = threading.Event(), threading.Event()  # nothing is left to do; no store to ask
         self._hangs = False  # this rank asked, or was asked, where ranks are
+        self._silenced = False  # heartbeats tell who is silent
         self._waited = False  # for other ranks, in a collective that has failed by now
         self._waits: deque[float] = deque(maxlen=2)  # seconds that a collective was under way, at the newest looks
         self._main = threading.main_thread().ident
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._listen, self._look)]
         for thread in self._threads:
             thread.start()
+        self._ending = threading.Lock()  # taken by the thread that ends the process
+        self._heartbeat = None
+        if heartbeat_s:
+            self._heartbeat = Heartbeat(
+                store, rank, size, limit_s=heartbeat_s, progress=progress, on_silence=self._end_silenced
+            )
 
     def close(self) -> None:
         """End the threads, before the interpreter is taken down around them."""
         self._over.set()
+        if self._heartbeat:
+            self._heartbeat.close()
         for thread in self._threads:
             thread.join(0 if self._lost.is_set() else ANSWER_S)  # it writes what is kept, or waits for the store
 
@@ -118,6 +104,15 @@ class Watch:
         they have waited for long, they tell the same, if it asks in time. All that wait end together, after seconds.
         """
         self._waited = True
+        if isinstance(reason, Mismatched):  # which all ranks know at once
+            self._hangs = True
+            self._store.add(_WAITING, 1)
+            self._keep()
+            return Mismatched(f"{who(self._rank)}: {told(self._store, self._rank, self._size, reason, ANSWER_S)}")
+        if self._heartbeat and (silent := self._heard()):
+            self._hangs = self._silenced = True
+            self._keep()
+            return TimedOut(f"{who(self._rank)}: {silent}")
         long = max(tuple(self._waits), default=0.0) > self._limit_s / 4
         hangs = isinstance(reason, TimedOut) or (long and self._within(ASK_S + LOOK_S, self._is_asked))
         if not hangs:
@@ -127,6 +122,14 @@ class Watch:
         waited = reason if isinstance(reason, TimedOut) else f"{who(self._rank)}: {not_ended(self._limit_s)}"
         return TimedOut(f"{waited}; {silent}")
 
+    def _heard(self) -> str:
+        """Return who is silent by the heartbeats, "" if nobody: where one rank ends for it, others lose that one."""
+        assert self._heartbeat
+        if self._heartbeat.is_cut_off:
+            self._lost.set()
+            return self._heartbeat.cut_off
+        return self._within(ASK_S, self._heartbeat.verdict) or ""
+
     def leave(self) -> None:
         """Let the other ranks read the verdict: the store ends with rank 0, so that it goes last.
 
@@ -134,7 +137,12 @@ class Watch:
         """
         if self._rank and not self._hangs:
             return
-        self._within(LEAVE_S, lambda: leave(self._store, self._rank, self._store.add(_WAITING, 0), key="hang/left"))
+
+        def wait() -> None:
+            live = self._heartbeat.live if self._heartbeat and self._silenced else self._store.add(_WAITING, 0)
+            leave(self._store, self._rank, live, key="hang/left")
+
+        self._within(LEAVE_S, wait)
 
     def _within(self, seconds: float, ask: Callable[[], T]) -> T | None:
         """Return what the store says; None without a word of it in time: rank 0, which holds it, may be the silent one.
@@ -190,12 +198,24 @@ class Watch:
             }
             self._waits.append(max((now - began for _, began in since.values()), default=0.0))
             if self._waits[-1] > self._end_s:
-                self._end()
+                error = self.explained(TimedOut(f"{who(self._rank)}: {not_ended(self._limit_s)}"))
+                self._keep()
+                self._end(error)
 
-    def _end(self) -> None:
-        """End the process with the exit code of a hang, whatever its main thread is stuck in."""
-        error = self.explained(TimedOut(f"{who(self._rank)}: {not_ended(self._limit_s)}"))
+    def _end_silenced(self, silent: str) -> None:
+        """End the process because of a silent rank, unless the main thread is on its way out for the same reason."""
+        self._hangs = self._silenced = True
         self._keep()
+        if self._heartbeat and self._heartbeat.is_cut_off:
+            self._lost.set()
+        if self._waited and self._over.wait(UNWIND_S):
+            return
+        self._end(TimedOut(f"{who(self._rank)}: {silent}"))
+
+    def _end(self, error: HeadwaterError) -> None:
+        """End the process with the exit code of a hang, whatever its main thread is stuck in."""
+        if not self._ending.acquire(blocking=False):
+            return
         if self._on_end:
             self._on_end(error.exit_code)
         print(error, file=sys.stderr, flush=True)
@@ -205,6 +225,8 @@ class Watch:
 
     def _verdict(self) -> str:
         """Ask all ranks where they are, and say which are silent; the first rank's words count for all."""
+        if self._store.check([_VERDICT]):
+            return self._store.get(_VERDICT).decode()
         own = _silent(self._answers(), self._size)
         return self._store.compare_set(_VERDICT, "", own).decode()
 
@@ -230,8 +252,7 @@ class Watch:
             self._files.mkdir(exist_ok=True)
             with (self._files / f"stacks-rank-{self._rank}.txt").open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file)
-            if dump := getattr(c10d, "_dump_nccl_trace", None) or getattr(c10d, "_dump_fr_trace", None):
-                (self._files / f"{TRACE}{self._rank}").write_bytes(dump())
+            keep_record(self._files / f"{TRACE}{self._rank}")
         except OSError as error:  # the disk may be what hangs, or is full
             log.debug("nothing is kept of the hang:", exc_info=error)
 

@@ -32,6 +32,9 @@ _LOST = re.compile(
     r"|Connection was likely closed",
     re.DOTALL,
 )
+_MISSED = re.compile(
+    r"Ranks? ([\d, ]*\d) failed to pass monitoredBarrier"
+)  # of `mismatch`, which waits before each one
 _TIMED_OUT = re.compile(
     r"gloo/transport.*(Timed out waiting|timeout caused)|milliseconds before timing out|wait timeout", re.DOTALL
 )
@@ -55,6 +58,7 @@ def meet(rank: int, size: int) -> Store:
         if (newest := _newest_start(whole)) != name:
             name, store = newest, _of_start(newest, whole)
             store.set(f"arrived/{rank}", own)
+            store.set(beat_key(rank), "")  # there before anybody reads it, who would wait for it
             store.add("arrived", 1)
         if rank == 0 and store.add("arrived", 0) == size:
             store.set(_MET, " ".join(_arrived(store, size).values()))
@@ -81,6 +85,8 @@ def _arrived(store: Store, size: int) -> dict[int, str]:
 def error_of_peers(error: RuntimeError, rank: int, limit_s: float) -> HeadwaterError | None:
     """Return the `PeerLost` or `TimedOut` that an error of a collective stands for; None: it may be a bug of ours."""
     text = str(error)
+    if found := _MISSED.search(text):
+        return TimedOut(f"{who(rank)}: {not_ended(limit_s)}: ranks {found[1]} entered none by then")
     first = text.partition("\n")[0]
     if _TIMED_OUT.search(text):
         why = f"another rank hangs or is far behind; the logs of all ranks say where ({first})"
@@ -94,6 +100,11 @@ def connected() -> Store:
     """Return another connection to the store in which the ranks of this start have met."""
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
     return _of_start(_newest_start(store), store)
+
+
+def beat_key(rank: int) -> str:
+    """Return where a rank's heartbeats are in the store."""
+    return f"beat/{rank}"
 
 
 def leave(store: Store, rank: int, others: int, key: str = "left") -> None:

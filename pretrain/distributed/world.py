@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,10 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from pretrain.distributed import environment
-from pretrain.distributed.hang import TRACE, Watch, device_limit
+from pretrain.distributed.hang import Watch, device_limit
+from pretrain.distributed.heartbeat import Progress
+from pretrain.distributed.mismatch import compare_collectives, compared, mismatch_of
+from pretrain.distributed.recorder import TRACE
 from pretrain.distributed.rendezvous import connected, error_of_peers, meet
 from pretrain.errors import ConfigError, check
 
@@ -68,6 +71,7 @@ class World:
     rank: int
     size: int
     device: torch.device  # where this rank computes
+    progress: Progress = field(default_factory=Progress, compare=False, kw_only=True)  # what its heartbeats say
 
     @classmethod
     def alone(cls) -> World:
@@ -130,41 +134,45 @@ class World:
 
 @contextmanager
 def joined(
-    timeout: timedelta = TIMEOUT, files: Path | None = None, on_end: Callable[[int], None] | None = None
+    timeout: timedelta = TIMEOUT,
+    files: Path | None = None,
+    on_end: Callable[[int], None] | None = None,
+    *,
+    heartbeat_s: float | None = None,
+    debug: bool = False,
 ) -> Iterator[World]:
     """Join the process group that torchrun describes, for the rest of this process; one process alone needs none.
 
     Errors of collectives that are due to other ranks become `TimedOut` and `PeerLost`; all other errors pass through.
-    A collective that takes longer than `timeout` is a hang, which no thread may be able to report: then the process
-    ends here, with the same exit code and words, after `on_end` has had the code. What is known of a hang goes to
-    `files`. A process alone, such as a notebook, may go on: what engines have left in it is taken away.
+    A collective that takes longer than `timeout` is a hang, as is a rank that sends no heartbeat for `heartbeat_s`, if
+    that is a limit; no thread may be able to report them: then the process ends here, with the same exit code and
+    words, after `on_end` has had the code. What is known of a hang goes to `files`. With `debug` ranks
+    that enter different collectives become `Mismatched`. A process alone, such as a notebook, may go on: what engines
+    have left in it is taken away.
     """
     variables, excepthook = set(os.environ), sys.excepthook
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpu = device_type() == "cuda"
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    chosen = environment.prepare(on_gpu=on_gpu, trace=str(files / TRACE) if files else None)
-    if on_gpu:
-        rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"
-        check(local_rank < torch.cuda.device_count(), "LOCAL_RANK", local_rank, rule)
-        torch.cuda.set_device(device)
-        chosen.append(environment.bind_to_node(pci_of(device)))
-    else:
-        keep_freed_memory()
-    for choice in chosen:
-        log.debug("%s=%s: %s", choice.name, choice.value, choice.reason)
-    world, watch = World(rank=rank(), size=world_size(), device=device), None
+    world, watch = World(rank=rank(), size=world_size(), device=_prepared_device(files)), None
     try:
         if world.size > 1:
+            if debug:
+                compare_collectives()
             _start_group(world, timeout)
             watch = Watch(
-                connected(), world.rank, world.size, limit_s=timeout.total_seconds(), files=files, on_end=on_end
+                connected(),
+                world.rank,
+                world.size,
+                limit_s=timeout.total_seconds(),
+                heartbeat_s=heartbeat_s,
+                progress=world.progress,
+                files=files,
+                on_end=on_end,
             )
         yield world
-        if on_gpu and world.size > 1:
+        if world.device.type == "cuda" and world.size > 1:
             _end_nccl(world)
     except RuntimeError as error:
-        if (reason := error_of_peers(error, world.rank, timeout.total_seconds())) is None:
+        reason = mismatch_of(error) or error_of_peers(error, world.rank, timeout.total_seconds())
+        if reason is None:
             raise
         log.debug("the error behind it:", exc_info=error)  # in log.txt alone: it helps few
         if watch:
@@ -180,6 +188,24 @@ def joined(
             sys.excepthook = excepthook
             for variable in os.environ.keys() - variables:
                 del os.environ[variable]
+
+
+def _prepared_device(files: Path | None) -> torch.device:
+    """Prepare this process for its device and return that. Raises `ConfigError` for a rank that has none."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = device_type() == "cuda"
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    chosen = environment.prepare(on_gpu=on_gpu, trace=str(files / TRACE) if files else None)
+    if on_gpu:
+        rule = f"each rank takes one of the {torch.cuda.device_count()} CUDA devices here; start that many ranks"
+        check(local_rank < torch.cuda.device_count(), "LOCAL_RANK", local_rank, rule)
+        torch.cuda.set_device(device)
+        chosen.append(environment.bind_to_node(pci_of(device)))
+    else:
+        keep_freed_memory()
+    for choice in chosen:
+        log.debug("%s=%s: %s", choice.name, choice.value, choice.reason)
+    return device
 
 
 def pci_of(device: torch.device) -> tuple[int, int, int]:
@@ -199,7 +225,7 @@ def _start_group(world: World, timeout: timedelta) -> None:
     # Tensors choose the backend by where they are: small agreements over gloo never wait for the GPU. With its device
     # bound, NCCL connects here, where a fault of the network is easy to tell, and guesses no device later.
     start("cpu:gloo,cuda:nccl", timeout=device_limit(timeout), device_id=world.device)
-    _group()._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
+    compared(_group()._get_backend(torch.device("cpu")))._set_default_timeout(timeout)
 
 
 def _group() -> dist.ProcessGroup:

@@ -48,6 +48,10 @@ class TimedOut(HeadwaterError):
     exit_code = 6
 
 
+class Mismatched(TimedOut):
+    """Ranks that entered different collectives, and would have waited in vain for each other."""
+
+
 class PeerLost(HeadwaterError):
     """Another rank that ended, or its network; the remaining ranks cannot continue."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pretrain.checkpoint.save import Best, Checkpoints
+from pretrain.distributed.stragglers import Stragglers
 from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
 from pretrain.optim.base import learning_rates
@@ -51,6 +52,7 @@ class RunHooks:
     fingerprints: dict[str, Any]  # what a resume must find unchanged
     facts: dict[str, Any] = field(default_factory=dict)  # what run.json says of the model, on rank 0
     profiler: StepProfiler | None = None
+    stragglers: Stragglers = field(default_factory=lambda: Stragglers(World.alone(), None))
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def log(self, state: TrainState) -> None:
@@ -75,6 +77,7 @@ class RunHooks:
             record = self.own.logged(record)
         if self.tracker:
             self.tracker.log(record)
+        self.stragglers.compare()
         self._check_memory()
         if reading.skipped_in_a_row > self.max_skipped:
             self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
@@ -147,10 +150,11 @@ class RunHooks:
         return kept.step
 
     def settle(self) -> None:
-        """End a step for the profiler, and advance a pending save. Raises `ResourceError` as `save` does.
+        """End a step for those who measure it, and advance a pending save. Raises `ResourceError` as `save` does.
 
         No pause of the clock: that would wait for the device in every step.
         """
+        self.stragglers.end_step()
         if self.profiler:
             self.profiler.end_step()
         self.checkpoints.settle()

@@ -127,6 +127,11 @@ class Throughput:
         self._since += self._clock() - began
         self._pausing = False
 
+    @property
+    def pausing(self) -> bool:
+        """Whether a pause is under way."""
+        return self._pausing
+
     def restart(self, step: int, tokens: int) -> None:
         """Begin the lap anew: what came since the last one, such as steps under a profiler, is measured nowhere."""
         self._since, self._step, self._tokens = self._clock(), step, tokens

@@ -55,11 +55,18 @@ class RunConfig:
     root: str = "runs"  # directory that holds all runs
     fresh: bool = False  # refuse to resume: no run of this name may have begun yet
     timeout_minutes: float = 10.0  # that ranks wait for a silent one; longer than any rank is busy by itself
+    heartbeat_timeout_s: float | None = 120.0  # seconds until a rank without a sign of life is silent; null or 0: never
+    straggler_ratio: float | None = 2.0  # warn of a rank that is busy so many times as long as others; null: of none
+    debug_collectives: bool = False  # compare what ranks are about to exchange: names those that differ; slow
 
     def __post_init__(self) -> None:
         check(RUN_NAME.fullmatch(self.name) is not None, "run.name", self.name, RUN_NAME_RULE)
         rule = "above 0, and at most 10,080 minutes, a week"
         check(0 < self.timeout_minutes <= 10_080, "run.timeout_minutes", self.timeout_minutes, rule)
+        beats, rule = self.heartbeat_timeout_s or 1, "from 1 second to 604,800, a week; null or 0 for no limit"
+        check(1 <= beats <= 604_800, "run.heartbeat_timeout_s", self.heartbeat_timeout_s, rule)
+        ratio, rule = self.straggler_ratio, "above 1, such as 2 for twice the median of the others; null for no warning"
+        check(ratio is None or ratio > 1, "run.straggler_ratio", ratio, rule)
 
     @property
     def directory(self) -> Path:

@@ -23,6 +23,7 @@ from pretrain.checkpoint.load import Shapes
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.commands import StopRequest, exit_code_to
 from pretrain.data.batch import Batch
+from pretrain.distributed.stragglers import Stragglers
 from pretrain.distributed.world import World, joined, rank
 from pretrain.files import hash_file, replace_file
 from pretrain.objectives.base import Objective
@@ -94,7 +95,8 @@ class Session:
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
             timeout, ended = timedelta(minutes=cfg.run.timeout_minutes), directory.end if directory else None
-            world = stack.enter_context(joined(timeout, cfg.run.directory / HANG, ended))
+            limits = {"heartbeat_s": cfg.run.heartbeat_timeout_s, "debug": cfg.run.debug_collectives}
+            world = stack.enter_context(joined(timeout, cfg.run.directory / HANG, ended, **limits))
             stack.enter_context(memory_named(world))
             stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
@@ -241,6 +243,7 @@ class Session:
             profiler=cfg.profile.build(cfg.run.directory, state, self.world, throughput),
             stopping=stopping,
             own=own,
+            stragglers=Stragglers(self.world, cfg.run.straggler_ratio, lambda: throughput.pausing),
             checkpoints=trainee.checkpoints,
             tracker=tracker,
             fingerprints=trainee.fingerprints,
@@ -269,6 +272,7 @@ class Session:
             exit_code_to(hooks.own.end),
             closing(trainee.checkpoints),
             drawn(steps, hooks.profiler) as steps,
+            hooks.stragglers.measured() as world,
         ):
             hooks.own.begin(
                 HookedRun(
@@ -283,6 +287,7 @@ class Session:
             if evaluate_first and trainee.state.step == 0:
                 hooks.evaluate(trainee.state)
             self.stop.training = True
+            self.world.progress.steps = lambda: trainee.state.step
             over = trainee.state.step > 0 and hooks.end_early()  # as it was when the run ended the last time
             train(
                 trainee.model,
@@ -292,7 +297,7 @@ class Session:
                 trainee.state,
                 cfg=cfg,
                 seed=self.cfg.seed,
-                world=self.world,
+                world=world,
                 hooks=hooks,
                 stop=self.stop,
             )

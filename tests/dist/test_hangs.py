@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from forks import Forked
 from ranks import environments, launched, process_of, tiny, wait_until
 from test_pretrain import logged
 
-from pretrain.distributed.hang import TRACE
+from pretrain.distributed.recorder import TRACE
 from pretrain.errors import TimedOut
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # s; processes that wait, on few cores
@@ -108,3 +110,68 @@ def test_a_run_with_a_hanging_rank_ends_with_the_code_of_a_hang(place):
     assert "rank 1 of 2 did not answer" in err
     assert json.loads((directory / "run.json").read_text())["exit"] == TimedOut.exit_code
     assert (directory / "hang" / "stacks-rank-0.txt").is_file()
+
+
+@pytest.mark.parametrize("victim", [2, 0])
+def test_a_stopped_rank_is_named_by_the_others_soon_and_no_rank_is_left(place, victim):
+    directory = place / "runs" / f"silent-{victim}"
+    settings = ["train.steps=100000", "checkpoint.every=100000", "eval.every=0", "train.micro_batch_size=2"]
+    overrides = tiny(directory.name, *settings, "run.heartbeat_timeout_s=6")
+    launcher = launched(*overrides, ranks=4, logs=directory / "ranks", cwd=place)
+    wait_until(lambda: logged(directory) >= 8, launcher)
+    numbers = [process_of(rank, launcher) for rank in range(4)]
+    os.kill(numbers[victim], signal.SIGSTOP)
+    err = launcher.communicate(timeout=200)[1]
+    assert launcher.returncode == TimedOut.exit_code, err
+    assert "no heartbeat within run.heartbeat_timeout_s=6" in err
+    assert (
+        "rank 0 of 4 does not answer" in err
+        if victim == 0
+        else re.search(r"of rank 2 of 4, on host .* at step \d", err)
+    )
+    live = {rank for rank in range(4) if rank != victim}
+    assert {file.name for file in (directory / "hang").glob("stacks-*")} == {f"stacks-rank-{rank}.txt" for rank in live}
+    assert "train/loop.py" in (directory / "hang" / f"stacks-rank-{max(live)}.txt").read_text()
+    assert not [number for number in numbers if Path(f"/proc/{number}").exists()]
+
+
+DIFFERENT = """
+import os
+from datetime import timedelta
+from pathlib import Path
+from pretrain.compose import hydra_command
+from pretrain.distributed.world import joined
+def collect(cfg):
+    import torch
+    with joined(timedelta(seconds=5), Path({files!r}), debug=True) as world:
+        world.sum_ints(1)
+        if world.rank == 0:
+            world.sum_tensor(torch.ones(5, 2))
+        {then}
+hydra_command(collect)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "named"),
+    [
+        (
+            "world.sum_ints(1, 2, 3)",
+            "different collectives: rank 0 began collective 1, ALLREDUCE of Float [5, 2], at __main__, line 12, in "
+            "collect; rank 1 began collective 1, ALLREDUCE of Long [3], at __main__, line 13, in collect; all ranks",
+        ),
+        (
+            "import time; time.sleep(60)",
+            "ranks 1 entered none by then; rank 1 of 2 waited in no collective (rank 1 was",
+        ),
+    ],
+)
+def test_a_collective_of_rank_0_alone_is_named(tmp_path, then, named):
+    script = DIFFERENT.format(files=str(tmp_path), then=then)
+    ranks = [Forked("-c", script, env=os.environ | own) for own in environments(2)]
+    assert ranks[0].wait() == TimedOut.exit_code, ranks[0].stderr
+    assert named in ranks[0].stderr.splitlines()[-1]
+    if "sum_ints" in then:
+        assert ranks[1].wait() == TimedOut.exit_code and named in ranks[1].stderr, ranks[1].stderr
+    else:
+        ranks[1].kill()

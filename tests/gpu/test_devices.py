@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import environments
 
-from pretrain.distributed.hang import TRACE
+from pretrain.distributed.recorder import TRACE
 from pretrain.distributed.world import World
 from pretrain.errors import TimedOut
 from pretrain.train.metrics import Throughput

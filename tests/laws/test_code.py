@@ -208,7 +208,7 @@ def test_only_the_entries_and_the_composition_root_see_the_root_config():
 # Modules that ask objects of libraries, of plugins or of any module for what only some of them have.
 ASKERS = {
     "pretrain.data.vocabulary",  # tokenizers
-    "pretrain.distributed.hang",  # torch's flight recorder
+    "pretrain.distributed.recorder",  # torch's flight recorder
     "pretrain.distributed.world",  # the C library
     "pretrain.files",  # types as they are annotated
     "pretrain.models.attention.flash_versions",  # torch
