@@ -21,6 +21,8 @@ from pretrain.registry import plain
 from pretrain.strategy.base import Strategy
 from pretrain.tracking.base import Mark
 from pretrain.train.changes import choice_name
+from pretrain.train.detours.base import DETOURS, taken_up
+from pretrain.train.detours.divergence import WatchState
 from pretrain.train.run_dir import CHECKPOINTS, RunConfig, choice_of, read_nested_config
 
 Fingerprints = dict[str, Any]
@@ -37,6 +39,7 @@ class SavedRun(_Resumable, total=False):
     metrics: Mark | None  # null in those of older versions
     best_evaluation: tuple[int, float] | None  # of all so far, whether its step was saved or not
     stalled: int  # evaluations since then
+    divergence: WatchState  # of pretraining
 
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,8 @@ def resume(
         return None
     saved = load_state(newest, SavedRun)
     theirs = {key: unsaid[key] for key in fingerprints if key in unsaid} | saved.get("resume", {})
+    if DETOURS in fingerprints:
+        theirs[DETOURS] = taken_up(saved, fingerprints[DETOURS])
     for key in fingerprints | theirs:
         before, now = theirs.get(key), fingerprints.get(key)
         if before == now or (key == "tokenizer" and key not in theirs):  # older runs of fine-tuning did not note it
@@ -90,7 +95,7 @@ def resume(
         log.info("resuming from %s", newest)
     else:
         log.info("%s is the last step of the run: nothing is left to train", newest)
-    return saved
+    return saved | {"resume": theirs}
 
 
 def change_of_rate(run: Path, now: LearningRate, step: int) -> str | None:
