@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from hydra.core.config_store import ConfigStore
 
-from launch.jobs import Job
+from launch.jobs import REPLAY, Job
 from launch.ranks import STOPPED, Node, run_ranks
 from launch.table import table_of
 from pretrain.compose import Root
@@ -77,8 +77,18 @@ def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
 
 def examine_here(cfg: LocalConfig, words: Sequence[str]) -> int:
     """Run the doctor on this machine, on as many ranks as a run would have; return the exit code."""
+    return _run_unlogged(cfg, ["launch.doctor", *words])
+
+
+def replay_here(cfg: LocalConfig, words: Sequence[str]) -> int:
+    """Take steps of a run again on the ranks of this machine; return the exit code."""
+    return _run_unlogged(cfg, [REPLAY, *words])
+
+
+def _run_unlogged(cfg: LocalConfig, words: Sequence[str]) -> int:
+    """Run a module on all ranks, whose logs go with it; return the exit code."""
     with tempfile.TemporaryDirectory() as logs:
-        return _run(cfg, ["launch.doctor", *words], Path(logs))
+        return _run(cfg, words, Path(logs))
 
 
 def _run(cfg: LocalConfig, words: Sequence[str], logs: Path) -> int:

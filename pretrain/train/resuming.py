@@ -72,6 +72,28 @@ def resume(
     if newest is None:
         return None
     saved = load_state(newest, SavedRun)
+    theirs = same_run(newest, saved, fingerprints, unsaid, accept)
+    rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
+    check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
+    restore(newest, shapes, strategy)
+    if saved["step"] < num_steps:
+        log.info("resuming from %s", newest)
+    else:
+        log.info("%s is the last step of the run: nothing is left to train", newest)
+    return saved | {"resume": theirs}
+
+
+def same_run(
+    step: Path,
+    saved: dict[str, Any],
+    fingerprints: Fingerprints,
+    unsaid: Fingerprints,
+    accept: Callable[[str], None] | None = None,
+) -> Fingerprints:
+    """Return the fingerprints of a saved step, with what older versions did not say and detours taken since.
+
+    Raises `CheckpointError` or `DataError` if they are those of another run; see `resume`.
+    """
     theirs = {key: unsaid[key] for key in fingerprints if key in unsaid} | saved.get("resume", {})
     if DETOURS in fingerprints:
         theirs[DETOURS] = taken_up(saved, fingerprints[DETOURS])
@@ -87,15 +109,8 @@ def resume(
         rule = "which would make it another run; restore it, or choose another run.name"
         waiver = ", or go on with data.accept_changed=true" if of_corpus else ""
         was, is_now = choice_name(key, before), choice_name(key, now)
-        raise kind(f"{newest}: {key} was {was} and is now {is_now}, {rule}{waiver}")
-    rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
-    check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
-    restore(newest, shapes, strategy)
-    if saved["step"] < num_steps:
-        log.info("resuming from %s", newest)
-    else:
-        log.info("%s is the last step of the run: nothing is left to train", newest)
-    return saved | {"resume": theirs}
+        raise kind(f"{step}: {key} was {was} and is now {is_now}, {rule}{waiver}")
+    return theirs
 
 
 def change_of_rate(run: Path, now: LearningRate, step: int) -> str | None:
