@@ -144,10 +144,10 @@ def test_a_replay_on_other_ranks_agrees_and_names_a_flipped_bit(place):
         return run(*more, cwd=place, ranks=ranks, program="pretrain.replay", code=code)
 
     elsewhere = ["--set", "strategy=zero2", "--set", "train.micro_batch_size=2"]
-    assert "50 recorded steps from 11 to 60 agree to 1e-05" in replayed("sound", *elsewhere).stdout
+    assert "50 recorded steps from 11 to 60 agree" in replayed("sound", *elsewhere).stdout
     assert "begun at the saved step 10" in replayed("sound", first=12, ranks=1).stdout
     said = replayed("flipped", "--set", "train.micro_batch_size=4", code=5).stderr
-    assert "step 35 differs by" in said and "steps 11 to 34 agree" in said and "hardware or software" in said
+    assert "step 35 differs: " in said and "steps 11 to 34 agree" in said and "hardware or software" in said
     assert before == {path: path.read_bytes() for path in (place / "runs" / "sound").rglob("*") if path.is_file()}
 
 
