@@ -114,16 +114,16 @@ def verdict(before: dict[int, Taken], now: dict[int, Taken], tolerance: Toleranc
         if loss > tolerance.loss or norm > tolerance.grad_norm:
             agree = f"steps {steps[0]} to {steps[number - 1]} agree" if number else "it is the first that was recorded"
             raise NumericalError(
-                f"step {step} differs: {_shown(before[step])} in the run, {_shown(now[step])} now. That is {loss:.1e} and "
-                f"{norm:.1e} of the values, where {tolerance.loss:g} and {tolerance.grad_norm:g} are rounding; {agree}. "
+                f"step {step} differs: {_shown(before[step])} in the run, {_shown(now[step])} now; the difference is "
+                f"{loss:.1e} and {norm:.1e}; {tolerance.loss:g} and {tolerance.grad_norm:g} may be rounding; {agree}. "
                 "The same data and recipe gave something else: hardware or software of the run, or of this replay, is "
                 f"at fault up to this step; other devices tell which.{said}"
             )
     loss, norm = (max(values) for values in zip(*differences.values(), strict=True))
     return (
-        f"{len(steps)} recorded steps from {steps[0]} to {steps[-1]} agree: losses to {loss:.1e} (of {tolerance.loss:g})"
-        f", gradient norms to {norm:.1e} (of {tolerance.grad_norm:g}). The run computed what it should; what is wrong "
-        f"with it is in the data or the recipe.{said}"
+        f"{len(steps)} recorded steps from {steps[0]} to {steps[-1]} agree: losses to {loss:.1e} "
+        f"(of {tolerance.loss:g}), gradient norms to {norm:.1e} (of {tolerance.grad_norm:g}). The run computed what it "
+        f"should; what is wrong with it is in the data or the recipe.{said}"
     )
 
 
