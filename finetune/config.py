@@ -23,10 +23,10 @@ from pretrain.registry import choices, discover, plain
 from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
-from pretrain.train.loop import LogConfig
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
 from pretrain.train.run_dir import RunConfig
+from pretrain.train.trace import TracedLogConfig
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ class FinetuneConfig:
     attention: Any = MISSING
     compile: CompileConfig = MISSING
     tracker: TrackerConfig = MISSING
-    log: LogConfig = field(default_factory=LogConfig)
+    log: TracedLogConfig = field(default_factory=TracedLogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls

@@ -43,6 +43,8 @@ COMMANDS = {
     "launch": Command(("launch",), "start ranks, sweeps and jobs on Slurm"),
     "doctor": Command(("launch", "doctor"), "examine what a run will need"),
     "table": Command(("launch.table",), "where runs differ, and what they reached"),
+    "detour": Command(("pretrain.detour",), "take a run back, and around a range of its data"),
+    "replay": Command(("pretrain.replay",), "take recorded steps again: is it the data or the hardware?"),
     "import_bin": Command(("pretrain.import_bin",), "old pytorch_model.bin as safetensors"),
     "completion": Command(("launch.completion",), "a script that completes commands: bash, zsh or fish"),
 }

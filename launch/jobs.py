@@ -19,6 +19,7 @@ from pretrain.errors.nearest import nearest
 from pretrain.errors.redaction import REDACTED, redacted
 
 PREPARE = "pretrain.prepare"  # a program that has no ranks
+REPLAY = "pretrain.replay"  # a program of ranks whose words are no settings
 PROGRAMS = {root.name: root for root in (PRETRAIN, FINETUNE)}  # the modules that ranks may run
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from hydra.core.config_store import ConfigStore
 
-from launch.jobs import Job
+from launch.jobs import REPLAY, Job
 from launch.ranks import STOPPED, Node, Outcome, outcome_of
 from launch.restarts import Elastic, dead_devices, newest_checkpoint, sizes_that_fit
 from launch.table import table_of
@@ -93,8 +93,18 @@ def run_local(cfg: LocalConfig, jobs: Sequence[Job]) -> int:
 
 def examine_here(cfg: LocalConfig, words: Sequence[str]) -> int:
     """Run the doctor on this machine, on as many ranks as a run would have; return the exit code."""
+    return _run_unlogged(cfg, ["launch.doctor", *words])
+
+
+def replay_here(cfg: LocalConfig, words: Sequence[str]) -> int:
+    """Take steps of a run again on the ranks of this machine; return the exit code."""
+    return _run_unlogged(cfg, [REPLAY, *words])
+
+
+def _run_unlogged(cfg: LocalConfig, words: Sequence[str]) -> int:
+    """Run a module on all ranks, whose logs go with it; return the exit code."""
     with tempfile.TemporaryDirectory() as logs:
-        return _run(cfg, ["launch.doctor", *words], range(cfg.ranks), Path(logs)).code
+        return _run(cfg, words, range(cfg.ranks), Path(logs)).code
 
 
 def _refuse(job: Job, ranks: int) -> None:

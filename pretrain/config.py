@@ -27,12 +27,14 @@ from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
+from pretrain.train.detours.divergence import DivergenceConfig
 from pretrain.train.evaluator import EvalConfig
-from pretrain.train.loop import LogConfig, TrainConfig
+from pretrain.train.loop import TrainConfig
 from pretrain.train.micro_batches import said
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
 from pretrain.train.run_dir import RunConfig
+from pretrain.train.trace import TracedLogConfig
 
 
 @dataclass(kw_only=True)
@@ -54,6 +56,7 @@ class PretrainConfig:
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     strategy: Any = MISSING
@@ -61,7 +64,7 @@ class PretrainConfig:
     attention: Any = MISSING
     compile: CompileConfig = MISSING
     tracker: TrackerConfig = MISSING
-    log: LogConfig = field(default_factory=LogConfig)
+    log: TracedLogConfig = field(default_factory=TracedLogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
@@ -91,6 +94,7 @@ class PretrainConfig:
             rule = f"model={names[type(self.model)][1]} is {self.model.kind}, and decoders alone are measured by them"
             check(self.model.kind is ModelKind.causal, "eval.choices", self.eval.choices, f"{rule}; leave them out")
         self.optim.check(swaps=self.strategy.swaps)
+        self.divergence.check_saving(self.checkpoint.every, self.checkpoint.keep)
         use = self.model.attention_use
         self.attention.check(
             dtype=self.precision.dtype,

@@ -38,9 +38,11 @@ from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
 from pretrain.train.choices import ChoiceEvaluator
+from pretrain.train.detours.base import Detour, fingerprint, skipped
+from pretrain.train.detours.divergence import Watch
+from pretrain.train.detours.rewinding import detoured, shared_detours
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
-from pretrain.train.loop import TrainState
 from pretrain.train.micro_batches import Passes, found, said
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.room import memory_with_room
@@ -62,18 +64,23 @@ def pretrain(cfg: PretrainConfig) -> Path:
     """
     cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
-    source = None
-    if cfg.init_from and not resumes(cfg.run):
-        source = find_source(cfg.init_from, first=rank() == 0)
-        if source:
-            check_written_by("pretrain", source.path)
+    source = _source(cfg)
     # The record holds a name on the hub with its commit.
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
     with Session.opened("pretrain", cfg, **record) as session:
-        if source := shared_source(source, session.world):
-            warn_of_other_pairs(source, cfg.objective)
-        _pretrain(cfg, source, session)
+        while detoured(cfg.divergence, session.directory, session.world, partial(_pretrain, cfg, source, session)):
+            source = _source(cfg)  # behind a detour the run may begin with its first weights again
     return cfg.run.directory
+
+
+def _source(cfg: PretrainConfig) -> Source | None:
+    """Return where first weights come from, on rank 0; None for random ones, and where a saved step has all."""
+    if not cfg.init_from or resumes(cfg.run):
+        return None
+    source = find_source(cfg.init_from, first=rank() == 0)
+    if source:
+        check_written_by("pretrain", source.path)
+    return source
 
 
 def prepare_corpora(cfg: PretrainConfig) -> dict[str, Path]:
@@ -127,25 +134,23 @@ def passes_of(cfg: PretrainConfig, vocab_size: int, memory: Memory, world: World
 
 def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
     world = session.world
+    source = _shared(cfg, source, world)
+    detours = shared_detours(session.directory, world)
     corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare, seq_len=cfg.data.seq_len)
-    corpus = next(iter(corpora.values()))
-    file = corpus / TOKENIZER_FILE  # the same in each of them
+    file = next(iter(corpora.values())) / TOKENIZER_FILE  # the same in each of them
     stream = cfg.data.train_stream(corpora, cfg.seed)
-    tokenizer = stream.manifest.tokenizer(corpus)
-    held_out = cfg.data.held_out(corpora)
-    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
-    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
-    vocabulary = cache(partial(load_vocabulary, corpus))
+    tokenizer = stream.manifest.tokenizer(file.parent)
+    held_out = _held_out(cfg, corpora)
+    vocabulary = cache(partial(load_vocabulary, file.parent))
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
-    schedule = cfg.schedule.build(cfg.train.steps)
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.lengths)
     predicted = memory_with_room(size, cfg, world)
     passes = passes_of(cfg, stream.manifest.vocab_size, predicted, world)
     micro_batch_size, entry = _micro_batch(cfg, passes, session)
     initial = InitialWeights(module, cfg.seed)
-    fingerprints = _fingerprints(cfg, stream)
+    fingerprints = fingerprints_of(cfg, stream, detours)
     trainee = session.build(
         module,
         fingerprints,
@@ -181,10 +186,27 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         stopping=EarlyStopping(metric="loss", lower_is_better=True, patience=cfg.eval.patience),
         save_best=cfg.eval.saves_best,
         predicted=predicted,
+        watch=Watch(cfg.divergence),
     )
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
-    with _steps(cfg, stream, examples, trainee.state, micro_batch_size, world) as steps:
+    schedule = cfg.schedule.build(cfg.train.steps)
+    with steps_of(cfg, stream, examples, detours, trainee.state.step, micro_batch_size, world) as steps:
         session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+
+
+def _shared(cfg: PretrainConfig, source: Source | None, world: World) -> Source | None:
+    """Return the source of first weights on all ranks, from the first one's. A collective."""
+    if source := shared_source(source, world):
+        warn_of_other_pairs(source, cfg.objective)
+    return source
+
+
+def _held_out(cfg: PretrainConfig, corpora: dict[str, Path]) -> HeldOut:
+    """Return the held-out text. Raises `ConfigError` if there is none, and evaluations are needed."""
+    held_out = cfg.data.held_out(corpora)
+    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
+    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    return held_out
 
 
 def _micro_batch(cfg: PretrainConfig, passes: Passes, session: Session) -> tuple[int, dict[str, Any]]:
@@ -243,10 +265,10 @@ def _plan(
     )
 
 
-def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
+def fingerprints_of(cfg: PretrainConfig, stream: TrainStream, detours: Sequence[Detour]) -> Fingerprints:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
     order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
-    return {**order, **network_fingerprints(cfg.model, cfg.optim)}
+    return {**order, **fingerprint(detours), **network_fingerprints(cfg.model, cfg.optim)}
 
 
 def _evaluator(
@@ -290,22 +312,24 @@ def _continuations(
     )
 
 
-def _steps(
+def steps_of(
     cfg: PretrainConfig,
     stream: TrainStream,
     examples: Examples,
-    state: TrainState,
+    detours: Sequence[Detour],
+    start_step: int,
     micro_batch_size: int,
     world: World,
 ) -> StepLoader:
+    """Return the batches of this rank from a step of the run on, around its detours, to its last step."""
     return StepLoader(
         stream,
         examples,
-        course=Course.constant(cfg.train.batch_size),
+        course=replace(Course.constant(cfg.train.batch_size), skipped=skipped(detours)),
         micro_batch_size=micro_batch_size,
         rank=world.rank,
         world_size=world.size,
-        start_step=state.step,
+        start_step=start_step,
         num_steps=cfg.train.steps,
         pin=world.device.type == "cuda",
     )

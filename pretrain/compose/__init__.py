@@ -70,6 +70,11 @@ def hydra_command(body: Callable[[Any], None], root: Root = PRETRAIN, words: Seq
     except Exception:  # a bug: print the traceback and exit with 1, as Python does
         sys.stderr.write(redacted(traceback.format_exc()))
         code = 1
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process of a command that may be one of several ranks."""
     if world_size() > 1 or sinks_still_working():
         # A thread of gloo that drops a tensor while the interpreter is taken down aborts the process (2 of 10 runs
         # of 4 ranks, torch 2.13), and its exit code with it; and W&B's own hook waits for a server that is silent
@@ -132,7 +137,13 @@ def _completed(result: Composed, files: Files, words: Sequence[str], root: Root)
     return said
 
 
-def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ()) -> Any:
+def compose_run(
+    run: Path,
+    root: Root = PRETRAIN,
+    overrides: Sequence[str] = (),
+    *,
+    attention: Sequence[str] = ("attention=sdpa",),  # flash and flex need a GPU
+) -> Any:
     """Compose and type the configuration of a run directory, for looking at its model on the CPU.
 
     Its config.yaml holds values and the choices that type them, nothing else. `overrides` change it. Raises
@@ -147,7 +158,7 @@ def compose_run(run: Path, root: Root = PRETRAIN, overrides: Sequence[str] = ())
     check_literal(held, path)
     _check_written(held, root, path)
     ConfigStore.instance().store(name=RUN_NODE, node=held)
-    words = ["attention=sdpa", *overrides]  # flash and flex need a GPU
+    words = [*attention, *overrides]
     return typed(_composed(root, words, name=RUN_NODE)[0].cfg)
 
 

@@ -42,6 +42,18 @@ class NumericalError(HeadwaterError):
     exit_code = 5
 
 
+class Diverged(NumericalError):
+    """A loss that rose and stayed, or updates skipped for longer than the run allows, where detours may go around.
+
+    The steps from `first` optimizer steps on, up to `step`, are those at which it showed.
+    """
+
+    def __init__(self, message: str, *, first: int, step: int) -> None:
+        super().__init__(message)
+        self.first = first
+        self.step = step
+
+
 class TimedOut(HeadwaterError):
     """Ranks that waited in vain for another one, which hangs or never came."""
 

@@ -15,16 +15,18 @@ import torch
 from pretrain.checkpoint.save import Best, Checkpoints
 from pretrain.distributed.stragglers import Stragglers
 from pretrain.distributed.world import World
-from pretrain.errors import NumericalError
+from pretrain.errors import Diverged, NumericalError
 from pretrain.optim.base import learning_rates
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Record, Sample, Tracker
+from pretrain.train.detours.divergence import Watch
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainState
-from pretrain.train.metrics import StepMeter, Throughput, memory
+from pretrain.train.metrics import Reading, StepMeter, Throughput, memory
 from pretrain.train.own_hooks import OwnHooks
 from pretrain.train.profiling import StepProfiler
 from pretrain.train.summary import compare_memory
+from pretrain.train.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +55,14 @@ class RunHooks:
     facts: dict[str, Any] = field(default_factory=dict)  # what run.json says of the model, on rank 0
     profiler: StepProfiler | None = None
     stragglers: Stragglers = field(default_factory=lambda: Stragglers(World.alone(), None))
+    watch: Watch | None = None  # for a loss that diverges
+    trace: Trace | None = None  # of single steps
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def log(self, state: TrainState) -> None:
         """Read the meter and write a training record.
 
-        Raises `NumericalError` after more than `max_skipped` skipped updates in a row.
+        Raises `NumericalError` after more than `max_skipped` skipped updates in a row, and `Diverged` as `Watch` does.
         """
         reading = self.meter.read(state.step_targets, self.world.sum_tensor)
         record: Record = {
@@ -79,6 +83,7 @@ class RunHooks:
             self.tracker.log(record)
         self.stragglers.compare()
         self._check_memory()
+        self._check_divergence(state.step, reading)
         if reading.skipped_in_a_row > self.max_skipped:
             self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
             raise NumericalError(
@@ -86,6 +91,20 @@ class RunHooks:
                 f"(train.max_skipped={self.max_skipped}); weights are as before them. Lower optim.lr, or use "
                 "precision=bf16, and start again: the run resumes from its newest checkpoint"
             )
+
+    def _check_divergence(self, step: int, reading: Reading) -> None:
+        """Raise what the watch raises, once saves and the trace are on disk: all ranks are here."""
+        if self.trace and reading.skipped_in_a_row > self.max_skipped:
+            self.trace.write()
+        try:
+            if self.watch:
+                self.watch.skipped(step, reading.skipped_in_a_row, self.max_skipped)
+                self.watch.line(step, reading.loss)
+        except Diverged:
+            self.checkpoints.settle(wait=True)
+            if self.trace:
+                self.trace.write()
+            raise
 
     def _check_memory(self) -> None:
         if self.predicted and self.world.device.type == "cuda":  # nobody counts what tensors take up on a CPU
@@ -112,19 +131,24 @@ class RunHooks:
         """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
         with self.throughput.paused():
             value = self.stopping.value_at(state.step)
+            if self.trace:
+                self.trace.write()
             self.checkpoints.save(state.step, self.strategy, self.progress(state), value=value, required=required)
 
     def progress(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights and moments."""
         logged = self.tracker.mark() if self.tracker else None  # rank 0, which has a tracker, writes the state
         held = {"tokens": state.tokens, "resume": self.fingerprints, "facts": self.facts, "metrics": logged}
-        return held | self.stopping.progress()
+        watched = {"divergence": self.watch.progress()} if self.watch else {}
+        return held | watched | self.stopping.progress()
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take up what `progress` left, and the best step: not where other data are accepted, which do not compare."""
         before = saved.get("resume", {})
         if all(before.get(key, now) == now for key, now in self.fingerprints.items()):
             self.stopping.restore(saved)
+            if self.watch:
+                self.watch.restore(saved)
             self.checkpoints.best = Best(*saved["best"]) if saved.get("best") else None
 
     def is_due(self, state: TrainState) -> bool:

@@ -21,6 +21,8 @@ from pretrain.registry import plain
 from pretrain.strategy.base import Strategy
 from pretrain.tracking.base import Mark
 from pretrain.train.changes import choice_name
+from pretrain.train.detours.base import DETOURS, taken_up
+from pretrain.train.detours.divergence import WatchState
 from pretrain.train.run_dir import CHECKPOINTS, RunConfig
 from pretrain.train.run_record import choice_of, read_nested_config
 
@@ -38,6 +40,7 @@ class SavedRun(_Resumable, total=False):
     metrics: Mark | None  # null in those of older versions
     best_evaluation: tuple[int, float] | None  # of all so far, whether its step was saved or not
     stalled: int  # evaluations since then
+    divergence: WatchState  # of pretraining
 
 
 log = logging.getLogger(__name__)
@@ -72,7 +75,31 @@ def resume(
     if newest is None:
         return None
     saved = load_state(newest, SavedRun)
+    theirs = same_run(newest, saved, fingerprints, unsaid, accept)
+    rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
+    check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
+    restore(newest, shapes, strategy)
+    if saved["step"] < num_steps:
+        log.info("resuming from %s", newest)
+    else:
+        log.info("%s is the last step of the run: nothing is left to train", newest)
+    return saved | {"resume": theirs}
+
+
+def same_run(
+    step: Path,
+    saved: dict[str, Any],
+    fingerprints: Fingerprints,
+    unsaid: Fingerprints,
+    accept: Callable[[str], None] | None = None,
+) -> Fingerprints:
+    """Return the fingerprints of a saved step, with what older versions did not say and detours taken since.
+
+    Raises `CheckpointError` or `DataError` if they are those of another run; see `resume`.
+    """
     theirs = {key: unsaid[key] for key in fingerprints if key in unsaid} | saved.get("resume", {})
+    if DETOURS in fingerprints:
+        theirs[DETOURS] = taken_up(saved, fingerprints[DETOURS])
     for key in fingerprints | theirs:
         before, now = theirs.get(key), fingerprints.get(key)
         if before == now or (key == "tokenizer" and key not in theirs):  # older runs of fine-tuning did not note it
@@ -85,15 +112,8 @@ def resume(
         rule = "which would make it another run; restore it, or choose another run.name"
         waiver = ", or go on with data.accept_changed=true" if of_corpus else ""
         was, is_now = choice_name(key, before), choice_name(key, now)
-        raise kind(f"{newest}: {key} was {was} and is now {is_now}, {rule}{waiver}")
-    rule = f"{newest} is past it; raise it to train longer, or choose another run.name"
-    check(saved["step"] <= num_steps, "train.steps", num_steps, rule)
-    restore(newest, shapes, strategy)
-    if saved["step"] < num_steps:
-        log.info("resuming from %s", newest)
-    else:
-        log.info("%s is the last step of the run: nothing is left to train", newest)
-    return saved
+        raise kind(f"{step}: {key} was {was} and is now {is_now}, {rule}{waiver}")
+    return theirs
 
 
 def change_of_rate(run: Path, now: LearningRate, step: int) -> str | None:

@@ -33,9 +33,12 @@ from pretrain.train.run_record import CONFIG_FILE, RECORD_FILE, choices_of, read
 LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINTS = "checkpoints"
+DETOURS_FILE = "detours.json"  # ranges of data that the run skips: `detours`
+TRACE_FILE = "trace.jsonl"  # a line a step, with `step`, `loss` in nats a target and `grad_norm`: `trace`
 HANG = "hang"  # stacks of the ranks and torch's record of their collectives, where they waited for one in vain
 FILES = (  # of a run
     *(RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE),
+    *(DETOURS_FILE, TRACE_FILE),
     *PAIR_FILES,
 )
 FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record

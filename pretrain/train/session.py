@@ -34,6 +34,7 @@ from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.changes import changes
 from pretrain.train.computing import products_of, start_kernels
+from pretrain.train.detours.rewinding import let_go
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
@@ -43,8 +44,9 @@ from pretrain.train.peaks import peak_of_all
 from pretrain.train.profiling import drawn
 from pretrain.train.resuming import Fingerprints, change_of_rate, resume
 from pretrain.train.room import memory_named
-from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, RunDirectory, handled
+from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, TRACE_FILE, RunDirectory, handled
 from pretrain.train.summary import ModelSize, versions
+from pretrain.train.trace import Trace, TracedMeter, drop_later
 
 _EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"
 
@@ -238,7 +240,7 @@ class Session:
             max_skipped=cfg.train.max_skipped,
             world=self.world,
             strategy=trainee.strategy,
-            meter=StepMeter(self.world.device),
+            **self._measuring(state),
             throughput=throughput,
             profiler=cfg.profile.build(cfg.run.directory, state, self.world, throughput),
             stopping=stopping,
@@ -255,6 +257,16 @@ class Session:
             hooks.restore(trainee.saved)
         return hooks
 
+    def _measuring(self, state: TrainState) -> dict[str, Any]:
+        """Return the meter of the hooks, and the trace if there is one; lines of later steps leave its file."""
+        path = self.directory.path / TRACE_FILE if self.directory else None
+        if path:
+            drop_later(path, state.step)
+        if not self.cfg.log.trace:
+            return {"meter": StepMeter(self.world.device)}
+        trace = Trace(self.cfg.log.trace, state, self.world, path)
+        return {"meter": TracedMeter(self.world.device, trace), "trace": trace}
+
     def train(
         self,
         trainee: Trainee,
@@ -267,8 +279,11 @@ class Session:
     ) -> None:
         """Train to the end; whatever the end is, the tracker learns the exit code and the last save is completed."""
         close_tracker = hooks.tracker.close if hooks.tracker else lambda code: None
+        close_trace = hooks.trace.close if hooks.trace else lambda code: None
         with (
+            let_go(trainee.strategy),
             exit_code_to(close_tracker),
+            exit_code_to(close_trace),
             exit_code_to(hooks.own.end),
             closing(trainee.checkpoints),
             drawn(steps, hooks.profiler) as steps,
