@@ -29,6 +29,12 @@ def last_step(directory):
     return {path.name: path.read_bytes() for path in step.glob("*.safetensors")}
 
 
+def state_of(directory):
+    """Return what the last step holds beside tensors, without the mark of the metrics, which have times in them."""
+    state = json.loads((max((directory / "checkpoints").glob("step-*")) / "state.json").read_text())
+    return {key: value for key, value in state.items() if key != "metrics"}
+
+
 @pytest.fixture(scope="module")
 def detoured(place):
     """A run that met bad data at its 14th step, and the words that it was told."""
@@ -69,6 +75,8 @@ def test_a_detoured_run_resumes_as_if_it_had_not_stopped(place, detoured):
     said = poisoned(*tiny("resumed", *WATCHED, DETOUR, "log.trace=4"), cwd=place)
     assert "resuming from" in said
     assert last_step(copy) == last_step(detoured[0])
+    assert state_of(copy) == state_of(detoured[0])
+    assert len(state_of(copy)["divergence"]["losses"]) == 23  # of 24 lines one was too high
     assert (copy / "trace.jsonl").read_text() == (detoured[0] / "trace.jsonl").read_text()
     assert column(copy, "loss") == column(detoured[0], "loss")
 

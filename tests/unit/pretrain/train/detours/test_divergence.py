@@ -50,6 +50,15 @@ def test_a_watch_is_the_definition_also_with_a_resume_between(losses, rise, wind
     assert found == expected
 
 
+@pytest.mark.parametrize("stop", range(7))
+def test_a_resume_between_lines_that_are_too_high_names_the_same_steps(stop):
+    losses, cfg = [2.0, 1.0, 5.0, 1.0, 5.0, 5.0, 5.0], DivergenceConfig(rise=1.0, window=2)
+    before, after = Watch(cfg), Watch(cfg)
+    assert seen(before, losses[:stop]) is None
+    after.restore({"step": stop * 5, "divergence": json.loads(json.dumps(before.progress()))})
+    assert seen(after, losses[stop:], first=stop) == (6, 20, 35)
+
+
 def test_nothing_is_watched_unless_asked_for():
     assert seen(Watch(DivergenceConfig()), [1.0, *[math.nan] * 9, *[99.0] * 9]) is None
     detour = DivergenceConfig(action=Action.detour)
