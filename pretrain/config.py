@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
+from pretrain import data, guard, models, objectives, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import CheckpointConfig
 from pretrain.data.batch import TokenizerParts
 from pretrain.data.choice_sets import question_files
@@ -53,6 +53,7 @@ class PretrainConfig:
     objective: Any = MISSING
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
+    guard: Any = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -136,4 +137,4 @@ class PretrainConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name="pretrain_schema", node=schema_of(PretrainConfig))
-    discover(data, models, objectives, optim, strategy, tokenizer, tracking)
+    discover(data, guard, models, objectives, optim, strategy, tokenizer, tracking)

@@ -130,9 +130,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     file = corpus / TOKENIZER_FILE  # the same in each of them
     stream = cfg.data.train_stream(corpora, cfg.seed)
     tokenizer = stream.manifest.tokenizer(corpus)
-    held_out = cfg.data.held_out(corpora)
-    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
-    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    held_out = _held_out(cfg, corpora)
     vocabulary = cache(partial(load_vocabulary, corpus))
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
@@ -167,6 +165,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
         log.info(_plan(cfg, size, passes, micro_batch_size, computing, stream, held_out))
+    course = Course.constant(cfg.train.batch_size)
     hooks = session.hooks(
         trainee,
         size=size,
@@ -179,10 +178,19 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         stopping=EarlyStopping(metric="loss", lower_is_better=True, patience=cfg.eval.patience),
         save_best=cfg.eval.saves_best,
         predicted=predicted,
+        data_step=course.data_step,
     )
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
-    with _steps(cfg, stream, examples, trainee.state, micro_batch_size, world) as steps:
+    with _steps(cfg, stream, examples, course, trainee.state, micro_batch_size, world) as steps:
         session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+
+
+def _held_out(cfg: PretrainConfig, corpora: dict[str, Path]) -> HeldOut:
+    """Open what is held out. Raises `ConfigError` if that is nothing, and settings need evaluations."""
+    held_out = cfg.data.held_out(corpora)
+    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
+    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    return held_out
 
 
 def _micro_batch(cfg: PretrainConfig, passes: Passes, session: Session) -> tuple[int, dict[str, Any]]:
@@ -292,6 +300,7 @@ def _steps(
     cfg: PretrainConfig,
     stream: TrainStream,
     examples: Examples,
+    course: Course,
     state: TrainState,
     micro_batch_size: int,
     world: World,
@@ -299,7 +308,7 @@ def _steps(
     return StepLoader(
         stream,
         examples,
-        course=Course.constant(cfg.train.batch_size),
+        course=course,
         micro_batch_size=micro_batch_size,
         rank=world.rank,
         world_size=world.size,

@@ -6,7 +6,7 @@ Holds the glue between measurements, sinks and checkpoints; the loop decides whe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,10 @@ from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Record, Sample, Tracker
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainState
-from pretrain.train.metrics import StepMeter, Throughput, memory
+from pretrain.train.metrics import Skip, StepMeter, Throughput, memory
 from pretrain.train.own_hooks import OwnHooks
 from pretrain.train.profiling import StepProfiler
+from pretrain.train.skips import Skips
 from pretrain.train.summary import compare_memory
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class RunHooks:
     log_every: int  # optimizer steps
     evaluate_every: int  # optimizer steps, 0 = never
     save_every: int  # optimizer steps
-    max_skipped: int  # optimizer steps in a row without an update that the run survives
+    skips: Skips
     world: World
     strategy: Strategy
     meter: StepMeter
@@ -56,9 +57,10 @@ class RunHooks:
     def log(self, state: TrainState) -> None:
         """Read the meter and write a training record.
 
-        Raises `NumericalError` after more than `max_skipped` skipped updates in a row.
+        Raises `NumericalError` for too many skipped updates in a row, or for a loss scale that can fall no further.
         """
-        reading = self.meter.read(state.step_targets, self.world.sum_tensor)
+        reading = self.meter.read(self.world.sum_tensor)
+        of_guard = {} if reading.norm_z is None else {"norm_z": reading.norm_z}
         record: Record = {
             "step": state.step,
             "split": "train",
@@ -69,20 +71,25 @@ class RunHooks:
             "grad_norm": reading.grad_norm,
             **self.throughput.lap(state.step, state.tokens),
             **memory(self.world.device),
-            "skipped": reading.skipped,
+            "skipped": len(reading.skips),
+            "loss_max": reading.loss_max,
+            "grad_norm_max": reading.grad_norm_max,
+            **of_guard,
         }
         with self.throughput.paused():
             record = self.own.logged(record)
         if self.tracker:
             self.tracker.log(record)
         self._check_memory()
-        if reading.skipped_in_a_row > self.max_skipped:
+        if failure := self._failure(state.step, reading.skips):
             self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
-            raise NumericalError(
-                f"step {state.step}: {reading.skipped_in_a_row} updates in a row skipped for a non-finite gradient "
-                f"(train.max_skipped={self.max_skipped}); weights are as before them. Lower optim.lr, or use "
-                "precision=bf16, and start again: the run resumes from its newest checkpoint"
-            )
+            raise failure
+
+    def _failure(self, step: int, skips: Sequence[Skip]) -> NumericalError | None:
+        """Note skipped steps, and return what is wrong with them, if so much is."""
+        failure = self.skips.add(step, skips)
+        exhausted = skips and self.strategy.scale_exhausted
+        return self.skips.scale_exhausted(step) if exhausted else failure
 
     def _check_memory(self) -> None:
         if self.predicted and self.world.device.type == "cuda":  # nobody counts what tensors take up on a CPU
