@@ -21,14 +21,15 @@ class LossScaler(torch.amp.GradScaler):
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Double or halve the scale as torch does, but not below the floor. Waits for nothing on the device."""
-        scale = self._scale
-        before = None if scale is None else scale.clone()
-        super().update(new_scale)
-        if scale is None or before is None:  # it is disabled
+        if not self.is_enabled():
             return
-        exhausted = (scale < before) & (scale < self._least)
+        scale = self._scale
+        assert scale is not None, "a loss was scaled"
+        before = scale.clone()
+        super().update(new_scale)
+        exhausted = (scale < before) & (before <= self._least)
         self._exhausted = exhausted if self._exhausted is None else self._exhausted | exhausted
-        torch.where(exhausted, before, scale, out=scale)
+        scale.clamp_(min=self._least)
 
     @property
     def exhausted(self) -> bool:
