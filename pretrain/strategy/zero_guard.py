@@ -30,7 +30,7 @@ class Gate:
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
         self.scale_exhausted = False  # gradients overflowed at the smallest loss scale
-        self._zero, self._combine = zero, combine_grad_norm_groups
+        self._zero, self._stage, self._combine = zero, stage, combine_grad_norm_groups
         self._update_scale = zero._update_scale
         zero._update_scale = self._scaled
         if stage == 3:
@@ -67,3 +67,6 @@ class Gate:
             self.scale_exhausted = True
             scaler.raise_error_at_min_scale = False
         self._update_scale(overflowed)
+        if has_overflow and self._stage < 3:
+            # Offloaded gradients of half precision stay in these sums, to which the next step would add (0.19).
+            self._zero.averaged_gradients = dict.fromkeys(self._zero.averaged_gradients)

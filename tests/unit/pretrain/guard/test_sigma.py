@@ -116,7 +116,7 @@ def test_settings_that_make_no_sense_are_refused(values, message):
 
 
 def start(guard, precision=None):
-    module, strategy = toy_strategy(precision, AdamWConfig(lr=2e-2))
+    module, strategy = toy_strategy(precision, AdamWConfig(lr=5e-2))
     strategy.guard = guard.build()
     return module, strategy
 

@@ -186,6 +186,6 @@ def test_the_scale_of_fp16_stops_at_its_floor_and_an_overflow_there_is_known():
         take_step(module, strategy, 1, factor)
         found.append((strategy.state()["scale"], strategy.scale_exhausted))
     assert found == [(8.0, False), (8.0, False), (4.0, False), (3.0, False), (3.0, True)]
-    with pytest.raises(ConfigError, match="min_scale=32.0: must be above 0 and at most "):
+    with pytest.raises(ConfigError, match="above 0 and at most precision"):
         FP16(initial_scale=16.0, min_scale=32.0)
     assert not toy_strategy()[1].scale_exhausted, "fp32 has no scale"
