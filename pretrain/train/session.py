@@ -30,7 +30,7 @@ from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Tracker
-from pretrain.tracking.jsonl import METRICS_FILE, missing
+from pretrain.tracking.jsonl import METRICS_FILE, SKIPS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.changes import changes
 from pretrain.train.computing import products_of, start_kernels
@@ -49,7 +49,7 @@ from pretrain.train.run_dir import (
     RunDirectory,
     handled,
 )
-from pretrain.train.skips import SKIPS_FILE, Skips
+from pretrain.train.skips import Skips
 from pretrain.train.summary import ModelSize, versions
 
 _EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"

@@ -1,6 +1,6 @@
 """Optimizer steps whose update was skipped: which they were, on which data, why, and when a run gives up.
 
-Holds the record in the run directory; steps are judged in `guard`, and counted on the device by `StepMeter`.
+Holds skips.jsonl in the run directory; steps are judged in `guard`, and counted on the device by `StepMeter`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pretrain.errors import NumericalError
 from pretrain.tracking.jsonl import JsonlSink
 from pretrain.train.metrics import Skip
 
-SKIPS_FILE = "skips.jsonl"  # one object a line: step, data_step, cause, grad_norm
 NAMED = 12  # skipped steps that an error names one by one
 
 log = logging.getLogger(__name__)

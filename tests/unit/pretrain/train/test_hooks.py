@@ -11,13 +11,14 @@ from pretrain.distributed.world import World
 from pretrain.errors import NumericalError
 from pretrain.strategy.base import Memory, Update
 from pretrain.tracking.base import scalars
+from pretrain.tracking.jsonl import SKIPS_FILE
 from pretrain.train import hooks as module
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import Skip, StepMeter, Throughput
 from pretrain.train.own_hooks import OwnHooks
-from pretrain.train.skips import SKIPS_FILE, Skips
+from pretrain.train.skips import Skips
 
 
 class Run:
