@@ -43,12 +43,12 @@ def spike_section(runs: Sequence[History]) -> list[Section]:
     if not rows and not skips:
         return []
     alone = len(runs) == 1
-    header = ["", "run", "spike score", "spikes", "at steps"]
+    scored = ["", *([] if alone else ["run"]), "spike score", "spikes", "at steps"]
     blocks: list[Block] = []
     if any("grad_norm_max" in row for run in runs for row in run.train):
         blocks.append(_charts(runs))
     if rows:
-        blocks += [Table(_cut(header, alone), [_cut(row, alone) for row in rows]), EXPLANATION]
+        blocks += [Table(scored, [_cut(row, alone) for row in rows]), EXPLANATION]
     if skips:
         table = [[run.name, *_skip(skip)] for run, skip in skips[-LISTED:]]
         some = f"the last {LISTED} of {len(skips):,}" if len(skips) > LISTED else f"{len(skips):,}"
