@@ -18,7 +18,7 @@ from pretrain.data.manifest import Manifest
 
 PEERS = ROOT / "bench" / "peers"
 SCRIPTS = {"trainer": "trainer.py", "plain": "plain.py", "litgpt": "litgpt_loop.py"}
-FLAGS = ("gelu", "compiled", "joined")
+FLAGS = ("gelu", "compiled", "joined", "guarded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who trains, and how: `trainer`, `trainer-gelu`, `trainer-gelu-compiled`, `headwater-joined`, ..."""
+    """Who trains, and how: `trainer`, `trainer-gelu`, `trainer-gelu-compiled`, `headwater-guarded`, ..."""
 
     who: str  # headwater, trainer, plain or litgpt
     flags: frozenset[str]
@@ -57,7 +57,7 @@ class Contestant:
     @property
     def counterpart(self) -> str:
         """Return the name of Headwater as it comes, with the same activation and compilation."""
-        return "-".join(["headwater", *(flag for flag in FLAGS if flag in self.flags and flag != "joined")])
+        return "-".join(["headwater", *(flag for flag in FLAGS[:2] if flag in self.flags)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,7 @@ class Arena:
             f"model.heads={workload.heads}",
             f"model.activation={'gelu' if 'gelu' in contestant.flags else 'gelu_tanh'}",
             f"data.isolate_documents={'false' if 'joined' in contestant.flags else 'true'}",
+            f"guard={'sigma' if 'guarded' in contestant.flags else 'none'}",
             f"compile={'block' if 'compiled' in contestant.flags else 'none'}",
             *(f"train.batch_size={workload.batch}", f"train.micro_batch_size={workload.batch}", f"train.steps={steps}"),
             *(f"optim.lr={workload.lr}", "log.every=1", "eval.every=0", f"checkpoint.every={10**9}"),

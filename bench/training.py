@@ -5,6 +5,7 @@ Holds the claim and its table; contestants are in `contestants`, measuring is in
     python -m bench.training
     python -m bench.training headwater headwater-joined trainer plain --rounds 30
     python -m bench.training headwater-gelu-compiled trainer-gelu-compiled
+    python -m bench.training headwater headwater-guarded    # what guard=sigma costs
 
 Needs transformers (`pip install transformers`). litgpt wants another huggingface-hub than transformers 5, so it takes
 an environment of its own: `python -m venv V && V/bin/pip install litgpt`, then `--litgpt-python V/bin/python`.

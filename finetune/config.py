@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from finetune import model, tasks
-from pretrain import models, optim, strategy, tokenizer, tracking
+from pretrain import guard, models, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import SavingConfig
 from pretrain.compose import Root, configured
 from pretrain.errors import ConfigError, check
@@ -79,6 +79,7 @@ class FinetuneConfig:
     attention_dropout: float = 0.0  # probability, of attention weights; not with attention=flex
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
+    guard: Any = MISSING
     train: TuneConfig = field(default_factory=TuneConfig)
     eval: MeasureConfig = field(default_factory=MeasureConfig)
 
@@ -134,7 +135,7 @@ class FinetuneConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name="finetune_schema", node=schema_of(FinetuneConfig))
-    discover(tasks, model, models, tokenizer, optim, strategy, tracking)
+    discover(tasks, model, guard, models, tokenizer, optim, strategy, tracking)
 
 
 USAGE = """python -m finetune task=TASK init_from=MODEL task.train=FILE task.validation=FILE

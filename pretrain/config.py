@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from pretrain import data, models, objectives, optim, strategy, tokenizer, tracking
+from pretrain import data, guard, models, objectives, optim, strategy, tokenizer, tracking
 from pretrain.checkpoint.save import CheckpointConfig
 from pretrain.data.batch import TokenizerParts
 from pretrain.data.choice_sets import question_files
@@ -55,6 +55,7 @@ class PretrainConfig:
     objective: Any = MISSING
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
+    guard: Any = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -140,4 +141,4 @@ class PretrainConfig:
 def register_choices() -> None:
     """Fill Hydra's ConfigStore with the root and with every choice of every group."""
     ConfigStore.instance().store(name="pretrain_schema", node=schema_of(PretrainConfig))
-    discover(data, models, objectives, optim, strategy, tokenizer, tracking)
+    discover(data, guard, models, objectives, optim, strategy, tokenizer, tracking)

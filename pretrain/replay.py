@@ -124,7 +124,7 @@ def _taken_again(
 
     from pretrain.compose import compose_run
     from pretrain.data.vocabulary import load_vocabulary
-    from pretrain.run import build_module, fingerprints_of, steps_of
+    from pretrain.run import build_module, course_of, fingerprints_of, steps_of
     from pretrain.train.computing import start_kernels
     from pretrain.train.detours.base import read_detours
     from pretrain.train.loop import TrainState, train
@@ -146,7 +146,7 @@ def _taken_again(
     begun = state.step
     start_kernels(cfg, cfg.model, world)
     hooks = ReplayHooks(world=world, meter=StepMeter(world.device), last=last)
-    with steps_of(cfg, stream, examples, detours, begun, size, world) as steps:
+    with steps_of(cfg, stream, examples, course_of(cfg, detours), begun, size, world) as steps:
         train(
             model,
             strategy,

@@ -174,6 +174,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
         log.info(_plan(cfg, size, passes, micro_batch_size, computing, stream, held_out))
+    course = course_of(cfg, detours)
     hooks = session.hooks(
         trainee,
         size=size,
@@ -187,10 +188,11 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         save_best=cfg.eval.saves_best,
         predicted=predicted,
         watch=Watch(cfg.divergence),
+        data_step=course.data_step,
     )
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
     schedule = cfg.schedule.build(cfg.train.steps)
-    with steps_of(cfg, stream, examples, detours, trainee.state.step, micro_batch_size, world) as steps:
+    with steps_of(cfg, stream, examples, course, trainee.state.step, micro_batch_size, world) as steps:
         session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
 
 
@@ -199,6 +201,11 @@ def _shared(cfg: PretrainConfig, source: Source | None, world: World) -> Source 
     if source := shared_source(source, world):
         warn_of_other_pairs(source, cfg.objective)
     return source
+
+
+def course_of(cfg: PretrainConfig, detours: Sequence[Detour]) -> Course:
+    """Return which slots of the data each optimizer step takes."""
+    return replace(Course.constant(cfg.train.batch_size), skipped=skipped(detours))
 
 
 def _held_out(cfg: PretrainConfig, corpora: dict[str, Path]) -> HeldOut:
@@ -316,7 +323,7 @@ def steps_of(
     cfg: PretrainConfig,
     stream: TrainStream,
     examples: Examples,
-    detours: Sequence[Detour],
+    course: Course,
     start_step: int,
     micro_batch_size: int,
     world: World,
@@ -325,7 +332,7 @@ def steps_of(
     return StepLoader(
         stream,
         examples,
-        course=replace(Course.constant(cfg.train.batch_size), skipped=skipped(detours)),
+        course=course,
         micro_batch_size=micro_batch_size,
         rank=world.rank,
         world_size=world.size,

@@ -134,7 +134,7 @@ class Hooks:
         """See the end of a step; the meter is read, which waits too, where the stopwatch has waited."""
         self.watch.end_step(state.step, self._device)
         if state.step in (1, self.watch.plan.total):
-            self.losses.append(self.meter.read(state.step_targets).loss)
+            self.losses.append(self.meter.read().loss)
 
     def evaluate(self, state: TrainState) -> None: ...
 

@@ -112,19 +112,19 @@ def _block_norms(gradient: Tensor) -> list[Tensor]:
     return [torch.linalg.vector_norm(blocks, dim=1), torch.linalg.vector_norm(rest, keepdim=True)]
 
 
-def guarded_step(optimizer: Optimizer, norm: Tensor) -> None:
-    """Update unless the gradients' norm () is not finite; then weights, moments and step counts stay bit for bit.
+def guarded_step(optimizer: Optimizer, accepted: Tensor) -> None:
+    """Update if the gradients are accepted () bool; else weights, moments and step counts stay bit for bit.
 
     Fused AdamW and Muon learn it from a flag on the device, the way torch's GradScaler tells it, so the host waits for
-    nothing. An optimizer that does not say that it heeds the flag costs one read of the norm.
+    nothing. An optimizer that does not say that it heeds the flag costs one read of the decision.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = norm.isfinite().logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.found_inf = accepted.logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             optimizer.step()
         finally:
             del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-    elif norm.isfinite():
+    elif accepted:
         optimizer.step()
 
 

@@ -21,7 +21,7 @@ from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, Preemp
 from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, parsed, read_json, typed_as
 from pretrain.tracking.base import Mark, Record
-from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, missing
+from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, SKIPS_FILE, missing
 from pretrain.train.operators import Found, tables_of
 from pretrain.train.run_dir import CHECKPOINTS
 from pretrain.train.run_lock import LOCK_FILE, is_locked
@@ -51,6 +51,15 @@ class SampleRecord(TypedDict):
     continuation: str
 
 
+class SkipRecord(TypedDict):
+    """An optimizer step whose update was skipped: a line of skips.jsonl."""
+
+    step: int
+    data_step: int  # the batch that it took, in the order of the data, from 0
+    grad_norm: Any  # a number; one that is not finite is a string
+    cause: str
+
+
 Row = dict[str, float]
 """The known numbers of one record."""
 
@@ -72,6 +81,7 @@ class History:
     facts: dict[str, Any] = field(default_factory=dict)  # run.json; empty without one
     samples: list[SampleRecord] = field(default_factory=list)  # by step
     saved: list[int] = field(default_factory=list)  # steps whose checkpoints are on disk
+    skips: list[SkipRecord] = field(default_factory=list)  # by step
     profiles: list[Found] = field(default_factory=list)  # the costliest operators of profiled steps, by step and rank
     notes: list[str] = field(default_factory=list)  # what is not as it should be
 
@@ -101,6 +111,7 @@ class History:
             train=[row for row in self.train if row["step"] <= step],
             evaluation=[row for row in self.evaluation if row["step"] <= step],
             samples=[sample for sample in self.samples if sample["step"] <= step],
+            skips=[skip for skip in self.skips if skip["step"] <= step],
             saved=[saved for saved in self.saved if saved <= step],
             profiles=[found for found in self.profiles if found.last <= step],
             facts={**self.facts, "best_step": best if best is not None and best <= step else None},
@@ -131,6 +142,8 @@ def load(path: Path) -> History:
         (run.train if record["split"] == "train" else run.evaluation).append(row)
     if (path / SAMPLES_FILE).is_file():
         run.samples = [sample for _, sample in _lines(path / SAMPLES_FILE, SampleRecord)]
+    if (path / SKIPS_FILE).is_file():
+        run.skips = [skip for _, skip in _lines(path / SKIPS_FILE, SkipRecord)]
     return run
 
 

@@ -36,6 +36,7 @@ from pretrain.report.run_sections import (
     saved,
     state,
 )
+from pretrain.report.spikes import spike_section
 from pretrain.report.writing import write_page
 from pretrain.train.run_record import check_written_by
 
@@ -77,6 +78,7 @@ def page_of(runs: Sequence[History], step: int | None = None) -> Page:
             ],
         ),
         Section("What was reached", [*_ranking(runs, reached), _results(runs, reached), EXPLANATION]),
+        *spike_section(runs),
         *choices(runs),
         *samples(runs),
         *profiles(runs),

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import Checkpointable
 from pretrain.distributed.world import World
+from pretrain.guard.base import FiniteGuard, Guard, Verdict
 from pretrain.objectives.base import Objective
 from pretrain.optim.base import guarded_step
 from pretrain.optim.shared_matrices import Piece, SharesMatrices
@@ -34,6 +35,14 @@ class Memory(NamedTuple):
     weights: float  # that compute
     gradients: float
     optimizer: float  # moments, and fp32 weights beside those that compute
+
+
+class Update(NamedTuple):
+    """What became of a step, on the device; a skipped one leaves weights and moments as they were."""
+
+    norm: Tensor  # () global gradient norm before clipping
+    skipped: Tensor  # () bool; with a finite norm the guard refused it
+    norm_z: Tensor | None = None  # () as in `Verdict`
 
 
 class ReduceDtype(Enum):
@@ -132,6 +141,7 @@ class Strategy(Checkpointable, Protocol):
     """How one step runs on the hardware. All strategies give the same mathematics; what they save is in the base."""
 
     optimizer: Optimizer  # once `setup` has made it
+    guard: Guard  # decides which steps are taken; set it before the first one
 
     def setup(self, module: Objective, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         """Take over a module that is on the meta device and return the one that the loop calls.
@@ -149,12 +159,16 @@ class Strategy(Checkpointable, Protocol):
         """Accumulate the gradients of `loss` ()."""
         ...
 
-    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
-        """Clip, update and clear the gradients; return the global gradient norm before clipping, () on the device.
+    def step(self, lr_factor: float, clip_norm: float | None) -> Update:
+        """Clip, update and clear the gradients, unless the guard refuses them; say what became of it.
 
-        Every parameter group's own learning rate is multiplied by `lr_factor`. A non-finite norm means that the
-        update was skipped: weights and moments are as before.
+        Every parameter group's own learning rate is multiplied by `lr_factor`.
         """
+        ...
+
+    @property
+    def scale_exhausted(self) -> bool:
+        """Whether gradients overflowed at the smallest loss scale, the same on all ranks. Waits for the device."""
         ...
 
     def close(self) -> None:
@@ -174,6 +188,7 @@ class TorchStrategy:
         self.compilation = compilation
         self.scope = compilation.on(world.device.type, cfg)
         self.scaler = precision.scaler(world.device)
+        self.guard: Guard = FiniteGuard()
 
     def prepare(self, objective: Objective) -> None:
         """Convert layers, mark what blocks recompute, and compile them with these marks, which say what to save."""
@@ -187,20 +202,32 @@ class TorchStrategy:
         if isinstance(self.optimizer, SharesMatrices):
             self.optimizer.share(self.world, [piece(matrix) for matrix in self.optimizer.matrices()], replica_ranks)
 
-    def update(self, norm: Tensor, clip_norm: float | None) -> None:
-        """Clip the gradients, whose global norm () this is, take the optimizer's step, and clear them."""
+    def update(self, norm: Tensor, clip_norm: float | None) -> Update:
+        """Clip the gradients, whose global norm () this is, take the optimizer's step if it may be, and clear them."""
+        verdict = self.guard.judge(norm)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         clip_grads_with_norm_(parameters, clip_norm or float("inf"), norm)
-        guarded_step(self.optimizer, norm)
+        guarded_step(self.optimizer, verdict.accepted)
         self.scaler.update()
         self.optimizer.zero_grad()
+        return self.told(norm, verdict)
+
+    def told(self, norm: Tensor, verdict: Verdict) -> Update:
+        """Return what became of a step, on this rank's device."""
+        device, z = self.world.device, verdict.norm_z
+        return Update(norm.to(device), ~verdict.accepted.to(device), None if z is None else z.to(device))
+
+    @property
+    def scale_exhausted(self) -> bool:
+        return self.scaler.exhausted
 
     def close(self) -> None:
         """Let go of all memory: here it goes with the last reference to the strategy and to its module."""
 
     def state(self) -> dict[str, float]:
-        return self.scaler.state_dict()
+        return {**self.scaler.state_dict(), **self.guard.state()}
 
     def load_state(self, state: dict[str, float]) -> None:
-        if state and self.scaler.is_enabled():
+        self.guard.load_state(state)
+        if "scale" in state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state)

@@ -23,7 +23,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
 from pretrain.optim.shared_matrices import whole
 from pretrain.registry import register
-from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
+from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy, Update
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
@@ -121,13 +121,11 @@ class DDP(TorchStrategy):
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
+    def step(self, lr_factor: float, clip_norm: float | None) -> Update:
         set_learning_rates(self.optimizer, lr_factor)
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        norm = gradient_norm(gradients).float()
-        self.update(norm, clip_norm)
-        return norm
+        return self.update(gradient_norm(gradients).float(), clip_norm)
 
     def fragments(self) -> Iterator[Fragment]:
         """Whole tensors, each with its moments from one rank: the one with the fewest bytes so far."""

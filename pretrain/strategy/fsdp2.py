@@ -25,7 +25,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.base import gradient_norm, set_learning_rates
 from pretrain.optim.shared_matrices import Piece
 from pretrain.registry import register
-from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy
+from pretrain.strategy.base import CommonConfig, Memory, ReduceDtype, TorchStrategy, Update
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.precision import Precision
 
@@ -149,12 +149,10 @@ class FSDP2(TorchStrategy):
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
+    def step(self, lr_factor: float, clip_norm: float | None) -> Update:
         set_learning_rates(self.optimizer, lr_factor)
         self.scaler.unscale_(self.optimizer)
-        norm = self._gradient_norm().float()
-        self.update(norm, clip_norm)
-        return norm.to(self.world.device)
+        return self.update(self._gradient_norm().float(), clip_norm)
 
     def _gradient_norm(self) -> Tensor:
         """Return the norm of the whole gradient: ranks of a replica hold disjoint parts, replicas the same ones."""

@@ -15,6 +15,7 @@ import torch
 from pretrain.errors import check
 from pretrain.models.base import Model
 from pretrain.registry import register
+from pretrain.strategy.loss_scale import LossScaler
 
 
 @dataclass(kw_only=True)
@@ -47,9 +48,9 @@ class Precision:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+    def scaler(self, device: torch.device) -> LossScaler:
         """Return the loss scaler; a disabled one, which passes everything through, where none is needed."""
-        return torch.amp.GradScaler(device.type, enabled=False)
+        return LossScaler(device.type, enabled=False)
 
     def check_machine(self, *, device_type: str, compiles: bool) -> None:
         """Raise `ConfigError` where devices of a type ("cpu", "cuda") cannot compute so; needs no group."""
@@ -86,10 +87,14 @@ class FP16(Precision):
     dtype: ClassVar[torch.dtype] = torch.float16
     initial_scale: float = 65536.0  # factor on the loss at the first step
     growth_every: int = 2000  # optimizer steps without overflow after which the scale doubles
+    min_scale: float = 1.0  # the scale halves no further; a run whose gradients overflow there ends
 
     def __post_init__(self) -> None:
         check(self.initial_scale >= 1, "precision.initial_scale", self.initial_scale, "at least 1")
+        rule = f"must be above 0 and at most precision.initial_scale={self.initial_scale:g}"
+        check(0 < self.min_scale <= self.initial_scale, "precision.min_scale", self.min_scale, rule)
         check(self.growth_every >= 1, "precision.growth_every", self.growth_every, "at least 1 optimizer step")
 
-    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(device.type, init_scale=self.initial_scale, growth_interval=self.growth_every)
+    def scaler(self, device: torch.device) -> LossScaler:
+        scaling = {"init_scale": self.initial_scale, "growth_interval": self.growth_every}
+        return LossScaler(device.type, least=self.min_scale, **scaling)

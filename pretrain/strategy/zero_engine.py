@@ -30,10 +30,11 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.base import set_learning_rates
 from pretrain.optim.shared_matrices import Piece, SharesMatrices
 from pretrain.strategy import zero_nvme
-from pretrain.strategy.base import CommonConfig, TorchStrategy
+from pretrain.strategy.base import CommonConfig, TorchStrategy, Update
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP
 from pretrain.strategy.precision import FP16, Precision
+from pretrain.strategy.zero_guard import Gate
 
 
 def import_deepspeed(world: World) -> Any:
@@ -134,6 +135,9 @@ class ShardedZeRO(TorchStrategy):
             self.engine, self.zero, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=self.dictionary, dist_init_required=False
             )
+        if isinstance(self.precision, FP16):
+            self.zero.loss_scaler.min_scale = self.precision.min_scale  # its dictionary takes whole numbers alone
+        self.gate = Gate(self.zero, self.stage)
 
         def piece(matrix: nn.Parameter) -> Piece:
             name = names[matrix]
@@ -167,11 +171,16 @@ class ShardedZeRO(TorchStrategy):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr_factor: float, clip_norm: float | None) -> Tensor:
+    def step(self, lr_factor: float, clip_norm: float | None) -> Update:
         set_learning_rates(self.optimizer, lr_factor)
         self.zero.clip_grad = clip_norm or 0.0
+        self.gate.begin(self.guard)
         self.engine.step()
-        return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
+        return self.told(self.gate.norm, self.gate.verdict)
+
+    @property
+    def scale_exhausted(self) -> bool:
+        return self.gate.scale_exhausted
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's part of every tensor with its moments; a scalar comes from the rank that holds the first part."""
@@ -277,12 +286,14 @@ class ShardedZeRO(TorchStrategy):
 
     def state(self) -> dict[str, float]:
         if not isinstance(self.precision, FP16):
-            return {}
+            return self.guard.state()
         scaler = self.zero.loss_scaler
-        return {"scale": scaler.cur_scale, "_growth_tracker": scaler.cur_iter - scaler.last_overflow_iter - 1}
+        since = scaler.cur_iter - scaler.last_overflow_iter - 1
+        return {"scale": scaler.cur_scale, "_growth_tracker": since, **self.guard.state()}
 
     def load_state(self, state: dict[str, float]) -> None:
-        if state and isinstance(self.precision, FP16):
+        self.guard.load_state(state)
+        if "scale" in state and isinstance(self.precision, FP16):
             scaler = self.zero.loss_scaler
             scaler.cur_scale = state["scale"]
             scaler.last_overflow_iter = scaler.cur_iter - 1 - int(state["_growth_tracker"])

@@ -21,6 +21,7 @@ from pretrain.tracking.base import Mark, Record, Sample, Sink
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+SKIPS_FILE = "skips.jsonl"  # optimizer steps whose update was skipped
 
 
 class JsonlSink(Sink):

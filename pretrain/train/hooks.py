@@ -15,7 +15,7 @@ import torch
 from pretrain.checkpoint.save import Best, Checkpoints
 from pretrain.distributed.stragglers import Stragglers
 from pretrain.distributed.world import World
-from pretrain.errors import Diverged, NumericalError
+from pretrain.errors import NumericalError
 from pretrain.optim.base import learning_rates
 from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Record, Sample, Tracker
@@ -25,6 +25,7 @@ from pretrain.train.loop import TrainState
 from pretrain.train.metrics import Reading, StepMeter, Throughput, memory
 from pretrain.train.own_hooks import OwnHooks
 from pretrain.train.profiling import StepProfiler
+from pretrain.train.skips import Skips
 from pretrain.train.summary import compare_memory
 from pretrain.train.trace import Trace
 
@@ -38,7 +39,7 @@ class RunHooks:
     log_every: int  # optimizer steps
     evaluate_every: int  # optimizer steps, 0 = never
     save_every: int  # optimizer steps
-    max_skipped: int  # optimizer steps in a row without an update that the run survives
+    skips: Skips
     world: World
     strategy: Strategy
     meter: StepMeter
@@ -62,9 +63,11 @@ class RunHooks:
     def log(self, state: TrainState) -> None:
         """Read the meter and write a training record.
 
-        Raises `NumericalError` after more than `max_skipped` skipped updates in a row, and `Diverged` as `Watch` does.
+        Raises `NumericalError` for too many skipped updates in a row, for a loss scale that can fall no further, and
+        `Diverged` as `Watch` does.
         """
-        reading = self.meter.read(state.step_targets, self.world.sum_tensor)
+        reading = self.meter.read(self.world.sum_tensor)
+        of_guard = {} if reading.norm_z is None else {"norm_z": reading.norm_z}
         record: Record = {
             "step": state.step,
             "split": "train",
@@ -75,7 +78,10 @@ class RunHooks:
             "grad_norm": reading.grad_norm,
             **self.throughput.lap(state.step, state.tokens),
             **memory(self.world.device),
-            "skipped": reading.skipped,
+            "skipped": len(reading.skips),
+            "loss_max": reading.loss_max,
+            "grad_norm_max": reading.grad_norm_max,
+            **of_guard,
         }
         with self.throughput.paused():
             record = self.own.logged(record)
@@ -83,25 +89,20 @@ class RunHooks:
             self.tracker.log(record)
         self.stragglers.compare()
         self._check_memory()
-        self._check_divergence(state.step, reading)
-        if reading.skipped_in_a_row > self.max_skipped:
-            self.checkpoints.settle(wait=True)  # all ranks are here: a save under way need not be lost
-            raise NumericalError(
-                f"step {state.step}: {reading.skipped_in_a_row} updates in a row skipped for a non-finite gradient "
-                f"(train.max_skipped={self.max_skipped}); weights are as before them. Lower optim.lr, or use "
-                "precision=bf16, and start again: the run resumes from its newest checkpoint"
-            )
+        self._check(state.step, reading)
 
-    def _check_divergence(self, step: int, reading: Reading) -> None:
-        """Raise what the watch raises, once saves and the trace are on disk: all ranks are here."""
-        if self.trace and reading.skipped_in_a_row > self.max_skipped:
-            self.trace.write()
+    def _check(self, step: int, reading: Reading) -> None:
+        """Raise what is wrong with the newest steps, once saves and the trace are on disk: all ranks are here."""
         try:
+            failure = self.skips.add(step, reading.skips)
+            if reading.skips and self.strategy.scale_exhausted:
+                raise self.skips.scale_exhausted(step)
+            if failure:
+                raise failure
             if self.watch:
-                self.watch.skipped(step, reading.skipped_in_a_row, self.max_skipped)
                 self.watch.line(step, reading.loss)
-        except Diverged:
-            self.checkpoints.settle(wait=True)
+        except NumericalError:
+            self.checkpoints.settle(wait=True)  # a save under way need not be lost
             if self.trace:
                 self.trace.write()
             raise

@@ -118,11 +118,11 @@ def train(
                 loss = module(batch.to(world.device))
                 strategy.backward(loss.total * (world.size / max(targets, 1)))
             hooks.meter.add(loss.nll, loss.labels)
-        norm = strategy.step(schedule(state.step), cfg.clip_norm)
+        update = strategy.step(schedule(state.step), cfg.clip_norm)
         state.step += 1
         state.tokens += tokens
         state.step_targets = targets
-        hooks.meter.end_step(norm)
+        hooks.meter.end_step(update, targets)
 
         last = state.step == cfg.steps
         hooks.settle()

@@ -1,6 +1,7 @@
 """What is measured while a run trains: loss, speed, share of the hardware's peak, memory; and what a loss is worth.
 
-Holds arithmetic and readings only: peaks of devices are in `peaks`, sinks in `tracking`; `loop` decides when to read.
+Holds arithmetic and readings only: peaks of devices are in `peaks`, sinks in `tracking`, what is written of skipped
+steps in `skips`; `loop` decides when to read.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pretrain.strategy.base import Update
+
 MFU_CONVENTION = (
     "MFU = tokens/s x FLOPs per token (forward and backward, recomputation not counted) / dense peak of the devices, "
     "as in PaLM, arXiv 2204.02311, appendix B"
 )
 
-
 SENTENCES = ("sentence_loss", "sentence_accuracy")  # of labels of sequences: nats a label, and the share told right
+ROWS = 1024  # steps that a table holds; a longer stretch between readings takes another one, of 32 KiB
+
+
+class Skip(NamedTuple):
+    """An optimizer step whose update was skipped."""
+
+    before: int  # steps that were taken after it, up to the newest one
+    norm: float  # global gradient norm; where it is finite the guard refused the step
 
 
 class Reading(NamedTuple):
@@ -31,24 +41,27 @@ class Reading(NamedTuple):
     loss: float | None  # nats per target of the newest step, over the whole global batch; None: it had no target
     sentences: dict[str, float | None]  # SENTENCES of the newest step, None: it had no label; empty: no step has any
     grad_norm: float  # global gradient norm of the newest step, before clipping
-    skipped: int  # updates skipped since the previous reading (their gradient norm was not finite)
-    skipped_in_a_row: int  # skipped updates up to the newest step without a good one between, over all readings
+    loss_max: float | None  # the largest finite loss since the previous reading; None: there is none
+    grad_norm_max: float | None  # the largest finite norm since then, skipped steps included
+    norm_z: float | None  # the largest deviation that a guard saw since then; None: it measured none
+    skips: Sequence[Skip]  # since then, the oldest first
 
 
 class StepMeter:
-    """Sums of a step, kept on the device: `add` every micro-batch, `end_step` every step, `read` at log steps.
+    """Sums of steps, kept on the device: `add` every micro-batch, `end_step` every step, `read` at log steps.
 
-    Only `read` waits for the device.
+    Only `read` waits for the device, and only there ranks add up their losses: a step costs no collective.
     """
 
     def __init__(self, device: torch.device) -> None:
         # Of the step under way: nll of targets in nats; nll of labels, how many are right, how many there are.
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._has_labels = False
-        self._skipped = torch.zeros((), dtype=torch.float64, device=device)
-        self._in_a_row = torch.zeros((), dtype=torch.float64, device=device)
         self._newest = self._sums  # the same of the newest whole step
-        self._grad_norm = self._skipped
+        self._unknown = torch.full((), math.nan, dtype=torch.float64, device=device)
+        self._full: list[Tensor] = []  # tables of earlier steps
+        self._table = self._blank()  # nll of this rank, norm, whether it was skipped, deviation; a row a step
+        self._targets: list[int] = []  # of steps since the last reading, over all ranks
 
     def add(self, nll: Tensor, labels: Tensor | None = None) -> None:
         """Add the sums of one micro-batch over this rank's targets, `Loss.nll` () and `Loss.labels` (3,).
@@ -59,33 +72,50 @@ class StepMeter:
         sums = [nll.reshape(1), nll.new_zeros(3) if labels is None else labels]
         self._sums = self._sums + torch.cat(sums).detach()
 
-    def end_step(self, grad_norm: Tensor) -> None:
-        """Close the step with its global gradient norm (); a non-finite one counts as a skipped update."""
-        skipped = (~torch.isfinite(grad_norm)).to(self._skipped)
-        self._skipped = self._skipped + skipped
-        self._in_a_row = (self._in_a_row + 1) * skipped
+    def end_step(self, update: Update, num_targets: int) -> None:
+        """Close the step with what became of it; `num_targets` is the number of targets in its global batch."""
+        row = len(self._targets) % ROWS
+        if self._targets and row == 0:
+            self._full.append(self._table)
+            self._table = self._blank()
+        z = self._unknown if update.norm_z is None else update.norm_z
+        values = [value.double() for value in (update.norm, update.skipped, z)]
+        torch.stack([self._sums[0], *values], out=self._table[row])
+        self._targets.append(num_targets)
         self._newest, self._sums = self._sums, torch.zeros_like(self._sums)
-        self._grad_norm = grad_norm.detach()
 
-    def read(self, num_targets: int, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> Reading:
-        """Return the newest step's values and restart the count of skipped updates.
+    def read(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> Reading:
+        """Return the newest step's values and what stands out of those since the previous reading.
 
-        `num_targets` is the number of targets in the step's global batch; 0 is possible where they are drawn.
-        `sum_over_ranks` maps a (4,) tensor to its sum over data-parallel ranks; with more than one rank every rank
-        calls `read`, because it is a collective.
+        `sum_over_ranks` maps a tensor (n,) to its sum over data-parallel ranks; with more than one rank every rank
+        calls `read`, after the same step, because it is a collective.
         """
-        others = torch.stack([value.double() for value in (self._grad_norm, self._skipped, self._in_a_row)])
-        values = torch.cat([sum_over_ranks(self._newest), others]).tolist()
-        nll, label_nll, right, labels, grad_norm, skipped, in_a_row = values
-        self._skipped = torch.zeros_like(self._skipped)
+        steps, targets = len(self._targets), self._targets
+        assert steps, "a step was taken since the previous reading"
+        table = torch.cat([*self._full, self._table])[:steps]
+        sums = sum_over_ranks(torch.cat([table[:, 0], self._newest[1:]]))
+        values = torch.cat([sums, table[:, 1:].t().flatten()]).tolist()
+        self._targets, self._full = [], []
+        nll, (label_nll, right, labels) = values[:steps], values[steps : steps + 3]
+        norms, skipped, deviations = (values[steps * part + 3 : steps * (part + 1) + 3] for part in (1, 2, 3))
+        losses = [total / number if number else None for total, number in zip(nll, targets, strict=True)]
         means = (label_nll / labels, right / labels) if labels else (None, None)
         return Reading(
-            loss=nll / num_targets if num_targets else None,
+            loss=losses[-1],
             sentences=dict(zip(SENTENCES, means, strict=True)) if self._has_labels else {},
-            grad_norm=grad_norm,
-            skipped=int(skipped),
-            skipped_in_a_row=int(in_a_row),
+            grad_norm=norms[-1],
+            loss_max=_largest(losses),
+            grad_norm_max=_largest(norms),
+            norm_z=_largest(deviations),
+            skips=[Skip(steps - 1 - step, norms[step]) for step in range(steps) if skipped[step]],
         )
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(ROWS, 4, dtype=torch.float64, device=self._sums.device)
+
+
+def _largest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None and math.isfinite(value)), default=None)
 
 
 class Throughput:

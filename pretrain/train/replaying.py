@@ -80,7 +80,7 @@ class ReplayHooks:
 
     def log(self, state: TrainState) -> None:
         """Keep what the step gave."""
-        reading = self.meter.read(state.step_targets, self.world.sum_tensor)
+        reading = self.meter.read(self.world.sum_tensor)
         self.taken[state.step] = Taken(reading.loss, reading.grad_norm)
         self._step = state.step
 

@@ -30,7 +30,8 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory, Strategy
-from pretrain.tracking.jsonl import METRICS_FILE, missing
+from pretrain.tracking.base import Tracker
+from pretrain.tracking.jsonl import METRICS_FILE, SKIPS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.changes import changes
 from pretrain.train.computing import products_of, start_kernels
@@ -45,6 +46,7 @@ from pretrain.train.profiling import drawn
 from pretrain.train.resuming import Fingerprints, change_of_rate, resume
 from pretrain.train.room import memory_named
 from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, TRACE_FILE, RunDirectory, handled
+from pretrain.train.skips import Skips
 from pretrain.train.summary import ModelSize, versions
 from pretrain.train.trace import Trace, TracedMeter, drop_later
 
@@ -123,6 +125,7 @@ class Session:
         """
         cfg = self.cfg
         strategy = cfg.strategy.build(world=self.world, precision=cfg.precision, compilation=cfg.compile)
+        strategy.guard = cfg.guard.build()
         model = strategy.setup(module, cfg.optim.build)
         checkpoints = Checkpoints(cfg.run.directory / CHECKPOINTS, cfg.checkpoint, self.world)
         check_agreement(fingerprints, self.world)
@@ -204,22 +207,21 @@ class Session:
         num_steps: int,
         stopping: EarlyStopping,
         predicted: Memory,
+        data_step: Callable[[int], int] = lambda step: step,
         **others: Any,
     ) -> RunHooks:
-        """Return what the loop calls, as the checkpoint left it that the run resumes from; `others` are more fields."""
+        """Return what the loop calls, as the checkpoint left it that the run resumes from; `others` are more fields.
+
+        `data_step` says which batch of the data an optimizer step takes, both counted from 0.
+        """
         cfg, state, directory = self.cfg, trainee.state, self.directory
         peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
         throughput = Throughput(state.step, state.tokens, size.flops_per_token, peak, finish=self.world.finish)
         own = OwnHooks({name: config.build() for name, config in hook_configs(cfg.hooks).items()}, self.world)
+        skips = Skips(cfg.train.max_skipped, data_step, directory and directory.path / SKIPS_FILE, state.step)
         tracker = None
         if directory:
-            tracker = cfg.tracker.build(
-                run_dir=directory.path,
-                run_name=cfg.run.name,
-                total_steps=num_steps,
-                config=plain(cfg),
-                start_step=state.step,
-            )
+            tracker = self._tracker(directory, state.step, num_steps)
             steps = trainee.checkpoints.directory
             directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
 
@@ -237,7 +239,7 @@ class Session:
         trainee.checkpoints.better = stopping.better
         hooks = RunHooks(
             log_every=cfg.log.every,
-            max_skipped=cfg.train.max_skipped,
+            skips=skips,
             world=self.world,
             strategy=trainee.strategy,
             **self._measuring(state),
@@ -266,6 +268,16 @@ class Session:
             return {"meter": StepMeter(self.world.device)}
         trace = Trace(self.cfg.log.trace, state, self.world, path)
         return {"meter": TracedMeter(self.world.device, trace), "trace": trace}
+
+    def _tracker(self, directory: RunDirectory, start_step: int, num_steps: int) -> Tracker:
+        cfg = self.cfg
+        return cfg.tracker.build(
+            run_dir=directory.path,
+            run_name=cfg.run.name,
+            total_steps=num_steps,
+            config=plain(cfg),
+            start_step=start_step,
+        )
 
     def train(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pretrain.distributed.world import World
 from pretrain.errors import check
+from pretrain.strategy.base import Update
 from pretrain.tracking.jsonl import JsonlSink
 from pretrain.train.loop import LogConfig, TrainState
 from pretrain.train.metrics import StepMeter
@@ -88,7 +89,7 @@ class TracedMeter(StepMeter):
         super().__init__(device)
         self._trace = trace
 
-    def end_step(self, grad_norm: Tensor) -> None:
+    def end_step(self, update: Update, num_targets: int) -> None:
         """Close the step, and trace it."""
-        super().end_step(grad_norm)
-        self._trace.add(self._newest[0], self._grad_norm)
+        super().end_step(update, num_targets)
+        self._trace.add(self._newest[0], update.norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +175,11 @@ def schedule(step: int) -> float:
 
 @dataclass
 class Course:
-    """What a run did: a loss in nats a target and a gradient norm for every step."""
+    """What a run did: a loss in nats a target and a gradient norm for every step, and whether it was skipped."""
 
     losses: list[float]
     norms: list[float]
+    skipped: list[bool] = field(default_factory=list)
 
 
 def reference(
@@ -243,7 +244,9 @@ def train(
                 loss = wrapped(batch.to(world.device))
                 strategy.backward(loss.total * (factor * world.size / targets))
             nll += loss.nll
-        course.norms.append(strategy.step(schedule(step), CLIP).item())
+        update = strategy.step(schedule(step), CLIP)
+        course.norms.append(update.norm.item())
+        course.skipped.append(bool(update.skipped))
         course.losses.append(world.sum_tensor(nll).item() / targets)
     return course
 

@@ -59,7 +59,7 @@ FLOORS = [
     ["pretrain.train"],
     ["pretrain.strategy"],
     ["pretrain.objectives", "pretrain.hub"],
-    ["pretrain.data", "pretrain.checkpoint", "pretrain.optim"],
+    ["pretrain.data", "pretrain.checkpoint", "pretrain.optim", "pretrain.guard"],
     ["pretrain.models", "pretrain.tokenizer", "pretrain.tracking"],
     ["pretrain.registry", "pretrain.distributed"],
     ["pretrain.commands", "pretrain.settings", "pretrain.files"],

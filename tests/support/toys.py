@@ -8,6 +8,7 @@ from pretrain.distributed.world import World
 from pretrain.models.base import Model
 from pretrain.objectives.base import Loss, Objective
 from pretrain.optim.adamw import AdamWConfig
+from pretrain.strategy.base import Update
 from pretrain.strategy.compile import CompileConfig
 from pretrain.strategy.ddp import DDP, DDPConfig
 from pretrain.strategy.precision import FP32
@@ -64,11 +65,13 @@ def toy_strategy(precision=None, optim=None) -> tuple[ToyObjective, DDP]:
     return module, strategy
 
 
-def take_step(module: ToyObjective, strategy: DDP, seed: int, factor: float = 1.0) -> torch.Tensor:
+def take_step(
+    module: ToyObjective, strategy: DDP, seed: int, factor: float = 1.0, clip_norm: float | None = 1.0
+) -> Update:
     batch = toy_batch(seed)
     with strategy.micro_step(last=True):
         strategy.backward(module(batch).total * factor / batch.num_targets)
-    return strategy.step(1.0, 1.0)
+    return strategy.step(1.0, clip_norm)
 
 
 def state_of(module: ToyObjective, strategy: DDP) -> dict[object, torch.Tensor]:

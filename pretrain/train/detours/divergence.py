@@ -103,15 +103,6 @@ class Watch:
                 step=step,
             )
 
-    def skipped(self, step: int, number: int, allowed: int) -> None:
-        """See how many updates up to `step` were skipped in a row. Raises `Diverged` for too many, with detours."""
-        if self.cfg.detours and number > allowed:
-            raise Diverged(
-                f"step {step}: the run diverges: {number} updates in a row skipped (train.max_skipped={allowed})",
-                first=step - number,
-                step=step,
-            )
-
     def progress(self) -> WatchState:
         """Return what a checkpoint keeps."""
         return {"losses": [*self._losses], "high": self._high, "since": self._since, "newest": self._newest}

@@ -391,3 +391,33 @@ def test_the_costliest_operators_of_the_newest_profiled_steps(tmp_path):
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"steps-2-3/rank-0\.json: not readable"):
         run_page.write_report(run)
+
+
+def test_the_page_says_how_often_a_run_had_spikes_and_what_it_skipped(tmp_path):
+    run = make_run(tmp_path / "wild", steps=2000)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    noise = np.random.default_rng(1).normal(3, 0.1, len(lines))
+    for line, value in zip(lines, noise, strict=True):
+        if line["split"] == "train":
+            line |= {
+                "loss": 9.0 if line["step"] == 1500 else value,
+                "grad_norm": value,
+                "loss_max": value,
+                "grad_norm_max": value,
+            }
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    skipped = [(1498, 1510, 250.5, "outlier"), (1499, 1511, "NaN", "non-finite")]
+    keys = ("step", "data_step", "grad_norm", "cause")
+    (run / "skips.jsonl").write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in skipped))
+    _, page = run_page.write_report(run)
+    found = table(page, "Spikes")
+    assert found["training loss"] == ["0.50%", "1", "1,500"]
+    assert found["gradient norm"][:2] == ["0.00%", "0"]
+    assert found["1,498"] == ["1,510", "outlier", "250.50"]
+    assert found["1,499"] == ["1,511", "non-finite", "nan"]
+    assert not load(run).until(1400).skips
+
+
+def test_a_run_without_spikes_has_no_section_of_them(tmp_path):
+    _, page = run_page.write_report(make_run(tmp_path / "calm"))
+    assert "## Spikes" not in page.read_text()

@@ -9,6 +9,7 @@ import torch
 from toys import ALONE, ToyObjective, take_step, toy_batch, toy_strategy
 
 from pretrain.distributed.world import World
+from pretrain.errors import ConfigError
 from pretrain.models.base import named_tensors
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.muon import MuonConfig
@@ -36,7 +37,7 @@ def test_a_step_equals_torch_by_hand():
 
     with strategy.micro_step(last=True):
         strategy.backward(module(batch).total / 11)
-    measured = strategy.step(0.5, 0.1)
+    measured = strategy.step(0.5, 0.1).norm
     assert measured.item() == pytest.approx(norm, rel=1e-6)
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, reference.state_dict()[name], rtol=1e-5, atol=1e-7)
@@ -73,19 +74,19 @@ def test_a_step_with_a_broken_gradient_changes_nothing(precision, optim):
     take_step(module, strategy, 1)
     before, moments = weights(module), strategy.optimizer.state_dict()["state"]
     moments = {key: {kind: value.clone() for kind, value in state.items()} for key, state in moments.items()}
-    norm = take_step(module, strategy, 2, factor=float("nan"))
+    norm = take_step(module, strategy, 2, factor=float("nan")).norm
     assert not norm.isfinite()
     assert all(torch.equal(before[name], value) for name, value in weights(module).items())
     after = strategy.optimizer.state_dict()["state"]
     assert all(torch.equal(moments[key][kind], after[key][kind]) for key in moments for kind in moments[key])
-    assert take_step(module, strategy, 3).isfinite()
+    assert take_step(module, strategy, 3).norm.isfinite()
     assert any(not torch.equal(before[name], value) for name, value in weights(module).items())
 
 
 def test_fp16_halves_its_scale_at_each_overflow_until_gradients_are_finite():
     module, strategy = toy_strategy(FP16(initial_scale=2.0**120))
     skipped = 0
-    while not take_step(module, strategy, 1).isfinite():
+    while not take_step(module, strategy, 1).norm.isfinite():
         skipped += 1
         assert skipped < 150, "below 2^-30 nothing overflows"
     assert skipped > 0
@@ -105,7 +106,7 @@ def test_fp16_gradients_are_unscaled_before_they_are_clipped_and_measured():
     norms = []
     for precision in (FP32(), FP16(initial_scale=4096.0)):
         module, strategy = toy_strategy(precision)
-        norms.append(take_step(module, strategy, 1).item())
+        norms.append(take_step(module, strategy, 1).norm.item())
     assert norms[1] == pytest.approx(norms[0], rel=1e-2)
 
 
@@ -176,3 +177,15 @@ def test_what_is_to_be_compiled_is_compiled(compilation, recompute):
     strategy.backward(module(toy_batch(5)).total)
     assert counters["stats"]["unique_graphs"] > 0
     assert list(module.state_dict()) == names
+
+
+def test_the_scale_of_fp16_stops_at_its_floor_and_an_overflow_there_is_known():
+    module, strategy = toy_strategy(FP16(initial_scale=16.0, min_scale=3.0))
+    found = []
+    for factor in (math.nan, 1.0, math.nan, math.nan, math.nan):
+        take_step(module, strategy, 1, factor)
+        found.append((strategy.state()["scale"], strategy.scale_exhausted))
+    assert found == [(8.0, False), (8.0, False), (4.0, False), (3.0, False), (3.0, True)]
+    with pytest.raises(ConfigError, match="above 0 and at most precision"):
+        FP16(initial_scale=16.0, min_scale=32.0)
+    assert not toy_strategy()[1].scale_exhausted, "fp32 has no scale"

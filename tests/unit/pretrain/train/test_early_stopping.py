@@ -14,6 +14,7 @@ from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter, Throughput
 from pretrain.train.own_hooks import OwnHooks
+from pretrain.train.skips import Skips
 
 NAN = math.nan
 
@@ -33,7 +34,7 @@ def make(tmp_path):
             evaluate_every=1,
             save_every=save_every,
             save_best=save_best,
-            max_skipped=0,
+            skips=Skips(0),
             world=ALONE,
             strategy=toy_strategy()[1],
             meter=StepMeter(ALONE.device),

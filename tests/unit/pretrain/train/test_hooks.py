@@ -1,26 +1,30 @@
 """What a run writes and does at log, evaluation and checkpoint steps, with everything around it played by stand-ins."""
 
+import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pretrain.distributed.world import World
-from pretrain.errors import NumericalError
-from pretrain.strategy.base import Memory
+from pretrain.errors import Diverged, NumericalError
+from pretrain.strategy.base import Memory, Update
 from pretrain.tracking.base import scalars
+from pretrain.tracking.jsonl import SKIPS_FILE
 from pretrain.train import hooks as module
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
-from pretrain.train.metrics import StepMeter, Throughput
+from pretrain.train.metrics import Skip, StepMeter, Throughput
 from pretrain.train.own_hooks import OwnHooks
+from pretrain.train.skips import Skips
 
 
 class Run:
     """Hooks of a run whose clock moves by 5 s in an evaluation and by 11 s in a save."""
 
-    def __init__(self, world=None, predicted=None, max_skipped=2):
+    def __init__(self, world=None, predicted=None, max_skipped=2, skips=None):
         self.now, self.saved, self.written = 0.0, [], []
         self.meter = StepMeter(torch.device("cpu"))
         clock = lambda: self.now
@@ -32,9 +36,9 @@ class Run:
             log_every=1,
             evaluate_every=1,
             save_every=1,
-            max_skipped=max_skipped,
+            skips=Skips(max_skipped, lambda step: 100 + step, skips),
             world=world or World.alone(),
-            strategy=SimpleNamespace(optimizer=optimizer),
+            strategy=SimpleNamespace(optimizer=optimizer, scale_exhausted=False),
             meter=self.meter,
             throughput=throughput,
             evaluator=self.evaluate,
@@ -59,10 +63,16 @@ class Run:
         self.now += 2
         self.saved.append(("settle", wait))
 
-    def steps(self, *norms):
+    def steps(self, *norms, nll=6.0, targets=4, refused=()):
         for norm in norms:
-            self.meter.add(torch.tensor(6.0))
-            self.meter.end_step(torch.tensor(norm))
+            self.meter.add(torch.tensor(nll))
+            self.meter.end_step(update(norm, skipped=norm in refused), targets)
+
+
+def update(norm, z=None, *, skipped=False):
+    norm = torch.tensor(norm)
+    skipped = ~norm.isfinite() | torch.tensor(skipped)
+    return Update(norm, skipped, None if z is None else torch.tensor(z, dtype=torch.float64))
 
 
 def test_a_training_record_is_of_the_steps_since_the_last_one():
@@ -85,6 +95,8 @@ def test_a_training_record_is_of_the_steps_since_the_last_one():
         "step_s": pytest.approx(10 / 3),
         "mfu": pytest.approx(6 * 3 / 60),
         "skipped": 1,
+        "loss_max": 1.5,
+        "grad_norm_max": 3.0,
     }
 
 
@@ -92,10 +104,11 @@ def test_a_training_record_has_the_figures_of_sentences_where_sequences_have_lab
     run = Run()
     for labels in ((0.5, 1, 2), (2.0, 1, 3)):
         run.meter.add(torch.tensor(3.0), torch.tensor(labels))
-    run.meter.end_step(torch.tensor(1.0))
+    run.meter.end_step(update(1.0, 2.5), 4)
     run.hooks.log(TrainState(step=5, tokens=160, step_targets=4))
     [record] = run.written
     assert (record["loss"], record["sentence_loss"], record["sentence_accuracy"]) == (1.5, 0.5, 0.4)
+    assert record["norm_z"] == 2.5, "of the guard, which there is"
     names = {"train/loss", "train/sentence_loss", "train/sentence_accuracy"}
     assert scalars(record).keys() >= names
 
@@ -106,7 +119,7 @@ def test_evaluations_and_saves_are_no_time_of_training():
     run.hooks.save(TrainState(step=5, tokens=110), required=True)
     run.hooks.settle()
     run.now += 4
-    run.steps(1.0)
+    run.steps(1.0, targets=1)
     run.hooks.log(TrainState(step=5, tokens=110, step_targets=1))
     validation, training = run.written
     assert validation == {"step": 5, "split": "validation", "tokens": 110, "loss": 1.5}
@@ -116,15 +129,44 @@ def test_evaluations_and_saves_are_no_time_of_training():
     assert run.saved == [(5, progress, {"value": 1.5, "required": True}), ("settle", False)]
 
 
-def test_as_many_skipped_updates_in_a_row_as_allowed_are_survived_and_one_more_is_not():
-    run = Run(max_skipped=2)
+def test_as_many_skipped_updates_in_a_row_as_allowed_are_survived_and_one_more_is_not(tmp_path):
+    run = Run(max_skipped=2, skips=tmp_path / SKIPS_FILE)
     run.steps(1.0, float("nan"), float("inf"))
     run.hooks.log(TrainState(step=3, step_targets=1))
-    run.steps(float("nan"))
-    with pytest.raises(NumericalError, match=r"step 4: 3 updates in a row skipped .*train.max_skipped=2"):
-        run.hooks.log(TrainState(step=4, step_targets=1))
+    run.steps(9.0, 1.0, refused=[9.0])
+    said = (
+        r"step 5: 3 updates in a row skipped \(train.max_skipped=2\): 2 non-finite, 1 outlier: "
+        "step 2 on data step 101; step 3 on data step 102; step 4 on data step 103; weights are as before them"
+    )
+    with pytest.raises(Diverged, match=said) as found:
+        run.hooks.log(TrainState(step=5, step_targets=1))
+    assert (found.value.first, found.value.step) == (1, 5)
+    lines = [json.loads(line) for line in (tmp_path / SKIPS_FILE).read_text().splitlines()]
+    assert lines == [
+        {"step": 2, "data_step": 101, "grad_norm": "NaN", "cause": "non-finite"},
+        {"step": 3, "data_step": 102, "grad_norm": "Infinity", "cause": "non-finite"},
+        {"step": 4, "data_step": 103, "grad_norm": 9.0, "cause": "outlier"},
+    ]
     assert run.saved == [("settle", True)], "a save under way is not lost"
     assert len(run.written) == 2, "the record of the steps that failed is written first"
+
+
+def test_a_resumed_run_forgets_the_skips_that_it_takes_again(tmp_path):
+    file = tmp_path / SKIPS_FILE
+    first = Skips(5, file=file)
+    assert not file.exists(), "a run that skips nothing has none"
+    assert first.add(4, [Skip(2, 1.0), Skip(0, 2.0)]) is None
+    Skips(5, file=file, start_step=3).add(4, [Skip(0, 7.0)])
+    assert [json.loads(line)["grad_norm"] for line in file.read_text().splitlines()] == [1.0, 7.0]
+
+
+def test_overflow_at_the_smallest_scale_ends_the_run_with_the_steps_that_were_skipped():
+    run = Run(max_skipped=9)
+    run.steps(math.inf, math.inf)
+    run.hooks.strategy.scale_exhausted = True
+    with pytest.raises(NumericalError, match=r"step 2: .*precision.min_scale; 2 non-finite: step 1 on data step 100;"):
+        run.hooks.log(TrainState(step=2))
+    assert run.saved == [("settle", True)]
 
 
 def test_memory_is_compared_once_with_that_of_the_fullest_rank(monkeypatch):

@@ -19,6 +19,7 @@ from pretrain.objectives.base import Loss
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.base import parameter_group
 from pretrain.optim.muon import MuonConfig
+from pretrain.strategy.base import Update
 from pretrain.strategy.precision import BF16, FP16, FP32
 from pretrain.train.loop import TrainConfig, TrainState, train
 
@@ -90,7 +91,7 @@ class Recording:
         self.asked = []
         self.meter = SimpleNamespace(
             add=lambda nll, labels: self.asked.append(("add", nll.item())),
-            end_step=lambda norm: self.asked.append(("end", norm.item())),
+            end_step=lambda update, targets: self.asked.append(("end", update.norm.item(), targets)),
         )
 
     @contextmanager
@@ -103,7 +104,7 @@ class Recording:
 
     def step(self, lr_factor, clip_norm):
         self.asked.append(("step", lr_factor, clip_norm))
-        return torch.tensor(7.0)
+        return Update(torch.tensor(7.0), torch.tensor(False))
 
     def settle(self):
         self.asked.append(("settle",))
@@ -169,7 +170,7 @@ def test_a_step_divides_by_the_targets_of_all_ranks_and_undoes_the_mean_over_the
         for number, targets in enumerate(own):
             expected += [("last" if number else "not last",), ("backward", pytest.approx(targets * 3 / 17))]
             expected += [("add", targets)]
-        assert recording.asked == [*expected, ("step", 0.5**2, 0.3), ("end", 7.0), ("settle",), ("evaluate", 3)]
+        assert recording.asked == [*expected, ("step", 0.5**2, 0.3), ("end", 7.0, 17), ("settle",), ("evaluate", 3)]
         assert (state.step, state.tokens, state.step_targets) == (3, 100 + 17 + 6 * 2, 17)
 
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_threads import on_threads
 
-from pretrain.train.metrics import StepMeter, Throughput, bits_per_byte, memory, perplexity
+from pretrain.strategy.base import Update
+from pretrain.train import metrics
+from pretrain.train.metrics import Skip, StepMeter, Throughput, bits_per_byte, memory, perplexity
 from pretrain.train.peaks import peak_flops
 
 CPU = torch.device("cpu")
@@ -25,32 +27,52 @@ class Clock:
         return self.now
 
 
+def update(norm, skipped=False, z=None):
+    return Update(torch.tensor(norm), torch.tensor(skipped), None if z is None else torch.tensor(z).double())
+
+
 @given(
     steps=st.lists(
         st.tuples(
-            st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=4), st.sampled_from([0.5, math.inf, math.nan])
+            st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=4),
+            st.sampled_from([0.5, 0.75, math.inf, math.nan]),
+            st.booleans(),
+            st.sampled_from([math.nan, -0.5, 3.5]),
+            st.integers(0, 3),
         ),
         min_size=1,
         max_size=12,
     ),
     read_every=st.integers(1, 5),
+    rows=st.integers(1, 4),
 )
-def test_step_meter_equals_a_loop_over_floats(steps, read_every):
-    meter = StepMeter(CPU)
-    skipped = in_a_row = 0
-    for number, (micro_batches, norm) in enumerate(steps, 1):
-        for nll in micro_batches:
-            meter.add(torch.tensor(nll, requires_grad=True))
-        meter.end_step(torch.tensor(norm))
-        bad = not math.isfinite(norm)
-        skipped += bad
-        in_a_row = in_a_row + 1 if bad else 0
-        if number % read_every == 0:
-            reading = meter.read(num_targets=7)
-            assert reading.loss == pytest.approx(math.fsum(micro_batches) / 7, rel=1e-12)
-            assert reading.grad_norm == norm or (math.isnan(norm) and math.isnan(reading.grad_norm))
-            assert (reading.skipped, reading.skipped_in_a_row) == (skipped, in_a_row)
-            skipped = 0
+def test_step_meter_equals_a_loop_over_floats(steps, read_every, rows):
+    """However many steps lie between two readings, and however few a table holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "ROWS", rows)
+        meter, since = StepMeter(CPU), []
+        for number, (micro_batches, norm, skipped, z, targets) in enumerate(steps, 1):
+            for nll in micro_batches:
+                meter.add(torch.tensor(nll, requires_grad=True))
+            meter.end_step(update(norm, skipped, z), targets)
+            since.append((math.fsum(micro_batches) / targets if targets else None, norm, skipped, z))
+            if number % read_every == 0:
+                check_reading(meter.read(), since)
+                since = []
+
+
+def check_reading(reading, steps):
+    losses, norms, skipped, z = zip(*steps, strict=True)
+
+    def largest(values):
+        return max((value for value in values if value is not None and math.isfinite(value)), default=None)
+
+    for found, expected in ((reading.loss, losses[-1]), (reading.loss_max, largest(losses))):
+        assert found == (None if expected is None else pytest.approx(expected, rel=1e-12))
+    assert repr(reading.grad_norm) == repr(norms[-1])
+    assert (reading.grad_norm_max, reading.norm_z) == (largest(norms), largest(z))
+    expected = [Skip(len(steps) - 1 - at, norm) for at, norm in enumerate(norms) if skipped[at]]
+    assert repr(reading.skips) == repr(expected)
 
 
 def test_step_meter_reads_nothing_before_read():
@@ -58,26 +80,27 @@ def test_step_meter_reads_nothing_before_read():
     meter = StepMeter(meta)
     for _ in range(3):
         meter.add(torch.zeros((), device=meta))
-        meter.end_step(torch.zeros((), device=meta))
+        meter.end_step(Update(torch.zeros((), device=meta), torch.zeros((), device=meta)), 1)
     with pytest.raises((RuntimeError, NotImplementedError)):
-        meter.read(1)
+        meter.read()
 
 
 def test_a_step_without_targets_has_no_loss():
     meter = StepMeter(CPU)
     for nll, targets, loss in ((0.0, 0, None), (6.0, 3, 2.0)):
         meter.add(torch.tensor(nll))
-        meter.end_step(torch.tensor(1.0))
-        assert meter.read(targets).loss == loss
+        meter.end_step(update(1.0), targets)
+        assert meter.read().loss == loss
 
 
 def test_step_meter_sums_the_loss_over_ranks_and_nothing_else():
     meter = StepMeter(CPU)
-    meter.add(torch.tensor(3.0))
-    meter.end_step(torch.tensor(2.0))
-    reading = meter.read(10, sum_over_ranks=lambda local: local * 4)
-    assert reading.loss == pytest.approx(1.2)
-    assert reading.grad_norm == 2.0
+    for nll, norm in ((5.0, 2.5), (3.0, 2.0)):
+        meter.add(torch.tensor(nll))
+        meter.end_step(update(norm, z=1.5), 10)
+    reading = meter.read(sum_over_ranks=lambda local: local * 4)
+    assert (reading.loss, reading.loss_max) == pytest.approx((1.2, 2.0))
+    assert (reading.grad_norm, reading.grad_norm_max, reading.norm_z) == (2.0, 2.5, 1.5)
 
 
 def test_labels_of_sequences_count_alike_on_whatever_rank_and_in_whatever_micro_batch_they_are():
@@ -93,8 +116,8 @@ def test_labels_of_sequences_count_alike_on_whatever_rank_and_in_whatever_micro_
         for step in steps:
             for sums in step[world.rank]:
                 meter.add(torch.tensor(2.0, requires_grad=True), torch.tensor(sums))
-            meter.end_step(torch.tensor(1.0))
-            readings.append(meter.read(4, world.sum_tensor))
+            meter.end_step(update(1.0), 4)
+            readings.append(meter.read(world.sum_tensor))
         return [(reading.loss, *reading.sentences.values()) for reading in readings], readings[0].sentences.keys()
 
     expected = [(8 / 4, 7.0 / 6, 2 / 6), (4 / 4, 4.0 / 5, 3 / 5), (4 / 4, None, None)]
@@ -104,8 +127,8 @@ def test_labels_of_sequences_count_alike_on_whatever_rank_and_in_whatever_micro_
 def test_sequences_without_labels_have_no_figures_of_sentences():
     meter = StepMeter(CPU)
     meter.add(torch.tensor(3.0))
-    meter.end_step(torch.tensor(2.0))
-    assert meter.read(1).sentences == {}
+    meter.end_step(update(2.0), 1)
+    assert meter.read().sentences == {}
 
 
 def test_throughput_counts_a_resumed_run_from_where_it_resumes_and_leaves_pauses_out():

@@ -8,6 +8,7 @@ import torch
 from toys import ALONE
 
 from pretrain.errors import ConfigError
+from pretrain.strategy.base import Update
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter
 from pretrain.train.trace import Trace, TracedLogConfig, TracedMeter, drop_later
@@ -30,9 +31,10 @@ def test_the_newest_steps_of_each_save_are_what_a_meter_reads_at_each_step(tmp_p
                 traced.add(nll)
                 plain.add(nll)
             norm = torch.tensor(draw.choice([draw.uniform(0, 2), float("inf")]))
-            traced.end_step(norm)
-            plain.end_step(norm)
-            reading = plain.read(state.step_targets)
+            update = Update(norm, norm.isfinite().logical_not())
+            traced.end_step(update, state.step_targets)
+            plain.end_step(update, state.step_targets)
+            reading = plain.read()
             shown = "Infinity" if reading.grad_norm == float("inf") else reading.grad_norm
             expected[state.step] = {"step": state.step, "loss": reading.loss, "grad_norm": shown}
         trace.write()

@@ -1,0 +1,1 @@
+"""Guards: which gradients may move the weights."""
