@@ -82,7 +82,7 @@ class Watch:
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._listen, self._look)]
         for thread in self._threads:
             thread.start()
-        self._ending = threading.Lock()  # taken by the thread that ends the process
+        self._ending, self._leaving = threading.Lock(), threading.Lock()  # taken for good by the thread that does it
         self._heartbeat = None
         if heartbeat_s:
             self._heartbeat = Heartbeat(
@@ -136,6 +136,9 @@ class Watch:
         Without a hang the store is nobody's concern, and torch prints a page where it is gone already.
         """
         if self._rank and not self._hangs:
+            return
+        if not self._leaving.acquire(blocking=False):  # another thread does; counted twice, rank 0 would go too soon
+            self._over.wait(LEAVE_S)
             return
 
         def wait() -> None:
