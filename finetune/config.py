@@ -26,6 +26,7 @@ from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.loop import LogConfig
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
+from pretrain.train.replicas import ReplicasConfig
 from pretrain.train.run_dir import RunConfig
 
 
@@ -90,6 +91,7 @@ class FinetuneConfig:
     log: LogConfig = field(default_factory=LogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ from pretrain.train.loop import LogConfig, TrainConfig
 from pretrain.train.micro_batches import said
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
+from pretrain.train.replicas import ReplicasConfig
 from pretrain.train.run_dir import RunConfig
 
 
@@ -64,6 +65,7 @@ class PretrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
     def __post_init__(self) -> None:

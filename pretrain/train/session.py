@@ -40,6 +40,7 @@ from pretrain.train.metrics import MFU_CONVENTION, StepMeter, Throughput
 from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
 from pretrain.train.profiling import drawn
+from pretrain.train.replicas import Replicas
 from pretrain.train.resuming import Fingerprints, change_of_rate, resume
 from pretrain.train.run_dir import (
     CHECKPOINTS,
@@ -243,6 +244,7 @@ class Session:
             own=own,
             checkpoints=trainee.checkpoints,
             tracker=tracker,
+            replicas=Replicas(cfg.replicas, trainee.strategy, state, self.world),
             fingerprints=trainee.fingerprints,
             facts=directory.facts if directory else {},
             predicted=predicted,
