@@ -24,6 +24,7 @@ from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.loop import LogConfig
+from pretrain.train.mirror.base import check_mirror
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
 from pretrain.train.replicas import ReplicasConfig
@@ -130,6 +131,7 @@ class FinetuneConfig:
         self.precision.check_machine(device_type=device_type, compiles=compiles)
         self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged="examples of uneven lengths")
         hook_configs(self.hooks)
+        check_mirror(self.checkpoint.mirror)
         self.profile.check_ranks(ranks)
 
 

@@ -30,6 +30,7 @@ from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import LogConfig, TrainConfig
 from pretrain.train.micro_batches import said
+from pretrain.train.mirror.base import check_mirror
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
 from pretrain.train.replicas import ReplicasConfig
@@ -117,6 +118,7 @@ class PretrainConfig:
         ragged = "data.isolate_documents=true" if self.data.isolate_documents else None
         self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged=ragged)
         hook_configs(self.hooks)
+        check_mirror(self.checkpoint.mirror)
         self.profile.check_ranks(ranks)
         self.data.prepare.check_whole()
         question_files(self.eval.choices, "eval.choices")

@@ -42,6 +42,7 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.loop import TrainState
 from pretrain.train.micro_batches import Passes, found, said
+from pretrain.train.mirror.restore import is_mirrored
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.run_dir import TOKENIZER_FILE, check_written_by, read_record
 from pretrain.train.samples import Continuations, encoded_prompts
@@ -61,7 +62,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
     cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
     source = None
-    if cfg.init_from and not resumes(cfg.run):
+    if cfg.init_from and not resumes(cfg.run) and not (rank() == 0 and is_mirrored(cfg.checkpoint, cfg.run)):
         source = find_source(cfg.init_from, first=rank() == 0)
         if source:
             check_written_by("pretrain", source.path)

@@ -37,6 +37,8 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import MFU_CONVENTION, StepMeter, Throughput
+from pretrain.train.mirror.restore import fetch_lost
+from pretrain.train.mirror.uploads import Mirror
 from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
 from pretrain.train.profiling import drawn
@@ -76,6 +78,7 @@ class Session:
     world: World
     directory: RunDirectory | None  # on rank 0 alone
     stop: StopRequest
+    mirror: Mirror | None  # on rank 0, of a run that has one
 
     @classmethod
     @contextmanager
@@ -87,7 +90,7 @@ class Session:
         packages = ["pretrain", program] if program != "pretrain" else ["pretrain"]
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest(_EARLY))
-            directory = None
+            directory = mirror = None
             if rank() == 0:
                 directory = stack.enter_context(closing(RunDirectory.claim(cfg.run)))
                 stack.enter_context(directory.log_to(*packages))
@@ -97,13 +100,16 @@ class Session:
                 log.debug("%s", ", ".join(f"{name} {number}" for name, number in found.items()))
                 log.debug("%s", MFU_CONVENTION)
                 directory.record(name=cfg.run.name, versions=found, mfu=MFU_CONVENTION, exit=None, **record)
+                if mirror := Mirror.of(cfg.checkpoint, cfg.run, stop):  # waits at the end, when no other rank does
+                    stack.enter_context(mirror)
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
             timeout, ended = timedelta(minutes=cfg.run.timeout_minutes), directory.end if directory else None
             world = stack.enter_context(joined(timeout, cfg.run.directory / HANG, ended))
             stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
-            yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
+            fetch_lost(cfg.checkpoint, cfg.run, directory, world)
+            yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop, mirror=mirror)
 
     def build(
         self,
@@ -219,6 +225,8 @@ class Session:
             )
             steps = trainee.checkpoints.directory
             directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
+            if self.mirror and trainee.saved:
+                self.mirror.add(steps / step_name(state.step), anew=False)
 
         def committed(step: int, path: Path, best: bool) -> None:
             if directory and tracker:
@@ -226,6 +234,9 @@ class Session:
                 directory.keep_committed(step_names(path.parent), **{path.name: digest})
                 if best:
                     directory.record(best_step=step)
+                if self.mirror:
+                    kept = trainee.checkpoints.best
+                    self.mirror.add(path, [step_name(kept.step)] if kept else [])
                 tracker.saved(step, path, best)
             with throughput.paused():
                 own.saved(step, path, best)
