@@ -229,14 +229,8 @@ class Session:
                 self.mirror.add(steps / step_name(state.step), anew=False)
 
         def committed(step: int, path: Path, best: bool) -> None:
-            if directory and tracker:
-                digest = hash_file(path / MANIFEST_FILE)
-                directory.keep_committed(step_names(path.parent), **{path.name: digest})
-                if best:
-                    directory.record(best_step=step)
-                if self.mirror:
-                    kept = trainee.checkpoints.best
-                    self.mirror.add(path, [step_name(kept.step)] if kept else [])
+            if tracker:
+                self._committed(trainee, step, path, best)
                 tracker.saved(step, path, best)
             with throughput.paused():
                 own.saved(step, path, best)
@@ -264,6 +258,17 @@ class Session:
         if trainee.saved:
             hooks.restore(trainee.saved)
         return hooks
+
+    def _committed(self, trainee: Trainee, step: int, path: Path, best: bool) -> None:
+        """Record on rank 0 that a step is committed, and have it copied to the mirror."""
+        if self.directory is None:
+            return
+        self.directory.keep_committed(step_names(path.parent), **{path.name: hash_file(path / MANIFEST_FILE)})
+        if best:
+            self.directory.record(best_step=step)
+        if self.mirror:
+            kept = trainee.checkpoints.best
+            self.mirror.add(path, [step_name(kept.step)] if kept else [])
 
     def train(
         self,
