@@ -23,8 +23,10 @@ from pretrain.registry import choices, discover, plain
 from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
+from pretrain.train.mirror.base import check_mirror
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
+from pretrain.train.replicas import ReplicasConfig
 from pretrain.train.run_dir import RunConfig
 from pretrain.train.trace import TracedLogConfig
 
@@ -91,6 +93,7 @@ class FinetuneConfig:
     log: TracedLogConfig = field(default_factory=TracedLogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: SavingConfig = field(default_factory=SavingConfig)  # a step is saved when it is measured
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class FinetuneConfig:
         self.precision.check_machine(device_type=device_type, compiles=compiles)
         self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged="examples of uneven lengths")
         hook_configs(self.hooks)
+        check_mirror(self.checkpoint.mirror)
         self.profile.check_ranks(ranks)
 
 

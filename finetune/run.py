@@ -37,6 +37,7 @@ from pretrain.strategy.base import Memory
 from pretrain.tokenizer.base import FOR_TARGETS, text_sha256
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainConfig
+from pretrain.train.mirror.restore import is_mirrored
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.room import memory_with_room
 from pretrain.train.run_record import read_record
@@ -66,7 +67,7 @@ def finetune(cfg: FinetuneConfig) -> Path:
     """
     cfg.attention.build()
     cfg.check_start(ranks=world_size(), device_type=device_type())
-    resumed = resumes(cfg.run)
+    resumed = resumes(cfg.run) or (rank() == 0 and is_mirrored(cfg.checkpoint, cfg.run))
     source = None if resumed or cfg.init_from is None else find_source(cfg.init_from, first=rank() == 0)
     record = {"init_from": source.name} if source else {}
     with Session.opened("finetune", cfg, **record) as session:

@@ -31,8 +31,10 @@ from pretrain.train.detours.divergence import DivergenceConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.loop import TrainConfig
 from pretrain.train.micro_batches import said
+from pretrain.train.mirror.base import check_mirror
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
+from pretrain.train.replicas import ReplicasConfig
 from pretrain.train.run_dir import RunConfig
 from pretrain.train.trace import TracedLogConfig
 
@@ -68,6 +70,7 @@ class PretrainConfig:
     log: TracedLogConfig = field(default_factory=TracedLogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
     def __post_init__(self) -> None:
@@ -120,6 +123,7 @@ class PretrainConfig:
         ragged = "data.isolate_documents=true" if self.data.isolate_documents else None
         self.compile.check_start(device_type=device_type, strategy=self.strategy, ragged=ragged)
         hook_configs(self.hooks)
+        check_mirror(self.checkpoint.mirror)
         self.profile.check_ranks(ranks)
         self.data.prepare.check_whole()
         question_files(self.eval.choices, "eval.choices")

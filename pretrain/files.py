@@ -142,7 +142,12 @@ def read_json(path: Path, kind: Any = dict[str, Any], *, newest: int | None = No
     A sealed object is checked; `newest` is the largest `format` that the caller knows. Raises `OSError` for a file that
     cannot be read, `OtherFormat` for a later format and `ValueError` for anything else than such an object.
     """
-    content = parsed(_bytes_of(path))
+    return unsealed(_bytes_of(path), kind, newest=newest)
+
+
+def unsealed(data: bytes, kind: Any = dict[str, Any], *, newest: int | None = None) -> Any:
+    """Return the object in the bytes of a JSON file as `read_json` does. Raises `OtherFormat` and `ValueError`."""
+    content = parsed(data)
     if newest is not None:
         found = typed_as(_Numbered, content)["format"]
         if found > newest:

@@ -44,6 +44,7 @@ from pretrain.train.detours.rewinding import detoured, shared_detours
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
 from pretrain.train.micro_batches import Passes, found, said
+from pretrain.train.mirror.restore import is_mirrored
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.room import memory_with_room
 from pretrain.train.run_dir import TOKENIZER_FILE
@@ -75,7 +76,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
 
 def _source(cfg: PretrainConfig) -> Source | None:
     """Return where first weights come from, on rank 0; None for random ones, and where a saved step has all."""
-    if not cfg.init_from or resumes(cfg.run):
+    if not cfg.init_from or resumes(cfg.run) or (rank() == 0 and is_mirrored(cfg.checkpoint, cfg.run)):
         return None
     source = find_source(cfg.init_from, first=rank() == 0)
     if source:

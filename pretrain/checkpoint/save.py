@@ -44,10 +44,14 @@ class SavingConfig:
     keep: int = 2  # newest committed steps that stay; older ones are deleted after the next commit
     asynchronous: bool = True  # copy what a rank saves into host memory, and write it while training continues
     max_failures: int = 3  # saves in a row that may fail (a full disk, say) before the run stops with exit code 8
+    mirror: str | None = None  # URL of a store (s3://, gs://, file:// ...) that gets a copy of each step; null: none
+    mirror_wait_minutes: float = 10.0  # that the end of a run waits at most for copies that are not complete yet
 
     def __post_init__(self) -> None:
         check(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, or nothing could be resumed")
         check(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "at least 1")
+        wait = self.mirror_wait_minutes
+        check(0 <= wait <= 10_080, "checkpoint.mirror_wait_minutes", wait, "0 to 10,080 minutes, a week")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ far are data parallel: the loop and the loader give every rank other data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from pretrain.checkpoint.base import Checkpointable
+from pretrain.checkpoint.base import Checkpointable, Fragment
 from pretrain.distributed.world import World
 from pretrain.guard.base import FiniteGuard, Guard, Verdict
 from pretrain.objectives.base import Objective
@@ -157,6 +157,14 @@ class Strategy(Checkpointable, Protocol):
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of `loss` ()."""
+        ...
+
+    def replicated(self) -> Iterator[Fragment]:
+        """Yield what this rank holds of weights, buffers and moments that other ranks hold, too, in the same order.
+
+        Ranks that yield fragments of the same names, kinds and starts are replicas of each other; their bits must be
+        equal after every step. Data are views, (numel,), in the precision in which they are held.
+        """
         ...
 
     def step(self, lr_factor: float, clip_norm: float | None) -> Update:

@@ -133,11 +133,18 @@ class DDP(TorchStrategy):
         for name, tensor in named_tensors(self.module):
             owner = load.index(min(load))
             load[owner] += tensor.numel()
-            if owner != self.world.rank:
-                continue
-            kinds = {WEIGHT: tensor.detach(), **self.optimizer.state.get(tensor, {})}
-            for kind, value in kinds.items():
-                yield Fragment(name, kind, tuple(value.shape), 0, value.reshape(-1))
+            if owner == self.world.rank:
+                yield from self._whole(name, tensor)
+
+    def replicated(self) -> Iterator[Fragment]:
+        """Everything: each rank is a replica of all others."""
+        for name, tensor in named_tensors(self.module):
+            yield from self._whole(name, tensor)
+
+    def _whole(self, name: str, tensor: Tensor) -> Iterator[Fragment]:
+        kinds = {WEIGHT: tensor.detach(), **self.optimizer.state.get(tensor, {})}
+        for kind, value in kinds.items():
+            yield Fragment(name, kind, tuple(value.shape), 0, value.reshape(-1))
 
     def load_fragments(self, read: Reader) -> None:
         for name, tensor in named_tensors(self.module):

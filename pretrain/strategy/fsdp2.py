@@ -155,21 +155,36 @@ class FSDP2(TorchStrategy):
         return self.update(self._gradient_norm().float(), clip_norm)
 
     def _gradient_norm(self) -> Tensor:
-        """Return the norm of the whole gradient: ranks of a replica hold disjoint parts, replicas the same ones."""
+        """Return the norm of the whole gradient: ranks of a replica hold disjoint parts, replicas the same ones.
+
+        Each rank adds up what the ranks of its replica have, in their order. The order in which a network would do it
+        may differ between replicas, and then so would their weights.
+        """
         parts = [self._part(tensor.grad).data for _, tensor in self.tensors if tensor.grad is not None]
-        squared = gradient_norm(parts).square()
-        dist.all_reduce(squared, group=self.mesh.get_group("shard"))
-        return squared.sqrt()
+        own = gradient_norm(parts).square().view(1)
+        squares = own.new_empty(self.mesh["shard"].size())
+        dist.all_gather_into_tensor(squares, own, group=self.mesh.get_group("shard"))
+        return squares.sum().sqrt()
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's part of each tensor, from the first replica; what is not cut comes from rank 0."""
         first_replica = self.world.rank < self.mesh["shard"].size()
+        for fragment, cut in self._held():
+            if (first_replica and fragment.data.numel()) if cut else self.world.is_first:
+                yield fragment
+
+    def replicated(self) -> Iterator[Fragment]:
+        """This rank's parts, which one rank of every replica holds (HSDP); nothing if there is one replica."""
+        if self.mesh["shard"].size() < self.world.size:
+            yield from (fragment for fragment, _ in self._held())
+
+    def _held(self) -> Iterator[tuple[Fragment, bool]]:
+        """All that this rank holds, and of each fragment whether it is a part of a cut tensor, perhaps an empty one."""
         for name, tensor in self.tensors:
             kinds = {WEIGHT: tensor.detach(), **self.optimizer.state.get(tensor, {})}
             for kind, value in kinds.items():
                 part = self._part(value)
-                if (first_replica and part.data.numel()) if part.cut else self.world.is_first:
-                    yield Fragment(name, kind, tuple(value.shape), part.start, part.data.reshape(-1))
+                yield Fragment(name, kind, tuple(value.shape), part.start, part.data.reshape(-1)), part.cut
 
     def load_fragments(self, read: Reader) -> None:
         for group in self.groups:

@@ -198,6 +198,14 @@ class ShardedZeRO(TorchStrategy):
                 elif part.start == 0:
                     yield Fragment(name, kind, (), 0, value.reshape(-1))
 
+    def replicated(self) -> Iterator[Fragment]:
+        """Under stages 1 and 2 all that the module holds: the weights that compute. Shards and moments are held once.
+
+        Under stage 3 nothing: every weight is cut, and gathered ones come from its shards.
+        """
+        for name, tensor in named_tensors(self.module) if self.stage < 3 else ():
+            yield Fragment(name, WEIGHT, tuple(tensor.shape), 0, tensor.detach().reshape(-1))
+
     def load_fragments(self, read: Reader) -> None:
         with torch.no_grad(), self._published():
             for name, tensor in self._whole():

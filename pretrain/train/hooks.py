@@ -25,6 +25,7 @@ from pretrain.train.loop import TrainState
 from pretrain.train.metrics import Reading, StepMeter, Throughput, memory
 from pretrain.train.own_hooks import OwnHooks
 from pretrain.train.profiling import StepProfiler
+from pretrain.train.replicas import Replicas
 from pretrain.train.skips import Skips
 from pretrain.train.summary import compare_memory
 from pretrain.train.trace import Trace
@@ -58,6 +59,7 @@ class RunHooks:
     stragglers: Stragglers = field(default_factory=lambda: Stragglers(World.alone(), None))
     watch: Watch | None = None  # for a loss that diverges
     trace: Trace | None = None  # of single steps
+    replicas: Replicas | None = None  # what ranks hold alike; None: nothing is compared
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
     def log(self, state: TrainState) -> None:
@@ -129,12 +131,21 @@ class RunHooks:
         return measured
 
     def save(self, state: TrainState, *, required: bool) -> None:
-        """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row."""
+        """Save a checkpoint. Raises `ResourceError` if a `required` one fails, or too many in a row.
+
+        Raises `NumericalError` before anything is written if ranks differ in what they should hold alike.
+        """
         with self.throughput.paused():
+            self._compare_replicas()
             value = self.stopping.value_at(state.step)
             if self.trace:
                 self.trace.write()
             self.checkpoints.save(state.step, self.strategy, self.progress(state), value=value, required=required)
+
+    def _compare_replicas(self) -> None:
+        if difference := self.replicas and self.replicas.difference():
+            self.checkpoints.settle(wait=True)  # an earlier step, whose replicas were equal, need not be lost
+            raise NumericalError(difference)
 
     def progress(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside weights and moments."""
@@ -175,11 +186,14 @@ class RunHooks:
         return kept.step
 
     def settle(self) -> None:
-        """End a step for those who measure it, and advance a pending save. Raises `ResourceError` as `save` does.
+        """End a step for those who measure it, compare replicas if it is due, and advance a pending save.
 
-        No pause of the clock: that would wait for the device in every step.
+        Raises what `save` raises. No pause of the clock: that would wait for the device in every step.
         """
         self.stragglers.end_step()
         if self.profiler:
             self.profiler.end_step()
+        if self.replicas and self.replicas.is_due:
+            with self.throughput.paused():
+                self._compare_replicas()
         self.checkpoints.settle()

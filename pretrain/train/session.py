@@ -40,9 +40,12 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainConfig, TrainState, train
 from pretrain.train.metrics import MFU_CONVENTION, StepMeter, Throughput
+from pretrain.train.mirror.restore import fetch_lost
+from pretrain.train.mirror.uploads import Mirror
 from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
 from pretrain.train.profiling import drawn
+from pretrain.train.replicas import Replicas
 from pretrain.train.resuming import Fingerprints, change_of_rate, resume
 from pretrain.train.room import memory_named
 from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, TRACE_FILE, RunDirectory, handled
@@ -75,6 +78,7 @@ class Session:
     world: World
     directory: RunDirectory | None  # on rank 0 alone
     stop: StopRequest
+    mirror: Mirror | None  # on rank 0, of a run that has one
 
     @classmethod
     @contextmanager
@@ -86,7 +90,7 @@ class Session:
         packages = ["pretrain", program] if program != "pretrain" else ["pretrain"]
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest(_EARLY))
-            directory = None
+            directory = mirror = None
             if rank() == 0:
                 directory = stack.enter_context(closing(RunDirectory.claim(cfg.run)))
                 stack.enter_context(directory.log_to(*packages))
@@ -96,6 +100,8 @@ class Session:
                 log.debug("%s", ", ".join(f"{name} {number}" for name, number in found.items()))
                 log.debug("%s", MFU_CONVENTION)
                 directory.record(name=cfg.run.name, versions=found, mfu=MFU_CONVENTION, exit=None, **record)
+                if mirror := Mirror.of(cfg.checkpoint, cfg.run, stop):  # waits at the end, when no other rank does
+                    stack.enter_context(mirror)
             else:  # all ranks find the same, and the first one says it
                 stack.enter_context(handled(packages, logging.NullHandler()))
             timeout, ended = timedelta(minutes=cfg.run.timeout_minutes), directory.end if directory else None
@@ -104,7 +110,8 @@ class Session:
             stack.enter_context(memory_named(world))
             stack.enter_context(products_of(cfg, world.device))
             check_started_alike(cfg, packages, world)
-            yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop)
+            fetch_lost(cfg.checkpoint, cfg.run, directory, world)
+            yield cls(program=program, cfg=cfg, world=world, directory=directory, stop=stop, mirror=mirror)
 
     def build(
         self,
@@ -224,13 +231,12 @@ class Session:
             tracker = self._tracker(directory, state.step, num_steps)
             steps = trainee.checkpoints.directory
             directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
+            if self.mirror and trainee.saved:
+                self.mirror.add(steps / step_name(state.step), anew=False)
 
         def committed(step: int, path: Path, best: bool) -> None:
-            if directory and tracker:
-                digest = hash_file(path / MANIFEST_FILE)
-                directory.keep_committed(step_names(path.parent), **{path.name: digest})
-                if best:
-                    directory.record(best_step=step)
+            if tracker:
+                self._committed(trainee, step, path, best)
                 tracker.saved(step, path, best)
             with throughput.paused():
                 own.saved(step, path, best)
@@ -250,6 +256,7 @@ class Session:
             stragglers=Stragglers(self.world, cfg.run.straggler_ratio, lambda: throughput.pausing),
             checkpoints=trainee.checkpoints,
             tracker=tracker,
+            replicas=Replicas(cfg.replicas, trainee.strategy, state, self.world),
             fingerprints=trainee.fingerprints,
             facts=directory.facts if directory else {},
             predicted=predicted,
@@ -278,6 +285,17 @@ class Session:
             config=plain(cfg),
             start_step=start_step,
         )
+
+    def _committed(self, trainee: Trainee, step: int, path: Path, best: bool) -> None:
+        """Record on rank 0 that a step is committed, and have it copied to the mirror."""
+        if self.directory is None:
+            return
+        self.directory.keep_committed(step_names(path.parent), **{path.name: hash_file(path / MANIFEST_FILE)})
+        if best:
+            self.directory.record(best_step=step)
+        if self.mirror:
+            kept = trainee.checkpoints.best
+            self.mirror.add(path, [step_name(kept.step)] if kept else [])
 
     def train(
         self,

@@ -70,7 +70,7 @@ def check_norms(world, steps, expected):
         assert course.losses == pytest.approx(expected.losses, rel=1e-6), name
 
 
-@with_ranks(2, slow=(1, 3))
+@with_ranks(2, slow=(1, 3, 4))
 def test_gradient_norms_are_those_of_float64(ranks):
     steps = SHORT if ranks == 2 else STEPS
     on_ranks(ranks, check_norms, steps, reference(steps, build_wide, dtype=torch.float64)[0])

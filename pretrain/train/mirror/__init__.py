@@ -1,0 +1,1 @@
+"""Copies of a run's checkpoints in another store, for the day when its own disk is gone."""
