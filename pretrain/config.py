@@ -27,8 +27,9 @@ from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
+from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.evaluator import EvalConfig
-from pretrain.train.loop import LogConfig, TrainConfig
+from pretrain.train.loop import LogConfig
 from pretrain.train.micro_batches import said
 from pretrain.train.own_hooks import hook_configs, schema_of
 from pretrain.train.profiling import ProfileConfig
@@ -53,7 +54,7 @@ class PretrainConfig:
     objective: Any = MISSING
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: GrowthConfig = field(default_factory=GrowthConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     strategy: Any = MISSING

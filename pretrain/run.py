@@ -37,6 +37,7 @@ from pretrain.objectives.base import Objective, TokenLossConfig
 from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
+from pretrain.train.batch_growth import GrowthConfig, growth_fingerprints
 from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
@@ -130,13 +131,12 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     file = corpus / TOKENIZER_FILE  # the same in each of them
     stream = cfg.data.train_stream(corpora, cfg.seed)
     tokenizer = stream.manifest.tokenizer(corpus)
-    held_out = cfg.data.held_out(corpora)
-    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
-    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    held_out = _held_out(cfg, corpora)
     vocabulary = cache(partial(load_vocabulary, corpus))
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
-    schedule = cfg.schedule.build(cfg.train.steps)
+    course = _course(cfg)
+    rate = LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps, cfg.train.lr_factor(course))
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.lengths)
     predicted = size.memory(cfg.strategy, ranks=world.size, precision=cfg.precision)
@@ -149,8 +149,8 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         fingerprints,
         shapes=initial.shapes,
         first_weights=lambda: weights_from(source, initial, fingerprints, world, tokenizer=file) if source else initial,
-        num_steps=cfg.train.steps,
-        unsaid=network_defaults(cfg.model),
+        rate=rate,
+        unsaid=network_defaults(cfg.model) | growth_fingerprints(GrowthConfig()),
         accept_changed=cfg.data.accept_changed,
     )
     computing = session.begin(
@@ -166,7 +166,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
-        log.info(_plan(cfg, size, passes, micro_batch_size, computing, stream, held_out))
+        log.info(_plan(cfg, size, passes, micro_batch_size, rate, course, computing, stream, held_out))
     hooks = session.hooks(
         trainee,
         size=size,
@@ -179,10 +179,19 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         stopping=EarlyStopping(metric="loss", lower_is_better=True, patience=cfg.eval.patience),
         save_best=cfg.eval.saves_best,
         predicted=predicted,
+        work=course.taken,
     )
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
-    with _steps(cfg, stream, examples, trainee.state, micro_batch_size, world) as steps:
-        session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+    with _steps(cfg, stream, examples, course, trainee.state, micro_batch_size, world) as steps:
+        session.train(trainee, steps, rate.multiplier, hooks, cfg.train, evaluate_first=evaluate_first)
+
+
+def _held_out(cfg: PretrainConfig, corpora: dict[str, Path]) -> HeldOut:
+    """Return what is measured. Raises `ConfigError` if that is nothing, and a setting needs evaluations."""
+    held_out = cfg.data.held_out(corpora)
+    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
+    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    return held_out
 
 
 def _micro_batch(cfg: PretrainConfig, passes: Passes, session: Session) -> tuple[int, dict[str, Any]]:
@@ -219,6 +228,8 @@ def _plan(
     size: ModelSize,
     passes: Passes,
     micro_batch_size: int,
+    rate: LearningRate,
+    course: Course,
     computing: str,
     stream: TrainStream,
     held_out: HeldOut,
@@ -232,7 +243,8 @@ def _plan(
         seq_len=cfg.data.seq_len,
         train=cfg.train,
         micro_batch_size=micro_batch_size,
-        learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
+        course=course,
+        learning_rate=rate,
         world=world,
         computing=computing,
         stream=stream,
@@ -244,7 +256,7 @@ def _plan(
 def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
     order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
-    return {**order, **network_fingerprints(cfg.model, cfg.optim)}
+    return {**order, **growth_fingerprints(cfg.train), **network_fingerprints(cfg.model, cfg.optim)}
 
 
 def _evaluator(
@@ -288,10 +300,16 @@ def _continuations(
     )
 
 
+def _course(cfg: PretrainConfig) -> Course:
+    """Return which slots the run's steps take."""
+    return Course(cfg.train.sizes)
+
+
 def _steps(
     cfg: PretrainConfig,
     stream: TrainStream,
     examples: Examples,
+    course: Course,
     state: TrainState,
     micro_batch_size: int,
     world: World,
@@ -299,7 +317,7 @@ def _steps(
     return StepLoader(
         stream,
         examples,
-        course=Course.constant(cfg.train.batch_size),
+        course=course,
         micro_batch_size=micro_batch_size,
         rank=world.rank,
         world_size=world.size,

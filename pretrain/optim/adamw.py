@@ -21,6 +21,7 @@ from pretrain.optim.base import (
     check_positive,
     parameter_group,
     partition,
+    spared,
 )
 from pretrain.registry import register
 
@@ -35,6 +36,7 @@ class AdamWConfig:
     beta2: float = 0.95  # decay of the second moment, per step
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # share of a matrix taken off per step, times the learning rate
+    decay_embeddings: bool = True  # whether embeddings decay; a tied one is the vocabulary projection, too
     layer_decay: float = 1.0  # learning rate of a layer over that of the next one; 1: all the same
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class AdamWConfig:
         check_fraction("optim.beta1", self.beta1)
         check_fraction("optim.beta2", self.beta2)
         check_positive("optim.eps", self.eps)
-        check_decay(self.weight_decay)
+        check_decay(self.weight_decay, embeddings=self.decay_embeddings)
         rule = "must be above 0 and at most 1; 1 turns it off"
         check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, rule)
 
@@ -56,18 +58,16 @@ class AdamWConfig:
         steps below at lr * layer_decay^n, the embeddings lowest (Clark et al. 2020, ELECTRA, appendix B).
         """
         hidden, outer, vectors = partition(module)
+        others = spared(module, decay_embeddings=self.decay_embeddings)
+        decaying = [parameter for parameter in hidden + outer if parameter not in others]
+        rest = [parameter for parameter in outer if parameter in others] + vectors
         depths, top = _depths(module) if self.layer_decay < 1 else ({}, 0)
         groups = []
         for depth in range(top, -1, -1):
             lr = self.lr * self.layer_decay ** (top - depth)
-            matrices, rest = (
-                [parameter for parameter in parameters if depths.get(parameter, top) == depth]
-                for parameters in (hidden + outer, vectors)
-            )
-            groups += [
-                parameter_group("decay", matrices, lr, self.weight_decay),
-                parameter_group("no_decay", rest, lr, 0.0),
-            ]
+            for name, parameters, decay in (("decay", decaying, self.weight_decay), ("no_decay", rest, 0.0)):
+                of_layer = [parameter for parameter in parameters if depths.get(parameter, top) == depth]
+                groups.append(parameter_group(name, of_layer, lr, decay))
         return FusedAdamW(groups, self.beta1, self.beta2, self.eps)
 
 

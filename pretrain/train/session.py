@@ -29,6 +29,7 @@ from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
 from pretrain.strategy.base import Memory, Strategy
+from pretrain.tracking.base import Tracker
 from pretrain.tracking.jsonl import METRICS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
 from pretrain.train.changes import changes
@@ -111,14 +112,14 @@ class Session:
         *,
         shapes: Shapes,
         first_weights: Callable[[], Reader],
-        num_steps: int,
+        rate: LearningRate,
         unsaid: Fingerprints,
         accept_changed: bool = False,
     ) -> Trainee:
         """Hand a module on the meta device to the strategy, and fill it from the newest checkpoint if there is one.
 
-        `shapes` are those of the whole module, `first_weights` fill it at step 0, `num_steps` are those of the whole
-        run, `unsaid` what steps of older versions do not say (`network_defaults`). `accept_changed` goes on with other
+        `shapes` are those of the whole module, `first_weights` fill it at step 0, `rate` is that of the whole run,
+        `unsaid` what steps of older versions do not say (`network_defaults`). `accept_changed` goes on with other
         corpora, which is noted. Raises what `resume` raises.
         """
         cfg = self.cfg
@@ -133,7 +134,7 @@ class Session:
             strategy,
             shapes,
             fingerprints,
-            num_steps=num_steps,
+            num_steps=rate.total_steps,
             unsaid=unsaid,
             committed=committed,
             accept=accept,
@@ -145,7 +146,7 @@ class Session:
             path = self.directory.path / METRICS_FILE
             for said in (
                 missing(path, saved["step"], saved.get("metrics")),
-                change_of_rate(self.directory.path, LearningRate(cfg.optim.lr, cfg.schedule, num_steps), saved["step"]),
+                change_of_rate(self.directory.path, rate, saved["step"]),
             ):
                 if said:
                     self.directory.note(said)
@@ -200,22 +201,19 @@ class Session:
         num_steps: int,
         stopping: EarlyStopping,
         predicted: Memory,
+        work: Callable[[int], float] = float,
         **others: Any,
     ) -> RunHooks:
-        """Return what the loop calls, as the checkpoint left it that the run resumes from; `others` are more fields."""
+        """Return what the loop calls, as the checkpoint left it that the run resumes from; `others` are more fields.
+
+        `work` says what the first so many steps cost together, in any unit: the time left follows from it.
+        """
         cfg, state, directory = self.cfg, trainee.state, self.directory
         peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
         throughput = Throughput(state.step, state.tokens, size.flops_per_token, peak, finish=self.world.finish)
         own = OwnHooks({name: config.build() for name, config in hook_configs(cfg.hooks).items()}, self.world)
-        tracker = None
+        tracker = self._tracker(num_steps, state.step, work)
         if directory:
-            tracker = cfg.tracker.build(
-                run_dir=directory.path,
-                run_name=cfg.run.name,
-                total_steps=num_steps,
-                config=plain(cfg),
-                start_step=state.step,
-            )
             steps = trainee.checkpoints.directory
             directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
 
@@ -251,6 +249,19 @@ class Session:
         if trainee.saved:
             hooks.restore(trainee.saved)
         return hooks
+
+    def _tracker(self, num_steps: int, start_step: int, work: Callable[[int], float]) -> Tracker | None:
+        """Return what records go to, on rank 0; see `hooks`."""
+        if self.directory is None:
+            return None
+        return self.cfg.tracker.build(
+            run_dir=self.directory.path,
+            run_name=self.cfg.run.name,
+            total_steps=num_steps,
+            config=plain(self.cfg),
+            start_step=start_step,
+            work=work,
+        )
 
     def train(
         self,
