@@ -67,10 +67,11 @@ def test_longer_n_grams_do_not_count():
     assert not repetitive([np.tile(np.arange(14, dtype=np.uint32), 40)], 32).any()
 
 
-def test_what_is_repeated_across_documents_is_no_repeat():
-    documents = [np.full(20, 5, dtype=np.uint32), np.full(0, 5, dtype=np.uint32), np.full(20, 5, dtype=np.uint32)]
+@pytest.mark.parametrize("n", [1, 2, 13])
+def test_what_is_repeated_across_documents_is_no_repeat(n):
+    gram, other = np.tile(np.arange(n), 20), np.arange(100, 100 + 32 * n)
+    documents = [np.append(other, gram), np.append(gram, other), np.empty(0, dtype=int), np.tile(np.arange(n), 31)]
     assert not repetitive(documents, 32).any()
-    assert not repetitive([np.arange(13, dtype=np.uint32)] * 40, 32).any(), "nor of documents that are one n-gram each"
 
 
 def test_templates_are_not_looked_at_and_the_rest_keeps_its_order(monkeypatch):
