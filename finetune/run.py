@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from finetune.answering.base import Codec, Encoded, Engine
 from finetune.config import FinetuneConfig
@@ -106,7 +107,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     written, beside = codec.tokenizer.to_str(pretty=True), pair_files(source.path)
     data = _read(cfg, source, codec)
     steps = _steps(cfg, data, world)
-    schedule = cfg.schedule.build(steps.total)
+    rate = LearningRate(cfg.optim.lr, cfg.schedule, steps.total)
     network = replace(source.network, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
     module = build_module(cfg, network, source.vocab_size, data.names, data.train)
     size = ModelSize.of(module, data.train.examples.shares)
@@ -117,7 +118,7 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         _fingerprints(cfg, network, data, written, beside),
         shapes=initial.shapes,
         first_weights=lambda: _first_weights(cfg, source, initial, adapters, world, names=data.names),
-        num_steps=steps.total,
+        rate=rate,
         unsaid=network_defaults(network),
     )
     computing = session.begin(
@@ -135,16 +136,8 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
     if session.directory:
         record = read_record(session.directory.path)
         warn_unless_exportable("finetune", network, record, codec.tokenizer, task.answering.kind)
-        log.info(_summary(cfg, data, size, predicted, computing, steps))
-    engine = Engine(
-        module=trainee.model,
-        objective=module,
-        codec=codec,
-        whole=not cfg.strategy.shards_weights,
-        autocast=lambda: cfg.precision.autocast(world.device),
-        max_tokens=cfg.train.max_tokens,
-        world=world,
-    )
+        log.info(_summary(cfg, data, size, predicted, computing, rate))
+    engine = _engine(cfg, trainee.model, module, codec, world)
     lower = task.metric in LOWER_IS_BETTER
     every = cfg.eval.every or -(-len(data.train.examples) // cfg.train.batch_size)
     hooks = session.hooks(
@@ -158,7 +151,21 @@ def _finetune(cfg: FinetuneConfig, source: Source | Nothing, session: Session) -
         stopping=EarlyStopping(metric=task.metric, lower_is_better=lower, patience=cfg.eval.patience),
     )
     loop = TrainConfig(steps=steps.total, clip_norm=cfg.train.clip_norm, max_skipped=cfg.train.max_skipped)
-    session.train(trainee, steps.since(trainee.state.step), schedule, hooks, loop, evaluate_first=cfg.eval.at_start)
+    left = steps.since(trainee.state.step)
+    session.train(trainee, left, rate.multiplier, hooks, loop, evaluate_first=cfg.eval.at_start)
+
+
+def _engine(cfg: FinetuneConfig, wrapped: nn.Module, module: Objective, codec: Codec, world: World) -> Engine:
+    """Return what answers questions with the model that is trained, which the strategy has `wrapped`."""
+    return Engine(
+        module=wrapped,
+        objective=module,
+        codec=codec,
+        whole=not cfg.strategy.shards_weights,
+        autocast=lambda: cfg.precision.autocast(world.device),
+        max_tokens=cfg.train.max_tokens,
+        world=world,
+    )
 
 
 def _first_weights(
@@ -251,17 +258,17 @@ def _fingerprints(
 
 
 def _summary(
-    cfg: FinetuneConfig, data: TaskData, size: ModelSize, memory: Memory, computing: str, steps: TrainingSteps
+    cfg: FinetuneConfig, data: TaskData, size: ModelSize, memory: Memory, computing: str, rate: LearningRate
 ) -> str:
     """Return the plan of fine-tuning."""
     outputs = f"; outputs: {shortlist(data.names)}" if data.names else ""
     some = f", {size.trainable:,} of them trainable" if size.trainable < size.parameters else ""
     rows = [
-        ("run", f"{cfg.run.directory}: {cfg.train.epochs:g} epochs in {steps.total:,} steps"),
+        ("run", f"{cfg.run.directory}: {cfg.train.epochs:g} epochs in {rate.total_steps:,} steps"),
         ("model", f"{size.parameters:,} parameters{some}{outputs}"),
         ("memory", of_memory(memory)),
         ("compute", computing),
-        ("lr", of_rate(LearningRate(cfg.optim.lr, cfg.schedule, steps.total))),
+        ("lr", of_rate(rate)),
     ]
     for split, encoded in (("training", data.train), ("validation", data.validation)):
         lengths = encoded.examples.lengths

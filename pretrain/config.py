@@ -27,9 +27,9 @@ from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
 from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
+from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.detours.divergence import DivergenceConfig
 from pretrain.train.evaluator import EvalConfig
-from pretrain.train.loop import TrainConfig
 from pretrain.train.micro_batches import said
 from pretrain.train.mirror.base import check_mirror
 from pretrain.train.own_hooks import hook_configs, schema_of
@@ -58,7 +58,7 @@ class PretrainConfig:
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
     guard: Any = MISSING
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: GrowthConfig = field(default_factory=GrowthConfig)
     divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 

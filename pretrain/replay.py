@@ -124,7 +124,7 @@ def _taken_again(
 
     from pretrain.compose import compose_run
     from pretrain.data.vocabulary import load_vocabulary
-    from pretrain.run import build_module, course_of, fingerprints_of, steps_of
+    from pretrain.run import build_module, course_of, fingerprints_of, rate_of, steps_of
     from pretrain.train.computing import start_kernels
     from pretrain.train.detours.base import read_detours
     from pretrain.train.loop import TrainState, train
@@ -141,17 +141,18 @@ def _taken_again(
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     module = build_module(cfg, stream.manifest.vocab_size)
     strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
-    state = TrainState()
+    strategy.guard = cfg.guard.build()
+    state, course = TrainState(), course_of(cfg, detours)
     model = _restored(cfg, run, record, first, module, strategy, fingerprints_of(cfg, stream, detours), state, world)
     begun = state.step
     start_kernels(cfg, cfg.model, world)
     hooks = ReplayHooks(world=world, meter=StepMeter(world.device), last=last)
-    with steps_of(cfg, stream, examples, course_of(cfg, detours), begun, size, world) as steps:
+    with steps_of(cfg, stream, examples, course, begun, size, world) as steps:
         train(
             model,
             strategy,
             steps,
-            cfg.schedule.build(cfg.train.steps),
+            rate_of(cfg, course).multiplier,
             state,
             cfg=cfg.train,
             seed=cfg.seed,

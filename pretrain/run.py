@@ -37,6 +37,7 @@ from pretrain.objectives.base import Objective, TokenLossConfig
 from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
+from pretrain.train.batch_growth import GrowthConfig, growth_fingerprints
 from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.detours.base import Detour, fingerprint, skipped
 from pretrain.train.detours.divergence import Watch
@@ -145,6 +146,8 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     vocabulary = cache(partial(load_vocabulary, file.parent))
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
+    course = course_of(cfg, detours)
+    rate = rate_of(cfg, course)
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.lengths)
     predicted = memory_with_room(size, cfg, world)
@@ -157,8 +160,8 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         fingerprints,
         shapes=initial.shapes,
         first_weights=lambda: weights_from(source, initial, fingerprints, world, tokenizer=file) if source else initial,
-        num_steps=cfg.train.steps,
-        unsaid=network_defaults(cfg.model),
+        rate=rate,
+        unsaid=network_defaults(cfg.model) | growth_fingerprints(GrowthConfig()),
         accept_changed=cfg.data.accept_changed,
     )
     computing = session.begin(
@@ -174,8 +177,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     )
     if session.directory:
         _advise(cfg, session.directory.path, tokenizer, stream)
-        log.info(_plan(cfg, size, passes, micro_batch_size, computing, stream, held_out))
-    course = course_of(cfg, detours)
+        log.info(_plan(cfg, size, passes, micro_batch_size, rate, course, computing, stream, held_out))
     hooks = session.hooks(
         trainee,
         size=size,
@@ -189,12 +191,11 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         save_best=cfg.eval.saves_best,
         predicted=predicted,
         watch=Watch(cfg.divergence),
-        data_step=course.data_step,
+        course=course,
     )
     evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
-    schedule = cfg.schedule.build(cfg.train.steps)
     with steps_of(cfg, stream, examples, course, trainee.state.step, micro_batch_size, world) as steps:
-        session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+        session.train(trainee, steps, rate.multiplier, hooks, cfg.train, evaluate_first=evaluate_first)
 
 
 def _shared(cfg: PretrainConfig, source: Source | None, world: World) -> Source | None:
@@ -206,7 +207,12 @@ def _shared(cfg: PretrainConfig, source: Source | None, world: World) -> Source 
 
 def course_of(cfg: PretrainConfig, detours: Sequence[Detour]) -> Course:
     """Return which slots of the data each optimizer step takes."""
-    return replace(Course.constant(cfg.train.batch_size), skipped=skipped(detours))
+    return Course(cfg.train.sizes, skipped(detours))
+
+
+def rate_of(cfg: PretrainConfig, course: Course) -> LearningRate:
+    """Return the learning rate of each optimizer step."""
+    return LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps, cfg.train.lr_factor(course))
 
 
 def _held_out(cfg: PretrainConfig, corpora: dict[str, Path]) -> HeldOut:
@@ -251,6 +257,8 @@ def _plan(
     size: ModelSize,
     passes: Passes,
     micro_batch_size: int,
+    rate: LearningRate,
+    course: Course,
     computing: str,
     stream: TrainStream,
     held_out: HeldOut,
@@ -264,7 +272,8 @@ def _plan(
         seq_len=cfg.data.seq_len,
         train=cfg.train,
         micro_batch_size=micro_batch_size,
-        learning_rate=LearningRate(cfg.optim.lr, cfg.schedule, cfg.train.steps),
+        course=course,
+        learning_rate=rate,
         world=world,
         computing=computing,
         stream=stream,
@@ -276,7 +285,8 @@ def _plan(
 def fingerprints_of(cfg: PretrainConfig, stream: TrainStream, detours: Sequence[Detour]) -> Fingerprints:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
     order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
-    return {**order, **fingerprint(detours), **network_fingerprints(cfg.model, cfg.optim)}
+    changed = {**fingerprint(detours), **growth_fingerprints(cfg.train)}
+    return {**order, **changed, **network_fingerprints(cfg.model, cfg.optim)}
 
 
 def _evaluator(

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from launch.doctor.base import Check, Finding, Subject, counted, graded, in_bytes
+from pretrain.data.course import Course
 from pretrain.data.lengths import Share
 from pretrain.distributed.world import device_type
 from pretrain.errors import HeadwaterError, ResourceError
 from pretrain.registry import choices
 from pretrain.strategy.compile import Scope
 from pretrain.train.agreement import check_agreement, settings_of
-from pretrain.train.micro_batches import said, share_of
+from pretrain.train.micro_batches import said, shares_of
 from pretrain.train.summary import ModelSize
 
 TIGHT = 0.8  # share of a device's memory beyond which activations will hardly fit
@@ -73,13 +74,16 @@ def _batch(subject: Subject) -> str:
         limit = f"in passes of at most {cfg.train.max_tokens:,} tokens"
         return f"{cfg.train.batch_size:,} examples a step over {ranks}, {limit}"
     size = said(cfg.train, cfg.data.seq_len, subject.world.size)
-    share = share_of(cfg.train, subject.world.size)
+    share = max(shares_of(cfg.train, subject.world.size))
     passes = "as many passes as memory needs" if size is None else f"{share // size} x {size}"
     cfg.schedule.build(cfg.train.steps)
-    tokens = cfg.train.batch_size * cfg.data.seq_len
+    tokens, taken = cfg.train.batch_size * cfg.data.seq_len, Course(cfg.train.sizes).taken(cfg.train.steps)
+    grown = (
+        f" after smaller ones from {cfg.train.sizes[0].slots * cfg.data.seq_len:,} on" if cfg.train.batch_growth else ""
+    )
     return (
         f"{cfg.train.batch_size:,} sequences a step = {passes} on each of {ranks}; "
-        f"{tokens:,} tokens a step, {tokens * cfg.train.steps:,} in {cfg.train.steps:,} steps"
+        f"{tokens:,} tokens a step{grown}, {taken * cfg.data.seq_len:,} in {cfg.train.steps:,} steps"
     )
 
 

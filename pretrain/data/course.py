@@ -6,7 +6,7 @@ Holds arithmetic alone, so that a step's data are known without the steps before
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -68,6 +68,12 @@ class Course:
         """Return how many slots the data hold before those of an optimizer step, skipped ones included."""
         return self._before(self.data_step(step))
 
+    def taken(self, steps: int) -> int:
+        """Return how many slots the first optimizer steps take, whatever data they lie in."""
+        end, whole = self.data_step(steps), replace(self, start=0)
+        left_out = (whole._before(skip.end) - whole._before(skip.first) for skip in self.skipped if skip.end <= end)
+        return whole._before(end) - sum(left_out)
+
     def _size(self, data_step: int) -> int:
         return next(size.slots for size in reversed(self.sizes) if size.step <= data_step)
 
@@ -78,11 +84,16 @@ class Course:
         return sum(size.slots * max(min(end, data_step) - max(size.step, self.start), 0) for size, end in spans)
 
 
-def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Return how many micro-batches each rank runs in a step. Raises `ConfigError` if the batch is not divisible."""
+def micro_batches_per_step(
+    batch_size: int, micro_batch_size: int, world_size: int, key: str = "train.batch_size"
+) -> int:
+    """Return how many micro-batches each rank runs in a step. Raises `ConfigError` if the batch is not divisible.
+
+    `key` is the setting that says how large the batch is.
+    """
     together = micro_batch_size * world_size
     lower = max(batch_size // together, 1) * together
     product = f"train.micro_batch_size x ranks = {micro_batch_size} x {world_size} = {together}"
     rule = f"must be a multiple of {product}; the nearest are {lower} and {lower + together}"
-    check(batch_size % together == 0, "train.batch_size", batch_size, rule)
+    check(batch_size % together == 0, key, batch_size, rule)
     return batch_size // together

@@ -269,7 +269,7 @@ def _training(origin: Origin) -> list[tuple[str, str]]:
     shown = {
         "steps": f"{step_number(origin.step):,}",
         "tokens": f"{state['tokens']:,}" if "tokens" in state else None,
-        "batch": origin.settings.get("train.batch_size"),
+        "batch": _batch(origin.settings),
         "sequence length": origin.settings.get("data.seq_len", origin.settings.get("task.max_tokens")),
         "learning rate": origin.settings.get("optim.lr"),
         "optimizer, schedule": f"{chosen.get('optim', UNKNOWN)}, {chosen.get('schedule', UNKNOWN)}",
@@ -279,6 +279,14 @@ def _training(origin: Origin) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{name} {version}" for name, version in origin.record.get("versions", {}).items()),
     }
     return [(name, str(value)) for name, value in shown.items() if value not in (None, "")]
+
+
+def _batch(settings: Mapping[str, Any]) -> str | None:
+    """Return the size of batches, of those that grow each size with its first step."""
+    stages = settings.get("train.batch_growth")
+    if stages:
+        return ", ".join(f"{stage['size']} from step {stage['step']:,}" for stage in stages)
+    return settings.get("train.batch_size")
 
 
 def _terms(licence: Licence, source: str | None) -> str:

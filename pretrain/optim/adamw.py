@@ -22,6 +22,7 @@ from pretrain.optim.base import (
     hidden_group,
     parameter_group,
     partition,
+    spared,
     width_scaling,
 )
 from pretrain.registry import register
@@ -37,6 +38,7 @@ class AdamWConfig:
     beta2: float = 0.95  # decay of the second moment, per step
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.1  # share of a matrix taken off per step, times the learning rate
+    decay_embeddings: bool = True  # whether embeddings decay; a tied one is the vocabulary projection, too
     layer_decay: float = 1.0  # learning rate of a layer over that of the next one; 1: all the same
 
     def __post_init__(self) -> None:
@@ -44,7 +46,7 @@ class AdamWConfig:
         check_fraction("optim.beta1", self.beta1)
         check_fraction("optim.beta2", self.beta2)
         check_positive("optim.eps", self.eps)
-        check_decay(self.weight_decay)
+        check_decay(self.weight_decay, embeddings=self.decay_embeddings)
         rule = "must be above 0 and at most 1; 1 turns it off"
         check(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, rule)
 
@@ -60,20 +62,22 @@ class AdamWConfig:
         steps below at lr * layer_decay^n, the embeddings lowest (Clark et al. 2020, ELECTRA, appendix B).
         """
         hidden, outer, vectors = partition(module)
-        factor = width_scaling(module).lr
-        scaled, matrices = ([], hidden + outer) if factor == 1 else (hidden, outer)
+        factor, others = width_scaling(module).lr, spared(module, decay_embeddings=self.decay_embeddings)
+        rest = [parameter for parameter in hidden + outer if parameter in others] + vectors
+        hidden, outer = ([parameter for parameter in kind if parameter not in others] for kind in (hidden, outer))
+        scaled, decaying = ([], hidden + outer) if factor == 1 else (hidden, outer)
         depths, top = _depths(module) if self.layer_decay < 1 else ({}, 0)
         groups = []
         for depth in range(top, -1, -1):
             lr = self.lr * self.layer_decay ** (top - depth)
-            inner, decaying, rest = (
+            of_hidden, of_decaying, of_rest = (
                 [parameter for parameter in parameters if depths.get(parameter, top) == depth]
-                for parameters in (scaled, matrices, vectors)
+                for parameters in (scaled, decaying, rest)
             )
             groups += [
-                hidden_group(inner, lr, self.weight_decay, factor),
-                parameter_group("decay", decaying, lr, self.weight_decay),
-                parameter_group("no_decay", rest, lr, 0.0),
+                hidden_group(of_hidden, lr, self.weight_decay, factor),
+                parameter_group("decay", of_decaying, lr, self.weight_decay),
+                parameter_group("no_decay", of_rest, lr, 0.0),
             ]
         return FusedAdamW(groups, self.beta1, self.beta2, self.eps)
 

@@ -36,8 +36,8 @@ class Partition(NamedTuple):
 def partition(module: nn.Module) -> Partition:
     """Sort parameters by dimension and by the module that owns them, never by name.
 
-    Matrices decay, embeddings among them, biases and norms do not: the custom since GPT-2. Call it while parameters
-    have their own shapes, before an engine flattens them.
+    Matrices decay, embeddings among them unless they are `spared`, biases and norms do not: the custom since GPT-2.
+    Call it while parameters have their own shapes, before an engine flattens them.
     """
     models = [part for part in module.modules() if isinstance(part, Model)]
     in_blocks = {part for model in models for part in model.blocks.modules()}
@@ -62,6 +62,20 @@ def width_scaling(module: nn.Module) -> WidthScaling:
     found = {part.width_scaling for part in module.modules() if isinstance(part, Model)}
     assert len(found) <= 1, "models of one module that scale by width differently"
     return found.pop() if found else UNSCALED
+
+
+def spared(module: nn.Module, *, decay_embeddings: bool) -> set[nn.Parameter]:
+    """Return the matrices of a module that do not decay: none or, without `decay_embeddings`, its embeddings.
+
+    These are the tables of tokens, positions and segments, and of distances in attention. A tied embedding is the
+    vocabulary projection as well, which then does not decay either; one of its own decays. The rows of tokens that are
+    not in a batch have no gradient, and decay alone moves them: with little left of them, norms after them have large
+    gradients (OLMo 2, arXiv 2501.00656).
+    """
+    if decay_embeddings:
+        return set()
+    tables = (part for part in module.modules() if isinstance(part, nn.Embedding))
+    return {parameter for table in tables for parameter in table.parameters(recurse=False)}
 
 
 class OptimConfig(Protocol):
@@ -171,6 +185,8 @@ def check_fraction(key: str, value: float) -> None:
     check(0 <= value < 1, key, value, "must be at least 0 and below 1")
 
 
-def check_decay(value: float) -> None:
-    """Refuse a negative weight decay."""
+def check_decay(value: float, *, embeddings: bool) -> None:
+    """Refuse a negative weight decay, and one of nothing that leaves out `embeddings`."""
     check(0 <= value < math.inf, "optim.weight_decay", value, "must be 0 (no decay) or more, and finite")
+    rule = "nothing decays with optim.weight_decay=0; leave it out, or set a decay"
+    check(embeddings or value > 0, "optim.decay_embeddings", embeddings, rule)

@@ -25,6 +25,7 @@ from pretrain.optim.base import (
     hidden_group,
     parameter_group,
     partition,
+    spared,
     width_scaling,
 )
 from pretrain.optim.shared_matrices import Piece, SharedMatrices, whole
@@ -64,6 +65,7 @@ class MuonConfig:
     ns_steps: int = 5  # Newton-Schulz iterations of the orthogonalisation
     adjust_lr: AdjustLr = AdjustLr.match_rms_adamw  # original or match_rms_adamw
     weight_decay: float = 0.1  # share of a matrix taken off per step, times the learning rate; both optimizers
+    decay_embeddings: bool = True  # whether embeddings decay; a tied one is the vocabulary projection, too
     adamw_lr: float | None = None  # peak learning rate of AdamW; null takes `lr`, which suits match_rms_adamw only
     adamw_beta1: float = 0.9  # AdamW's decay of the first moment, per step
     adamw_beta2: float = 0.95  # AdamW's decay of the second moment, per step
@@ -73,7 +75,7 @@ class MuonConfig:
         check_positive("optim.lr", self.lr)
         check_fraction("optim.momentum", self.momentum)
         check(1 <= self.ns_steps < 100, "optim.ns_steps", self.ns_steps, "must be between 1 and 99; 5 is usual")
-        check_decay(self.weight_decay)
+        check_decay(self.weight_decay, embeddings=self.decay_embeddings)
         check(
             self.adamw_lr is not None or self.adjust_lr is AdjustLr.match_rms_adamw,
             "optim.adamw_lr",
@@ -95,9 +97,12 @@ class MuonConfig:
         """Return both in one, with the groups `muon`, `decay` and `no_decay`."""
         hidden, outer, vectors = partition(module)
         adamw_lr = self.lr if self.adamw_lr is None else self.adamw_lr
+        others = spared(module, decay_embeddings=self.decay_embeddings)
+        decaying = [parameter for parameter in outer if parameter not in others]
+        rest = [parameter for parameter in outer if parameter in others] + vectors
         groups = [
-            parameter_group("decay", outer, adamw_lr, self.weight_decay),
-            parameter_group("no_decay", vectors, adamw_lr, 0.0),
+            parameter_group("decay", decaying, adamw_lr, self.weight_decay),
+            parameter_group("no_decay", rest, adamw_lr, 0.0),
         ]
         adamw = FusedAdamW(groups, self.adamw_beta1, self.adamw_beta2, self.adamw_eps)
         factor = self.adjust_lr.for_width(width_scaling(module))

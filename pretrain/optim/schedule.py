@@ -199,10 +199,17 @@ class LearningRate(NamedTuple):
     peak: float
     schedule: ScheduleConfig
     total_steps: int
+    batch: Multiplier = lambda step: 1.0  # what the size of a step's batch makes of it, in (0, 1]
+
+    @property
+    def multiplier(self) -> Multiplier:
+        """Return the share of the peak that a step takes. Raises `ConfigError` for a schedule that does not fit."""
+        course = self.schedule.build(self.total_steps)
+        return lambda step: course(step) * self.batch(step)
 
     def at(self, step: int) -> float:
         """Return the learning rate of the step about to be taken, counted from 0."""
-        return self.peak * self.schedule.build(self.total_steps)(step)
+        return self.peak * self.multiplier(step)
 
     def change(self, before: LearningRate, step: int) -> str | None:
         """Say what becomes of the learning rate of a run that resumes after `step` steps, and was planned as `before`.

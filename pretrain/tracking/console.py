@@ -74,12 +74,14 @@ class ConsoleSink(Sink):
         *,
         total_steps: int,
         start_step: int = 0,  # where a resumed run goes on
+        work: Callable[[int], float] = float,  # what the first so many steps cost together, in any unit
         bar: bool = True,  # where a terminal has room for it; False: lines there too
         stream: TextIO | None = None,  # None = standard output
         clock: Callable[[], float] = time.monotonic,  # seconds
     ) -> None:
         self._stream = stream or sys.stdout
         self._total_steps = total_steps
+        self._work = work
         self._clock = clock
         self._since = (start_step, clock())  # from where the pace is measured
         self._warm = False
@@ -120,15 +122,15 @@ class ConsoleSink(Sink):
             self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _time_left(self, step: int) -> str:
-        """Return the time to the last step at the mean pace so far, e.g. `0:12:30 left`.
+        """Return the time to the last step at the mean pace of work so far, e.g. `0:12:30 left`.
 
         Evaluations and checkpoints count; the first stretch, which holds imports and compilation, does not later.
         """
         (from_step, since), now = self._since, self._clock()
-        pace = (now - since) / max(step - from_step, 1)
+        pace = (now - since) / max(self._work(step) - self._work(from_step), 1)
         if not self._warm:
             self._since, self._warm = (step, now), True
-        return f"{timedelta(seconds=round(pace * (self._total_steps - step)))} left"
+        return f"{timedelta(seconds=round(pace * (self._work(self._total_steps) - self._work(step))))} left"
 
     def _open_bar(self, start_step: int) -> Progress:
         from rich.console import Console

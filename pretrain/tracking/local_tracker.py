@@ -5,7 +5,7 @@ Holds the base class of all tracker settings; `wandb_sink` and `tensorboard_sink
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,17 +34,19 @@ class TrackerConfig:
         total_steps: int,
         config: Mapping[str, object],
         start_step: int = 0,
+        work: Callable[[int], float] = float,
     ) -> Tracker:
         """Open every sink; called on rank 0 only, which holds the lock of `run_dir`.
 
         `config` is the run's whole configuration as plain values; services get it without secrets. `start_step` is the
-        step from which a run resumes, 0 for a new one: lines of later steps are removed from both files.
+        step from which a run resumes, 0 for a new one: lines of later steps are removed from both files. `work` says
+        what the first so many steps cost together, in any unit.
         """
         truth = JsonlSink(run_dir / METRICS_FILE)
         kept = start_step or -1  # a new run writes the lines of step 0 again, too
         truth.truncate_after(kept)
         samples = SamplesSink(run_dir / SAMPLES_FILE, kept)
-        console = ConsoleSink(total_steps=total_steps, start_step=start_step, bar=self.progress)
+        console = ConsoleSink(total_steps=total_steps, start_step=start_step, work=work, bar=self.progress)
         services = self.services(run_dir, run_name, redacted(dict(config)), start_step)
         return Tracker(truth, [samples, console, *services])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from pretrain.strategy.activations import Activations, activations
 from pretrain.strategy.base import Memory, StrategyConfig
 from pretrain.strategy.compile import CompileConfig, Scope
 from pretrain.strategy.precision import Precision
+from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.loop import AUTO, TrainConfig
 
 DEFAULT = 8  # sequences, where nothing says how many
@@ -38,12 +40,22 @@ MARGIN = 0.9  # share of a device's memory that is planned for; the rest is for 
 log = logging.getLogger(__name__)
 
 
-def share_of(train: TrainConfig, ranks: int) -> int:
-    """Return the sequences of a step on each rank. Raises `ConfigError` for a batch that ranks cannot share."""
-    lower = max(train.batch_size // ranks, 1) * ranks
-    rule = f"must be a multiple of the {ranks} ranks; the nearest are {lower} and {lower + ranks}"
-    check(train.batch_size % ranks == 0, "train.batch_size", train.batch_size, rule)
-    return train.batch_size // ranks
+def shares_of(train: GrowthConfig, ranks: int) -> list[int]:
+    """Return the sequences of a step on each rank, for each size of batches, the largest last.
+
+    Raises `ConfigError` for a batch that ranks cannot share.
+    """
+    for key, size in _sizes(train).items():
+        lower = max(size // ranks, 1) * ranks
+        rule = f"must be a multiple of the {ranks} ranks; the nearest are {lower} and {lower + ranks}"
+        check(size % ranks == 0, key, size, rule)
+    return [size // ranks for size in _sizes(train).values()]
+
+
+def _sizes(train: GrowthConfig) -> dict[str, int]:
+    """Return the sizes of batches by the settings that say them, the largest last."""
+    smaller = {f"train.batch_growth[{number}].size": size.slots for number, size in enumerate(train.sizes[:-1])}
+    return {**smaller, "train.batch_size": train.batch_size}
 
 
 def divisors(share: int, most: int) -> list[int]:
@@ -51,19 +63,20 @@ def divisors(share: int, most: int) -> list[int]:
     return [size for size in range(min(share, max(most, 1)), 0, -1) if share % size == 0]
 
 
-def said(train: TrainConfig, seq_len: int, ranks: int) -> int | None:
+def said(train: GrowthConfig, seq_len: int, ranks: int) -> int | None:
     """Return the sequences of a micro-batch, None where they are to be found.
 
     Of `train.micro_batch_tokens` they are the most that hold no more tokens and divide a rank's share, but at least
-    one. Raises `ConfigError` for a batch that cannot be divided.
+    one; where batches grow, its share of each of them. Raises `ConfigError` for a batch that cannot be divided.
     """
     size, tokens = train.micro_batch_size, train.micro_batch_tokens
     if tokens is None and size != AUTO:
         size = DEFAULT if size is None else size
         assert isinstance(size, int), "settings are checked"
-        micro_batches_per_step(train.batch_size, size, ranks)
+        for key, batch_size in _sizes(train).items():
+            micro_batches_per_step(batch_size, size, ranks, key)
         return size
-    share = share_of(train, ranks)
+    share = math.gcd(*shares_of(train, ranks))
     return None if tokens is None else divisors(share, tokens // seq_len)[0]
 
 
@@ -165,8 +178,8 @@ class Passes:
         missing = self.memory.weights + self.memory.optimizer - torch.cuda.memory_allocated(device)
         return torch.empty(max(int(missing), 0), dtype=torch.uint8, device=device)
 
-    def largest(self, sizes: Sequence[int]) -> int:
-        """Return the first size that fits, of several in descending order that divide the same share.
+    def largest(self, sizes: Sequence[int], share: int) -> int:
+        """Return the first size that fits, of several in descending order that divide the same `share` of sequences.
 
         The plan is made for the device with the least memory, and tried. A collective. Raises `ResourceError` if none
         fits.
@@ -184,7 +197,7 @@ class Passes:
                 said,
             )
         for size in sizes[planned:]:
-            if self.fit(size, passes=min(sizes[0] // size, 2)):
+            if self.fit(size, passes=min(share // size, 2)):
                 log.info("train.micro_batch_size=auto: %s, planned for %s and tried", _sequences(size), said)
                 return size
             log.warning("train.micro_batch_size=auto: %s do not fit into the device's memory", _sequences(size))
@@ -213,7 +226,7 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.1f}"
 
 
-def found(train: TrainConfig, seq_len: int, passes: Passes, known: dict[str, Any] | None) -> dict[str, Any]:
+def found(train: GrowthConfig, seq_len: int, passes: Passes, known: dict[str, Any] | None) -> dict[str, Any]:
     """Return what run.json says of a micro-batch that is found: its `size` in sequences, and for what it was found.
 
     On a CPU it has `CPU_TOKENS` tokens at most. `known` is what the record of the run says, on rank 0: it is taken if
@@ -223,7 +236,7 @@ def found(train: TrainConfig, seq_len: int, passes: Passes, known: dict[str, Any
     circumstances = {
         "ranks": world.size,
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
-        "train.batch_size": train.batch_size,
+        "train.batch_size": list(_sizes(train).values()) if train.batch_growth else train.batch_size,
         "strategy": _told(passes.strategy),
         "precision": _told(passes.precision),
         "compile": _told(passes.compilation),
@@ -236,9 +249,10 @@ def found(train: TrainConfig, seq_len: int, passes: Passes, known: dict[str, Any
             log.info("train.micro_batch_size=auto: %s, as at the run's last start", _sequences(known["size"]))
             return known
         log.info("train.micro_batch_size=auto: looked for again, as %s changed", " and ".join(changes))
-    share = share_of(train, world.size)
+    shares = shares_of(train, world.size)
+    share = math.gcd(*shares)
     if world.device.type == "cuda":
-        size = passes.largest(divisors(share, share))
+        size = passes.largest(divisors(share, share), max(shares))
     else:
         size = divisors(share, CPU_TOKENS // seq_len)[0]
         log.info("train.micro_batch_size=auto: %s, %s tokens at most on a CPU", _sequences(size), f"{CPU_TOKENS:,}")

@@ -117,10 +117,13 @@ def same_run(
 
 
 def change_of_rate(run: Path, now: LearningRate, step: int) -> str | None:
-    """Say what becomes of the learning rate after `step` if that is not what the run's last start had planned."""
+    """Say what becomes of the learning rate after `step` if that is not what the run's last start had planned.
+
+    Batches grow as they did then: `resume` refuses others.
+    """
     try:
         config, schedule = read_nested_config(run), choice_of(run, "schedule")
-        before = LearningRate(config["optim"]["lr"], schedule, config["train"].get("steps", now.total_steps))
+        before = LearningRate(config["optim"]["lr"], schedule, config["train"].get("steps", now.total_steps), now.batch)
         return now.change(before, step)
     except (ConfigError, LookupError, TypeError) as error:
         return f"whether the learning rate goes on as planned is not known: {error}"

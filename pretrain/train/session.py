@@ -23,6 +23,7 @@ from pretrain.checkpoint.load import Shapes
 from pretrain.checkpoint.save import Checkpoints
 from pretrain.commands import StopRequest, exit_code_to
 from pretrain.data.batch import Batch
+from pretrain.data.course import Course
 from pretrain.distributed.stragglers import Stragglers
 from pretrain.distributed.world import World, joined, rank
 from pretrain.files import hash_file, replace_file
@@ -53,6 +54,7 @@ from pretrain.train.skips import Skips
 from pretrain.train.summary import ModelSize, versions
 from pretrain.train.trace import Trace, TracedMeter, drop_later
 
+_EVERY_BATCH = Course.constant(1)
 _EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"
 
 log = logging.getLogger(__name__)
@@ -120,14 +122,14 @@ class Session:
         *,
         shapes: Shapes,
         first_weights: Callable[[], Reader],
-        num_steps: int,
+        rate: LearningRate,
         unsaid: Fingerprints,
         accept_changed: bool = False,
     ) -> Trainee:
         """Hand a module on the meta device to the strategy, and fill it from the newest checkpoint if there is one.
 
-        `shapes` are those of the whole module, `first_weights` fill it at step 0, `num_steps` are those of the whole
-        run, `unsaid` what steps of older versions do not say (`network_defaults`). `accept_changed` goes on with other
+        `shapes` are those of the whole module, `first_weights` fill it at step 0, `rate` is that of the whole run,
+        `unsaid` what steps of older versions do not say (`network_defaults`). `accept_changed` goes on with other
         corpora, which is noted. Raises what `resume` raises.
         """
         cfg = self.cfg
@@ -143,7 +145,7 @@ class Session:
             strategy,
             shapes,
             fingerprints,
-            num_steps=num_steps,
+            num_steps=rate.total_steps,
             unsaid=unsaid,
             committed=committed,
             from_elsewhere=bool(self.directory and self.directory.recorded("host") != socket.gethostname()),
@@ -156,7 +158,7 @@ class Session:
             path = self.directory.path / METRICS_FILE
             for said in (
                 missing(path, saved["step"], saved.get("metrics")),
-                change_of_rate(self.directory.path, LearningRate(cfg.optim.lr, cfg.schedule, num_steps), saved["step"]),
+                change_of_rate(self.directory.path, rate, saved["step"]),
             ):
                 if said:
                     self.directory.note(said)
@@ -214,21 +216,20 @@ class Session:
         num_steps: int,
         stopping: EarlyStopping,
         predicted: Memory,
-        data_step: Callable[[int], int] = lambda step: step,
+        course: Course = _EVERY_BATCH,
         **others: Any,
     ) -> RunHooks:
         """Return what the loop calls, as the checkpoint left it that the run resumes from; `others` are more fields.
 
-        `data_step` says which batch of the data an optimizer step takes, both counted from 0.
+        `course` says which batch of the data an optimizer step takes, and how large it is: the time left follows.
         """
         cfg, state, directory = self.cfg, trainee.state, self.directory
         peak = peak_of_all(self.world, cfg.precision.dtype, tf32=cfg.precision.takes_tf32(self.world.device))
         throughput = Throughput(state.step, state.tokens, size.flops_per_token, peak, finish=self.world.finish)
         own = OwnHooks({name: config.build() for name, config in hook_configs(cfg.hooks).items()}, self.world)
-        skips = Skips(cfg.train.max_skipped, data_step, directory and directory.path / SKIPS_FILE, state.step)
-        tracker = None
+        skips = Skips(cfg.train.max_skipped, course.data_step, directory and directory.path / SKIPS_FILE, state.step)
+        tracker = self._tracker(num_steps, state.step, course.taken)
         if directory:
-            tracker = self._tracker(directory, state.step, num_steps)
             steps = trainee.checkpoints.directory
             directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
             if self.mirror and trainee.saved:
@@ -276,14 +277,17 @@ class Session:
         trace = Trace(self.cfg.log.trace, state, self.world, path)
         return {"meter": TracedMeter(self.world.device, trace), "trace": trace}
 
-    def _tracker(self, directory: RunDirectory, start_step: int, num_steps: int) -> Tracker:
-        cfg = self.cfg
-        return cfg.tracker.build(
-            run_dir=directory.path,
-            run_name=cfg.run.name,
+    def _tracker(self, num_steps: int, start_step: int, work: Callable[[int], float]) -> Tracker | None:
+        """Return what records go to, on rank 0; see `hooks`."""
+        if self.directory is None:
+            return None
+        return self.cfg.tracker.build(
+            run_dir=self.directory.path,
+            run_name=self.cfg.run.name,
             total_steps=num_steps,
-            config=plain(cfg),
+            config=plain(self.cfg),
             start_step=start_step,
+            work=work,
         )
 
     def _committed(self, trainee: Trainee, step: int, path: Path, best: bool) -> None:

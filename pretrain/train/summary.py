@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.cuda import nccl
 
+from pretrain.data.course import Course
 from pretrain.data.lengths import Share
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.distributed.world import World
@@ -23,6 +25,7 @@ from pretrain.registry import choices
 from pretrain.settings.options import version_of
 from pretrain.strategy.base import Memory, StrategyConfig
 from pretrain.strategy.precision import Precision
+from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.loop import AUTO, TrainConfig
 from pretrain.train.micro_batches import Needs
 
@@ -80,7 +83,8 @@ def summary(
     memory: Memory,
     needs: Needs | None,  # the same with a micro-batch, where that is predicted
     seq_len: int,  # tokens in a slot
-    train: TrainConfig,
+    train: GrowthConfig,
+    course: Course,
     micro_batch_size: int,  # sequences
     learning_rate: LearningRate,
     world: World,
@@ -91,17 +95,18 @@ def summary(
 ) -> str:
     """Return the plan of pretraining."""
     tokens = train.batch_size * seq_len
-    total = train.steps * tokens
+    total = course.taken(train.steps) * seq_len
     micro_batches = train.batch_size // micro_batch_size // world.size
     how = _how(train, micro_batch_size * seq_len)
     micro = f"{counted(micro_batches, 'micro-batch', 'es')} of {micro_batch_size}{how}"
     ranks = f" on each of {world.size} ranks" if world.size > 1 else ""
-    epochs = stream.epochs(train.steps * train.batch_size)
+    epochs = stream.epochs(course.num_slots(train.steps))
     rows = [
         ("run", f"{directory}: {train.steps:,} steps, {total:,} tokens, {total * size.flops_per_token:.3g} FLOPs"),
         ("model", f"{size.parameters:,} parameters, {size.flops_per_token:.3g} FLOPs a token (forward and backward)"),
         ("memory", of_memory(memory, needs)),
         ("step", f"{tokens:,} tokens = {train.batch_size} sequences x {seq_len}: {micro}{ranks} ({world.device.type})"),
+        *([("", _smaller(train))] if train.batch_growth else []),
         ("compute", computing),
         ("lr", of_rate(learning_rate)),
         ("compile", compiled),
@@ -119,6 +124,12 @@ def of_rate(rate: LearningRate) -> str:
     after = f" after {counted(warmup, 'step')} of warm-up" if warmup else ""
     name = choices()[type(rate.schedule)][1]
     return f"{rate.peak:.2e}{after}, {rate.at(rate.total_steps - 1):.2e} in the last step (schedule={name})"
+
+
+def _smaller(train: GrowthConfig) -> str:
+    """Say which sizes batches have before the last one."""
+    ends = (f"{before.slots} up to step {after.step:,}" for before, after in pairwise(train.sizes))
+    return f"before it {', '.join(ends)} (train.batch_lr={train.batch_lr.value})"
 
 
 def _how(train: TrainConfig, tokens: int) -> str:

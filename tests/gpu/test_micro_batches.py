@@ -23,7 +23,7 @@ from pretrain.strategy.ddp import DDPConfig
 from pretrain.strategy.fsdp2 import FSDP2Config
 from pretrain.strategy.precision import BF16
 from pretrain.strategy.zero import ZeROConfig
-from pretrain.train.loop import TrainConfig
+from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.micro_batches import Passes, divisors, found
 
 pytestmark = pytest.mark.gpu
@@ -91,7 +91,7 @@ def test_what_does_not_fit_gives_way_to_the_next_size_and_leaves_no_memory(world
     before = memory()
     assert not passes.fit(PLANNED, passes=1)
     check_trace()
-    entry = found(TrainConfig(batch_size=SHARE, micro_batch_size="auto"), SEQ_LEN, passes, None)
+    entry = found(GrowthConfig(batch_size=SHARE, micro_batch_size="auto"), SEQ_LEN, passes, None)
     check_trace()
     assert entry["size"] == NEXT and entry["for"]["device"] == torch.cuda.get_device_name(DEVICE)
     assert f"{PLANNED} sequences a micro-batch do not fit into the device's memory" in caplog.text

@@ -38,7 +38,7 @@ from pretrain.data.prepare.encode import Encoding, UnitRecord, encode_unit, trai
 from pretrain.data.prepare.held_out import HeldOut
 from pretrain.data.prepare.locking import lock
 from pretrain.data.prepare.shards import TEMPORARY
-from pretrain.data.prepare.survey import Least, plan_units, survey
+from pretrain.data.prepare.survey import Least, no_text, plan_units, survey
 from pretrain.data.prepare.workers import Workers, worker_pool
 from pretrain.data.sources.base import PreparedSource, SourceConfig, Unit
 from pretrain.errors import ConfigError, DataError, ResourceError
@@ -252,7 +252,7 @@ def _check_splits(name: str, manifest: Manifest, cfg: PrepareConfig) -> None:
     documents = {split: manifest.splits[split].documents for split in SPLITS}
     total = sum(documents.values())
     if total == 0:
-        raise DataError(f"data.sources.{name}: no text in it (left out: {manifest.skipped}); check its files and field")
+        raise no_text(f"data.sources.{name}", manifest.skipped, cfg)
     for split, needed in (("train", True), ("validation", cfg.held_out > 0)):
         if needed and not documents[split]:
             raise DataError(

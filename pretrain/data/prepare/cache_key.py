@@ -66,7 +66,7 @@ def corpus_directories(
     }
     identity = tokenizer_identity(tokenizer, texts, cfg) if texts else ""
     for name, text in texts.items():
-        key = _key(_text_identity(text), identity, [tokenizer.prefix, tokenizer.suffix], *_settings(cfg))
+        key = _key(_text_identity(text), identity, [tokenizer.prefix, tokenizer.suffix], *_settings(cfg), *_bounds(cfg))
         directories[name] = cfg.directory / f"{name}-{key}"
     return {name: directories[name] for name in sources}
 
@@ -118,6 +118,11 @@ def _text_identity(text: SourceInputs) -> str:
 def _settings(cfg: PrepareConfig) -> list[Any]:
     """Return the settings that change the bytes of a corpus."""
     return [FORMAT, cfg.held_out, cfg.on_invalid.name, cfg.unit_bytes, cfg.batch_bytes]
+
+
+def _bounds(cfg: PrepareConfig) -> list[Any]:
+    """Return what leaves out documents of a corpus, but none of what a tokenizer is trained on; see `_named_mask`."""
+    return [] if cfg.max_repeats is None else [{"max_repeats": cfg.max_repeats}]
 
 
 def _key(*parts: object) -> str:

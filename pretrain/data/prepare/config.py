@@ -23,6 +23,7 @@ class PrepareConfig:
     held_out: float = 0.01  # fraction kept for validation: of the documents or, where these are few, of each its end
     workers: int = 0  # processes; 0 = one for each core that this process may use
     on_invalid: OnInvalid = OnInvalid.replace  # invalid UTF-8, NUL bytes and bad records: replace, skip or fail
+    max_repeats: int | None = None  # leave out documents with 1 to 13 tokens so many times in a row; null: keep them
     unit_bytes: int = 0  # bytes of input that become one shard; 0 = a 64th of the source, 1 MiB to 128 MiB
     batch_bytes: int = 4 * 2**20  # bytes of ids in one record batch of a shard, held in memory until it is full
     verify: bool = False  # python -m pretrain.prepare reads every shard again and compares hashes
@@ -33,6 +34,8 @@ class PrepareConfig:
         check(bool(self.root), "data.prepare.root", repr(self.root), "name a directory")
         check(0 <= self.held_out < 1, "data.prepare.held_out", self.held_out, "a fraction from 0 to below 1")
         check(self.workers >= 0, "data.prepare.workers", self.workers, "0 (every core) or more")
+        most, rule = self.max_repeats, "at least 2 times in a row (32 is usual), or null to keep all documents"
+        check(most is None or most >= 2, "data.prepare.max_repeats", most, rule)
         check(self.unit_bytes >= 0, "data.prepare.unit_bytes", self.unit_bytes, "0 (by size) or more")
         rule = f"at least {PAGE_BYTES} bytes"
         check(self.batch_bytes >= PAGE_BYTES, "data.prepare.batch_bytes", self.batch_bytes, rule)

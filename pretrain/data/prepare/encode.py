@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,8 +23,9 @@ from pretrain.data.manifest import SPLITS, Shard
 from pretrain.data.prepare.cache_key import SourceInputs
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.held_out import HeldOut, Part
+from pretrain.data.prepare.repetition import without_repetition
 from pretrain.data.prepare.shards import TEMPORARY, ShardWriter
-from pretrain.data.prepare.survey import Least, survey
+from pretrain.data.prepare.survey import Least, no_text, survey
 from pretrain.data.prepare.workers import watched
 from pretrain.data.sources.bad_records import BadRecords
 from pretrain.data.sources.base import ReadableSource, Unit
@@ -56,7 +59,7 @@ def train_tokenizer(
 ) -> str:
     """Train on the training documents of all sources, the same number of bytes from each unit. Returns its JSON.
 
-    Raises `DataError` for a source that the first look refuses.
+    Raises `DataError` for a source that the first look refuses, and for sources without any text in the training split.
     """
     os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "true", str(threads)
     surveys = [(text.source, survey(name, text, cfg, least)) for name, text in sorted(sources.items())]
@@ -73,7 +76,12 @@ def train_tokenizer(
                 if left <= 0:
                     break
 
-    return tokenizer.train(watched(sample()))
+    texts = sample()
+    first = next(texts, None)
+    if first is None:
+        names = " and ".join(f"data.sources.{name}" for name in sorted(sources))
+        raise no_text(names, bad.counts, cfg, where="its training split, which a tokenizer is trained on")
+    return tokenizer.train(watched(chain([first], texts)))
 
 
 def encode_unit(encoding: Encoding, number: int, unit: Unit, record: Path) -> None:
@@ -89,7 +97,11 @@ def encode_unit(encoding: Encoding, number: int, unit: Unit, record: Path) -> No
     try:
         texts = watched(encoding.source.texts(unit, bad))
         parts = (part for text in texts for part in encoding.held_out.parts(text))
-        for part, ids in encode_documents(_tokenizer(encoding.tokenizer), parts, facts.prefix, facts.suffix):
+        encoded = encode_documents(_tokenizer(encoding.tokenizer), parts, facts.prefix, facts.suffix)
+        if cfg.max_repeats is not None:
+            frame: Any = {"before": len(facts.prefix), "after": len(facts.suffix)}
+            encoded = without_repetition(encoded, cfg.max_repeats, counts=bad.counts, **frame)
+        for part, ids in encoded:
             writers[part.split].add(ids, part.size)
         shards = {split: writer.close() for split, writer in writers.items()}
     except BaseException:

@@ -5,12 +5,14 @@ Reads a few documents, all only of a source that has few; what is done with them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain, islice
 from typing import NamedTuple
 
 from pretrain.data.prepare.cache_key import SourceInputs
 from pretrain.data.prepare.config import PrepareConfig
 from pretrain.data.prepare.held_out import HeldOut, is_held_out
+from pretrain.data.prepare.repetition import REASON
 from pretrain.data.sources.bad_records import BadRecords
 from pretrain.data.sources.base import Input, ReadableSource, Unit
 from pretrain.data.sources.remote import is_remote
@@ -80,12 +82,20 @@ def survey(name: str, text: SourceInputs, cfg: PrepareConfig, least: Least) -> S
     else:
         by_position = by_position or not known
         if not documents:
-            left_out = dict(bad.counts)
-            raise DataError(f"data.sources.{name}: no text in it (left out: {left_out}); check its files and field")
+            raise no_text(f"data.sources.{name}", bad.counts, cfg)
         _check_size(name, size, held[by_position], FRAME * documents, fraction, least)
         return Survey(units, HeldOut(fraction, by_position), documents)
     _look_into_files(text, units, bad)
     return Survey(units, HeldOut(fraction, by_position), None)
+
+
+def no_text(source: str, left_out: Mapping[str, int], cfg: PrepareConfig, *, where: str = "it") -> DataError:
+    """Return the refusal of a source without any document, `where` it needs some; `left_out` counts by reason."""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(left_out.items()))
+    fix = "check its files and field" if where == "it" else f"lower data.prepare.held_out={cfg.held_out}, or add text"
+    if REASON in left_out:
+        fix = f"raise data.prepare.max_repeats={cfg.max_repeats}, or {fix}"
+    return DataError(f"{source}: no text in {where} (left out: {reasons or 'white space'}); {fix}")
 
 
 def _check_size(name: str, size: int, held: int, frames: int, fraction: float, least: Least) -> None:

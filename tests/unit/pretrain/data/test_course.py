@@ -1,5 +1,7 @@
 """The course of a run through its data, against a walk over all its data steps."""
 
+from dataclasses import replace
+
 import pytest
 
 from pretrain.data.course import Course, Size, Skip
@@ -34,6 +36,12 @@ def test_a_step_takes_what_a_walk_over_all_steps_comes_to(course):
 def test_the_data_begin_with_the_first_slot_at_the_start(start):
     course = Course((Size(0, 2), Size(3, 5), Size(11, 4)), (Skip(start + 4, start + 9),), start=start)
     assert [course.slots(step) for step in range(start, start + 24)] == walked(course, 24)
+
+
+@pytest.mark.parametrize("course", [*COURSES, Course((Size(0, 2), Size(3, 5)), (Skip(6, 9),), start=4)])
+def test_slots_are_counted_as_they_are_taken_also_before_the_start(course):
+    sizes = list(map(len, walked(replace(course, start=0), 24)))
+    assert [course.taken(step) for step in range(25)] == [sum(sizes[:step]) for step in range(25)]
 
 
 def test_skipped_data_count_as_drawn():

@@ -129,6 +129,48 @@ def test_groups_are_named_and_keep_their_peak(config, expected):
     assert all(group["lr"] == group["base_lr"] for group in optimizer.param_groups)
 
 
+EMBEDDINGS = {"model.embedding.weight", "model.blocks.0.offsets.weight", "model.blocks.1.offsets.weight"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("config", [AdamWConfig, MuonConfig])
+def test_embeddings_are_spared_with_the_head_that_is_one(config, tied):
+    module = Trained()
+    if not tied:
+        module.model.head.weight = nn.Parameter(torch.ones(11, 8))
+    head = set() if tied else {"model.head.weight"}
+    optimizer = config(decay_embeddings=False).build(module)
+    sorted_names = {group["name"]: names_of(module, group["params"]) for group in optimizer.param_groups}
+    decays = set().union(*(names for name, names in sorted_names.items() if name != "no_decay"))
+    assert decays == HIDDEN | {"pooler.weight"} | head
+    assert set(sorted_names["no_decay"]) == VECTORS | EMBEDDINGS
+    assert sum(map(len, sorted_names.values())) == len(HIDDEN | OUTER | VECTORS | head)
+
+
+@pytest.mark.parametrize("config", [AdamWConfig, MuonConfig])
+def test_only_the_decay_of_embeddings_goes(config):
+    """One step from the same gradients: without decay an embedding is ahead by lr * decay * itself, in float64."""
+    module = Trained()
+    twin = twin_of(module)
+    for each, decays in ((module, True), (twin, False)):
+        optimizer = config(lr=0.01, weight_decay=0.3, decay_embeddings=decays).build(each)
+        generator = torch.Generator().manual_seed(2)
+        before = {name: p.detach().double() for name, p in each.named_parameters()}
+        for p in each.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    for (name, ours), theirs in zip(module.named_parameters(), twin.parameters(), strict=True):
+        ahead = 0.01 * 0.3 * before[name] if name in EMBEDDINGS else torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(theirs.double() - ours.double(), ahead.expand(ours.shape), rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_decay_keeps_spared_embeddings_at_the_lowest_rate():
+    module = Trained()
+    optimizer = AdamWConfig(lr=1e-3, layer_decay=0.5, decay_embeddings=False).build(module)
+    [group] = [group for group in optimizer.param_groups if module.model.embedding.weight in set(group["params"])]
+    assert (group["name"], group["lr"], group["weight_decay"]) == ("no_decay", 1e-3 * 0.5**3, 0.0)
+
+
 def test_a_group_without_parameters_is_left_out():
     assert [group["name"] for group in AdamWConfig().build(nn.Linear(3, 2, bias=False)).param_groups] == ["decay"]
 
@@ -370,6 +412,8 @@ def test_guarded_step_skips_a_broken_gradient_of_any_optimizer():
     ("key", "make"),
     [
         ("optim.lr=0", partial(AdamWConfig, lr=0.0)),
+        ("optim.decay_embeddings=false", partial(AdamWConfig, weight_decay=0.0, decay_embeddings=False)),
+        ("optim.decay_embeddings=false", partial(MuonConfig, weight_decay=0.0, decay_embeddings=False)),
         ("optim.lr=-1", partial(MuonConfig, lr=-1.0)),
         ("optim.beta1=1.0", partial(AdamWConfig, beta1=1.0)),
         ("optim.beta2=-0.1", partial(AdamWConfig, beta2=-0.1)),

@@ -60,6 +60,17 @@ def test_plain_lines_with_time_left():
     ]
 
 
+def test_time_left_follows_the_work_that_is_left():
+    clock, stream = Clock(), io.StringIO()
+    work = lambda step: 8 * min(step, 10) + 32 * max(step - 10, 0)  # batches grow to four times their size
+    sink = ConsoleSink(total_steps=30, work=work, stream=stream, clock=clock)
+    for step, seconds in ((2, 100), (10, 164), (15, 324)):  # after the first stretch a sequence takes a second
+        clock.now = seconds
+        sink.log({"step": step, **TRAIN})
+    left = [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()]
+    assert left == ["1:13:20 left", "0:10:40 left", "0:08:00 left"]
+
+
 SHOW = """
 from pretrain.tracking.console import ConsoleSink
 sink = ConsoleSink(total_steps=20)

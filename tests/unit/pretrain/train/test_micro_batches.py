@@ -22,7 +22,7 @@ from pretrain.strategy.fsdp2 import FSDP2Config
 from pretrain.strategy.precision import BF16
 from pretrain.strategy.zero import ZeROConfig
 from pretrain.train import micro_batches
-from pretrain.train.loop import TrainConfig
+from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.micro_batches import CPU_TOKENS, Passes, divisors, found, measured_slots, said
 
 SEQ_LEN = 16
@@ -41,15 +41,15 @@ SEQ_LEN = 16
     ],
 )
 def test_tokens_are_a_bound_and_slots_divide_the_share_of_a_rank(batch, tokens, ranks, slots):
-    assert said(TrainConfig(batch_size=batch, micro_batch_tokens=tokens), SEQ_LEN, ranks) == slots
+    assert said(GrowthConfig(batch_size=batch, micro_batch_tokens=tokens), SEQ_LEN, ranks) == slots
 
 
 def test_what_is_said_in_sequences_is_taken_as_it_is():
-    assert said(TrainConfig(batch_size=32), SEQ_LEN, 2) == 8
-    assert said(TrainConfig(batch_size=30, micro_batch_size=5), SEQ_LEN, 2) == 5
-    assert said(TrainConfig(batch_size=30, micro_batch_size="auto"), SEQ_LEN, 2) is None
-    assert [measured_slots(TrainConfig(micro_batch_size=size), SEQ_LEN, 7) for size in (3, "auto", None)] == [3, 7, 8]
-    assert measured_slots(TrainConfig(micro_batch_tokens=50), SEQ_LEN, 7) == 3
+    assert said(GrowthConfig(batch_size=32), SEQ_LEN, 2) == 8
+    assert said(GrowthConfig(batch_size=30, micro_batch_size=5), SEQ_LEN, 2) == 5
+    assert said(GrowthConfig(batch_size=30, micro_batch_size="auto"), SEQ_LEN, 2) is None
+    assert [measured_slots(GrowthConfig(micro_batch_size=size), SEQ_LEN, 7) for size in (3, "auto", None)] == [3, 7, 8]
+    assert measured_slots(GrowthConfig(micro_batch_tokens=50), SEQ_LEN, 7) == 3
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_is_said_in_sequences_is_taken_as_it_is():
 )
 def test_what_cannot_be_divided_is_refused(fields, words):
     with pytest.raises(ConfigError) as error:
-        said(TrainConfig(**fields), SEQ_LEN, 3)
+        said(GrowthConfig(**fields), SEQ_LEN, 3)
     assert words in str(error.value)
 
 
@@ -124,20 +124,27 @@ def small(attend):
 def test_the_largest_size_that_is_planned_is_tried_and_then_smaller_ones(told, monkeypatch, free, fits, tried):
     monkeypatch.setattr(micro_batches, "free_bytes", lambda device: free)
     Told.fits, Told.tried = fits, []
-    assert told().largest(divisors(24, 24)) == tried[-1][0]
+    assert told().largest(divisors(24, 24), 24) == tried[-1][0]
     assert tried == Told.tried
+
+
+def test_a_size_that_larger_batches_hold_several_times_is_tried_twice(told, monkeypatch):
+    monkeypatch.setattr(micro_batches, "free_bytes", lambda device: 40)
+    Told.fits, Told.tried = 99, []
+    assert told().largest(divisors(12, 12), 48) == 12
+    assert Told.tried == [(12, 2)]
 
 
 def test_a_model_of_which_not_even_one_sequence_fits_is_refused_with_what_to_set(told, monkeypatch):
     monkeypatch.setattr(micro_batches, "free_bytes", lambda device: 2**31)
     Told.fits, Told.tried = 0, []
     with pytest.raises(ResourceError, match=r"not even 1 sequence .* 2\.0 GiB; set strategy\.activation_checkpointing"):
-        told().largest([4, 2, 1])
+        told().largest([4, 2, 1], 4)
 
 
 def test_the_record_is_taken_until_something_changes_that_memory_depends_on(told, caplog):
     caplog.set_level("INFO", "pretrain")
-    train = TrainConfig(batch_size=12, micro_batch_size="auto")
+    train = GrowthConfig(batch_size=12, micro_batch_size="auto")
     first = found(train, SEQ_LEN, told(), None)
     assert first["size"] == 12
     assert found(train, SEQ_LEN, told(), first | {"size": 3})["size"] == 3

@@ -7,12 +7,13 @@ import pytest
 import torch
 from toys import ToyObjective
 
+from pretrain.data.course import Course
 from pretrain.data.lengths import Share
 from pretrain.distributed.world import World
 from pretrain.optim.schedule import ConstantSchedule, CosineSchedule, LearningRate
 from pretrain.strategy.activations import Activations
 from pretrain.strategy.base import Memory
-from pretrain.train.loop import TrainConfig
+from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.micro_batches import Needs
 from pretrain.train.summary import ModelSize, of_memory, of_rate, summary
 
@@ -30,6 +31,7 @@ def described():
     """Return what describes a run on so many ranks over so many corpora."""
 
     def call(ranks, corpora, train=None):
+        train = GrowthConfig(**{"steps": 50, "batch_size": 24} | (train or {}))
         corpus = SimpleNamespace(num_tokens=12_000, num_documents=77)
         stream = SimpleNamespace(
             sources=[SimpleNamespace(name=name, corpus=corpus) for name in corpora],
@@ -41,7 +43,8 @@ def described():
             memory=Memory(2**20, 2 * 2**20, 4 * 2**20),
             needs=None,
             seq_len=16,
-            train=TrainConfig(steps=50, batch_size=24, **(train or {})),
+            train=train,
+            course=Course(train.sizes),
             micro_batch_size=8,
             learning_rate=LearningRate(2e-3, CosineSchedule(warmup_ratio=0.1, floor=0.5), 50),
             world=World(rank=0, size=ranks, device=torch.device("cpu")),
@@ -69,6 +72,16 @@ def test_a_run_is_described_in_tokens_steps_and_bytes(described):
     ):
         assert words in text
     assert "3 micro-batches of 8 (cpu)" in described(1, ["books"])
+
+
+def test_the_plan_of_batches_that_grow_counts_what_each_step_takes(described):
+    growth = [{"step": 0, "size": 8}, {"step": 20, "size": 16}, {"step": 30, "size": 24}]
+    text = described(1, ["books"], {"batch_growth": growth})
+    slots = 20 * 8 + 10 * 16 + 20 * 24
+    assert f"50 steps, {16 * slots:,} tokens, {300.0 * 16 * slots:.3g} FLOPs" in text
+    assert "384 tokens = 24 sequences x 16: 3 micro-batches of 8 (cpu)" in text
+    assert "before it 8 up to step 20, 16 up to step 30 (train.batch_lr=none)" in text
+    assert f"books: 12,000 tokens in 77 documents, {slots / 100:.2f} epochs" in text
 
 
 def test_the_plan_fits_on_a_screen(described):

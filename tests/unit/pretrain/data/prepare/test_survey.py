@@ -146,7 +146,8 @@ REFUSED = {
         {"seq_len": 64, "held_out": 0.01},
     ),
     r"data\.prepare\.held_out=0\.1: 0 of the 8 bytes": ({"book.txt": b"a letter"}, {}),
-    r"data\.sources\.own: no text in it \(left out: \{'empty': 1\}\)": ({"blank.txt": b"\n \n"}, {}),
+    r"data\.sources\.own: no text in it \(left out: empty 1\)": ({"blank.txt": b"\n \n"}, {}),
+    r"data\.sources\.own: no text in it \(left out: empty_file 2\); check its": ({"a.txt": b"", "b.txt": b""}, {}),
     r"z\.txt: a PDF document": ({f"{n}.txt": story(n).encode() for n in range(70)} | {"z.txt": b"%PDF-1.7"}, {}),
 }
 
@@ -158,6 +159,15 @@ def test_what_cannot_be_prepared_is_refused_at_once(tmp_path, message):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         look(TextSource(paths=str(tmp_path)), **values)
+
+
+def test_white_space_where_the_training_split_is_does_not_blame_the_vocabulary(tmp_path):
+    (tmp_path / "late.txt").write_text(" " * 3000 + "a line at the end")
+    source = TextSource(paths=f"{tmp_path}/late.txt", documents=Cut.file)
+    with pytest.raises(DataError) as error:
+        prepare({"late": source}, BpeTokenizer(vocab_size=290), config(tmp_path / "corpora"))
+    assert "data.sources.late: no text in its training split" in str(error.value)
+    assert "lower data.prepare.held_out=0.1" in str(error.value)
 
 
 def test_a_wrong_field_of_any_file_is_refused_at_once(tmp_path):
