@@ -10,6 +10,7 @@ from small_models import VOCAB_SIZE
 
 from pretrain.errors import ConfigError
 from pretrain.hub.family import FAMILIES
+from pretrain.models.decoder import MUP
 from pretrain.models.network import TRAINING
 from pretrain.models.rotary import RopeScaling, Scaling
 
@@ -54,7 +55,7 @@ def effect(config):
 def test_a_setting_comes_back_or_is_refused_unless_it_has_no_effect(name):
     family = FAMILIES[name.partition(",")[0]]
     base = small_model(name).config
-    elsewhere = {*TRAINING, STORED.get(family.model_type)} & vars(base).keys()
+    elsewhere = {*TRAINING, *MUP, STORED.get(family.model_type)} & vars(base).keys()  # muP: see test_absorbed
     written, refused = set(), set()
     for key, config in variants(base):
         if list(family.differences(config)):
