@@ -20,7 +20,7 @@ from torch import nn
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import Batch, Examples
 from pretrain.data.choice_sets import ChoiceSet, load_choices
-from pretrain.data.course import Course
+from pretrain.data.course import Course, Size
 from pretrain.data.loader import StepLoader
 from pretrain.data.manifest import Manifest
 from pretrain.data.packing import Packing
@@ -37,6 +37,8 @@ from pretrain.objectives.base import Objective, TokenLossConfig
 from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
+from pretrain.train.branches.base import FIRST_STEP, Origin, first_data_step
+from pretrain.train.branches.begin import begin_branch
 from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.evaluator import Evaluator, held_out_evaluator
@@ -65,12 +67,16 @@ def pretrain(cfg: PretrainConfig) -> Path:
         source = find_source(cfg.init_from, first=rank() == 0)
         if source:
             check_written_by("pretrain", source.path)
+    origin = None
+    if cfg.branch_from and not resumes(cfg.run):
+        origin = Origin.of(cfg.branch_from, cfg.run.root).resolved()
+        check_written_by("pretrain", origin.run)
     # The record holds a name on the hub with its commit.
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
     with Session.opened("pretrain", cfg, **record) as session:
         if source := shared_source(source, session.world):
             warn_of_other_pairs(source, cfg.objective)
-        _pretrain(cfg, source, session)
+        _pretrain(cfg, source, origin, session)
     return cfg.run.directory
 
 
@@ -123,16 +129,14 @@ def passes_of(cfg: PretrainConfig, vocab_size: int, memory: Memory, world: World
     )
 
 
-def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
+def _pretrain(cfg: PretrainConfig, source: Source | None, origin: Origin | None, session: Session) -> None:
     world = session.world
     corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare, seq_len=cfg.data.seq_len)
     corpus = next(iter(corpora.values()))
     file = corpus / TOKENIZER_FILE  # the same in each of them
     stream = cfg.data.train_stream(corpora, cfg.seed)
     tokenizer = stream.manifest.tokenizer(corpus)
-    held_out = cfg.data.held_out(corpora)
-    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
-    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    held_out = _held_out(cfg, corpora)
     vocabulary = cache(partial(load_vocabulary, corpus))
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
@@ -143,15 +147,18 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     passes = passes_of(cfg, stream.manifest.vocab_size, predicted, world)
     micro_batch_size, entry = _micro_batch(cfg, passes, session)
     initial = InitialWeights(module, cfg.seed)
-    fingerprints = _fingerprints(cfg, stream)
+    start = first_data_step(cfg.run, origin, cfg.branch)
+    fingerprints, unsaid = _fingerprints(cfg, stream, start), network_defaults(cfg.model)
+    entry |= begin_branch(origin, session, initial.shapes, fingerprints, unsaid) if origin else {}
     trainee = session.build(
         module,
         fingerprints,
         shapes=initial.shapes,
         first_weights=lambda: weights_from(source, initial, fingerprints, world, tokenizer=file) if source else initial,
         num_steps=cfg.train.steps,
-        unsaid=network_defaults(cfg.model),
+        unsaid=unsaid,
         accept_changed=cfg.data.accept_changed,
+        planned_in=origin and origin.run,
     )
     computing = session.begin(
         cfg.model,
@@ -180,9 +187,16 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         save_best=cfg.eval.saves_best,
         predicted=predicted,
     )
-    evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
-    with _steps(cfg, stream, examples, trainee.state, micro_batch_size, world) as steps:
-        session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=evaluate_first)
+    with _steps(cfg, stream, examples, trainee.state, micro_batch_size, start, world) as steps:
+        session.train(trainee, steps, schedule, hooks, cfg.train, evaluate_first=cfg.eval.at_start)
+
+
+def _held_out(cfg: PretrainConfig, corpora: dict[str, Path]) -> HeldOut:
+    """Open what is held out. Raises `ConfigError` if that is nothing, and something needs evaluations."""
+    held_out = cfg.data.held_out(corpora)
+    rule = f"nothing is held out, and {cfg.eval.needed} needs evaluations; hold out text, or leave it out"
+    check(held_out.num_slots > 0 or not cfg.eval.needed, "data.prepare.held_out", cfg.data.prepare.held_out, rule)
+    return held_out
 
 
 def _micro_batch(cfg: PretrainConfig, passes: Passes, session: Session) -> tuple[int, dict[str, Any]]:
@@ -241,9 +255,11 @@ def _plan(
     )
 
 
-def _fingerprints(cfg: PretrainConfig, stream: TrainStream) -> Fingerprints:
+def _fingerprints(cfg: PretrainConfig, stream: TrainStream, start: int) -> Fingerprints:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
     order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
+    if start:
+        order[FIRST_STEP] = start
     return {**order, **network_fingerprints(cfg.model, cfg.optim)}
 
 
@@ -294,12 +310,13 @@ def _steps(
     examples: Examples,
     state: TrainState,
     micro_batch_size: int,
+    start: int,
     world: World,
 ) -> StepLoader:
     return StepLoader(
         stream,
         examples,
-        course=Course.constant(cfg.train.batch_size),
+        course=Course((Size(0, cfg.train.batch_size),), start=start),
         micro_batch_size=micro_batch_size,
         rank=world.rank,
         world_size=world.size,

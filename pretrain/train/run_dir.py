@@ -43,7 +43,7 @@ FILES = (  # of a run
     *(RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE),
     *PAIR_FILES,
 )
-FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
+FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names", "branch")  # entries of the record
 FOLDERS = (CHECKPOINTS, HANG, PROFILE, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -65,6 +65,7 @@ class RunRecord(TypedDict, total=False):
     mfu: str  # what is meant by it
     exit: int | None  # null: it runs, or was killed
     init_from: str  # as it was found
+    branch: dict[str, Any]  # of a run that branched off another: its `run`, the `step` and whether `data` continue
     network: dict[str, Any]  # `choice` and the values of a registered configuration
     parameters: int
     parameters_learnt: int
