@@ -65,7 +65,7 @@ FLOORS = [
     ["pretrain.commands", "pretrain.settings", "pretrain.files"],
     ["pretrain.errors"],
 ]
-DOORS = {"__main__", "prepare", "export", "sample", "evaluate", "import_bin"}  # the commands of `pretrain`
+DOORS = {"__main__", "prepare", "export", "sample", "evaluate", "average", "import_bin"}  # the commands of `pretrain`
 FACES = {"pretrain", "finetune", "conf"}  # hold names of what lies below, which the modules there may import past
 BESIDE = {("launch", "finetune")}  # entries of one row, of which the first may import the second
 

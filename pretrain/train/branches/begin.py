@@ -12,7 +12,7 @@ from typing import Any
 
 from pretrain.checkpoint.commit import MANIFEST_FILE
 from pretrain.checkpoint.copying import Copied, copy_step
-from pretrain.checkpoint.load import Shapes, check_architecture, fragments_of, load_state, saved_step
+from pretrain.checkpoint.load import Shapes, check_architecture, check_goes_on, fragments_of, load_state, saved_step
 from pretrain.errors import CheckpointError, ResourceError, check
 from pretrain.files import hash_file
 from pretrain.tracking.base import Mark
@@ -38,6 +38,7 @@ def begin_branch(
     directory = cfg.run.directory / CHECKPOINTS
     step = saved_step(origin.run / CHECKPOINTS, world, origin.step, read_record(origin.run).get("steps"))
     saved = load_state(step, SavedRun)
+    check_goes_on(step, saved)
     theirs = {key: unsaid[key] for key in fingerprints if key in unsaid} | saved.get("resume", {})
     check_differences(origin, theirs, fingerprints, cfg.branch)
     rule = f"the branch begins at step {saved['step']} of {origin.run}; raise it"
