@@ -130,8 +130,8 @@ def _completed(result: Composed, files: Files, words: Sequence[str], root: Root)
     if root is PRETRAIN and (result.cfg.init_from or result.cfg.branch_from):
         default, _ = _composed(root, [])
         named = {*files.settings, *(key for word in words for key in _given(word))}
-        from_weights = result.cfg.init_from is not None  # the two together are refused by the configuration itself
-        said += adopt(result, default.cfg, named) if from_weights else branch_off(result, default, named, compose_run)
+        branches = result.cfg.branch_from is not None
+        said += branch_off(result, default, named, compose_run) if branches else adopt(result, default.cfg, named)
     return said
 
 

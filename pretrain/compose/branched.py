@@ -20,7 +20,7 @@ from pretrain.settings.alternatives import taken_back
 from pretrain.settings.composing import Composed
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.file import TokenizerFile
-from pretrain.train.branches.base import KEY, BranchData, Origin, newest_state
+from pretrain.train.branches.base import KEY, BranchData, Origin, check_one_source, newest_state
 from pretrain.train.run_dir import CONFIG_FILE, TOKENIZER_FILE
 from pretrain.trained.source import described_source
 
@@ -34,9 +34,11 @@ def branch_off(composed: Composed, default: Composed, named: Collection[str], re
 
     `default` is the configuration without words and files, `named` the settings that the user's have, `read` returns
     the typed configuration of a run. `branch_from` gets the number of its step, and a cooldown begins there. A run that
-    resumes takes its own settings again, since its origin may be gone. Raises `ConfigError` for what is no saved step.
+    resumes takes its own settings again, since its origin may be gone. Raises `ConfigError` for what is no saved step,
+    and for an `init_from` beside it.
     """
     cfg, said = composed.cfg, []
+    check_one_source(cfg.branch_from, cfg.init_from)
     own = Path(expanded(cfg.run.root, "run.root")) / cfg.run.name
     if state := newest_state(own):
         known = state.get("facts", {}).get("branch")

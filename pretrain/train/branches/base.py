@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from pretrain.checkpoint.commit import step_name, step_names
 from pretrain.checkpoint.load import load_state
-from pretrain.errors import CheckpointError, ConfigError, DataError, HeadwaterError, check
+from pretrain.errors import CheckpointError, ConfigError, DataError, HeadwaterError, as_written, check
 from pretrain.settings.paths import expanded, is_there
 from pretrain.train.changes import choice_name
 from pretrain.train.run_dir import CHECKPOINTS, RunConfig
@@ -82,10 +82,15 @@ class Origin(NamedTuple):
         return self.name if self.step is None else f"{self.name}@{self.step}"
 
 
+def check_one_source(branch_from: str | None, init_from: str | None) -> None:
+    """Raise `ConfigError` for a run that would begin from two others."""
+    rule = "goes on with weights, moments and step, init_from with weights alone; leave out one of the two"
+    check(not (branch_from and init_from), KEY, branch_from, rule)
+
+
 def check_branch(branch_from: str | None, branch: BranchConfig, init_from: str | None) -> None:
     """Raise `ConfigError` for settings of a branch that contradict others, or that nothing would use."""
-    rule = f"{KEY} goes on with weights, moments and step, init_from with weights alone; leave out one of the two"
-    check(not (branch_from and init_from), KEY, branch_from, rule)
+    check_one_source(branch_from, init_from)
     rule = f"nothing branches off; name {KEY}=RUN@STEP, or leave it out"
     check(bool(branch_from) or branch.data == BranchData["continue"], "branch.data", branch.data.name, rule)
 
@@ -128,7 +133,7 @@ def check_differences(origin: Origin, theirs: Mapping[str, Any], ours: Mapping[s
             continue
         kind, rule = _rule(key, origin, branch)
         if kind:
-            raise kind(f"{KEY}={origin.typed}: {key} is {now} here and {was} there, {rule}")
+            raise kind(f"{KEY}={origin.typed}: {key} is {as_written(now)} here and {as_written(was)} there, {rule}")
 
 
 def _rule(key: str, origin: Origin, branch: BranchConfig) -> tuple[type[HeadwaterError] | None, str]:
