@@ -67,7 +67,7 @@ def average(run: Path, last: int, out: Path, ema: float | None = None) -> str:
             if (run / name).is_file():
                 replace_file(temporary / name, [(run / name).read_bytes()])
         kept = {key: value for key, value in record.items() if key not in OF_STEPS}
-        own = {"name": out.name, "exit": 0, "steps": {step.name: hash_file(step / MANIFEST_FILE)}, "notes": [said]}
+        own = {"name": out.name, "exit": 0, "steps": {step.name: hash_file(step / MANIFEST_FILE)}, "average": said}
         replace_file(temporary / RECORD_FILE, [sealed({**kept, **own})])
         temporary.rename(out)
         fsync_path(out.parent)

@@ -108,7 +108,8 @@ def test_a_sweep_of_cooldowns_shares_the_steps_of_its_origin(place, uninterrupte
         *BRANCH,
         "schedule=cooldown",
         "schedule.shape=sqrt",
-        "train.steps=23,26,30", "checkpoint.keep=9",
+        "train.steps=23,26,30",
+        "checkpoint.keep=9",
     ]
     line = [sys.executable, "-m", "launch", "local", "nproc=1", "--", "pretrain", *words]
     done = subprocess.run(line, capture_output=True, text=True, cwd=place, env=os.environ | FAST, timeout=280)

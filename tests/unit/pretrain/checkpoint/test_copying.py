@@ -30,7 +30,7 @@ def test_files_are_shared_and_the_state_is_its_own(step, tmp_path):
     assert copied == (tmp_path / "b" / step.name, 1, 0, "")
     assert newest_step(tmp_path / "b", ALONE) == copied.step
     assert [file.stat().st_ino for file in fragments(copied.step)] == [file.stat().st_ino for file in fragments(step)]
-    assert (load_state(copied.step)["tokens"], load_state(step)["tokens"]) == (7, 55)
+    assert load_state(copied.step) == {**load_state(step), "tokens": 7}
     assert load_manifest(copied.step)["tensors"] == load_manifest(step)["tensors"]
     (first, one), (second, other) = toy_strategy(), toy_strategy()
     restore(step, shapes_of(first), one)

@@ -15,7 +15,9 @@ from pretrain.checkpoint.fragments import FragmentReader
 from pretrain.checkpoint.load import fragments_of, newest_step, restore, shapes_of
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.init_from import InitialWeights, weights_from
+from pretrain.report.history import load as load_history
 from pretrain.trained import averaged
+from pretrain.trained.model import load
 from pretrain.trained.source import open_source
 
 STEPS = (7, 9, 12)
@@ -91,7 +93,11 @@ def test_it_is_a_run_for_who_uses_weights_and_none_to_go_on_from(steps, tmp_path
     assert main([str(steps), "--last", "3", "--out", str(out)]) == 0
     said = f"the mean of the weights at steps 7, 9, 12 of {steps}; no moments are in it"
     assert capsys.readouterr().out == f"{out}: {said}; evaluate, sample, export and init_from take it\n"
-    assert json_of(out / "run.json")["notes"] == [said]
+    assert json_of(out / "run.json")["average"] == said
+    with pytest.raises(ConfigError, match=f"{out}: has no curves, it is {said}; python -m pretrain.evaluate"):
+        load_history(out)
+    card = load(out, device="cpu").export(tmp_path / "export") / "README.md"
+    assert f"| weights | {said} |" in card.read_text()
     module, expected = load_run(out), weights(out, 12)
     for name, tensor in module.state_dict().items():
         assert name not in expected or np.array_equal(tensor.numpy().reshape(-1), expected[name])
@@ -104,7 +110,7 @@ def test_it_is_a_run_for_who_uses_weights_and_none_to_go_on_from(steps, tmp_path
     newest = newest_step(out / "checkpoints", ALONE, json_of(out / "run.json")["steps"])
     with pytest.raises(CheckpointError, match=r"mean of the weights of 3 steps, without moments.*init_from"):
         restore(newest, shapes_of(module), toy_strategy()[1])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mean"], "nothing is left beside it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "mean"], "nothing is left beside it"
 
 
 def test_what_cannot_be_averaged_is_refused_by_name(run, tmp_path):
