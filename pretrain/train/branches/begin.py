@@ -21,13 +21,15 @@ from pretrain.train.resuming import Fingerprints, SavedRun
 from pretrain.train.run_dir import CHECKPOINTS, read_record
 from pretrain.train.session import Session
 
+INHERITED = ("init_from", "generation")  # entries of run.json: what the origin's weights and its rules of texts are of
+
 log = logging.getLogger(__name__)
 
 
 def begin_branch(
     origin: Origin, session: Session, shapes: Shapes, fingerprints: Fingerprints, unsaid: Fingerprints
-) -> dict[str, Recorded]:
-    """Make the origin's step the first one of a run that has none, and return what run.json says of that.
+) -> dict[str, Any]:
+    """Make the origin's step the first one of a run that has none, and return what run.json says of where it is from.
 
     A collective: ranks share the verification, rank 0 copies. `shapes`, `fingerprints` and `unsaid` are those of
     `resume`, which comes next. Nothing is written before the step is found to fit. Raises `CheckpointError` for a
@@ -36,11 +38,12 @@ def begin_branch(
     """
     cfg, world, run = session.cfg, session.world, session.directory
     directory = cfg.run.directory / CHECKPOINTS
-    step = saved_step(origin.run / CHECKPOINTS, world, origin.step, read_record(origin.run).get("steps"))
+    theirs = read_record(origin.run)
+    step = saved_step(origin.run / CHECKPOINTS, world, origin.step, theirs.get("steps"))
     saved = load_state(step, SavedRun)
     check_goes_on(step, saved)
-    theirs = {key: unsaid[key] for key in fingerprints if key in unsaid} | saved.get("resume", {})
-    check_differences(origin, theirs, fingerprints, cfg.branch)
+    trained = {key: unsaid[key] for key in fingerprints if key in unsaid} | saved.get("resume", {})
+    check_differences(origin, trained, fingerprints, cfg.branch)
     rule = f"the branch begins at step {saved['step']} of {origin.run}; raise it"
     check(saved["step"] < cfg.train.steps, "train.steps", cfg.train.steps, rule)
     check_architecture(step, shapes, fragments_of(step).weight_shapes())
@@ -58,7 +61,7 @@ def begin_branch(
     if problem:
         of_step, words = problem
         raise CheckpointError(words) if of_step else ResourceError(f"{directory}: {words}; free space, and start again")
-    return {"branch": known}
+    return {"branch": known, **{key: theirs[key] for key in INHERITED if key in theirs}}
 
 
 def _state(saved: Mapping[str, Any], known: Recorded, fingerprints: Fingerprints) -> dict[str, Any]:
