@@ -39,6 +39,7 @@ COMMANDS = {
     "predict": Command(("finetune.predict",), "what a fine-tuned model predicts"),
     "report": Command(("pretrain.report",), "a page on runs: curves, results, errors", "finetune.report"),
     "export": Command(("pretrain.export",), "a directory that transformers loads", "finetune.export"),
+    "average": Command(("pretrain.average",), "the mean of the weights of a run's steps"),
     "runs": Command(("pretrain.report.listing",), "list runs: state, step, loss, size"),
     "launch": Command(("launch",), "start ranks, sweeps and jobs on Slurm"),
     "doctor": Command(("launch", "doctor"), "examine what a run will need"),

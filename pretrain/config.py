@@ -28,6 +28,7 @@ from pretrain.strategy.precision import Precision
 from pretrain.tokenizer.base import TokenizerConfig, find_sentinels
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.batch_growth import GrowthConfig
+from pretrain.train.branches.base import BranchConfig, check_branch
 from pretrain.train.detours.divergence import DivergenceConfig
 from pretrain.train.evaluator import EvalConfig
 from pretrain.train.micro_batches import said
@@ -54,6 +55,8 @@ class PretrainConfig:
     tokenizer: TokenizerConfig = MISSING
     model: Any = MISSING
     init_from: str | None = None  # run, Hugging Face directory or org/name@revision of the first weights; null: random
+    branch_from: str | None = None  # RUN@STEP that the run goes on from: weights, moments, step, place in the data
+    branch: BranchConfig = field(default_factory=BranchConfig)
     objective: Any = MISSING
     optim: Any = MISSING
     schedule: ScheduleConfig = MISSING
@@ -74,6 +77,7 @@ class PretrainConfig:
     hooks: dict[str, Any] = field(default_factory=dict)  # NAME: its settings; code of one's own that the run calls
 
     def __post_init__(self) -> None:
+        check_branch(self.branch_from, self.branch, self.init_from)
         names = choices()
         _, objective = names[type(self.objective)]
         rule = f"does not fit model={names[type(self.model)][1]}, which is {self.model.kind}; change one of the two"

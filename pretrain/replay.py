@@ -126,6 +126,7 @@ def _taken_again(
     from pretrain.data.vocabulary import load_vocabulary
     from pretrain.run import build_module, course_of, fingerprints_of, rate_of, steps_of
     from pretrain.train.computing import start_kernels
+    from pretrain.train.branches.base import data_start
     from pretrain.train.detours.base import read_detours
     from pretrain.train.loop import TrainState, train
     from pretrain.train.metrics import StepMeter
@@ -136,14 +137,14 @@ def _taken_again(
     size = said(cfg.train, cfg.data.seq_len, world.size) or record.get("micro_batch", {}).get("size", 1)
     _check_dropout(compose_run(run), record, size, world)
     corpora = {name: Path(path) for name, path in record["corpora"].items()}
-    stream, detours = cfg.data.train_stream(corpora, cfg.seed), read_detours(run)
+    stream, detours, start = cfg.data.train_stream(corpora, cfg.seed), read_detours(run), data_start(run)
     vocabulary = cache(partial(load_vocabulary, next(iter(corpora.values()))))
     examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
     module = build_module(cfg, stream.manifest.vocab_size)
     strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
     strategy.guard = cfg.guard.build()
-    state, course = TrainState(), course_of(cfg, detours)
-    model = _restored(cfg, run, record, first, module, strategy, fingerprints_of(cfg, stream, detours), state, world)
+    state, course = TrainState(), course_of(cfg, detours, start)
+    model = _restored(cfg, run, record, first, module, strategy, fingerprints_of(cfg, stream, detours, start), state, world)
     begun = state.step
     start_kernels(cfg, cfg.model, world)
     hooks = ReplayHooks(world=world, meter=StepMeter(world.device), last=last)

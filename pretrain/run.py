@@ -7,8 +7,8 @@ alike is in `train/session`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from pretrain.config import PretrainConfig
-from pretrain.data.batch import Batch, Examples
+from pretrain.data.batch import Batch, Examples, Vocabulary
 from pretrain.data.choice_sets import ChoiceSet, load_choices
 from pretrain.data.course import Course
 from pretrain.data.loader import StepLoader
-from pretrain.data.manifest import Manifest
 from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare, verify
 from pretrain.data.stream import HeldOut, TrainStream
@@ -38,12 +37,14 @@ from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
 from pretrain.train.batch_growth import GrowthConfig, growth_fingerprints
+from pretrain.train.branches.base import FIRST_STEP, BranchData, Origin, first_data_step
+from pretrain.train.branches.begin import begin_branch
 from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.detours.base import Detour, fingerprint, skipped
 from pretrain.train.detours.divergence import Watch
 from pretrain.train.detours.rewinding import detoured, shared_detours
 from pretrain.train.early_stopping import EarlyStopping
-from pretrain.train.evaluator import Evaluator, held_out_evaluator
+from pretrain.train.evaluator import held_out_evaluator
 from pretrain.train.micro_batches import Passes, found, said
 from pretrain.train.mirror.restore import is_mirrored
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
@@ -66,12 +67,14 @@ def pretrain(cfg: PretrainConfig) -> Path:
     """
     cfg.check_start(ranks=world_size(), device_type=device_type())
     cfg.attention.build()
-    source = _source(cfg)
+    source, origin = _source(cfg), _origin(cfg)
     # The record holds a name on the hub with its commit.
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
     with Session.opened("pretrain", cfg, **record) as session:
-        while detoured(cfg.divergence, session.directory, session.world, partial(_pretrain, cfg, source, session)):
-            source = _source(cfg)  # behind a detour the run may begin with its first weights again
+        while detoured(
+            cfg.divergence, session.directory, session.world, partial(_pretrain, cfg, source, origin, session)
+        ):
+            source, origin = _source(cfg), _origin(cfg)  # it may begin with its first weights again
     return cfg.run.directory
 
 
@@ -83,6 +86,15 @@ def _source(cfg: PretrainConfig) -> Source | None:
     if source:
         check_written_by("pretrain", source.path)
     return source
+
+
+def _origin(cfg: PretrainConfig) -> Origin | None:
+    """Return what the run branches off; None if it does not, and where a saved step has all."""
+    if not cfg.branch_from or resumes(cfg.run):
+        return None
+    origin = Origin.of(cfg.branch_from, cfg.run.root).resolved()
+    check_written_by("pretrain", origin.run)
+    return origin
 
 
 def prepare_corpora(cfg: PretrainConfig) -> dict[str, Path]:
@@ -134,19 +146,47 @@ def passes_of(cfg: PretrainConfig, vocab_size: int, memory: Memory, world: World
     )
 
 
-def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """The prepared text of a run, and what is measured of it."""
+
+    corpora: dict[str, Path]
+    file: Path  # of the tokenizer, the same in each of the corpora
+    stream: TrainStream
+    held_out: HeldOut
+    tokenizer: Tokenizer
+    vocabulary: Callable[[], Vocabulary]
+    examples: Examples
+    choices: Sequence[ChoiceSet]
+
+
+def _opened(cfg: PretrainConfig) -> _Text:
+    """Prepare what is not prepared yet, and open it. Raises what `prepare` raises, and `ConfigError`."""
+    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare, seq_len=cfg.data.seq_len)
+    corpus = next(iter(corpora.values()))
+    stream = cfg.data.train_stream(corpora, cfg.seed)
+    tokenizer, vocabulary = stream.manifest.tokenizer(corpus), cache(partial(load_vocabulary, corpus))
+    return _Text(
+        corpora=corpora,
+        file=corpus / TOKENIZER_FILE,
+        stream=stream,
+        held_out=_held_out(cfg, corpora),
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        examples=cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len),
+        choices=load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len),
+    )
+
+
+def _pretrain(cfg: PretrainConfig, source: Source | None, origin: Origin | None, session: Session) -> None:
     world = session.world
     source = _shared(cfg, source, world)
-    detours = shared_detours(session.directory, world)
-    corpora = prepare(cfg.data.sources, cfg.tokenizer, cfg.data.prepare, seq_len=cfg.data.seq_len)
-    file = next(iter(corpora.values())) / TOKENIZER_FILE  # the same in each of them
-    stream = cfg.data.train_stream(corpora, cfg.seed)
-    tokenizer = stream.manifest.tokenizer(file.parent)
-    held_out = _held_out(cfg, corpora)
-    vocabulary = cache(partial(load_vocabulary, file.parent))
-    examples = cfg.objective.examples(vocabulary, cfg.seed, cfg.data.seq_len)
-    choices = load_choices(cfg.eval.choices, "eval.choices", tokenizer, stream.manifest.prefix, cfg.data.seq_len)
-    course = course_of(cfg, detours)
+    text = _opened(cfg)
+    stream = text.stream
+    inherited = origin.run if origin and cfg.branch.data == BranchData["continue"] else None
+    detours = shared_detours(session.directory, world, inherited)
+    start = first_data_step(cfg.run, origin, cfg.branch)
+    course = course_of(cfg, detours, start)
     rate = rate_of(cfg, course)
     module = build_module(cfg, stream.manifest.vocab_size)
     size = ModelSize.of(module, stream.lengths)
@@ -154,38 +194,39 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
     passes = passes_of(cfg, stream.manifest.vocab_size, predicted, world)
     micro_batch_size, entry = _micro_batch(cfg, passes, session)
     initial = InitialWeights(module, cfg.seed)
-    fingerprints = fingerprints_of(cfg, stream, detours)
+    fingerprints = fingerprints_of(cfg, stream, detours, start)
+    unsaid = network_defaults(cfg.model) | growth_fingerprints(GrowthConfig())
+    if origin:
+        entry |= begin_branch(origin, session, initial.shapes, fingerprints, unsaid, detours)
     trainee = session.build(
         module,
         fingerprints,
         shapes=initial.shapes,
-        first_weights=lambda: weights_from(source, initial, fingerprints, world, tokenizer=file) if source else initial,
+        first_weights=lambda: (
+            weights_from(source, initial, fingerprints, world, tokenizer=text.file) if source else initial
+        ),
         rate=rate,
-        unsaid=network_defaults(cfg.model) | growth_fingerprints(GrowthConfig()),
+        unsaid=unsaid,
         accept_changed=cfg.data.accept_changed,
+        planned_in=origin and origin.run,
     )
     computing = session.begin(
         cfg.model,
         size,
-        tokenizer=file.read_bytes(),
-        corpora={name: str(path.resolve()) for name, path in corpora.items()},
-        **_of_tokens(stream.manifest),
-        decoder_start=cfg.objective.decoder_start(vocabulary),
-        choices={each.name: {"questions": len(each.answers), "chance": each.chance} for each in choices},
+        tokenizer=text.file.read_bytes(),
+        decoder_start=cfg.objective.decoder_start(text.vocabulary),
+        **_recorded(text),
         **_generation(source, stream.manifest.vocab_size),
         **entry,
     )
     if session.directory:
-        _advise(cfg, session.directory.path, tokenizer, stream)
-        log.info(_plan(cfg, size, passes, micro_batch_size, rate, course, computing, stream, held_out))
+        _advise(cfg, session.directory.path, text.tokenizer, stream)
+        log.info(_plan(cfg, size, passes, micro_batch_size, rate, course, computing, stream, text.held_out))
     hooks = session.hooks(
         trainee,
         size=size,
         num_steps=cfg.train.steps,
-        evaluator=_evaluator(cfg, trainee.model, held_out, examples, micro_batch_size, world),
-        choices=_choices(trainee.model, module.model, choices, micro_batch_size * cfg.data.seq_len, world),
-        continuations=_continuations(cfg, trainee.model, module.model, stream, tokenizer, world),
-        evaluate_every=cfg.eval.every if held_out.num_slots else 0,
+        **_measuring(cfg, text, trainee.model, module.model, micro_batch_size, world),
         save_every=cfg.checkpoint.every,
         stopping=EarlyStopping(metric="loss", lower_is_better=True, patience=cfg.eval.patience),
         save_best=cfg.eval.saves_best,
@@ -193,9 +234,8 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, session: Session) -> N
         watch=Watch(cfg.divergence),
         course=course,
     )
-    evaluate_first = bool(hooks.evaluate_every) and cfg.eval.at_start
-    with steps_of(cfg, stream, examples, course, trainee.state.step, micro_batch_size, world) as steps:
-        session.train(trainee, steps, rate.multiplier, hooks, cfg.train, evaluate_first=evaluate_first)
+    with steps_of(cfg, stream, text.examples, course, trainee.state.step, micro_batch_size, world) as steps:
+        session.train(trainee, steps, rate.multiplier, hooks, cfg.train, evaluate_first=cfg.eval.at_start)
 
 
 def _shared(cfg: PretrainConfig, source: Source | None, world: World) -> Source | None:
@@ -205,9 +245,9 @@ def _shared(cfg: PretrainConfig, source: Source | None, world: World) -> Source 
     return source
 
 
-def course_of(cfg: PretrainConfig, detours: Sequence[Detour]) -> Course:
-    """Return which slots of the data each optimizer step takes."""
-    return Course(cfg.train.sizes, skipped(detours))
+def course_of(cfg: PretrainConfig, detours: Sequence[Detour], start: int) -> Course:
+    """Return which slots of the data each optimizer step takes; the data begin at the data step `start`."""
+    return Course(cfg.train.sizes, skipped(detours), start)
 
 
 def rate_of(cfg: PretrainConfig, course: Course) -> LearningRate:
@@ -233,10 +273,16 @@ def _micro_batch(cfg: PretrainConfig, passes: Passes, session: Session) -> tuple
     return entry["size"], {"micro_batch": entry}
 
 
-def _of_tokens(manifest: Manifest) -> dict[str, Any]:
-    """Return what run.json says of token ids."""
-    frame = [manifest.prefix, manifest.suffix]
-    return {"vocab_size": manifest.vocab_size, "document_frame": frame, "mask": manifest.mask}
+def _recorded(text: _Text) -> dict[str, Any]:
+    """Return what run.json says of corpora, of token ids and of questions."""
+    manifest = text.stream.manifest
+    return {
+        "corpora": {name: str(path.resolve()) for name, path in text.corpora.items()},
+        "vocab_size": manifest.vocab_size,
+        "document_frame": [manifest.prefix, manifest.suffix],
+        "mask": manifest.mask,
+        "choices": {each.name: {"questions": len(each.answers), "chance": each.chance} for each in text.choices},
+    }
 
 
 def _generation(source: Source | None, vocab_size: int) -> dict[str, Any]:
@@ -282,52 +328,47 @@ def _plan(
     )
 
 
-def fingerprints_of(cfg: PretrainConfig, stream: TrainStream, detours: Sequence[Detour]) -> Fingerprints:
+def fingerprints_of(cfg: PretrainConfig, stream: TrainStream, detours: Sequence[Detour], start: int) -> Fingerprints:
     """Return what a resumed run must find unchanged: the order of its data, its network, the kind of its moments."""
     order = {**stream.fingerprint, "seed": cfg.seed, "train.batch_size": cfg.train.batch_size}
-    changed = {**fingerprint(detours), **growth_fingerprints(cfg.train)}
+    changed = {**fingerprint(detours), **growth_fingerprints(cfg.train), **({FIRST_STEP: start} if start else {})}
     return {**order, **changed, **network_fingerprints(cfg.model, cfg.optim)}
 
 
-def _evaluator(
-    cfg: PretrainConfig,
-    model: nn.Module,
-    held_out: HeldOut,
-    examples: Examples,
-    micro_batch_size: int,
-    world: World,
-) -> Evaluator:
-    return held_out_evaluator(
-        model,
-        cfg.objective,
-        held_out,
-        examples,
-        micro_batch_size=micro_batch_size,
-        max_slots=cfg.eval.max_slots,
-        world=world,
-    )
-
-
-def _choices(
-    wrapped: nn.Module, model: Model, sets: Sequence[ChoiceSet], batch_tokens: int, world: World
-) -> ChoiceEvaluator:
-    return ChoiceEvaluator(module=wrapped, model=model, sets=sets, batch_tokens=batch_tokens, world=world)
-
-
-def _continuations(
-    cfg: PretrainConfig, wrapped: nn.Module, model: Model, stream: TrainStream, tokenizer: Tokenizer, world: World
-) -> Continuations:
-    prefix, suffix = stream.manifest.prefix, stream.manifest.suffix
+def _measuring(
+    cfg: PretrainConfig, text: _Text, wrapped: nn.Module, model: Model, micro_batch_size: int, world: World
+) -> dict[str, Any]:
+    """Return what the hooks measure of a model, which the strategy has wrapped, and how often."""
+    manifest = text.stream.manifest
     longest = cfg.data.seq_len - cfg.eval.sample_tokens
-    return Continuations(
-        module=wrapped,
-        model=model,
-        tokenizer=tokenizer,
-        prompts=encoded_prompts(cfg.eval.samples, tokenizer, prefix, longest),
-        max_tokens=cfg.eval.sample_tokens,
-        stop_id=next(iter(suffix or prefix), None),
-        world=world,
-    )
+    return {
+        "evaluate_every": cfg.eval.every if text.held_out.num_slots else 0,
+        "evaluator": held_out_evaluator(
+            wrapped,
+            cfg.objective,
+            text.held_out,
+            text.examples,
+            micro_batch_size=micro_batch_size,
+            max_slots=cfg.eval.max_slots,
+            world=world,
+        ),
+        "choices": ChoiceEvaluator(
+            module=wrapped,
+            model=model,
+            sets=text.choices,
+            batch_tokens=micro_batch_size * cfg.data.seq_len,
+            world=world,
+        ),
+        "continuations": Continuations(
+            module=wrapped,
+            model=model,
+            tokenizer=text.tokenizer,
+            prompts=encoded_prompts(cfg.eval.samples, text.tokenizer, manifest.prefix, longest),
+            max_tokens=cfg.eval.sample_tokens,
+            stop_id=next(iter(manifest.suffix or manifest.prefix), None),
+            world=world,
+        ),
+    }
 
 
 def steps_of(
@@ -337,6 +378,7 @@ def steps_of(
     course: Course,
     start_step: int,
     micro_batch_size: int,
+    start: int,
     world: World,
 ) -> StepLoader:
     """Return the batches of this rank from a step of the run on, around its detours, to its last step."""

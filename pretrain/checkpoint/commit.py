@@ -62,13 +62,16 @@ def commit(temporary: Path, step: int, state: bytes, indices: list[Index]) -> No
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def prune(directory: Path, committed: int, keep: int, best: int | None = None) -> None:
-    """Delete all but the newest steps and the best one, and none that a later version of ours wrote.
+def prune(directory: Path, committed: int, keep: int, best: int | None = None, milestones: int = 0) -> None:
+    """Delete all but the newest steps, the best one and the multiples of `milestones` (0: there are none).
 
-    One after `committed` was passed over on resume, and counts for nothing.
+    None that a later version of ours wrote either. One after `committed` was passed over on resume, and counts for
+    nothing.
     """
     for name in [name for name in step_names(directory) if name <= step_name(committed)][:-keep]:
-        if (best is None or name != step_name(best)) and not _is_of_later_format(directory / name):
+        number = step_number(directory / name)
+        stays = number == best or (milestones and number % milestones == 0)
+        if not stays and not _is_of_later_format(directory / name):
             shutil.rmtree(directory / name, ignore_errors=True)
 
 

@@ -65,6 +65,7 @@ class StepState(_EveryState, total=False):
     best: tuple[int, float] | None
     resume: dict[str, Any]  # what a resumed run must find unchanged
     facts: dict[str, Any]  # what run.json must say of the model, whoever reads it
+    averaged: list[int]  # of a mean: the steps whose weights it is of. It has no moments
 
 
 class _Restorable(_EveryState):
@@ -185,6 +186,13 @@ def load_state(step: Path, kind: Any = StepState) -> dict[str, Any]:
     return state
 
 
+def check_goes_on(step: Path, state: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for a step that no run can go on from, since it is the mean of others."""
+    if steps := state.get("averaged"):
+        rule = f"the mean of the weights of {len(steps)} steps, without moments, from which no run goes on"
+        raise CheckpointError(f"{step}: {rule}; begin one with these weights by init_from")
+
+
 def fragments_of(step: Path) -> FragmentReader:
     """Return the tensors of a verified step. Raises `CheckpointError` for fragments that do not make up tensors."""
     return FragmentReader(step, load_manifest(step)["tensors"])
@@ -207,6 +215,7 @@ def restore(step: Path, shapes: Shapes, strategy: Checkpointable) -> None:
     """Fill weights and moments from a verified step. Raises `CheckpointError` if it is of another architecture."""
     reader = fragments_of(step)
     check_architecture(step, shapes, reader.weight_shapes())
+    check_goes_on(step, load_state(step))
     strategy.load_state(load_state(step, _Restorable)["strategy"])
     strategy.load_fragments(reader)
 

@@ -42,6 +42,7 @@ class SavingConfig:
     """How a run is saved, and how many steps stay on disk."""
 
     keep: int = 2  # newest committed steps that stay; older ones are deleted after the next commit
+    keep_every: int = 0  # optimizer steps: saved steps that are multiples of it are milestones, which stay; 0 = none
     asynchronous: bool = True  # copy what a rank saves into host memory, and write it while training continues
     max_failures: int = 3  # saves in a row that may fail (a full disk, say) before the run stops with exit code 8
     mirror: str | None = None  # URL of a store (s3://, gs://, file:// ...) that gets a copy of each step; null: none
@@ -49,6 +50,7 @@ class SavingConfig:
 
     def __post_init__(self) -> None:
         check(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1, or nothing could be resumed")
+        check(self.keep_every >= 0, "checkpoint.keep_every", self.keep_every, "0 (no milestones) or optimizer steps")
         check(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "at least 1")
         wait = self.mirror_wait_minutes
         check(0 <= wait <= 10_080, "checkpoint.mirror_wait_minutes", wait, "0 to 10,080 minutes, a week")
@@ -63,6 +65,8 @@ class CheckpointConfig(SavingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.every >= 1, "checkpoint.every", self.every, "at least 1 optimizer step")
+        rule = f"must be a multiple of checkpoint.every={self.every}, or most milestones would not be saved; or 0"
+        check(self.keep_every % self.every == 0, "checkpoint.keep_every", self.keep_every, rule)
 
 
 class _Answer(NamedTuple):
@@ -205,7 +209,8 @@ class Checkpoints:
         if self.world.is_first:
             try:
                 commit(save.temporary, save.step, save.state, indices)
-                prune(self.directory, save.step, self.cfg.keep, save.best.step if save.best else None)
+                best = save.best.step if save.best else None
+                prune(self.directory, save.step, self.cfg.keep, best, self.cfg.keep_every)
             except Exception as error:  # as above
                 return _failure("commit", error)
         return _Answer()

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.commands import exit_code_of
 from pretrain.compose.adopted import adopt
+from pretrain.compose.branched import branch_off
 from pretrain.config import PretrainConfig, register_choices
 from pretrain.distributed.world import rank, world_size
 from pretrain.errors import ConfigError, check
@@ -129,11 +130,13 @@ def configured(settings: Sequence[str], root: Root, config_dir: str | Path | Non
 
 
 def _completed(result: Composed, files: Files, words: Sequence[str], root: Root) -> list[str]:
-    """Take over what `init_from` offers; return what is to be said of the whole configuration, a line each."""
+    """Take over what `init_from` or `branch_from` offers; return what is to be said of it all, a line each."""
     said = [*_overridden(words), *result.left_out]
-    if root is PRETRAIN and result.cfg.init_from:
+    if root is PRETRAIN and (result.cfg.init_from or result.cfg.branch_from):
         default, _ = _composed(root, [])
-        said += adopt(result, default.cfg, {*files.settings, *(key for word in words for key in _given(word))})
+        named = {*files.settings, *(key for word in words for key in _given(word))}
+        branches = result.cfg.branch_from is not None
+        said += branch_off(result, default, named, compose_run) if branches else adopt(result, default.cfg, named)
     return said
 
 

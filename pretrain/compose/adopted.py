@@ -39,7 +39,7 @@ def adopt(composed: Composed, default: DictConfig, named: Collection[str]) -> li
     """
     cfg = composed.cfg
     wanted = [group for group in ADOPTED if composed.chosen.get(group) == NOT_CHOSEN]
-    return [*(_choices(cfg, wanted, _given(cfg, default, named)) if wanted else []), *_gentle_start(cfg, named)]
+    return [*(_choices(cfg, wanted, given_settings(cfg, default, named)) if wanted else []), *_gentle_start(cfg, named)]
 
 
 def _choices(cfg: DictConfig, wanted: Sequence[str], given: dict[str, Any]) -> list[str]:
@@ -77,7 +77,7 @@ def _gentle_start(cfg: DictConfig, named: Collection[str]) -> list[str]:
     return [f"{' and '.join(said).rstrip(',')}: a gentle start from {cfg.init_from}, unless given"] if said else []
 
 
-def _given(cfg: DictConfig, default: DictConfig, named: Collection[str]) -> dict[str, Any]:
+def given_settings(cfg: DictConfig, default: DictConfig, named: Collection[str]) -> dict[str, Any]:
     """Return the settings, by dotted key, that the user's words and files name or a file sets to another value."""
     values, usual = (flattened(OmegaConf.to_container(each, resolve=False)) for each in (cfg, default))
     return {key: value for key, value in values.items() if key in named or value != usual.get(key)}

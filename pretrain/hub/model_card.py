@@ -267,6 +267,7 @@ def _training(origin: Origin) -> list[tuple[str, str]]:
     chosen = {key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items()}
     state = load_state(origin.step)
     shown = {
+        "weights": origin.record.get("average"),
         "steps": f"{step_number(origin.step):,}",
         "tokens": f"{state['tokens']:,}" if "tokens" in state else None,
         "batch": _batch(origin.settings),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar, NamedTuple, Self
 
-from pretrain.errors import check
+from pretrain.errors import ConfigError, check
 from pretrain.registry import register
 
 Multiplier = Callable[[int], float]
@@ -191,6 +191,53 @@ class WsdSchedule(FallingSchedule):
     def after_warmup(self, step: int, total_steps: int) -> float:
         curve = _DECAY_CURVES[self.decay]
         return fall(step, start=self.decay_start(total_steps), end=total_steps, curve=curve, floor=self.floor)
+
+
+class CooldownShape(StrEnum):
+    """The course of a cooldown."""
+
+    linear = "linear"
+    sqrt = "sqrt"
+
+
+_COOLDOWN_CURVES = {CooldownShape.linear: linear_curve, CooldownShape.sqrt: one_minus_sqrt_curve}
+
+
+@register("schedule", "cooldown")
+@dataclass(kw_only=True)
+class CooldownSchedule(ScheduleConfig):
+    """The peak up to a step, then down to the end (Hägele et al. 2024): how a branch of a run at its peak ends.
+
+    Unlike `wsd` it says the step at which the fall begins, so that cooldowns of several lengths may share what is
+    before.
+    """
+
+    from_step: int | None = None  # last optimizer step at the peak; null: where the run branches off (branch_from)
+    shape: CooldownShape = CooldownShape.sqrt  # linear, or sqrt: one minus the square root, steep first
+    final: float = 0.0  # share of the peak at the end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        begin = self.from_step
+        check(begin is None or begin >= 0, "schedule.from_step", begin, "an optimizer step, 0 or more")
+        check(0 <= self.final <= 1, "schedule.final", self.final, "is a share of the peak, between 0 and 1")
+
+    def build(self, total_steps: int) -> Multiplier:
+        """Return the multiplier of a run of `total_steps` steps. Raises `ValueError` if its phases do not fit."""
+        begin, warmup = self.from_step, self.in_steps(total_steps).warmup_steps
+        rule = "schedule=cooldown must know where it begins: say the last step at the peak, or branch_from=RUN@STEP"
+        if begin is None:
+            raise ConfigError(f"schedule.from_step=null: {rule}")
+        rule = f"leaves nothing to cool down, the run has {total_steps} steps; begin earlier, or raise train.steps"
+        check(begin < total_steps, "schedule.from_step", begin, rule)
+        rule = f"lies in the warm-up of {warmup} steps; begin later, or shorten that"
+        check(warmup <= begin, "schedule.from_step", begin, rule)
+        return super().build(total_steps)
+
+    def after_warmup(self, step: int, total_steps: int) -> float:
+        begin = self.from_step
+        assert begin is not None, "`build` refuses it"
+        return fall(step, start=begin, end=total_steps, curve=_COOLDOWN_CURVES[self.shape], floor=self.final)
 
 
 class LearningRate(NamedTuple):

@@ -165,6 +165,8 @@ def _logged(run: Path) -> list[Record]:
     """Return the records of a run, at least one. Raises `ConfigError`."""
     metrics = run / METRICS_FILE
     if not metrics.is_file():
+        if of := facts_of(run).get("average"):
+            raise ConfigError(f"{run}: has no curves, it is {of}; python -m pretrain.evaluate {run} measures it")
         raise ConfigError(f"{metrics}: not there; name the directory of a run that has logged at least one line")
     if not (logged := list(records(metrics))):
         raise ConfigError(f"{metrics}: has no whole line yet; wait for the run's first log step")

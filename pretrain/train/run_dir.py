@@ -41,7 +41,7 @@ FILES = (  # of a run
     *(DETOURS_FILE, TRACE_FILE),
     *PAIR_FILES,
 )
-FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names")  # entries of the record
+FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names", "branch")  # entries of the record
 FOLDERS = (CHECKPOINTS, HANG, PROFILE, "tensorboard", "wandb")
 LOG_LEVEL = "HEADWATER_LOG_LEVEL"  # environment variable: the lowest level of messages that are printed
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -36,6 +36,8 @@ class RunRecord(TypedDict, total=False):
     mfu: str  # what is meant by it
     exit: int | None  # null: it runs, or was killed
     init_from: str  # as it was found
+    average: str  # of a run that `pretrain.average` made: of what its weights are the mean
+    branch: dict[str, Any]  # of a run that branched off another: its `run`, the `step` and whether `data` continue
     network: dict[str, Any]  # `choice` and the values of a registered configuration
     parameters: int
     parameters_learnt: int

@@ -125,12 +125,14 @@ class Session:
         rate: LearningRate,
         unsaid: Fingerprints,
         accept_changed: bool = False,
+        planned_in: Path | None = None,
     ) -> Trainee:
         """Hand a module on the meta device to the strategy, and fill it from the newest checkpoint if there is one.
 
         `shapes` are those of the whole module, `first_weights` fill it at step 0, `rate` is that of the whole run,
         `unsaid` what steps of older versions do not say (`network_defaults`). `accept_changed` goes on with other
-        corpora, which is noted. Raises what `resume` raises.
+        corpora, which is noted. `planned_in` is the run whose plan of the learning rate a branch takes up. Raises what
+        `resume` raises.
         """
         cfg = self.cfg
         strategy = cfg.strategy.build(world=self.world, precision=cfg.precision, compilation=cfg.compile)
@@ -155,10 +157,10 @@ class Session:
         if saved is None:
             strategy.load_fragments(first_weights())
         elif self.directory:
-            path = self.directory.path / METRICS_FILE
+            path, before = self.directory.path / METRICS_FILE, planned_in or self.directory.path
             for said in (
                 missing(path, saved["step"], saved.get("metrics")),
-                change_of_rate(self.directory.path, rate, saved["step"]),
+                change_of_rate(before, rate, saved["step"]),
             ):
                 if said:
                     self.directory.note(said)
@@ -333,7 +335,7 @@ class Session:
                     stop=hooks.own.stop,
                 )
             )
-            if evaluate_first and trainee.state.step == 0:
+            if evaluate_first and hooks.evaluate_every and trainee.state.step == 0:
                 hooks.evaluate(trainee.state)
             self.stop.training = True
             self.world.progress.steps = lambda: trainee.state.step

@@ -66,7 +66,7 @@ FLOORS = [
     ["pretrain.errors"],
 ]
 # The commands of `pretrain`.
-DOORS = {"__main__", "prepare", "export", "sample", "evaluate", "import_bin", "detour", "replay"}
+DOORS = {"__main__", "prepare", "export", "sample", "evaluate", "average", "import_bin", "detour", "replay"}
 FACES = {"pretrain", "finetune", "conf"}  # hold names of what lies below, which the modules there may import past
 BESIDE = {("launch", "finetune")}  # entries of one row, of which the first may import the second
 

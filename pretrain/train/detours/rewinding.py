@@ -61,15 +61,17 @@ def let_go(strategy: Strategy) -> Iterator[None]:
         raise
 
 
-def shared_detours(directory: RunDirectory | None, world: World) -> tuple[Detour, ...]:
+def shared_detours(
+    directory: RunDirectory | None, world: World, inherited_from: Path | None = None
+) -> tuple[Detour, ...]:
     """Return the detours of a run on all ranks, as rank 0 reads them, which has its directory. A collective.
 
-    All ranks raise the `CheckpointError` of `read_detours`.
+    A run that is about to branch off another has that one's. All ranks raise the `CheckpointError` of `read_detours`.
     """
     answer: list[dict[str, Any]] | str = []
     if directory:
         try:
-            answer = [vars(each) for each in read_detours(directory.path)]
+            answer = [vars(each) for each in read_detours(inherited_from or directory.path)]
         except CheckpointError as error:
             answer = str(error)
     [answer, *_] = world.gather(answer)

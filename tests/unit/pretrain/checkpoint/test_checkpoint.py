@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -155,6 +156,25 @@ def test_retention_keeps_the_newest(trained):
     checkpoints.cfg.keep = 2
     checkpoints.save(4, strategy, {})
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_milestones_the_best_and_the_last_stay_whatever_follows(tmp_path):
+    module, strategy = toy_strategy()
+    cfg = CheckpointConfig(keep=1, every=1, keep_every=4, asynchronous=False)
+    checkpoints = Checkpoints(tmp_path, cfg, ALONE)
+    for step in range(1, 11):
+        take_step(module, strategy, seed=step)
+        checkpoints.save(step, strategy, {}, value=-abs(step - 3))  # step 3 is the best
+    assert [int(path.name[-2:]) for path in sorted(checkpoints.directory.iterdir())] == [3, 4, 8, 10]
+    assert newest_step(checkpoints.directory, ALONE).name == "step-00000010"
+
+
+@pytest.mark.parametrize(
+    ("every", "said"), [(-1, "0 (no milestones)"), (25, "must be a multiple of checkpoint.every=10")]
+)
+def test_milestones_that_would_not_be_saved_are_refused(every, said):
+    with pytest.raises(ValueError, match=rf"checkpoint\.keep_every={every}: {re.escape(said)}"):
+        CheckpointConfig(every=10, keep_every=every)
 
 
 def test_retention_never_prefers_a_damaged_later_step(trained):

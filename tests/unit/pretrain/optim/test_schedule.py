@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from pretrain.optim.schedule import (
     ConstantSchedule,
+    CooldownSchedule,
+    CooldownShape,
     CosineSchedule,
     Decay,
     InverseSqrtSchedule,
@@ -35,6 +37,12 @@ TABLES = [
         [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 1 - SQRT_HALF, 1 - math.sqrt(0.75)],
     ),
     (WsdSchedule(decay_share=0.4, decay=Decay.linear, floor=0.2), 10, [1.0] * 7 + [0.8, 0.6, 0.4]),
+    (CooldownSchedule(from_step=3, shape=CooldownShape.linear, final=0.25), 7, [1.0] * 4 + [0.8125, 0.625, 0.4375]),
+    (
+        CooldownSchedule(warmup_steps=1, from_step=2, final=0.5),
+        6,
+        [0.5, 1.0, 1.0, 0.75, 1 - SQRT_HALF / 2, 1 - math.sqrt(0.75) / 2],
+    ),
     (InverseSqrtSchedule(), 4, [1.0, SQRT_HALF, 1 / math.sqrt(3), 0.5]),
     (
         InverseSqrtSchedule(warmup_steps=1),
@@ -84,6 +92,35 @@ def test_same_until_the_decay_whatever_the_length():
     assert [short(step) for step in range(80)] == [long(step) for step in range(80)]
 
 
+@given(
+    begin=st.integers(0, 50),
+    length=st.integers(1, 50),
+    final=st.floats(0, 1),
+    shape=st.sampled_from(CooldownShape),
+)
+def test_a_cooldown_begins_and_ends_exactly_where_it_says(begin, length, final, shape):
+    multiplier = CooldownSchedule(from_step=begin, shape=shape, final=final).build(begin + length)
+    assert [multiplier(step) for step in range(begin + 1)] == [1.0] * (begin + 1)
+    assert multiplier(begin + length) == final
+    curve = (lambda share: 1 - share) if shape is CooldownShape.linear else (lambda share: 1 - share**0.5)
+    expected = [final + (1 - final) * curve(step / length) for step in range(1, length)]
+    assert [multiplier(begin + step) for step in range(1, length)] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (CooldownSchedule(), r"from_step=null: .* or branch_from=RUN@STEP"),
+        (CooldownSchedule(from_step=10), r"from_step=10: leaves nothing to cool down, the run has 10 steps"),
+        (CooldownSchedule(warmup_steps=5, from_step=4), r"from_step=4: lies in the warm-up of 5 steps"),
+        (CooldownSchedule(warmup_ratio=0.5, from_step=4), r"from_step=4: lies in the warm-up of 5 steps"),
+    ],
+)
+def test_refuses_a_cooldown_that_does_not_fit(schedule, said):
+    with pytest.raises(ValueError, match=rf"schedule\.{said}"):
+        schedule.build(10)
+
+
 def test_warmup_may_fill_the_run():
     multiplier = CosineSchedule(warmup_steps=2).build(2)
     assert [multiplier(step) for step in range(2)] == pytest.approx([1 / 3, 2 / 3])
@@ -104,6 +141,8 @@ def test_refuses_phases_that_do_not_fit(schedule, total):
         ("schedule.warmup_steps=-1", lambda: LinearSchedule(warmup_steps=-1)),
         ("schedule.floor=1.5", lambda: CosineSchedule(floor=1.5)),
         ("schedule.floor=-0.1", lambda: LinearSchedule(floor=-0.1)),
+        ("schedule.from_step=-1", lambda: CooldownSchedule(from_step=-1)),
+        ("schedule.final=1.5", lambda: CooldownSchedule(from_step=1, final=1.5)),
         ("schedule.decay_share=1.1", lambda: WsdSchedule(decay_share=1.1)),
     ],
 )

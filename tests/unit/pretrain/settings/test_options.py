@@ -17,6 +17,7 @@ DOORS = {
     "pretrain.sample": "prompt",
     "pretrain.evaluate": "against",
     "pretrain.export": "step",
+    "pretrain.average": "ema",
     "pretrain.import_bin": "model_type",
     "pretrain.report.__main__": "out",
     "pretrain.report.listing": "sort",
