@@ -1,6 +1,7 @@
 """The first step of a branch: what it takes over from its origin, and what is its own."""
 
 import json
+import shutil
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from run_directories import GPT2_SETTINGS, json_of, make_run, settings_of
 from toys import ALONE
 
 from pretrain.checkpoint.load import fragments_of, load_state, newest_step
-from pretrain.errors import CheckpointError, ResourceError
+from pretrain.errors import CheckpointError, ConfigError, ResourceError
 from pretrain.files import hash_file
 from pretrain.tracking.jsonl import missing
 from pretrain.train.branches import begin
@@ -30,13 +31,13 @@ def parent(tmp_path_factory):
     return run
 
 
-def branched(parent, tmp_path, branch=CONTINUE, shapes=None, **changed):
+def branched(parent, tmp_path, branch=CONTINUE, shapes=None, steps=9, **changed):
     """Begin a branch of the parent; return what run.json will say, and the record of committed steps."""
     step = parent / "checkpoints" / "step-00000007"
     cfg = RunConfig(name="branch", root=str(tmp_path))
     with closing(RunDirectory.claim(cfg)) as directory:
         session = SimpleNamespace(
-            cfg=SimpleNamespace(run=cfg, branch=branch, train=SimpleNamespace(steps=9)),
+            cfg=SimpleNamespace(run=cfg, branch=branch, train=SimpleNamespace(steps=steps)),
             world=ALONE,
             directory=directory,
         )
@@ -82,6 +83,13 @@ def test_nothing_is_written_for_a_step_that_does_not_fit(parent, tmp_path):
         branched(parent, tmp_path, shapes={"model.embedding.weight": torch.Size([3, 5])})
     with pytest.raises(CheckpointError, match=r"branch_from=main@7: model\.heads is 2 here and 4 there"):
         branched(parent, tmp_path, **{"model.heads": 2})
+    with pytest.raises(ConfigError, match=r"train\.steps=7: the branch begins at step 7 of .*main; raise it"):
+        branched(parent, tmp_path, steps=7)
+    damaged = shutil.copytree(parent, tmp_path / "damaged")
+    [file] = damaged.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError, match="its SHA-256 is not the manifest's"):
+        branched(damaged, tmp_path)
     assert not (tmp_path / "branch" / "checkpoints").exists()
 
 
