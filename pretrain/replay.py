@@ -125,8 +125,8 @@ def _taken_again(
     from pretrain.compose import compose_run
     from pretrain.data.vocabulary import load_vocabulary
     from pretrain.run import build_module, course_of, fingerprints_of, rate_of, steps_of
-    from pretrain.train.computing import start_kernels
     from pretrain.train.branches.base import data_start
+    from pretrain.train.computing import start_kernels
     from pretrain.train.detours.base import read_detours
     from pretrain.train.loop import TrainState, train
     from pretrain.train.metrics import StepMeter
@@ -144,7 +144,9 @@ def _taken_again(
     strategy = cfg.strategy.build(world=world, precision=cfg.precision, compilation=cfg.compile)
     strategy.guard = cfg.guard.build()
     state, course = TrainState(), course_of(cfg, detours, start)
-    model = _restored(cfg, run, record, first, module, strategy, fingerprints_of(cfg, stream, detours, start), state, world)
+    model = _restored(
+        cfg, run, record, first, module, strategy, fingerprints_of(cfg, stream, detours, start), state, world
+    )
     begun = state.step
     start_kernels(cfg, cfg.model, world)
     hooks = ReplayHooks(world=world, meter=StepMeter(world.device), last=last)

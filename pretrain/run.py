@@ -22,13 +22,11 @@ from pretrain.data.batch import Batch, Examples, Vocabulary
 from pretrain.data.choice_sets import ChoiceSet, load_choices
 from pretrain.data.course import Course
 from pretrain.data.loader import StepLoader
-from pretrain.data.packing import Packing
 from pretrain.data.prepare.build import prepare, verify
 from pretrain.data.stream import HeldOut, TrainStream
 from pretrain.data.vocabulary import load_vocabulary
 from pretrain.distributed.world import World, device_type, rank, world_size
 from pretrain.errors import check
-from pretrain.hub.export_dir import warn_unless_exportable
 from pretrain.hub.generation_config import generation_settings, rules_of
 from pretrain.init_from import InitialWeights, warn_of_other_pairs, weights_from
 from pretrain.models.base import Attend, Model
@@ -36,6 +34,7 @@ from pretrain.objectives.base import Objective, TokenLossConfig
 from pretrain.objectives.cross_entropy import chunk_for
 from pretrain.optim.schedule import LearningRate
 from pretrain.strategy.base import Memory
+from pretrain.train.advice import advise
 from pretrain.train.batch_growth import GrowthConfig, growth_fingerprints
 from pretrain.train.branches.base import FIRST_STEP, BranchData, Origin, first_data_step
 from pretrain.train.branches.begin import begin_branch
@@ -50,7 +49,7 @@ from pretrain.train.mirror.restore import is_mirrored
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.room import memory_with_room
 from pretrain.train.run_dir import TOKENIZER_FILE
-from pretrain.train.run_record import check_written_by, read_record
+from pretrain.train.run_record import check_written_by
 from pretrain.train.samples import Continuations, encoded_prompts
 from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, summary
@@ -71,9 +70,8 @@ def pretrain(cfg: PretrainConfig) -> Path:
     # The record holds a name on the hub with its commit.
     record = {"init_from": source.name} if source and source.name != cfg.init_from else {}
     with Session.opened("pretrain", cfg, **record) as session:
-        while detoured(
-            cfg.divergence, session.directory, session.world, partial(_pretrain, cfg, source, origin, session)
-        ):
+        attempt = partial(_pretrain, cfg, session)
+        while detoured(cfg.divergence, session.directory, session.world, partial(attempt, source, origin)):
             source, origin = _source(cfg), _origin(cfg)  # it may begin with its first weights again
     return cfg.run.directory
 
@@ -178,7 +176,7 @@ def _opened(cfg: PretrainConfig) -> _Text:
     )
 
 
-def _pretrain(cfg: PretrainConfig, source: Source | None, origin: Origin | None, session: Session) -> None:
+def _pretrain(cfg: PretrainConfig, session: Session, source: Source | None, origin: Origin | None) -> None:
     world = session.world
     source = _shared(cfg, source, world)
     text = _opened(cfg)
@@ -220,7 +218,7 @@ def _pretrain(cfg: PretrainConfig, source: Source | None, origin: Origin | None,
         **entry,
     )
     if session.directory:
-        _advise(cfg, session.directory.path, text.tokenizer, stream)
+        advise(cfg, stream, text.tokenizer, session.directory.path)
         log.info(_plan(cfg, size, passes, micro_batch_size, rate, course, computing, stream, text.held_out))
     hooks = session.hooks(
         trainee,
@@ -378,7 +376,6 @@ def steps_of(
     course: Course,
     start_step: int,
     micro_batch_size: int,
-    start: int,
     world: World,
 ) -> StepLoader:
     """Return the batches of this rank from a step of the run on, around its detours, to its last step."""
@@ -393,22 +390,3 @@ def steps_of(
         num_steps=cfg.train.steps,
         pin=world.device.type == "cuda",
     )
-
-
-def _advise(cfg: PretrainConfig, directory: Path, tokenizer: Tokenizer, stream: TrainStream) -> None:
-    """Warn of what will disappoint at the end of the run, while it costs nothing to change it."""
-    if cfg.objective.wants_special_tokens and cfg.data.packing is Packing.concat:
-        log.warning(
-            "data.packing=concat: documents are cut where slots end, and an encoder learns from their parts without "
-            "the tokens around a document ([CLS], [SEP]); data.packing=windows gives these to every sequence"
-        )
-    for advice in stream.advice(cfg.train.batch_size):
-        log.warning("%s", advice)
-    for source in stream.sources:
-        if not source.corpus.manifest.hashes_checksums:
-            log.info(
-                "data.sources.%s: a corpus of an older version; a shard that was changed together with its checksums "
-                "is not noticed, but by data.prepare.verify=true or once it is prepared again",
-                source.name,
-            )
-    warn_unless_exportable("pretrain", cfg.model, read_record(directory), tokenizer)

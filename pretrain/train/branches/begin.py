@@ -17,8 +17,8 @@ from pretrain.errors import CheckpointError, ResourceError, check
 from pretrain.files import hash_file
 from pretrain.tracking.base import Mark
 from pretrain.train.branches.base import BranchData, Origin, Recorded, check_differences
-from pretrain.train.resuming import Fingerprints, SavedRun
 from pretrain.train.detours.base import Detour, write_detours
+from pretrain.train.resuming import Fingerprints, SavedRun
 from pretrain.train.run_dir import CHECKPOINTS
 from pretrain.train.run_record import read_record
 from pretrain.train.session import Session
@@ -39,9 +39,9 @@ def begin_branch(
     """Make the origin's step the first one of a run that has none, and return what run.json says of where it is from.
 
     A collective: ranks share the verification, rank 0 copies. `shapes`, `fingerprints` and `unsaid` are those of
-    `resume`, which comes next, `detours` what the branch inherits. Nothing is written before the step is found to fit. Raises `CheckpointError` for a
-    damaged step and for one of another network, `DataError` for other data, `ConfigError` for a run that ends before
-    it, `ResourceError` where the disk is full.
+    `resume`, which comes next, `detours` what the branch inherits. Nothing is written before the step is found to fit.
+    Raises `CheckpointError` for a damaged step and for one of another network, `DataError` for other data,
+    `ConfigError` for a run that ends before it, `ResourceError` where the disk is full.
     """
     cfg, world, run = session.cfg, session.world, session.directory
     directory = cfg.run.directory / CHECKPOINTS

@@ -61,7 +61,15 @@ def add_detour(run: Path, detour: Detour) -> None:
     before = read_detours(run)
     if wrong := fault(before, detour):
         raise ConfigError(f"{run}: {wrong}")
-    content = {"format": FORMAT, "detours": [asdict(each) for each in (*before, detour)]}
+    write_detours(run, (*before, detour))
+
+
+def write_detours(run: Path, detours: Sequence[Detour]) -> None:
+    """Write the file of a run; none without detours."""
+    if not detours:
+        (run / DETOURS_FILE).unlink(missing_ok=True)
+        return
+    content = {"format": FORMAT, "detours": [asdict(each) for each in detours]}
     replace_file(run / DETOURS_FILE, [sealed(content)])
 
 
