@@ -39,7 +39,7 @@ class TuneConfig:
     batch_size: int = 32  # examples in one optimizer step, over all ranks
     max_tokens: int = 4096  # tokens in one forward and backward pass of one rank
     clip_norm: float | None = 1.0  # largest global gradient norm; null = no clipping
-    max_skipped: int = 10  # optimizer steps in a row that may be skipped for a non-finite gradient
+    max_skipped: int = 10  # optimizer steps in a row whose update may be skipped
 
     def __post_init__(self) -> None:
         check(0 < self.epochs < math.inf, "train.epochs", self.epochs, "must be above 0, and finite")

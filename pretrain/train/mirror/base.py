@@ -17,14 +17,17 @@ from pretrain.checkpoint.load import Listed
 from pretrain.data.sources.remote import is_remote, without_credentials
 from pretrain.errors import ConfigError, check
 from pretrain.tokenizer.base import PAIR_FILES
-from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
-from pretrain.train.run_dir import CHECKPOINTS, CONFIG_FILE, RECORD_FILE, TOKENIZER_FILE
+from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, SKIPS_FILE
+from pretrain.train.run_dir import CHECKPOINTS, CONFIG_FILE, DETOURS_FILE, TOKENIZER_FILE, TRACE_FILE
+from pretrain.train.run_record import RECORD_FILE
 
 KEY = "checkpoint.mirror"
 FORMAT = 1
 SEAL_FILE = "mirror.json"
-DETOURS_FILE = "detours.json"
-BESIDE = (RECORD_FILE, CONFIG_FILE, TOKENIZER_FILE, *PAIR_FILES, METRICS_FILE, SAMPLES_FILE, DETOURS_FILE)
+BESIDE = (
+    *(RECORD_FILE, CONFIG_FILE, TOKENIZER_FILE, *PAIR_FILES),
+    *(METRICS_FILE, SAMPLES_FILE, SKIPS_FILE, TRACE_FILE, DETOURS_FILE),
+)
 """Files of a run directory that are copied with a step, where they are there."""
 
 _STEP_FILE = re.compile(rf"{CHECKPOINTS}/(step-\d{{8}})/\w[\w.-]*", re.ASCII)

@@ -17,14 +17,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretrain.checkpoint.commit import MANIFEST_FILE, TEMPORARY, step_names
+from pretrain.checkpoint.commit import MANIFEST_FILE, TEMPORARY, step_names, step_number
 from pretrain.checkpoint.load import Listed, StepManifest
 from pretrain.checkpoint.save import SavingConfig
 from pretrain.commands import StopRequest
 from pretrain.files import hash_file, read_json
 from pretrain.train.mirror.base import BESIDE, KEY
 from pretrain.train.mirror.store import Changed, Store
-from pretrain.train.run_dir import CHECKPOINTS, RECORD_FILE, RunConfig
+from pretrain.train.run_dir import CHECKPOINTS, RunConfig
+from pretrain.train.run_record import RECORD_FILE
 
 WAITS_S = [1.0, 10.0, 60.0]  # between attempts at one step
 STOPPED_S = 30.0  # that a run waits at most that failed or was stopped: whoever stopped it may soon kill it
@@ -184,9 +185,10 @@ class Mirror:
         step.copied[name] = copied
 
     def _prune(self, step: _Step) -> None:
-        """Delete steps that are gone from the disk, but for the newest few of the mirror, and uploads that are torn."""
-        found = self.store.steps()
-        stay = {*found.complete[-self.cfg.keep :], *step.kept}
+        """Delete uploads that are torn, and steps that are gone from the disk, but the newest few and milestones."""
+        found, every = self.store.steps(), self.cfg.keep_every
+        milestones = [name for name in found.complete if every and step_number(Path(name)) % every == 0]
+        stay = {*found.complete[-self.cfg.keep :], *milestones, *step.kept}
         for name in [*found.complete, *found.torn]:
             if name < step.name and (name in found.torn or name not in stay):
                 self.store.remove(name)
