@@ -81,6 +81,16 @@ def test_a_detoured_run_resumes_as_if_it_had_not_stopped(place, detoured):
     assert column(copy, "loss") == column(detoured[0], "loss")
 
 
+def test_a_branch_goes_around_what_its_origin_went_around(place, detoured):
+    origin, _ = detoured
+    poisoned("run.name=branched", "branch_from=runs/detoured@20", "log.every=1", "checkpoint.every=5", cwd=place)
+    assert entries(place / "runs" / "branched") == entries(origin)
+    assert last_step(place / "runs" / "branched") == last_step(origin)
+    fresh = ["run.name=branched_fresh", "branch_from=runs/detoured@20", "branch.data=fresh", "train.steps=22"]
+    poisoned(*fresh, cwd=place)
+    assert not (place / "runs" / "branched_fresh" / "detours.json").exists(), "other data have none"
+
+
 def test_other_detours_are_refused_by_name(place, detoured):
     copy = place / "runs" / "without"
     shutil.copytree(detoured[0], copy)

@@ -102,16 +102,18 @@ def test_what_is_lost_comes_back_byte_for_byte(tmp_path, url):
     assert "step-00000005 was fetched" in json.loads(found["run.json"])["notes"][0]
 
 
-def test_retention_is_that_of_the_disk_and_what_is_torn_goes(tmp_path, url):
-    run = Run(tmp_path, url, keep=2)
+@pytest.mark.parametrize(("milestones", "there"), [(0, [1, 3, 4]), (2, [1, 2, 3, 4])])
+def test_retention_is_that_of_the_disk_and_what_is_torn_goes(tmp_path, url, milestones, there):
+    run = Run(tmp_path, url, keep=2, every=1, keep_every=milestones)
     with run.mirror() as mirror:
         for step in (1, 2, 3, 4):
             path = run.save(step)
             mirror.add(path, ["step-00000001"])  # the best one
             wait_until(lambda step=step: mirror.newest == f"step-{step:08d}" and not mirror._pending())
-            if step == 2:
-                run.store.begin("step-00000002")
-    assert names(run.store.steps().complete) == [1, 3, 4] and not run.store.steps().torn
+            if step == 3:
+                shutil.rmtree(run.path / "checkpoints" / "step-00000002", ignore_errors=True)
+                run.store.begin("step-00000000")
+    assert names(run.store.steps().complete) == there and not run.store.steps().torn
 
 
 class Killed(BaseException):
