@@ -26,7 +26,7 @@ from pretrain.trained.source import described_source
 
 # Which run it is, where and how fast it runs, and what is kept of it: a branch has its own.
 OWN = {"run", "plugins", "init_from", "branch_from", "branch", "strategy", "attention", "compile"}
-OWN |= {"tracker", "log", "profile", "checkpoint", "hooks"}
+OWN |= {"tracker", "log", "profile", "checkpoint", "replicas", "hooks"}
 
 
 def branch_off(composed: Composed, default: Composed, named: Collection[str], read: Callable[[Path], Any]) -> list[str]:

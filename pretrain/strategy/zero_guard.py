@@ -27,10 +27,16 @@ class Gate:
     """
 
     def __init__(self, zero: Any, stage: int) -> None:
-        from deepspeed.runtime.utils import combine_grad_norm_groups
+        from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+        from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
 
         self.scale_exhausted = False  # gradients overflowed at the smallest loss scale
         self._zero, self._stage, self._combine = zero, stage, combine_grad_norm_groups
+        self.begin(FiniteGuard())
+        if isinstance(zero, BF16_Optimizer):  # stage 1 in bf16; it has no loss scale
+            self._global_norm, self._gradients = get_global_norm_of_tensors, zero.get_grads_for_norm
+            zero.get_grads_for_norm = self._judged_gradients
+            return
         self._update_scale = zero._update_scale
         zero._update_scale = self._scaled
         if stage == 3:
@@ -38,8 +44,7 @@ class Gate:
             zero._get_norm_groups = self._judged_groups
         else:
             self._norm = zero.scaled_global_norm
-            zero.scaled_global_norm = lambda: self._judged(self._norm())
-        self.begin(FiniteGuard())
+            zero.scaled_global_norm = lambda: self._judged(self._norm() / zero.loss_scale) * zero.loss_scale
 
     def begin(self, guard: Guard) -> None:
         """Let a guard judge the next step, and forget the one before: some overflows are found without a norm."""
@@ -51,13 +56,27 @@ class Gate:
         """Return the norms that stage 3 joins to that of all, with one more, which is 0 or infinite."""
         groups = self._norms()
         joined = self._combine(groups)
-        return [*groups, torch.where(self._judged(joined).isfinite(), torch.zeros_like(joined), math.inf)]
+        accepted = self._judged(joined / self._zero.loss_scale).isfinite()
+        return [*groups, torch.where(accepted, torch.zeros_like(joined), math.inf)]
 
-    def _judged(self, scaled: Tensor) -> Tensor:
-        """Return the norm, of gradients times the loss scale, or infinity where the step is not to be taken."""
-        self.norm = (scaled / self._zero.loss_scale).float()
+    def _judged_gradients(self, for_clipping: bool = False) -> Any:
+        """Return the gradients whose norm is computed, with one more that is 0 or infinite.
+
+        The norm inside of `step` cannot be reached, so it is computed once more, over this rank's shard.
+        """
+        gradients = self._gradients(for_clipping=for_clipping)
+        if for_clipping:
+            return gradients
+        own, of_experts = gradients
+        norm = self._global_norm(input_tensors=own, mpu=self._zero.mpu, norm_type=self._zero.norm_type)
+        accepted = self._judged(torch.where(norm < 0, math.inf, norm)).isfinite()  # -1 stands for what is not finite
+        return [*own, torch.where(accepted, 0.0, math.inf).to(own[0])], of_experts
+
+    def _judged(self, norm: Tensor) -> Tensor:
+        """Return the norm of the gradients, or infinity where the step is not to be taken."""
+        self.norm = norm.float()
         self.verdict = self._guard.judge(self.norm)
-        return torch.where(self.verdict.accepted, scaled, math.inf)
+        return torch.where(self.verdict.accepted, norm, math.inf)
 
     def _scaled(self, has_overflow: bool = False) -> None:
         """Let the loss scale follow overflows alone, and note one at its floor, where DeepSpeed raises `Exception`."""

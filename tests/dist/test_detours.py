@@ -69,10 +69,10 @@ def test_a_run_detours_as_one_that_was_told_to(place, detoured):
 
 
 def test_a_detoured_run_resumes_as_if_it_had_not_stopped(place, detoured):
-    copy = place / "runs" / "resumed"
+    copy = place / "runs" / "detoured_on"
     shutil.copytree(detoured[0], copy)
     shutil.rmtree(copy / "checkpoints" / "step-00000024")
-    said = poisoned(*tiny("resumed", *WATCHED, DETOUR, "log.trace=4"), cwd=place)
+    said = poisoned(*tiny("detoured_on", *WATCHED, DETOUR, "log.trace=4"), cwd=place)
     assert "resuming from" in said
     assert last_step(copy) == last_step(detoured[0])
     assert state_of(copy) == state_of(detoured[0])

@@ -34,7 +34,7 @@ def take(world, wrapped, strategy, first) -> Course:
 
 
 def check_decisions(world, folder, norms, states):
-    """One run that moves from strategy to strategy, and one in half precision for each that offloads."""
+    """One run that moves from strategy to strategy, and in half precision one under each that has another optimizer there."""
     saved = None
     for number, (name, cfg) in enumerate(strategies(world.size).items()):
         wrapped, strategy = begin(world, cfg)
@@ -48,7 +48,7 @@ def check_decisions(world, folder, norms, states):
         assert course.norms == pytest.approx(norms[number], rel=1e-5), name
         assert strategy.state() == pytest.approx(states[number], rel=1e-6, abs=1e-6), name
         saved = save(world, strategy, folder, first + STEPS)
-        if "offload" in name:
+        if "offload" in name or name == "zero1":  # other optimizers of DeepSpeed's
             wrapped, strategy = begin(world, cfg, BF16())
             assert take(world, wrapped, strategy, 0).skipped == SKIPPED, name
 

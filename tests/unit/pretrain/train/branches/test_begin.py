@@ -43,7 +43,7 @@ def branched(parent, tmp_path, branch=CONTINUE, shapes=None, steps=9, **changed)
         )
         ours = {**settings_of(parent), **changed}
         shapes = shapes or fragments_of(step).weight_shapes()
-        entry = begin.begin_branch(Origin(parent, 7, "main"), session, shapes, ours, {})
+        entry = begin.begin_branch(Origin(parent, 7, "main"), session, shapes, ours, {}, ())
         return entry, directory.committed
 
 

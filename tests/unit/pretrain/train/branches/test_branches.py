@@ -90,7 +90,7 @@ def test_a_branch_takes_over_what_decides_what_is_learnt(parent, capsys):
     assert (cfg.model.width, cfg.data.seq_len, cfg.optim.lr, cfg.train.batch_size) == (24, 32, 0.25, 12)
     assert (cfg.run.name, cfg.strategy.title) == ("cool", compose([]).strategy.title)
     said = capsys.readouterr().err.splitlines()
-    taken = "seed, data, tokenizer, model, objective, optim, train, eval, precision"
+    taken = "seed, data, tokenizer, model, objective, optim, guard, train, divergence, eval, precision"
     assert said[0] == f"what is not given is that of {parent}: {taken}"
     assert "schedule.from_step=7, where the run branches off" in said
     assert composed(parent, "schedule=cooldown", "schedule.from_step=9", "train.steps=60").schedule.from_step == 9
