@@ -34,7 +34,7 @@ def take(world, wrapped, strategy, first) -> Course:
 
 
 def check_decisions(world, folder, norms, states):
-    """One run that moves from strategy to strategy, and in half precision one under each that has another optimizer there."""
+    """One run that moves from strategy to strategy; in bf16 one for each that has another optimizer there."""
     saved = None
     for number, (name, cfg) in enumerate(strategies(world.size).items()):
         wrapped, strategy = begin(world, cfg)
