@@ -161,9 +161,9 @@ class FSDP2(TorchStrategy):
         may differ between replicas, and then so would their weights.
         """
         parts = [self._part(tensor.grad).data for _, tensor in self.tensors if tensor.grad is not None]
-        own = gradient_norm(parts).square().view(1)
-        squares = own.new_empty(self.mesh["shard"].size())
-        dist.all_gather_into_tensor(squares, own, group=self.mesh.get_group("shard"))
+        squares = torch.zeros(self.mesh["shard"].size(), dtype=torch.float64, device=self.world.device)
+        squares[self.mesh.get_local_rank("shard")] = gradient_norm(parts).square()
+        dist.all_reduce(squares, group=self.mesh.get_group("shard"))  # of numbers beside zeros: exact in any order
         return squares.sum().sqrt()
 
     def fragments(self) -> Iterator[Fragment]:

@@ -162,8 +162,7 @@ class Wire(TorchDispatchMode):
         kind = operator.__name__
         if operator.namespace == "c10d" and ("allgather" in kind or "reduce_scatter" in kind):
             shard = min(leaf.numel() for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
-            if shard > 1:  # a norm
-                self.order.append(("gather" if "allgather" in kind else "reduce", shard))
+            self.order.append(("gather" if "allgather" in kind else "reduce", shard))
         return operator(*args, **(kwargs or {}))
 
 

@@ -54,7 +54,7 @@ def formula(variant: str, shapes: dict[str, list[int]], groups: int) -> dict[str
     Rows of a tensor are padded to a multiple of the ranks that share it. All weights are gathered once in the forward
     pass of each micro-batch, those of blocks, which are freed after it, once more in the backward pass; kept weights
     once a step. Gradients are reduced and scattered in each micro-batch, whole ones in the last; replicas add up their
-    parts in the last. For the norm each rank gathers a number of every rank of its replica.
+    parts in the last. The norm is one sum of as many numbers as a replica has ranks.
     """
     shards = 8 if "hsdp" in variant else RANKS
     in_blocks = {name for name in shapes if ".blocks." in name}
