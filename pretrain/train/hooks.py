@@ -22,7 +22,7 @@ from pretrain.tracking.base import Record, Sample, Tracker
 from pretrain.train.detours.divergence import Watch
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainState
-from pretrain.train.metrics import Reading, StepMeter, Throughput, memory
+from pretrain.train.metrics import Reading, StepMeter, Throughput, Unlogged, memory
 from pretrain.train.own_hooks import OwnHooks
 from pretrain.train.profiling import StepProfiler
 from pretrain.train.replicas import Replicas
@@ -58,7 +58,7 @@ class RunHooks:
     profiler: StepProfiler | None = None
     stragglers: Stragglers = field(default_factory=lambda: Stragglers(World.alone(), None))
     watch: Watch | None = None  # for a loss that diverges
-    trace: Trace | None = None  # of single steps
+    trace: Trace | None = None  # of single steps, on rank 0
     replicas: Replicas | None = None  # what ranks hold alike; None: nothing is compared
     predicted: Memory | None  # of a rank; compared with what it holds at the first log, then None
 
@@ -68,8 +68,9 @@ class RunHooks:
         Raises `NumericalError` for too many skipped updates in a row, for a loss scale that can fall no further, and
         `Diverged` as `Watch` does.
         """
-        reading = self.meter.read(self.world.sum_tensor)
-        of_guard = {} if reading.norm_z is None else {"norm_z": reading.norm_z}
+        self._collect(state.step)
+        reading = self.meter.read()
+        of_guard = {} if reading.since.norm_z is None else {"norm_z": reading.since.norm_z}
         record: Record = {
             "step": state.step,
             "split": "train",
@@ -80,9 +81,9 @@ class RunHooks:
             "grad_norm": reading.grad_norm,
             **self.throughput.lap(state.step, state.tokens),
             **memory(self.world.device),
-            "skipped": len(reading.skips),
-            "loss_max": reading.loss_max,
-            "grad_norm_max": reading.grad_norm_max,
+            "skipped": reading.since.skipped,
+            "loss_max": reading.since.loss_max,
+            "grad_norm_max": reading.since.grad_norm_max,
             **of_guard,
         }
         with self.throughput.paused():
@@ -93,13 +94,19 @@ class RunHooks:
         self._check_memory()
         self._check(state.step, reading)
 
+    def _collect(self, step: int) -> None:
+        """Write down which of the steps that were taken since the last time were skipped, and trace all of them."""
+        steps = self.meter.collect(self.world.sum_tensor)
+        self.skips.add(step, steps)
+        if self.trace:
+            self.trace.add(step, steps)
+
     def _check(self, step: int, reading: Reading) -> None:
         """Raise what is wrong with the newest steps, once saves and the trace are on disk: all ranks are here."""
         try:
-            failure = self.skips.add(step, reading.skips)
-            if reading.skips and self.strategy.scale_exhausted:
+            if reading.since.skipped and self.strategy.scale_exhausted:
                 raise self.skips.scale_exhausted(step)
-            if failure:
+            if failure := self.skips.failure(step):
                 raise failure
             if self.watch:
                 self.watch.line(step, reading.loss)
@@ -138,6 +145,7 @@ class RunHooks:
         with self.throughput.paused():
             self._compare_replicas()
             value = self.stopping.value_at(state.step)
+            self._collect(state.step)
             if self.trace:
                 self.trace.write()
             self.checkpoints.save(state.step, self.strategy, self.progress(state), value=value, required=required)
@@ -152,13 +160,16 @@ class RunHooks:
         logged = self.tracker.mark() if self.tracker else None  # rank 0, which has a tracker, writes the state
         held = {"tokens": state.tokens, "resume": self.fingerprints, "facts": self.facts, "metrics": logged}
         watched = {"divergence": self.watch.progress()} if self.watch else {}
-        return held | watched | self.stopping.progress()
+        counted = {"unlogged": self.meter.unlogged} | self.skips.progress()
+        return held | watched | counted | self.stopping.progress()
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take up what `progress` left, and the best step: not where other data are accepted, which do not compare."""
         before = saved.get("resume", {})
         if all(before.get(key, now) == now for key, now in self.fingerprints.items()):
             self.stopping.restore(saved)
+            self.skips.restore(saved)
+            self.meter.unlogged = Unlogged(*saved.get("unlogged", ()))
             if self.watch:
                 self.watch.restore(saved)
             self.checkpoints.best = Best(*saved["best"]) if saved.get("best") else None

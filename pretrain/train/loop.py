@@ -33,7 +33,7 @@ class TrainConfig:
     micro_batch_size: int | str | None = None  # sequences in one pass of one rank; auto: as many as fit; null: 8
     micro_batch_tokens: int | None = None  # the same as tokens at most, in place of it; null: it counts sequences
     clip_norm: float | None = 1.0  # largest global gradient norm; null = no clipping
-    max_skipped: int = 10  # optimizer steps in a row that may be skipped for a non-finite gradient
+    max_skipped: int = 10  # optimizer steps in a row whose update may be skipped
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, "train.steps", self.steps, "at least 1 optimizer step")
@@ -65,7 +65,6 @@ class TrainState:
 
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # tokens that went through the model
-    step_targets: int = 0  # targets of the newest step, over all ranks
 
 
 class Hooks(Protocol):
@@ -118,11 +117,9 @@ def train(
                 loss = module(batch.to(world.device))
                 strategy.backward(loss.total * (world.size / max(targets, 1)))
             hooks.meter.add(loss.nll, loss.labels)
-        update = strategy.step(schedule(state.step), cfg.clip_norm)
+        hooks.meter.end_step(strategy.step(schedule(state.step), cfg.clip_norm), targets)
         state.step += 1
         state.tokens += tokens
-        state.step_targets = targets
-        hooks.meter.end_step(update, targets)
 
         last = state.step == cfg.steps
         hooks.settle()

@@ -28,29 +28,47 @@ SENTENCES = ("sentence_loss", "sentence_accuracy")  # of labels of sequences: na
 ROWS = 1024  # steps that a table holds; a longer stretch between readings takes another one, of 32 KiB
 
 
-class Skip(NamedTuple):
-    """An optimizer step whose update was skipped."""
+class Measured(NamedTuple):
+    """What was measured of an optimizer step."""
 
-    before: int  # steps that were taken after it, up to the newest one
-    norm: float  # global gradient norm; where it is finite the guard refused the step
+    loss: float | None  # nats per target, over the whole global batch; None: it had no target
+    grad_norm: float  # global, before clipping
+    skipped: bool  # whether the update was; where the norm is finite the guard refused it
+    norm_z: float  # deviations above the usual norm, as a guard saw it; NaN: there is none, or it knew none
+
+
+class Unlogged(NamedTuple):
+    """What stands out of the steps since the previous log line. Checkpoints keep it."""
+
+    loss_max: float | None = None  # the largest finite loss; None: there is none
+    grad_norm_max: float | None = None  # the largest finite norm, skipped steps included
+    norm_z: float | None = None  # the largest deviation that a guard saw; None: it measured none
+    skipped: int = 0  # updates
+
+    def and_then(self, steps: Sequence[Measured]) -> Unlogged:
+        """Return the same with later steps."""
+        return Unlogged(
+            loss_max=_largest([self.loss_max, *(step.loss for step in steps)]),
+            grad_norm_max=_largest([self.grad_norm_max, *(step.grad_norm for step in steps)]),
+            norm_z=_largest([self.norm_z, *(step.norm_z for step in steps)]),
+            skipped=self.skipped + sum(step.skipped for step in steps),
+        )
 
 
 class Reading(NamedTuple):
-    """What `StepMeter.read` brings to the host, in one transfer."""
+    """What is known at a log line."""
 
-    loss: float | None  # nats per target of the newest step, over the whole global batch; None: it had no target
+    loss: float | None  # as `Measured.loss`, of the newest step
     sentences: dict[str, float | None]  # SENTENCES of the newest step, None: it had no label; empty: no step has any
-    grad_norm: float  # global gradient norm of the newest step, before clipping
-    loss_max: float | None  # the largest finite loss since the previous reading; None: there is none
-    grad_norm_max: float | None  # the largest finite norm since then, skipped steps included
-    norm_z: float | None  # the largest deviation that a guard saw since then; None: it measured none
-    skips: Sequence[Skip]  # since then, the oldest first
+    grad_norm: float  # as `Measured.grad_norm`, of the newest step
+    since: Unlogged
 
 
 class StepMeter:
     """Sums of steps, kept on the device: `add` every micro-batch, `end_step` every step, `read` at log steps.
 
-    Only `read` waits for the device, and only there ranks add up their losses: a step costs no collective.
+    Only `collect` and `read` wait for the device, and only there ranks add up their losses: a step costs no collective.
+    `unlogged` is what stands out of the steps that were collected since the last reading.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,7 +79,10 @@ class StepMeter:
         self._unknown = torch.full((), math.nan, dtype=torch.float64, device=device)
         self._full: list[Tensor] = []  # tables of earlier steps
         self._table = self._blank()  # nll of this rank, norm, whether it was skipped, deviation; a row a step
-        self._targets: list[int] = []  # of steps since the last reading, over all ranks
+        self._targets: list[int] = []  # of steps that are not collected yet, over all ranks
+        self._labels = [0.0] * 3  # of the newest step that was collected, over all ranks
+        self._last: Measured | None = None  # that step
+        self.unlogged = Unlogged()
 
     def add(self, nll: Tensor, labels: Tensor | None = None) -> None:
         """Add the sums of one micro-batch over this rank's targets, `Loss.nll` () and `Loss.labels` (3,).
@@ -84,30 +105,41 @@ class StepMeter:
         self._targets.append(num_targets)
         self._newest, self._sums = self._sums, torch.zeros_like(self._sums)
 
-    def read(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> Reading:
-        """Return the newest step's values and what stands out of those since the previous reading.
+    def collect(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> list[Measured]:
+        """Bring the steps to the host that it lacks, in one transfer, and return them, the oldest first.
 
         `sum_over_ranks` maps a tensor (n,) to its sum over data-parallel ranks; with more than one rank every rank
-        calls `read`, after the same step, because it is a collective.
+        calls `collect`, after the same step, because it is a collective.
         """
         steps, targets = len(self._targets), self._targets
-        assert steps, "a step was taken since the previous reading"
+        if not steps:
+            return []
         table = torch.cat([*self._full, self._table])[:steps]
         sums = sum_over_ranks(torch.cat([table[:, 0], self._newest[1:]]))
         values = torch.cat([sums, table[:, 1:].t().flatten()]).tolist()
         self._targets, self._full = [], []
-        nll, (label_nll, right, labels) = values[:steps], values[steps : steps + 3]
+        nll, self._labels = values[:steps], values[steps : steps + 3]
         norms, skipped, deviations = (values[steps * part + 3 : steps * (part + 1) + 3] for part in (1, 2, 3))
         losses = [total / number if number else None for total, number in zip(nll, targets, strict=True)]
+        found = [Measured(*each) for each in zip(losses, norms, map(bool, skipped), deviations, strict=True)]
+        self.unlogged, self._last = self.unlogged.and_then(found), found[-1]
+        return found
+
+    def read(self, sum_over_ranks: Callable[[Tensor], Tensor] = lambda local: local) -> Reading:
+        """Return the newest step's values and what stands out of those since the previous reading.
+
+        What is not collected yet is collected first; see there.
+        """
+        self.collect(sum_over_ranks)
+        assert self._last, "a step was taken"
+        since, self.unlogged = self.unlogged, Unlogged()
+        label_nll, right, labels = self._labels
         means = (label_nll / labels, right / labels) if labels else (None, None)
         return Reading(
-            loss=losses[-1],
+            loss=self._last.loss,
             sentences=dict(zip(SENTENCES, means, strict=True)) if self._has_labels else {},
-            grad_norm=norms[-1],
-            loss_max=_largest(losses),
-            grad_norm_max=_largest(norms),
-            norm_z=_largest(deviations),
-            skips=[Skip(steps - 1 - step, norms[step]) for step in range(steps) if skipped[step]],
+            grad_norm=self._last.grad_norm,
+            since=since,
         )
 
     def _blank(self) -> Tensor:

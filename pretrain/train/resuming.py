@@ -41,6 +41,8 @@ class SavedRun(_Resumable, total=False):
     best_evaluation: tuple[int, float] | None  # of all so far, whether its step was saved or not
     stalled: int  # evaluations since then
     divergence: WatchState  # of pretraining
+    unlogged: tuple[float | None, float | None, float | None, int]  # `metrics.Unlogged`
+    skipped: list[tuple[int, int, float | None]]  # `skips.Skips`: the newest in a row, steps, data steps and norms
 
 
 log = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ from pretrain.train.room import memory_named
 from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, TRACE_FILE, RunDirectory, handled
 from pretrain.train.skips import Skips
 from pretrain.train.summary import ModelSize, versions
-from pretrain.train.trace import Trace, TracedMeter, drop_later
+from pretrain.train.trace import Trace
 
 _EVERY_BATCH = Course.constant(1)
 _EARLY = "stopped before the first step; what is prepared is kept, and the same command goes on"
@@ -251,7 +251,8 @@ class Session:
             skips=skips,
             world=self.world,
             strategy=trainee.strategy,
-            **self._measuring(state),
+            meter=StepMeter(self.world.device),
+            trace=Trace(cfg.log.trace, directory.path / TRACE_FILE, state.step) if directory else None,
             throughput=throughput,
             profiler=cfg.profile.build(cfg.run.directory, state, self.world, throughput),
             stopping=stopping,
@@ -268,16 +269,6 @@ class Session:
         if trainee.saved:
             hooks.restore(trainee.saved)
         return hooks
-
-    def _measuring(self, state: TrainState) -> dict[str, Any]:
-        """Return the meter of the hooks, and the trace if there is one; lines of later steps leave its file."""
-        path = self.directory.path / TRACE_FILE if self.directory else None
-        if path:
-            drop_later(path, state.step)
-        if not self.cfg.log.trace:
-            return {"meter": StepMeter(self.world.device)}
-        trace = Trace(self.cfg.log.trace, state, self.world, path)
-        return {"meter": TracedMeter(self.world.device, trace), "trace": trace}
 
     def _tracker(self, num_steps: int, start_step: int, work: Callable[[int], float]) -> Tracker | None:
         """Return what records go to, on rank 0; see `hooks`."""

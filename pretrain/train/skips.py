@@ -9,11 +9,11 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pretrain.errors import Diverged, NumericalError
 from pretrain.tracking.jsonl import JsonlSink
-from pretrain.train.metrics import Skip
+from pretrain.train.metrics import Measured
 
 NAMED = 12  # skipped steps that an error names one by one
 
@@ -45,27 +45,30 @@ class Skips:
     ) -> None:
         self._max_in_a_row, self._data_step, self._file = max_in_a_row, data_step, file
         self._lines = JsonlSink(file) if file and file.exists() else None
-        self._in_a_row: list[Skipped] = []
+        self._in_a_row: list[Skipped] = []  # the newest ones
+        self._too_many: list[Skipped] = []  # in a row, if there were
         self._newest: list[Skipped] = []  # a few, for messages
         if self._lines:
             self._lines.truncate_after(start_step)
 
-    def add(self, step: int, skips: Sequence[Skip]) -> Diverged | None:
-        """Write down what was skipped up to `step`.
+    def add(self, step: int, steps: Sequence[Measured]) -> None:
+        """Write down which of the steps up to `step` were skipped.
 
-        Returns the error of more updates in a row than the run goes on without. Raises `ResourceError` where the file
-        cannot be written.
+        Raises `ResourceError` where the file cannot be written.
         """
-        found = [Skipped(at := step - skip.before, self._data_step(at - 1), skip.norm) for skip in skips]
+        numbered = enumerate(steps, step - len(steps) + 1)
+        found = [Skipped(at, self._data_step(at - 1), each.grad_norm) for at, each in numbered if each.skipped]
         self._write(found)
         self._newest = [*self._newest, *found][-NAMED:]
-        too_many: list[Skipped] = []
         for each in found:
             follows = self._in_a_row and self._in_a_row[-1].step + 1 == each.step
             self._in_a_row = [*self._in_a_row, each] if follows else [each]
             if len(self._in_a_row) > self._max_in_a_row:
-                too_many = self._in_a_row
-        if not too_many:
+                self._too_many = self._in_a_row
+
+    def failure(self, step: int) -> Diverged | None:
+        """Return the error of more updates in a row than the run goes on without, up to `step`."""
+        if not (too_many := self._too_many):
             return None
         return Diverged(
             f"step {step}: {len(too_many)} updates in a row skipped (train.max_skipped={self._max_in_a_row}): "
@@ -74,6 +77,16 @@ class Skips:
             first=too_many[0].step - 1,
             step=step,
         )
+
+    def progress(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the newest skips in a row. JSON has no norm that is not finite: null."""
+        norms = [each.grad_norm if math.isfinite(each.grad_norm) else None for each in self._in_a_row]
+        return {"skipped": [(*each[:-1], norm) for each, norm in zip(self._in_a_row, norms, strict=True)]}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take up what `progress` left in the checkpoint that a run resumes from; older ones have nothing."""
+        kept = saved.get("skipped", [])
+        self._in_a_row = [Skipped(at, data, math.nan if norm is None else norm) for at, data, norm in kept]
 
     def scale_exhausted(self, step: int) -> NumericalError:
         """Return the error of fp16 gradients that overflow at the smallest loss scale, with what was skipped before."""

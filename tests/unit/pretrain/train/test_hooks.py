@@ -16,7 +16,7 @@ from pretrain.train import hooks as module
 from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.hooks import RunHooks
 from pretrain.train.loop import TrainState
-from pretrain.train.metrics import Skip, StepMeter, Throughput
+from pretrain.train.metrics import Measured, StepMeter, Throughput
 from pretrain.train.own_hooks import OwnHooks
 from pretrain.train.skips import Skips
 
@@ -79,7 +79,7 @@ def test_a_training_record_is_of_the_steps_since_the_last_one():
     run = Run()
     run.steps(1.0, float("inf"), 3.0)
     run.now = 10.0
-    run.hooks.log(TrainState(step=7, tokens=160, step_targets=4))
+    run.hooks.log(TrainState(step=7, tokens=160))
     [record] = run.written
     found = {key: value for key, value in record.items() if not key.startswith("memory")}
     assert found == {
@@ -105,7 +105,7 @@ def test_a_training_record_has_the_figures_of_sentences_where_sequences_have_lab
     for labels in ((0.5, 1, 2), (2.0, 1, 3)):
         run.meter.add(torch.tensor(3.0), torch.tensor(labels))
     run.meter.end_step(update(1.0, 2.5), 4)
-    run.hooks.log(TrainState(step=5, tokens=160, step_targets=4))
+    run.hooks.log(TrainState(step=5, tokens=160))
     [record] = run.written
     assert (record["loss"], record["sentence_loss"], record["sentence_accuracy"]) == (1.5, 0.5, 0.4)
     assert record["norm_z"] == 2.5, "of the guard, which there is"
@@ -120,26 +120,26 @@ def test_evaluations_and_saves_are_no_time_of_training():
     run.hooks.settle()
     run.now += 4
     run.steps(1.0, targets=1)
-    run.hooks.log(TrainState(step=5, tokens=110, step_targets=1))
+    run.hooks.log(TrainState(step=5, tokens=110))
     validation, training = run.written
     assert validation == {"step": 5, "split": "validation", "tokens": 110, "loss": 1.5}
     assert training["step_s"] == 2 + 4, "what is left of a save is done while the device trains"
     progress = {"tokens": 110, "resume": {"data.seq_len": 8}, "facts": {"vocab_size": 9}, "metrics": {"lines": 1}}
-    progress |= {"best_evaluation": (5, 1.5), "stalled": 0}
+    progress |= {"best_evaluation": (5, 1.5), "stalled": 0, "unlogged": (None, None, None, 0), "skipped": []}
     assert run.saved == [(5, progress, {"value": 1.5, "required": True}), ("settle", False)]
 
 
 def test_as_many_skipped_updates_in_a_row_as_allowed_are_survived_and_one_more_is_not(tmp_path):
     run = Run(max_skipped=2, skips=tmp_path / SKIPS_FILE)
     run.steps(1.0, float("nan"), float("inf"))
-    run.hooks.log(TrainState(step=3, step_targets=1))
+    run.hooks.log(TrainState(step=3))
     run.steps(9.0, 1.0, refused=[9.0])
     said = (
         r"step 5: 3 updates in a row skipped \(train.max_skipped=2\): 2 non-finite, 1 outlier: "
         "step 2 on data step 101; step 3 on data step 102; step 4 on data step 103; weights are as before them"
     )
     with pytest.raises(Diverged, match=said) as found:
-        run.hooks.log(TrainState(step=5, step_targets=1))
+        run.hooks.log(TrainState(step=5))
     assert (found.value.first, found.value.step) == (1, 5)
     lines = [json.loads(line) for line in (tmp_path / SKIPS_FILE).read_text().splitlines()]
     assert lines == [
@@ -151,13 +151,49 @@ def test_as_many_skipped_updates_in_a_row_as_allowed_are_survived_and_one_more_i
     assert len(run.written) == 2, "the record of the steps that failed is written first"
 
 
+def measured(norm, *, skipped):
+    return Measured(1.5, norm, skipped, math.nan)
+
+
 def test_a_resumed_run_forgets_the_skips_that_it_takes_again(tmp_path):
     file = tmp_path / SKIPS_FILE
     first = Skips(5, file=file)
     assert not file.exists(), "a run that skips nothing has none"
-    assert first.add(4, [Skip(2, 1.0), Skip(0, 2.0)]) is None
-    Skips(5, file=file, start_step=3).add(4, [Skip(0, 7.0)])
-    assert [json.loads(line)["grad_norm"] for line in file.read_text().splitlines()] == [1.0, 7.0]
+    first.add(4, [measured(norm, skipped=norm < 3) for norm in (4.0, 1.0, 3.0, 2.0)])
+    assert first.failure(4) is None
+    Skips(5, file=file, start_step=3).add(4, [measured(7.0, skipped=True)])
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["step"], line["grad_norm"]) for line in lines] == [(2, 1.0), (4, 7.0)]
+
+
+@pytest.mark.parametrize("save", [1, 2, 3])
+def test_a_run_that_resumes_between_two_log_lines_logs_what_it_would_have_logged(tmp_path, save):
+    """What stands out of the steps before the save counts, and so do skips in a row."""
+    norms = [5.0, math.nan, 8.0, math.inf, 2.0, 3.0]  # one is refused, so that three in a row are skipped
+
+    def take(run, norms):
+        for norm in norms:
+            run.steps(norm, refused=[8.0], nll=4 * norm if math.isfinite(norm) else 4.0)
+
+    whole, first, second = (Run(max_skipped=2, skips=tmp_path / name) for name in ("whole", "resumed", "resumed"))
+    take(whole, norms)
+    take(first, norms[:save])
+    first.hooks.save(TrainState(step=save), required=True)
+    state = json.loads(json.dumps(first.saved[-1][1], allow_nan=False))
+    second.hooks.restore(state)
+    take(second, norms[save:])
+    for run in (whole, second):
+        run.now = 60.0
+        with pytest.raises(Diverged, match="3 updates in a row skipped"):
+            run.hooks.log(TrainState(step=6))
+    timed = ("tokens_per_s", "step_s", "mfu", "memory")
+    [[one], [other]] = (
+        [{key: value for key, value in line.items() if not key.startswith(timed)} for line in run.written]
+        for run in (whole, second)
+    )
+    assert one == other
+    assert (one["skipped"], one["loss_max"], one["grad_norm_max"]) == (3, 8.0, 8.0)
+    assert (tmp_path / "resumed").read_text() == (tmp_path / "whole").read_text()
 
 
 def test_overflow_at_the_smallest_scale_ends_the_run_with_the_steps_that_were_skipped():
@@ -182,5 +218,5 @@ def test_memory_is_compared_once_with_that_of_the_fullest_rank(monkeypatch):
     run = Run(world=Ranks(0, 1, torch.device("cuda", 0)), predicted=predicted)
     for step in (1, 2):
         run.steps(1.0)
-        run.hooks.log(TrainState(step=step, step_targets=1))
+        run.hooks.log(TrainState(step=step))
     assert compared == [(9, predicted)]
