@@ -128,10 +128,10 @@ def test_a_run_takes_so_many_detours_and_no_more(place):
 @pytest.mark.slow
 def test_before_the_first_save_a_run_goes_back_to_its_first_weights(place):
     settings = ["divergence.rise=0.05", "divergence.lines=1", "train.steps=9", "checkpoint.every=8"]
-    poisoned(*tiny("early", *WATCHED, DETOUR, *settings), cwd=place, steps="4:6")
-    early = place / "runs" / "early"
-    assert entries(early) == [(0, 4, 5, True), (0, 5, 6, True)]
-    assert len(column(early, "loss")) == 9
+    poisoned(*tiny("from_nothing", *WATCHED, DETOUR, *settings), cwd=place, steps="4:6")
+    run_dir = place / "runs" / "from_nothing"
+    assert entries(run_dir) == [(0, 4, 5, True), (0, 5, 6, True)]
+    assert len(column(run_dir, "loss")) == 9
 
 
 @pytest.mark.slow
