@@ -25,9 +25,9 @@ from pretrain.strategy.precision import Precision
 from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.mirror.base import check_mirror
 from pretrain.train.own_hooks import hook_configs, schema_of
-from pretrain.train.profiling import ProfileConfig
+from pretrain.train.profiling.base import ProfileConfig
 from pretrain.train.replicas import ReplicasConfig
-from pretrain.train.run_dir import RunConfig
+from pretrain.train.run_dir.base import RunConfig
 from pretrain.train.trace import TracedLogConfig
 
 

@@ -28,7 +28,7 @@ from pretrain.hub.special_tokens import set_template
 from pretrain.hub.task_heads import HeadKind
 from pretrain.hub.weight_files import read_json
 from pretrain.init_from import InitialWeights, SourceWeights
-from pretrain.train.run_record import choice_of
+from pretrain.train.run_dir.record import choice_of
 from pretrain.trained.adapted import AdaptedSource
 from pretrain.trained.base import Source, Weights
 from pretrain.trained.source import ReleasedSource, RunSource

@@ -41,7 +41,7 @@ from pretrain.train.loop import TrainConfig
 from pretrain.train.mirror.restore import is_mirrored
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.room import memory_with_room
-from pretrain.train.run_record import read_record
+from pretrain.train.run_dir.record import read_record
 from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, of_memory, of_rate, plan
 from pretrain.trained.base import Source

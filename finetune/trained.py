@@ -45,7 +45,7 @@ from pretrain.objectives.base import Objective
 from pretrain.report.history import load as load_history
 from pretrain.report.history import page_folder
 from pretrain.report.writing import write_page
-from pretrain.train.run_record import RECORD_FILE, read_config, read_record
+from pretrain.train.run_dir.record import RECORD_FILE, read_config, read_record
 from pretrain.trained.base import fitting
 from pretrain.trained.run_files import network_of, step_of, target_tokenizer_of, tokenizer_of
 

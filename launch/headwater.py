@@ -96,7 +96,7 @@ def command_line(name: str, words: Sequence[str]) -> list[str]:
 
 def _program_of(words: Sequence[str]) -> str | None:
     """Return the program of the first run among the words of a command, None if there is none."""
-    from pretrain.train.run_record import program_of  # it imports Hydra
+    from pretrain.train.run_dir.record import program_of  # it imports Hydra
 
     runs = (program_of(Path(word)) for word in words if not word.startswith("-"))
     return next(filter(None, runs), None)

@@ -25,7 +25,7 @@ from launch.table import table_of
 from pretrain.compose import Root
 from pretrain.distributed.world import device_type
 from pretrain.errors import check
-from pretrain.train.run_dir import CHECKPOINTS, LOG_LEVEL
+from pretrain.train.run_dir.base import CHECKPOINTS, LOG_LEVEL
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from pretrain.errors import ConfigError
 from pretrain.report.history import ABSENT, History, Row, differing, facts_of, load
 from pretrain.settings.options import CommandParser
 from pretrain.tracking.console import LEFT_OUT
-from pretrain.train.run_record import warn_of_changed_config
+from pretrain.train.run_dir.record import warn_of_changed_config
 
 UNKNOWN = "-"
 LOSS = "train loss"  # the header of a column

@@ -30,13 +30,13 @@ from pretrain.tracking.local_tracker import TrackerConfig
 from pretrain.train.batch_growth import GrowthConfig
 from pretrain.train.branches.base import BranchConfig, check_branch
 from pretrain.train.detours.divergence import DivergenceConfig
-from pretrain.train.evaluator import EvalConfig
+from pretrain.train.evaluation.evaluator import EvalConfig
 from pretrain.train.micro_batches import said
 from pretrain.train.mirror.base import check_mirror
 from pretrain.train.own_hooks import hook_configs, schema_of
-from pretrain.train.profiling import ProfileConfig
+from pretrain.train.profiling.base import ProfileConfig
 from pretrain.train.replicas import ReplicasConfig
-from pretrain.train.run_dir import RunConfig
+from pretrain.train.run_dir.base import RunConfig
 from pretrain.train.trace import TracedLogConfig
 
 

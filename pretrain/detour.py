@@ -54,8 +54,8 @@ def take(options: argparse.Namespace) -> str:
     """Take the detour of a command line; return what is to be said. Raises `ConfigError` for one that cannot be."""
     from pretrain.train.detours.base import Detour
     from pretrain.train.detours.rewinding import go_back, last_step, saved_steps, step_to_go_back_to
-    from pretrain.train.run_dir import RunConfig, RunDirectory
-    from pretrain.train.run_record import check_written_by, read_record
+    from pretrain.train.run_dir.base import RunConfig, RunDirectory
+    from pretrain.train.run_dir.record import check_written_by, read_record
 
     run, rewind, found = Path(options.run), options.rewind, _RANGE.fullmatch(options.skip)
     check(rewind >= 0, "--rewind", rewind, "0 or more optimizer steps")

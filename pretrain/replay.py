@@ -61,7 +61,7 @@ def replay(options: argparse.Namespace) -> str | None:
     from pretrain.distributed.world import joined
     from pretrain.train.computing import products_of
     from pretrain.train.replaying import REORDERED, ROUNDED, SAME, recorded, verdict
-    from pretrain.train.run_record import read_record
+    from pretrain.train.run_dir.record import read_record
     from pretrain.train.summary import versions
 
     run = Path(options.run)
@@ -98,7 +98,7 @@ def _configuration(run: Path, changes: Sequence[str]) -> Any:
     from pretrain.registry import choices
     from pretrain.strategy.compile import Scope
     from pretrain.train.micro_batches import said
-    from pretrain.train.run_record import choice_of
+    from pretrain.train.run_dir.record import choice_of
 
     for word in changes:
         key = word.partition("=")[0]
@@ -183,7 +183,7 @@ def _restored(
     from pretrain.init_from import InitialWeights
     from pretrain.train.detours.rewinding import saved_steps
     from pretrain.train.resuming import SavedRun, network_defaults, same_run
-    from pretrain.train.run_dir import CHECKPOINTS
+    from pretrain.train.run_dir.base import CHECKPOINTS
 
     initial = InitialWeights(module, cfg.seed)
     model = strategy.setup(module, cfg.optim.build)

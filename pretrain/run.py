@@ -38,19 +38,19 @@ from pretrain.train.advice import advise
 from pretrain.train.batch_growth import GrowthConfig, growth_fingerprints
 from pretrain.train.branches.base import FIRST_STEP, BranchData, Origin, first_data_step
 from pretrain.train.branches.begin import begin_branch
-from pretrain.train.choices import ChoiceEvaluator
 from pretrain.train.detours.base import Detour, fingerprint, skipped
 from pretrain.train.detours.divergence import Watch
 from pretrain.train.detours.rewinding import detoured, shared_detours
 from pretrain.train.early_stopping import EarlyStopping
-from pretrain.train.evaluator import held_out_evaluator
+from pretrain.train.evaluation.choices import ChoiceEvaluator
+from pretrain.train.evaluation.evaluator import held_out_evaluator
+from pretrain.train.evaluation.samples import Continuations, encoded_prompts
 from pretrain.train.micro_batches import Passes, found, said
 from pretrain.train.mirror.restore import is_mirrored
 from pretrain.train.resuming import Fingerprints, network_defaults, network_fingerprints, resumes
 from pretrain.train.room import memory_with_room
-from pretrain.train.run_dir import TOKENIZER_FILE
-from pretrain.train.run_record import check_written_by
-from pretrain.train.samples import Continuations, encoded_prompts
+from pretrain.train.run_dir.base import TOKENIZER_FILE
+from pretrain.train.run_dir.record import check_written_by
 from pretrain.train.session import Session
 from pretrain.train.summary import ModelSize, summary
 from pretrain.trained.base import Source

@@ -27,7 +27,7 @@ from pretrain.models.generation.beam import BeamSearch, beam_search, check_penal
 from pretrain.models.generation.generate import generate
 from pretrain.models.generation.rules import NO_RULES
 from pretrain.models.generation.sampling import Sampler
-from pretrain.train.hidden_states import hidden_states
+from pretrain.train.evaluation.hidden_states import hidden_states
 
 
 @dataclass(kw_only=True)

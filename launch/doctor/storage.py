@@ -15,7 +15,7 @@ from launch.doctor.base import Check, Finding, Subject, graded, in_bytes
 from launch.doctor.plan import size_of
 from pretrain.errors import ConfigError, HeadwaterError, ResourceError
 from pretrain.train.agreement import check_directory
-from pretrain.train.run_lock import LOCK_FILE
+from pretrain.train.run_dir.lock import LOCK_FILE
 
 SPEED_BYTES = 2**26  # written and read to measure
 

@@ -40,7 +40,7 @@ from pretrain.settings.paths import expanded, is_there
 from pretrain.settings.plugins import import_plugins
 from pretrain.settings.yaml_files import check_literal
 from pretrain.tracking.background import sinks_still_working
-from pretrain.train.run_record import CONFIG_FILE, check_written_by, made_with, read_nested_config
+from pretrain.train.run_dir.record import CONFIG_FILE, check_written_by, made_with, read_nested_config
 
 CONF = Path(__file__).parents[2] / "conf"  # by path: a folder `conf` where a command is typed would hide the package
 OPTIONS = "--help, --version, --cfg job, --resolve and --config-dir FOLDER"

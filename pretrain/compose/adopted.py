@@ -19,7 +19,7 @@ from pretrain.registry import flattened, unflattened
 from pretrain.settings.composing import Composed
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.file import TokenizerFile
-from pretrain.train.run_record import CONFIG_FILE, choice_of, read_config
+from pretrain.train.run_dir.record import CONFIG_FILE, choice_of, read_config
 
 NOT_CHOSEN = "default"  # in conf/pretrain.yaml: the user has chosen nothing of the group
 ADOPTED = ("model", "tokenizer", "objective")  # groups that a source can choose

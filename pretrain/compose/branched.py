@@ -21,7 +21,7 @@ from pretrain.settings.composing import Composed
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.file import TokenizerFile
 from pretrain.train.branches.base import KEY, BranchData, Origin, check_one_source, newest_state
-from pretrain.train.run_dir import CONFIG_FILE, TOKENIZER_FILE
+from pretrain.train.run_dir.base import CONFIG_FILE, TOKENIZER_FILE
 from pretrain.trained.source import described_source
 
 # Which run it is, where and how fast it runs, and what is kept of it: a branch has its own.

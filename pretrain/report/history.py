@@ -22,10 +22,10 @@ from pretrain.errors.redaction import redacted
 from pretrain.files import check_place, parsed, read_json, typed_as
 from pretrain.tracking.base import Mark, Record
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, SKIPS_FILE, missing
-from pretrain.train.operators import Found, tables_of
-from pretrain.train.run_dir import CHECKPOINTS
-from pretrain.train.run_lock import LOCK_FILE, is_locked
-from pretrain.train.run_record import RECORD_FILE, read_config, read_record
+from pretrain.train.profiling.operators import Found, tables_of
+from pretrain.train.run_dir.base import CHECKPOINTS
+from pretrain.train.run_dir.lock import LOCK_FILE, is_locked
+from pretrain.train.run_dir.record import RECORD_FILE, read_config, read_record
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -27,9 +27,9 @@ from pretrain.errors import ConfigError, HeadwaterError
 from pretrain.report.history import facts_of, outcome
 from pretrain.settings.options import CommandParser
 from pretrain.tracking.jsonl import METRICS_FILE, last_record, to_json
-from pretrain.train.run_dir import CHECKPOINTS, LOG_FILE
-from pretrain.train.run_lock import LOCK_FILE, is_locked
-from pretrain.train.run_record import CONFIG_FILE, RECORD_FILE, program_of
+from pretrain.train.run_dir.base import CHECKPOINTS, LOG_FILE
+from pretrain.train.run_dir.lock import LOCK_FILE, is_locked
+from pretrain.train.run_dir.record import CONFIG_FILE, RECORD_FILE, program_of
 
 UNKNOWN = "-"
 SCRIPT = Path("slurm", "job.sh")  # what `launch slurm` leaves of a run that has not begun

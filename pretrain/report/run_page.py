@@ -38,7 +38,7 @@ from pretrain.report.run_sections import (
 )
 from pretrain.report.spikes import spike_section
 from pretrain.report.writing import write_page
-from pretrain.train.run_record import check_written_by
+from pretrain.train.run_dir.record import check_written_by
 
 NAMED = 3  # runs whose names are the title
 FIGURES = ("Held-out loss", "Bits per byte", "Accuracy", "Parameters", "Tokens seen", "Training time")  # shown first

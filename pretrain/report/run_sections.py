@@ -28,7 +28,7 @@ from pretrain.report.page import (
     shortened,
 )
 from pretrain.tracking.base import CHOICES, RAW
-from pretrain.train.operators import table_path, what_is_counted
+from pretrain.train.profiling.operators import table_path, what_is_counted
 
 SAMPLED_STEPS = 40  # evaluations whose samples a page has
 SAMPLE_ROOM = 1500  # characters of a sample

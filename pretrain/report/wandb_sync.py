@@ -24,7 +24,7 @@ from pretrain.settings.options import CommandParser
 from pretrain.tracking.base import Sample
 from pretrain.tracking.jsonl import METRICS_FILE
 from pretrain.tracking.wandb_sink import WandbConfig, WandbMode, WandbSink, quieten
-from pretrain.train.run_record import CONFIG_FILE, check_written_by, read_config, read_nested_config
+from pretrain.train.run_dir.record import CONFIG_FILE, check_written_by, read_config, read_nested_config
 
 OF_THE_RUN = ("project", "entity", "group", "tags", "init_timeout_s")  # fields of its tracker that a sync keeps
 

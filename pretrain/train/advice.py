@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from pretrain.data.packing import Packing
 from pretrain.data.stream import TrainStream
 from pretrain.hub.export_dir import warn_unless_exportable
-from pretrain.train.run_record import read_record
+from pretrain.train.run_dir.record import read_record
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from pretrain.errors import ConfigError
 from pretrain.errors.redaction import redacted
 from pretrain.files import check_writable
 from pretrain.registry import choices_in, flattened, plain
-from pretrain.train.run_dir import CHECKPOINTS
-from pretrain.train.run_lock import LOCK_FILE
+from pretrain.train.run_dir.base import CHECKPOINTS
+from pretrain.train.run_dir.lock import LOCK_FILE
 from pretrain.train.summary import versions
 
 Facts = dict[str, Any]

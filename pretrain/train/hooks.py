@@ -24,7 +24,7 @@ from pretrain.train.early_stopping import EarlyStopping
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import Reading, StepMeter, Throughput, Unlogged, memory
 from pretrain.train.own_hooks import OwnHooks
-from pretrain.train.profiling import StepProfiler
+from pretrain.train.profiling.base import StepProfiler
 from pretrain.train.replicas import Replicas
 from pretrain.train.skips import Skips
 from pretrain.train.summary import compare_memory

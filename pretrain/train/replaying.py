@@ -17,7 +17,7 @@ from pretrain.files import parsed
 from pretrain.tracking.jsonl import METRICS_FILE
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import StepMeter
-from pretrain.train.run_dir import TRACE_FILE
+from pretrain.train.run_dir.base import TRACE_FILE
 
 
 class Tolerance(NamedTuple):

@@ -20,11 +20,11 @@ from pretrain.optim.schedule import LearningRate
 from pretrain.registry import plain
 from pretrain.strategy.base import Strategy
 from pretrain.tracking.base import Mark
-from pretrain.train.changes import choice_name
 from pretrain.train.detours.base import DETOURS, taken_up
 from pretrain.train.detours.divergence import WatchState
-from pretrain.train.run_dir import CHECKPOINTS, RunConfig
-from pretrain.train.run_record import choice_of, read_nested_config
+from pretrain.train.run_dir.base import CHECKPOINTS, RunConfig
+from pretrain.train.run_dir.changes import choice_name
+from pretrain.train.run_dir.record import choice_of, read_nested_config
 
 Fingerprints = dict[str, Any]
 """What a resumed run must find unchanged, and all ranks alike: a setting or a part of the data -> its plain value."""

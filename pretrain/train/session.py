@@ -34,7 +34,6 @@ from pretrain.strategy.base import Memory, Strategy
 from pretrain.tracking.base import Tracker
 from pretrain.tracking.jsonl import METRICS_FILE, SKIPS_FILE, missing
 from pretrain.train.agreement import check_agreement, check_started_alike
-from pretrain.train.changes import changes
 from pretrain.train.computing import products_of, start_kernels
 from pretrain.train.detours.rewinding import let_go
 from pretrain.train.early_stopping import EarlyStopping
@@ -45,11 +44,12 @@ from pretrain.train.mirror.restore import fetch_lost
 from pretrain.train.mirror.uploads import Mirror
 from pretrain.train.own_hooks import HookedRun, OwnHooks, hook_configs
 from pretrain.train.peaks import peak_of_all
-from pretrain.train.profiling import drawn
+from pretrain.train.profiling.base import drawn
 from pretrain.train.replicas import Replicas
 from pretrain.train.resuming import Fingerprints, change_of_rate, resume
 from pretrain.train.room import memory_named
-from pretrain.train.run_dir import CHECKPOINTS, HANG, TOKENIZER_FILE, TRACE_FILE, RunDirectory, handled
+from pretrain.train.run_dir.base import CHECKPOINTS, HANG, TOKENIZER_FILE, TRACE_FILE, RunDirectory, handled
+from pretrain.train.run_dir.changes import changes
 from pretrain.train.skips import Skips
 from pretrain.train.summary import ModelSize, versions
 from pretrain.train.trace import Trace

@@ -21,8 +21,8 @@ from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ResourceError, check
 from pretrain.files import fsync_path, hash_file, replace_file, sealed, write_hashed
 from pretrain.tokenizer.base import PAIR_FILES
-from pretrain.train.run_dir import CHECKPOINTS, CONFIG_FILE, TOKENIZER_FILE
-from pretrain.train.run_record import RECORD_FILE, check_written_by, read_record
+from pretrain.train.run_dir.base import CHECKPOINTS, CONFIG_FILE, TOKENIZER_FILE
+from pretrain.train.run_dir.record import RECORD_FILE, check_written_by, read_record
 
 PIECE = 1 << 22  # elements of a tensor that are read at a time: 16 MiB of each step
 AHEAD = 2  # blocks of 16 MiB that may wait to be hashed

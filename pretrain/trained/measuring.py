@@ -41,11 +41,11 @@ from pretrain.strategy.precision import BF16, FP16, FP32, Precision
 from pretrain.tokenizer.base import load_tokenizer
 from pretrain.tokenizer.file import TokenizerFile
 from pretrain.tracking.base import CHOICES
-from pretrain.train.choices import ChoiceEvaluator
-from pretrain.train.evaluator import EvalConfig, held_out_evaluator
+from pretrain.train.evaluation.choices import ChoiceEvaluator
+from pretrain.train.evaluation.evaluator import EvalConfig, held_out_evaluator
 from pretrain.train.loop import TrainConfig
 from pretrain.train.micro_batches import measured_slots
-from pretrain.train.run_record import CONFIG_FILE, choice_of, read_config, read_record
+from pretrain.train.run_dir.record import CONFIG_FILE, choice_of, read_config, read_record
 from pretrain.trained.base import PAIRS, Source
 from pretrain.trained.run_files import state_of
 from pretrain.trained.source import RunSource

@@ -38,7 +38,7 @@ from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.base import Objective
 from pretrain.registry import choices
 from pretrain.tokenizer.base import reading_markup
-from pretrain.train.run_record import check_written_by, read_config
+from pretrain.train.run_dir.record import check_written_by, read_config
 from pretrain.trained.adapted import below
 from pretrain.trained.base import Source, Weights
 from pretrain.trained.generating import StopStrings, Writer

@@ -18,8 +18,8 @@ from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError
 from pretrain.registry import discover
 from pretrain.tokenizer.base import FOR_TARGETS, load_tokenizer
-from pretrain.train.run_dir import CHECKPOINTS, TOKENIZER_FILE
-from pretrain.train.run_record import RECORD_FILE, choice_of, read_record, rebuilt_from
+from pretrain.train.run_dir.base import CHECKPOINTS, TOKENIZER_FILE
+from pretrain.train.run_dir.record import RECORD_FILE, choice_of, read_record, rebuilt_from
 
 
 def step_of(run: Path, world: World, number: int | None = None) -> Path:

@@ -39,8 +39,8 @@ from pretrain.tokenizer.base import (
     load_tokenizer,
     tokenizer_sha256,
 )
-from pretrain.train.run_dir import CHECKPOINTS
-from pretrain.train.run_record import RECORD_FILE, choice_of, read_record
+from pretrain.train.run_dir.base import CHECKPOINTS
+from pretrain.train.run_dir.record import RECORD_FILE, choice_of, read_record
 from pretrain.trained.adapted import AdaptedSource
 from pretrain.trained.base import EMBEDDING, Source, typed_as
 from pretrain.trained.run_files import network_of, step_of

@@ -13,7 +13,7 @@ from ranks import end, environments, on_ranks, tiny
 from pretrain.errors import ConfigError
 from pretrain.train import agreement
 from pretrain.train.agreement import check_agreement, check_directory
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from pretrain.distributed.world import World
 from pretrain.models.attention.sdpa import sdpa
 from pretrain.models.decoder import DecoderConfig
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.train.choices import ChoiceEvaluator
+from pretrain.train.evaluation.choices import ChoiceEvaluator
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 

@@ -10,7 +10,7 @@ from poisoned import FLIPPED, POISONED
 from ranks import column, end, environments, run, tiny
 
 from pretrain import detour, replay
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 WATCHED = ["model.dropout=0.1", "checkpoint.keep=3", "divergence.rise=0.5", "divergence.lines=2", "divergence.rewind=5"]
 DETOUR = "divergence.action=detour"

@@ -12,7 +12,7 @@ from pretrain.models.decoder import DecoderConfig
 from pretrain.models.generation.generate import generate
 from pretrain.models.generation.sampling import Sampler
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.train.samples import Continuations
+from pretrain.train.evaluation.samples import Continuations
 
 pytestmark = pytest.mark.timeout(900)  # s; many processes on few cores, and others may use them too
 

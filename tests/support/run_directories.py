@@ -19,7 +19,7 @@ from pretrain.run import build_module
 from pretrain.tokenizer.base import describe
 from pretrain.tokenizer.bpe import BpeTokenizer
 from pretrain.tokenizer.wordpiece import REQUIRED, WordPieceTokenizer
-from pretrain.train.run_dir import RunDirectory
+from pretrain.train.run_dir.base import RunDirectory
 from pretrain.trained.model import load
 
 TEXTS = ["the time of the year", "people and the world", "a way of life, a state of the world", "school time"] * 20

@@ -15,8 +15,8 @@ from pretrain.checkpoint.commit import step_name, step_names
 from pretrain.checkpoint.load import load_state
 from pretrain.errors import CheckpointError, ConfigError, DataError, HeadwaterError, as_written, check
 from pretrain.settings.paths import expanded, is_there
-from pretrain.train.changes import choice_name
-from pretrain.train.run_dir import CHECKPOINTS, RunConfig
+from pretrain.train.run_dir.base import CHECKPOINTS, RunConfig
+from pretrain.train.run_dir.changes import choice_name
 
 KEY = "branch_from"
 RULE = "names a run and a saved step of it, as in runs/main@4000; without @STEP the newest"

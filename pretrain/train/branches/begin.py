@@ -19,8 +19,8 @@ from pretrain.tracking.base import Mark
 from pretrain.train.branches.base import BranchData, Origin, Recorded, check_differences
 from pretrain.train.detours.base import Detour, write_detours
 from pretrain.train.resuming import Fingerprints, SavedRun
-from pretrain.train.run_dir import CHECKPOINTS
-from pretrain.train.run_record import read_record
+from pretrain.train.run_dir.base import CHECKPOINTS
+from pretrain.train.run_dir.record import read_record
 from pretrain.train.session import Session
 
 INHERITED = ("init_from", "generation")  # entries of run.json: what the origin's weights and its rules of texts are of

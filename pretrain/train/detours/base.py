@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.data.course import Course, Size, Skip
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files import read_json, replace_file, sealed
-from pretrain.train.run_dir import DETOURS_FILE
+from pretrain.train.run_dir.base import DETOURS_FILE
 
 DETOURS = "detours"  # how fingerprints call them
 FORMAT = 1

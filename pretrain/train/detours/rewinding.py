@@ -23,7 +23,7 @@ from pretrain.strategy.base import Strategy
 from pretrain.tracking.jsonl import METRICS_FILE, last_record
 from pretrain.train.detours.base import Detour, add_detour, data_step, fault, read_detours
 from pretrain.train.detours.divergence import DivergenceConfig
-from pretrain.train.run_dir import CHECKPOINTS, TRACE_FILE, RunDirectory
+from pretrain.train.run_dir.base import CHECKPOINTS, TRACE_FILE, RunDirectory
 
 PUT_ASIDE = "put-aside-"  # and a number: a folder in `checkpoints` of what a rewind has left behind
 

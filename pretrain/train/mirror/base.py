@@ -18,8 +18,8 @@ from pretrain.data.sources.remote import is_remote, without_credentials
 from pretrain.errors import ConfigError, check
 from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, SKIPS_FILE
-from pretrain.train.run_dir import CHECKPOINTS, CONFIG_FILE, DETOURS_FILE, TOKENIZER_FILE, TRACE_FILE
-from pretrain.train.run_record import RECORD_FILE
+from pretrain.train.run_dir.base import CHECKPOINTS, CONFIG_FILE, DETOURS_FILE, TOKENIZER_FILE, TRACE_FILE
+from pretrain.train.run_dir.record import RECORD_FILE
 
 KEY = "checkpoint.mirror"
 FORMAT = 1

@@ -22,8 +22,8 @@ from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, Resour
 from pretrain.files import fsync_path
 from pretrain.train.mirror.base import BESIDE, KEY, SEAL_FILE
 from pretrain.train.mirror.store import Changed, Store
-from pretrain.train.run_dir import CHECKPOINTS, RunConfig, RunDirectory
-from pretrain.train.run_record import RECORD_FILE, read_record
+from pretrain.train.run_dir.base import CHECKPOINTS, RunConfig, RunDirectory
+from pretrain.train.run_dir.record import RECORD_FILE, read_record
 
 T = TypeVar("T")
 

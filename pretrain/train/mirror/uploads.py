@@ -24,8 +24,8 @@ from pretrain.commands import StopRequest
 from pretrain.files import hash_file, read_json
 from pretrain.train.mirror.base import BESIDE, KEY
 from pretrain.train.mirror.store import Changed, Store
-from pretrain.train.run_dir import CHECKPOINTS, RunConfig
-from pretrain.train.run_record import RECORD_FILE
+from pretrain.train.run_dir.base import CHECKPOINTS, RunConfig
+from pretrain.train.run_dir.record import RECORD_FILE
 
 WAITS_S = [1.0, 10.0, 60.0]  # between attempts at one step
 STOPPED_S = 30.0  # that a run waits at most that failed or was stopped: whoever stopped it may soon kill it

@@ -10,7 +10,7 @@ from launch import local
 from launch.local import LocalConfig, run_local
 from launch.ranks import Outcome
 from pretrain.errors import ConfigError
-from pretrain.train.run_dir import LOG_LEVEL
+from pretrain.train.run_dir.base import LOG_LEVEL
 
 
 @pytest.fixture

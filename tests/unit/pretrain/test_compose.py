@@ -5,7 +5,7 @@ import pytest
 from finetune.config import FINETUNE
 from pretrain.compose import compose, compose_run
 from pretrain.errors import ConfigError
-from pretrain.train.run_dir import RunDirectory
+from pretrain.train.run_dir.base import RunDirectory
 
 
 def shown(capsys, *words) -> str:

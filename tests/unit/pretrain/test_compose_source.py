@@ -21,7 +21,7 @@ from pretrain.models.encoder import EncoderConfig
 from pretrain.models.layers import Activation
 from pretrain.tokenizer.base import describe, load_tokenizer
 from pretrain.tokenizer.wordpiece import WordPieceTokenizer
-from pretrain.train.run_record import read_record
+from pretrain.train.run_dir.record import read_record
 
 SMALL = {"width": 24, "layers": 2, "heads": 4, "max_seq_len": 32}
 NETWORKS = {

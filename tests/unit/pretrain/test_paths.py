@@ -16,8 +16,8 @@ from pretrain.errors import ConfigError
 from pretrain.settings.paths import expanded
 from pretrain.strategy.zero import Offload, ZeROConfig
 from pretrain.tokenizer.file import Gpt2Tokenizer, TokenizerFile
-from pretrain.train.run_dir import RunConfig, RunDirectory
-from pretrain.train.run_record import read_config
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
+from pretrain.train.run_dir.record import read_config
 from pretrain.trained.source import open_source
 
 

@@ -14,8 +14,8 @@ from finetune.config import FINETUNE, FinetuneConfig
 from pretrain.compose import compose, compose_run
 from pretrain.errors import ConfigError
 from pretrain.registry import plain
-from pretrain.train.run_dir import RunConfig, RunDirectory
-from pretrain.train.run_record import read_record
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
+from pretrain.train.run_dir.record import read_record
 
 
 def refused(*arguments: str, directory: Path) -> str:
@@ -189,7 +189,7 @@ def test_a_fresh_run_is_refused_where_one_has_begun_and_not_where_a_launcher_mad
 def test_a_run_keeps_the_messages_of_the_packages_that_it_names_while_it_lasts(tmp_path):
     script = f"""
 import logging
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 with RunDirectory.claim(RunConfig(name="told", root={str(tmp_path)!r})).log_to("pretrain", "finetune"):
     for package in ("pretrain.train.loop", "finetune.run", "urllib3"):
         logging.getLogger(package).info("from %s", package)

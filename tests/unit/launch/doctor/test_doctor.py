@@ -16,7 +16,7 @@ from pretrain.distributed.world import World
 from pretrain.errors import DataError, NumericalError
 from pretrain.strategy.ddp import DDPConfig
 from pretrain.strategy.precision import FP32
-from pretrain.train.run_dir import RunConfig
+from pretrain.train.run_dir.base import RunConfig
 from pretrain.train.summary import ModelSize
 
 

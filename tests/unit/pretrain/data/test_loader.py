@@ -28,7 +28,7 @@ from pretrain.errors import DataError
 from pretrain.models.base import ModelKind
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.objectives.denoising import DenoisingConfig
-from pretrain.train.evaluator import held_out_evaluator
+from pretrain.train.evaluation.evaluator import held_out_evaluator
 
 Sequence = tuple[tuple[int, int], ...]  # (token, target) pairs
 

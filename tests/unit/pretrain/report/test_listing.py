@@ -15,7 +15,7 @@ from pretrain.errors import ConfigError
 from pretrain.files import sealed
 from pretrain.report import listing
 from pretrain.report.listing import runs
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 RECORD = {"step": 30, "split": "validation", "tokens": 9, "loss": 2.5, "f1": 0.75}
 
@@ -83,7 +83,7 @@ def test_the_exit_code_says_how_a_run_ended(tmp_path, exit, state, why):
 
 def test_a_run_whose_lock_is_held_is_running_until_its_process_is_gone(tmp_path):
     make_run(tmp_path / "a", exit=85)
-    code = "import time\nfrom pretrain.train.run_dir import RunConfig, RunDirectory\n"
+    code = "import time\nfrom pretrain.train.run_dir.base import RunConfig, RunDirectory\n"
     code += f"held = RunDirectory.claim(RunConfig(name='a', root={str(tmp_path)!r}))\ntime.sleep(600)"
     holder = Forked("-c", code)
     wait_until(lambda: only(tmp_path).state == "running", holder)

@@ -7,7 +7,7 @@ from forks import python
 
 from pretrain.errors import ConfigError
 from pretrain.settings.plugins import import_plugins
-from pretrain.train.run_record import read_config
+from pretrain.train.run_dir.record import read_config
 
 PARTS = """
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from read_only import make_read_only
 from pretrain.errors import ConfigError
 from pretrain.train import agreement
 from pretrain.train.agreement import check_agreement, check_directory, check_places_to_save
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 FACTS = {"seed": 0, "optim.lr": 1e-3}
 

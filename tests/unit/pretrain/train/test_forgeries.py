@@ -10,7 +10,7 @@ import pytest
 from forgeries import CORPUS, RUN, STEPS, Laboratory, chdir, exchange_tokens, forge_shard, left, train, write_json
 
 from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.train.run_record import read_record
+from pretrain.train.run_dir.record import read_record
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pretrain.models.encoder import EncoderConfig
 from pretrain.optim.adamw import AdamWConfig
 from pretrain.optim.schedule import CosineSchedule, LearningRate
 from pretrain.train.resuming import change_of_rate, network_defaults, network_fingerprints, resume
-from pretrain.train.run_dir import RunDirectory
+from pretrain.train.run_dir.base import RunDirectory
 
 FINGERPRINTS = {"model.width": 5, "optim": "adamw", "data.seq_len": 16}
 

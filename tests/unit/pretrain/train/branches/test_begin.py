@@ -16,7 +16,7 @@ from pretrain.files import hash_file
 from pretrain.tracking.jsonl import missing
 from pretrain.train.branches import begin
 from pretrain.train.branches.base import BranchConfig, BranchData, Origin
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 CONTINUE, FRESH = (BranchConfig(data=data) for data in BranchData)
 

@@ -6,7 +6,7 @@ from run_directories import GPT2_SETTINGS, make_run
 from pretrain.compose import compose
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.train.branches.base import BranchConfig, BranchData, Origin, check_differences, first_data_step
-from pretrain.train.run_dir import RunConfig
+from pretrain.train.run_dir.base import RunConfig
 
 CONTINUE, FRESH = (BranchConfig(data=data) for data in BranchData)
 

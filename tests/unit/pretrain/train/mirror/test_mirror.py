@@ -18,7 +18,7 @@ from pretrain.train.mirror.base import check_mirror
 from pretrain.train.mirror.restore import fetch_lost, is_mirrored
 from pretrain.train.mirror.store import Store
 from pretrain.train.mirror.uploads import Mirror
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pretrain.checkpoint.save import CheckpointConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.train.mirror import restore
 from pretrain.train.mirror.restore import fetch_lost
-from pretrain.train.run_dir import RunConfig, RunDirectory
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 
 @pytest.fixture

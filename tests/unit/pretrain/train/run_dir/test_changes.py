@@ -5,9 +5,9 @@ from contextlib import closing
 import pytest
 
 from pretrain.compose import compose
-from pretrain.train.changes import changes, choice_name
-from pretrain.train.run_dir import RunConfig, RunDirectory
-from pretrain.train.run_record import read_config
+from pretrain.train.run_dir.base import RunConfig, RunDirectory
+from pretrain.train.run_dir.changes import changes, choice_name
+from pretrain.train.run_dir.record import read_config
 
 
 @pytest.fixture

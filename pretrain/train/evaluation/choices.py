@@ -20,7 +20,7 @@ from pretrain.models.base import Model
 from pretrain.objectives.cross_entropy import CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES
 from pretrain.tracking.base import CHOICES, RAW
 from pretrain.tracking.no_value import no_value
-from pretrain.train.hidden_states import hidden_states
+from pretrain.train.evaluation.hidden_states import hidden_states
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from pretrain.errors import ConfigError, as_written
 from pretrain.errors.redaction import redacted
 from pretrain.registry import choices, flattened, plain
-from pretrain.train.run_record import choice_of, choices_of, read_config, read_nested_config
+from pretrain.train.run_dir.record import choice_of, choices_of, read_config, read_nested_config
 
 
 def changes(run: Path, cfg: Any) -> list[str]:

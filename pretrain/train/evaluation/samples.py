@@ -20,7 +20,7 @@ from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import Model
 from pretrain.tracking.base import Sample
-from pretrain.train.hidden_states import hidden_states
+from pretrain.train.evaluation.hidden_states import hidden_states
 
 log = logging.getLogger(__name__)
 

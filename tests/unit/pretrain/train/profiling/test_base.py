@@ -13,8 +13,8 @@ from pretrain.distributed.world import World
 from pretrain.errors import ConfigError
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import Throughput
-from pretrain.train.operators import NO_OPERATOR, operator_table, tables_of
-from pretrain.train.profiling import ProfileConfig, compressed, drawn
+from pretrain.train.profiling.base import ProfileConfig, compressed, drawn
+from pretrain.train.profiling.operators import NO_OPERATOR, operator_table, tables_of
 
 X = torch.eye(8)
 

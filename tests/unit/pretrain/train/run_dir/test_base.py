@@ -9,9 +9,9 @@ from read_only import make_read_only
 
 from pretrain.compose import compose
 from pretrain.errors import ConfigError, ResourceError
-from pretrain.train.changes import changes
-from pretrain.train.run_dir import LOG_LEVEL, RunConfig, RunDirectory
-from pretrain.train.run_record import check_written_by, read_record
+from pretrain.train.run_dir.base import LOG_LEVEL, RunConfig, RunDirectory
+from pretrain.train.run_dir.changes import changes
+from pretrain.train.run_dir.record import check_written_by, read_record
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from pretrain.errors import check
 from pretrain.files import replace_file
 from pretrain.train.loop import TrainState
 from pretrain.train.metrics import Throughput
-from pretrain.train.operators import STEP_SPAN, as_lines, operator_table, table_path, what_is_counted
+from pretrain.train.profiling.operators import STEP_SPAN, as_lines, operator_table, table_path, what_is_counted
 
 LONGEST = 10  # steps of a window: each may be 100,000 events, which are held in memory and written at its end
 MEMORY_EVENTS = 100_000  # allocations and frees that are kept, the newest; each is some kilobytes

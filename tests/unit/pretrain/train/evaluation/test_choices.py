@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from pretrain.data.choice_sets import ChoiceSet, Row, load_choices
 from pretrain.objectives.causal_lm import CausalLMConfig
 from pretrain.tracking import no_value
-from pretrain.train.choices import ChoiceEvaluator, batches_of
+from pretrain.train.evaluation.choices import ChoiceEvaluator, batches_of
 from pretrain.trained.model import load
 
 WORDS = ["time", "year", "people", "way", "day", "man", "thing", "life", "child", "world", "school", "state"]

@@ -1,6 +1,6 @@
 """The table of the costliest operators of profiled steps: from a profiler's events to a file, and to lines of the log.
 
-Holds no profiler, which is in `profiling`. Free of torch, for reports.
+Holds no profiler, which is in `base`. Free of torch, for reports.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The file that keeps a run's messages: a help to people, which a run can do without.
 
-Holds the handler; which messages it gets is for `run_dir` to say.
+Holds the handler; which messages it gets is for `base` to say.
 """
 
 from __future__ import annotations

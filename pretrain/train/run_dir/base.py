@@ -1,6 +1,6 @@
 """The run directory: its place, its configuration, its record and its log.
 
-Holds what is written once per run; the lock is in `run_lock`, what is read of it again in `run_record`. Metrics are in
+Holds what is written once per run; the lock is in `lock`, what is read of it again in `record`. Metrics are in
 `tracking`, checkpoints in `checkpoint`, and what is read to use a run's model in `trained`. Free of torch.
 """
 
@@ -25,10 +25,10 @@ from pretrain.registry import plain
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
-from pretrain.train.log_file import LogFile
-from pretrain.train.operators import PROFILE
-from pretrain.train.run_lock import LOCK_FILE, open_lock, sign, take
-from pretrain.train.run_record import CONFIG_FILE, RECORD_FILE, choices_of, read_record
+from pretrain.train.profiling.operators import PROFILE
+from pretrain.train.run_dir.lock import LOCK_FILE, open_lock, sign, take
+from pretrain.train.run_dir.log_file import LogFile
+from pretrain.train.run_dir.record import CONFIG_FILE, RECORD_FILE, choices_of, read_record
 
 LOG_FILE = "log.txt"
 TOKENIZER_FILE = "tokenizer.json"

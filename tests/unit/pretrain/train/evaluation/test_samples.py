@@ -14,7 +14,7 @@ from pretrain.models.generation.generate import generate
 from pretrain.models.generation.sampling import Sampler
 from pretrain.models.layers import Positions
 from pretrain.objectives.causal_lm import CausalLMConfig
-from pretrain.train.samples import Continuations, encoded_prompts
+from pretrain.train.evaluation.samples import Continuations, encoded_prompts
 
 WORDS = {f"w{number}": number for number in range(100)}
 PROMPTS = {"w7": [7], "w3 w1 w4 w1 w5": [3, 1, 4, 1, 5], "w9 w2": [9, 2]}

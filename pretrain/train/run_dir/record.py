@@ -1,6 +1,6 @@
 """What a run wrote of itself: `run.json` and `config.yaml`, read with suspicion by whoever uses the run.
 
-Holds reading alone; `run_dir` writes them. Free of torch.
+Holds reading alone; `base` writes them. Free of torch.
 """
 
 from __future__ import annotations

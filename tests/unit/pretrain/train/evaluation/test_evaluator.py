@@ -18,7 +18,7 @@ from pretrain.distributed.world import World
 from pretrain.errors import DataError
 from pretrain.objectives.base import Loss
 from pretrain.tracking import no_value
-from pretrain.train.evaluator import Evaluator
+from pretrain.train.evaluation.evaluator import Evaluator
 
 VOCABULARY, END = 23, 7
 

@@ -1,0 +1,1 @@
+"""Profiling a few steps of a run."""
