@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +40,32 @@ def compare_collectives() -> None:
 def compared(backend: Any) -> Any:
     """Return the backend of a group behind torch's comparison, or the backend itself if nothing is compared."""
     return backend.wrapped_pg if isinstance(backend, c10d._ProcessGroupWrapper) else backend
+
+
+@contextmanager
+def ddp_built() -> Iterator[None]:
+    """Let torch's DDP be built behind the comparison.
+
+    DDP notes for its own log how gloo was set up, and takes the comparison for gloo: a segmentation fault (torch 2.13).
+    """
+    if c10d.get_debug_level() != c10d.DebugLevel.DETAIL:
+        yield
+        return
+    module: Any = torch.distributed
+    logger, module.Logger = module.Logger, _SilentLogger
+    try:
+        yield
+    finally:
+        module.Logger = logger
+
+
+_Logger: Any = c10d.Logger
+
+
+class _SilentLogger(_Logger):
+    """A logger of DDP that does not note how DDP was built."""
+
+    def set_construction_data_and_log(self, *_: Any) -> None: ...
 
 
 def mismatch_of(error: RuntimeError) -> Mismatched | None:

@@ -16,6 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.optim import Optimizer
 
 from pretrain.checkpoint.base import WEIGHT, Fragment, Reader
+from pretrain.distributed.mismatch import ddp_built
 from pretrain.distributed.world import World
 from pretrain.errors import check
 from pretrain.models.base import materialize, named_tensors
@@ -109,7 +110,8 @@ class DDP(TorchStrategy):
     def _wrap(self, module: Objective) -> nn.Module:
         if self.accelerator is None:
             return module
-        wrapped: Any = self.accelerator.prepare_model(module)
+        with ddp_built():
+            wrapped: Any = self.accelerator.prepare_model(module)
         if self.reduce_dtype is ReduceDtype.bf16:
             # A function of another name, because DDP refuses torch's own over gloo, which can do it (torch 2.13).
             wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))  # noqa: PLW0108

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from forks import Forked
-from ranks import environments, launched, process_of, tiny, wait_until
+from ranks import column, end, environments, launched, process_of, run, tiny, wait_until
 from test_pretrain import logged
 
 from pretrain.distributed.recorder import TRACE
@@ -175,3 +175,42 @@ def test_a_collective_of_rank_0_alone_is_named(tmp_path, then, named):
         assert ranks[1].wait() == TimedOut.exit_code and named in ranks[1].stderr, ranks[1].stderr
     else:
         ranks[1].kill()
+
+
+# A hook of one's own in which rank 1 alone enters a collective.
+UNEVEN = """
+import runpy
+from dataclasses import dataclass
+import torch
+import torch.distributed as dist
+from pretrain.registry import register
+from pretrain.train.own_hooks import Hook, HookConfig
+
+@register("hook", "uneven")
+@dataclass(kw_only=True)
+class UnevenConfig(HookConfig):
+    def build(self):
+        return Uneven()
+
+class Uneven(Hook):
+    def logged(self, record):
+        if dist.get_rank() == 1 and record["step"] == 3:
+            dist.all_reduce(torch.ones(5))
+
+runpy.run_module("pretrain", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "fsdp2", "hsdp"])
+def test_a_run_whose_collectives_are_compared_is_the_same_until_they_differ(place, strategy):
+    short = [f"strategy={strategy}", "train.steps=5", "train.micro_batch_size=2", "eval.every=0", "log.every=1"]
+    compared = "run.debug_collectives=true"
+    for name, *more in ((f"plain_{strategy}",), (f"compared_{strategy}", compared)):
+        run(*tiny(name, *short, *more), ranks=2, cwd=place)
+    plain, other = (column(place / "runs" / f"{name}_{strategy}", "loss") for name in ("plain", "compared"))
+    assert plain == other
+    words = tiny(f"uneven_{strategy}", *short, compared, "+hooks.uneven={}")
+    ranks = [Forked("-c", UNEVEN, *words, cwd=place, env=os.environ | own) for own in environments(2)]
+    assert end(ranks) == [TimedOut.exit_code] * 2, ranks[0].stderr
+    said = ranks[0].stderr.splitlines()[-1]
+    assert "different collectives: rank 0 began collective" in said and "ALLREDUCE of Float [5]" in said, said
