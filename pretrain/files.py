@@ -16,6 +16,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -47,14 +48,19 @@ def fsync_path(path: Path) -> None:
 def replace_file(path: Path, pieces: Iterable[bytes], prefix: str = ".tmp-") -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old one or the new one, whole and on disk.
 
-    Until it is complete, its name begins with `prefix`.
+    Until it is complete, its name begins with `prefix`. Where it cannot be written, as on a full disk, nothing is left.
     """
     temporary = path.with_name(f"{prefix}{uuid.uuid4().hex}-{path.name}")
-    with temporary.open("wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     fsync_path(path.parent)
 
 

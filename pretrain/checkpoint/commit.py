@@ -6,6 +6,7 @@ there, is decided in `save`.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"
 TEMPORARY = ".tmp-"  # how the name of a directory begins that is no step yet
 _STEP = re.compile(r"step-\d{8}")
+
+log = logging.getLogger(__name__)
 
 
 def step_name(step: int) -> str:
@@ -76,9 +79,12 @@ def prune(directory: Path, committed: int, keep: int, best: int | None = None, m
 
 
 def sweep(directory: Path) -> None:
-    """Delete what saves that were killed have left in a directory."""
+    """Delete what saves that were killed have left in a directory; say what cannot be deleted."""
     for torn in directory.glob(f"{TEMPORARY}*"):
-        remove(torn)
+        try:
+            remove(torn)
+        except OSError as error:
+            log.warning("%s, which a killed save left, cannot be deleted (%s); delete it by hand", torn, error)
 
 
 def _is_of_later_format(step: Path) -> bool:

@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import CheckpointError, ResourceError
+from pretrain.errors import CheckpointError
+from pretrain.errors.unwritable import writes_named
 from pretrain.files import parsed, replace_file
 from pretrain.tracking.base import Mark, Record, Sample, Sink
 
@@ -25,19 +26,22 @@ SKIPS_FILE = "skips.jsonl"  # optimizer steps whose update was skipped
 
 
 class JsonlSink(Sink):
-    """Appends records to a file, one line each as `to_json` writes it, flushed at once."""
+    """Appends records to a file, one line each as `to_json` writes it, flushed at once.
+
+    Raises `ResourceError` wherever the file cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("ab", buffering=0)  # what could not be written must not come back when it is closed
+        self._file = self._opened()
         self._lines, self._digest = _counted([])
 
     def log(self, record: Record) -> None:
-        """Append one line. Raises `ResourceError` when it cannot be written."""
+        """Append one line."""
         line = f"{to_json(record)}\n".encode()
         self._lines += 1
         self._digest.update(line)
-        with self._failures_named():
+        with writes_named(self._path):
             left = memoryview(line)
             while left:
                 left = left[self._file.write(left) :]
@@ -53,24 +57,22 @@ class JsonlSink(Sink):
         if not dropped:
             return
         self._file.close()
-        replace_file(self._path, kept)
-        self._file = self._path.open("ab", buffering=0)
+        with writes_named(self._path):
+            replace_file(self._path, kept)
+        self._file = self._opened()
 
     def mark(self) -> Mark:
         """Return what tells the lines so far from any others; `truncate_after` has seen those of earlier starts."""
         return Mark(lines=self._lines, sha256=self._digest.hexdigest())
 
     def close(self, exit_code: int) -> None:
-        """Make the lines durable and close the file. Raises `ResourceError` when that cannot be done."""
-        with self._failures_named(), self._file:
+        """Make the lines durable and close the file."""
+        with writes_named(self._path), self._file:
             os.fsync(self._file.fileno())
 
-    @contextmanager
-    def _failures_named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ResourceError(f"{self._path}: cannot be written ({error}); free space there and resume") from error
+    def _opened(self) -> FileIO:
+        with writes_named(self._path):
+            return self._path.open("ab", buffering=0)  # what could not be written must not come back when it is closed
 
 
 class SamplesSink(Sink):

@@ -26,7 +26,7 @@ from pretrain.data.batch import Batch
 from pretrain.data.course import Course
 from pretrain.distributed.stragglers import Stragglers
 from pretrain.distributed.world import World, joined, rank
-from pretrain.files import hash_file, replace_file
+from pretrain.files import hash_file
 from pretrain.objectives.base import Objective
 from pretrain.optim.schedule import LearningRate
 from pretrain.registry import choices, plain
@@ -197,7 +197,7 @@ class Session:
             log.info("changed since the run's last start: %s", change)
         self.directory.write_config(self.cfg, f"{self.program}_schema")
         for name, content in {**beside, TOKENIZER_FILE: tokenizer}.items():
-            replace_file(self.directory.path / name, [content])
+            self.directory.write(name, content)
         group, choice = choices()[type(network)]
         self.directory.record(
             network={"choice": f"{group}={choice}", **plain(network)},

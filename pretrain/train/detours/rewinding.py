@@ -111,7 +111,7 @@ def go_back(directory: RunDirectory, detour: Detour) -> None:
     """Put aside what a run saved after the step of a detour, record the detour, and note both.
 
     Nothing is deleted: later steps are moved into a folder of their own, with a copy of the metrics. Raises
-    `ConfigError` for a detour that would change data before its step, `OSError` as the system does.
+    `ConfigError` for a detour that would change data before its step, `OSError` and `ResourceError` as the disk does.
     """
     before = read_detours(directory.path)
     if wrong := fault(before, detour):
@@ -142,7 +142,7 @@ def _answer(cfg: DivergenceConfig, directory: RunDirectory, first: int, step: in
         _go_back(cfg, directory, first, step, reason)
     except (NumericalError, CheckpointError) as error:
         return [str(error), False]
-    except OSError as error:
+    except (OSError, ResourceError) as error:
         return [f"{directory.path}: no detour can be recorded ({error}); free space there and resume", True]
     return None
 

@@ -18,13 +18,14 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from pretrain.errors import ConfigError, ResourceError, check
+from pretrain.errors import ConfigError, check
 from pretrain.errors.redaction import redacted
+from pretrain.errors.unwritable import writes_named
 from pretrain.files import check_place, check_writable, replace_file, sealed
 from pretrain.registry import plain
 from pretrain.settings.paths import expanded
 from pretrain.tokenizer.base import PAIR_FILES
-from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE
+from pretrain.tracking.jsonl import METRICS_FILE, SAMPLES_FILE, SKIPS_FILE
 from pretrain.train.profiling.operators import PROFILE
 from pretrain.train.run_dir.lock import LOCK_FILE, open_lock, sign, take
 from pretrain.train.run_dir.log_file import LogFile
@@ -38,7 +39,7 @@ TRACE_FILE = "trace.jsonl"  # a line a step, with `step`, `loss` in nats a targe
 HANG = "hang"  # stacks of the ranks and torch's record of their collectives, where they waited for one in vain
 FILES = (  # of a run
     *(RECORD_FILE, CONFIG_FILE, LOCK_FILE, LOG_FILE, TOKENIZER_FILE, METRICS_FILE, SAMPLES_FILE),
-    *(DETOURS_FILE, TRACE_FILE),
+    *(DETOURS_FILE, TRACE_FILE, SKIPS_FILE),
     *PAIR_FILES,
 )
 FACTS = ("vocab_size", "document_frame", "mask", "decoder_start", "names", "branch")  # entries of the record
@@ -114,11 +115,11 @@ class RunDirectory:
             check_place(path, files=FILES, folders=FOLDERS)
             lock = open_lock(path)
             check_writable(path, files=FILES, folders=FOLDERS)
+            take(lock, path)
+            cfg.check_fresh()
+            sign(lock)
         except OSError as error:
             raise ConfigError(f"run.root={cfg.root}: cannot write the run directory ({error})") from None
-        take(lock, path)
-        cfg.check_fresh()
-        sign(lock)
         return cls(path, lock)
 
     def close(self) -> None:
@@ -133,8 +134,13 @@ class RunDirectory:
         values = redacted(plain(cfg))
         defaults = [schema, *choices_of(cfg), "_self_"]
         body = OmegaConf.to_yaml(OmegaConf.create({"defaults": defaults, **values})).encode()
-        replace_file(self.path / CONFIG_FILE, [body])
+        self.write(CONFIG_FILE, body)
         self.record(config=hashlib.sha256(body).hexdigest())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the run, whole or not at all. Raises `ResourceError` if it cannot be written."""
+        with writes_named(self.path / name):
+            replace_file(self.path / name, [content])
 
     def begin(self) -> None:
         """Write `run.json`: this start is accepted. Until then it is as the start before left it."""
@@ -144,13 +150,8 @@ class RunDirectory:
     def record(self, **entries: Any) -> None:
         """Add entries to `run.json`, or to what `begin` will write there. Raises `ResourceError` if it cannot."""
         self._record |= entries
-        if not self._begun:
-            return
-        path = self.path / RECORD_FILE
-        try:
-            replace_file(path, [sealed(self._record)])
-        except OSError as error:
-            raise ResourceError(f"{path}: cannot be written ({error}); free space there and resume") from error
+        if self._begun:
+            self.write(RECORD_FILE, sealed(self._record))
 
     def end(self, code: int) -> None:
         """Record how the run ended."""

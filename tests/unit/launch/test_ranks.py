@@ -126,15 +126,16 @@ from launch.ranks import Node, run_ranks
 from pretrain.errors import ConfigError
 sys.exit(run_ranks([sys.executable, "-c", sys.argv[2]], count=3, node=Node(port=1), logs=Path(sys.argv[1])))
 """
+# A handler may run within `print`, once the text is out: another `print` is an error there, and `os.write` is none.
 SAVES = """
 import os, signal, sys, time
 def stop(number, frame):
-    print(f"asked by {number}", flush=True)
+    os.write(1, f"asked by {number}\\n".encode())
     time.sleep(0.2 * int(os.environ["RANK"]))
     sys.exit(85)
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, stop)
-print("ready", flush=True)
+os.write(1, b"ready\\n")
 while True:
     time.sleep(0.05)
 """
@@ -152,7 +153,8 @@ def launched(tmp_path, code, *ignored):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert process.stdout and process.stdout.readline() == "ready\n"
-    wait_until(lambda: all(log(tmp_path, rank).startswith("ready") for rank in (1, 2)), process)
+    logs = [tmp_path / "ranks" / f"rank-{rank}.log" for rank in (1, 2)]  # which come after the first rank has begun
+    wait_until(lambda: all(path.exists() and path.read_text().startswith("ready") for path in logs), process)
     return process
 
 
@@ -171,7 +173,8 @@ import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit({others}))
 print("ready", flush=True)
 if os.environ["RANK"] == "1":
-    while any("ready" not in open(f"{{sys.argv[1]}}/rank-{{rank}}.log").read() for rank in (1, 2)):
+    logs = [f"{{sys.argv[1]}}/rank-{{rank}}.log" for rank in (1, 2)]
+    while not all(os.path.exists(path) and "ready" in open(path).read() for path in logs):
         time.sleep(0.01)
     sys.exit(85)
 time.sleep(600)

@@ -1,5 +1,7 @@
 """Saving in the background: the bytes of the moment of the call, one save at a time, failures at a boundary."""
 
+import errno
+import os
 import threading
 
 import pytest
@@ -8,6 +10,7 @@ from rank_threads import on_threads
 from ranks import wait_until
 from toys import ALONE, assert_same, state_of, take_step, toy_strategy
 
+import pretrain.checkpoint.commit
 import pretrain.checkpoint.save
 from pretrain.checkpoint.load import load_state, newest_step, restore, shapes_of
 from pretrain.checkpoint.save import CheckpointConfig, Checkpoints
@@ -207,3 +210,18 @@ def test_all_ranks_learn_of_a_fault_on_one_of_them(tmp_path, monkeypatch):
     found = on_threads(3, body)
     assert all(isinstance(answer, CheckpointError) for answer in found)
     assert "rank 1: TypeError: a tensor that is none" in str(found[0]) and len(set(map(str, found))) == 1
+
+
+def test_what_a_killed_save_left_and_nobody_can_delete_is_named_and_holds_nothing_up(run, monkeypatch, caplog):
+    _, strategy, checkpoints = run
+    left = checkpoints.directory / ".tmp-step-00000001-abcd"
+    left.mkdir(parents=True)
+
+    def remove(path):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(pretrain.checkpoint.commit, "remove", remove)
+    checkpoints.begin()
+    assert f"{left}, which a killed save left, cannot be deleted" in caplog.text
+    checkpoints.save(1, strategy, {}, required=True)
+    assert steps(checkpoints) == [left.name, "step-00000001"]

@@ -1,7 +1,9 @@
 """metrics.jsonl stays the record of one uninterrupted run, whatever kills it."""
 
+import errno
 import json
 import math
+import os
 import resource
 import tempfile
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pretrain.tracking.jsonl
 from pretrain.errors import CheckpointError, ResourceError
 from pretrain.tracking.base import Sample
 from pretrain.tracking.jsonl import JsonlSink, SamplesSink, to_json
@@ -103,6 +106,23 @@ def test_a_foreign_line_in_the_middle_is_refused_by_name(tmp_path):
 def test_a_full_disk_is_a_resource_error():
     with pytest.raises(ResourceError, match="free space"):
         JsonlSink(Path("/dev/full")).log({"step": 1})
+
+
+def test_lines_that_cannot_be_appended_or_dropped_are_a_resource_error(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "skips.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    sink = JsonlSink(path)
+    monkeypatch.setattr(pretrain.tracking.jsonl, "replace_file", full)
+    with pytest.raises(ResourceError, match=r"skips\.jsonl: cannot be written \(.*No space left"):
+        sink.truncate_after(1)
+    assert path.read_text().count("\n") == 2
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ResourceError, match=r"skips\.jsonl: cannot be written \(.*Is a directory"):
+        JsonlSink(path)
 
 
 def write_samples(path, start, last):

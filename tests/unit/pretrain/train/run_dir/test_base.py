@@ -1,15 +1,18 @@
 """The run directory: what is claimed and written."""
 
+import errno
 import json
 import logging
+import os
 import resource
 
 import pytest
 from read_only import make_read_only
 
+import pretrain.train.run_dir.base
 from pretrain.compose import compose
 from pretrain.errors import ConfigError, ResourceError
-from pretrain.train.run_dir.base import LOG_LEVEL, RunConfig, RunDirectory
+from pretrain.train.run_dir.base import FILES, FOLDERS, LOG_LEVEL, RunConfig, RunDirectory
 from pretrain.train.run_dir.changes import changes
 from pretrain.train.run_dir.record import check_written_by, read_record
 
@@ -52,16 +55,43 @@ def test_fresh_refuses_a_run_that_has_begun_and_only_that(run, tmp_path):
     RunConfig(name="a", root=str(tmp_path)).check_fresh()
 
 
-@pytest.mark.parametrize("name", ["", "checkpoints", "metrics.jsonl", "log.txt", "run.json", "config.yaml"])
+@pytest.mark.parametrize("name", ["", *FOLDERS, *FILES])
 def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch, name):
     run = tmp_path / "a"
-    (run / "checkpoints").mkdir(parents=True)
-    for file in ("lock", "metrics.jsonl", "log.txt", "run.json", "config.yaml"):
+    for folder in FOLDERS:
+        (run / folder).mkdir(parents=True)
+    for file in FILES:
         (run / file).write_text("{}")
     make_read_only(run / name, monkeypatch)
-    with pytest.raises(ConfigError, match=rf"run\.root=.*: cannot write .*{run / name}: .*Read-only file system"):
+    with pytest.raises(ConfigError, match=r"run\.root=.*: cannot write the run directory .*Read-only file sys") as told:
         RunDirectory.claim(RunConfig(name="a", root=str(tmp_path)))
+    assert str(run / name) in str(told.value)
     assert not list(run.rglob(".tmp-*"))
+
+
+def test_a_lock_that_cannot_be_signed_is_refused_by_name(tmp_path, monkeypatch):
+    def sign(lock):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(pretrain.train.run_dir.base, "sign", sign)
+    with pytest.raises(ConfigError, match=r"run\.root=.*: cannot write the run directory .*Operation not permitted"):
+        RunDirectory.claim(RunConfig(name="a", root=str(tmp_path)))
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left_of_it(run, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    cfg = compose([])
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name, write in {
+        "config.yaml": lambda: run.write_config(cfg),
+        "tokenizer.json": lambda: run.write("tokenizer.json", bytes(200)),
+        "run.json": run.begin,
+    }.items():
+        with pytest.raises(ResourceError, match=rf"{run.path / name}: cannot be written \(.*No space left"):
+            write()
+    assert [path.name for path in run.path.iterdir()] == ["lock"]
 
 
 def test_a_claim_leaves_nothing_behind_but_the_lock(run):
