@@ -79,12 +79,14 @@ def module_script(cluster: ClusterConfig, shape: Shape, words: Sequence[str], cw
 
 def _head(cluster: ClusterConfig, shape: Shape, behaviour: Sequence[str]) -> list[str]:
     """Return the lines that sbatch reads."""
+    fewest = min(shape.node_counts, default=shape.nodes)
+    fixed = fewest == shape.nodes
     asked: Mapping[str, object] = {
         "job-name": shape.name,
         "partition": cluster.partition,
         "account": cluster.account,
-        "nodes": _nodes(shape),
-        "ntasks-per-node": 1,
+        "nodes": shape.nodes if fixed else f"{fewest}-{shape.nodes}",
+        "ntasks-per-node": 1 if fixed else None,  # Slurm would count on one for each of the fewest, and give no more
         "gpus-per-node": cluster.gpus_per_node if shape.gpus and not GPU_OPTIONS & cluster.options.keys() else None,
         "cpus-per-task": cluster.cpus_per_node,
         "time": shape.time or cluster.time,
@@ -97,12 +99,6 @@ def _head(cluster: ClusterConfig, shape: Shape, behaviour: Sequence[str]) -> lis
     options += [f"--{name}={_quoted(value)}" if value else f"--{name}" for name, value in given.items()]
     note = "# Written by `python -m launch`. To submit it again: cd to its folder, sbatch and its name."
     return ["#!/bin/bash -l", note, *(f"#SBATCH {option}" for option in [*options, *behaviour]), ""]
-
-
-def _nodes(shape: Shape) -> str:
-    """Return how many nodes Slurm shall give: as many as it has, where a job can do with fewer."""
-    fewest = min(shape.node_counts, default=shape.nodes)
-    return str(shape.nodes) if fewest == shape.nodes else f"{fewest}-{shape.nodes}"
 
 
 def _quoted(value: str) -> str:

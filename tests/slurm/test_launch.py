@@ -78,6 +78,26 @@ def test_a_run_returns_by_itself_and_takes_the_steps_of_an_uninterrupted_one(slu
     assert column(place / "runs" / harm, "loss") == whole
 
 
+def test_a_run_goes_on_with_the_nodes_that_are_left_and_with_all_once_they_are_back(slurm, place):
+    even = "model.dropout=0"  # masks depend on the ranks
+    run(*course("even", even), ranks=2, cwd=place)
+    slurm.set_node("n3", "drain")  # the spare one
+    [job] = submit(slurm, place, "fewer", "min_nodes=1", more=(even,))
+    directory = place / "runs" / "fewer"
+    at_step(slurm, directory, 20)
+    slurm.set_node("n2", "down")
+    slurm.set_node("n2", "drain")  # or it is back before the job is
+    output = directory / "slurm" / f"{job}.out"
+    slurm.wait_until(lambda: "restart 1" in output.read_text(), output.read_text)
+    at_step(slurm, directory, 100)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    slurm.set_node("n2", "resume")
+    ended, output = slurm.end(job), output.read_text()
+    assert (ended["JobState"], ended["Restarts"], ended["NodeList"]) == ("COMPLETED", "2", "n[1-2]"), output
+    assert f"job {job}: 2 nodes were asked for, Slurm gave 1; runs on 1" in output
+    assert column(directory, "loss") == pytest.approx(column(place / "runs" / "even", "loss"), rel=1e-5)
+
+
 def test_a_run_saves_before_its_time_limit(slurm, place, whole):
     [job] = submit(slurm, place, "limit", "lead_s=5")
     at_step(slurm, place / "runs" / "limit", 20)
