@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import pytest
 from forks import Forked
@@ -81,6 +82,44 @@ def test_a_detoured_run_resumes_as_if_it_had_not_stopped(place, detoured):
     assert column(copy, "loss") == column(detoured[0], "loss")
 
 
+# Killed in a rewind: when later steps are put aside, when the detour is recorded, or behind that.
+KILLED = """
+import os, signal
+from pretrain.train.detours import rewinding
+from pretrain.train.run_dir.base import RunDirectory
+
+def killing(function, at):
+    calls = []
+    def killed(*args, **options):
+        calls.append(args)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+    return killed
+
+place, at = os.environ["KILLED"].split()
+owner = RunDirectory if place == "note" else rewinding
+setattr(owner, place, killing(getattr(owner, place), int(at)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", ["fsync_path 1", "add_detour 1", "note 1"])
+def test_a_run_killed_amid_a_rewind_takes_it_all_the_same(place, detoured, kill):
+    name = "rewound_" + kill.replace(" ", "_")
+    words = tiny(name, *WATCHED, DETOUR, "log.trace=4", "checkpoint.every=4")
+    env = os.environ | {"POISONED": "13:16", "KILLED": kill}
+    assert Forked("-c", KILLED + POISONED, *words, cwd=place, env=env).wait() == -signal.SIGKILL
+    poisoned(*words, cwd=place)
+    whole = tiny("rewound", *WATCHED, DETOUR, "log.trace=4", "checkpoint.every=4")
+    if not (place / "runs" / "rewound").exists():
+        poisoned(*whole, cwd=place)
+    expected, found = place / "runs" / "rewound", place / "runs" / name
+    assert entries(found)[-1] == entries(expected)[-1] == (8, 13, 15, True)
+    assert last_step(found) == last_step(expected)
+    assert column(found, "loss") == column(expected, "loss")
+
+
 def test_a_branch_goes_around_what_its_origin_went_around(place, detoured):
     origin, _ = detoured
     poisoned("run.name=branched", "branch_from=runs/detoured@20", "log.every=1", "checkpoint.every=5", cwd=place)
@@ -126,16 +165,23 @@ def test_a_run_takes_so_many_detours_and_no_more(place):
 
 
 @pytest.mark.slow
-def test_before_the_first_save_a_run_goes_back_to_its_first_weights(place):
-    settings = ["divergence.rise=0.05", "divergence.lines=1", "train.steps=9", "checkpoint.every=8"]
-    poisoned(*tiny("from_nothing", *WATCHED, DETOUR, *settings), cwd=place, steps="4:6")
-    run_dir = place / "runs" / "from_nothing"
+@pytest.mark.parametrize("origin", [(), ("init_from=runs/first",)], ids=["random", "pretrained"])
+def test_before_the_first_save_a_run_goes_back_to_its_first_weights(place, origin):
+    name = f"from_{len(origin)}"
+    settings = ["divergence.rise=0.05", "divergence.lines=1", "train.steps=9", "checkpoint.every=8", *origin]
+    poisoned(*tiny(name, *WATCHED, DETOUR, *settings), cwd=place, steps="4:6")
+    run_dir = place / "runs" / name
     assert entries(run_dir) == [(0, 4, 5, True), (0, 5, 6, True)]
-    assert len(column(run_dir, "loss")) == 9
+    losses = column(run_dir, "loss")
+    assert len(losses) == 9
+    before = [json.loads(line) for line in (run_dir / "checkpoints/put-aside-1/metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in before if line["split"] == "train")
+    assert (losses[1] < 5.69) == bool(origin), "a pretrained model is better from the first step on"
+    assert losses[1] == first["loss"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp2"])
 def test_all_ranks_take_a_detour_together(place, detoured, strategy):
     name = f"together_{strategy}"
     settings = tiny(name, *WATCHED, DETOUR, "model.dropout=0", f"strategy={strategy}", "train.micro_batch_size=2")
