@@ -198,7 +198,14 @@ def test_all_ranks_take_a_detour_together(place, detoured, strategy):
 
 @pytest.mark.slow
 def test_a_replay_on_other_ranks_agrees_and_names_a_flipped_bit(place):
-    long = ["train.steps=60", "checkpoint.every=10", "checkpoint.keep=9", "eval.every=0", "log.trace=10", "optim.lr=3e-4"]
+    long = [
+        "train.steps=60",
+        "checkpoint.every=10",
+        "checkpoint.keep=9",
+        "eval.every=0",
+        "log.trace=10",
+        "optim.lr=3e-4",
+    ]
     run(*tiny("sound", *long, "log.every=60"), cwd=place)
     flipped = Forked("-c", FLIPPED, *tiny("flipped", *long, "+hooks.flipping={}"), cwd=place, env=dict(os.environ))
     assert flipped.wait() == 0, flipped.stderr[-3000:]
