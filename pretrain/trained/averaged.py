@@ -24,8 +24,8 @@ from pretrain.tokenizer.base import PAIR_FILES
 from pretrain.train.run_dir.base import CHECKPOINTS, CONFIG_FILE, TOKENIZER_FILE
 from pretrain.train.run_dir.record import RECORD_FILE, check_written_by, read_record
 
-PIECE = 1 << 22  # elements of a tensor that are read at a time: 16 MiB of each step
-AHEAD = 2  # blocks of 16 MiB that may wait to be hashed
+PIECE = 1 << 20  # elements of a tensor that are read at a time: 4 MiB of each step, 16 in float64 while they are added
+AHEAD = 2  # pieces that may wait to be hashed
 FILE = "fragments-00000-of-00001.safetensors"
 OF_STEPS = ("steps", "best_step", "micro_batch", "notes", "ranks", "host", "branch")  # in run.json: not the average's
 

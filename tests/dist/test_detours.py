@@ -207,7 +207,8 @@ def test_a_replay_on_other_ranks_agrees_and_names_a_flipped_bit(place):
         "optim.lr=3e-4",
     ]
     run(*tiny("sound", *long, "log.every=60"), cwd=place)
-    flipped = Forked("-c", FLIPPED, *tiny("flipped", *long, "+hooks.flipping={}"), cwd=place, env=dict(os.environ))
+    flip = "+hooks.flipping={step:34,weight:final_norm.weight,bit:23}"  # twice or half of what it was
+    flipped = Forked("-c", FLIPPED, *tiny("bit_flipped", *long, flip), cwd=place, env=dict(os.environ))
     assert flipped.wait() == 0, flipped.stderr[-3000:]
     before = {path: path.read_bytes() for path in (place / "runs" / "sound").rglob("*") if path.is_file()}
 
@@ -221,7 +222,7 @@ def test_a_replay_on_other_ranks_agrees_and_names_a_flipped_bit(place):
     differences = re.search(r"losses to (\S+) .*norms to (\S+) ", agreed)
     assert differences and max(map(float, differences.groups())) < 1e-5, agreed
     assert "begun at the saved step 10" in replayed("sound", first=12, ranks=1).stdout
-    said = replayed("flipped", "--set", "train.micro_batch_size=4", code=5).stderr
+    said = replayed("bit_flipped", "--set", "train.micro_batch_size=4", code=5).stderr
     assert "step 35 differs: " in said and "steps 11 to 34 agree" in said and "hardware or software" in said
     assert before == {path: path.read_bytes() for path in (place / "runs" / "sound").rglob("*") if path.is_file()}
 

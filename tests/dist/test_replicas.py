@@ -7,6 +7,7 @@ import pytest
 import torch
 from equivalence import MUON, OPTIM, SEQUENCES, start, strategies, train
 from forks import Forked
+from poisoned import FLIPPED
 from ranks import end, environments, on_ranks, tiny
 
 from pretrain.checkpoint.base import WEIGHT
@@ -84,34 +85,10 @@ def test_a_flipped_bit_is_named_under_every_engine(ranks):
     on_ranks(ranks, check_engines)
 
 
-FLIPPING = """
-import runpy
-from dataclasses import dataclass
-import torch
-from pretrain.registry import register
-from pretrain.train.own_hooks import Hook, HookConfig
-
-@register("hook", "flipping")
-@dataclass(kw_only=True)
-class FlippingConfig(HookConfig):
-    def build(self):
-        return Flipping()
-
-class Flipping(Hook):
-    def begin(self, run):
-        self.run = run
-    def logged(self, record):
-        if record["step"] == 7 and self.run.world.rank == 1:
-            weight = self.run.module.module.model.blocks[1].mlp.up.weight
-            weight.data.view(-1).view(torch.int32)[5] ^= 1 << 21  # rounding may heal a lower one
-
-runpy.run_module("pretrain", run_name="__main__")
-"""
-
-
 def test_a_run_ends_before_it_saves_a_replica_that_differs(place):
-    overrides = tiny("flipped", "train.micro_batch_size=4", "train.steps=12", "eval.every=0", "hooks={flipping:{}}")
-    started = [Forked("-c", FLIPPING, *overrides, cwd=place, env=os.environ | own) for own in environments(2)]
+    flip = "hooks.flipping={step:7,rank:1,weight:model.blocks.1.mlp.up.weight,bit:21}"  # rounding may heal a lower one
+    overrides = tiny("flipped", "train.micro_batch_size=4", "train.steps=12", "eval.every=0", f"+{flip}")
+    started = [Forked("-c", FLIPPED, *overrides, cwd=place, env=os.environ | own) for own in environments(2)]
     assert end(started) == [5, 5], started[0].stderr
     assert "step 10: replicas are not equal: rank 0 on host" in started[0].stderr
     assert f"differ in {NAME} (weight), and no majority says which" in started[0].stderr

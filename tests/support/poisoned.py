@@ -28,7 +28,7 @@ TrainStream.locate, TrainStream.read = marked, poisoned
 runpy.run_module("pretrain", run_name="__main__")
 """
 
-# After step 34 one bit of one weight is another: of a norm's, so that 1.0 or a little more becomes half of it.
+# A hook that flips one bit of one weight at a step.
 FLIPPED = """
 import runpy
 from dataclasses import dataclass
@@ -39,17 +39,23 @@ from pretrain.train.own_hooks import Hook, HookConfig
 @register("hook", "flipping")
 @dataclass(kw_only=True)
 class FlippingConfig(HookConfig):
+    step: int
+    weight: str  # its name ends so
+    bit: int
+    rank: int = 0
+
     def build(self):
-        return Flipping()
+        return Flipping(self)
 
 class Flipping(Hook):
+    def __init__(self, cfg):
+        self.cfg = cfg
     def begin(self, run):
         self.run = run
     def logged(self, record):
-        if record["step"] == 34:
-            weights = [each for name, each in self.run.module.named_parameters() if "norm" in name]
-            with torch.no_grad():
-                weights[0].view(torch.int32)[3] ^= 1 << 23
+        if record["step"] == self.cfg.step and self.run.world.rank == self.cfg.rank:
+            [weight] = [each for name, each in self.run.module.named_parameters() if name.endswith(self.cfg.weight)]
+            weight.data.view(-1).view(torch.int32)[5] ^= 1 << self.cfg.bit
 
 runpy.run_module("pretrain", run_name="__main__")
 """
