@@ -9,6 +9,7 @@ import os
 import re
 from functools import cache
 from typing import Any
+from urllib.parse import unquote
 
 REDACTED = "<redacted>"
 
@@ -35,6 +36,7 @@ _LOOK = re.compile(
     r"|\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}",  # Google
     re.DOTALL,
 )
+_PASSWORD_OF_URL = re.compile(r"[\w+.-]+://[^\s/@:]*:([^\s/@]+)@[^\s@]")
 _ASSIGNED = re.compile(  # key=value, as in settings and URLs, and "key": value, as in JSON and in headers
     r"""(?P<shown>\bAuthorization:\s*\w+\s+|[?&]key=)[^\s&]+"""
     r"""|(?P<key>[\w-]+)(?P<sign>=|["']\s*:\s*)(?P<value>\$\{[^}]*\}|"[^"]*"|'[^']*'|[^\s,;&"')\]}]*[^\s,;&"')\]}:])""",
@@ -83,6 +85,15 @@ def _hidden_look(found: re.Match[str]) -> str:
 
 
 def _of_environment() -> list[str]:
-    """Return the values of variables such as HF_TOKEN: a setting may be `${oc.env:HF_TOKEN}`."""
-    named = (value for key, value in os.environ.items() if not key.endswith("PWD") and _is_secret(key))
-    return [value for value in named if len(value) >= 8]
+    """Return the values of variables such as HF_TOKEN, for a setting may be `${oc.env:HF_TOKEN}`, longest first.
+
+    Of an address, as in HTTPS_PROXY, it is the password, also as libraries say it: decoded, and without the address.
+    """
+    found: set[str] = set()
+    for key, value in os.environ.items():
+        if not key.endswith("PWD") and _is_secret(key):
+            found.add(value)
+        scheme = "" if "://" in value or not key.lower().endswith("_proxy") else "http://"  # that a proxy may leave out
+        if address := _PASSWORD_OF_URL.match(scheme + value):
+            found |= {address[1], unquote(address[1])}
+    return sorted((value for value in found if len(value) >= 8), key=len, reverse=True)

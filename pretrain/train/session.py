@@ -232,10 +232,8 @@ class Session:
         skips = Skips(cfg.train.max_skipped, course.data_step, directory and directory.path / SKIPS_FILE, state.step)
         tracker = self._tracker(num_steps, state.step, course.taken)
         if directory:
-            steps = trainee.checkpoints.directory
-            directory.keep_committed(name for name in step_names(steps) if name <= step_name(state.step))
-            if self.mirror and trainee.saved:
-                self.mirror.add(steps / step_name(state.step), anew=False)
+            steps = step_names(trainee.checkpoints.directory)
+            directory.keep_committed(name for name in steps if name <= step_name(state.step))
 
         def committed(step: int, path: Path, best: bool) -> None:
             if tracker:
@@ -268,6 +266,7 @@ class Session:
         )
         if trainee.saved:
             hooks.restore(trainee.saved)
+            self._copy(trainee, trainee.checkpoints.directory / step_name(state.step), anew=False)
         return hooks
 
     def _tracker(self, num_steps: int, start_step: int, work: Callable[[int], float]) -> Tracker | None:
@@ -290,9 +289,13 @@ class Session:
         self.directory.keep_committed(step_names(path.parent), **{path.name: hash_file(path / MANIFEST_FILE)})
         if best:
             self.directory.record(best_step=step)
+        self._copy(trainee, path)
+
+    def _copy(self, trainee: Trainee, path: Path, *, anew: bool = True) -> None:
+        """Have a step copied to the mirror, where the best one stays, whether or not the disk has it."""
         if self.mirror:
             kept = trainee.checkpoints.best
-            self.mirror.add(path, [step_name(kept.step)] if kept else [])
+            self.mirror.add(path, [step_name(kept.step)] if kept else [], anew=anew)
 
     def train(
         self,

@@ -1,37 +1,50 @@
-"""Runs on several ranks whose own disk is lost: they go on from their mirror, on other ranks and another strategy."""
+"""Runs of several ranks whose disk is lost go on from their mirror, on other ranks and under another strategy."""
 
+import json
 import shutil
 
 import pytest
-from ranks import column, end, run, start, tiny, wait_until
+from ranks import column, run, tiny
+from test_pretrain import assert_close_runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SETTINGS = [
+    *("train.batch_size=12", "train.micro_batch_size=2", "train.steps=14", "schedule=constant"),
+    *("eval.every=2", "checkpoint.every=2", "checkpoint.keep=1", "checkpoint.keep_every=4"),
+]
+MOVES = [("zero3", 3, "fsdp2", 2), ("fsdp2", 2, "zero2", 1)]
 
 
-def kept(folder):
-    return sorted(path.name for path in folder.glob("step-*"))
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
-def test_ranks_whose_disk_is_lost_go_on_elsewhere_from_a_mirror_and_pass_over_what_is_damaged_there(place):
-    store, directory = place / "store" / "moved_away", place / "runs" / "moved_away"
-    course = ["model.dropout=0", "train.batch_size=24", "train.micro_batch_size=2", "checkpoint.keep=2"]
-    mirror = [f"checkpoint.mirror=file://{store.parent}", "checkpoint.keep_every=10"]
-    run(*tiny("stayed", *course), cwd=place)
+@pytest.fixture(scope="module")
+def whole(place):
+    run(*tiny("whole", *SETTINGS), cwd=place)
+    return place / "runs" / "whole"
 
-    def go_on(strategy, ranks):
-        run(*tiny("moved_away", *course, *mirror, f"strategy={strategy}"), ranks=ranks, cwd=place)
-        losses = column(directory, "loss")
-        assert losses == pytest.approx(column(place / "runs" / "stayed", "loss"), rel=1e-5)
 
-    ranks = start(*tiny("moved_away", *course, *mirror, "strategy=zero3"), ranks=3, cwd=place)
-    wait_until((store / "step-00000010" / "mirror.json").exists, *ranks)
-    for rank in ranks:
-        rank.kill()
-    end(ranks)
+@pytest.mark.parametrize(("first", "ranks", "then", "fewer"), MOVES)
+def test_a_lost_run_goes_on_elsewhere_past_a_damaged_copy(place, whole, first, ranks, then, fewer):
+    name = f"lost-{first}"
+    mirrored = [*tiny(name, *SETTINGS), f"checkpoint.mirror=file://{place}/mirror"]
+    run(*mirrored, f"strategy={first}", "train.steps=10", ranks=ranks, cwd=place)
+    directory, there = place / "runs" / name, place / "mirror" / name
+    assert {path.name for path in (directory / "checkpoints").iterdir()} <= {path.name for path in there.iterdir()}
+    before = column(directory, "loss")
     shutil.rmtree(directory)
-    go_on("fsdp2", 2)
-    assert kept(store) == ["step-00000010", "step-00000020", "step-00000024"], "a milestone and the newest two"
-    shutil.rmtree(directory)
-    newest = next((store / "step-00000024").rglob("*.safetensors"))
-    newest.write_bytes(newest.read_bytes()[:-3] + b"xyz")
-    go_on("zero2", 1)
+    last = there / "step-00000010/checkpoints/step-00000010"
+    damaged = max(last.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    flipped(damaged)
+
+    run(*mirrored, f"strategy={then}", ranks=fewer, cwd=place)
+    assert_close_runs(whole, directory)
+    notes = "\n".join(json.loads((directory / "run.json").read_text())["notes"])
+    assert f"step-00000010 is passed over: checkpoints/step-00000010/{damaged.name}" in notes
+    assert "step-00000008 was fetched" in notes
+    after = column(directory, "loss")
+    assert [after[step] for step in range(1, 9)] == [before[step] for step in range(1, 9)], "its own metrics came back"

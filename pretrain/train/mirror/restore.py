@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from pretrain.checkpoint.commit import TEMPORARY, step_names
+from pretrain.checkpoint.commit import TEMPORARY, step_name, step_names
 from pretrain.checkpoint.save import SavingConfig
 from pretrain.distributed.world import World
 from pretrain.errors import CheckpointError, ConfigError, HeadwaterError, ResourceError
@@ -108,15 +108,24 @@ class _Fetch(threading.Thread):
             rule = "choose another run.name, or drop run.fresh to resume it"
             raise ConfigError(f"run.fresh=true: the mirror holds {found.complete[-1]} of {self.cfg.name}; {rule}")
         for name in reversed(found.complete):
-            try:
-                self._take(name)
-            except (ValueError, Changed, FileNotFoundError) as error:
-                self.notes.append(f"{KEY}: {name} is passed over: {error}")
+            if not self._taken(name):
                 continue
             self.notes.append(f"{KEY}: {self.path / CHECKPOINTS} had no step; {name} was fetched, and the run goes on")
+            best = step_name(read_record(self.path).get("best_step", 0))
+            if best < name and best in found.complete and self._taken(best):
+                self.notes.append(f"{KEY}: {best}, the best step so far, was fetched, too")
             return
         rule = f"restore one, or leave {KEY} out to start over from step 0"
         raise CheckpointError(f"{KEY}: none of {len(found.complete)} steps verifies ({self.notes[-1]}); {rule}")
+
+    def _taken(self, name: str) -> bool:
+        """Fetch a step if it is as it was written, and note it if not."""
+        try:
+            self._take(name)
+        except (ValueError, Changed, FileNotFoundError) as error:
+            self.notes.append(f"{KEY}: {name} is passed over: {error}")
+            return False
+        return True
 
     def _take(self, name: str) -> None:
         """Fetch a step. Raises `ValueError`, `Changed` or `FileNotFoundError` if it is not as it was written."""

@@ -129,6 +129,20 @@ def test_values_of_secret_variables_are_known_wherever_they_stand(monkeypatch):
     assert redacted("/home") == "/home", "PWD is a directory"
 
 
+@pytest.mark.parametrize("said", ["p%40ssword-9", "p@ssword-9", "me:p%40ssword-9@proxy", "http://me:p@ssword-9@proxy/"])
+@pytest.mark.parametrize(
+    ("key", "scheme"), [("HTTPS_PROXY", "http://"), ("https_proxy", ""), ("DATABASE_URL", "db://")]
+)
+def test_passwords_in_addresses_of_the_environment_are_known_wherever_they_stand(monkeypatch, key, scheme, said):
+    monkeypatch.setenv(key, f"{scheme}me:p%40ssword-9@proxy:3128")
+    assert "ssword" not in redacted(f"cannot connect: {said} was refused")
+
+
+def test_names_in_the_environment_that_look_like_addresses_are_no_secrets(monkeypatch):
+    monkeypatch.setenv("IMAGE", "headwater:2026.12.01@sha256:0123")
+    assert redacted("headwater 2026.12.01") == "headwater 2026.12.01"
+
+
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=9), st.lists, max_leaves=9))
 def test_plain_values_keep_their_shape(value):
     assert redacted(redacted(value)) == redacted(value)

@@ -48,6 +48,20 @@ def test_a_lost_run_goes_on_bit_for_bit_from_its_mirror(texts):
     assert {"step-00000005"} <= there
 
 
+def test_the_best_step_stays_on_the_mirror_and_comes_back_with_the_newest(texts):
+    worse = ["schedule=constant", "schedule.warmup_steps=1", "optim.lr=1", "checkpoint.every=1", "eval.every=1"]
+    mirrored = [*worse, "checkpoint.keep=1", "run.root=scratch", f"checkpoint.mirror=file://{Path.cwd()}/mirror"]
+    path = run("rising", "train.steps=4", *mirrored)
+    best = f"step-{json.loads((path / 'run.json').read_text())['best_step']:08d}"
+    assert best < "step-00000004"
+    shutil.rmtree(path)
+    again = run("rising", *mirrored)
+    kept = [best, "step-00000005"]
+    assert sorted(step.name for step in (again / "checkpoints").iterdir()) == kept
+    assert sorted(step.name for step in Path("mirror/rising").iterdir()) == kept
+    assert f"{best}, the best step so far" in str(json.loads((again / "run.json").read_text())["notes"])
+
+
 def test_a_url_that_cannot_be_is_refused_before_anything_is_done(texts):
     with pytest.raises(ConfigError, match=r"checkpoint.mirror=nope://x: nope://: fsspec knows no such store"):
         run("refused", "checkpoint.mirror=nope://x")
