@@ -82,9 +82,10 @@ def even(count):
         raise ConfigError(f"train.batch_size=8: no multiple of {count}")
 
 
-def test_the_next_number_of_ranks_that_can_share_a_step_is_taken(elastic, capsys):
+@pytest.mark.parametrize("fewest", [1, 2])
+def test_the_next_number_of_ranks_that_can_share_a_step_is_taken(elastic, capsys, fewest):
     lost = Outcome(7, lost=0)
-    assert elastic(lost, lost, Outcome(0), ranks=4, fewest=1, refuse=even)[1][-1] == [1, 2]
+    assert elastic(lost, lost, Outcome(0), ranks=4, fewest=fewest, refuse=even)[1][-1] == [1, 2]
     told = capsys.readouterr().err
     assert "3 ranks cannot go on: train.batch_size=8: no multiple of 3\nit goes on with 2 of 4 ranks\n" in told
 

@@ -96,6 +96,13 @@ def test_a_chain_is_for_clusters_that_do_not_requeue():
     assert SlurmConfig(cluster=ClusterConfig(requeue=False), chain=3).chain == 3
 
 
+@pytest.mark.parametrize("fewest", [0, 3])
+def test_a_job_begins_with_one_node_or_more_and_no_more_than_it_asks_for(fewest):
+    with pytest.raises(ConfigError, match=rf"^min_nodes={fewest}: .*from 1 to nodes=2"):
+        SlurmConfig(cluster=ClusterConfig(), nodes=2, min_nodes=fewest)
+    assert [SlurmConfig(cluster=ClusterConfig(), nodes=2, min_nodes=each).min_nodes for each in (1, 2)] == [1, 2]
+
+
 def submitted(words, monkeypatch, **settings):
     from launch.jobs import jobs_of
 

@@ -1,12 +1,14 @@
 """Ranks that were not started alike, as threads of one process. Over processes: `tests/dist/test_agreement.py`."""
 
 import pytest
+from one_process import SETTINGS
 from rank_threads import on_threads
 from read_only import make_read_only
 
+import pretrain
 from pretrain.errors import ConfigError
 from pretrain.train import agreement
-from pretrain.train.agreement import check_agreement, check_directory, check_places_to_save
+from pretrain.train.agreement import check_agreement, check_directory, check_places_to_save, check_started_alike
 from pretrain.train.run_dir.base import RunConfig, RunDirectory
 
 FACTS = {"seed": 0, "optim.lr": 1e-3}
@@ -70,3 +72,15 @@ def test_a_rank_that_cannot_save_is_named_on_all(tmp_path, monkeypatch):
             head, line = str(answer).splitlines()
             assert "cannot save" in head and line.strip().startswith("rank 2 on host ")
             assert f"{tmp_path}/here/checkpoints: no file can be made (Read-only file system)" in line
+
+
+def test_a_run_that_cannot_save_is_refused_as_it_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = pretrain.configure(*SETTINGS)
+    directory = RunDirectory.claim(cfg.run)
+    (directory.path / "checkpoints").mkdir(exist_ok=True)
+    assert on_threads(2, lambda world: check_started_alike(cfg, ["pretrain"], world)) == [None] * 2
+    make_read_only(directory.path / "checkpoints", monkeypatch)
+    found = on_threads(2, lambda world: check_started_alike(cfg, ["pretrain"], world))
+    assert [isinstance(answer, ConfigError) and "cannot save" in str(answer) for answer in found] == [True] * 2
+    directory.close()
