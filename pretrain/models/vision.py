@@ -8,7 +8,7 @@ P values of a patch, T special tokens of an image, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import torch
@@ -85,7 +85,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: VisionConfig, *, attend: Attend = sdpa) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.attend = config, attend
         rows, columns = config.grid
         self.patch_embedding = nn.Linear(config.patch_values, config.width)
         self.special_embedding = nn.Parameter(torch.empty(config.num_special, config.width))
@@ -151,11 +151,24 @@ class ImageClassifier(nn.Module):
             parameter.data.copy_(values.view_as(parameter))
         return module
 
+    @torch.no_grad()
+    def resized(self, height: int, width: int) -> ImageClassifier:
+        """Return a classifier whose table of positions is for images of this size, in pixels, interpolated once.
+
+        It answers such images as this one does, and what loads it need not interpolate.
+        """
+        config = replace(self.model.config, image_height=height, image_width=width)
+        module = ImageClassifier(config, self.names, num_heads=len(self.heads), attend=self.model.attend)
+        special = self.model.position_embedding[: config.num_special]
+        table = torch.cat([special, self.model.positions([config.grid])])
+        module.load_state_dict(self.state_dict() | {"model.position_embedding": table})
+        return module.train(self.training)
+
     def initial(self, name: str) -> Initial:
         """Return the distribution of a parameter's initial values."""
         return self.model.config.initial(name, self.get_parameter(name).ndim)
 
     def forward(self, patches: Patches) -> Tensor:
-        """Return the logits of each head, (S, heads, C); their mean over heads is the answer (DeiT, section 4)."""
+        """Return the logits of each head, (S, heads, C); their mean over heads is the answer (as in transformers)."""
         states = self.model(patches)
         return torch.stack([head(states[:, token]) for token, head in enumerate(self.heads)], dim=1).float()

@@ -207,3 +207,13 @@ def test_pixels_that_we_would_scale_otherwise_are_refused(tmp_path, said):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     with pytest.raises(ConfigError, match=next(iter(said))):
         load_vit(tmp_path)
+
+
+def test_a_resized_export_answers_without_interpolation_as_the_first_one_with_it(tmp_path):
+    ours = loaded(tmp_path / "theirs", "deit")
+    [image] = pixels([(20, 30)])
+    config = ours.module.model.config
+    expected = ours.module(cut([image], config, ours.scale))[:, 0]
+    folder = save_vit(tmp_path / "resized", Classifier(ours.module.resized(20, 30), ours.scale))
+    theirs = AutoModelForImageClassification.from_pretrained(folder)
+    torch.testing.assert_close(theirs(scaled(image)).logits, expected, atol=1e-5, rtol=1e-5)

@@ -49,6 +49,16 @@ def test_a_drawn_classifier_depends_on_its_seed_alone():
     assert one["model.final_norm.weight"].eq(1).all() and not one["heads.0.bias"].any()
 
 
+def test_a_resized_classifier_answers_images_of_its_size_as_before():
+    first = ImageClassifier.drawn(CONFIG, ["a", "b"], num_heads=2)
+    second = first.resized(4, 10)
+    assert second.model.config.grid == (2, 5) and second.model.position_embedding.shape == (12, 16)
+    one = of_one(patches(), 2)
+    torch.testing.assert_close(second(one), first(one))
+    second.heads[0].weight.data.zero_()
+    assert first.heads[0].weight.any(), "they share nothing"
+
+
 def test_a_second_head_needs_the_distillation_token():
     with pytest.raises(ValueError, match=r"model\.distilled"):
         ImageClassifier(VisionConfig(**SMALL), ["a"], num_heads=2)
