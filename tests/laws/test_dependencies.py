@@ -57,8 +57,8 @@ def imported(folders: list[str]) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (["pretrain", "finetune", "launch", "conf"], ["tensorboard", "fp8"]),
-        (["tests", "examples"], ["tensorboard", "fp8", "dev"]),
+        (["pretrain", "finetune", "launch", "conf"], ["tensorboard", "fp8", "vision"]),
+        (["tests", "examples"], ["tensorboard", "fp8", "vision", "dev"]),
     ],
     ids=["product", "tests"],
 )
