@@ -41,6 +41,8 @@ LOOK_S = 5.0  # between two looks at the collectives under way, and at whether s
 
 _ASKED, _ANSWERED, _WAITING, _VERDICT = "hang/asked", "hang/answered", "hang/waiting", "hang/verdict"  # in the store
 
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # a variable of the ranks that it starts
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -146,6 +148,9 @@ class Watch:
             leave(self._store, self._rank, live, key="hang/left")
 
         self._within(LEAVE_S, wait)
+        if self._heartbeat and self._silenced and TORCHRUN in os.environ:  # our launchers know of the silent one
+            for rank in self._within(ASK_S, self._heartbeat.kill_silent) or ():
+                print(f"{who(self._rank)}: killed rank {rank}, which torchrun would wait for", file=sys.stderr)
 
     def _within(self, seconds: float, ask: Callable[[], T]) -> T | None:
         """Return what the store says; None without a word of it in time: rank 0, which holds it, may be the silent one.

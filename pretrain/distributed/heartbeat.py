@@ -1,6 +1,6 @@
 """Heartbeats: how ranks notice within a limit that one of them is silent, whatever the others are waiting in.
 
-Each rank writes into the store of this start, every `BEAT_S`, how many times it has done so, its step and its host.
+Each rank writes into the store of this start, every `BEAT_S`, how many times it has done so, its step and its process.
 Rank 0 reads those of all others, the others read that of rank 0, so that who notices does not depend on who is silent.
 What is compared is whether a count went on between two looks of the observer, by its own monotonic clock: never the
 clocks of two hosts, and never more than two intervals for one look, so that an observer that was itself stopped, or its
@@ -10,7 +10,7 @@ A beat is a thread, so that a main thread that waits or computes keeps beating. 
 (SIGSTOP, a frozen container), a node or network that is gone, and one call of a library that holds the interpreter's
 lock for longer than the limit; torch's kernels, its collectives and reads of files let it go.
 
-Traffic at the store for N ranks and an interval: N sets and N checks of 30 bytes, N - 1 reads of one key, one read of
+Traffic at the store for N ranks and an interval: N sets and N checks of 50 bytes, N - 1 reads of one key, one read of
 N - 1 keys. With 1,000 ranks that is 1,500 messages a second.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -27,12 +28,13 @@ from typing import NamedTuple
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
+from pretrain.distributed.frozen import NOBODY, Process
 from pretrain.distributed.rendezvous import beat_key, listed
 
 BEAT_S = 2.0  # between two beats, at most; a quarter of the limit if that is less
 CLOSE_S = 5.0  # that the end of a rank waits for the store to take its last word
 
-_SILENT = "hang/silent"  # key of the store: what the first to notice says
+_SILENT = "hang/silent"  # key of the store: what the first to notice says, and of which ranks
 _STORE = "store"
 
 log = logging.getLogger(__name__)
@@ -51,11 +53,15 @@ class Beat(NamedTuple):
     number: int
     step: int
     host: str
+    process: Process = NOBODY
 
     @classmethod
     def read(cls, text: bytes) -> Beat:
         """Return what `str` made; an empty text is that of a rank that has arrived and not begun."""
-        return cls(*json.loads(text)) if text else cls(-1, 0, "?")
+        if not text:
+            return cls(-1, 0, "?")
+        number, step, host, process = json.loads(text)
+        return cls(number, step, host, Process(*process))
 
     def __str__(self) -> str:
         return json.dumps([*self])
@@ -99,6 +105,7 @@ class Heartbeat:
         self._others = range(1, size) if rank == 0 else range(1)
         self.live = size  # ranks that are not silent, for rank 0
         self._count = 0
+        self._process = Process.of(os.getpid())
         self._store_s = 0.0  # for which the store has not answered
         self._over, self._gone = threading.Event(), threading.Event()  # nothing left to do; the store has ended
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._beat, self._look)]
@@ -116,7 +123,24 @@ class Heartbeat:
 
         May block where the store does not answer; that has `is_cut_off` say first.
         """
-        return self._store.get(_SILENT).decode() if self._store.check([_SILENT]) else ""
+        return self._told()[0]
+
+    def kill_silent(self) -> list[int]:
+        """Kill the processes of silent ranks on this host, and return those ranks.
+
+        For the end of this rank: nobody learns more of them, and torchrun would wait 30 s for each.
+        """
+        ranks = self._told()[1]
+        beats = map(Beat.read, self._store.multi_get([beat_key(rank) for rank in ranks]))
+        here = socket.gethostname()
+        return [rank for rank, beat in zip(ranks, beats, strict=True) if beat.host == here and beat.process.kill()]
+
+    def _told(self) -> tuple[str, list[int]]:
+        """Return who is silent, in words and as ranks."""
+        if not self._store.check([_SILENT]):
+            return "", []
+        words, ranks = json.loads(self._store.get(_SILENT))
+        return words, ranks
 
     @property
     def is_cut_off(self) -> bool:
@@ -147,7 +171,8 @@ class Heartbeat:
             log.debug("the store is gone:", exc_info=error)
 
     def _write(self, number: int) -> None:
-        self._store.set(beat_key(self._rank), str(Beat(number, self._progress.steps(), socket.gethostname())))
+        beat = Beat(number, self._progress.steps(), socket.gethostname(), self._process)
+        self._store.set(beat_key(self._rank), str(beat))
         self._count = number
 
     def _silent(self, ages: Ages) -> str:
@@ -162,7 +187,8 @@ class Heartbeat:
         (_, first), *_ = late.items()
         where = f"on host {first.host}, last seen at step {first.step} (rank {self._rank}: {self._progress.steps()})"
         own = f"{self._within} of {listed([str(rank) for rank in late])} of {self._size}, {where}: stopped, or gone"
-        return self._store.compare_set(_SILENT, "", own).decode()
+        words, _ = json.loads(self._store.compare_set(_SILENT, "", json.dumps([own, [*late]])))
+        return words
 
     def _look(self) -> None:
         """See whether the thread that talks to the store comes back from it."""

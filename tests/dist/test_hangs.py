@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from forks import Forked
 from ranks import column, end, environments, launched, process_of, run, tiny, wait_until
@@ -133,6 +134,24 @@ def test_a_stopped_rank_is_named_by_the_others_soon_and_no_rank_is_left(place, v
     assert {file.name for file in (directory / "hang").glob("stacks-*")} == {f"stacks-rank-{rank}.txt" for rank in live}
     assert "train/loop.py" in (directory / "hang" / f"stacks-rank-{max(live)}.txt").read_text()
     assert not [number for number in numbers if Path(f"/proc/{number}").exists()]
+
+
+@pytest.mark.parametrize("victim", [2, 0])
+def test_torchrun_does_not_wait_for_a_stopped_rank(place, victim):
+    directory = place / "runs" / f"frozen-{victim}"
+    settings = ["train.steps=100000", "checkpoint.every=100000", "eval.every=0", "train.micro_batch_size=2"]
+    overrides = tiny(directory.name, *settings, "run.heartbeat_timeout_s=6")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m", "pretrain", *overrides]
+    agent = subprocess.Popen([sys.executable, *words], cwd=place, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: logged(directory) >= 8, agent)
+    numbers = {int(child.environ()["RANK"]): child.pid for child in psutil.Process(agent.pid).children()}
+    os.kill(numbers[victim], signal.SIGSTOP)
+    err = agent.communicate(timeout=200)[1]
+    assert agent.returncode == 1, "as it always ends"
+    assert re.search(rf"no heartbeat within run.heartbeat_timeout_s=6 of rank {victim} of 4, on host", err)
+    assert f": killed rank {victim}, which torchrun would wait for" in err
+    assert len(list((directory / "hang").glob("stacks-*"))) == 3
+    assert not [number for number in numbers.values() if Path(f"/proc/{number}").exists()]
 
 
 DIFFERENT = """

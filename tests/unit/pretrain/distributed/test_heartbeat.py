@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from pretrain.distributed import heartbeat
+from pretrain.distributed.frozen import Process
 from pretrain.distributed.heartbeat import Ages, Beat, Heartbeat, Progress
 from pretrain.distributed.rendezvous import beat_key
 
@@ -102,6 +103,6 @@ def test_a_store_that_does_not_answer_is_told_from_ranks_that_are_silent(monkeyp
     beating.close()
 
 
-@pytest.mark.parametrize("text", [b"", str(Beat(7, 3, 'a "host"')).encode()])
+@pytest.mark.parametrize("text", [b"", str(Beat(7, 3, 'a "host"', Process(5, 6))).encode()])
 def test_beats_are_read_as_they_were_written(text):
-    assert Beat.read(text) == ((7, 3, 'a "host"') if text else (-1, 0, "?"))
+    assert Beat.read(text) == (Beat(7, 3, 'a "host"', Process(5, 6)) if text else Beat(-1, 0, "?"))
