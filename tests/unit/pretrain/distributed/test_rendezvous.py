@@ -72,9 +72,9 @@ def test_ranks_that_are_started_again_over_one_store_meet_those_of_their_own_sta
 
 
 def test_a_start_that_timed_out_says_nothing_of_the_next(agent, monkeypatch):
-    monkeypatch.setattr(rendezvous, "JOIN_S", 2.0)
+    monkeypatch.setattr(rendezvous, "JOIN_S", 4.0)
     found = on_threads(2, lambda world: meet(world.rank, 3))
-    assert all("rank 2 of 3 did not arrive within 2 s" in str(error) for error in found)
+    assert all("rank 2 of 3 did not arrive within 4 s" in str(error) for error in found)
     monkeypatch.setattr(rendezvous, "JOIN_S", 20.0)
 
     def body(world):
