@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from pretrain.distributed.frozen import NOBODY, Process
 from pretrain.distributed.rendezvous import beat_key, listed
+from pretrain.distributed.stopped_process import NOBODY, Process
 
 BEAT_S = 2.0  # between two beats, at most; a quarter of the limit if that is less
 CLOSE_S = 5.0  # that the end of a rank waits for the store to take its last word

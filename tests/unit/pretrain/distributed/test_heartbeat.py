@@ -7,9 +7,9 @@ import pytest
 import torch.distributed as dist
 
 from pretrain.distributed import heartbeat
-from pretrain.distributed.frozen import Process
 from pretrain.distributed.heartbeat import Ages, Beat, Heartbeat, Progress
 from pretrain.distributed.rendezvous import beat_key
+from pretrain.distributed.stopped_process import Process
 
 
 def test_ages_count_the_observers_looks_alone():

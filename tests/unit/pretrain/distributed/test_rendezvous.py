@@ -1,7 +1,9 @@
 """Finding the other ranks as threads of one process, and what errors of collectives say of them."""
 
 import os
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -72,10 +74,21 @@ def test_ranks_that_are_started_again_over_one_store_meet_those_of_their_own_sta
 
 
 def test_a_start_that_timed_out_says_nothing_of_the_next(agent, monkeypatch):
-    monkeypatch.setattr(rendezvous, "JOIN_S", 4.0)
-    found = on_threads(2, lambda world: meet(world.rank, 3))
-    assert all("rank 2 of 3 did not arrive within 4 s" in str(error) for error in found)
-    monkeypatch.setattr(rendezvous, "JOIN_S", 20.0)
+    late = threading.Event()
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 700 * late.is_set(), sleep=time.sleep)
+
+    def let_it_be_late():
+        while not agent.check(["start"]):
+            time.sleep(0.02)
+        start = dist.PrefixStore(f"ranks-{agent.get('start').decode()}", agent)
+        start.wait(["arrived/0", "arrived/1"])
+        late.set()
+
+    threading.Thread(target=let_it_be_late, daemon=True).start()
+    with monkeypatch.context() as patch:
+        patch.setattr(rendezvous, "time", clock)
+        said = [str(error) for error in on_threads(2, lambda world: meet(world.rank, 3))]
+    assert all("rank 2 of 3 did not arrive within 20 s" in words for words in said), said
 
     def body(world):
         time.sleep(0.2 * (world.rank == 0))

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from pretrain.distributed.frozen import NOBODY, Process
+from pretrain.distributed.stopped_process import NOBODY, Process
 
 
 def test_a_stopped_process_is_killed_and_no_other_with_its_number():
